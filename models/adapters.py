@@ -1,0 +1,164 @@
+"""Adapters: diffusers models, pipelines, modules and plain functions as a `Network`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Forward, Network
+from .diffusers_config import from_scheduler_config
+from .errors import ModelError
+from .prediction import Prediction
+from .schedule import Node, NoiseSchedule
+
+Module = nn.Module | Callable[..., Tensor]
+
+
+def from_module(
+    module: Module,
+    *,
+    schedule: NoiseSchedule,
+    prediction: Prediction | str,
+    shape: tuple[int, ...],
+    **facts: Any,
+) -> Network:
+    """Any module or function `f(x, time, **conditions) -> output` as a network.
+
+    Args:
+        module: called with x (B, *shape) and a float32 tensor (B,) of network times. A diffusers
+            model is recognised; so are outputs with twice the channels, whose second half (a
+            learned sigma) is split off.
+        schedule: the noise schedule it was trained on; `EDM()` with prediction "edm" is the EDM
+            preconditioning, `EDM(time_label="sigma")` with "x0" a network preconditioned already.
+        prediction: what it returns.
+        shape: one sample without the batch axis.
+        facts: further fields of `Network`, such as num_classes, null_class, decode and name.
+    """
+    module = module.eval() if isinstance(module, nn.Module) else module
+    return Network(
+        forward=_forward(module, schedule),
+        schedule=schedule,
+        prediction=Prediction.named(prediction),
+        shape=tuple(shape),
+        device=_where(module, "device", torch.device("cpu")),
+        needs=_needs(module),
+        **{"name": type(module).__name__, **facts},
+    )
+
+
+def from_pipeline(pipe: Any) -> Network:
+    """The network of a live diffusers pipeline, with its schedule and the decoding of its VAE."""
+    module = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    if module is None:
+        raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
+    shape = _shape(module)
+    schedule, prediction = from_scheduler_config(
+        pipe.scheduler.config, tokens=_tokens(module, shape)
+    )
+    return from_module(
+        module,
+        schedule=schedule,
+        prediction=prediction,
+        shape=shape,
+        decode=_decoder(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
+        name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
+        **class_facts(module),
+    )
+
+
+def class_facts(module: Any) -> dict[str, int | None]:
+    """num_classes and null_class as far as a diffusers model's config tells them."""
+    config = module.config
+    if config.get("num_class_embeds"):
+        return {"num_classes": int(config["num_class_embeds"]), "null_class": None}
+    if type(module).__name__ == "DiTTransformer2DModel":
+        classes = int(config["num_embeds_ada_norm"])
+        return {"num_classes": classes, "null_class": classes}
+    return {"num_classes": 0, "null_class": None}
+
+
+def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
+    diffusers_model = hasattr(module, "config") and hasattr(module, "save_pretrained")
+    call = _diffusers_call(module) if diffusers_model else module
+
+    def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+        time = torch.full((len(x),), schedule.label(node), dtype=torch.float32, device=x.device)
+        dtype = _where(module, "dtype", x.dtype)
+        cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
+        out = call(x.to(dtype), time, **cast)
+        if out.shape[:1] + out.shape[2:] == x.shape[:1] + x.shape[2:]:
+            if out.shape[1] == 2 * x.shape[1]:
+                out = out[:, : x.shape[1]]
+            if out.shape == x.shape:
+                return out.to(x.dtype)
+        raise ModelError(
+            f"the network answered {tuple(out.shape)} to a state of shape {tuple(x.shape)};"
+            " they must be equal, or the answer may have twice the channels (learned sigma)"
+        )
+
+    return forward
+
+
+def _diffusers_call(module: Any) -> Callable[..., Tensor]:
+    """Calls a diffusers model by its own name for the state (sample, hidden_states)."""
+    state = next(iter(inspect.signature(module.forward).parameters))
+
+    def call(x: Tensor, time: Tensor, **conditions: Any) -> Tensor:
+        out: Tensor = module(**{state: x}, timestep=time, **conditions, return_dict=False)[0]
+        return out
+
+    return call
+
+
+def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _where(module: Module, fact: str, default: Any) -> Any:
+    """The dtype or device of a module's first parameter, the default where it has none."""
+    if isinstance(module, nn.Module):
+        for parameter in module.parameters():
+            return getattr(parameter, fact)
+    return default
+
+
+def _needs(module: Module) -> tuple[str, ...]:
+    """Conditions that a call cannot do without: parameters without default after x and time."""
+    function = module.forward if isinstance(module, nn.Module) else module
+    found = list(inspect.signature(function).parameters.values())
+    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = [p.name for p in named[1:] if p.default is p.empty]
+    timed = "timestep" if hasattr(module, "save_pretrained") else next(iter(free), "")
+    return tuple(name for name in free if name != timed)
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    size, channels = module.config.get("sample_size"), module.config.get("in_channels")
+    if size is None or channels is None or type(module).__name__.startswith("Flux"):
+        raise ModelError(
+            f"{type(module).__name__} does not say the shape of its samples; use"
+            " from_module(module, schedule=..., prediction=..., shape=...)"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(channels), int(height), int(width)
+
+
+def _tokens(module: Any, shape: tuple[int, ...]) -> int:
+    patch = module.config.get("patch_size") or 1
+    return (shape[-2] // patch) * (shape[-1] // patch)
+
+
+def _decoder(vae: Any) -> Callable[[Tensor], Tensor] | None:
+    if vae is None:
+        return None
+    scale = vae.config.get("scaling_factor") or 1.0
+    offset = vae.config.get("shift_factor") or 0.0
+
+    def decode(latents: Tensor) -> Tensor:
+        dtype = _where(vae, "dtype", latents.dtype)
+        image: Tensor = vae.decode((latents / scale + offset).to(dtype), return_dict=False)[0]
+        return image.float()
+
+    return decode

@@ -1,0 +1,144 @@
+"""A diffusers scheduler's config read as what it says of the network: its schedule and prediction."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ModelError
+from .prediction import Prediction
+from .schedule import (
+    EDM,
+    Cosine,
+    NoiseSchedule,
+    RectifiedFlow,
+    VPDiscrete,
+    VPLinear,
+    dynamic_shift,
+)
+
+FLOW_CLASSES = ("FlowMatch", "Helios", "LTXEulerAncestralRF")
+
+_DISCRETE = "it runs on discrete tokens, which have no alpha and sigma"
+_DISTILLED = "its network is distilled to its own update and is no x0, eps or velocity network"
+_SIGN = "its network answers in a scale or sign of its own"
+REFUSED = {
+    "AmusedScheduler": _DISCRETE,
+    "BlockRefinementScheduler": _DISCRETE,
+    "DiscreteDDIMScheduler": _DISCRETE,
+    "EntropyBoundScheduler": _DISCRETE,
+    "VQDiffusionScheduler": _DISCRETE,
+    "CMStochasticIterativeScheduler": _DISTILLED,
+    "ConsistencyDecoderScheduler": _DISTILLED,
+    "FlowMapEulerDiscreteScheduler": _DISTILLED,
+    "PiflowScheduler": _DISTILLED,
+    "SCMScheduler": _DISTILLED,
+    "CosineDPMSolverMultistepScheduler": _SIGN,
+    "KarrasVeScheduler": _SIGN,
+    "MiniMaxH3Scheduler": _SIGN,
+    "RFD4ProteinaScheduler": _SIGN,
+    "ScoreSdeVeScheduler": _SIGN,
+    "IPNDMScheduler": "it does not say which betas its network was trained with",
+}
+
+
+def from_scheduler_config(
+    config: Mapping[str, Any], *, tokens: int | None = None
+) -> tuple[NoiseSchedule, Prediction]:
+    """The noise schedule and prediction that a diffusers scheduler config stands for.
+
+    Args:
+        config: `scheduler.config`, or the contents of a scheduler_config.json.
+        tokens: number of image tokens, for flow networks with dynamic shifting (Flux).
+
+    Raises:
+        ModelError: if the config belongs to a process without alpha and sigma, or to a network
+            whose output is none of ours; the message says which.
+    """
+    name = str(config.get("_class_name", ""))
+    if name in REFUSED:
+        raise ModelError(
+            f"{name} cannot be sampled from: {REFUSED[name]};"
+            " pass schedule= and prediction= if you know better"
+        )
+    if _is_flow(name, config):
+        return _flow(config, tokens), Prediction.FLOW
+    if name.startswith("EDM"):
+        return _edm(name, config), Prediction.EDM
+    if name == "ScoreSdeVpScheduler":
+        return VPLinear(config["beta_min"], config["beta_max"]), Prediction.EPS
+    if name == "DDPMWuerstchenScheduler" and config.get("scaler", 1.0) == 1.0:
+        return Cosine(config.get("s", 0.008), time_scale=1.0), Prediction.EPS
+    if config.get("timestep_type") == "continuous" or "beta_schedule" not in config:
+        raise ModelError(
+            f"{name or 'this config'} does not say how its network was trained (no discrete"
+            " beta_schedule); pass schedule= and prediction="
+        )
+    return _variance_preserving(config), Prediction.named(config.get("prediction_type", "epsilon"))
+
+
+def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
+    asked = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return bool(asked) or name.startswith(FLOW_CLASSES)
+
+
+def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    if config.get("use_dynamic_shifting"):
+        shift = _dynamic(config, tokens)
+    return RectifiedFlow(
+        shift=float(shift),
+        terminal=config.get("shift_terminal"),
+        time_scale=float(config.get("num_train_timesteps", 1000)),
+    )
+
+
+def _dynamic(config: Mapping[str, Any], tokens: int | None) -> float:
+    if tokens is None:
+        raise ModelError(
+            "this scheduler shifts its times by the size of the image (use_dynamic_shifting);"
+            " pass tokens=, the number of image tokens"
+        )
+    shift = dynamic_shift(
+        tokens,
+        base_shift=config.get("base_shift", 0.5),
+        max_shift=config.get("max_shift", 1.15),
+        base_tokens=config.get("base_image_seq_len", 256),
+        max_tokens=config.get("max_image_seq_len", 4096),
+    )
+    return math.log(shift) if config.get("time_shift_type") == "linear" else shift
+
+
+def _edm(name: str, config: Mapping[str, Any]) -> EDM:
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise ModelError(
+            f"{name} with prediction_type={config['prediction_type']!r} has a preconditioning we do"
+            " not know; only 'epsilon' is the one of the EDM paper"
+        )
+    return EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
+
+
+def _variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
+    trained = config.get("trained_betas")
+    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    base = VPDiscrete(
+        beta_schedule=config["beta_schedule"],
+        beta_start=config.get("beta_start", 1e-4),
+        beta_end=config.get("beta_end", 0.02),
+        num_train_timesteps=config.get("num_train_timesteps", 1000),
+        zero_snr=zero_snr,
+        trained_betas=None if trained is None else tuple(map(float, trained)),
+    )
+    k = config.get("snr_shift_scale", 1.0)
+    return base if k == 1.0 else _with_snr_divided(base, k)
+
+
+def _with_snr_divided(base: VPDiscrete, k: float) -> VPDiscrete:
+    """abar' = abar / (k + (1 - k) abar): the SNR of every node divided by k (CogVideoX)."""
+    plain = VPDiscrete(
+        base.beta_schedule, base.beta_start, base.beta_end, base.num_train_timesteps,
+        trained_betas=base.trained_betas,
+    )
+    shifted = VPDiscrete.from_alphas_cumprod(
+        [abar / (k + (1.0 - k) * abar) for abar in plain.alphas_cumprod]
+    )
+    return VPDiscrete(zero_snr=base.zero_snr, trained_betas=shifted.trained_betas)

@@ -1,0 +1,84 @@
+"""The closed-form network: data drawn from a mixture of Gaussians, whose x0 is known exactly."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import Network
+from .errors import ModelError
+from .prediction import Prediction, convert
+from .schedule import Node, NoiseSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """Data sum_k weights_k N(means_k, diag(stds_k^2)), with d = prod(shape) dimensions.
+
+    means:   (K, d).
+    stds:    (K, d), or (K, 1) for isotropic components.
+    weights: (K,), summing to 1.
+
+    With v_k = alpha^2 stds_k^2 + sigma^2 and responsibilities r_k ~ weights_k N(x; alpha means_k, v_k),
+    x0 = sum_k r_k [means_k + alpha stds_k^2 / v_k (x - alpha means_k)], exactly.
+    """
+
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    @classmethod
+    def single(cls, mean: Tensor, std: Tensor) -> "GaussianMixture":
+        """One Gaussian N(mean, diag(std^2)); mean and std have shape (d,)."""
+        return cls(mean[None], std[None], mean.new_ones(1))
+
+    def x0(self, x_t: Tensor, node: Node) -> Tensor:
+        """E[x0 | x_t] for x_t of shape (B, *)."""
+        x = x_t.flatten(1)[:, None].to(self.means.dtype)  # (B, 1, d)
+        var = node.alpha**2 * self.stds**2 + node.sigma**2  # (K, d)
+        off = x - node.alpha * self.means  # (B, K, d)
+        log_p = -0.5 * (off**2 / var + var.log()).sum(-1) + self.weights.log()
+        each = self.means + node.alpha * self.stds**2 / var * off
+        return (log_p.softmax(-1)[..., None] * each).sum(1).reshape(x_t.shape).to(x_t.dtype)
+
+    def flow_map(self, x: Tensor, start: Node, end: Node) -> Tensor:
+        """Where the probability-flow ODE carries x (B, *) from start to end, exactly.
+
+        x_s = alpha_s m + sqrt((alpha_s^2 S + sigma_s^2) / (alpha_t^2 S + sigma_t^2)) (x_t - alpha_t m);
+        only a single Gaussian has this closed form, a mixture raises ModelError.
+        """
+        if len(self.weights) > 1:
+            raise ModelError("a mixture's flow has no closed form; use GaussianMixture.single")
+        mean, var = self.means[0], self.stds[0] ** 2
+        ratio = (end.alpha**2 * var + end.sigma**2) / (start.alpha**2 * var + start.sigma**2)
+        moved = end.alpha * mean + ratio.sqrt() * (x.flatten(1) - start.alpha * mean)
+        return moved.reshape(x.shape)
+
+    def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """n samples of the data, (n, *shape)."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, math.prod(shape), generator=generator, dtype=self.means.dtype)
+        return (self.means[k] + self.stds[k] * z).reshape(n, *shape)
+
+    def network(
+        self, schedule: NoiseSchedule, shape: tuple[int, ...], prediction: Prediction = Prediction.X0
+    ) -> Network:
+        """This law as a network on any schedule, answering in any prediction."""
+        sigma_data = getattr(schedule, "sigma_data", 0.5)
+
+        def forward(x_in: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+            x_t = x_in / prediction.input_scale(node, sigma_data)
+            return convert(
+                self.x0(x_t, node), x_t, node, Prediction.X0, prediction, sigma_data
+            )
+
+        return Network(
+            forward=forward,
+            schedule=schedule,
+            prediction=prediction,
+            shape=shape,
+            name="gaussian mixture",
+        )

@@ -1,0 +1,159 @@
+"""What a network predicts, and the only code that converts between predictions.
+
+Every prediction determines x0 and eps linearly: x0 = a x_t + b out, eps = c x_t + d out. The four
+coefficients are closed forms of alpha and sigma, so a conversion never goes through a quantity that
+has to be divided by something that vanishes at an end (x0 from eps needs alpha > 0, eps from x0
+needs sigma > 0, all others hold at both ends). No alpha^2 + sigma^2 = 1 is assumed.
+"""
+
+import math
+from enum import StrEnum
+
+from torch import Tensor
+
+from .errors import ModelError, UnknownNameError
+from .schedule import Node
+
+Linear = tuple[float, float]  # (weight of x_t, weight of the network's output)
+
+EDM_SIGMA_DATA = 0.5
+
+
+class Prediction(StrEnum):
+    """The quantity a network returns at x_t = alpha x0 + sigma eps.
+
+    eps:  the noise.
+    x0:   the clean sample.
+    v:    alpha eps - sigma x0 (arXiv:2202.00512, app. D).
+    flow: eps - x0, the velocity of the straight path (arXiv:2209.03003).
+    edm:  the raw output F of an EDM-preconditioned network (arXiv:2206.00364, eq. 7): with
+          y = x_t / alpha and kappa = sigma / alpha, the network reads c_in y and
+          x0 = c_skip y + c_out F.
+    """
+
+    EPS = "eps"
+    X0 = "x0"
+    V = "v"
+    FLOW = "flow"
+    EDM = "edm"
+
+    @classmethod
+    def named(cls, name: str) -> "Prediction":
+        """The prediction by our name or by diffusers' `prediction_type`."""
+        ours = DIFFUSERS_NAMES.get(name, name)
+        if ours not in list(cls):
+            raise UnknownNameError("prediction", name, [*cls, *DIFFUSERS_NAMES])
+        return cls(ours)
+
+    def input_scale(self, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> float:
+        """What x_t is multiplied by before the network reads it; 1 but for edm (c_in)."""
+        if self is not Prediction.EDM:
+            return 1.0
+        return 1.0 / math.hypot(node.sigma, node.alpha * sigma_data)
+
+
+DIFFUSERS_NAMES = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+
+
+def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
+    """(a, b) with x0 = a x_t + b out; raises ModelError for eps at alpha = 0."""
+    a, s = node.alpha, node.sigma
+    match kind:
+        case Prediction.X0:
+            return 0.0, 1.0
+        case Prediction.EPS:
+            if a == 0.0:
+                raise ModelError(
+                    f"eps at t={node.t:g} does not determine x0, because alpha is 0 there;"
+                    " start the grid at an earlier time or use a v or flow network"
+                )
+            return 1.0 / a, -s / a
+        case Prediction.V:
+            return a / (a * a + s * s), -s / (a * a + s * s)
+        case Prediction.FLOW:
+            return 1.0 / (a + s), -s / (a + s)
+        case Prediction.EDM:
+            total = s * s + a * a * sigma_data**2
+            return a * sigma_data**2 / total, s * sigma_data / math.sqrt(total)
+
+
+def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
+    """(c, d) with eps = c x_t + d out; raises ModelError for x0 at sigma = 0."""
+    a, s = node.alpha, node.sigma
+    match kind:
+        case Prediction.EPS:
+            return 0.0, 1.0
+        case Prediction.X0:
+            if s == 0.0:
+                raise ModelError(
+                    f"x0 at t={node.t:g} does not determine eps, because sigma is 0 there;"
+                    " ask at a time with sigma > 0"
+                )
+            return 1.0 / s, -a / s
+        case Prediction.V:
+            return s / (a * a + s * s), a / (a * a + s * s)
+        case Prediction.FLOW:
+            return 1.0 / (a + s), a / (a + s)
+        case Prediction.EDM:
+            total = s * s + a * a * sigma_data**2
+            return s / total, -a * sigma_data / math.sqrt(total)
+
+
+def velocity_from(
+    kind: Prediction, node: Node, slope: tuple[float, float], sigma_data: float = EDM_SIGMA_DATA
+) -> Linear:
+    """Weights of dx/dt = alpha' x0 + sigma' eps, where slope = (alpha', sigma') at the node."""
+    if kind is Prediction.FLOW and slope[0] == -slope[1]:  # d sigma (eps - x0): holds at both ends
+        return 0.0, slope[1]
+    (a, b), (c, d) = x0_from(kind, node, sigma_data), eps_from(kind, node, sigma_data)
+    return slope[0] * a + slope[1] * c, slope[0] * b + slope[1] * d
+
+
+def combine(weights: Linear, x_t: Tensor, out: Tensor) -> Tensor:
+    """a x_t + b out for (a, b) = weights; the output itself where nothing has to be done."""
+    a, b = weights
+    if a == 0.0:
+        return out if b == 1.0 else out * b
+    return (x_t * a).add_(out, alpha=b)
+
+
+def convert(
+    out: Tensor,
+    x_t: Tensor,
+    node: Node,
+    source: Prediction,
+    target: Prediction,
+    sigma_data: float = EDM_SIGMA_DATA,
+) -> Tensor:
+    """A network output read as another prediction; shapes (B, *) in and out.
+
+    v = alpha eps - sigma x0, flow = eps - x0, and for edm
+    F = (sigma x0 - alpha sigma_data^2 eps) / (sigma_data sqrt(sigma^2 + alpha^2 sigma_data^2)).
+    """
+    if source is target:
+        return out
+    weights = _target_weights(node, source, target, sigma_data)
+    return combine(weights, x_t, out)
+
+
+def _target_weights(
+    node: Node, source: Prediction, target: Prediction, sigma_data: float
+) -> Linear:
+    if target is Prediction.X0:
+        return x0_from(source, node, sigma_data)
+    if target is Prediction.EPS:
+        return eps_from(source, node, sigma_data)
+    (a, b), (c, d) = x0_from(source, node, sigma_data), eps_from(source, node, sigma_data)
+    if target is Prediction.V:
+        p, q = -node.sigma, node.alpha
+    elif target is Prediction.FLOW:
+        p, q = -1.0, 1.0
+    else:  # edm
+        root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
+        p, q = node.sigma / root, -node.alpha * sigma_data**2 / root
+    return p * a + q * c, p * b + q * d

@@ -1,0 +1,1 @@
+"""Sampling: the loop, time grids, guidance, pictures."""

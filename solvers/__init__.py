@@ -1,0 +1,35 @@
+"""Solvers: steps x_t -> x_s behind one registry. A new one is one file here and one test row."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import (
+    Solver,
+    SolverInfo,
+    SolverSettings,
+    drive,
+    names,
+    queries,
+    register,
+    solver,
+)
+from .executor import Executor
+from .multistep import LowerOrderFinal
+from .schedule_data import Schedule
+
+for _module in sorted(module.name for module in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
+
+__all__ = [
+    "Executor",
+    "LowerOrderFinal",
+    "Schedule",
+    "Solver",
+    "SolverInfo",
+    "SolverSettings",
+    "drive",
+    "names",
+    "queries",
+    "register",
+    "solver",
+]

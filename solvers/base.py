@@ -1,0 +1,136 @@
+"""The solver protocol and its registry.
+
+A solver holds settings only; what it remembers between steps is the state it returns, so one object
+can serve many runs and threads. A step is a generator: it yields (x, node) wherever it needs the
+network, is sent x0 back, and returns (x_s, state). So the same code is driven by our own loop, by a
+pipeline that calls the network itself, and by a dry run that only counts.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ..models.errors import ScheduleError, SettingError, UnknownNameError
+from ..models.schedule import Node, TimeGrid
+
+State = TypeVar("State")
+Query = tuple[Tensor, Node]
+Step = Generator[Query, Tensor, tuple[Tensor, State]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """Facts about a solver; the tests hold it to every one of them.
+
+    name:           what users type.
+    order:          global order of convergence on a smooth ODE, without lowering at the end.
+    calls_per_step: network evaluations in a step that is not the last.
+    source:         paper and equation of the update rule.
+    families:       noise schedule families it runs on; empty for all.
+    """
+
+    name: str
+    order: int
+    calls_per_step: int
+    source: str
+    families: tuple[str, ...] = ()
+
+
+class Solver(Protocol[State]):
+    """Moves x_t to x_s, one step at a time."""
+
+    def init(self) -> State:
+        """The state before the first step."""
+        ...
+
+    def step(self, x: Tensor, state: State, t: Node, s: Node) -> Step[State]:
+        """One step from node t to the cleaner node s; x (B, *) is never changed in place."""
+        ...
+
+
+class SolverSettings(Protocol):
+    """What the registry holds: a frozen value of settings that makes a solver for a grid."""
+
+    info: ClassVar[SolverInfo]
+
+    def on(self, grid: TimeGrid) -> Solver[Any]:
+        """The solver that will step over this grid, with all its coefficients computed."""
+        ...
+
+
+_TABLE: dict[str, type[SolverSettings]] = {}
+T = TypeVar("T", bound=type[SolverSettings])
+
+
+def register(cls: T) -> T:
+    """Adds a settings class under its `info.name`; a name can be taken once."""
+    name = cls.info.name
+    if name in _TABLE:
+        raise ValueError(
+            f"two solvers are named {name!r}: {_TABLE[name].__module__} and {cls.__module__};"
+            " give one of them another SolverInfo.name"
+        )
+    _TABLE[name] = cls
+    return cls
+
+
+def names() -> list[str]:
+    """All registered solver names, sorted."""
+    return sorted(_TABLE)
+
+
+def solver(name: str, **settings: Any) -> SolverSettings:
+    """The settings registered under a name; keywords are the fields of its dataclass."""
+    if name not in _TABLE:
+        raise UnknownNameError("solver", name, _TABLE)
+    cls = _TABLE[name]
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in settings.keys() - set(known):
+        if not known:
+            raise SettingError(f"{name} has no settings, so {key!r} cannot be set")
+        raise UnknownNameError(f"setting of {name}", key, known)
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingError(f"{name}: {where}={first['input']!r}: {first['msg']}") from error
+
+
+def check_family(info: SolverInfo, grid: TimeGrid) -> None:
+    """Raises ScheduleError if the solver does not run on the grid's noise schedule."""
+    if info.families and grid.schedule.family not in info.families:
+        raise ScheduleError(
+            f"{info.name} runs on {', '.join(info.families)} schedules only, not on"
+            f" {grid.schedule.family}; ddim runs on all"
+        )
+
+
+def drive(step: Step[State], answer: Callable[[Tensor, Node], Tensor]) -> tuple[Tensor, State]:
+    """Runs one step to its end, answering each of its queries."""
+    try:
+        query = next(step)
+        while True:
+            query = step.send(answer(*query))
+    except StopIteration as done:
+        result: tuple[Tensor, State] = done.value
+        return result
+
+
+def queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
+    """The nodes at which a run will ask for x0, found by a dry run; their number is its NFE."""
+    asked: list[Node] = []
+
+    def answer(x: Tensor, node: Node) -> Tensor:
+        asked.append(node)
+        return x
+
+    x, state = torch.zeros(1, 1, 1, 1), solver.init()
+    for t, s in pairwise(grid.nodes):
+        x, state = drive(solver.step(x, state, t, s), answer)
+    return asked

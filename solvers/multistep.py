@@ -1,0 +1,56 @@
+"""What the linear multistep solvers share: they are encoders of one `Schedule` value."""
+
+from enum import StrEnum
+from typing import ClassVar
+
+from ..models.schedule import TimeGrid
+from .base import SolverInfo, check_family
+from .executor import Executor
+from .schedule_data import Schedule, StepSpec
+
+
+class LowerOrderFinal(StrEnum):
+    """Whether the order falls to 1 over the last steps, as each code base has it.
+
+    never:    k-diffusion. The step to sigma = 0 is of order 1 under every policy.
+    under-10: dpm-solver, runs of fewer than 10 steps.
+    under-15: diffusers' DPM-Solver++ and DEIS.
+    always:   UniPC, SANA, DPM-Solver-v3.
+    """
+
+    NEVER = "never"
+    UNDER_10 = "under-10"
+    UNDER_15 = "under-15"
+    ALWAYS = "always"
+
+    def applies(self, steps: int) -> bool:
+        limit = {"never": 0, "under-10": 10, "under-15": 15}
+        return self is LowerOrderFinal.ALWAYS or steps < limit[self]
+
+
+class Encoder:
+    """A solver that is a schedule: `encode` writes it down, the executor runs it."""
+
+    info: ClassVar[SolverInfo]
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        raise NotImplementedError
+
+    def encode(self, grid: TimeGrid) -> Schedule:
+        """This solver on this grid, as data."""
+        return Schedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
+
+    def on(self, grid: TimeGrid) -> Executor:
+        check_family(self.info, grid)
+        return Executor(self.encode(grid))
+
+
+def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
+    """The order of each step: rising from 1, falling at the end if the policy says so."""
+    steps = grid.steps - grid.denoise
+    rising = [min(order, i + 1) for i in range(grid.steps)]
+    if policy.applies(steps):
+        rising = [max(1, min(p, steps - i)) for i, p in enumerate(rising)]
+    if grid.nodes[-1].sigma == 0.0:
+        rising[-1] = 1
+    return rising

@@ -1,0 +1,219 @@
+"""A solver schedule as data: times, and per step an order, a prediction and a derivative scheme.
+
+DDIM, DPM-Solver++ multistep, UniPC, DEIS-in-lam and every searched schedule are values of this one
+type, run by one executor; so a named solver and its JSON are the same thing to the last bit.
+"""
+
+import hashlib
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..models.errors import FewstepError, ScheduleError
+from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, same_path
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Relax = Literal["none", "bh1", "bh2", "linear"]
+
+MIN_LAM_GAP = 1e-6  # nearer nodes make the derivative weights singular in float64
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Process(_Strict):
+    """The noise schedule that the times belong to, as `models.schedule.process_of` gives it."""
+
+    family: str
+    params: dict[str, Any] = {}
+
+    def schedule(self) -> NoiseSchedule:
+        return noise_schedule(self.family, **self.params)
+
+
+class Corrector(_Strict):
+    """Whether the step is redone at one order more once its end has been evaluated (no extra call).
+
+    relax: relaxation of its first derivative; UniPC's order-1 corrector needs its own B(h) here.
+    """
+
+    on: bool = False
+    relax: Literal["none", "bh1", "bh2"] = "none"
+
+
+class StepSpec(_Strict):
+    """One step of an exponential multistep method.
+
+    pred:  what is expanded in a Taylor series in lam: "data" (x0), "noise" (eps), or "mixed",
+           f = (sigma eps - mix_l x) / alpha with noise at mix_l = 0 and data at mix_l = 1.
+    order: number of terms, at most the number of evaluations made so far.
+    est:   points used for the first, second, ... derivative; empty means order - 1 for each.
+    relax: factor on the first derivative: "bh1", "bh2" are UniPC's B(h) (bh2 with data is
+           DPM-Solver++ midpoint), "linear" is 1 + c h.
+    kmul:  further factors on the derivatives; [1, 0.5] is the published DPM-Solver++(3M).
+    corr:  the corrector that follows.
+    dA:    added to the weight of the state.
+    dB:    added to the weights of the x0 predictions, newest first.
+    """
+
+    pred: Literal["data", "noise", "mixed"] = "data"
+    mix_l: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    order: Annotated[int, Field(ge=1, le=4)] = 1
+    est: tuple[int, ...] = ()
+    relax: Relax = "none"
+    c: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    kmul: tuple[Finite, ...] | None = None
+    corr: Corrector = Corrector()
+    dA: Finite = 0.0  # noqa: N815 - the artefact's own name
+    dB: tuple[Finite, ...] | None = None  # noqa: N815
+
+    @property
+    def ell(self) -> float:
+        """The l of the mixed prediction: 1 for data, 0 for noise."""
+        return {"data": 1.0, "noise": 0.0, "mixed": self.mix_l}[self.pred]
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Points used for each derivative, 1 .. order - 1."""
+        return self.est or (self.order - 1,) * (self.order - 1)
+
+    @model_validator(mode="after")
+    def _lists_fit_order(self) -> Self:
+        wanted = self.order - 1
+        if self.est and len(self.est) != wanted:
+            raise ValueError(f"est needs {wanted} numbers at order {self.order}")
+        for k, n in enumerate(self.est, start=1):
+            if not k <= n <= wanted:
+                raise ValueError(f"est[{k - 1}]={n} must lie between {k} and {wanted}")
+        if self.kmul is not None and len(self.kmul) != wanted:
+            raise ValueError(f"kmul needs {wanted} numbers at order {self.order}")
+        return self
+
+
+class Schedule(_Strict):
+    """A complete plan of N steps: the JSON artefact, version 1.
+
+    process:  the noise schedule; a network on another path refuses this schedule.
+    t:        N + 1 falling times of the process.
+    xi:       N shifts of the time at which x0 is asked for: a factor exp(xi) on t for edm, else
+              added to t. Empty means none.
+    afs:      "zero" takes x0 = 0 instead of the first evaluation, which saves one.
+    steps:    N step specifications.
+    nfe:      network evaluations, N or N - 1 with afs; checked.
+    provenance: where the schedule comes from; free-form, not part of its identity.
+    """
+
+    format: Literal["solver-schedule"] = "solver-schedule"
+    version: Literal[1] = 1
+    process: Process
+    prediction_store: Literal["data"] = "data"
+    t: Annotated[tuple[Finite, ...], Field(min_length=2)]
+    xi: tuple[Finite, ...] = ()
+    afs: Literal["zero"] | None = None
+    steps: Annotated[tuple[StepSpec, ...], Field(min_length=1)]
+    nfe: Annotated[int, Field(ge=0)]
+    provenance: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, grid: TimeGrid, steps: tuple[StepSpec, ...], **provenance: Any) -> "Schedule":
+        """The schedule that takes these steps over a grid."""
+        process = Process.model_validate(process_of(grid.schedule))
+        times = tuple(node.t for node in grid.nodes)
+        return cls(process=process, t=times, steps=steps, nfe=len(steps), provenance=provenance)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Schedule":
+        """Reads and checks a JSON file; raises ScheduleError with the first thing that is wrong."""
+        try:
+            return cls.parse(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ScheduleError(f"cannot read schedule {str(path)!r}: {error}") from error
+        except ScheduleError as error:
+            raise ScheduleError(f"{str(path)!r} is not a valid schedule: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Checks JSON text; raises ScheduleError with the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ScheduleError(_first(error)) from error
+
+    def dump(self) -> str:
+        """Canonical JSON: sorted keys, floats in their shortest exact form."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+    @property
+    def schedule_id(self) -> str:
+        """sha256 of the canonical JSON without its provenance."""
+        body = self.model_dump(mode="json", exclude={"provenance"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    def grid(self) -> TimeGrid:
+        """The grid that the steps run over."""
+        return TimeGrid.of(self.process.schedule(), self.t)
+
+    def check_process(self, schedule: NoiseSchedule) -> None:
+        """Raises ScheduleError if a network's noise schedule is not the one this was made for."""
+        if not same_path(self.process.schedule(), schedule):
+            raise ScheduleError(
+                f"this schedule was made for process {_brief(self.process)}, but the network's is"
+                f" {_brief(Process.model_validate(process_of(schedule)))}; use a schedule made for"
+                " this network"
+            )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            nodes = self.grid().nodes
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+        self._check_counts()
+        for a, b in pairwise(nodes):
+            if b.lam - a.lam < MIN_LAM_GAP:
+                raise ValueError(f"times {a.t!r} and {b.t!r} are too close to tell apart")
+        for i, step in enumerate(self.steps):
+            if step.order > i + 1:
+                raise ValueError(f"step {i} has order {step.order}, but at most {i + 1} is possible")
+            if step.dB is not None and len(step.dB) > i + 1:
+                raise ValueError(f"step {i} has {len(step.dB)} dB for {i + 1} predictions")
+        last = self.steps[-1]
+        if last.corr.on:
+            raise ValueError("the last step cannot have a corrector: it would cost an evaluation")
+        if nodes[-1].sigma == 0.0 and (last.order, last.pred) != (1, "data"):
+            raise ValueError("the step to sigma = 0 must have order 1 and prediction data")
+        return self
+
+    def _check_counts(self) -> None:
+        n = len(self.steps)
+        if len(self.t) != n + 1:
+            raise ValueError(f"{n} steps need {n + 1} times, but there are {len(self.t)}")
+        if self.xi and len(self.xi) != n:
+            raise ValueError(f"{n} steps need {n} xi, but there are {len(self.xi)}")
+        if self.nfe != n - (self.afs is not None):
+            raise ValueError(f"nfe is {self.nfe}, but the steps take {n - (self.afs is not None)}")
+
+
+def evaluation_time(schedule: Schedule, n: int) -> float:
+    """The time at which the n-th prediction is asked for: t_n moved by xi_n."""
+    if not schedule.xi:
+        return schedule.t[n]
+    edm = schedule.process.family == "edm"
+    return schedule.t[n] * math.exp(schedule.xi[n]) if edm else schedule.t[n] + schedule.xi[n]
+
+
+def _brief(process: Process) -> str:
+    params = ", ".join(f"{k}={v}" for k, v in process.params.items() if not isinstance(v, list))
+    return f"{process.family}({params})"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
