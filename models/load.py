@@ -1,0 +1,188 @@
+"""Finding a network: by embedded name, folder, hub id, or as a live diffusers pipeline."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters import class_facts, from_module, from_pipeline
+from .denoiser import Network
+from .diffusers_config import from_scheduler_config
+from .errors import ModelError, UnknownNameError
+from .schedule import noise_schedule
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def embedded_names() -> list[str]:
+    """The networks that come with the package."""
+    folder = files(f"{__package__}.embedded")
+    return sorted(entry.name for entry in folder.iterdir() if (entry / "card.json").is_file())
+
+
+def card(name: str) -> dict[str, Any]:
+    """An embedded network's card: class, parameters, schedule, prediction, data, licence, sha256."""
+    if name not in embedded_names():
+        raise UnknownNameError("embedded network", name, embedded_names())
+    text = (files(f"{__package__}.embedded") / name / "card.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def load(source: Any, *, dtype: str = "fp32", device: str | torch.device = "cpu") -> Network:
+    """A network ready to sample from.
+
+    Args:
+        source: an embedded name; a diffusers pipeline folder or checkpoint folder (the latter with
+            a card.json or scheduler_config.json beside its weights); a hub id `owner/name`; a live
+            diffusers pipeline; or a `Network`, which is returned as it is.
+        dtype: "fp32", "bf16" or "fp16", of the network's weights; states stay float32.
+        device: a torch device.
+
+    Raises:
+        ModelError: if nothing is found there, or what is found cannot be sampled from.
+    """
+    if isinstance(source, Network):
+        return source
+    kind, where = _dtype(dtype), _device(device)
+    if not isinstance(source, str | Path):
+        return from_pipeline(source.to(device=where, dtype=kind))
+    if str(source) in embedded_names():
+        with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
+            return _from_folder(folder, kind, where)
+    folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
+    return replace(_from_folder(folder, kind, where), name=str(source))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UnknownNameError("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {str(name)!r} cannot be used: {reason}; try cpu") from error
+    return device
+
+
+def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Network:
+    if (folder / "model_index.json").is_file():
+        return from_pipeline(_pipeline(folder, dtype).to(device))
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{str(folder)!r} holds neither a pipeline (model_index.json) nor a checkpoint"
+            " (config.json) of diffusers"
+        )
+    module = _module(folder, dtype).to(device)
+    if (folder / "card.json").is_file():
+        return _with_card(module, folder)
+    return _with_scheduler(module, folder)
+
+
+def _with_card(module: Any, folder: Path) -> Network:
+    facts = _json(folder / "card.json")
+    try:
+        if facts.get("sha256", "") != _sha256(folder / WEIGHTS):
+            raise ModelError(f"{folder / WEIGHTS} is not the file its card.json names (sha256)")
+        process = facts["schedule"]
+        return from_module(
+            module,
+            schedule=noise_schedule(process["family"], **process["params"]),
+            prediction=facts["prediction"],
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+            null_class=facts["null_class"],
+            name=facts["name"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'card.json'} is incomplete: {error}") from error
+
+
+def _with_scheduler(module: Any, folder: Path) -> Network:
+    """A bare checkpoint: its scheduler's config says the schedule and the prediction."""
+    for path in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
+        if path.is_file():
+            schedule, prediction = from_scheduler_config(_json(path))
+            channels, size = module.config["in_channels"], module.config["sample_size"]
+            return from_module(
+                module,
+                schedule=schedule,
+                prediction=prediction,
+                shape=(channels, size, size),
+                **class_facts(module),
+            )
+    raise ModelError(
+        f"{str(folder)!r} does not say how its network was trained; put its scheduler_config.json"
+        " or a card.json beside the weights, or use from_module(module, schedule=, prediction=)"
+    )
+
+
+def _module(folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    name = str(_json(folder / "config.json").get("_class_name", ""))
+    cls = getattr(diffusers, name, None)
+    if cls is None or not hasattr(cls, "from_pretrained"):
+        raise ModelError(f"{folder / 'config.json'} names no model class of diffusers: {name!r}")
+    return _loading(folder, cls.from_pretrained, dtype)
+
+
+def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return _loading(folder, DiffusionPipeline.from_pretrained, dtype)
+
+
+def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype) -> Any:
+    try:
+        return from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot load {str(folder)!r}: {reason}") from error
+
+
+def _from_hub(name: str) -> Path:
+    """Downloads a hub repository into the ordinary cache: weights as safetensors, and no code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise _nowhere(name, "it is no folder and no hub id (owner/name)")
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise _nowhere(name, f"the hub says: {reason}") from error
+
+
+def _nowhere(name: str, reason: str) -> ModelError:
+    try:
+        hint = str(UnknownNameError("embedded network", name, embedded_names()))
+    except ValueError:
+        hint = ""
+    return ModelError(f"{hint}; {reason}")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error}") from error
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,195 @@
+"""Named time grids: where N steps put their N + 1 nodes.
+
+`final` says how a run ends. "zero": the last node is sigma = 0 exactly. "sigma_min": the last node
+is the schedule's t_min, and some noise stays. "denoise": as "sigma_min", and then the evaluation
+x <- x0(x, t_min), one call more.
+
+Grids in t (uniform, quadratic, beta, the AYS tables) spread N + 1 nodes and let the last be zero;
+grids in lam cannot reach zero, so they spread N nodes down to t_min and add it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from ..models.errors import ScheduleError, SettingError, UnknownNameError
+from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+
+Ramp = Callable[..., list[float]]
+
+FLOW_EDGE = 1e-3  # grids in lam start at tau = 1 - FLOW_EDGE on rectified flow, where lam is finite
+
+
+class Final(StrEnum):
+    """How a run ends; see the module."""
+
+    ZERO = "zero"
+    SIGMA_MIN = "sigma_min"
+    DENOISE = "denoise"
+
+    @classmethod
+    def named(cls, name: str) -> "Final":
+        if name not in list(cls):
+            raise UnknownNameError("end rule", name, cls)
+        return cls(name)
+
+
+def uniform(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
+    """t evenly spaced; on rectified flow in the time before the shift."""
+    times = _ramp(schedule.t_max, end, n)
+    terminal = getattr(schedule, "terminal", None)
+    return times if terminal is None else _stretched(schedule, times, terminal)
+
+
+def quadratic(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
+    """sqrt(t) evenly spaced: denser towards the data."""
+    return [v * v for v in _ramp(math.sqrt(schedule.t_max), math.sqrt(end), n)]
+
+
+def beta(
+    schedule: NoiseSchedule, n: int, end: float, alpha: float = 0.6, beta: float = 0.6
+) -> list[float]:
+    """t at even quantiles of Beta(alpha, beta): denser at both ends (arXiv:2407.12173)."""
+    from scipy.special import betaincinv
+
+    if alpha <= 0.0 or beta <= 0.0:
+        raise SettingError("grid 'beta' needs alpha > 0 and beta > 0; 0.6 and 0.6 are usual")
+    span = schedule.t_max - end
+    return [end + span * float(betaincinv(alpha, beta, v)) for v in _ramp(1.0, 0.0, n)]
+
+
+def logsnr(schedule: NoiseSchedule, n: int) -> list[float]:
+    """lam evenly spaced."""
+    low, high = _lam_ends(schedule)
+    return [schedule.at_lam(lam).t for lam in _ramp(low, high, n)]
+
+
+def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
+    """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
+    if rho <= 0.0:
+        raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
+    roots = _ramp(*(math.exp(-lam / rho) for lam in _lam_ends(schedule)), n)
+    return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
+
+
+def polyexponential(schedule: NoiseSchedule, n: int, rho: float = 1.0) -> list[float]:
+    """log kappa = log kappa_min + (1 - i/N)^rho log(kappa_max / kappa_min); rho = 1 is logsnr."""
+    if rho <= 0.0:
+        raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
+    low, high = _lam_ends(schedule)
+    return [schedule.at_lam(high + v**rho * (low - high)).t for v in _ramp(1.0, 0.0, n)]
+
+
+AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero (arXiv:2404.14507)
+    "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def _ays(kappas: Sequence[float]) -> Ramp:
+    table = [-math.log(kappa) for kappa in kappas]
+
+    def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
+        """A published Align Your Steps table, log-linearly interpolated to n nodes."""
+        low, high = _lam_ends(schedule)
+        lams = [_interpolated(table, place) for place in _ramp(0.0, len(table) - 1.0, n)]
+        times = [schedule.at_lam(min(max(lam, low), high)).t for lam in lams]
+        return times if end > schedule.t_zero else [*times[:-1], end]
+
+    return ramp
+
+
+IN_TIME: dict[str, Ramp] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "beta": beta,
+    **{name: _ays(kappas) for name, kappas in AYS.items()},
+}
+IN_LAM: dict[str, Ramp] = {
+    "logsnr": logsnr,
+    "exponential": logsnr,
+    "karras": karras,
+    "polyexponential": polyexponential,
+}
+
+
+def grid_names() -> list[str]:
+    """All named grids, sorted."""
+    return sorted([*IN_TIME, *IN_LAM])
+
+
+def default_grid(schedule: NoiseSchedule) -> str:
+    """The grid used where none is asked for: karras for EDM, uniform for flow, logsnr for VP."""
+    return {"edm": "karras", "flow": "uniform"}.get(schedule.family, "logsnr")
+
+
+def time_grid(
+    name: str,
+    schedule: NoiseSchedule,
+    steps: int,
+    final: Final = Final.ZERO,
+    **settings: Any,
+) -> TimeGrid:
+    """The named grid of `steps` steps on a schedule; with "denoise" one more step is added.
+
+    Raises:
+        UnknownNameError: for a grid that does not exist.
+        SettingError: for fewer than one step, or a setting that the grid does not take.
+        ScheduleError: if the nodes do not fall.
+    """
+    if steps < 1:
+        raise SettingError(f"a grid needs at least 1 step, not {steps}")
+    try:
+        times = _times(name, schedule, steps, final is Final.ZERO, settings)
+    except TypeError as error:
+        raise SettingError(f"grid {name!r}: {error}") from error
+    if final is Final.DENOISE:
+        times = [*times, schedule.t_zero]
+    return TimeGrid.of(schedule, times, denoise=final is Final.DENOISE)
+
+
+def _times(
+    name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
+) -> list[float]:
+    if name in IN_TIME:
+        end = schedule.t_zero if zero else schedule.t_min
+        return IN_TIME[name](schedule, steps + 1, end, **settings)
+    if name not in IN_LAM:
+        raise UnknownNameError("grid", name, grid_names())
+    if zero:
+        return [*IN_LAM[name](schedule, steps, **settings), schedule.t_zero]
+    return IN_LAM[name](schedule, steps + 1, **settings)
+
+
+def _ramp(start: float, stop: float, n: int) -> list[float]:
+    """n evenly spaced numbers with both ends exact; a single one is the start."""
+    if n == 1:
+        return [start]
+    return [*(start + (stop - start) * i / (n - 1) for i in range(n - 1)), stop]
+
+
+def _interpolated(table: Sequence[float], place: float) -> float:
+    """The table read at a fractional index."""
+    i = min(int(place), len(table) - 2)
+    return table[i] + (place - i) * (table[i + 1] - table[i])
+
+
+def _lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
+    """lam where sampling starts and at t_min, both finite."""
+    low = schedule.at(schedule.t_max).lam
+    if isinstance(schedule, RectifiedFlow):
+        low = math.log(FLOW_EDGE) - math.log1p(-FLOW_EDGE)
+    return low, schedule.at(schedule.t_min).lam
+
+
+def _stretched(schedule: NoiseSchedule, times: list[float], terminal: float) -> list[float]:
+    """1 - tau' = (1 - tau) (1 - terminal) / (1 - tau_last): the last tau above 0 is `terminal`."""
+    if not 0.0 < terminal < 1.0:
+        raise ScheduleError(f"a grid cannot be stretched to end at {terminal:g}; use 0 < value < 1")
+    noisy = [schedule.at(t) for t in times if t > schedule.t_zero]
+    scale = (1.0 - terminal) / noisy[-1].alpha if noisy[-1].alpha > 0.0 else 1.0
+    alphas = [node.alpha * scale for node in noisy]
+    moved = [schedule.at_lam(math.log(a) - math.log1p(-a)).t for a in alphas if a > 0.0]
+    return [*times[: len(noisy) - len(moved)], *moved, *times[len(noisy) :]]

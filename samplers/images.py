@@ -1,0 +1,71 @@
+"""Samples as pictures: tensors to PIL, grids, and files written whole or not at all."""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..models.errors import ModelError, SettingError
+
+Picture = Image.Image
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, C, H, W) in [-1, 1] as uint8 (B, H, W, C): round(127.5 (x + 1)), clipped."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        raise ModelError(
+            f"samples of shape {tuple(images.shape)} are no pictures (1, 3 or 4 channels);"
+            " latents need a pipeline that comes with its VAE"
+        )
+    scaled = (images.float() + 1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def to_pil(images: Tensor) -> list[Picture]:
+    """One PIL image per row of (B, C, H, W) in [-1, 1]."""
+    arrays = to_uint8(images).numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def contact_sheet(images: Sequence[Picture], columns: int | None = None, padding: int = 2) -> Picture:
+    """The pictures row by row on white, `padding` pixels around each; columns: default square."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = -(-len(images) // columns)
+    width, height = images[0].width + padding, images[0].height + padding
+    size = (columns * width + padding, rows * height + padding)
+    sheet = Image.new(images[0].mode, size, color="white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (padding + i % columns * width, padding + i // columns * height))
+    return sheet
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file under a temporary name beside it and renames it, so that no half is ever left.
+
+    Raises:
+        SettingError: if the folder does not exist or cannot be written to.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SettingError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

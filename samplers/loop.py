@@ -1,0 +1,43 @@
+"""The one loop. It knows no solver by name, no network by type and no policy's insides."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from ..models.denoiser import Denoiser
+from ..models.ledger import Ledger
+from ..models.schedule import Node, TimeGrid
+from ..solvers import Solver, drive
+from .guidance import Guidance
+
+Callback = Callable[[int, Node, Tensor, Tensor, Ledger], None]
+
+
+def integrate(
+    denoiser: Denoiser,
+    solver: Solver[Any],
+    grid: TimeGrid,
+    x: Tensor,
+    *,
+    guidance: Guidance,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Carries x (B, *) from the first node of the grid to its last.
+
+    callback: called once after each step with (step, node reached, x, the last x0, ledger).
+    """
+    state, x0 = solver.init(), x
+
+    def answer(x_t: Tensor, node: Node) -> Tensor:
+        nonlocal x0
+        x0 = guidance.combine(denoiser.x0(x_t, node, guidance.branches(node)), node)
+        return x0
+
+    for n, (t, s) in enumerate(pairwise(grid.nodes)):
+        x, state = drive(solver.step(x, state, t, s), answer)
+        if callback is not None:
+            callback(n, s, x, x0, denoiser.ledger)
+    denoiser.check()
+    return x

@@ -1,0 +1,119 @@
+"""What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.errors import SettingError
+from ..models.schedule import NoiseSchedule, TimeGrid
+from ..solvers import Schedule, Solver, SolverSettings, queries, solver
+from ..solvers.executor import Executor
+from .budget import steps_for
+from .grid import Final, default_grid, time_grid
+
+DEFAULT_SOLVER = "unipc-2"
+DEFAULT_NFE = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver and the grid it steps over.
+
+    solver: ready to run, its coefficients computed.
+    grid:   the nodes.
+    name:   of the solver, or of the schedule's origin.
+    """
+
+    solver: Solver[Any]
+    grid: TimeGrid
+    name: str
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations per image, counted by a dry run."""
+        return len(queries(self.solver, self.grid))
+
+
+def make_plan(
+    noise_schedule: NoiseSchedule,
+    solver: str | SolverSettings | Schedule = DEFAULT_SOLVER,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: str | Sequence[float] | None = None,
+    final: Final | str = Final.ZERO,
+) -> Plan:
+    """Decides solver, steps and nodes.
+
+    Args:
+        noise_schedule: the network's.
+        solver: a name, `name:key=value,...`, a settings value, or a `Schedule`, which brings its
+            own grid and takes none of the other arguments.
+        nfe: budget of evaluations per image; 10 if steps is not given either.
+        steps: number of steps, instead of a budget.
+        grid: a name, `name:key=value,...`, or falling times of the noise schedule that end where
+            the run shall end; the default suits the process.
+        final: "zero", "sigma_min" or "denoise"; for named grids.
+
+    Raises:
+        FewstepError: for names that do not exist and combinations that cannot be.
+    """
+    if isinstance(solver, Schedule):
+        if (nfe, steps, grid) != (None, None, None):
+            raise SettingError("a schedule brings its own steps; drop nfe, steps and grid")
+        solver.check_process(noise_schedule)
+        name = str(solver.provenance.get("solver", "schedule"))
+        return Plan(Executor(solver), solver.grid(), name)
+    settings = named_solver(solver) if isinstance(solver, str) else solver
+    chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
+    return Plan(settings.on(chosen), chosen, settings.info.name)
+
+
+def named_solver(spec: str) -> SolverSettings:
+    """The settings of `name` or `name:key=value,...`."""
+    name, settings = parse_spec(spec)
+    return solver(name, **settings)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words."""
+    name, _, rest = spec.partition(":")
+    settings = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
+        settings[key.strip()] = _value(value.strip())
+    return name, settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _grid(
+    noise_schedule: NoiseSchedule,
+    settings: SolverSettings,
+    nfe: int | None,
+    steps: int | None,
+    grid: str | Sequence[float] | None,
+    final: Final,
+) -> TimeGrid:
+    if nfe is not None and steps is not None:
+        raise SettingError("give nfe, a budget of evaluations, or steps, not both")
+    if grid is not None and not isinstance(grid, str):
+        if (nfe, steps) != (None, None):
+            raise SettingError("explicit times are the grid; drop nfe and steps")
+        return TimeGrid.of(noise_schedule, grid)
+    name, options = parse_spec(grid or default_grid(noise_schedule))
+
+    def of(n: int) -> TimeGrid:
+        return time_grid(name, noise_schedule, n, final, **options)
+
+    if steps is not None:
+        return of(steps)
+    return steps_for(DEFAULT_NFE if nfe is None else nfe, settings, of)
