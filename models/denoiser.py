@@ -14,6 +14,7 @@ from .ledger import Ledger
 from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
 from .schedule import Node, NoiseSchedule
 
+CPU = torch.device("cpu")
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
 
 
@@ -33,7 +34,7 @@ class Network:
     schedule:    the noise schedule it was trained on.
     prediction:  what the raw output is.
     shape:       one sample without the batch axis, such as (1, 32, 32).
-    num_classes: classes 0..num_classes-1 that `class_labels` takes; 0 if it is not class-conditional.
+    num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
     null_class:  the label that stands for "no class"; None if there is none.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
     needs:       names of the conditions it cannot be called without.
@@ -49,7 +50,7 @@ class Network:
     null_class: int | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     needs: tuple[str, ...] = ()
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     name: str = ""
 
     @property

@@ -1,4 +1,4 @@
-"""A diffusers scheduler's config read as what it says of the network: its schedule and prediction."""
+"""What a diffusers scheduler config says of its network: the noise schedule and the prediction."""
 
 import math
 from collections.abc import Mapping
@@ -135,7 +135,10 @@ def _variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
 def _with_snr_divided(base: VPDiscrete, k: float) -> VPDiscrete:
     """abar' = abar / (k + (1 - k) abar): the SNR of every node divided by k (CogVideoX)."""
     plain = VPDiscrete(
-        base.beta_schedule, base.beta_start, base.beta_end, base.num_train_timesteps,
+        base.beta_schedule,
+        base.beta_start,
+        base.beta_end,
+        base.num_train_timesteps,
         trained_betas=base.trained_betas,
     )
     shifted = VPDiscrete.from_alphas_cumprod(

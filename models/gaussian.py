@@ -22,7 +22,7 @@ class GaussianMixture:
     stds:    (K, d), or (K, 1) for isotropic components.
     weights: (K,), summing to 1.
 
-    With v_k = alpha^2 stds_k^2 + sigma^2 and responsibilities r_k ~ weights_k N(x; alpha means_k, v_k),
+    With v_k = alpha^2 stds_k^2 + sigma^2 and r_k ~ weights_k N(x; alpha means_k, v_k), sum r_k = 1,
     x0 = sum_k r_k [means_k + alpha stds_k^2 / v_k (x - alpha means_k)], exactly.
     """
 
@@ -47,8 +47,7 @@ class GaussianMixture:
     def flow_map(self, x: Tensor, start: Node, end: Node) -> Tensor:
         """Where the probability-flow ODE carries x (B, *) from start to end, exactly.
 
-        x_s = alpha_s m + sqrt((alpha_s^2 S + sigma_s^2) / (alpha_t^2 S + sigma_t^2)) (x_t - alpha_t m);
-        only a single Gaussian has this closed form, a mixture raises ModelError.
+        x_s = alpha_s m + sqrt(v_s / v_t) (x_t - alpha_t m), v = alpha^2 std^2 + sigma^2; only a single Gaussian has this closed form, a mixture raises ModelError.
         """
         if len(self.weights) > 1:
             raise ModelError("a mixture's flow has no closed form; use GaussianMixture.single")
@@ -64,16 +63,17 @@ class GaussianMixture:
         return (self.means[k] + self.stds[k] * z).reshape(n, *shape)
 
     def network(
-        self, schedule: NoiseSchedule, shape: tuple[int, ...], prediction: Prediction = Prediction.X0
+        self,
+        schedule: NoiseSchedule,
+        shape: tuple[int, ...],
+        prediction: Prediction = Prediction.X0,
     ) -> Network:
         """This law as a network on any schedule, answering in any prediction."""
         sigma_data = getattr(schedule, "sigma_data", 0.5)
 
         def forward(x_in: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
             x_t = x_in / prediction.input_scale(node, sigma_data)
-            return convert(
-                self.x0(x_t, node), x_t, node, Prediction.X0, prediction, sigma_data
-            )
+            return convert(self.x0(x_t, node), x_t, node, Prediction.X0, prediction, sigma_data)
 
         return Network(
             forward=forward,

@@ -27,7 +27,7 @@ def embedded_names() -> list[str]:
 
 
 def card(name: str) -> dict[str, Any]:
-    """An embedded network's card: class, parameters, schedule, prediction, data, licence, sha256."""
+    """An embedded network's card: class, schedule, prediction, data, licence, sha256 and so on."""
     if name not in embedded_names():
         raise UnknownNameError("embedded network", name, embedded_names())
     text = (files(f"{__package__}.embedded") / name / "card.json").read_text(encoding="utf-8")

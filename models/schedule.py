@@ -92,7 +92,8 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     unknown = params.keys() - cls.__dataclass_fields__.keys()
     if unknown:
         raise UnknownNameError(f"parameter of {family!r}", min(unknown), cls.__dataclass_fields__)
-    return cls(**params)
+    schedule: NoiseSchedule = cls(**params)
+    return schedule
 
 
 def same_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
@@ -478,8 +479,8 @@ FAMILIES: dict[str, type[Any]] = {
 class TimeGrid:
     """N + 1 nodes on a schedule, noisiest first: what a solver steps over.
 
-    denoise: the last step is the extra evaluation x <- x0(x, t_min) after a run that ended at t_min,
-             so that a solver which lowers its order towards the end does so before it.
+    denoise: the last step is the extra evaluation x <- x0(x, t_min) after a run that ended at
+             t_min, so that a solver which lowers its order at the end does so before it.
     """
 
     schedule: NoiseSchedule

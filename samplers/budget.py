@@ -12,9 +12,7 @@ def predicted_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
     return len(queries(settings.on(grid), grid))
 
 
-def steps_for(
-    nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]
-) -> TimeGrid:
+def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:
     """The grid on which the solver spends exactly `nfe` evaluations.
 
     Raises:
@@ -28,4 +26,6 @@ def steps_for(
     if nfe in costs:
         return grids[costs.index(nfe)]
     near = " or ".join(str(cost) for cost in sorted(costs, key=lambda cost: abs(cost - nfe))[:2])
-    raise SettingError(f"{settings.info.name} cannot spend exactly {nfe} evaluations; {near} it can")
+    raise SettingError(
+        f"{settings.info.name} cannot spend exactly {nfe} evaluations; {near} it can"
+    )

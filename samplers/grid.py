@@ -69,7 +69,8 @@ def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
     """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
-    roots = _ramp(*(math.exp(-lam / rho) for lam in _lam_ends(schedule)), n)
+    low, high = _lam_ends(schedule)
+    roots = _ramp(math.exp(-low / rho), math.exp(-high / rho), n)
     return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
 
 
@@ -121,8 +122,8 @@ def grid_names() -> list[str]:
 
 
 def default_grid(schedule: NoiseSchedule) -> str:
-    """The grid used where none is asked for: karras for EDM, uniform for flow, logsnr for VP."""
-    return {"edm": "karras", "flow": "uniform"}.get(schedule.family, "logsnr")
+    """The grid used where none is asked for: karras for EDM, beta for flow, logsnr for VP."""
+    return {"edm": "karras", "flow": "beta"}.get(schedule.family, "logsnr")
 
 
 def time_grid(

@@ -33,7 +33,9 @@ def to_pil(images: Tensor) -> list[Picture]:
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def contact_sheet(images: Sequence[Picture], columns: int | None = None, padding: int = 2) -> Picture:
+def contact_sheet(
+    images: Sequence[Picture], columns: int | None = None, padding: int = 2
+) -> Picture:
     """The pictures row by row on white, `padding` pixels around each; columns: default square."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = -(-len(images) // columns)
@@ -69,3 +71,25 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_writable(path: Path) -> None:
+    """Raises SettingError if a picture could not be written there, before anything is computed."""
+    if path.is_dir():
+        raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise SettingError(f"the folder {str(path.parent)!r} does not exist; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SettingError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder for pictures, parents included; raises SettingError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"cannot create folder {str(path)!r}: {error.strerror}") from error
+    check_writable(path / "0.png")

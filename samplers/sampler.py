@@ -99,7 +99,10 @@ class Sampler:
         self._check_branches(branches, guidance, plan)
         ledger = Ledger(images=len(seeds))
         start, parts = time.perf_counter(), []
-        with _bar(progress, plan.grid.steps * -(-len(seeds) // batch)) as bar, torch.inference_mode():
+        with (
+            _bar(progress, plan.grid.steps * -(-len(seeds) // batch)) as bar,
+            torch.inference_mode(),
+        ):
 
             def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
                 bar.update()

@@ -9,7 +9,7 @@ pipeline that calls the network itself, and by a dry run that only counts.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
@@ -64,18 +64,18 @@ class SolverSettings(Protocol):
 
 
 _TABLE: dict[str, type[SolverSettings]] = {}
-T = TypeVar("T", bound=type[SolverSettings])
+T = TypeVar("T")
 
 
-def register(cls: T) -> T:
-    """Adds a settings class under its `info.name`; a name can be taken once."""
-    name = cls.info.name
+def register(cls: type[T]) -> type[T]:
+    """Adds a `SolverSettings` class under its `info.name`; a name can be taken once."""
+    name = cast(type[SolverSettings], cls).info.name
     if name in _TABLE:
         raise ValueError(
             f"two solvers are named {name!r}: {_TABLE[name].__module__} and {cls.__module__};"
             " give one of them another SolverInfo.name"
         )
-    _TABLE[name] = cls
+    _TABLE[name] = cast(type[SolverSettings], cls)
     return cls
 
 

@@ -89,7 +89,7 @@ class Executor:
 
 
 def rows_of(schedule: Schedule) -> tuple[Row, ...]:
-    """The rows of a schedule: its steps as combinations, and what each leaves for the later ones."""
+    """The rows of a schedule: each step's combination, and what it leaves for later ones."""
     grid = schedule.grid()
     combos = _combinations(schedule, grid)
     layouts = [_layout(combos, n) for n in range(len(combos) + 1)]
@@ -139,7 +139,7 @@ def _combinations(schedule: Schedule, grid: TimeGrid) -> list[Combination]:
 
 
 def _correction(grid: TimeGrid, n: int, spec: StepSpec, predicted: Combination) -> Combination:
-    """Redoes step n at one order more with the evaluation at its end; the state's weight cancels."""
+    """Step n redone at one order more with the evaluation at its end; the state's weight cancels."""
     relax = spec.corr.relax if spec.order == 1 else "none"
     higher = spec.model_copy(
         update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}

@@ -44,15 +44,19 @@ class HeunSteps:
     def step(
         self, x: Tensor, state: None, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, None]]:
+        """The rule written as weights of x, x0 and x0', two and three tensor operations."""
         scale_t, scale_s = self._scale(t), self._scale(s)
         tau_t, tau_s = t.sigma / scale_t, s.sigma / scale_s
-        y = x / scale_t
-        slope = (y - (yield x, t)) / tau_t
-        x_euler = (y + (tau_s - tau_t) * slope) * scale_s
+        x0 = yield x, t
+        r = (tau_s - tau_t) / tau_t  # y' = (1 + r) y - r x0
+        x_euler = (x * ((1 + r) * scale_s / scale_t)).add_(x0, alpha=-r * scale_s)
         if s.sigma == 0.0:
             return x_euler, None
-        slope_s = (x_euler / scale_s - (yield x_euler, s)) / tau_s
-        return (y + (tau_s - tau_t) * (slope + slope_s) / 2) * scale_s, None
+        x0_s = yield x_euler, s
+        q = (tau_s - tau_t) / tau_s  # y_s = y + r (y - x0) / 2 + q (y' - x0') / 2
+        x_s = x * ((1 + (r + q * (1 + r)) / 2) * scale_s / scale_t)
+        x_s.add_(x0, alpha=-r * (1 + q) / 2 * scale_s).add_(x0_s, alpha=-q / 2 * scale_s)
+        return x_s, None
 
     def _scale(self, node: Node) -> float:
         return node.alpha + node.sigma if self.straight else node.alpha

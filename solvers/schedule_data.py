@@ -69,8 +69,8 @@ class StepSpec(_Strict):
     c: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
     kmul: tuple[Finite, ...] | None = None
     corr: Corrector = Corrector()
-    dA: Finite = 0.0  # noqa: N815 - the artefact's own name
-    dB: tuple[Finite, ...] | None = None  # noqa: N815
+    dA: Finite = 0.0
+    dB: tuple[Finite, ...] | None = None
 
     @property
     def ell(self) -> float:
@@ -179,7 +179,9 @@ class Schedule(_Strict):
                 raise ValueError(f"times {a.t!r} and {b.t!r} are too close to tell apart")
         for i, step in enumerate(self.steps):
             if step.order > i + 1:
-                raise ValueError(f"step {i} has order {step.order}, but at most {i + 1} is possible")
+                raise ValueError(
+                    f"step {i} has order {step.order}, but at most {i + 1} is possible"
+                )
             if step.dB is not None and len(step.dB) > i + 1:
                 raise ValueError(f"step {i} has {len(step.dB)} dB for {i + 1} predictions")
         last = self.steps[-1]

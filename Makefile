@@ -1,0 +1,31 @@
+# Every check that CI makes, one target each. PYTHON is the interpreter of an environment that has
+# `pip install -c constraints.txt -e '.[dev]'` in it.
+PYTHON ?= python
+
+.PHONY: dev lint types test slow wheel bench check
+
+dev:
+	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	mkdir -p .typing && ln -sfn .. .typing/fewstep
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest -m 'not slow'
+
+slow:
+	$(PYTHON) -m pytest -m slow
+
+wheel:
+	rm -rf build dist
+	$(PYTHON) -m build --wheel
+
+bench:
+	fewstep bench overhead
+
+check: lint types test slow

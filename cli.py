@@ -1,0 +1,223 @@
+"""The command line: `sample` draws a grid of images, `fewstep` holds all commands.
+
+torch and diffusers are imported inside the commands, so that help and errors of usage are instant.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from fewstep import __version__
+from fewstep.models.errors import FewstepError, SettingError
+
+if TYPE_CHECKING:
+    from fewstep.models.denoiser import Network
+    from fewstep.samplers.run import Run
+    from fewstep.samplers.sampler import Result
+
+DEFAULT_MODEL = "fashion-dit"
+IMAGES = 64
+
+app = typer.Typer(
+    name="fewstep",
+    help="Samples diffusion and flow networks in few network evaluations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks beside diffusers, in one run.")
+app.add_typer(bench_app, name="bench")
+
+
+@app.command()
+@sample_app.command()
+def sample(
+    model: Annotated[
+        str, typer.Argument(help="Embedded name, diffusers folder or hub id.")
+    ] = DEFAULT_MODEL,
+    solver: Annotated[
+        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list solvers`.")
+    ] = None,
+    nfe: Annotated[
+        int | None, typer.Option(help="Budget of network evaluations per image. Default 10.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps, instead of --nfe.")] = None,
+    grid_type: Annotated[
+        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list grids`.")
+    ] = None,
+    final: Annotated[
+        str, typer.Option(help="How the run ends: zero, sigma_min or denoise.")
+    ] = "zero",
+    schedule: Annotated[
+        Path | None, typer.Option(help="JSON schedule, instead of solver, steps and grid.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; each next adds 1.")] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="One seed per image, as 0-63,100; instead of --seed.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class labels, as 0-9 or 3,5. Default: all in turn.")
+    ] = None,
+    per_class: Annotated[int | None, typer.Option(help="Images of each class. Default 8.")] = None,
+    cfg_scale: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale; 1 is off.")
+    ] = 1.0,
+    cfg_interval: Annotated[
+        str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="The grid picture.")] = Path("samples.png"),
+    save_images: Annotated[
+        Path | None, typer.Option(help="Folder for every image as a PNG of its own.")
+    ] = None,
+    from_png: Annotated[
+        Path | None, typer.Option(help="Replay the run stored in a picture made by sample.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the run as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+) -> None:
+    """Draws a grid of images and prints what it cost."""
+    with _errors():
+        from fewstep.models.load import load
+        from fewstep.samplers.images import check_writable, make_folder
+        from fewstep.samplers.run import Run, as_json, run_from_png
+        from fewstep.samplers.sampler import Sampler
+        from fewstep.solvers import Schedule
+
+        check_writable(out)
+        if save_images is not None:
+            make_folder(save_images)
+        if from_png is not None:
+            run = run_from_png(from_png)
+            network = load(run.model, dtype=run.dtype, device=run.device)
+        else:
+            network = load(model, dtype=dtype, device=device)
+            chosen, labels = _images(network, seed, seeds, classes, per_class)
+            run = Run(
+                model=model,
+                solver=solver,
+                grid=grid_type,
+                nfe=nfe,
+                steps=steps,
+                final=final,
+                schedule=None if schedule is None else Schedule.load(schedule),
+                seeds=chosen,
+                classes=labels,
+                cfg_scale=cfg_scale,
+                cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
+                batch=batch,
+                dtype=dtype,
+                device=device,
+                columns=per_class or 8 if classes and not seeds else None,
+            )
+        result = run.execute(Sampler(network), progress=not quiet)
+        _write(run, result, out, save_images)
+        if json_:
+            typer.echo(as_json(run, out, result))
+        elif not quiet:
+            typer.echo(f"{out}: {result.ledger}")
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="solvers, grids, models or guidance.")],
+) -> None:
+    """Lists what can be named: solvers, grids, models, guidance."""
+    with _errors():
+        from fewstep.samplers.catalogue import listing
+        from rich.console import Console
+        from rich.table import Table
+
+        header, *rows = listing(kind)
+        table = Table(*header, box=None)
+        for row in rows:
+            table.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@bench_app.command()
+def overhead(
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Runs of each solver; the median counts.")] = 40,
+) -> None:
+    """Time and tensor operations of solver steps, beside diffusers' schedulers."""
+    with _errors():
+        from fewstep.eval.overhead import report
+
+        typer.echo(report(steps, repeats))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns our errors into one line and exit code 2; others are bugs and keep their traceback."""
+    try:
+        yield
+    except FewstepError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _images(
+    network: "Network", seed: int, seeds: str | None, classes: str | None, per_class: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The seeds and the class labels, one each per image."""
+    from fewstep.samplers.run import parse_ranges
+
+    if per_class is not None and per_class < 1:
+        raise SettingError(f"--per-class must be at least 1, not {per_class}")
+    listed = None if seeds is None else parse_ranges(seeds)
+    if classes is None and per_class is None:
+        chosen = tuple(listed or range(seed, seed + IMAGES))
+        n = network.num_classes
+        return chosen, tuple(i % n for i in range(len(chosen))) if n else None
+    if not network.num_classes:
+        raise SettingError(f"{network.name} has no classes; drop --classes and --per-class")
+    wanted = parse_ranges(classes) if classes else list(range(network.num_classes))
+    if listed is not None and per_class is None:
+        return tuple(listed), tuple(wanted[i % len(wanted)] for i in range(len(listed)))
+    labels = tuple(label for label in wanted for _ in range(per_class or 8))
+    if listed is not None and len(listed) != len(labels):
+        raise SettingError(
+            f"--seeds gives {len(listed)} images and --classes with --per-class {len(labels)};"
+            " drop --per-class or make them equal"
+        )
+    return tuple(listed or range(seed, seed + len(labels))), labels
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise SettingError(f"{text!r} is no interval; write LOW,HIGH as in 0.3,5") from None
+    return low, high
+
+
+def _write(run: "Run", result: "Result", out: Path, folder: Path | None) -> None:
+    from fewstep.samplers.images import contact_sheet
+    from fewstep.samplers.run import save_png
+
+    nfe = result.ledger.nfe
+    if folder is not None:
+        for i, image in enumerate(result.images):
+            name = f"{run.seeds[i]:06d}" + ("" if run.classes is None else f"-{run.classes[i]}")
+            save_png(image, folder / f"{name}.png", run.of_image(i), nfe)
+    save_png(contact_sheet(result.images, run.columns), out, run, nfe)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,143 @@
+"""What a solver step costs beside the network: ours and diffusers' schedulers, in one run.
+
+The network is a stored tensor, so that only solver arithmetic is measured: CPU time of one thread,
+float32, the median over runs that alternate between the two sides. Making the coefficients ready
+(`on`, `set_timesteps`) is not timed. Operations are the kernels that torch dispatches, views left
+out: full ones are as large as the state, tiny ones smaller.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..models.schedule import RectifiedFlow, VPDiscrete
+from ..samplers.grid import time_grid
+from ..solvers import drive, solver
+
+SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
+VIEWS = {"alias", "detach", "expand", "select", "slice", "squeeze", "unsqueeze", "view"}
+
+Run = Callable[[Tensor, Tensor], Tensor]  # (start, stored network output) -> sample
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A solver of ours and the diffusers scheduler that does the same, with its arguments."""
+
+    name: str
+    rival: str
+    arguments: dict[str, Any]
+    flow: bool = False
+
+
+PAIRS = (
+    Pair("ddim", "DDIMScheduler", {}),
+    Pair("euler", "FlowMatchEulerDiscreteScheduler", {}, flow=True),
+    Pair("dpmpp-2m", "DPMSolverMultistepScheduler", {"solver_order": 2}),
+    Pair("dpmpp-3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    Pair("unipc-2", "UniPCMultistepScheduler", {"solver_order": 2}),
+    Pair("unipc-3", "UniPCMultistepScheduler", {"solver_order": 3}),
+    Pair("deis-2", "DEISMultistepScheduler", {"solver_order": 2}),
+    Pair("heun", "HeunDiscreteScheduler", {}),
+)
+
+
+class CountOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts dispatched kernels: those at least as large as the state, and smaller ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.size, self.full, self.tiny = size, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ not in VIEWS:
+            full = isinstance(out, Tensor) and out.numel() >= self.size
+            self.full, self.tiny = self.full + full, self.tiny + (not full)
+        return out
+
+
+def ours(pair: Pair, steps: int) -> Run:
+    """Our solver with its coefficients ready."""
+    schedule = RectifiedFlow() if pair.flow else VPDiscrete()
+    grid = time_grid("uniform", schedule, steps)
+    ready, nodes = solver(pair.name).on(grid), list(pairwise(grid.nodes))
+
+    def run(x: Tensor, out: Tensor) -> Tensor:
+        state = ready.init()
+        for t, s in nodes:
+            x, state = drive(ready.step(x, state, t, s), lambda query, node: out)
+        return x
+
+    return run
+
+
+def theirs(pair: Pair, steps: int) -> Run:
+    """The diffusers scheduler with its timesteps set."""
+    import diffusers
+
+    scheduler = getattr(diffusers, pair.rival)(**pair.arguments)
+    scheduler.set_timesteps(steps)
+
+    def run(x: Tensor, out: Tensor) -> Tensor:
+        for t in scheduler.timesteps:
+            x = scheduler.step(out, t, x).prev_sample
+        return x
+
+    return run
+
+
+def microseconds(run: Run, shape: tuple[int, ...], steps: int) -> float:
+    """CPU time of one run, per step."""
+    x, out = torch.ones(shape), torch.full(shape, 0.5)
+    start = time.thread_time()
+    run(x, out)
+    return (time.thread_time() - start) / steps * 1e6
+
+
+def operations(run: Run, steps: int) -> tuple[float, float]:
+    """(full, tiny) operations per step of a run with batch 1."""
+    x, out = torch.ones(SHAPES[0]), torch.full(SHAPES[0], 0.5)
+    with CountOps(x.numel()) as count:
+        run(x, out)
+    return count.full / steps, count.tiny / steps
+
+
+def row(pair: Pair, shape: tuple[int, ...], steps: int, repeats: int) -> str:
+    """One line of the table."""
+    sides = (ours, theirs)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for times, side in zip(taken, sides, strict=True):
+            times.append(microseconds(side(pair, steps), shape, steps))
+    mine, other = map(statistics.median, taken)
+    (full, tiny), (their_full, their_tiny) = (
+        operations(side(pair, steps), steps) for side in sides
+    )
+    return (
+        f"{pair.name:9} {shape[0]:5} {mine:8.1f} {other:10.1f} {other / mine:7.1f}x"
+        f" {full:6.1f} /{tiny:5.1f} {their_full:7.1f} /{their_tiny:6.1f}"
+    )
+
+
+def report(steps: int = 20, repeats: int = 40) -> str:
+    """The table as text: microseconds and operations per step on both sides, and the ratio."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            rows = [row(pair, shape, steps, repeats) for shape in SHAPES for pair in PAIRS]
+    finally:
+        torch.set_num_threads(threads)
+    header = (
+        f"CPU time per step, one thread, float32, {steps} steps, median of {repeats} runs\n"
+        "solver    batch  ours us  theirs us   ratio  ops ours      ops theirs (full / tiny)"
+    )
+    return "\n".join([header, *rows])

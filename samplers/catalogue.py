@@ -1,0 +1,74 @@
+"""What can be named, as rows of text: the tables of `fewstep list`."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from ..models.errors import UnknownNameError
+from ..models.load import card, embedded_names
+from ..solvers import names, solver
+from .grid import IN_LAM, IN_TIME, grid_names
+from .guidance import CFG
+
+Rows = list[tuple[str, ...]]
+
+
+def listing(kind: str) -> Rows:
+    """A header and the rows of one kind; raises UnknownNameError for a kind that is not listed."""
+    if kind not in LISTINGS:
+        raise UnknownNameError("list", kind, LISTINGS)
+    return LISTINGS[kind]()
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _solvers() -> Rows:
+    rows: Rows = [("solver", "order", "calls/step", "runs on", "settings", "source")]
+    for name in names():
+        settings = solver(name)
+        info = settings.info
+        options = [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings)]  # type: ignore[arg-type]
+        rows.append(
+            (
+                name,
+                str(info.order),
+                str(info.calls_per_step),
+                ", ".join(info.families) or "all",
+                " ".join(options),
+                info.source,
+            )
+        )
+    return rows
+
+
+def _grids() -> Rows:
+    ramps = {**IN_TIME, **IN_LAM}
+    return [("grid", "nodes"), *((name, _first_line(ramps[name])) for name in grid_names())]
+
+
+def _models() -> Rows:
+    rows: Rows = [("model", "class", "parameters", "predicts", "process", "classes", "data")]
+    for name in embedded_names():
+        facts = card(name)
+        parameters = f"{facts['parameters'] / 1e6:.2f} M"
+        process = facts["schedule"]["family"]
+        classes = str(facts["num_classes"])
+        data = facts["data"].split(" (")[0]
+        rows.append((name, facts["class"], parameters, facts["prediction"], process, classes, data))
+    return rows
+
+
+def _guidance() -> Rows:
+    return [
+        ("guidance", "rule", "options"),
+        ("cfg", _first_line(CFG), "--cfg-scale --cfg-interval"),
+    ]
+
+
+LISTINGS: dict[str, Callable[[], Rows]] = {
+    "solvers": _solvers,
+    "grids": _grids,
+    "models": _models,
+    "guidance": _guidance,
+}

@@ -1,0 +1,168 @@
+"""A sampling run as data: built by the command line, carried by a picture, repeated from it."""
+
+import json
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .. import __version__
+from ..models.errors import SettingError
+from ..solvers import Schedule
+from .guidance import CFG
+from .images import Picture, write_whole
+from .sampler import Result, Sampler
+
+CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
+
+
+class Run(BaseModel):
+    """Everything that decides the pixels of a run on one machine.
+
+    model:    what `models.load.load` takes.
+    solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
+    seeds:    one per image.
+    classes:  one label per image, or None.
+    cfg_scale, cfg_interval: of `CFG`.
+    batch, dtype, device: they change the last bits of the pixels.
+    columns:  of the grid picture.
+    version:  of fewstep when the run was made.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    solver: str | None = None
+    grid: str | None = None
+    nfe: int | None = None
+    steps: int | None = None
+    final: str = "zero"
+    schedule: Schedule | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    classes: tuple[int, ...] | None = None
+    cfg_scale: float = 1.0
+    cfg_interval: tuple[float, float] | None = None
+    batch: int = 64
+    dtype: str = "fp32"
+    device: str = "cpu"
+    columns: int | None = None
+    version: str = __version__
+
+    def choices(self) -> dict[str, Any]:
+        """The arguments of `make_plan`."""
+        named = {"solver": self.solver, "nfe": self.nfe, "steps": self.steps, "grid": self.grid}
+        given = {name: value for name, value in named.items() if value is not None}
+        if self.schedule is None:
+            return {**given, "final": self.final}
+        if "solver" in given:
+            raise SettingError("a schedule is the solver; drop the solver's name")
+        return {"solver": self.schedule, **given}
+
+    def guidance(self) -> CFG:
+        """The guidance; a scale of 1 is none."""
+        if self.cfg_interval is None:
+            return CFG(self.cfg_scale)
+        return CFG(self.cfg_scale, self.cfg_interval)
+
+    def execute(self, sampler: Sampler, *, progress: bool = False) -> Result:
+        """Samples the images, in the order of the seeds."""
+        return sampler(
+            self.seeds,
+            class_labels=self.classes,
+            guidance=self.guidance(),
+            batch=self.batch,
+            progress=progress,
+            **self.choices(),
+        )
+
+    def of_image(self, i: int) -> "Run":
+        """The run that draws the i-th image alone."""
+        classes = None if self.classes is None else (self.classes[i],)
+        return self.model_copy(update={"seeds": (self.seeds[i],), "classes": classes, "columns": 1})
+
+    def describe(self, nfe: float) -> str:
+        """The line that web interfaces keep under `parameters`."""
+        parts = {
+            "Sampler": self.solver or "schedule",
+            "NFE": f"{nfe:g}",
+            "CFG scale": f"{self.cfg_scale:g}",
+            "Seed": format_ranges(self.seeds),
+            "Model": self.model,
+            "Version": f"fewstep {self.version}",
+        }
+        return ", ".join(f"{name}: {value}" for name, value in parts.items())
+
+
+def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
+    """Writes a PNG whose metadata says how it was made and can repeat it."""
+    chunks = PngInfo()
+    chunks.add_text("parameters", run.describe(nfe))
+    chunks.add_text(CHUNK, run.model_dump_json(exclude_none=True))
+
+    def write(file: IO[bytes]) -> None:
+        image.save(file, format="PNG", pnginfo=chunks)
+
+    write_whole(path, write)
+
+
+def run_from_png(path: Path) -> Run:
+    """The run stored in a PNG; raises SettingError if the file is broken or holds none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(CHUNK)
+    except FileNotFoundError:
+        raise SettingError(f"there is no file {str(path)!r}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise SettingError(f"{str(path)!r} is no readable picture: {error}") from error
+    if text is None:
+        raise SettingError(
+            f"{str(path)!r} carries no fewstep run; only pictures made by `sample` can be replayed"
+        )
+    try:
+        return Run.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingError(
+            f"the run stored in {str(path)!r} is damaged: {where}: {first['msg']}"
+        ) from error
+
+
+def parse_ranges(text: str) -> list[int]:
+    """`0-3,7` -> [0, 1, 2, 3, 7]; raises SettingError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            raise SettingError(f"{text!r} is no list of numbers; write 0-63 or 1,5,7-9") from None
+        if high < low or high - low >= 1_000_000:
+            raise SettingError(f"the range {part.strip()!r} must rise, by less than a million")
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def format_ranges(numbers: tuple[int, ...]) -> str:
+    """The inverse of `parse_ranges`: runs of consecutive numbers as `first-last`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def as_json(run: Run, out: Path, result: Result) -> str:
+    """What `--json` prints: the run, where it was written, and the ledger."""
+    body = {
+        "out": str(out),
+        "ledger": result.ledger.as_dict(),
+        "run": run.model_dump(mode="json", exclude_none=True),
+    }
+    return json.dumps(body, indent=2)
