@@ -47,7 +47,10 @@ class GaussianMixture:
     def flow_map(self, x: Tensor, start: Node, end: Node) -> Tensor:
         """Where the probability-flow ODE carries x (B, *) from start to end, exactly.
 
-        x_s = alpha_s m + sqrt(v_s / v_t) (x_t - alpha_t m), v = alpha^2 std^2 + sigma^2; only a single Gaussian has this closed form, a mixture raises ModelError.
+        x_s = alpha_s m + sqrt(v_s / v_t) (x_t - alpha_t m), v = alpha^2 std^2 + sigma^2.
+
+        Raises:
+            ModelError: for a mixture, whose flow has no closed form.
         """
         if len(self.weights) > 1:
             raise ModelError("a mixture's flow has no closed form; use GaussianMixture.single")

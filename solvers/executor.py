@@ -139,7 +139,7 @@ def _combinations(schedule: Schedule, grid: TimeGrid) -> list[Combination]:
 
 
 def _correction(grid: TimeGrid, n: int, spec: StepSpec, predicted: Combination) -> Combination:
-    """Step n redone at one order more with the evaluation at its end; the state's weight cancels."""
+    """Step n redone at one order more with the evaluation at its end, minus step n itself."""
     relax = spec.corr.relax if spec.order == 1 else "none"
     higher = spec.model_copy(
         update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
