@@ -27,5 +27,6 @@ wheel:
 
 bench:
 	fewstep bench overhead
+	fewstep bench command
 
 check: lint types test slow

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from fewstep import __version__
 from fewstep.models.errors import FewstepError, SettingError
 
@@ -130,9 +131,10 @@ def list_(
 ) -> None:
     """Lists what can be named: solvers, grids, models, guidance."""
     with _errors():
-        from fewstep.samplers.catalogue import listing
         from rich.console import Console
         from rich.table import Table
+
+        from fewstep.samplers.catalogue import listing
 
         header, *rows = listing(kind)
         table = Table(*header, box=None)
@@ -151,6 +153,16 @@ def overhead(
         from fewstep.eval.overhead import report
 
         typer.echo(report(steps, repeats))
+
+
+@bench_app.command()
+def command(
+    repeats: Annotated[int, typer.Option(help="Runs of each command.")] = 3,
+) -> None:
+    """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
+    from fewstep.eval.command import report
+
+    typer.echo(report(repeats))
 
 
 @app.callback(invoke_without_command=True)

@@ -35,29 +35,38 @@ def card(name: str) -> dict[str, Any]:
     return found
 
 
-def load(source: Any, *, dtype: str = "fp32", device: str | torch.device = "cpu") -> Network:
+def load(
+    source: Any, *, dtype: str | None = None, device: str | torch.device | None = None
+) -> Network:
     """A network ready to sample from.
 
     Args:
         source: an embedded name; a diffusers pipeline folder or checkpoint folder (the latter with
             a card.json or scheduler_config.json beside its weights); a hub id `owner/name`; a live
             diffusers pipeline; or a `Network`, which is returned as it is.
-        dtype: "fp32", "bf16" or "fp16", of the network's weights; states stay float32.
-        device: a torch device.
+        dtype: "fp32", "bf16" or "fp16", of the network's weights; states stay float32. None is
+            fp32, and for a live pipeline what it has.
+        device: a torch device; None is cpu, and for a live pipeline where it is.
 
     Raises:
         ModelError: if nothing is found there, or what is found cannot be sampled from.
     """
     if isinstance(source, Network):
         return source
-    kind, where = _dtype(dtype), _device(device)
+    kind, where = _dtype(dtype or "fp32"), _device(device or "cpu")
     if not isinstance(source, str | Path):
-        return from_pipeline(source.to(device=where, dtype=kind))
+        return from_pipeline(_moved(source, kind if dtype else None, where if device else None))
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _from_folder(folder, kind, where)
     folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
     return replace(_from_folder(folder, kind, where), name=str(source))
+
+
+def _moved(pipe: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
+    asked = {"dtype": dtype, "device": device}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return pipe.to(**given) if given else pipe
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -145,11 +154,18 @@ def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype) -> Any:
+    from diffusers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        return from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True)
+        return from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {str(folder)!r}: {reason}") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _from_hub(name: str) -> Path:

@@ -101,10 +101,15 @@ def same_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     return _path(a) == _path(b)
 
 
-def _path(schedule: NoiseSchedule) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    fields = asdict(schedule)  # type: ignore[call-overload]
-    names = sorted(fields.keys() - {"shift", "terminal", "sigma_min", "sigma_max", "time_scale"})
-    return schedule.family, tuple((name, fields[name]) for name in names)
+NAMES_AND_RANGES = {"shift", "terminal", "time_scale", "time_label", "sigma_data"}
+NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max"}
+
+
+def _path(schedule: NoiseSchedule) -> dict[str, Any]:
+    """The family and the parameters that alpha as a function of lam depends on."""
+    process = process_of(schedule)
+    kept = process["params"].keys() - NAMES_AND_RANGES
+    return {"family": process["family"], **{name: process["params"][name] for name in kept}}
 
 
 def _half_log_snr(log_alpha: float) -> float:
@@ -153,7 +158,8 @@ class VPDiscrete(_VariancePreserving):
     """A DDPM schedule of N training steps, read between them (arXiv:2206.00927, app. D.4).
 
     ln(alpha) is piecewise linear in t through (0, 0) and t_n = (n + 1) / N, n = 0..N-1, where it is
-    ln(abar_n) / 2; so t = 0 is clean data exactly. The network's label is N t - 1, in [0, N - 1].
+    ln(abar_n) / 2; so t = 0 is clean data exactly. The network's label is N t - 1, in [0, N - 1];
+    below t = 1/N it stays 0.
 
     beta_schedule: "linear" | "scaled_linear" (Stable Diffusion) | "squaredcos_cap_v2" | "sigmoid".
     trained_betas: N explicit betas; then the three fields above do not count.
@@ -214,7 +220,7 @@ class VPDiscrete(_VariancePreserving):
         return _vp_slope(node, rate)
 
     def label(self, node: Node) -> float:
-        return self.num_train_timesteps * node.t - 1.0
+        return max(self.num_train_timesteps * node.t - 1.0, 0.0)
 
     @property
     def alphas_cumprod(self) -> tuple[float, ...]:

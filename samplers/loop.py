@@ -20,7 +20,6 @@ def integrate(
     solver: Solver[Any],
     grid: TimeGrid,
     x: Tensor,
-    *,
     guidance: Guidance,
     callback: Callback | None = None,
 ) -> Tensor:

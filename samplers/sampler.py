@@ -1,7 +1,8 @@
 """`Sampler`: a network, ready to be asked for images."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,18 +11,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.denoiser import Branch, Denoiser, Network
-from ..models.errors import ModelError, SettingError
+from ..models.denoiser import Denoiser, Network
+from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.schedule import Node
+from .conditions import Conditions, branches_of, check_branches, rows_of
 from .guidance import Guidance, Unguided
 from .images import Picture, to_pil
 from .loop import Callback, integrate
-from .noise import noise
+from .noise import checked_seeds, noise
 from .plan import Plan, make_plan
-
-Conditions = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, source: Any, *, dtype: str = "fp32", device: str | torch.device = "cpu"
+        cls, source: Any, *, dtype: str | None = None, device: str | torch.device | None = None
     ) -> "Sampler":
-        """The sampler of anything `models.load.load` takes."""
+        """The sampler of anything that `models.load.load` takes."""
         return cls(load(source, dtype=dtype, device=device))
 
     def plan(self, **choices: Any) -> Plan:
@@ -93,127 +93,46 @@ class Sampler:
             FewstepError: for anything that cannot be run, before the network is called.
             NonFiniteError: if the network returns NaN or infinity.
         """
-        plan, guidance = self.plan(**choices), guidance or Unguided()
-        seeds = _checked_seeds(seeds, batch)
-        branches = self._branches(len(seeds), class_labels, conditions or {}, negative)
-        self._check_branches(branches, guidance, plan)
-        ledger = Ledger(images=len(seeds))
-        start, parts = time.perf_counter(), []
-        with (
-            _bar(progress, plan.grid.steps * -(-len(seeds) // batch)) as bar,
-            torch.inference_mode(),
-        ):
-
-            def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
-                bar.update()
-                if callback is not None:
-                    callback(n, node, x, x0, ledger)
-
-            for rows in _chunks(len(seeds), batch):
-                denoiser = Denoiser(self.network, _rows(branches, rows), ledger)
-                x = self._start(seeds[rows], plan)
-                x = integrate(
-                    denoiser, plan.solver, plan.grid, x, guidance=guidance, callback=step_done
-                )
-                parts.append((self.network.decode(x) if self.network.decode else x).cpu())
+        if batch < 1:
+            raise SettingError(f"batch must be at least 1, not {batch}")
+        plan, guidance, seeds = self.plan(**choices), guidance or Unguided(), checked_seeds(seeds)
+        branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
+        check_branches(self.network, branches, guidance, plan.grid)
+        ledger, parts = Ledger(images=len(seeds)), []
+        chunks = [slice(i, i + batch) for i in range(0, len(seeds), batch)]
+        start = time.perf_counter()
+        with _bar(progress, plan.grid.steps * len(chunks), callback) as step_done:
+            for rows in chunks:
+                denoiser = Denoiser(self.network, rows_of(branches, rows), ledger)
+                parts.append(self._draw(denoiser, plan, seeds[rows], guidance, step_done))
         ledger.seconds = time.perf_counter() - start
-        return Result(torch.cat(parts).clone(), ledger)
+        return Result(torch.cat(parts), ledger)
 
-    def _start(self, seeds: Sequence[int], plan: Plan) -> Tensor:
-        scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
-        return noise(seeds, self.network.shape).to(self.network.device) * scale
-
-    def _branches(
+    def _draw(
         self,
-        n: int,
-        class_labels: int | Sequence[int] | None,
-        conditions: Conditions,
-        negative: Conditions | None,
-    ) -> dict[Branch, Conditions]:
-        """The conditions of both branches, n rows each; no UNCOND where there is none."""
-        found = {Branch.COND: {**_expanded(conditions, n), **self._labels(n, class_labels)}}
-        null = self.network.null_class
-        if negative is not None or (self.network.num_classes and null is not None):
-            labels = self._labels(n, None) if null is not None else {}
-            found[Branch.UNCOND] = {**found[Branch.COND], **_expanded(negative or {}, n), **labels}
-        return {
-            branch: {name: value.to(self.network.device) for name, value in each.items()}
-            for branch, each in found.items()
-        }
-
-    def _labels(self, n: int, class_labels: int | Sequence[int] | None) -> dict[str, Tensor]:
-        network = self.network
-        if not network.num_classes:
-            if class_labels is not None:
-                raise SettingError(f"{network.name} has no classes; drop class_labels")
-            return {}
-        if class_labels is None:
-            class_labels = network.null_class
-        if class_labels is None:
-            raise SettingError(
-                f"{network.name} has {network.num_classes} classes and no null class;"
-                f" give class_labels from 0 to {network.num_classes - 1}"
-            )
-        labels = [class_labels] * n if isinstance(class_labels, int) else list(class_labels)
-        if len(labels) != n:
-            raise SettingError(f"{len(labels)} class labels for {n} seeds; give one for each")
-        for label in labels:
-            if not (0 <= label < network.num_classes or label == network.null_class):
-                raise SettingError(
-                    f"class {label} does not exist; {network.name} has classes 0 to"
-                    f" {network.num_classes - 1}"
-                )
-        return {"class_labels": torch.tensor(labels, dtype=torch.long)}
-
-    def _check_branches(
-        self, branches: Mapping[Branch, Conditions], guidance: Guidance, plan: Plan
-    ) -> None:
-        asked = {branch for node in plan.grid.nodes for branch in guidance.branches(node)}
-        if asked - branches.keys():
-            raise SettingError(
-                f"{self.network.name} has no unconditional branch (no null class and no negative"
-                " conditions), so it cannot be guided; use a guidance scale of 1"
-            )
-        missing = [name for name in self.network.needs if name not in branches[Branch.COND]]
-        if missing:
-            raise ModelError(
-                f"{self.network.name} needs {', '.join(missing)}; pass conditions="
-                "{name: tensor} with one row per image"
-            )
+        denoiser: Denoiser,
+        plan: Plan,
+        seeds: Sequence[int],
+        guidance: Guidance,
+        callback: Callback,
+    ) -> Tensor:
+        """One batch from its noise to its decoded samples."""
+        scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
+        with torch.inference_mode():
+            x = noise(seeds, self.network.shape).to(self.network.device) * scale
+            x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback)
+            x = x if self.network.decode is None else self.network.decode(x)
+        return x.cpu().clone()  # cloned outside, it is an ordinary tensor again
 
 
-def _checked_seeds(seeds: Sequence[int], batch: int) -> list[int]:
-    if batch < 1:
-        raise SettingError(f"batch must be at least 1, not {batch}")
-    if len(seeds) == 0:
-        raise SettingError("no seeds; give one per image, such as range(64)")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise SettingError(f"seed {seed} must lie between 0 and 2^63 - 1")
-    return list(seeds)
+@contextmanager
+def _bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
+    """A callback that moves a progress bar of all steps and then calls the user's."""
+    with tqdm(total=steps, unit="step", disable=not progress, delay=1.0, leave=False) as bar:
 
+        def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
+            bar.update()
+            if callback is not None:
+                callback(n, node, x, x0, ledger)
 
-def _chunks(n: int, batch: int) -> Iterator[slice]:
-    return (slice(i, min(i + batch, n)) for i in range(0, n, batch))
-
-
-def _rows(branches: Mapping[Branch, Conditions], rows: slice) -> dict[Branch, Conditions]:
-    return {
-        branch: {name: value[rows] for name, value in each.items()}
-        for branch, each in branches.items()
-    }
-
-
-def _expanded(conditions: Conditions, n: int) -> dict[str, Tensor]:
-    """Conditions with n rows; a single row serves all images."""
-    for name, value in conditions.items():
-        if len(value) not in (1, n):
-            raise SettingError(f"condition {name!r} has {len(value)} rows for {n} images")
-    return {
-        name: value.expand(n, *value.shape[1:]) if len(value) == 1 else value
-        for name, value in conditions.items()
-    }
-
-
-def _bar(progress: bool, steps: int) -> "tqdm[Any]":
-    return tqdm(total=steps, unit="step", disable=not progress, delay=1.0, leave=False)
+        yield step_done

@@ -1,0 +1,36 @@
+"""What whole commands cost a user: wall time and peak memory of `sample` and of its help."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+COMMANDS = (("sample",), ("sample", "--help"))
+
+
+def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
+    """Seconds and peak resident MB of one run as a process of its own; raises if it fails."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fewstep.cli", *words], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def report(repeats: int = 3) -> str:
+    """One line per command: median and slowest wall time, largest memory."""
+    lines = [f"{'command':15} {'median s':>9} {'slowest s':>10} {'peak MB':>9}"]
+    with tempfile.TemporaryDirectory() as folder:
+        for words in COMMANDS:
+            seconds, megabytes = zip(*(measure(words, folder) for _ in range(repeats)), strict=True)
+            lines.append(
+                f"{' '.join(words):15} {statistics.median(seconds):9.2f} {max(seconds):10.2f}"
+                f" {max(megabytes):9.0f}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""What a run tells the network beside x and time: labels and tensors, per branch and image."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Branch, Network
+from ..models.errors import ModelError, SettingError
+from ..models.schedule import TimeGrid
+from .guidance import Guidance
+
+Conditions = Mapping[str, Tensor]
+Branches = Mapping[Branch, Conditions]
+
+
+def branches_of(
+    network: Network,
+    n: int,
+    class_labels: int | Sequence[int] | None,
+    conditions: Conditions | None,
+    negative: Conditions | None,
+) -> Branches:
+    """The conditions of n images for each branch that the network has.
+
+    A network has an unconditional branch if it has a null class or if negative conditions are
+    given; what those do not name is shared with the conditional branch.
+
+    Raises:
+        SettingError: for labels that do not exist, or conditions without one row per image.
+        ModelError: if a condition that the network cannot be called without is missing.
+    """
+    cond = {**_expanded(conditions or {}, n), **_labels(network, n, class_labels)}
+    missing = [name for name in network.needs if name not in cond]
+    if missing:
+        raise ModelError(
+            f"{network.name} needs {', '.join(missing)}; pass conditions={{name: tensor}} with one"
+            " row per image"
+        )
+    found = {Branch.COND: cond}
+    has_null = bool(network.num_classes) and network.null_class is not None
+    if negative is not None or has_null:
+        null = _labels(network, n, None) if has_null else {}
+        found[Branch.UNCOND] = {**cond, **_expanded(negative or {}, n), **null}
+    return {branch: _on(network.device, each) for branch, each in found.items()}
+
+
+def check_branches(
+    network: Network, branches: Branches, guidance: Guidance, grid: TimeGrid
+) -> None:
+    """Raises SettingError if the guidance will ask for a branch that the network does not have."""
+    asked = {branch for node in grid.nodes for branch in guidance.branches(node)}
+    if asked - branches.keys():
+        raise SettingError(
+            f"{network.name} has no unconditional branch (no null class and no negative"
+            " conditions), so it cannot be guided; use a guidance scale of 1"
+        )
+
+
+def rows_of(branches: Branches, rows: slice) -> Branches:
+    """Some images' share of the conditions."""
+    return {
+        branch: {name: value[rows] for name, value in each.items()}
+        for branch, each in branches.items()
+    }
+
+
+def _labels(
+    network: Network, n: int, class_labels: int | Sequence[int] | None
+) -> dict[str, Tensor]:
+    if not network.num_classes:
+        if class_labels is not None:
+            raise SettingError(f"{network.name} has no classes; drop class_labels")
+        return {}
+    if class_labels is None:
+        class_labels = network.null_class
+    if class_labels is None:
+        raise SettingError(
+            f"{network.name} has {network.num_classes} classes and no null class; give"
+            f" class_labels from 0 to {network.num_classes - 1}"
+        )
+    labels = [class_labels] * n if isinstance(class_labels, int) else list(class_labels)
+    if len(labels) != n:
+        raise SettingError(f"{len(labels)} class labels for {n} seeds; give one for each")
+    for label in labels:
+        if not (0 <= label < network.num_classes or label == network.null_class):
+            raise SettingError(
+                f"class {label} does not exist; {network.name} has classes 0 to"
+                f" {network.num_classes - 1}"
+            )
+    return {"class_labels": torch.tensor(labels, dtype=torch.long)}
+
+
+def _expanded(conditions: Conditions, n: int) -> dict[str, Tensor]:
+    """Conditions with n rows; a single row serves all images."""
+    for name, value in conditions.items():
+        if len(value) not in (1, n):
+            raise SettingError(f"condition {name!r} has {len(value)} rows for {n} images")
+    return {name: value.expand(n, *value.shape[1:]) for name, value in conditions.items()}
+
+
+def _on(device: torch.device, conditions: Conditions) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in conditions.items()}
