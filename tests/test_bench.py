@@ -1,0 +1,45 @@
+"""The benchmarks run, and what they count is what a step must not exceed. Times are not tested."""
+
+import pytest
+import torch
+
+from fewstep.eval import overhead
+from fewstep.eval.command import measure
+
+MOST = {  # full-size tensor operations per step
+    "ddim": 2,
+    "euler": 2,
+    "dpmpp-2m": 3,
+    "dpmpp-3m": 4,
+    "unipc-2": 4,
+    "unipc-3": 5,
+    "deis-2": 5,
+    "heun": 5,
+}
+
+
+@pytest.mark.parametrize("pair", overhead.PAIRS, ids=lambda pair: pair.name)
+def test_operations_per_step(pair):
+    full, tiny = overhead.operations(overhead.ours(pair, 20), 20)
+    assert full <= MOST[pair.name]
+    assert tiny == 0
+
+
+def test_counting_sees_full_and_tiny_operations():
+    x = torch.ones(2, 3)
+    with overhead.CountOps(6) as count:
+        x.mul(2.0).add_(x)
+        x.sum()
+        x.view(6)
+    assert (count.full, count.tiny) == (2, 1)
+
+
+def test_report_has_a_line_per_solver_and_shape():
+    lines = overhead.report(steps=3, repeats=1).splitlines()
+    assert len(lines) == 2 + len(overhead.PAIRS) * len(overhead.SHAPES)
+
+
+def test_commands_are_measured(tmp_path):
+    seconds, megabytes = measure(("sample", "--help"), str(tmp_path))
+    assert 0.0 < seconds < 60.0
+    assert megabytes > 1.0

@@ -1,0 +1,257 @@
+"""The commands as typed: what they write, and one clear line for every bad input."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from typer.testing import CliRunner
+
+from fewstep.cli import app, sample_app
+from fewstep.models.schedule import EDM
+from fewstep.samplers.grid import time_grid
+from fewstep.solvers import solver
+
+QUICK = ["--nfe", "2", "--seeds", "0-3"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def sample(*words):
+    return CliRunner().invoke(sample_app, [str(word) for word in words])
+
+
+def refused(result, *parts):
+    """Asserts exit code 2 and a single error line that contains the parts."""
+    assert result.exit_code == 2, result.output
+    text = result.output.strip()
+    assert text.startswith("error: ")
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+    return text
+
+
+def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
+    result = sample("--nfe", 3)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"64 images \| NFE 3 \| 3 network rows per image \| 3 calls", result.output)
+    with Image.open("samples.png") as image:
+        assert image.size == (8 * 34 + 2, 8 * 34 + 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+
+
+def test_classes_fill_rows():
+    result = sample("--nfe", 2, "--classes", "3,5-6", "--per-class", 4, "--json")
+    run = json.loads(result.stdout)["run"]
+    assert run["classes"] == [3] * 4 + [5] * 4 + [6] * 4
+    assert run["seeds"] == list(range(12))
+    with Image.open("samples.png") as image:
+        assert image.size == (4 * 34 + 2, 3 * 34 + 2)
+
+
+def test_json_counts_guidance_in_rows():
+    result = sample(*QUICK, "--cfg-scale", 2, "--json")
+    ledger = json.loads(result.stdout)["ledger"]
+    assert (ledger["nfe"], ledger["rows_per_image"], ledger["calls"]) == (2, 4, 2)
+
+
+def test_guidance_interval_costs_only_inside():
+    result = sample("--nfe", 4, "--seeds", 0, "--cfg-scale", 2, "--cfg-interval", "0.5,2", "--json")
+    ledger = json.loads(result.stdout)["ledger"]
+    assert ledger["nfe"] == 4
+    assert 4 < ledger["rows_per_image"] < 8
+
+
+def test_quiet_prints_nothing():
+    assert sample(*QUICK, "--quiet").output == ""
+
+
+def test_metadata_is_readable_and_replays_to_the_bit():
+    sample(
+        "fashion-unet", *QUICK, "--cfg-scale", 1.5, "--grid-type", "karras:rho=5", "--out", "a.png"
+    )
+    with Image.open("a.png") as image:
+        assert "NFE: 2, CFG scale: 1.5, Seed: 0-3, Model: fashion-unet" in image.text["parameters"]
+        assert json.loads(image.text["fewstep"])["seeds"] == [0, 1, 2, 3]
+    assert sample("--from-png", "a.png", "--out", "b.png").exit_code == 0
+    with Image.open("a.png") as a, Image.open("b.png") as b:
+        assert a.tobytes() == b.tobytes()
+        assert a.text == b.text
+
+
+def test_saved_images_are_the_cells_of_the_grid_and_replay():
+    sample("--nfe", 2, "--classes", "7", "--per-class", 2, "--seed", 5, "--save-images", "all/of")
+    with Image.open("all/of/000006-7.png") as image, Image.open("samples.png") as grid:
+        assert image.tobytes() == grid.crop((36, 2, 68, 34)).tobytes()
+    assert sample("--from-png", "all/of/000006-7.png", "--out", "one.png").exit_code == 0
+
+
+def test_schedule_file_gives_what_its_solver_gives(tmp_path):
+    from fewstep.models.schedule import RectifiedFlow
+
+    grid = time_grid("uniform", RectifiedFlow(), 3)
+    (tmp_path / "s.json").write_text(solver("unipc-3").encode(grid).dump())
+    sample("--schedule", "s.json", "--seeds", "0-3", "--out", "a.png")
+    sample(
+        "--solver",
+        "unipc-3",
+        "--grid-type",
+        "uniform",
+        "--nfe",
+        3,
+        "--seeds",
+        "0-3",
+        "--out",
+        "b.png",
+    )
+    with Image.open("a.png") as a, Image.open("b.png") as b:
+        assert a.tobytes() == b.tobytes()
+        assert json.loads(a.text["fewstep"])["schedule"]["nfe"] == 3
+    assert sample("--from-png", "a.png", "--out", "c.png").exit_code == 0
+
+
+def test_list_shows_every_kind():
+    from fewstep.samplers.catalogue import LISTINGS
+
+    for kind in LISTINGS:
+        result = CliRunner().invoke(app, ["list", kind])
+        assert result.exit_code == 0
+    assert "unipc-2" in CliRunner().invoke(app, ["list", "solvers"]).output
+
+
+def test_version():
+    from fewstep import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).output == f"fewstep {__version__}\n"
+
+
+def test_sample_is_also_a_command_of_fewstep():
+    assert CliRunner().invoke(app, ["sample", *QUICK]).exit_code == 0
+
+
+BAD = [
+    (["--solver", "unipc2"], "no solver 'unipc2'", "did you mean 'unipc-2'"),
+    (["--solver", "unipc-2:order=3"], "no setting of unipc-2 'order'", "known:"),
+    (["--solver", "unipc-2:solver_type=bh3"], "unipc-2", "solver_type", "bh3"),
+    (["--solver", "ddim:order=3"], "ddim has no settings"),
+    (["--solver", "unipc-2:bh1"], "'bh1'", "key=value"),
+    (["--grid-type", "karas"], "no grid 'karas'", "did you mean 'karras'"),
+    (["--grid-type", "karras:rho=-1"], "rho"),
+    (["--grid-type", "uniform:rho=1"], "uniform", "rho"),
+    (["--final", "none"], "no end rule 'none'", "zero"),
+    (["fashion-net"], "did you mean 'fashion-", "no hub id"),
+    (["--classes", "10-12"], "class 11", "0 to 9"),
+    (["--classes", "a-b"], "'a-b'", "0-63"),
+    (["--classes", "5-3"], "must rise"),
+    (["--per-class", "0"], "--per-class"),
+    (["--seeds", "0-3", "--classes", "1,2", "--per-class", "3"], "4 images", "6"),
+    (["--seeds", "99999999999999999999"], "2^63"),
+    (["--seed", "-1"], "seed -1"),
+    (["--nfe", "0"], "nfe must be at least 1"),
+    (["--steps", "0"], "at least 1 step"),
+    (["--nfe", "4", "--steps", "4"], "not both"),
+    (["--solver", "heun", "--nfe", "8"], "heun", "7 or 9"),
+    (["--batch", "0"], "batch"),
+    (["--cfg-scale", "nan"], "1 is off"),
+    (["--cfg-interval", "5,1"], "empty"),
+    (["--cfg-interval", "5"], "LOW,HIGH"),
+    (["--dtype", "fp8"], "no dtype 'fp8'", "bf16"),
+    (["--device", "quantum"], "device 'quantum'", "try cpu"),
+    (["--out", "no/such/folder.png"], "does not exist"),
+    (["--out", "."], "folder"),
+    (["--schedule", "none.json"], "none.json"),
+    (["--from-png", "none.png"], "no file 'none.png'"),
+]
+
+
+@pytest.mark.parametrize("words", BAD, ids=lambda words: " ".join(words[0]))
+def test_bad_input_gets_one_line_and_leaves_nothing(words, tmp_path):
+    refused(sample(*words[0]), *words[1:])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "taken").write_text("")
+    refused(sample(*QUICK, "--save-images", "taken"), "cannot create folder")
+
+
+def test_corrupt_pictures(tmp_path):
+    sample(*QUICK, "--out", "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (4, 4)).save("plain.png")
+    for name in ("cut.png", "text.png"):
+        refused(sample("--from-png", name), "no readable picture")
+    refused(sample("--from-png", "plain.png"), "no fewstep run")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "fashion-dit", "seeds": []}', '{"x": 1}'])
+def test_damaged_metadata(text):
+    chunks = PngInfo()
+    chunks.add_text("fewstep", text)
+    Image.new("L", (4, 4)).save("odd.png", pnginfo=chunks)
+    refused(sample("--from-png", "odd.png"), "damaged")
+
+
+def test_schedules_that_do_not_fit(tmp_path):
+    schedule = solver("ddim").encode(time_grid("karras", EDM(), 3))
+    (tmp_path / "edm.json").write_text(schedule.dump())
+    refused(sample("--schedule", "edm.json"), "made for process edm", "flow")
+    (tmp_path / "cut.json").write_text(schedule.dump()[:40])
+    refused(sample("--schedule", "cut.json"), "not a valid schedule")
+    rising = json.loads(schedule.dump())
+    rising["t"][0] = 0.001
+    (tmp_path / "rising.json").write_text(json.dumps(rising))
+    refused(sample("--schedule", "rising.json"), "a time grid must fall")
+    refused(sample("--schedule", "edm.json", "--nfe", 3), "brings its own steps")
+    refused(sample("--schedule", "edm.json", "--solver", "ddim"), "drop the solver")
+
+
+def test_unconditional_networks_refuse_guidance_and_classes(tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    assert sample("pipe", *QUICK).exit_code == 0
+    refused(sample("pipe", *QUICK, "--cfg-scale", 2), "no unconditional branch")
+    refused(sample("pipe", *QUICK, "--classes", "1"), "no classes")
+
+
+def test_nan_from_the_network_is_reported_and_nothing_written(tmp_path, monkeypatch):
+    from fewstep.models import load as loading
+
+    real = loading.load
+
+    def broken(*args, **kwargs):
+        from dataclasses import replace
+
+        network = real(*args, **kwargs)
+        return replace(network, forward=lambda x, node, conditions: x * float("nan"))
+
+    monkeypatch.setattr(loading, "load", broken)
+    refused(sample(*QUICK), "NaN", "t=1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_instant_and_errors_leave_the_shell_with_2():
+    command = [sys.executable, "-m", "fewstep.cli", "sample", "--solver", "nope"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no solver 'nope'")

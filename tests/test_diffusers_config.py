@@ -1,0 +1,264 @@
+"""Every scheduler of diffusers: what its config says of the network, or why it is refused."""
+
+import contextlib
+import inspect
+import json
+import math
+
+import pytest
+import torch
+from diffusers import SchedulerMixin, schedulers
+
+from fewstep.models.diffusers_config import REFUSED, from_scheduler_config
+from fewstep.models.errors import FewstepError, ModelError, UnknownNameError
+from fewstep.models.prediction import Prediction, combine, convert, x0_from
+from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, VPLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # diffusers' own arithmetic
+
+EXPORTED = {name: getattr(schedulers, name) for name in dir(schedulers)}
+CLASSES = {  # without those that diffusers replaces by a stub, because a package is missing
+    name: cls
+    for name, cls in EXPORTED.items()
+    if inspect.isclass(cls) and issubclass(cls, SchedulerMixin) and cls is not SchedulerMixin
+}
+OTHERS = {  # all that are neither refused nor here are VPDiscrete
+    "DDPMWuerstchenScheduler": (Cosine(time_scale=1.0), Prediction.EPS),
+    "EDMDPMSolverMultistepScheduler": (EDM(), Prediction.EDM),
+    "EDMEulerScheduler": (EDM(), Prediction.EDM),
+    "FlowMatchEulerDiscreteScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "FlowMatchHeunDiscreteScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "FlowMatchLCMScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "HeliosDMDScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "HeliosScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "LTXEulerAncestralRFScheduler": (RectifiedFlow(), Prediction.FLOW),
+    "ScoreSdeVpScheduler": (VPLinear(), Prediction.EPS),
+}
+VP = sorted(CLASSES.keys() - REFUSED.keys() - OTHERS.keys())
+BETA_SETTINGS = [
+    {},
+    {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
+    {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02},
+    {"beta_schedule": "scaled_linear", "beta_end": 0.012, "rescale_betas_zero_snr": True},
+    {"trained_betas": [0.1, 0.2, 0.05, 0.6], "num_train_timesteps": 4},
+    {"snr_shift_scale": 1.0},
+    {"snr_shift_scale": 2.0, "rescale_betas_zero_snr": True},
+]
+
+
+def built(name):
+    """The scheduler with each of the settings that it has."""
+    known = inspect.signature(CLASSES[name].__init__).parameters.keys()
+    for wanted in BETA_SETTINGS:
+        if wanted.keys() <= known:
+            with contextlib.suppress(NotImplementedError, TypeError):  # a value it does not know
+                yield CLASSES[name](**wanted)
+
+
+def saved(scheduler):
+    """The contents of its scheduler_config.json."""
+    return json.loads(scheduler.to_json_string())
+
+
+def config_of(name, **settings):
+    return saved(CLASSES[name](**settings))
+
+
+def close(found, expected, **tolerance):
+    torch.testing.assert_close(found, expected, **{"rtol": 1e-4, "atol": 1e-7, **tolerance})
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_cannot_be_sampled_from_is_refused_by_name(name):
+    with pytest.raises(ModelError, match=f"{name} cannot be sampled from: .*pass schedule="):
+        from_scheduler_config({"_class_name": name, "beta_schedule": "linear"})
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - REFUSED.keys()))
+def test_every_other_scheduler_is_read(name):
+    schedule, prediction = from_scheduler_config(config_of(name))
+    assert isinstance(prediction, Prediction)
+    if name in OTHERS:
+        assert (schedule, prediction) == OTHERS[name]
+    else:
+        assert (type(schedule), prediction) == (VPDiscrete, Prediction.EPS)
+
+
+def test_the_schedulers_were_found():
+    assert len(VP) > 15
+    assert REFUSED.keys() <= EXPORTED.keys()
+    assert OTHERS.keys() <= CLASSES.keys()
+
+
+# Variance preserving
+
+
+@pytest.mark.parametrize("name", VP)
+def test_alphas_cumprod_are_those_of_the_scheduler(name):
+    tried = 0
+    for scheduler in built(name):
+        schedule, _ = from_scheduler_config(saved(scheduler))
+        close(torch.tensor(schedule.alphas_cumprod), scheduler.alphas_cumprod.float())
+        tried += 1
+    assert tried >= 2
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("epsilon", Prediction.EPS), ("sample", Prediction.X0), ("v_prediction", Prediction.V)],
+)
+@pytest.mark.parametrize("t", [1, 500, 998])
+def test_predictions_mean_what_they_mean_in_diffusers(theirs, ours, t):
+    scheduler = CLASSES["DDIMScheduler"](prediction_type=theirs, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    schedule, prediction = from_scheduler_config(saved(scheduler))
+    assert prediction is ours
+    x_t, out = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    node = schedule.at((t + 1) / 1000)
+    x0 = convert(out, x_t, node, prediction, Prediction.X0)
+    close(x0, scheduler.step(out, t, x_t).pred_original_sample, rtol=1e-3, atol=1e-4)
+    assert schedule.label(node) == pytest.approx(t)
+
+
+def test_the_wuerstchen_and_sde_schedules():
+    s = 0.02
+    scheduler = CLASSES["DDPMWuerstchenScheduler"](s=s)
+    schedule, _ = from_scheduler_config(saved(scheduler))
+    for t in (0.1, 0.5, 0.9):
+        expected = scheduler._alpha_cumprod(torch.tensor([t]), "cpu").item()
+        assert schedule.at(t).alpha ** 2 == pytest.approx(expected, rel=1e-5)
+        assert schedule.label(schedule.at(t)) == t
+    config = config_of("ScoreSdeVpScheduler", beta_min=0.2, beta_max=10)
+    assert from_scheduler_config(config)[0] == VPLinear(0.2, 10)
+
+
+# Flow
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_with_a_static_shift(shift):
+    scheduler = CLASSES["FlowMatchEulerDiscreteScheduler"](shift=shift)
+    schedule, prediction = from_scheduler_config(saved(scheduler))
+    nodes = [schedule.at(1.0 - i / 1000) for i in range(1000)]
+    assert prediction is Prediction.FLOW
+    close(torch.tensor([node.sigma for node in nodes]), scheduler.sigmas[:1000])
+    close(torch.tensor([schedule.label(node) for node in nodes]), scheduler.timesteps)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_flow_with_a_shift_by_size(kind, tokens):
+    scheduler = CLASSES["FlowMatchEulerDiscreteScheduler"](
+        use_dynamic_shifting=True, time_shift_type=kind, shift=9.0, max_shift=1.3
+    )
+    schedule, _ = from_scheduler_config(saved(scheduler), tokens=tokens)
+    mu = 0.5 + (1.3 - 0.5) * (tokens - 256) / (4096 - 256)
+    for t in (0.1, 0.5, 0.9):
+        assert schedule.at(t).sigma == pytest.approx(scheduler.time_shift(mu, 1.0, t))
+
+
+def test_flow_with_a_shift_by_size_needs_the_size():
+    config = config_of("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    with pytest.raises(ModelError, match="pass tokens="):
+        from_scheduler_config(config)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize(
+    "asked", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}], ids=str
+)
+def test_flow_asked_of_a_general_scheduler(name, asked):
+    config = config_of(name, flow_shift=3.0, num_train_timesteps=500, **asked)
+    expected = RectifiedFlow(3.0, time_scale=500.0), Prediction.FLOW
+    assert from_scheduler_config(config) == expected
+
+
+def test_flow_with_a_terminal():
+    config = config_of("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
+    assert from_scheduler_config(config)[0] == RectifiedFlow(terminal=0.1)
+
+
+@pytest.mark.xfail(
+    reason="read as an ordinary flow", raises=pytest.fail.Exception, strict=True
+)  # Mochi's times run from data to noise
+def test_flow_from_data_to_noise_is_refused():
+    config = config_of("FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
+    with pytest.raises(ModelError, match="invert_sigmas"):
+        from_scheduler_config(config)
+
+
+# EDM
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm_preconditions_as_the_scheduler_does(name):
+    scheduler = CLASSES[name](sigma_min=0.01, sigma_max=20.0, sigma_data=0.7)
+    schedule, prediction = from_scheduler_config(saved(scheduler))
+    assert schedule == EDM(0.01, 20.0, 0.7)
+    x_t, out = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for t in (0.01, 1.0, 20.0):
+        node, sigma = schedule.at(t), torch.tensor(t)
+        c_in = prediction.input_scale(node, schedule.sigma_data)
+        x0 = combine(x0_from(prediction, node, schedule.sigma_data), x_t, out)
+        close(c_in * x_t, scheduler.precondition_inputs(x_t, sigma))
+        close(x0, scheduler.precondition_outputs(x_t, out, sigma))
+        assert schedule.label(node) == pytest.approx(float(scheduler.precondition_noise(sigma)))
+
+
+def test_edm_with_another_preconditioning_is_refused():
+    config = config_of("EDMEulerScheduler", prediction_type="v_prediction")
+    with pytest.raises(ModelError, match=r"EDMEulerScheduler .*'v_prediction'"):
+        from_scheduler_config(config)
+
+
+# Configs that say too little
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "text"),
+    [
+        ({}, ModelError, "this config does not say how"),
+        ({"_class_name": "NewScheduler"}, ModelError, "NewScheduler does not say how"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear",
+             "timestep_type": "continuous"},
+            ModelError,
+            "EulerDiscreteScheduler does not say how",
+        ),
+        (
+            {"_class_name": "DDPMWuerstchenScheduler", "scaler": 2.0},
+            ModelError,
+            "DDPMWuerstchenScheduler does not say how",
+        ),
+        ({"beta_schedule": "laplace"}, UnknownNameError, "no beta schedule 'laplace'; known: lin"),
+        (
+            {"beta_schedule": "linear", "prediction_type": "v_predict"},
+            UnknownNameError,
+            "no prediction 'v_predict'; did you mean 'v_prediction'",
+        ),
+        pytest.param(
+            {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0},
+            FewstepError,
+            "sigma_data",
+            marks=pytest.mark.xfail(raises=KeyError, strict=True),
+        ),
+        pytest.param(
+            {"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1},
+            FewstepError,
+            "beta_max",
+            marks=pytest.mark.xfail(raises=KeyError, strict=True),
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_says_too_little_is_refused(config, error, text):
+    with pytest.raises(error, match=text):
+        from_scheduler_config(config)
+
+
+def test_a_config_with_defaults_left_out_is_the_plain_one():
+    """What diffusers itself wrote in its first releases."""
+    schedule, prediction = from_scheduler_config({"beta_schedule": "linear"})
+    assert (schedule, prediction) == (VPDiscrete(), Prediction.EPS)
+    assert math.isfinite(schedule.at(1.0).lam)

@@ -1,0 +1,262 @@
+"""Named time grids: their ends, their formulas, and the published tables."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers import AysSchedules
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import PROCESSES
+from scipy.stats import beta as beta_law
+
+from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
+from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
+from fewstep.samplers.grid import (
+    FLOW_EDGE,
+    Final,
+    default_grid,
+    grid_names,
+    time_grid,
+)
+from fewstep.samplers.plan import make_plan, parse_spec
+
+EVERY = {
+    **PROCESSES,
+    "sd": VPDiscrete("scaled_linear", 0.00085, 0.012),
+    "zero-snr": VPDiscrete("scaled_linear", 0.00085, 0.012, zero_snr=True),
+    "cosine": Cosine(),
+    "ltx": RectifiedFlow(shift=2.05, terminal=0.1),
+    "svd": EDM(0.002, 700.0),
+}
+TABLES = [name for name in grid_names() if name.startswith("ays-")]
+FORMULAS = [name for name in grid_names() if name not in TABLES]
+
+
+def spread(values):
+    """Differences of neighbours."""
+    return [b - a for a, b in itertools.pairwise(values)]
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize("process", EVERY)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_grid_falls_from_its_first_node_to_its_end(name, process, final):
+    schedule = EVERY[process]
+    in_lam = name not in ("uniform", "quadratic", "beta")
+    for steps in range(1, 51):
+        grid = time_grid(name, schedule, steps, final)
+        first, last = grid.nodes[0], grid.nodes[-1]
+        assert grid.steps == steps + (final is Final.DENOISE)
+        assert grid.denoise == (final is Final.DENOISE)
+        assert all(gap < 0 for gap in spread([node.t for node in grid]))
+        if in_lam and schedule.family == "flow":
+            assert first.alpha == pytest.approx(FLOW_EDGE, rel=1e-12)
+        else:
+            assert first.t == pytest.approx(schedule.t_max, rel=1e-12)
+        noisy = grid.nodes[-1] if final is Final.SIGMA_MIN else grid.nodes[-2]
+        if final is not Final.SIGMA_MIN:
+            assert (last.t, last.sigma, last.lam) == (schedule.t_zero, 0.0, math.inf)
+        if final is not Final.ZERO or (in_lam and steps > 1):
+            stretched = process == "ltx" and name == "uniform"
+            end = schedule.at_lam(math.log(9)).t if stretched else schedule.t_min
+            assert noisy.t == pytest.approx(end, rel=1e-9)
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize("process", EVERY)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_falls_or_says_that_it_does_not_fit(name, process, final):
+    """The video table starts at kappa = 700; elsewhere several of its nodes would be the first."""
+    for steps in range(1, 51):
+        if (name, process) == ("ays-svd", "svd") or name != "ays-svd":
+            grid = time_grid(name, EVERY[process], steps, final)
+        else:
+            try:
+                grid = time_grid(name, EVERY[process], steps, final)
+            except ScheduleError as error:
+                assert "must fall" in str(error)  # noqa: PT017 - it fits in few steps
+                continue
+        assert grid.steps == steps + (final is Final.DENOISE)
+        assert (grid.nodes[-1].sigma == 0.0) == (final is not Final.SIGMA_MIN)
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_karras_is_even_in_a_root_of_kappa(process):
+    schedule = EVERY[process]
+    for rho in (7.0, 3.0):
+        grid = time_grid("karras", schedule, 9, Final.SIGMA_MIN, rho=rho)
+        gaps = spread([node.kappa ** (1 / rho) for node in grid])
+        assert gaps == pytest.approx([gaps[0]] * 9, rel=1e-9)
+
+
+def test_karras_agrees_with_diffusers():
+    """Both from the same ends: those that diffusers computes itself have float32 digits."""
+    grid = time_grid("karras", VPDiscrete(), 10)
+    kappas = [node.kappa for node in grid.nodes[:-1]]
+    theirs = DPMSolverMultistepScheduler()._convert_to_karras(np.array(kappas), 10)
+    assert kappas == pytest.approx(theirs.tolist(), rel=1e-9)
+
+
+def test_karras_is_the_formula_of_the_paper():
+    """sigma_i = (max^(1/rho) + i/(n-1) (min^(1/rho) - max^(1/rho)))^rho, then 0; table of n = 3."""
+    times = [node.t for node in time_grid("karras", EDM(), 3)]
+    middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
+    assert times == pytest.approx([80.0, middle, 0.002, 0.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_logsnr_is_even_in_lam(process):
+    schedule = EVERY[process]
+    grid = time_grid("logsnr", schedule, 12, Final.SIGMA_MIN)
+    gaps = spread([node.lam for node in grid])
+    assert gaps == pytest.approx([gaps[0]] * 12, rel=1e-8)
+    assert time_grid("exponential", schedule, 12) == time_grid("logsnr", schedule, 12)
+    same = time_grid("polyexponential", schedule, 12, rho=1.0)
+    assert [n.t for n in same] == pytest.approx([n.t for n in time_grid("logsnr", schedule, 12)])
+
+
+def test_polyexponential_is_its_formula():
+    grid = time_grid("polyexponential", EDM(), 4, Final.SIGMA_MIN, rho=2.0)
+    logs = [math.log(0.002) + (1 - i / 4) ** 2 * math.log(80 / 0.002) for i in range(5)]
+    assert [math.log(node.t) for node in grid] == pytest.approx(logs, rel=1e-12)
+
+
+@pytest.mark.parametrize("process", EVERY)
+def test_quadratic_is_even_in_the_root_of_time(process):
+    roots = [math.sqrt(node.t) for node in time_grid("quadratic", EVERY[process], 8)]
+    assert roots == pytest.approx([roots[0] * (1 - i / 8) for i in range(9)], rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_uniform_flow_is_shifted(steps):
+    """tau = 3 u / (1 + 2 u) at u = 1 - i/N."""
+    grid = time_grid("uniform", RectifiedFlow(shift=3.0), steps)
+    us = [1 - i / steps for i in range(steps + 1)]
+    assert [node.t for node in grid] == pytest.approx(us, abs=1e-15)
+    assert [node.sigma for node in grid] == pytest.approx(
+        [3 * u / (1 + 2 * u) for u in us], abs=1e-15
+    )
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_shift_moves_lam(shift):
+    plain, moved = (time_grid("uniform", RectifiedFlow(shift=k), 6) for k in (1.0, shift))
+    lams = [node.lam - math.log(shift) for node in plain.nodes]
+    assert [node.lam for node in moved] == pytest.approx(lams, rel=1e-13)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(1, 2.05), (2, 2.05), (8, 2.05), (8, 1.0), (25, 7.0)])
+def test_stretched_flow_agrees_with_diffusers(steps, shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=0.1)
+    ours = time_grid("uniform", RectifiedFlow(shift=shift, terminal=0.1), steps)
+    assert ours.nodes[-2].sigma == pytest.approx(0.1 if steps > 1 else 1.0, rel=1e-12)
+    if steps > 1:  # theirs divides 0 by 0 in a single step
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
+        theirs = scheduler.sigmas.tolist()
+        assert [node.sigma for node in ours] == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "table"),
+    [
+        ("ays-sd15", EVERY["sd"], "StableDiffusionSigmas"),
+        ("ays-sdxl", EVERY["sd"], "StableDiffusionXLSigmas"),
+        ("ays-svd", EVERY["svd"], "StableDiffusionVideoSigmas"),
+    ],
+)
+def test_align_your_steps_are_the_published_ten(name, schedule, table):
+    kappas = [node.kappa for node in time_grid(name, schedule, 10)]
+    assert kappas == pytest.approx(AysSchedules[table], rel=2e-4)  # 14.615 is rounded up
+    assert kappas[1:] == pytest.approx(AysSchedules[table][1:], rel=1e-9)
+    assert time_grid(name, schedule, 10, Final.SIGMA_MIN).nodes[-1].kappa < kappas[-2]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_align_your_steps_are_interpolated_in_log(name):
+    ten, twenty = (time_grid(name, EVERY["svd"], n, Final.SIGMA_MIN) for n in (10, 20))
+    lams = [node.lam for node in twenty]
+    assert lams[::2] == pytest.approx([node.lam for node in ten], rel=1e-9)
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(lams[::2])]
+    assert lams[1::2] == pytest.approx(middles, rel=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (2.0, 0.5)])
+def test_beta_places_nodes_at_quantiles(a, b):
+    grid = time_grid("beta", VPLinear(), 12, alpha=a, beta=b)
+    places = beta_law.ppf(np.linspace(1, 0, 13), a, b)
+    assert [node.t for node in grid] == pytest.approx(places.tolist(), rel=1e-9, abs=1e-12)
+
+
+@given(
+    rho=st.floats(0.5, 4.0),
+    steps=st.integers(1, 60),
+    name=st.sampled_from(["karras", "polyexponential"]),
+    process=st.sampled_from(list(EVERY)),
+)
+def test_any_rho_gives_a_falling_grid_with_the_same_ends(rho, steps, name, process):
+    grid = time_grid(name, EVERY[process], steps, Final.SIGMA_MIN, rho=rho)
+    plain = time_grid("logsnr", EVERY[process], 1, Final.SIGMA_MIN)
+    assert grid.nodes[0].lam == pytest.approx(plain.nodes[0].lam, rel=1e-9)
+    assert grid.nodes[-1].lam == pytest.approx(plain.nodes[-1].lam, rel=1e-9)
+
+
+def test_defaults_suit_the_process():
+    assert [default_grid(PROCESSES[p]) for p in ("vp", "vp-linear", "edm", "flow")] == [
+        "logsnr",
+        "logsnr",
+        "karras",
+        "beta",
+    ]
+
+
+# From what a user types
+
+
+def test_settings_are_read_from_a_name():
+    edm = EDM()
+    assert parse_spec("karras:rho=5") == ("karras", {"rho": 5})
+    assert parse_spec("beta:alpha=0.5, beta=1.5") == ("beta", {"alpha": 0.5, "beta": 1.5})
+    assert parse_spec("unipc-2:disable_corrector=[0],solver_type=bh1") == (
+        "unipc-2",
+        {"disable_corrector": [0], "solver_type": "bh1"},
+    )
+    planned = make_plan(edm, "ddim", steps=6, grid="karras:rho=5", final="sigma_min").grid
+    assert planned == time_grid("karras", edm, 6, Final.SIGMA_MIN, rho=5)
+    assert planned != time_grid("karras", edm, 6, Final.SIGMA_MIN)
+    assert make_plan(edm, "ddim", steps=6).grid == time_grid("karras", edm, 6)
+    assert make_plan(edm, "ddim", grid=[80.0, 3.0, 0.0]).grid == TimeGrid.of(edm, [80.0, 3.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("choices", "error", "message"),
+    [
+        ({"grid": "karas"}, UnknownNameError, r"no grid 'karas'; did you mean 'karras'\?"),
+        ({"grid": "karras:roh=5"}, SettingError, "grid 'karras': .*'roh'"),
+        ({"grid": "logsnr:rho=5"}, SettingError, "grid 'logsnr': .*'rho'"),
+        ({"grid": "karras:rho=0"}, SettingError, "'karras' needs rho > 0, not 0; 7 is usual"),
+        ({"grid": "karras:rho=big"}, SettingError, "grid 'karras': "),
+        ({"grid": "karras:rho"}, SettingError, "'rho' in 'karras:rho' is no setting"),
+        ({"grid": "polyexponential:rho=-1"}, SettingError, "needs rho > 0"),
+        ({"grid": "beta:alpha=0"}, SettingError, "needs alpha > 0 and beta > 0"),
+        ({"final": "zeros"}, UnknownNameError, r"no end rule 'zeros'; did you mean 'zero'\?"),
+        ({"steps": 0}, SettingError, "at least 1 step, not 0"),
+        ({"steps": 5, "nfe": 5}, SettingError, "not both"),
+        ({"steps": 5, "grid": [80.0, 1.0]}, SettingError, "explicit times are the grid"),
+        ({"grid": [80.0]}, ScheduleError, "at least two nodes"),
+        ({"grid": [80.0, 80.0]}, ScheduleError, "must fall: node 0 has t=80, node 1 has t=80"),
+        ({"grid": [80.0, 1.0, 2.0]}, ScheduleError, "must fall: node 1 has t=1, node 2 has t=2"),
+        ({"grid": [80.0, -1.0]}, ScheduleError, "t=-1 lies outside the edm schedule"),
+    ],
+)
+def test_bad_grids_say_what_to_do(choices, error, message):
+    with pytest.raises(error, match=message):
+        make_plan(EDM(), "ddim", **choices)
+
+
+@pytest.mark.parametrize("terminal", [0.0, 1.0, -0.1])
+def test_a_terminal_outside_0_to_1_is_refused(terminal):
+    with pytest.raises(ScheduleError, match="stretched to end at"):
+        time_grid("uniform", RectifiedFlow(terminal=terminal), 5)

@@ -1,0 +1,87 @@
+"""The shape of the project: where imports may point, and what ends up in the wheel."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RANK = {"models": 0, "solvers": 1, "samplers": 2, "eval": 3}
+FILES = [path for folder in RANK for path in sorted((ROOT / folder).rglob("*.py"))]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = {"fewstep", *(".".join(("fewstep", *p.relative_to(ROOT).parts[:-1])) for p in FILES)}
+
+
+def imported_folders(path):
+    """The top-level folders of ours that a file imports from, by relative or absolute name."""
+    here = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            full = (*here[: len(here) - node.level + 1], *(node.module or "").split("."))
+            yield full[0]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fewstep"):
+            yield "absolute"
+        elif isinstance(node, ast.Import):
+            yield from ("absolute" for alias in node.names if alias.name.startswith("fewstep"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_are_relative_and_point_one_way(path):
+    mine = RANK[path.relative_to(ROOT).parts[0]]
+    for folder in imported_folders(path):
+        assert folder != "absolute", "inside the package imports are relative"
+        assert RANK.get(folder, -1) <= mine
+
+
+def test_root_holds_two_python_files():
+    """Every other one would be shipped as a module of the package."""
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "cli.py"]
+
+
+def test_every_folder_with_code_is_packaged():
+    """An editable install serves any folder, a wheel only the listed ones."""
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == PACKAGES
+
+
+def test_every_direct_dependency_is_pinned():
+    project = SETTINGS["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    wanted = {name.split(">=")[0] for name in [*project["dependencies"], *extras]}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    assert wanted - {"fewstep[test]"} <= pinned
+
+
+def test_changelog_knows_the_version():
+    version = SETTINGS["project"]["version"]
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'__version__ = "{version}"' in (ROOT / "__init__.py").read_text()
+
+
+def test_importing_the_package_and_its_help_need_no_torch():
+    code = "import sys, fewstep.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    for folder in (".", *RANK, "tests"):  # a clean copy: an old build folder would leak into it
+        for path in (ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                target = source / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    weights = (ROOT / "models" / "embedded").glob("*/*.*")
+    data = {f"fewstep/{path.relative_to(ROOT)}" for path in weights}
+    code = {f"fewstep/{path.relative_to(ROOT)}" for path in FILES}
+    assert len(data) == 6
+    assert names == code | data | {"fewstep/__init__.py", "fewstep/cli.py", "fewstep/py.typed"}

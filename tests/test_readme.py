@@ -1,0 +1,52 @@
+"""Every command and every Python example of the README runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
+EXAMPLES = [body for kind, body in BLOCKS if kind == "python"]
+
+
+def run(command, folder):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_installing_takes_the_two_commands_that_ci_runs():
+    installs = [command for command in COMMANDS if "pip install" in command]
+    assert [command.split("&& ")[1] for command in installs] == ["sample", "pytest"]
+    assert all("-c constraints.txt" in command for command in installs)
+
+
+def test_commands(tmp_path):
+    """In order and in one folder, since one replays the picture of another."""
+    for command in COMMANDS:
+        if "pip install" not in command:
+            run(command.split(), tmp_path)
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 64
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_python_examples(code, tmp_path):
+    run([sys.executable, "-c", code], tmp_path)
+
+
+def test_lists_of_solvers_and_grids_are_complete():
+    from fewstep.samplers.grid import grid_names
+    from fewstep.solvers import names
+
+    for name in [*names(), *grid_names()]:
+        assert f"`{name}`" in TEXT, f"the README does not name {name}"

@@ -1,0 +1,565 @@
+"""Every registered solver, held to its `SolverInfo`, to exact answers and to the protocol."""
+
+import copy
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from laws import (
+    CASES,
+    GAUSSIAN,
+    MIXTURE,
+    PROCESSES,
+    even_in_lam,
+    f64,
+    run,
+    runs,
+    start,
+    unit_noise,
+    walk,
+)
+from torch.testing import assert_close
+
+from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
+from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
+from fewstep.samplers.budget import predicted_nfe, steps_for
+from fewstep.samplers.grid import Final, default_grid, time_grid
+from fewstep.solvers import drive, names, queries, register, solver
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
+
+
+class Row(NamedTuple):
+    """What is known of a solver beside its `SolverInfo`.
+
+    error:  largest error of x / alpha after 8 steps on GAUSSIAN from kappa 20 to 0.05.
+    memory: past predictions held between steps.
+    """
+
+    error: float
+    memory: int
+
+
+ROWS = {
+    "ddim": Row(0.218372201, memory=0),
+    "deis-1": Row(0.218372201, memory=0),
+    "deis-2": Row(0.0654356099, memory=1),
+    "deis-3": Row(0.0186424606, memory=2),
+    "dpmpp-1m": Row(0.218372201, memory=0),
+    "dpmpp-2m": Row(0.0166235816, memory=1),
+    "dpmpp-3m": Row(0.0807995705, memory=2),
+    "euler": Row(0.218372201, memory=0),
+    "heun": Row(0.10956675, memory=0),
+    "unipc-1": Row(0.117620276, memory=1),
+    "unipc-2": Row(0.026364011, memory=2),
+    "unipc-3": Row(0.0573405981, memory=3),
+}
+
+
+def known(name):
+    return {field.name for field in fields(type(solver(name)))}
+
+
+def plain(name, **settings):
+    """The solver without lowering its order at the end, if that is a setting of it."""
+    return solver(name, **{k: v for k, v in LATE.items() if k in known(name)}, **settings)
+
+
+LATE = {"lower_order_final": "never"}
+ENCODERS = [name for name in names() if hasattr(solver(name), "encode")]
+GRIDS = {
+    "logsnr": TimeGrid.of(EDM(), [80 * (0.002 / 80) ** (i / 10) for i in range(11)]),
+    "karras": time_grid("karras", EDM(), 6),
+    "flow": TimeGrid.of(RectifiedFlow(shift=3.0), [0.999 * (1 - i / 8) for i in range(9)]),
+    "vp": even_in_lam(VPLinear(), 8, first=20.0, last=math.exp(-3)),
+}
+
+
+def error(settings, grid):
+    """Largest error of y = x / alpha on GAUSSIAN, whose flow is known."""
+    first, last = grid.nodes[0], grid.nodes[-1]
+    x = unit_noise((3, 4)) * math.hypot(first.alpha, first.sigma)
+    wrong = run(settings, grid, x, GAUSSIAN.x0) - GAUSSIAN.flow_map(x, first, last)
+    return float(wrong.abs().max()) / last.alpha
+
+
+def home(name):
+    """A process that the solver runs on."""
+    return PROCESSES["vp-linear" if runs(solver(name), "vp-linear") else "flow"]
+
+
+# Accuracy
+
+
+def test_every_solver_has_a_row():
+    assert set(ROWS) == set(names())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_frozen_error(name):
+    """Any change of arithmetic shows here; the number is the one this version gives."""
+    assert error(solver(name), even_in_lam(EDM(), 8)) == pytest.approx(ROWS[name].error, rel=1e-7)
+
+
+@pytest.mark.parametrize("row", GOLDEN["rows"], ids=lambda row: f"{row['solver']}-{row['grid']}")
+def test_golden_end_states(row):
+    grid = GRIDS[row["grid"]]
+    x = run(solver(row["solver"], **row["settings"]), grid, start(grid), MIXTURE.x0)
+    assert_close(x.flatten(), f64(*row["x"]), rtol=0, atol=1e-9)
+
+
+def test_golden_exact_end_state_is_reached():
+    grid = time_grid("logsnr", EDM(), 1024, Final.SIGMA_MIN)
+    x = run(solver("unipc-3"), grid, start(grid), MIXTURE.x0)
+    assert_close(x.flatten(), f64(*GOLDEN["exact"]), rtol=0, atol=2e-6)
+
+
+def slope(settings, process):
+    coarse, fine = (error(settings, even_in_lam(process, n)) for n in (256, 512))
+    return math.log2(coarse / fine)
+
+
+@pytest.mark.parametrize(("name", "process"), CASES)
+def test_order_of_convergence(name, process):
+    settings = plain(name)
+    assert slope(settings, PROCESSES[process]) == pytest.approx(settings.info.order, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "order"),
+    [
+        ("dpmpp-2m", {"kind": "taylor", "lower_order_final": "never"}, 2),
+        ("dpmpp-2m", {"lower_order_final": "always"}, 2),
+        ("dpmpp-3m", {"third_order": "exact", "lower_order_final": "never"}, 2),
+        ("unipc-2", {"lower_order_final": "always"}, 2),
+        ("unipc-2", {"solver_type": "bh1", "lower_order_final": "never"}, 3),
+        ("unipc-1", {"corrector": False, "lower_order_final": "never"}, 1),
+        ("unipc-2", {"corrector": False, "lower_order_final": "never"}, 2),
+    ],
+)
+def test_order_with_settings(name, settings, order):
+    """The single first step of order 1 caps 3M at 2; an uncorrected last one caps UniPC at 2."""
+    assert slope(solver(name, **settings), EDM()) == pytest.approx(order, abs=0.15)
+
+
+# Exact answers
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize(("name", "process"), CASES)
+def test_constant_x0_is_exact(name, process, final):
+    """x_N = (sigma_N / sigma_0) x + (alpha_N - alpha_0 sigma_N / sigma_0) x0 on any grid."""
+    schedule = PROCESSES[process]
+    grid = time_grid(default_grid(schedule), schedule, 7, final)
+    first, last = grid.nodes[0], grid.nodes[-1]
+    x, x0 = start(grid), unit_noise((8,)).flip(0).reshape(2, 2, 1, 2)
+    ratio = last.sigma / first.sigma
+    exact = ratio * x + (last.alpha - first.alpha * ratio) * x0
+    assert_close(run(solver(name), grid, x, lambda x, node: x0), exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "form", "degree"),
+    [
+        ("ddim", {}, "x0", 0),
+        ("ddim", {}, "eps", 0),
+        ("dpmpp-2m", {"kind": "taylor"}, "x0", 1),
+        ("dpmpp-3m", {"third_order": "exact", "kind": "taylor"}, "x0", 2),
+        ("unipc-3", {"corrector": False}, "x0", 2),
+        ("deis-2", {}, "eps", 1),
+        ("deis-3", {}, "eps", 2),
+    ],
+)
+def test_polynomial_in_lam_is_integrated_exactly(name, settings, form, degree):
+    """Solvers of q terms integrate x0 (or eps) of degree q - 1 in lam, given exact past values.
+
+    With p = sum_k c_k lam^k: x = alpha (p - p' + p'') + C sigma has x0 = p, and
+    x = sigma (p + p' + p'') + C alpha has eps = p.
+    """
+    c = [f64([0.3, -0.5]), f64([0.2, 0.7]), f64([-0.4, 0.1])][: degree + 1] + [f64([0, 0])] * 2
+    sign = -1 if form == "x0" else 1
+
+    def p(lam):
+        return c[0] + c[1] * lam + c[2] * lam**2
+
+    def exact(node):
+        q = p(node.lam) + sign * (c[1] + 2 * c[2] * node.lam) + 2 * c[2]
+        a, b = (node.alpha, node.sigma) if form == "x0" else (node.sigma, node.alpha)
+        return a * q + 0.6 * b
+
+    def law(x, node):
+        value = p(node.lam)
+        return value if form == "x0" else (x - node.sigma * value) / node.alpha
+
+    kappas = [20.0, 9.0, 5.0, 1.5, 0.8, 0.1]  # uneven, so that a swapped history shows
+    schedule = VPLinear()
+    grid = TimeGrid.of(schedule, [schedule.at_lam(-math.log(k)).t for k in kappas])
+    steps = plain(name, **settings).on(grid)
+    state, warm = steps.init(), degree
+    for n, (t, s) in enumerate(pairwise(grid.nodes)):
+        x, state = drive(steps.step(exact(t), state, t, s), law)
+        if n >= warm:
+            assert_close(x, exact(s), rtol=1e-12, atol=1e-12)
+        elif n == 0:
+            assert (x - exact(s)).abs().max() > 1e-3  # order 1 is not exact, so this can fail
+
+
+# Solvers that are the same by another name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("dpmpp-1m", {}), ("ddim", {})),
+        (("euler", {}), ("ddim", {})),
+        (("deis-1", {}), ("ddim", {})),
+        (("unipc-1", {"corrector": False}), ("ddim", {})),
+        (("unipc-2", {"corrector": False, **LATE}), ("dpmpp-2m", {**LATE})),
+        (("unipc-3", {"corrector": False, **LATE}), ("dpmpp-3m", {"third_order": "exact", **LATE})),
+        (("unipc-2", {"disable_corrector": range(9)}), ("unipc-2", {"corrector": False})),
+    ],
+    ids=lambda pair: "-".join([pair[0], *pair[1]]),
+)
+def test_same_solver_by_another_name(one, other):
+    grid = even_in_lam(EDM(), 9)
+    a, b = (
+        run(solver(n, **settings), grid, start(grid), MIXTURE.x0) for n, settings in (one, other)
+    )
+    assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dpmpp-2m", [{"kind": "midpoint"}, {"kind": "taylor"}]),
+        ("dpmpp-3m", [{"third_order": "published"}, {"third_order": "exact"}]),
+        ("unipc-1", [{"solver_type": "bh1"}, {"solver_type": "bh2"}]),
+        ("unipc-2", [{"solver_type": "bh1"}, {"solver_type": "bh2"}]),
+        ("unipc-2", [{"disable_corrector": [0]}, {"disable_corrector": [1]}, {}]),
+        ("deis-3", [{"lower_order_final": each} for each in ("never", "always")]),
+    ],
+)
+def test_settings_change_the_answer(name, settings):
+    grid = even_in_lam(EDM(), 9)
+    ends = [run(solver(name, **each), grid, start(grid), MIXTURE.x0) for each in settings]
+    assert all((a - b).abs().max() > 1e-4 for a, b in pairwise(ends))
+
+
+@pytest.mark.parametrize(
+    ("policy", "lowered"),
+    [("never", ()), ("under-10", (9,)), ("under-15", (9, 14)), ("always", (9, 14, 15, 30))],
+)
+@pytest.mark.parametrize("name", [n for n in names() if "lower_order_final" in known(n)])
+def test_lower_order_final_policies(name, policy, lowered):
+    settings = solver(name, lower_order_final=policy)
+    for steps in (9, 14, 15, 30):
+        found = [step.order for step in settings.encode(even_in_lam(EDM(), steps)).steps]
+        order = max(found)
+        wanted = [min(order, i + 1) for i in range(steps)]
+        if steps in lowered:
+            wanted = [min(p, steps - i) for i, p in enumerate(wanted)]
+        assert found == wanted
+
+
+def test_order_is_lowered_before_a_denoising_step():
+    grid = time_grid("logsnr", EDM(), 8, Final.DENOISE)
+    orders = [step.order for step in solver("unipc-3").encode(grid).steps]
+    assert orders == [1, 2, 3, 3, 3, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_scale_invariance(name):
+    """x / alpha depends on the lam of the nodes alone: VE, VP and flow give the same."""
+    ends = []
+    for schedule in PROCESSES.values():
+        if runs(solver(name), schedule.family):
+            grid = even_in_lam(schedule, 9)
+            x = unit_noise() * 20.0 * grid.nodes[0].alpha
+            ends.append(run(solver(name), grid, x, MIXTURE.x0) / grid.nodes[-1].alpha)
+    assert len(ends) >= 2
+    for end in ends[1:]:
+        assert_close(end, ends[0], rtol=1e-12, atol=1e-12)
+
+
+# Both ends of the process, and short runs
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_last_step_to_zero_is_the_limit(name):
+    settings = solver(name, **{"lower_order_final": "always"} if LATE.keys() <= known(name) else {})
+    times = [80.0, 20.0, 6.0, 2.0, 0.7, 0.2]
+    zero, limit = (TimeGrid.of(EDM(), [*times, end]) for end in (0.0, 1e-12))
+    x = start(zero)
+    a, b = run(settings, zero, x, MIXTURE.x0), run(settings, limit, x, MIXTURE.x0)
+    assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def smooth(x, node):
+    """A network with x0 of size 1 that does not depend on x and has limits at both ends."""
+    return unit_noise().flip(0) * math.tanh(0.2 + node.sigma / (node.alpha + node.sigma))
+
+
+def flow_from(t, steps):
+    times = [t, *(1 - i / steps for i in range(1, steps)), 0.0]
+    return TimeGrid.of(RectifiedFlow(), times)
+
+
+@pytest.mark.parametrize("name", names())
+def test_start_at_alpha_zero_is_finite(name):
+    for steps in range(1, 8):
+        x = run(solver(name), flow_from(1.0, steps), unit_noise(), MIXTURE.x0)
+        assert x.isfinite().all()
+        assert x.abs().max() < 3.0
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-1m", "deis-1", "heun"])
+def test_start_at_alpha_zero_is_the_limit(name):
+    a, b = (run(solver(name), flow_from(t, 5), unit_noise(), MIXTURE.x0) for t in (1.0, 1 - 1e-8))
+    assert_close(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dpmpp-2m", {}),
+        ("dpmpp-2m", {"kind": "taylor"}),
+        ("dpmpp-3m", {}),
+        ("deis-2", {}),
+        ("deis-3", {}),
+        ("unipc-2", {"corrector": False}),
+        ("unipc-3", {"corrector": False}),
+    ],
+)
+def test_second_step_from_alpha_zero_is_the_limit(name, settings):
+    """A prediction at distance L in lam adds C / L: L x(L) rises by x(infinity) per unit of L."""
+    settings = plain(name, **settings)
+
+    def end(t):
+        grid = TimeGrid.of(RectifiedFlow(), [t, 0.6, 0.3])
+        return run(settings, grid, unit_noise(), smooth), grid.nodes[1].lam - grid.nodes[0].lam
+
+    (near, short), (far, long) = end(1 - 1e-6), end(1 - 1e-8)
+    limit = (far * long - near * short) / (long - short)
+    assert (far - limit).abs().max() > 1e-3  # so slow is it that being close would show nothing
+    assert_close(end(1.0)[0], limit, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unipc-1", "unipc-2", "unipc-3"])
+def test_no_corrector_from_alpha_zero(name):
+    """The corrector needs the prediction at lam = -inf, which is at no finite distance."""
+    for first in (1.0, 0.999):
+        grid = flow_from(first, 6)
+        a, b = (
+            run(solver(name, **kw), grid, unit_noise(), MIXTURE.x0)
+            for kw in ({}, {"disable_corrector": [0]})
+        )
+        assert torch.equal(a, b) == (first == 1.0)
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize(("name", "process"), CASES)
+def test_any_number_of_steps_stays_finite(name, process, final):
+    schedule, settings = PROCESSES[process], solver(name)
+    for steps in range(1, 26) if final is Final.ZERO else (1, 2, 3):
+        grid = time_grid(default_grid(schedule), schedule, steps, final)
+        x = run(settings, grid, start(grid), MIXTURE.x0)
+        assert x.isfinite().all()
+        if settings.info.calls_per_step == 1:  # Heun overshoots in very few steps
+            assert x.abs().max() < 3.0
+        if steps == 1 and final is Final.ZERO:
+            assert_close(x, MIXTURE.x0(start(grid), grid.nodes[0]), rtol=1e-12, atol=1e-12)
+
+
+# The protocol
+
+
+def grid_for(name, steps=6):
+    schedule = home(name)
+    return time_grid("uniform", schedule, steps)
+
+
+@pytest.mark.parametrize("name", names())
+def test_threads_share_a_solver(name):
+    grid = grid_for(name)
+    steps, starts = solver(name).on(grid), [start(grid) * k for k in (1.0, 0.5, -1.0, 0.1)] * 4
+
+    def end(x):
+        *_, (x, _) = walk(steps, grid, x, MIXTURE.x0)
+        return x
+
+    alone = [end(x) for x in starts]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(a, b) for a, b in zip(alone, pool.map(end, starts), strict=True))
+
+
+@pytest.mark.parametrize("name", names())
+def test_nothing_is_changed_in_place(name):
+    """Neither a state, nor a prediction that is kept, nor x when the network returns it."""
+    grid, seen = grid_for(name), []
+
+    def law(x, node):
+        out = x if len(seen) % 3 else MIXTURE.x0(x, node)
+        seen.extend((tensor, tensor.clone()) for tensor in (x, out))
+        return out
+
+    run(solver(name), grid, start(grid), law)
+    assert all(torch.equal(tensor, before) for tensor, before in seen)
+
+
+@pytest.mark.parametrize("name", names())
+def test_memory_is_what_the_order_needs(name):
+    grid = even_in_lam(PROCESSES["flow"], 12)
+    states = [state for _, state in walk(plain(name).on(grid), grid, start(grid), MIXTURE.x0)]
+    assert max(len(getattr(state, "kept", ())) for state in states) == ROWS[name].memory
+    assert len(getattr(states[-1], "kept", ())) == 0  # the last step leaves nothing behind
+
+
+@pytest.mark.parametrize("name", names())
+def test_images_do_not_know_of_each_other(name):
+    grid = grid_for(name)
+    x = torch.cat([start(grid), 0.7 * start(grid).flip(0), -start(grid)])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    together = run(solver(name), grid, x, MIXTURE.x0)
+    permuted = run(solver(name), grid, x[order], MIXTURE.x0)
+    alone = torch.cat([run(solver(name), grid, row[None], MIXTURE.x0) for row in x])
+    assert_close(permuted, together[order], rtol=1e-12, atol=1e-12)
+    assert_close(alone, together, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", names())
+def test_state_keeps_its_dtype(name, dtype):
+    grid = grid_for(name)
+    x = run(solver(name), grid, start(grid).to(dtype), MIXTURE.x0)
+    assert x.dtype is dtype
+    exact = run(solver(name), grid, start(grid), MIXTURE.x0)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 0.1}[dtype]
+    assert_close(x.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("name", names())
+def test_resumed_run_equals_uninterrupted(name, at):
+    """From a copy of (x, state), with a new solver, after a step that broke off at its query."""
+    grid = grid_for(name)
+    whole = list(walk(solver(name).on(grid), grid, start(grid), MIXTURE.x0))
+    x, state = copy.deepcopy(whole[at - 1])
+    steps = solver(name).on(grid)
+    broken = steps.step(x, state, *grid.nodes[at : at + 2])
+    next(broken)
+    broken.close()
+    for t, s in pairwise(grid.nodes[at:]):
+        x, state = drive(steps.step(x, state, t, s), MIXTURE.x0)
+    assert torch.equal(x, whole[-1][0])
+
+
+# Evaluations
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize("name", names())
+def test_evaluations_are_counted_and_asked_at_the_nodes(name, final):
+    """N calls per step where the next node is noisy; a last step to zero costs 1."""
+    settings, schedule = solver(name), home(name)
+    for steps in (1, 2, 5):
+        grid = time_grid("uniform", schedule, steps, final)
+        asked = []
+
+        def law(x, node, asked=asked):
+            asked.append(node)
+            return MIXTURE.x0(x, node)
+
+        run(settings, grid, start(grid), law)
+        stages = settings.info.calls_per_step
+        to_zero = grid.nodes[-1].sigma == 0.0
+        assert len(asked) == stages * grid.steps - (stages - 1) * to_zero
+        assert queries(settings.on(grid), grid) == asked
+        assert predicted_nfe(settings, grid) == len(asked)
+        assert {node.t for node in asked} <= {node.t for node in grid.nodes}
+        assert all(node.sigma > 0.0 for node in asked)
+        if name in ENCODERS:
+            assert settings.encode(grid).nfe == len(asked)
+
+
+@pytest.mark.parametrize("final", Final)
+@pytest.mark.parametrize("name", names())
+def test_budget_is_spent_exactly_or_refused_with_its_neighbours(name, final):
+    settings, schedule = solver(name), home(name)
+
+    def of(steps):
+        return time_grid("uniform", schedule, steps, final)
+
+    costs = {predicted_nfe(settings, of(steps)) for steps in range(1, 16)}
+    for nfe in range(1, 13):
+        if nfe in costs:
+            assert predicted_nfe(settings, steps_for(nfe, settings, of)) == nfe
+            continue
+        near = sorted(costs, key=lambda cost: (abs(cost - nfe), cost))[
+            : 2 if nfe > min(costs) else 1
+        ]
+        with pytest.raises(SettingError, match=rf"exactly {nfe} evaluations") as caught:
+            steps_for(nfe, settings, of)
+        assert all(str(cost) in str(caught.value).split(";")[1] for cost in near)
+
+
+def test_heun_names_the_budgets_next_to_an_even_one():
+    with pytest.raises(SettingError, match=r"heun cannot spend exactly 8 evaluations; 7 or 9 "):
+        steps_for(8, solver("heun"), lambda n: time_grid("karras", EDM(), n))
+    with pytest.raises(SettingError, match="at least 1, not 0"):
+        steps_for(0, solver("ddim"), lambda n: time_grid("karras", EDM(), n))
+
+
+# The registry and its errors
+
+
+def test_info_is_complete():
+    for name in names():
+        info = solver(name).info
+        assert info.name == name
+        assert info.source.startswith("arXiv:")
+        assert info.order >= 1
+        assert info.calls_per_step >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        ("dpmpp2m", {}, UnknownNameError, r"no solver 'dpmpp2m'; did you mean 'dpmpp-2m'\?"),
+        ("xyzzy", {}, UnknownNameError, "no solver 'xyzzy'; known: ddim, "),
+        ("unipc-2", {"solver_typ": "bh1"}, UnknownNameError, "did you mean 'solver_type'"),
+        ("unipc-2", {"solver_type": "bh3"}, SettingError, "unipc-2: solver_type='bh3'"),
+        ("unipc-2", {"disable_corrector": "x"}, SettingError, "disable_corrector='x'"),
+        ("unipc-2", {"lower_order_final": "sometimes"}, SettingError, "'never', 'under-10'"),
+        ("dpmpp-2m", {"kind": "heun"}, SettingError, "kind='heun'.*'midpoint' or 'taylor'"),
+        ("dpmpp-3m", {"third_order": 3}, SettingError, "third_order=3"),
+        ("ddim", {"eta": 1.0}, SettingError, "ddim has no settings, so 'eta'"),
+        ("heun", {"order": 2}, SettingError, "heun has no settings"),
+    ],
+)
+def test_bad_names_and_settings_say_what_is_known(name, settings, error, message):
+    with pytest.raises(error, match=message):
+        solver(name, **settings)
+
+
+def test_euler_refuses_a_curved_process():
+    with pytest.raises(ScheduleError, match="euler runs on edm, flow schedules only, not on vp"):
+        solver("euler").on(even_in_lam(PROCESSES["vp"], 4))
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match=r"two solvers are named 'ddim': fewstep\.solvers\.ddim"):
+        register(type(solver("ddim")))
+
+
+def test_settings_are_values():
+    assert solver("unipc-2") == solver("unipc-2", solver_type="bh2")
+    assert solver("unipc-2") != solver("unipc-2", solver_type="bh1")
+    assert hash(solver("unipc-2", disable_corrector=[0])) == hash(
+        solver("unipc-2", disable_corrector=(0,))
+    )
