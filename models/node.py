@@ -1,0 +1,82 @@
+"""The points of a time grid, and what every noise schedule has: x_t = alpha_t x0 + sigma_t eps.
+
+Everything here and in the schedules is Python floats, which are IEEE float64: the coefficients are
+the same on every device, cost no synchronisation, and never change the dtype of a state. lam =
+log(alpha / sigma) is half the log-SNR in nats; it rises while a sample is denoised. Both ends are
+decided, not discovered: alpha = 0 gives lam = -inf, sigma = 0 gives lam = +inf, and no logarithm of
+zero is ever taken.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from .errors import ScheduleError
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One point of a time grid.
+
+    t:     time in the schedule's own units; larger is noisier.
+    alpha: signal scale alpha_t >= 0, dimensionless.
+    sigma: noise scale sigma_t >= 0, dimensionless.
+    lam:   log(alpha_t / sigma_t) in nats; -inf at alpha = 0, +inf at sigma = 0.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
+
+    @property
+    def kappa(self) -> float:
+        """sigma / alpha: the noise scale in variance-exploding (EDM) coordinates."""
+        return math.exp(-self.lam)
+
+
+class NoiseSchedule(Protocol):
+    """Maps a time to a `Node`; lam falls strictly as t grows.
+
+    family:  the name under which `noise_schedule` rebuilds this schedule from its fields.
+    t_min:   the cleanest time a network is evaluated at, sigma > 0.
+    t_max:   the time sampling starts from.
+    t_zero:  the time of clean data, where sigma = 0 exactly.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def t_min(self) -> float: ...
+    @property
+    def t_max(self) -> float: ...
+    @property
+    def t_zero(self) -> float: ...
+
+    def at(self, t: float) -> Node:
+        """The node at time t; raises ScheduleError outside the schedule's range."""
+        ...
+
+    def at_lam(self, lam: float) -> Node:
+        """The node whose half log-SNR is lam: `at(t)` for the t that has it."""
+        ...
+
+    def slope(self, t: float) -> tuple[float, float]:
+        """(d alpha / dt, d sigma / dt) at time t."""
+        ...
+
+    def label(self, node: Node) -> float:
+        """What the network is told as its time at this node; a float, never truncated."""
+        ...
+
+    def noise_scale(self, node: Node) -> float:
+        """Standard deviation of the noise that sampling starts from at this node."""
+        ...
+
+
+def check_range(inside: bool, t: float, schedule: NoiseSchedule) -> None:
+    if not inside:
+        raise ScheduleError(
+            f"t={t:g} lies outside the {schedule.family} schedule;"
+            f" use times from {schedule.t_zero:g} (data) to {schedule.t_max:g} (noise)"
+        )
