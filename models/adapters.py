@@ -53,22 +53,28 @@ def from_pipeline(pipe: Any) -> Network:
     module = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if module is None:
         raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
-    shape = _shape(module)
-    schedule, prediction = from_scheduler_config(
-        pipe.scheduler.config, tokens=_tokens(module, shape)
+    return from_checkpoint(
+        module,
+        {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
+        decode=_decoder(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
+        name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
     )
+
+
+def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: Any) -> Network:
+    """A diffusers model whose scheduler config says how it was trained."""
+    shape = _shape(module)
+    schedule, prediction = from_scheduler_config(scheduler_config, tokens=_tokens(module, shape))
     return from_module(
         module,
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        decode=_decoder(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
-        name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
-        **class_facts(module),
+        **{**_class_facts(module), **facts},
     )
 
 
-def class_facts(module: Any) -> dict[str, int | None]:
+def _class_facts(module: Any) -> dict[str, int | None]:
     """num_classes and null_class as far as a diffusers model's config tells them."""
     config = module.config
     if config.get("num_class_embeds"):

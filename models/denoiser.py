@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError
+from .errors import ModelError, NonFiniteError
 from .ledger import Ledger
 from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
 from .schedule import Node, NoiseSchedule
@@ -99,6 +99,8 @@ class Denoiser:
         self, x_t: Tensor, node: Node, branches: Sequence[Branch] = (Branch.COND,)
     ) -> tuple[Tensor, ...]:
         """The gradient of log p(x_t), -eps / sigma, one per branch."""
+        if node.sigma == 0.0:
+            raise ModelError(f"there is no score at t={node.t:g}, where sigma is 0")
         c, d = eps_from(self.network.prediction, node, self.network.sigma_data)
         return self._read(x_t, node, branches, (-c / node.sigma, -d / node.sigma))
 

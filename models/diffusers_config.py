@@ -55,6 +55,8 @@ def from_scheduler_config(
             whose output is none of ours; the message says which.
     """
     name = str(config.get("_class_name", ""))
+    if config.get("invert_sigmas"):
+        raise ModelError(f"{name} runs from data to noise (invert_sigmas), which is not supported")
     if name in REFUSED:
         raise ModelError(
             f"{name} cannot be sampled from: {REFUSED[name]};"
@@ -65,7 +67,7 @@ def from_scheduler_config(
     if name.startswith("EDM"):
         return _edm(name, config), Prediction.EDM
     if name == "ScoreSdeVpScheduler":
-        return VPLinear(config["beta_min"], config["beta_max"]), Prediction.EPS
+        return VPLinear(*_required(config, "beta_min", "beta_max")), Prediction.EPS
     if name == "DDPMWuerstchenScheduler" and config.get("scaler", 1.0) == 1.0:
         return Cosine(config.get("s", 0.008), time_scale=1.0), Prediction.EPS
     if config.get("timestep_type") == "continuous" or "beta_schedule" not in config:
@@ -114,7 +116,15 @@ def _edm(name: str, config: Mapping[str, Any]) -> EDM:
             f"{name} with prediction_type={config['prediction_type']!r} has a preconditioning we do"
             " not know; only 'epsilon' is the one of the EDM paper"
         )
-    return EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
+    low, high, data = _required(config, "sigma_min", "sigma_max", "sigma_data")
+    return EDM(low, high, data)
+
+
+def _required(config: Mapping[str, Any], *keys: str) -> list[float]:
+    for key in keys:
+        if key not in config:
+            raise ModelError(f"the scheduler config lacks {key!r}, which its network depends on")
+    return [float(config[key]) for key in keys]
 
 
 def _variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:

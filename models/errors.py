@@ -12,7 +12,7 @@ class UnknownNameError(FewstepError, LookupError):
     """A name that no registry knows; the message suggests the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = sorted(known)
+        known = sorted(map(str, known))
         close = get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         super().__init__(f"no {kind} {name!r}; {hint}known: {', '.join(known)}")

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from .adapters import class_facts, from_module, from_pipeline
+from .adapters import from_checkpoint, from_module, from_pipeline
 from .denoiser import Network
-from .diffusers_config import from_scheduler_config
 from .errors import ModelError, UnknownNameError
 from .schedule import noise_schedule
 
@@ -36,7 +35,10 @@ def card(name: str) -> dict[str, Any]:
 
 
 def load(
-    source: Any, *, dtype: str | None = None, device: str | torch.device | None = None
+    source: Any,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> Network:
     """A network ready to sample from.
 
@@ -44,8 +46,8 @@ def load(
         source: an embedded name; a diffusers pipeline folder or checkpoint folder (the latter with
             a card.json or scheduler_config.json beside its weights); a hub id `owner/name`; a live
             diffusers pipeline; or a `Network`, which is returned as it is.
-        dtype: "fp32", "bf16" or "fp16", of the network's weights; states stay float32. None is
-            fp32, and for a live pipeline what it has.
+        dtype: "fp32", "bf16", "fp16" or torch's own, of the network's weights; states stay
+            float32. None is fp32, and for a live pipeline what it has.
         device: a torch device; None is cpu, and for a live pipeline where it is.
 
     Raises:
@@ -69,10 +71,12 @@ def _moved(pipe: Any, dtype: torch.dtype | None, device: torch.device | None) ->
     return pipe.to(**given) if given else pipe
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    if name in DTYPES.values():
+        return name  # type: ignore[return-value]
     if name not in DTYPES:
-        raise UnknownNameError("dtype", name, DTYPES)
-    return DTYPES[name]
+        raise UnknownNameError("dtype", str(name), DTYPES)
+    return DTYPES[str(name)]
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -122,15 +126,7 @@ def _with_scheduler(module: Any, folder: Path) -> Network:
     """A bare checkpoint: its scheduler's config says the schedule and the prediction."""
     for path in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
         if path.is_file():
-            schedule, prediction = from_scheduler_config(_json(path))
-            channels, size = module.config["in_channels"], module.config["sample_size"]
-            return from_module(
-                module,
-                schedule=schedule,
-                prediction=prediction,
-                shape=(channels, size, size),
-                **class_facts(module),
-            )
+            return from_checkpoint(module, _json(path))
     raise ModelError(
         f"{str(folder)!r} does not say how its network was trained; put its scheduler_config.json"
         " or a card.json beside the weights, or use from_module(module, schedule=, prediction=)"
@@ -142,9 +138,13 @@ def _module(folder: Path, dtype: torch.dtype) -> Any:
 
     name = str(_json(folder / "config.json").get("_class_name", ""))
     cls = getattr(diffusers, name, None)
-    if cls is None or not hasattr(cls, "from_pretrained"):
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
         raise ModelError(f"{folder / 'config.json'} names no model class of diffusers: {name!r}")
-    return _loading(folder, cls.from_pretrained, dtype)
+    model: Any = cls
+    module, info = _loading(folder, model.from_pretrained, dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ModelError(f"cannot load {str(folder)!r}: it lacks {min(info['missing_keys'])}")
+    return module
 
 
 def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
@@ -153,13 +153,13 @@ def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
     return _loading(folder, DiffusionPipeline.from_pretrained, dtype)
 
 
-def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype) -> Any:
+def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype, **options: Any) -> Any:
     from diffusers.utils import logging
 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+        return from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {str(folder)!r}: {reason}") from error

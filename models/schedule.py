@@ -69,7 +69,7 @@ class EDM:
         return 0.0, 1.0
 
     def label(self, node: Node) -> float:
-        return node.sigma if self.time_label == "sigma" else 0.25 * math.log(node.sigma)
+        return node.sigma if self.time_label == "sigma" else -0.25 * node.lam
 
     def noise_scale(self, node: Node) -> float:
         return node.sigma
@@ -162,7 +162,13 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     unknown = params.keys() - cls.__dataclass_fields__.keys()
     if unknown:
         raise UnknownNameError(f"parameter of {family!r}", min(unknown), cls.__dataclass_fields__)
-    schedule: NoiseSchedule = cls(**params)
+    try:
+        schedule: NoiseSchedule = cls(**params)
+        schedule.at(schedule.t_max)
+    except TypeError as error:
+        raise SettingError(
+            f"the parameters of {family!r} are not of their types: {error}"
+        ) from error
     return schedule
 
 

@@ -53,8 +53,9 @@ class VPDiscrete(_VariancePreserving):
 
     beta_schedule: "linear" | "scaled_linear" (Stable Diffusion) | "squaredcos_cap_v2" | "sigmoid".
     trained_betas: N explicit betas; then the three fields above do not count.
-    zero_snr:      rescale sqrt(abar) so that it ends at zero (arXiv:2305.08891, alg. 1); the last
-                   abar is then 2^-24, as in diffusers, because an eps network cannot start at 0.
+    zero_snr:      rescale sqrt(abar) so that it ends at zero (arXiv:2305.08891, alg. 1). An eps
+                   network cannot start there, so the last abar is then 2^-24, as in diffusers, or
+                   half of the one before it if that is less.
     """
 
     family: ClassVar[str] = "vp"
@@ -69,8 +70,8 @@ class VPDiscrete(_VariancePreserving):
         if self.trained_betas is not None:  # JSON brings a list
             object.__setattr__(self, "trained_betas", tuple(self.trained_betas))
             object.__setattr__(self, "num_train_timesteps", len(self.trained_betas))
-        betas = self._betas()
-        if len(betas) < 2 or not all(0.0 < beta < 1.0 for beta in betas):
+        betas = self._betas() if self.num_train_timesteps > 1 else []
+        if not betas or not all(0.0 < beta < 1.0 for beta in betas):
             raise SettingError("betas must be at least two numbers strictly between 0 and 1")
 
     @classmethod
@@ -144,12 +145,13 @@ def _vp_slope(node: Node, rate: float) -> tuple[float, float]:
 
 
 def _rescaled_to_zero(log_alpha: Sequence[float]) -> Iterator[float]:
-    """alpha' = (alpha - alpha_N) alpha_1 / (alpha_1 - alpha_N), the last one set to 2^-12."""
+    """ln of alpha' = (alpha - alpha_N) alpha_1 / (alpha_1 - alpha_N), with a floor for the last."""
     first, last = math.exp(log_alpha[1]), math.exp(log_alpha[-1])
     yield 0.0
-    for value in log_alpha[1:-1]:
-        yield math.log((math.exp(value) - last) * first / (first - last))
-    yield -12.0 * math.log(2.0)
+    for before in log_alpha[1:-1]:
+        value = math.log((math.exp(before) - last) * first / (first - last))
+        yield value
+    yield min(-12.0 * math.log(2.0), value - 0.5 * math.log(2.0))
 
 
 def _linspace(start: float, stop: float, n: int) -> list[float]:

@@ -54,7 +54,11 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, source: Any, *, dtype: str | None = None, device: str | torch.device | None = None
+        cls,
+        source: Any,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
     ) -> "Sampler":
         """The sampler of anything that `models.load.load` takes."""
         return cls(load(source, dtype=dtype, device=device))

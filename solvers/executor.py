@@ -129,9 +129,8 @@ def _combinations(schedule: Schedule, grid: TimeGrid) -> list[Combination]:
     shift: Combination = {}  # corrected minus uncorrected state at node n
     for n, spec in enumerate(schedule.steps):
         predicted = _taylor(grid, n, spec, history=range(n - 1, -1, -1))
-        start = predicted.pop(("x", n))
-        combo = _plus(predicted, shift, start)
-        combo = _plus(combo, {("x", n): 1.0}, start)
+        weight = predicted.pop(("x", n)) + spec.dA
+        combo = _plus(predicted, _plus({("x", n): 1.0}, shift, 1.0), weight)
         combo = _plus(combo, _free(spec, n), 1.0)
         combos.append(_expanded(combo, grid.nodes[n], n))
         shift = _correction(grid, n, spec, predicted) if spec.corr.on else {}
@@ -150,11 +149,8 @@ def _correction(grid: TimeGrid, n: int, spec: StepSpec, predicted: Combination) 
 
 
 def _free(spec: StepSpec, n: int) -> Combination:
-    """The additive coefficients dA and dB of a step."""
-    free: Combination = {("x", n): spec.dA} if spec.dA else {}
-    for back, weight in enumerate(spec.dB or ()):
-        free[("x0", n - back)] = weight
-    return free
+    """The additive coefficients of the predictions, newest first."""
+    return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}
 
 
 def _expanded(combo: Combination, node: Node, n: int) -> Combination:

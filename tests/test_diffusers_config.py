@@ -179,9 +179,6 @@ def test_flow_with_a_terminal():
     assert from_scheduler_config(config)[0] == RectifiedFlow(terminal=0.1)
 
 
-@pytest.mark.xfail(
-    reason="read as an ordinary flow", raises=pytest.fail.Exception, strict=True
-)  # Mochi's times run from data to noise
 def test_flow_from_data_to_noise_is_refused():
     config = config_of("FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
     with pytest.raises(ModelError, match="invert_sigmas"):
@@ -237,18 +234,12 @@ def test_edm_with_another_preconditioning_is_refused():
             UnknownNameError,
             "no prediction 'v_predict'; did you mean 'v_prediction'",
         ),
-        pytest.param(
-            {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0},
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0},
             FewstepError,
-            "sigma_data",
-            marks=pytest.mark.xfail(raises=KeyError, strict=True),
-        ),
-        pytest.param(
-            {"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1},
+            "sigma_data"),
+        ({"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1},
             FewstepError,
-            "beta_max",
-            marks=pytest.mark.xfail(raises=KeyError, strict=True),
-        ),
+            "beta_max"),
     ],
     ids=str,
 )  # fmt: skip

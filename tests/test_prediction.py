@@ -157,11 +157,7 @@ def test_named(name, kind):
     ("name", "hint"),
     [
         ("epsilonn", "epsilon"),
-        pytest.param(
-            "flwo",
-            "flow",
-            marks=pytest.mark.xfail(reason="shows the repr <Prediction.FLOW: 'flow'>", strict=True),
-        ),
+        ("flwo", "flow"),
     ],
 )
 def test_an_unknown_name_is_met_with_a_suggestion(name, hint):
