@@ -94,6 +94,10 @@ def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
         dtype = _where(module, "dtype", x.dtype)
         cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
         out = call(x.to(dtype), time, **cast)
+        if not isinstance(out, Tensor):
+            raise ModelError(
+                f"the network answered a {type(out).__name__}; wrap it so that it returns a tensor"
+            )
         if out.shape[:1] + out.shape[2:] == x.shape[:1] + x.shape[2:]:
             if out.shape[1] == 2 * x.shape[1]:
                 out = out[:, : x.shape[1]]

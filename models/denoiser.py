@@ -107,8 +107,8 @@ class Denoiser:
     def check(self) -> None:
         """Raises NonFiniteError if any output so far held NaN or infinity.
 
-        Every output leaves one number on its device. On a CPU it is read at once; elsewhere reading
-        it would stall the device, so the loop asks once, at the end.
+        Every output leaves its sum on its device, in float64, where it cannot overflow. On a CPU it
+        is read at once; elsewhere that would stall the device, so the loop asks once, at the end.
         """
         pending, self._unchecked = self._unchecked, []
         if not pending:
@@ -136,7 +136,8 @@ class Denoiser:
             x_in = torch.cat([x_in] * len(branches))
         out = self.network.forward(x_in, node, self._conditions(tuple(branches)))
         self.ledger.count(len(x_t), len(branches))
-        self._unchecked.append((node, out.sum()))
+        wide = torch.float32 if out.device.type == "mps" else torch.float64
+        self._unchecked.append((node, out.sum(dtype=wide)))
         if out.device.type == "cpu":
             self.check()
         return out
@@ -145,4 +146,6 @@ class Denoiser:
         held = [self.conditions.get(branch, {}) for branch in branches]
         if len(held) == 1:
             return held[0]
+        if any(each.keys() != held[0].keys() for each in held):
+            raise ModelError(f"branches {', '.join(branches)} need the same conditions by name")
         return {name: torch.cat([each[name] for each in held]) for name in held[0]}

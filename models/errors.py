@@ -11,9 +11,9 @@ class FewstepError(Exception):
 class UnknownNameError(FewstepError, LookupError):
     """A name that no registry knows; the message suggests the nearest known one."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         known = sorted(map(str, known))
-        close = get_close_matches(name, known, n=1, cutoff=0.5)
+        close = get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         super().__init__(f"no {kind} {name!r}; {hint}known: {', '.join(known)}")
 

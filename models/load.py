@@ -61,7 +61,8 @@ def load(
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _from_folder(folder, kind, where)
-    folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
+    local = bool(str(source)) and Path(source).is_dir()
+    folder = Path(source) if local else _from_hub(str(source))
     return replace(_from_folder(folder, kind, where), name=str(source))
 
 
@@ -91,7 +92,7 @@ def _device(name: str | torch.device) -> torch.device:
 
 def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Network:
     if (folder / "model_index.json").is_file():
-        return from_pipeline(_pipeline(folder, dtype).to(device))
+        return from_pipeline(_pipeline(folder, dtype, device))
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{str(folder)!r} holds neither a pipeline (model_index.json) nor a checkpoint"
@@ -118,8 +119,8 @@ def _with_card(module: Any, folder: Path) -> Network:
             null_class=facts["null_class"],
             name=facts["name"],
         )
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'card.json'} is incomplete: {error}") from error
+    except (KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{folder / 'card.json'} does not fit its folder: {error!r}") from error
 
 
 def _with_scheduler(module: Any, folder: Path) -> Network:
@@ -147,10 +148,15 @@ def _module(folder: Path, dtype: torch.dtype) -> Any:
     return module
 
 
-def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
+def _pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     from diffusers import DiffusionPipeline
 
-    return _loading(folder, DiffusionPipeline.from_pretrained, dtype)
+    _json(folder / "model_index.json")
+    pipe = _loading(folder, DiffusionPipeline.from_pretrained, dtype)
+    try:
+        return pipe.to(device)
+    except NotImplementedError as error:  # diffusers leaves what it did not find without data
+        raise ModelError(f"cannot load {str(folder)!r}: its weights lack tensors") from error
 
 
 def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype, **options: Any) -> Any:
@@ -185,18 +191,16 @@ def _from_hub(name: str) -> Path:
 
 
 def _nowhere(name: str, reason: str) -> ModelError:
-    try:
-        hint = str(UnknownNameError("embedded network", name, embedded_names()))
-    except ValueError:
-        hint = ""
-    return ModelError(f"{hint}; {reason}")
+    return ModelError(f"{UnknownNameError('embedded network', name, embedded_names())}; {reason}")
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {str(path)!r}: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{str(path)!r} must hold a JSON object")
     return found
 
 

@@ -20,7 +20,7 @@ def _half_log_snr(log_alpha: float) -> float:
 
 
 def _vp_node(t: float, log_alpha: float) -> Node:
-    sigma = math.sqrt(-math.expm1(2.0 * log_alpha))
+    sigma = math.sqrt(abs(math.expm1(2.0 * log_alpha)))
     return Node(t, math.exp(log_alpha), sigma, _half_log_snr(log_alpha))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,30 @@ def test_on_a_gpu_the_check_waits_until_it_is_asked_for():
     with pytest.raises(NonFiniteError, match=r"t=0\.5"):
         denoiser.check()
     denoiser.check()  # asked and answered
+
+
+def test_large_finite_outputs_are_no_infinity():
+    network = replace(
+        gaussian().network(RectifiedFlow(), SHAPE), forward=lambda x, *_: x * 0 + 3e38
+    )
+    Denoiser(network).x0(torch.zeros(4, *SHAPE), RectifiedFlow().at(0.5))
+
+
+def test_branches_must_have_the_same_conditions():
+    network = gaussian().network(RectifiedFlow(), SHAPE)
+    conditions = {Branch.COND: {"text": torch.zeros(1)}, Branch.UNCOND: {}}
+    with pytest.raises(ModelError, match="same conditions"):
+        Denoiser(network, conditions).x0(
+            torch.zeros(1, *SHAPE), RectifiedFlow().at(0.5), (Branch.COND, Branch.UNCOND)
+        )
+
+
+def test_an_answer_that_is_no_tensor():
+    network = from_module(
+        lambda x, time: (x,), schedule=RectifiedFlow(), prediction="x0", shape=SHAPE
+    )
+    with pytest.raises(ModelError, match="a tuple; wrap it"):
+        Denoiser(network).x0(torch.zeros(1, *SHAPE), RectifiedFlow().at(0.5))
 
 
 @pytest.mark.parametrize("prediction", [Prediction.V, Prediction.FLOW, Prediction.EPS])

@@ -218,8 +218,11 @@ def test_edm_with_another_preconditioning_is_refused():
         ({}, ModelError, "this config does not say how"),
         ({"_class_name": "NewScheduler"}, ModelError, "NewScheduler does not say how"),
         (
-            {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear",
-             "timestep_type": "continuous"},
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "beta_schedule": "scaled_linear",
+                "timestep_type": "continuous",
+            },
             ModelError,
             "EulerDiscreteScheduler does not say how",
         ),
@@ -234,15 +237,16 @@ def test_edm_with_another_preconditioning_is_refused():
             UnknownNameError,
             "no prediction 'v_predict'; did you mean 'v_prediction'",
         ),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0},
+        (
+            {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0},
             FewstepError,
-            "sigma_data"),
-        ({"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1},
-            FewstepError,
-            "beta_max"),
+            "sigma_data",
+        ),
+        ({"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1}, FewstepError, "beta_max"),
+        ({"beta_schedule": None}, UnknownNameError, "no beta schedule None"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_config_that_says_too_little_is_refused(config, error, text):
     with pytest.raises(error, match=text):
         from_scheduler_config(config)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import PROCESSES
 from scipy.stats import beta as beta_law
@@ -190,6 +190,7 @@ def test_beta_places_nodes_at_quantiles(a, b):
     assert [node.t for node in grid] == pytest.approx(places.tolist(), rel=1e-9, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(
     rho=st.floats(0.5, 4.0),
     steps=st.integers(1, 60),

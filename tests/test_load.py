@@ -363,8 +363,8 @@ def test_weights_that_are_not_those_of_the_card(checkpoint):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"schedule": "flow"}, "is incomplete"),
-        ({"schedule": {"family": "flow"}}, "is incomplete: 'params'"),
+        ({"schedule": "flow"}, "does not fit its folder"),
+        ({"schedule": {"family": "flow"}}, "does not fit its folder: .*'params'"),
         ({"schedule": {"family": "flwo", "params": {}}}, "did you mean 'flow'"),
         ({"prediction": "noise"}, "no prediction 'noise'"),
     ],
@@ -393,6 +393,8 @@ def damage(checkpoint, how):
             edit(config, _class_name="DDPMScheduler")
         case "a missing tensor":
             edit(config, class_embed_type="timestep")
+        case "a list":
+            config.write_text("[]")
 
 
 @pytest.mark.parametrize(
@@ -405,6 +407,7 @@ def damage(checkpoint, how):
         ("no class", "names no model class of diffusers: 'Nope'"),
         ("a scheduler", "names no model class"),
         ("a missing tensor", "cannot load"),
+        ("a list", "must hold a JSON object"),
     ],
 )
 def test_a_damaged_checkpoint(checkpoint, how, text):
@@ -415,8 +418,14 @@ def test_a_damaged_checkpoint(checkpoint, how, text):
 
 def test_a_damaged_pipeline(saved, tmp_path):
     folder = Path(shutil.copytree(saved / "ddpm", tmp_path / "ddpm"))
+    edit(folder / "unet" / "config.json", class_embed_type="timestep")
+    with pytest.raises(ModelError, match="its weights lack tensors"):
+        load(folder)
     edit(folder / "model_index.json", _class_name="Nope")
     with pytest.raises(ModelError, match=r"cannot load .*Nope"):
+        load(folder)
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(ModelError, match="must hold a JSON object"):
         load(folder)
 
 

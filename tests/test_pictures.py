@@ -1,5 +1,7 @@
 """Pictures: tensors to pixels, sheets, files, and the run inside a PNG."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +38,7 @@ def test_sheet_places_pictures_row_by_row():
     assert sheet.getpixel((0, 0)) == 255
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_text("old")
 
@@ -46,6 +48,9 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 
     with pytest.raises(SettingError, match="No space left"):
         write_whole(path, fail)
+    monkeypatch.setattr("os.replace", lambda source, target: fail(io.BytesIO()))
+    with pytest.raises(SettingError, match="No space left"):
+        write_whole(path, lambda file: file.write(b"whole"))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -40,25 +40,27 @@ class Row(NamedTuple):
 
     error:  largest error of x / alpha after 8 steps on GAUSSIAN from kappa 20 to 0.05.
     memory: past predictions held between steps.
+    lowered: the default of `lower_order_final`, as diffusers has it; None if it is no setting.
     """
 
     error: float
     memory: int
+    lowered: str | None = None
 
 
 ROWS = {
     "ddim": Row(0.218372201, memory=0),
-    "deis-1": Row(0.218372201, memory=0),
-    "deis-2": Row(0.0654356099, memory=1),
-    "deis-3": Row(0.0186424606, memory=2),
+    "deis-1": Row(0.218372201, memory=0, lowered="under-15"),
+    "deis-2": Row(0.0654356099, memory=1, lowered="under-15"),
+    "deis-3": Row(0.0186424606, memory=2, lowered="under-15"),
     "dpmpp-1m": Row(0.218372201, memory=0),
-    "dpmpp-2m": Row(0.0166235816, memory=1),
-    "dpmpp-3m": Row(0.0807995705, memory=2),
+    "dpmpp-2m": Row(0.0166235816, memory=1, lowered="under-15"),
+    "dpmpp-3m": Row(0.0807995705, memory=2, lowered="under-15"),
     "euler": Row(0.218372201, memory=0),
     "heun": Row(0.10956675, memory=0),
-    "unipc-1": Row(0.117620276, memory=1),
-    "unipc-2": Row(0.026364011, memory=2),
-    "unipc-3": Row(0.0573405981, memory=3),
+    "unipc-1": Row(0.117620276, memory=1, lowered="always"),
+    "unipc-2": Row(0.026364011, memory=2, lowered="always"),
+    "unipc-3": Row(0.0573405981, memory=3, lowered="always"),
 }
 
 
@@ -265,6 +267,11 @@ def test_lower_order_final_policies(name, policy, lowered):
         if steps in lowered:
             wanted = [min(p, steps - i) for i, p in enumerate(wanted)]
         assert found == wanted
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_default_policy(name):
+    assert getattr(solver(name), "lower_order_final", None) == ROWS[name].lowered
 
 
 def test_order_is_lowered_before_a_denoising_step():
