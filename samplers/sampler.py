@@ -110,7 +110,7 @@ class Sampler:
                 denoiser = Denoiser(self.network, rows_of(branches, rows), ledger)
                 parts.append(self._draw(denoiser, plan, seeds[rows], guidance, step_done))
         ledger.seconds = time.perf_counter() - start
-        return Result(torch.cat(parts), ledger)
+        return Result(torch.cat(parts), ledger)  # joined here, they are ordinary tensors again
 
     def _draw(
         self,
@@ -126,7 +126,7 @@ class Sampler:
             x = noise(seeds, self.network.shape).to(self.network.device) * scale
             x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback)
             x = x if self.network.decode is None else self.network.decode(x)
-        return x.cpu().clone()  # cloned outside, it is an ordinary tensor again
+        return x.cpu()
 
 
 @contextmanager

@@ -32,6 +32,18 @@ class Process(_Strict):
     family: str
     params: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Writes out the parameters that were left at their defaults, so that they are hashed."""
+        if isinstance(data, dict) and isinstance(data.get("params", {}), dict):
+            try:
+                schedule = noise_schedule(data.get("family", ""), **data.get("params", {}))
+            except FewstepError as error:
+                raise ValueError(str(error)) from error
+            return {**data, **process_of(schedule)}
+        return data
+
     def schedule(self) -> NoiseSchedule:
         return noise_schedule(self.family, **self.params)
 
@@ -92,6 +104,18 @@ class StepSpec(_Strict):
                 raise ValueError(f"est[{k - 1}]={n} must lie between {k} and {wanted}")
         if self.kmul is not None and len(self.kmul) != wanted:
             raise ValueError(f"kmul needs {wanted} numbers at order {self.order}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.mix_l != 1.0 and self.pred != "mixed":
+            raise ValueError("mix_l has an effect with pred mixed only")
+        if self.c != 0.0 and self.relax != "linear":
+            raise ValueError("c has an effect with relax linear only")
+        if self.relax != "none" and self.order == 1:
+            raise ValueError("relax has an effect from order 2 only")
+        if self.corr.relax != "none" and not (self.corr.on and self.order == 1):
+            raise ValueError("corr.relax has an effect on the corrector of an order 1 step only")
         return self
 
 
@@ -174,6 +198,8 @@ class Schedule(_Strict):
         except FewstepError as error:
             raise ValueError(str(error)) from error
         self._check_counts()
+        for n in range(len(self.steps) if self.xi else 0):
+            self._check_asked(n)
         for a, b in pairwise(nodes):
             if b.lam - a.lam < MIN_LAM_GAP:
                 raise ValueError(f"times {a.t!r} and {b.t!r} are too close to tell apart")
@@ -190,6 +216,16 @@ class Schedule(_Strict):
         if nodes[-1].sigma == 0.0 and (last.order, last.pred) != (1, "data"):
             raise ValueError("the step to sigma = 0 must have order 1 and prediction data")
         return self
+
+    def _check_asked(self, n: int) -> None:
+        """A shifted evaluation must stay inside the process, at sigma > 0."""
+        t = evaluation_time(self, n)
+        try:
+            inside = self.process.schedule().at(t).sigma > 0.0
+        except FewstepError:
+            inside = False
+        if not inside:
+            raise ValueError(f"xi[{n}] moves the evaluation to t={t:g}, outside the process")
 
     def _check_counts(self) -> None:
         n = len(self.steps)

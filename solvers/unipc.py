@@ -47,7 +47,7 @@ class UniPC(Encoder):
         return StepSpec(
             order=p,
             relax=self.solver_type if p == 2 else "none",
-            corr=Corrector(on=on, relax=self.solver_type if p == 1 else "none"),
+            corr=Corrector(on=on, relax=self.solver_type if on and p == 1 else "none"),
         )
 
 

@@ -48,12 +48,12 @@ def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
 
 
 def test_classes_fill_rows():
-    result = sample("--nfe", 2, "--classes", "3,5-6", "--per-class", 4, "--json")
+    result = sample("--nfe", 2, "--classes", "3,5-6", "--per-class", 5, "--json")
     run = json.loads(result.stdout)["run"]
-    assert run["classes"] == [3] * 4 + [5] * 4 + [6] * 4
-    assert run["seeds"] == list(range(12))
+    assert run["classes"] == [3] * 5 + [5] * 5 + [6] * 5
+    assert run["seeds"] == list(range(15))
     with Image.open("samples.png") as image:
-        assert image.size == (4 * 34 + 2, 3 * 34 + 2)
+        assert image.size == (5 * 34 + 2, 3 * 34 + 2)
 
 
 def test_json_counts_guidance_in_rows():

@@ -162,7 +162,7 @@ BAD = [
     (step(0, mix_l=-0.1), "steps.0.mix_l: .*greater than or equal to 0"),
     (step(0, order=0), "steps.0.order: .*greater than or equal to 1"),
     (step(0, order=5), "steps.0.order: .*less than or equal to 4"),
-    (step(0, order=2), "step 0 has order 2, but at most 1 is possible"),
+    (step(0, order=2, corr={"on": True}), "step 0 has order 2, but at most 1 is possible"),
     (step(1, order=3), "step 1 has order 3, but at most 2 is possible"),
     (step(1, est=[1, 1]), "steps.1: est needs 1 numbers at order 2"),
     (step(1, est=[2]), r"steps.1: est\[0\]=2 must lie between 1 and 1"),
@@ -172,6 +172,11 @@ BAD = [
     (step(1, kmul=[1.0, 0.5]), "steps.1: kmul needs 1 numbers at order 2"),
     (step(1, kmul=[math.nan]), "steps.1.kmul.0: .*finite number"),
     (step(1, corr={"on": True, "relax": "linear"}), "steps.1.corr.relax: .*'bh1' or 'bh2'"),
+    (step(1, mix_l=0.5), "steps.1: mix_l has an effect with pred mixed only"),
+    (step(1, c=0.5), "steps.1: c has an effect with relax linear only"),
+    (step(0, relax="bh2"), "steps.0: relax has an effect from order 2 only"),
+    (step(1, corr={"on": True, "relax": "bh2"}), "steps.1: corr.relax has an effect on"),
+    (step(0, corr={"on": False, "relax": "bh2"}), "steps.0: corr.relax has an effect on"),
     (step(1, dA=math.inf), "steps.1.dA: .*finite number"),
     (step(1, dB=[0.0, 0.0, 0.0]), "step 1 has 3 dB for 2 predictions"),
     (step(2, corr={"on": True}), "the last step cannot have a corrector"),
@@ -295,19 +300,19 @@ def random_schedule(seed):
 
 def random_step(rng, i, last):
     order = rng.randint(1, min(4, i + 1))
-    step = {
-        "pred": rng.choice(["data", "noise", "mixed"]),
-        "mix_l": rng.choice([rng.uniform(0.0, 0.4), rng.uniform(0.6, 1.0)]),
-        "order": order,
-        "relax": rng.choice(["none", "bh1", "bh2", "linear"]),
-        "c": rng.uniform(-0.3, 0.3),
-    }
+    step = {"pred": rng.choice(["data", "noise", "mixed"]), "order": order}
+    if step["pred"] == "mixed":
+        step["mix_l"] = rng.choice([rng.uniform(0.0, 0.4), rng.uniform(0.6, 1.0)])
+    if order > 1:
+        step["relax"] = rng.choice(["none", "bh1", "bh2", "linear"])
+        step["c"] = rng.uniform(-0.3, 0.3) if step["relax"] == "linear" else 0.0
     if rng.random() < 0.5:
         step["est"] = [rng.randint(k, order - 1) for k in range(1, order)]
     if rng.random() < 0.5:
         step["kmul"] = [rng.uniform(0.5, 1.5) for _ in range(order - 1)]
     if not last and rng.random() < 0.5:
-        step["corr"] = {"on": True, "relax": rng.choice(["none", "bh1", "bh2"])}
+        relax = rng.choice(["none", "bh1", "bh2"]) if order == 1 else "none"
+        step["corr"] = {"on": True, "relax": relax}
     return step
 
 
@@ -359,8 +364,9 @@ def test_evaluations_and_memory_of_random_schedules(schedule):
 
 def test_an_evaluation_moved_out_of_the_process_is_refused():
     grid = even_in_lam(RectifiedFlow(), 3)
-    with pytest.raises(ScheduleError, match="lies outside the flow schedule"):
-        Executor(schedule_of(grid, {}, xi=[0.1, 0.0, 0.0]))
+    for xi in ([0.1, 0.0, 0.0], [0.0, 0.0, -grid.nodes[2].t]):
+        with pytest.raises(ValidationError, match=r"xi\[\d\] moves the evaluation .* outside"):
+            schedule_of(grid, {}, {}, {}, xi=xi)
 
 
 CORRECTED = {"corr": {"on": True, "relax": "bh2"}}
@@ -373,7 +379,7 @@ CORRECTED = {"corr": {"on": True, "relax": "bh2"}}
         (CORRECTED, {"dA": 0.03}),
         ({}, {"dB": [0.05, -0.02]}),
         (CORRECTED, {"dB": [0.05, -0.02]}),
-        ({}, {"dA": -0.02, "dB": [0.01], **CORRECTED}),
+        ({}, {"dA": -0.02, "dB": [0.01], "corr": {"on": True}}),
         ({}, {"pred": "noise", "dA": -0.02, "dB": [0.01, 0.1]}),
     ],
 )
@@ -393,7 +399,7 @@ def test_free_coefficients_are_added_to_the_weights(before, free):
 @pytest.mark.parametrize(("l", "pred"), [(1.0, "data"), (0.0, "noise")])
 def test_mixed_has_data_and_noise_at_its_ends(l, pred):  # noqa: E741
     grid = even_in_lam(EDM(), 6)
-    common = [{"relax": "bh2", "order": min(3, i + 1)} for i in range(6)]
+    common = [{}, *({"relax": "bh2", "order": min(3, i + 1)} for i in range(1, 6))]
     mixed = schedule_of(grid, *({"pred": "mixed", "mix_l": l, **step} for step in common))
     pure = schedule_of(grid, *({"pred": pred, **step} for step in common))
     x = start(grid)
@@ -445,7 +451,8 @@ CONSISTENT = [
             "afs": None,
             "nfe": 7,
             "steps": [
-                {**step.model_dump(), "pred": {"mixed": "noise"}.get(step.pred, step.pred)}
+                step.model_dump()
+                | ({"pred": "noise", "mix_l": 1.0} if step.pred == "mixed" else {})
                 for step in schedule.steps
             ],
         }
@@ -476,7 +483,7 @@ def test_every_data_or_noise_schedule_is_exact_for_constant_x0(schedule):
         ({"order": 2, "relax": "linear", "c": 0.3}, 2),
     ],
 )
-@pytest.mark.parametrize(("pred", "l"), [("data", 1.0), ("noise", 0.0), ("mixed", 0.3)])
+@pytest.mark.parametrize(("pred", "l"), [("data", 1.0), ("noise", 1.0), ("mixed", 0.3)])
 def test_local_error_falls_with_order_plus_one(fields, order, pred, l):  # noqa: E741
     """One step of q terms from exact past states, unevenly spaced, has an error of h^(q+1)."""
     schedule = VPLinear()
