@@ -96,10 +96,11 @@ def _ays(kappas: Sequence[float]) -> Ramp:
         """A published Align Your Steps table, log-linearly interpolated to n nodes."""
         low, high = _lam_ends(schedule)
         lams = [_interpolated(table, place) for place in _ramp(0.0, len(table) - 1.0, n)]
-        if table[0] < low - 0.01:
+        if table[0] < low - 0.01 or table[-1] > high + 0.01:
             raise ScheduleError(
-                f"this AYS table begins at sigma/alpha = {kappas[0]:g}, the network's schedule only"
-                f" at {math.exp(-low):.4g}; take the table of its own family, or logsnr"
+                f"this AYS table runs from sigma/alpha = {kappas[0]:g} to {kappas[-1]:g}, the"
+                f" network's schedule from {math.exp(-low):.4g} to {math.exp(-high):.4g}; take the"
+                " table of its own family, or logsnr"
             )
         times = [schedule.at_lam(min(max(lam, low), high)).t for lam in lams]
         return times if end > schedule.t_zero else [*times[:-1], end]
