@@ -16,7 +16,7 @@ from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, VPLi
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # diffusers' own arithmetic
 
-EXPORTED = {name: getattr(schedulers, name) for name in dir(schedulers)}
+EXPORTED = {name: getattr(schedulers, name, None) for name in dir(schedulers)}
 CLASSES = {  # without those that diffusers replaces by a stub, because a package is missing
     name: cls
     for name, cls in EXPORTED.items()
@@ -88,7 +88,7 @@ def test_every_other_scheduler_is_read(name):
 def test_the_schedulers_were_found():
     assert len(VP) > 15
     assert REFUSED.keys() <= EXPORTED.keys()
-    assert OTHERS.keys() <= CLASSES.keys()
+    assert OTHERS.keys() - CLASSES.keys() <= {"ScoreSdeVpScheduler"}  # it needs transformers
 
 
 # Variance preserving
@@ -129,7 +129,7 @@ def test_the_wuerstchen_and_sde_schedules():
         expected = scheduler._alpha_cumprod(torch.tensor([t]), "cpu").item()
         assert schedule.at(t).alpha ** 2 == pytest.approx(expected, rel=1e-5)
         assert schedule.label(schedule.at(t)) == t
-    config = config_of("ScoreSdeVpScheduler", beta_min=0.2, beta_max=10)
+    config = {"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.2, "beta_max": 10}
     assert from_scheduler_config(config)[0] == VPLinear(0.2, 10)
 
 

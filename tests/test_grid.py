@@ -73,7 +73,7 @@ def test_tables_fit_or_say_that_they_do_not(name, process, final):
     schedule = EVERY[process]
     first, last = schedule.at(schedule.t_max).kappa, schedule.at(schedule.t_min).kappa
     if name == "ays-svd" and (first < 690.0 or last > 0.00205):
-        with pytest.raises(ScheduleError, match="runs from sigma/alpha = 700 to 0.002, the"):
+        with pytest.raises(ScheduleError, match=r"runs from sigma/alpha = 700 to 0.002, the"):
             time_grid(name, EVERY[process], 5, final)
         return
     for steps in range(1, 51):
