@@ -37,6 +37,7 @@ app.add_typer(bench_app, name="bench")
 @app.command()
 @sample_app.command()
 def sample(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Embedded name, diffusers folder or hub id.")
     ] = DEFAULT_MODEL,
@@ -86,15 +87,16 @@ def sample(
     """Draws a grid of images and prints what it cost."""
     with _errors():
         from fewstep.models.load import load
-        from fewstep.samplers.images import check_writable, make_folder
+        from fewstep.samplers.images import check_folder, check_writable
         from fewstep.samplers.run import Run, as_json, run_from_png
         from fewstep.samplers.sampler import Sampler
         from fewstep.solvers import Schedule
 
         check_writable(out)
         if save_images is not None:
-            make_folder(save_images)
+            check_folder(save_images)
         if from_png is not None:
+            _refuse_choices(ctx)
             run = run_from_png(from_png)
             network = load(run.model, dtype=run.dtype, device=run.device)
         else:
@@ -184,6 +186,20 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def _refuse_choices(ctx: typer.Context) -> None:
+    """A replay takes its choices from the picture: any typed beside it would be ignored."""
+    kept = {"from_png", "out", "save_images", "json_", "quiet"}
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params.keys() - kept}
+    typed = [
+        name
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+    if typed:
+        options = ", ".join(sorted(name.replace("_", "-") for name in typed))
+        raise SettingError(f"--from-png repeats the run in the picture as it was; drop {options}")
+
+
 def _images(
     network: "Network", seed: int, seeds: str | None, classes: str | None, per_class: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -225,6 +241,7 @@ def _write(run: "Run", result: "Result", out: Path, folder: Path | None) -> None
 
     nfe = result.ledger.nfe
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(result.images):
             name = f"{run.seeds[i]:06d}" + ("" if run.classes is None else f"-{run.classes[i]}")
             save_png(image, folder / f"{name}.png", run.of_image(i), nfe)

@@ -14,7 +14,10 @@ def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
     """Seconds and peak resident MB of one run as a process of its own; raises if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "fewstep.cli", *words], cwd=folder, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "fewstep.cli", *words],
+        cwd=folder,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+        stdout=subprocess.DEVNULL,
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -86,10 +86,9 @@ def check_writable(path: Path) -> None:
         raise SettingError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder for pictures, parents included; raises SettingError if it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(f"cannot create folder {str(path)!r}: {error.strerror}") from error
-    check_writable(path / "0.png")
+def check_folder(path: Path) -> None:
+    """Raises SettingError if a folder for pictures could not be made there or written to."""
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not existing.is_dir():
+        raise SettingError(f"cannot create folder {str(path)!r}: {str(existing)!r} is a file")
+    check_writable(existing / ".png")

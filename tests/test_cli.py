@@ -168,6 +168,8 @@ BAD = [
     (["--out", "."], "folder"),
     (["--schedule", "none.json"], "none.json"),
     (["--from-png", "none.png"], "no file 'none.png'"),
+    (["fashion-dit", "--from-png", "a.png", "--nfe", "3"], "as it was; drop model, nfe"),
+    (["--save-images", "new/folder", "--nfe", "0"], "nfe must be at least 1"),
 ]
 
 
