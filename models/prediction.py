@@ -115,10 +115,12 @@ def velocity_from(
 
 
 def combine(weights: Linear, x_t: Tensor, out: Tensor) -> Tensor:
-    """a x_t + b out for (a, b) = weights; the output itself where nothing has to be done."""
+    """a x_t + b out for (a, b) = weights; what is not needed is not touched."""
     a, b = weights
     if a == 0.0:
         return out if b == 1.0 else out * b
+    if b == 0.0:
+        return x_t if a == 1.0 else x_t * a
     return (x_t * a).add_(out, alpha=b)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
+from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Solver, drive
@@ -22,15 +23,19 @@ def integrate(
     x: Tensor,
     guidance: Guidance,
     callback: Callback | None = None,
+    noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Carries x (B, *) from the first node of the grid to its last.
 
+    noise: draws standard normal noise like x, for stochastic solvers.
     callback: called once after each step with (step, node reached, x, the last x0, ledger).
     """
     state, x0 = solver.init(), x
 
-    def answer(x_t: Tensor, node: Node) -> Tensor:
+    def answer(x_t: Tensor, node: Node | None) -> Tensor:
         nonlocal x0
+        if node is None:
+            return _fresh(noise, x_t)
         x0 = guidance.combine(denoiser.x0(x_t, node, guidance.branches(node)), node)
         return x0
 
@@ -40,3 +45,9 @@ def integrate(
             callback(n, s, x, x0, denoiser.ledger)
     denoiser.check()
     return x
+
+
+def _fresh(noise: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
+    if noise is None:
+        raise SettingError("this solver adds noise; give integrate a source of it")
+    return noise().to(x)

@@ -1,4 +1,4 @@
-"""Starting noise: one generator per image, so that an image depends on its seed alone."""
+"""Noise: one generator per image, so that an image depends on its seed alone."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,20 @@ from torch import Tensor
 from ..models.errors import SettingError
 
 
-def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (len(seeds), *shape), float32 on the CPU; row i from seeds[i] alone."""
-    rows = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-        for seed in seeds
-    ]
-    return torch.stack(rows)
+class Noise:
+    """Standard normal noise for a batch: row i of every draw comes from seeds[i] alone."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw(self) -> Tensor:
+        """The next (len(seeds), *shape), float32 on the CPU."""
+        rows = [
+            torch.randn(self.shape, generator=generator, dtype=torch.float32)
+            for generator in self.generators
+        ]
+        return torch.stack(rows)
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from .conditions import Conditions, branches_of, check_branches, rows_of
 from .guidance import Guidance, Unguided
 from .images import Picture, to_pil
 from .loop import Callback, integrate
-from .noise import checked_seeds, noise
+from .noise import Noise, checked_seeds
 from .plan import Plan, make_plan
 
 
@@ -122,9 +122,10 @@ class Sampler:
     ) -> Tensor:
         """One batch from its noise to its decoded samples."""
         scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
+        noise = Noise(seeds, self.network.shape)
         with torch.inference_mode():
-            x = noise(seeds, self.network.shape).to(self.network.device) * scale
-            x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback)
+            x = noise.draw().to(self.network.device) * scale
+            x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback, noise.draw)
             x = x if self.network.decode is None else self.network.decode(x)
         return x.cpu()
 

@@ -2,8 +2,9 @@
 
 A solver holds settings only; what it remembers between steps is the state it returns, so one object
 can serve many runs and threads. A step is a generator: it yields (x, node) wherever it needs the
-network, is sent x0 back, and returns (x_s, state). So the same code is driven by our own loop, by a
-pipeline that calls the network itself, and by a dry run that only counts.
+network, is sent x0 back, and returns (x_s, state); where it needs noise it yields (x, None). So the
+same code is driven by our own loop, by a pipeline that calls the network itself, and by a dry run
+that only counts.
 """
 
 from collections.abc import Callable, Generator
@@ -19,7 +20,7 @@ from ..models.errors import ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import Node, TimeGrid
 
 State = TypeVar("State")
-Query = tuple[Tensor, Node]
+Query = tuple[Tensor, Node | None]  # with no node: standard normal noise, shaped like the tensor
 Step = Generator[Query, Tensor, tuple[Tensor, State]]
 
 
@@ -31,6 +32,7 @@ class SolverInfo:
     order:          global order of convergence on a smooth ODE, without lowering at the end.
     calls_per_step: network evaluations in a step that is not the last.
     source:         paper and equation of the update rule.
+    stochastic:     whether it adds noise.
     families:       noise schedule families it runs on; empty for all.
     """
 
@@ -38,6 +40,7 @@ class SolverInfo:
     order: int
     calls_per_step: int
     source: str
+    stochastic: bool = False
     families: tuple[str, ...] = ()
 
 
@@ -111,7 +114,9 @@ def check_family(info: SolverInfo, grid: TimeGrid) -> None:
         )
 
 
-def drive(step: Step[State], answer: Callable[[Tensor, Node], Tensor]) -> tuple[Tensor, State]:
+def drive(
+    step: Step[State], answer: Callable[[Tensor, Node | None], Tensor]
+) -> tuple[Tensor, State]:
     """Runs one step to its end, answering each of its queries."""
     try:
         query = next(step)
@@ -126,8 +131,9 @@ def queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
     """The nodes at which a run will ask for x0, found by a dry run; their number is its NFE."""
     asked: list[Node] = []
 
-    def answer(x: Tensor, node: Node) -> Tensor:
-        asked.append(node)
+    def answer(x: Tensor, node: Node | None) -> Tensor:
+        if node is not None:
+            asked.append(node)
         return x
 
     x, state = torch.zeros(1, 1, 1, 1), solver.init()

@@ -6,7 +6,24 @@ from typing import ClassVar
 from ..models.schedule import TimeGrid
 from .base import SolverInfo, check_family
 from .executor import Executor
+from .linear import Combination, LinearSteps, rows_of
 from .schedule_data import Schedule, StepSpec
+
+
+class Table:
+    """A solver whose steps are linear combinations, but no `Schedule`: in another coordinate than
+    lam, from an older node than the last, or with noise.
+    """
+
+    info: ClassVar[SolverInfo]
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        """x_{n+1} for every step n, in terms of states, predictions and noise."""
+        raise NotImplementedError
+
+    def on(self, grid: TimeGrid) -> LinearSteps:
+        check_family(self.info, grid)
+        return LinearSteps(rows_of(grid.nodes, self.combinations(grid), grid.nodes))
 
 
 class LowerOrderFinal(StrEnum):

@@ -18,7 +18,7 @@ from fewstep import (
     solver,
 )
 from fewstep.models.errors import FewstepError, ModelError, NonFiniteError, SettingError
-from fewstep.samplers.noise import noise
+from fewstep.samplers.noise import Noise
 from fewstep.solvers import names
 
 LAW = GaussianMixture.single(
@@ -64,7 +64,7 @@ def test_noise_becomes_data(schedule, name):
     sampler = Sampler(gaussian(schedule))
     plan = sampler.plan(solver=name, steps=100)
     start = plan.grid.nodes[0]
-    x = noise(range(8), (1, 2, 2)) * schedule.noise_scale(start)
+    x = Noise(range(8), (1, 2, 2)).draw() * schedule.noise_scale(start)
     exact = LAW.flow_map(x, start, plan.grid.nodes[-1])
     result = sampler(range(8), solver=name, steps=100)
     torch.testing.assert_close(result.samples, exact, atol=5e-3, rtol=0)
@@ -89,10 +89,12 @@ def test_image_k_depends_on_its_seed_alone():
 
 
 def test_noise_rows_come_from_their_own_generator():
-    rows = noise([7, 2**62], (3, 4))
-    assert torch.equal(rows[0], noise([7], (3, 4))[0])
-    assert not torch.equal(rows[0], rows[1])
-    assert rows.dtype == torch.float32
+    pair, alone = Noise([7, 2**62], (3, 4)), Noise([7], (3, 4))
+    for _ in range(2):
+        rows = pair.draw()
+        assert torch.equal(rows[0], alone.draw()[0])
+        assert not torch.equal(rows[0], rows[1])
+        assert rows.dtype == torch.float32
 
 
 def test_two_threads_share_a_sampler():

@@ -30,9 +30,9 @@ from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VP
 from fewstep.samplers.grid import Final, default_grid, time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Executor, Schedule, drive, queries, solver
-from fewstep.solvers.executor import relaxation
 from fewstep.solvers.phi import derivative_weights, phi
 from fewstep.solvers.schedule_data import StepSpec
+from fewstep.solvers.taylor import relaxation
 
 ENCODED = [(name, process) for name, process in CASES if hasattr(solver(name), "encode")]
 

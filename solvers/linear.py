@@ -1,0 +1,136 @@
+"""Steps that are linear combinations: worked out in float64 before a run, one row of numbers each.
+
+A solver whose steps are linear in the states, the predictions and the noise is a table: with nodes
+n = 0..N and the state x_n at which x0_n was predicted,
+
+    x_{n+1} = a x_n + b x0_n + sum_j c_j kept_j + d z,
+
+where kept_j are predictions (or states) of earlier nodes and z is standard normal noise. Nothing is
+kept longer than a later step needs it.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..models.prediction import combine
+from ..models.schedule import Node
+from .base import Query
+
+# What a state is written in: ("x", n), the state at node n; ("x0", n) and ("eps", n), the two
+# predictions there; ("z", n), fresh noise of step n.
+Term = tuple[str, int]
+Combination = dict[Term, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One step, ready to run: x_s = a x + b x0 + sum_j c_j kept_j + d z.
+
+    query:    where x0 is asked for; None if it is taken to be zero.
+    x, x0, z: a, b and d.
+    kept:     c_j for each kept tensor, in the order they are kept.
+    keep:     which of them to keep on.
+    push:     (weight of x, weight of x0) of each tensor of this node that later steps use.
+    """
+
+    query: Node | None
+    x: float
+    x0: float
+    z: float
+    kept: tuple[float, ...]
+    keep: tuple[int, ...]
+    push: tuple[tuple[float, float], ...]
+
+
+class Memory(NamedTuple):
+    """The number of the next step and what it needs of earlier nodes, newest first."""
+
+    n: int = 0
+    kept: tuple[Tensor, ...] = ()
+
+
+class LinearSteps:
+    """Runs rows, whatever solver they come from. Holds one `Row` of numbers per step."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+
+    def init(self) -> Memory:
+        return Memory()
+
+    def step(
+        self, x: Tensor, state: Memory, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, Memory]]:
+        """The row numbered `state.n`; the nodes are those it was made for."""
+        row, kept = self.rows[state.n], state.kept
+        x_s = x * row.x
+        if row.query is None:
+            x0 = x.new_zeros(()).expand_as(x)
+        else:
+            x0 = yield x, row.query
+            x_s.add_(x0, alpha=row.x0)
+        for weight, tensor in zip(row.kept, kept, strict=True):
+            x_s.add_(tensor, alpha=weight)
+        if row.z:
+            x_s.add_((yield x, None), alpha=row.z)
+        pushed = [combine(weights, x, x0) for weights in row.push]
+        return x_s, Memory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
+
+
+def rows_of(
+    nodes: Sequence[Node], combos: Sequence[Combination], asked: Sequence[Node | None]
+) -> list[Row]:
+    """Rows from each step's combination and the node at which it asks for x0."""
+    combos = [_expanded(combo, nodes[n], n) for n, combo in enumerate(combos)]
+    layouts = [_layout(combos, n) for n in range(len(combos) + 1)]
+    return [
+        _row(nodes[n], asked[n], combo, layouts[n], layouts[n + 1], n)
+        for n, combo in enumerate(combos)
+    ]
+
+
+def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
+    """a + weight b."""
+    out = dict(a)
+    for term, value in b.items():
+        out[term] = out.get(term, 0.0) + weight * value
+    return out
+
+
+def _expanded(combo: Combination, node: Node, n: int) -> Combination:
+    """Writes eps of node n in terms of x_n and x0_n, which are at hand in step n."""
+    rest = {term: value for term, value in combo.items() if term != ("eps", n)}
+    if combo.get(("eps", n)):
+        a, b = _own(node, "eps")
+        rest = plus(rest, {("x", n): a, ("x0", n): b}, combo["eps", n])
+    return {term: value for term, value in rest.items() if value != 0.0}
+
+
+def _layout(combos: Sequence[Combination], n: int) -> list[Term]:
+    """What steps from n on use of the nodes before n, newest first."""
+    used = {term for combo in combos[n:] for term in combo if term[0] != "z" and term[1] < n}
+    return sorted(used, key=lambda term: (-term[1], term[0]))
+
+
+def _row(
+    node: Node, asked: Node | None, combo: Combination, held: list[Term], left: list[Term], n: int
+) -> Row:
+    return Row(
+        query=asked,
+        x=combo.get(("x", n), 0.0),
+        x0=combo.get(("x0", n), 0.0),
+        z=combo.get(("z", n), 0.0),
+        kept=tuple(combo.get(term, 0.0) for term in held),
+        keep=tuple(held.index(term) for term in left if term[1] < n),
+        push=tuple(_own(node, kind) for kind, j in left if j == n),
+    )
+
+
+def _own(node: Node, kind: str) -> tuple[float, float]:
+    """A tensor of a node as weights of its state and its x0: eps = (x - alpha x0) / sigma."""
+    if kind == "eps":
+        return 1.0 / node.sigma, -node.alpha / node.sigma
+    return (1.0, 0.0) if kind == "x" else (0.0, 1.0)
