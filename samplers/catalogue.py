@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from ..models.errors import UnknownNameError
 from ..models.load import card, embedded_names
-from ..solvers import names, solver
+from ..solvers import SolverInfo, names, solver
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import CFG
 
@@ -24,7 +24,7 @@ def _first_line(thing: object) -> str:
 
 
 def _solvers() -> Rows:
-    rows: Rows = [("solver", "order", "calls/step", "runs on", "settings", "source")]
+    rows: Rows = [("solver", "order", "calls/step", "kind", "runs on", "settings", "source")]
     for name in names():
         settings = solver(name)
         info = settings.info
@@ -33,13 +33,18 @@ def _solvers() -> Rows:
             (
                 name,
                 str(info.order),
-                str(info.calls_per_step),
+                "any" if info.adaptive else str(info.calls_per_step),
+                _kind(info),
                 ", ".join(info.families) or "all",
                 " ".join(options),
                 info.source,
             )
         )
     return rows
+
+
+def _kind(info: SolverInfo) -> str:
+    return "adaptive" if info.adaptive else "stochastic" if info.stochastic else "deterministic"
 
 
 def _grids() -> Rows:

@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Evaluations per image, counted by a dry run."""
+        """Evaluations per image, counted by a dry run; meaningless for an adaptive solver."""
         return len(queries(self.solver, self.grid))
 
 
@@ -88,6 +88,20 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
+def _span(
+    noise_schedule: NoiseSchedule, settings: SolverSettings, given: tuple[Any, ...], final: Final
+) -> TimeGrid:
+    """The two ends of an adaptive run: from t_max to t_min, and to zero from there."""
+    if given != (None, None, None):
+        name = settings.info.name
+        raise SettingError(
+            f"{name} chooses its own steps; drop nfe, steps and grid, set tolerances"
+        )
+    ends = 1 if final is Final.SIGMA_MIN else 2
+    end = Final.SIGMA_MIN if final is Final.SIGMA_MIN else Final.ZERO
+    return time_grid("logsnr", noise_schedule, ends, end)
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -109,6 +123,8 @@ def _grid(
         if (nfe, steps) != (None, None):
             raise SettingError("explicit times are the grid; drop nfe and steps")
         return TimeGrid.of(noise_schedule, grid)
+    if settings.info.adaptive:
+        return _span(noise_schedule, settings, (nfe, steps, grid), final)
     name, options = parse_spec(grid or default_grid(noise_schedule))
 
     def of(n: int) -> TimeGrid:

@@ -33,6 +33,7 @@ class SolverInfo:
     calls_per_step: network evaluations in a step that is not the last.
     source:         paper and equation of the update rule.
     stochastic:     whether it adds noise.
+    adaptive:       whether it chooses its own steps, so that its cost is known only afterwards.
     families:       noise schedule families it runs on; empty for all.
     """
 
@@ -41,6 +42,7 @@ class SolverInfo:
     calls_per_step: int
     source: str
     stochastic: bool = False
+    adaptive: bool = False
     families: tuple[str, ...] = ()
 
 
