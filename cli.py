@@ -71,6 +71,9 @@ def sample(
     cfg_interval: Annotated[
         str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
     ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Dynamic thresholding of x0 at this quantile, as 0.995.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 64,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
@@ -114,6 +117,7 @@ def sample(
                 classes=labels,
                 cfg_scale=cfg_scale,
                 cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
+                threshold=threshold,
                 batch=batch,
                 dtype=dtype,
                 device=device,

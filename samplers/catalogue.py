@@ -7,7 +7,7 @@ from ..models.errors import UnknownNameError
 from ..models.load import card, embedded_names
 from ..solvers import SolverInfo, names, solver
 from .grid import IN_LAM, IN_TIME, grid_names
-from .guidance import CFG
+from .guidance import CFG, Thresholded
 
 Rows = list[tuple[str, ...]]
 
@@ -68,6 +68,7 @@ def _guidance() -> Rows:
     return [
         ("guidance", "rule", "options"),
         ("cfg", _first_line(CFG), "--cfg-scale --cfg-interval"),
+        ("threshold", _first_line(Thresholded), "--threshold"),
     ]
 
 

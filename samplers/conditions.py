@@ -8,7 +8,7 @@ from torch import Tensor
 from ..models.denoiser import Branch, Network
 from ..models.errors import ModelError, SettingError
 from ..models.schedule import TimeGrid
-from .guidance import Guidance
+from .guidance import Guidance, Thresholded
 
 Conditions = Mapping[str, Tensor]
 Branches = Mapping[Branch, Conditions]
@@ -48,7 +48,12 @@ def branches_of(
 def check_branches(
     network: Network, branches: Branches, guidance: Guidance, grid: TimeGrid
 ) -> None:
-    """Raises SettingError if the guidance will ask for a branch that the network does not have."""
+    """Raises SettingError if the guidance asks for a branch or does a thing not to be had here."""
+    if isinstance(guidance, Thresholded) and network.decode is not None and not guidance.latents:
+        raise SettingError(
+            f"{network.name} samples latents, which have no range to be kept in; drop the"
+            " thresholding, or pass Thresholded(latents=True) if you mean it"
+        )
     asked = {branch for node in grid.nodes for branch in guidance.branches(node)}
     if asked - branches.keys():
         raise SettingError(

@@ -1,6 +1,7 @@
 """A sampling run as data: built by the command line, carried by a picture, repeated from it."""
 
 import json
+import math
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .. import __version__
 from ..models.errors import SettingError
 from ..solvers import Schedule
-from .guidance import CFG
+from .guidance import CFG, Guidance, Thresholded
 from .images import Picture, write_whole
 from .sampler import Result, Sampler
 
@@ -25,7 +26,7 @@ class Run(BaseModel):
     solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
     seeds:    one per image.
     classes:  one label per image, or None.
-    cfg_scale, cfg_interval: of `CFG`.
+    cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
     batch, dtype, device: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
@@ -44,6 +45,7 @@ class Run(BaseModel):
     classes: tuple[int, ...] | None = None
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None
+    threshold: float | None = None
     batch: int = 64
     dtype: str = "fp32"
     device: str = "cpu"
@@ -60,11 +62,11 @@ class Run(BaseModel):
             raise SettingError("a schedule is the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
 
-    def guidance(self) -> CFG:
+    def guidance(self) -> Guidance:
         """The guidance; a scale of 1 is none."""
-        if self.cfg_interval is None:
-            return CFG(self.cfg_scale)
-        return CFG(self.cfg_scale, self.cfg_interval)
+        interval = (0.0, math.inf) if self.cfg_interval is None else self.cfg_interval
+        guidance = CFG(self.cfg_scale, interval)
+        return guidance if self.threshold is None else Thresholded(guidance, self.threshold)
 
     def execute(self, sampler: Sampler, *, progress: bool = False) -> Result:
         """Samples the images, in the order of the seeds."""

@@ -162,6 +162,7 @@ BAD = [
     (["--cfg-scale", "nan"], "1 is off"),
     (["--cfg-interval", "5,1"], "empty"),
     (["--cfg-interval", "5"], "LOW,HIGH"),
+    (["--threshold", "1.5"], "(0, 1]", "0.995"),
     (["--dtype", "fp8"], "no dtype 'fp8'", "bf16"),
     (["--device", "quantum"], "device 'quantum'", "try cpu"),
     (["--out", "no/such/folder.png"], "does not exist"),

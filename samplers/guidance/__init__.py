@@ -2,5 +2,6 @@
 
 from .base import Guidance, Unguided
 from .cfg import CFG
+from .threshold import Thresholded
 
-__all__ = ["CFG", "Guidance", "Unguided"]
+__all__ = ["CFG", "Guidance", "Thresholded", "Unguided"]
