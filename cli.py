@@ -162,6 +162,23 @@ def overhead(
 
 
 @bench_app.command()
+def accuracy(
+    model: Annotated[str, typer.Argument(help="toy, or a network as in sample.")] = "toy",
+    solver: Annotated[
+        list[str] | None, typer.Option(help="Name[:key=value,...]; repeat it. Default: all.")
+    ] = None,
+    nfe: Annotated[str, typer.Option(help="Budgets, as 4-6,8,10.")] = "4-6,8,10,12,15,20,25,50",
+) -> None:
+    """Distance from the exact solution for each solver and budget."""
+    with _errors():
+        from fewstep.eval.accuracy import report
+        from fewstep.samplers.run import parse_ranges
+
+        for line in report(model, solver or [], parse_ranges(nfe)):
+            typer.echo(line)
+
+
+@bench_app.command()
 def command(
     repeats: Annotated[int, typer.Option(help="Runs of each command.")] = 3,
 ) -> None:
