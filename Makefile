@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench check
+.PHONY: dev lint types test slow wheel bench docs check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -28,5 +28,8 @@ wheel:
 bench:
 	fewstep bench overhead
 	fewstep bench command
+
+docs:
+	$(PYTHON) -m fewstep.eval.docs docs/solvers
 
 check: lint types test slow

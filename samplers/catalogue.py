@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from ..models.errors import UnknownNameError
 from ..models.load import card, embedded_names
-from ..solvers import SolverInfo, names, solver
+from ..solvers import names, solver
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import CFG, Thresholded
 
@@ -34,17 +34,13 @@ def _solvers() -> Rows:
                 name,
                 str(info.order),
                 "any" if info.adaptive else str(info.calls_per_step),
-                _kind(info),
+                info.kind,
                 ", ".join(info.families) or "all",
                 " ".join(options),
                 info.source,
             )
         )
     return rows
-
-
-def _kind(info: SolverInfo) -> str:
-    return "adaptive" if info.adaptive else "stochastic" if info.stochastic else "deterministic"
 
 
 def _grids() -> Rows:

@@ -45,6 +45,12 @@ class SolverInfo:
     adaptive: bool = False
     families: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        if self.adaptive:
+            return "adaptive"
+        return "stochastic" if self.stochastic else "deterministic"
+
 
 class Solver(Protocol[State]):
     """Moves x_t to x_s, one step at a time."""

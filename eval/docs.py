@@ -1,0 +1,90 @@
+"""The pages of docs/solvers, written from docstrings: `python -m fewstep.eval.docs docs/solvers`.
+
+One page per module of solvers/ that registers any, and an index. A test says when they are stale.
+"""
+
+import inspect
+import sys
+from collections import defaultdict
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..solvers import SolverInfo, SolverSettings, names, solver
+
+NOTE = "Written from the docstrings by `make docs`; do not edit.\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> text."""
+    families: dict[str, list[SolverSettings]] = defaultdict(list)
+    for name in names():
+        settings = solver(name)
+        families[type(settings).__module__.rpartition(".")[2]].append(settings)
+    found = {f"{family}.md": _page(family, members) for family, members in families.items()}
+    return {"README.md": _index(families), **found}
+
+
+def write(folder: Path) -> None:
+    """Writes all pages into a folder and removes those of modules that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _index(families: dict[str, list[SolverSettings]]) -> str:
+    rows = []
+    for family, members in sorted(families.items()):
+        for each in members:
+            info, page = each.info, f"[{family}]({family}.md)"
+            rows.append(f"| `{info.name}` | {info.order} | {_calls(info)} | {info.kind} | {page} |")
+    head = "| solver | order | calls per step | kind | page |\n|---|---|---|---|---|\n"
+    return "# Solvers\n\n" + NOTE + "\n" + head + "\n".join(rows) + "\n"
+
+
+def _page(family: str, members: list[SolverSettings]) -> str:
+    module = inspect.getmodule(type(members[0]))
+    text = inspect.cleandoc(module.__doc__ or "") if module else ""
+    parts, said = [f"# {family}\n\n{NOTE}```text\n{text}\n```"], ""
+    for settings in members:
+        own = _own_doc(type(settings))
+        parts += [_facts(settings), *([f"```text\n{own}\n```"] if own != said else [])]
+        parts.append(_options(settings))
+        said = own
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(settings: SolverSettings) -> str:
+    info = settings.info
+    runs_on = f" Runs on {', '.join(info.families)} schedules." if info.families else ""
+    return (
+        f"## `{info.name}`\n\nOrder {info.order}, {_calls(info)} per step, {info.kind}.{runs_on}"
+        f" Source: {info.source}."
+    )
+
+
+def _own_doc(cls: type[Any]) -> str:
+    """The docstring of the class, or of the one that it takes its settings from."""
+    texts = [base.__doc__ for base in cls.__mro__ if base.__doc__ and base is not object]
+    plain = [text for text in texts if not text.startswith(f"{cls.__name__}(")]
+    return inspect.cleandoc(plain[0]) if plain else ""
+
+
+def _options(settings: SolverSettings) -> str:
+    known = fields(settings)  # type: ignore[arg-type]
+    if not known:
+        return "No settings."
+    pairs = (f"`{field.name}={getattr(settings, field.name)}`" for field in known)
+    return "Settings and their defaults: " + ", ".join(pairs) + "."
+
+
+def _calls(info: SolverInfo) -> str:
+    if info.adaptive:
+        return "as many calls as needed"
+    return f"{info.calls_per_step} call" + ("s" if info.calls_per_step > 1 else "")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
