@@ -143,6 +143,10 @@ class Denoiser:
         return out
 
     def _conditions(self, branches: tuple[Branch, ...]) -> Mapping[str, Tensor]:
+        if self.conditions and not self.conditions.keys() >= set(branches):
+            raise ModelError(
+                f"{self.network.name} was given no conditions for {', '.join(branches)}"
+            )
         held = [self.conditions.get(branch, {}) for branch in branches]
         if len(held) == 1:
             return held[0]

@@ -21,7 +21,7 @@ def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], Tim
     if nfe < 1:
         raise SettingError(f"nfe must be at least 1, not {nfe}")
     guess = -(-nfe // settings.info.calls_per_step)
-    grids = [make_grid(steps) for steps in range(max(1, guess - 1), guess + 2)]
+    grids = [make_grid(steps) for steps in range(max(1, guess - 2), guess + 2)]
     costs = [predicted_nfe(settings, grid) for grid in grids]
     if nfe in costs:
         return grids[costs.index(nfe)]

@@ -1,62 +1,91 @@
-"""Heun's method in the straight coordinate of the process, Euler on the step to sigma = 0."""
+"""Heun's method in the straight coordinate, Euler on the step to sigma = 0; EDM's churn.
 
+    d  = (y_t - x0(y_t, t)) / tau_t,   y' = y_t + (tau_s - tau_t) d
+    d' = (y' - x0(y', s)) / tau_s,     y_s = y_t + (tau_s - tau_t) (d + d') / 2
+
+With churn, noise is first added at t (arXiv:2206.00364, alg. 2): with kappa = sigma / alpha,
+gamma = min(s_churn / N, sqrt 2 - 1) where s_min <= kappa_t <= s_max and 0 elsewhere, the step
+starts from the node t^ with kappa^ = (1 + gamma) kappa_t and
+
+    x^ = (alpha^ / alpha_t) x_t + alpha^ sqrt(kappa^^2 - kappa_t^2) s_noise z.
+"""
+
+import math
 from collections.abc import Generator
 from dataclasses import dataclass as plain
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.schedule import Node, TimeGrid
-from .base import Query, SolverInfo, register
+from .base import Query, SolverInfo, Step, register
+from .coordinates import Straight, check_noisy, stages
+
+Level = Annotated[float, Field(ge=0.0)]
 
 
 @register
 @dataclass(frozen=True)
 class Heun:
-    """The trapezoidal rule on dy/dtau = (y - x0) / tau.
+    """A run of N steps to sigma = 0 costs 2 N - 1 calls, with churn or without.
 
-    d  = (y_t - x0(y_t, t)) / tau_t,   y' = y_t + (tau_s - tau_t) d
-    d' = (y' - x0(y', s)) / tau_s,     y_s = y_t + (tau_s - tau_t) (d + d') / 2
+    s_churn: how much noise is added in all; 0 is Heun's method, which adds none.
+    s_min, s_max: range of sigma / alpha in which it is added.
+    s_noise: its standard deviation; a little over 1 makes up for detail lost.
 
-    y = x / alpha and tau = sigma / alpha on every process but rectified flow, where y = x / (alpha
-    + sigma) and tau = sigma / (alpha + sigma), so that d is the network's own velocity. A run of N
-    steps to sigma = 0 costs 2 N - 1 calls.
+    Churn never goes above the noise that the schedule starts from, and leaves out the evaluation
+    that ends a run with "denoise".
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="heun", order=2, calls_per_step=2, source="arXiv:2206.00364 alg. 1"
+        name="heun", order=2, calls_per_step=2, source="arXiv:2206.00364 alg. 1, 2"
     )
+    s_churn: Level = 0.0
+    s_min: Level = 0.0
+    s_max: Level = math.inf
+    s_noise: Level = 1.0
 
     def on(self, grid: TimeGrid) -> "HeunSteps":
-        return HeunSteps(straight=grid.schedule.family == "flow")
+        gamma = min(self.s_churn / (grid.steps - grid.denoise), math.sqrt(2.0) - 1.0)
+        return HeunSteps(Straight.of(grid), self, gamma)
 
 
 @plain(frozen=True, slots=True)
 class HeunSteps:
-    """Heun's steps; straight: use the coordinates of rectified flow."""
+    """Heun's steps; gamma: by how much the noise is raised where churn applies."""
 
-    straight: bool
+    line: Straight
+    churn: Heun
+    gamma: float
 
     def init(self) -> None:
         return None
 
-    def step(
-        self, x: Tensor, state: None, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, None]]:
+    def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
         """The rule written as weights of x, x0 and x0', two and three tensor operations."""
-        scale_t, scale_s = self._scale(t), self._scale(s)
-        tau_t, tau_s = t.sigma / scale_t, s.sigma / scale_s
-        x0 = yield x, t
+        check_noisy(t)
+        if self.gamma and not self.line.denoises(s):
+            x, t = yield from self._churned(x, t)
+        scale_t, scale_s = self.line.scale(t), self.line.scale(s)
+        tau_t, tau_s = self.line.tau(t), self.line.tau(s)
         r = (tau_s - tau_t) / tau_t  # y' = (1 + r) y - r x0
-        x_euler = (x * ((1 + r) * scale_s / scale_t)).add_(x0, alpha=-r * scale_s)
+        euler = [(1 + r) * scale_s / scale_t, -r * scale_s]
         if s.sigma == 0.0:
-            return x_euler, None
-        x0_s = yield x_euler, s
+            return (yield from stages(x, [t], [euler])), None
         q = (tau_s - tau_t) / tau_s  # y_s = y + r (y - x0) / 2 + q (y' - x0') / 2
-        x_s = x * ((1 + (r + q * (1 + r)) / 2) * scale_s / scale_t)
-        x_s.add_(x0, alpha=-r * (1 + q) / 2 * scale_s).add_(x0_s, alpha=-q / 2 * scale_s)
-        return x_s, None
+        first = (1 + (r + q * (1 + r)) / 2) * scale_s / scale_t
+        heun = [first, -r * (1 + q) / 2 * scale_s, -q / 2 * scale_s]
+        return (yield from stages(x, [t, s], [euler, heun])), None
 
-    def _scale(self, node: Node) -> float:
-        return node.alpha + node.sigma if self.straight else node.alpha
+    def _churned(self, x: Tensor, t: Node) -> Generator[Query, Tensor, tuple[Tensor, Node]]:
+        """x and t with the noise raised by 1 + gamma, or as they are."""
+        schedule = self.line.schedule
+        lam = max(t.lam - math.log1p(self.gamma), schedule.at(schedule.t_max).lam)
+        if lam >= t.lam or not self.churn.s_min <= t.sigma / t.alpha <= self.churn.s_max:
+            return x, t
+        hat = schedule.at_lam(lam)
+        ratio = hat.alpha / t.alpha
+        added = ratio * t.sigma * math.sqrt(math.expm1(2.0 * (t.lam - hat.lam)))
+        return (x * ratio).add_((yield x, None), alpha=added * self.churn.s_noise), hat

@@ -69,12 +69,28 @@ def runs(settings: SolverSettings, family: str) -> bool:
 
 CASES = [(n, p) for n in names() for p in PROCESSES if runs(solver(n), PROCESSES[p].family)]
 
+FIXED = [name for name in names() if not solver(name).info.adaptive]  # the grid is their steps
+DETERMINISTIC = [name for name in names() if not solver(name).info.stochastic]
+ODE_CASES = [(name, process) for name, process in CASES if name in DETERMINISTIC]
+
+
+def answering(law: Law, n: int) -> Callable[[Tensor, Node | None], Tensor]:
+    """The answers to the queries of step n; its noise is the same in every run."""
+    generator = torch.Generator().manual_seed(n)
+
+    def answer(x: Tensor, node: Node | None) -> Tensor:
+        if node is None:
+            return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        return law(x, node)
+
+    return answer
+
 
 def walk(solver: Solver[Any], grid: TimeGrid, x: Tensor, law: Law) -> Iterator[tuple[Tensor, Any]]:
     """(x, state) after each step."""
     state = solver.init()
-    for t, s in pairwise(grid.nodes):
-        x, state = drive(solver.step(x, state, t, s), law)
+    for n, (t, s) in enumerate(pairwise(grid.nodes)):
+        x, state = drive(solver.step(x, state, t, s), answering(law, n))
         yield x, state
 
 

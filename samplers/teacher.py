@@ -1,0 +1,95 @@
+"""Reference samples: what a run converges to, computed once and kept on disk."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .. import __version__
+from ..models.denoiser import Network
+from ..models.errors import SettingError
+from ..models.schedule import process_of
+from ..solvers import SolverSettings
+from .images import write_whole
+from .plan import named_solver
+from .sampler import Sampler
+
+
+def teacher(
+    network: Network,
+    seeds: Sequence[int],
+    *,
+    solver: str | SolverSettings = "ode-dopri5",
+    cache: Path | str | None = None,
+    **call: Any,
+) -> Tensor:
+    """Samples (B, *) of the seeds, float32 on the CPU, as `Sampler` returns them.
+
+    solver: as `make_plan` takes it; an adaptive one watches its own error.
+    cache:  an existing folder to keep them in, each run as <sha256>.safetensors; None keeps none.
+            The name stands for everything here, the version of fewstep, and two answers of the
+            network to the first seed, which tell its weights and dtype. A file that does not hold
+            what it should is replaced.
+    call:   further arguments of `Sampler`, no tensors if there is a cache: class_labels, guidance,
+            batch, final, nfe and so on.
+    """
+    call["solver"] = named_solver(solver) if isinstance(solver, str) else solver
+    if cache is None:
+        return Sampler(network)(seeds, **call).samples
+    key = _key(network, list(seeds), call)
+    path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    samples = _read(path, key)
+    if samples is None:
+        samples = Sampler(network)(seeds, **call).samples.contiguous()
+        body = save({"samples": samples}, {"key": key, "sha256": _sha256(samples)})
+        write_whole(path, partial(_write, body))
+    return samples
+
+
+def _key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
+    """Everything that decides the samples, as JSON."""
+    parts = {
+        "version": __version__,
+        "network": [network.name, str(network.device), network.prediction, network.shape],
+        "process": process_of(network.schedule),
+        "seeds": seeds,
+        "call": json.loads(json.dumps(call, default=_plain)),
+    }
+    labels = parts["call"].get("class_labels")
+    first = labels[:1] if isinstance(labels, list) else labels
+    answers = Sampler(network)(seeds[:1], class_labels=first, solver="ddim", nfe=2).samples
+    return json.dumps({**parts, "answers": _sha256(answers)}, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as their names and fields, ranges as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, asdict(value)]
+    if isinstance(value, Sequence):
+        return list(value)
+    raise SettingError(f"a cache cannot be named after a {type(value).__name__}; use cache=None")
+
+
+def _read(path: Path, key: str) -> Tensor | None:
+    """The samples in a file, if it is whole and of this key."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            facts, samples = file.metadata(), file.get_tensor("samples")
+    except (OSError, SafetensorError):
+        return None
+    return samples if facts == {"key": key, "sha256": _sha256(samples)} else None
+
+
+def _write(body: bytes, file: IO[bytes]) -> None:
+    file.write(body)
+
+
+def _sha256(samples: Tensor) -> str:
+    return hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()

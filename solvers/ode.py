@@ -1,0 +1,323 @@
+"""Runge-Kutta methods for the probability-flow ODE as a straight flow (arXiv:2011.13456, sec. 4.3).
+
+On every process the ODE is stepped in tau = sigma / (alpha + sigma), which falls from at most 1 to
+0, for y = x / (alpha + sigma), the state that rectified flow would have at the same lam:
+
+    dy/dtau = (y - x0) / tau = eps - x0.
+
+Nothing is infinite at either end, x0 that does not change is integrated exactly, y is of the size
+of the data all along, so that one absolute tolerance fits, and all processes give the same y. With
+a tableau (c, a, b), a step from node t to node e of length h = tau_e - tau_t < 0 is
+
+    k_i = dy/dtau at tau_t + c_i h, y + h sum_j a_ij k_j,      y_e = y + h sum_i b_i k_i,
+
+and an embedded method of one order less gives the error d = h sum_i e_i k_i. The ode- methods that
+choose their steps accept a trial if
+
+    E = max over the images of rms(d / max(atol, rtol max(|y|, |y_e|))) <= 1,
+
+and make the next longer by 0.9 E^{-0.85 / q} E'^{0.2 / q}, between 0.2 and 10, where q is the order
+and E' is the error accepted before (Hairer, Norsett, Wanner, Solving Ordinary Differential
+Equations I, sec. II.4, and II as to E'); after a rejection, by 0.9 E^{-0.85 / q}, at least 0.2. The
+step to sigma = 0 is x_s = alpha_s x0.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass as plain
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ..models.schedule import Node, NoiseSchedule, TimeGrid
+from .adaptive import MaxCalls, Positive, check_calls, error_norm
+from .base import Query, SolverInfo, register
+
+Row = tuple[float, ...]
+
+
+@plain(frozen=True, slots=True)
+class Tableau:
+    """A Runge-Kutta method.
+
+    a: what stage i takes of the slopes before it, for i = 1, 2, ...; their sums are c_i.
+    b: what the step takes of all slopes.
+    e: b minus the weights of the embedded method; empty if there is none.
+    c: the places of the stages, c_0 = 0.
+    """
+
+    c: Row
+    a: tuple[Row, ...]
+    b: Row
+    e: Row = ()
+
+    @property
+    def first_same_as_last(self) -> bool:
+        """Whether the last stage is the step itself, so that its slope starts the next one."""
+        return self.b == (*self.a[-1], 0.0)
+
+
+RK4 = Tableau(
+    c=(0.0, 0.5, 0.5, 1.0),
+    a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)
+BOGACKI_SHAMPINE = Tableau(
+    c=(0.0, 1 / 2, 3 / 4, 1.0),
+    a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+DORMAND_PRINCE = Tableau(
+    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    a=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    e=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+_TSIT_LAST = (
+    0.09646076681806523,
+    0.01,
+    0.4798896504144996,
+    1.379008574103742,
+    -3.290069515436081,
+    2.324710524099774,
+)
+TSITOURAS = Tableau(
+    c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+    a=(
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
+        _TSIT_LAST,
+    ),
+    b=(*_TSIT_LAST, 0.0),
+    e=(
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Runge-Kutta pairs that choose their own steps.
+
+    The error is the largest of the batch, so the steps, and within the tolerances the images,
+    depend on which images are sampled together.
+
+    rtol:      relative tolerance of y.
+    atol:      absolute tolerance of y.
+    h_init:    length of the first trial in tau.
+    max_calls: of one run; more raise SettingError.
+    """
+
+    info: ClassVar[SolverInfo]
+    tableau: ClassVar[Tableau]
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    h_init: Positive = 0.05
+    max_calls: MaxCalls = 10_000
+
+    def on(self, grid: TimeGrid) -> "EmbeddedSteps":
+        return EmbeddedSteps(self.tableau, grid.schedule, self)
+
+
+@register
+@dataclass(frozen=True)
+class Dopri5(Embedded):
+    """Dormand and Prince, order 5 with 4 inside: 6 evaluations a trial, and one to begin."""
+
+    tableau: ClassVar[Tableau] = DORMAND_PRINCE
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-dopri5",
+        order=5,
+        calls_per_step=6,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(80)90013-3",
+        adaptive=True,
+    )
+
+
+@register
+@dataclass(frozen=True)
+class Tsit5(Embedded):
+    """Tsitouras, order 5 with 4 inside: as ode-dopri5, with smaller error terms."""
+
+    tableau: ClassVar[Tableau] = TSITOURAS
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-tsit5",
+        order=5,
+        calls_per_step=6,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/j.camwa.2011.06.002",
+        adaptive=True,
+    )
+
+
+@register
+@dataclass(frozen=True)
+class Bosh3(Embedded):
+    """Bogacki and Shampine, order 3 with 2 inside: 3 evaluations a trial, and one to begin."""
+
+    tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-bosh3",
+        order=3,
+        calls_per_step=3,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0893-9659(89)90079-7",
+        adaptive=True,
+    )
+
+
+@register
+@dataclass(frozen=True)
+class ClassicalRK4:
+    """The classical method of order 4: one step per interval of the grid, 4 evaluations each."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-rk4", order=4, calls_per_step=4, source="arXiv:2011.13456 sec. 4.3"
+    )
+
+    def on(self, grid: TimeGrid) -> "FixedSteps":
+        return FixedSteps(RK4, grid.schedule)
+
+
+@plain(frozen=True, slots=True)
+class Stages:
+    """One trial of a tableau on a noise schedule."""
+
+    tableau: Tableau
+    schedule: NoiseSchedule
+
+    def slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
+        """dy/dtau = (y - x0) / tau at the node."""
+        scale = node.alpha + node.sigma
+        x0 = yield (y if scale == 1.0 else y * scale), node
+        return torch.sub(y, x0).mul_(scale / node.sigma)
+
+    def trial(
+        self, y: Tensor, k: Tensor, t: Node, e: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, list[Tensor]]]:
+        """(y_e, all slopes) from y and its slope k at t."""
+        slopes, h, y_i = [k], _tau(e) - _tau(t), y
+        for c, row in zip(self.tableau.c[1:], self.tableau.a, strict=True):
+            y_i = _moved(y, row, slopes, h)
+            slopes.append((yield from self.slope(y_i, e if c == 1.0 else self.at(_tau(t) + c * h))))
+        if not self.tableau.first_same_as_last:
+            y_i = _moved(y, self.tableau.b, slopes, h)
+        return y_i, slopes
+
+    def at(self, tau: float) -> Node:
+        """The node at this tau."""
+        return self.schedule.at_lam(math.log1p(-tau) - math.log(tau))
+
+
+@plain(frozen=True, slots=True)
+class FixedSteps(Stages):
+    """One trial per step of the grid, whatever its error."""
+
+    def init(self) -> None:
+        return None
+
+    def step(
+        self, x: Tensor, state: None, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, None]]:
+        """From t to s; by x0 alone if s is clean data."""
+        if s.sigma == 0.0:
+            return (yield x, t) * s.alpha, None
+        y = x / (t.alpha + t.sigma)
+        k = yield from self.slope(y, t)
+        y, _ = yield from self.trial(y, k, t, s)
+        return y * (s.alpha + s.sigma), None
+
+
+@plain(frozen=True, slots=True)
+class EmbeddedSteps(Stages):
+    """As many accepted trials per step as it takes; the state is the number of calls so far."""
+
+    settings: Embedded
+
+    def init(self) -> int:
+        return 0
+
+    def step(
+        self, x: Tensor, state: int, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
+        """From t to s; by x0 alone if s is clean data."""
+        if s.sigma == 0.0:
+            return (yield x, t) * s.alpha, state + 1
+        y = x / (t.alpha + t.sigma)
+        k = yield from self.slope(y, t)
+        y, state = yield from self._trials(y, k, state + 1, t, s)
+        return y * (s.alpha + s.sigma), state
+
+    def _trials(
+        self, y: Tensor, k: Tensor, calls: int, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
+        """Trials from t, where the slope is k, until one that ends at s is accepted."""
+        own, pace = self.settings, Pace(self.settings.info.order, self.settings.h_init)
+        while t is not s:
+            left = _tau(t) - _tau(s)
+            e = s if pace.h > left * (1 - 1e-9) else self.at(_tau(t) - pace.h)
+            h = _tau(e) - _tau(t)
+            y_e, slopes = yield from self.trial(y, k, t, e)
+            calls += len(slopes) - 1
+            wrong = _moved(torch.zeros_like(y), self.tableau.e, slopes, h)
+            if pace.accepts(error_norm(wrong, own.atol, own.rtol, y, y_e), -h):
+                y, k, t = y_e, slopes[-1], e
+            if t is not s:
+                check_calls(own.info.name, calls, own.max_calls, t)
+        return y, calls
+
+
+class Pace:
+    """The length of the next trial of a method of order q, by its errors."""
+
+    def __init__(self, q: int, h: float) -> None:
+        self.q, self.h = q, h
+        self.before, self.rejected = 1e-4, False
+
+    def accepts(self, error: float, h: float) -> bool:
+        """Whether a trial of length h is good enough; sets the next length."""
+        error = max(error, 1e-10)
+        factor = 0.9 * error ** (-0.85 / self.q)
+        if error > 1.0:
+            self.h, self.rejected = h * max(factor, 0.2), True
+            return False
+        factor *= self.before ** (0.2 / self.q)
+        self.h = h * min(max(factor, 0.2), 1.0 if self.rejected else 10.0)
+        self.before, self.rejected = max(error, 1e-4), False
+        return True
+
+
+def _tau(node: Node) -> float:
+    return node.sigma / (node.alpha + node.sigma)
+
+
+def _moved(y: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
+    """y + h sum_i weights_i slopes_i, a new tensor."""
+    (first, k), *rest = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    out = torch.add(y, k, alpha=h * first)
+    for w, k in rest:
+        out.add_(k, alpha=h * w)
+    return out
