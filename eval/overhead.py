@@ -8,8 +8,9 @@ out: full ones are as large as the state, tiny ones smaller.
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..models.schedule import RectifiedFlow, VPDiscrete
+from ..models.schedule import Node, RectifiedFlow, VPDiscrete
 from ..samplers.grid import time_grid
 from ..solvers import drive, solver
 
@@ -29,23 +30,38 @@ Run = Callable[[Tensor, Tensor], Tensor]  # (start, stored network output) -> sa
 
 @dataclass(frozen=True)
 class Pair:
-    """A solver of ours and the diffusers scheduler that does the same, with its arguments."""
+    """A solver of ours and the diffusers scheduler that does the same, if there is one."""
 
     name: str
-    rival: str
-    arguments: dict[str, Any]
+    rival: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
     flow: bool = False
 
 
+MULTISTEP, SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 PAIRS = (
-    Pair("ddim", "DDIMScheduler", {}),
-    Pair("euler", "FlowMatchEulerDiscreteScheduler", {}, flow=True),
-    Pair("dpmpp-2m", "DPMSolverMultistepScheduler", {"solver_order": 2}),
-    Pair("dpmpp-3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    Pair("ddim", "DDIMScheduler"),
+    Pair("euler", "FlowMatchEulerDiscreteScheduler", flow=True),
+    Pair("dpmpp-2m", MULTISTEP, {"solver_order": 2}),
+    Pair("dpmpp-3m", MULTISTEP, {"solver_order": 3}),
+    Pair("dpm-2m", MULTISTEP, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     Pair("unipc-2", "UniPCMultistepScheduler", {"solver_order": 2}),
     Pair("unipc-3", "UniPCMultistepScheduler", {"solver_order": 3}),
     Pair("deis-2", "DEISMultistepScheduler", {"solver_order": 2}),
-    Pair("heun", "HeunDiscreteScheduler", {}),
+    Pair("deis-3", "DEISMultistepScheduler", {"solver_order": 3}),
+    Pair("deis-tab3"),
+    Pair("ipndm-4"),
+    Pair("lms", "LMSDiscreteScheduler"),
+    Pair("dpmpp-2s", SINGLESTEP, {"solver_order": 2, "lower_order_final": True}),
+    Pair("dpmpp-3s", SINGLESTEP, {"solver_order": 3, "lower_order_final": True}),
+    Pair("evodiff"),
+    Pair("heun", "HeunDiscreteScheduler"),
+    Pair("dpm2", "KDPM2DiscreteScheduler"),
+    Pair("rf-solver", flow=True),
+    Pair("ddpm", "DDPMScheduler"),
+    Pair("sde-dpmpp-2", MULTISTEP, {"algorithm_type": "sde-dpmsolver++"}),
+    Pair("sa-solver", "SASolverScheduler"),
+    Pair("er-sde-3"),
 )
 
 
@@ -71,9 +87,12 @@ def ours(pair: Pair, steps: int) -> Run:
     ready, nodes = solver(pair.name).on(grid), list(pairwise(grid.nodes))
 
     def run(x: Tensor, out: Tensor) -> Tensor:
+        def answer(query: Tensor, node: Node | None) -> Tensor:
+            return torch.randn_like(query) if node is None else out
+
         state = ready.init()
         for t, s in nodes:
-            x, state = drive(ready.step(x, state, t, s), lambda query, node: out)
+            x, state = drive(ready.step(x, state, t, s), answer)
         return x
 
     return run
@@ -83,12 +102,14 @@ def theirs(pair: Pair, steps: int) -> Run:
     """The diffusers scheduler with its timesteps set."""
     import diffusers
 
-    scheduler = getattr(diffusers, pair.rival)(**pair.arguments)
-    scheduler.set_timesteps(steps)
+    with warnings.catch_warnings(action="ignore"):  # some of its settings are deprecated
+        scheduler = getattr(diffusers, str(pair.rival))(**pair.arguments)
+        scheduler.set_timesteps(steps)
 
     def run(x: Tensor, out: Tensor) -> Tensor:
-        for t in scheduler.timesteps:
-            x = scheduler.step(out, t, x).prev_sample
+        with warnings.catch_warnings(action="ignore"):
+            for t in scheduler.timesteps:
+                x = scheduler.step(out, t, x).prev_sample
         return x
 
     return run
@@ -112,19 +133,23 @@ def operations(run: Run, steps: int) -> tuple[float, float]:
 
 def row(pair: Pair, shape: tuple[int, ...], steps: int, repeats: int) -> str:
     """One line of the table."""
-    sides = (ours, theirs)
-    taken: tuple[list[float], list[float]] = ([], [])
+    sides = (ours, theirs) if pair.rival else (ours,)
+    taken: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for times, side in zip(taken, sides, strict=True):
             times.append(microseconds(side(pair, steps), shape, steps))
-    mine, other = map(statistics.median, taken)
-    (full, tiny), (their_full, their_tiny) = (
-        operations(side(pair, steps), steps) for side in sides
+    mine, *other = map(statistics.median, taken)
+    line = f"{pair.name:12} {shape[0]:5} {mine:8.1f} " + _counts(
+        operations(ours(pair, steps), steps)
     )
-    return (
-        f"{pair.name:9} {shape[0]:5} {mine:8.1f} {other:10.1f} {other / mine:7.1f}x"
-        f" {full:6.1f} /{tiny:5.1f} {their_full:7.1f} /{their_tiny:6.1f}"
-    )
+    if not other:
+        return line
+    rival = _counts(operations(theirs(pair, steps), steps))
+    return f"{line} {other[0]:10.1f} {rival} {other[0] / mine:7.1f}x"
+
+
+def _counts(counts: tuple[float, float]) -> str:
+    return f"{counts[0]:6.1f} /{counts[1]:6.1f}"
 
 
 def report(steps: int = 20, repeats: int = 40) -> str:
@@ -138,6 +163,6 @@ def report(steps: int = 20, repeats: int = 40) -> str:
         torch.set_num_threads(threads)
     header = (
         f"CPU time per step, one thread, float32, {steps} steps, median of {repeats} runs\n"
-        "solver    batch  ours us  theirs us   ratio  ops ours      ops theirs (full / tiny)"
+        f"{'':12} batch     ours    ops full/tiny diffusers    ops full/tiny    ratio"
     )
     return "\n".join([header, *rows])

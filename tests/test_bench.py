@@ -13,12 +13,28 @@ MOST = {  # full-size tensor operations per step
     "dpmpp-3m": 4,
     "unipc-2": 4,
     "unipc-3": 5,
+    "dpm-2m": 5,
     "deis-2": 5,
+    "deis-3": 6,
+    "deis-tab3": 7,
+    "ipndm-4": 7,
+    "lms": 7,
+    "dpmpp-2s": 4,
+    "dpmpp-3s": 4,
     "heun": 5,
+    "dpm2": 5,
+    "rf-solver": 5,
+    "ddpm": 4,
+    "sde-dpmpp-2": 5,
+    "sa-solver": 6,
+    "er-sde-3": 6,
 }
+UNCOUNTED = {"evodiff"}  # test_evodiff.py
 
 
-@pytest.mark.parametrize("pair", overhead.PAIRS, ids=lambda pair: pair.name)
+@pytest.mark.parametrize(
+    "pair", [p for p in overhead.PAIRS if p.name not in UNCOUNTED], ids=lambda pair: pair.name
+)
 def test_operations_per_step(pair):
     full, tiny = overhead.operations(overhead.ours(pair, 20), 20)
     assert full <= MOST[pair.name]
