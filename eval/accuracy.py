@@ -111,7 +111,7 @@ def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterat
     measures = (rmse, frechet) if model == "toy" else (rmse,)
     problem = toy() if model == "toy" else on_network(model)
     width = 2 + max(map(len, solvers))
-    yield f"{'NFE':{width}}" + "".join(f"{nfe:>{7 * len(measures)}}" for nfe in budgets)
+    yield f"{'NFE':{width}}" + "".join(f"{nfe:>{8 * len(measures)}}" for nfe in budgets)
     for name in solvers:
         cells = (cell(problem, name, nfe, measures) for nfe in budgets)
         yield f"{name:{width}}" + "".join(cells)
@@ -127,6 +127,6 @@ def cell(problem: Problem, name: str, nfe: int, measures: Sequence[Measure]) -> 
     try:
         ends = problem.ends(name, nfe)
     except (SettingError, ScheduleError):
-        return f"{'-':>{7 * len(measures)}}"
+        return f"{'-':>{8 * len(measures)}}"
     figures = (f"{measure(ends, problem.exact):.4f}".lstrip("0") for measure in measures)
-    return "".join(f"{figure:>7}" for figure in figures)
+    return "".join(f"{figure:>8}" for figure in figures)
