@@ -1,5 +1,6 @@
-"""What the linear multistep solvers share: they are encoders of one `Schedule` value."""
+"""What solvers of linear steps share: they write down a `Schedule`, or a table of combinations."""
 
+from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import ClassVar
 
@@ -10,16 +11,16 @@ from .linear import Combination, LinearSteps, rows_of
 from .schedule_data import Schedule, StepSpec
 
 
-class Table:
+class Table(ABC):
     """A solver whose steps are linear combinations, but no `Schedule`: in another coordinate than
     lam, from an older node than the last, or with noise.
     """
 
     info: ClassVar[SolverInfo]
 
+    @abstractmethod
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         """x_{n+1} for every step n, in terms of states, predictions and noise."""
-        raise NotImplementedError
 
     def on(self, grid: TimeGrid) -> LinearSteps:
         check_family(self.info, grid)
@@ -45,13 +46,14 @@ class LowerOrderFinal(StrEnum):
         return self is LowerOrderFinal.ALWAYS or steps < limit[self]
 
 
-class Encoder:
+class Encoder(ABC):
     """A solver that is a schedule: `encode` writes it down, the executor runs it."""
 
     info: ClassVar[SolverInfo]
 
+    @abstractmethod
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        raise NotImplementedError
+        """What each step of the grid is."""
 
     def encode(self, grid: TimeGrid) -> Schedule:
         """This solver on this grid, as data."""

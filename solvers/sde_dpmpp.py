@@ -18,6 +18,7 @@ order 3 of diffusers' "sde-dpmsolver++" is another, with a wrong sign in the wei
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -73,9 +74,9 @@ class SDEDPMpp(Table):
     eta: Share = 1.0
     s_noise: Scale = 1.0
 
+    @abstractmethod
     def specs(self, grid: TimeGrid) -> list[StepSpec]:
         """The steps of the ODE solver."""
-        raise NotImplementedError
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         nodes, combos = stretched(grid.nodes, self.eta), []
