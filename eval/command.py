@@ -16,8 +16,8 @@ def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
     process = subprocess.Popen(
         [sys.executable, "-m", "fewstep.cli", *words],
         cwd=folder,
-        env={**os.environ, "TQDM_DISABLE": "1"},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -90,7 +90,7 @@ class Sampler:
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
-            progress: show a progress bar once the run has taken a second.
+            progress: show a progress bar in a terminal once the run has taken a second.
             choices: solver, nfe or steps, grid and final, as `make_plan` takes them.
 
         Raises:
@@ -133,7 +133,8 @@ class Sampler:
 @contextmanager
 def _bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
     """A callback that moves a progress bar of all steps and then calls the user's."""
-    with tqdm(total=steps, unit="step", disable=not progress, delay=1.0, leave=False) as bar:
+    off = None if progress else True  # None: off where nobody watches, in files and pipes
+    with tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False) as bar:
 
         def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
             bar.update()
