@@ -57,7 +57,9 @@ def sample(
     schedule: Annotated[
         Path | None, typer.Option(help="JSON schedule, instead of solver, steps and grid.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; each next adds 1.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first image; each next adds 1. Default 0.")
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="One seed per image, as 0-63,100; instead of --seed.")
     ] = None,
@@ -222,14 +224,20 @@ def _refuse_choices(ctx: typer.Context) -> None:
 
 
 def _images(
-    network: "Network", seed: int, seeds: str | None, classes: str | None, per_class: int | None
+    network: "Network",
+    first: int | None,
+    seeds: str | None,
+    classes: str | None,
+    per_class: int | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """The seeds and the class labels, one each per image."""
     from fewstep.samplers.run import parse_ranges
 
     if per_class is not None and per_class < 1:
         raise SettingError(f"--per-class must be at least 1, not {per_class}")
-    listed = None if seeds is None else parse_ranges(seeds)
+    if first is not None and seeds is not None:
+        raise SettingError("give --seed, the first one, or --seeds, all of them, not both")
+    seed, listed = first or 0, None if seeds is None else parse_ranges(seeds)
     if classes is None and per_class is None:
         chosen = tuple(listed or range(seed, seed + IMAGES))
         n = network.num_classes

@@ -22,12 +22,10 @@ class Plan:
 
     solver: ready to run, its coefficients computed.
     grid:   the nodes.
-    name:   of the solver, or of the schedule's origin.
     """
 
     solver: Solver[Any]
     grid: TimeGrid
-    name: str
 
     @property
     def nfe(self) -> int:
@@ -60,14 +58,13 @@ def make_plan(
         FewstepError: for names that do not exist and combinations that cannot be.
     """
     if isinstance(solver, Schedule):
-        if (nfe, steps, grid) != (None, None, None):
-            raise SettingError("a schedule brings its own steps; drop nfe, steps and grid")
+        if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
+            raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
-        name = str(solver.provenance.get("solver", "schedule"))
-        return Plan(Executor(solver), solver.grid(), name)
+        return Plan(Executor(solver), solver.grid())
     settings = named_solver(solver) if isinstance(solver, str) else solver
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
-    return Plan(settings.on(chosen), chosen, settings.info.name)
+    return Plan(settings.on(chosen), chosen)
 
 
 def named_solver(spec: str) -> SolverSettings:
@@ -120,8 +117,8 @@ def _grid(
     if nfe is not None and steps is not None:
         raise SettingError("give nfe, a budget of evaluations, or steps, not both")
     if grid is not None and not isinstance(grid, str):
-        if (nfe, steps) != (None, None):
-            raise SettingError("explicit times are the grid; drop nfe and steps")
+        if (nfe, steps, final) != (None, None, Final.ZERO):
+            raise SettingError("explicit times are the grid; drop nfe, steps and final")
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _span(noise_schedule, settings, (nfe, steps, grid), final)

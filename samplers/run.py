@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .. import __version__
 from ..models.errors import SettingError
 from ..solvers import Schedule
+from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
 from .images import Picture, write_whole
 from .sampler import Result, Sampler
@@ -56,8 +57,9 @@ class Run(BaseModel):
         """The arguments of `make_plan`."""
         named = {"solver": self.solver, "nfe": self.nfe, "steps": self.steps, "grid": self.grid}
         given = {name: value for name, value in named.items() if value is not None}
+        given["final"] = self.final
         if self.schedule is None:
-            return {**given, "final": self.final}
+            return given
         if "solver" in given:
             raise SettingError("a schedule is the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
@@ -65,6 +67,8 @@ class Run(BaseModel):
     def guidance(self) -> Guidance:
         """The guidance; a scale of 1 is none."""
         interval = (0.0, math.inf) if self.cfg_interval is None else self.cfg_interval
+        if self.cfg_interval is not None and self.cfg_scale == 1.0:
+            raise SettingError("a guidance interval needs a guidance scale other than 1")
         guidance = CFG(self.cfg_scale, interval)
         return guidance if self.threshold is None else Thresholded(guidance, self.threshold)
 
@@ -126,10 +130,8 @@ def run_from_png(path: Path) -> Run:
     try:
         return Run.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise SettingError(
-            f"the run stored in {str(path)!r} is damaged: {where}: {first['msg']}"
+            f"the run stored in {str(path)!r} is damaged: {first_problem(error)}"
         ) from error
 
 

@@ -166,7 +166,7 @@ class Schedule(_Strict):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ScheduleError(_first(error)) from error
+            raise ScheduleError(first_problem(error)) from error
 
     def dump(self) -> str:
         """Canonical JSON: sorted keys, floats in their shortest exact form."""
@@ -250,7 +250,8 @@ def _brief(process: Process) -> str:
     return f"{process.family}({params})"
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Where the first thing is wrong, and what."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -154,13 +154,15 @@ BAD = [
     (["--seeds", "0-3", "--classes", "1,2", "--per-class", "3"], "4 images", "6"),
     (["--seeds", "99999999999999999999"], "2^63"),
     (["--seed", "-1"], "seed -1"),
+    (["--seed", "3", "--seeds", "0-3"], "not both"),
+    (["--cfg-interval", "0.3,5"], "scale other than 1"),
     (["--nfe", "0"], "nfe must be at least 1"),
     (["--steps", "0"], "at least 1 step"),
     (["--nfe", "4", "--steps", "4"], "not both"),
     (["--solver", "heun", "--nfe", "8"], "heun", "7 or 9"),
     (["--batch", "0"], "batch"),
     (["--cfg-scale", "nan"], "1 is off"),
-    (["--cfg-interval", "5,1"], "empty"),
+    (["--cfg-scale", "2", "--cfg-interval", "5,1"], "empty"),
     (["--cfg-interval", "5"], "LOW,HIGH"),
     (["--threshold", "1.5"], "(0, 1]", "0.995"),
     (["--dtype", "fp8"], "no dtype 'fp8'", "bf16"),
@@ -215,6 +217,7 @@ def test_schedules_that_do_not_fit(tmp_path):
     (tmp_path / "rising.json").write_text(json.dumps(rising))
     refused(sample("--schedule", "rising.json"), "a time grid must fall")
     refused(sample("--schedule", "edm.json", "--nfe", 3), "brings its own steps")
+    refused(sample("--schedule", "edm.json", "--final", "denoise"), "brings its own steps")
     refused(sample("--schedule", "edm.json", "--solver", "ddim"), "drop the solver")
 
 

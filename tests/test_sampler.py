@@ -216,6 +216,7 @@ BAD = [
     ({"solver": "unipc"}, "did you mean"),
     ({"grid": [1.0, 0.5, 0.7, 0.0]}, "must fall"),
     ({"grid": [1.0, 0.0], "nfe": 2}, "explicit times"),
+    ({"grid": [1.0, 0.0], "final": "denoise"}, "explicit times"),
     ({"grid": [2.0, 0.0]}, "outside"),
     ({"final": "never"}, "end rule"),
 ]
