@@ -151,6 +151,46 @@ def list_(
         Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+@app.command()
+def stats(
+    model: Annotated[str, typer.Argument(help="A network as in sample.")],
+    out: Annotated[Path, typer.Option(help="The file of statistics, .safetensors.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set, folder, .npz or .zip. Default: samples the network draws."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples at each node.")] = 1024,
+    nodes: Annotated[int, typer.Option(help="Intervals of the tables.")] = 120,
+    cfg_scale: Annotated[float, typer.Option(help="Guidance scale they shall serve.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    batch: Annotated[int, typer.Option(help="Samples evaluated at once.")] = 64,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Measures what dpm-solver-v3 has to know of a network; an interrupted run is taken up again."""
+    with _errors():
+        from fewstep.eval.stats import measurement
+        from fewstep.models.load import load
+        from fewstep.samplers.images import check_writable
+        from fewstep.samplers.measure import measure, write_statistics
+
+        check_writable(out)
+        network = load(model, device=device)
+        what = measurement(
+            network,
+            data,
+            samples,
+            progress=True,
+            nodes=nodes,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            batch=batch,
+            partial=out.with_name(f"{out.name}.partial"),
+        )
+        write_statistics(measure(network, what, progress=True), out, what)
+        typer.echo(f"{out}: {nodes} nodes, {len(what.data)} samples ({what.source})")
+        typer.echo(f"sample {model} --solver dpm-solver-v3:stats={out}")
+
+
 @bench_app.command()
 def overhead(
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 20,

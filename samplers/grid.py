@@ -61,7 +61,7 @@ def beta(
 
 def logsnr(schedule: NoiseSchedule, n: int) -> list[float]:
     """lam evenly spaced."""
-    low, high = _lam_ends(schedule)
+    low, high = lam_ends(schedule)
     return [schedule.at_lam(lam).t for lam in _ramp(low, high, n)]
 
 
@@ -69,7 +69,7 @@ def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
     """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
-    low, high = _lam_ends(schedule)
+    low, high = lam_ends(schedule)
     roots = _ramp(math.exp(-low / rho), math.exp(-high / rho), n)
     return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
 
@@ -78,7 +78,7 @@ def polyexponential(schedule: NoiseSchedule, n: int, rho: float = 1.0) -> list[f
     """log kappa = log kappa_min + (1 - i/N)^rho log(kappa_max / kappa_min); rho = 1 is logsnr."""
     if rho <= 0.0:
         raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
-    low, high = _lam_ends(schedule)
+    low, high = lam_ends(schedule)
     return [schedule.at_lam(high + v**rho * (low - high)).t for v in _ramp(1.0, 0.0, n)]
 
 
@@ -94,7 +94,7 @@ def _ays(kappas: Sequence[float]) -> Ramp:
 
     def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
         """A published Align Your Steps table, log-linearly interpolated to n nodes."""
-        low, high = _lam_ends(schedule)
+        low, high = lam_ends(schedule)
         lams = [_interpolated(table, place) for place in _ramp(0.0, len(table) - 1.0, n)]
         if table[0] < low - 0.01 or table[-1] > high + 0.01:
             raise ScheduleError(
@@ -183,7 +183,7 @@ def _interpolated(table: Sequence[float], place: float) -> float:
     return table[i] + (place - i) * (table[i + 1] - table[i])
 
 
-def _lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
+def lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
     """lam where sampling starts and at t_min, both finite."""
     low = schedule.at(schedule.t_max).lam
     if isinstance(schedule, RectifiedFlow):

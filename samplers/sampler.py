@@ -16,6 +16,7 @@ from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.schedule import Node
+from ..solvers import Bound
 from .conditions import Conditions, branches_of, check_branches, rows_of
 from .guidance import Guidance, Unguided
 from .images import Picture, to_pil
@@ -65,7 +66,10 @@ class Sampler:
 
     def plan(self, **choices: Any) -> Plan:
         """The solver and grid that a call with these choices would run; see `make_plan`."""
-        return make_plan(self.network.schedule, **choices)
+        plan = make_plan(self.network.schedule, **choices)
+        if isinstance(plan.solver, Bound):
+            plan.solver.check_network(self.network)
+        return plan
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .base import (
+    Bound,
     Solver,
     SolverInfo,
     SolverSettings,
@@ -21,6 +22,7 @@ for _module in sorted(module.name for module in iter_modules(__path__)):
     import_module(f"{__name__}.{_module}")
 
 __all__ = [
+    "Bound",
     "Executor",
     "LowerOrderFinal",
     "Schedule",

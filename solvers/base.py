@@ -10,12 +10,13 @@ that only counts.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import Node, TimeGrid
 
@@ -61,6 +62,15 @@ class Solver(Protocol[State]):
 
     def step(self, x: Tensor, state: State, t: Node, s: Node) -> Step[State]:
         """One step from node t to the cleaner node s; x (B, *) is never changed in place."""
+        ...
+
+
+@runtime_checkable
+class Bound(Protocol):
+    """A solver that was made for one network."""
+
+    def check_network(self, network: Network) -> None:
+        """Raises SettingError if a network is another than that."""
         ...
 
 

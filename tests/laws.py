@@ -19,7 +19,8 @@ from fewstep.models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from fewstep.solvers import Schedule, Solver, SolverSettings, drive, names, solver
+from fewstep.solvers import Schedule, Solver, SolverSettings, drive, names
+from fewstep.solvers import solver as registered
 from fewstep.solvers.schedule_data import StepSpec
 
 Law = Callable[[Tensor, Node], Tensor]
@@ -61,6 +62,14 @@ def even_in_lam(
     low, high = -math.log(first), -math.log(last)
     lams = [low + (high - low) * i / steps for i in range(steps + 1)]
     return TimeGrid.of(schedule, [schedule.at_lam(lam).t for lam in lams])
+
+
+NEEDED = {"dpm-solver-v3": {"stats": "data"}}  # settings that a solver cannot do without
+
+
+def solver(name: str, **settings: Any) -> SolverSettings:
+    """The registered solver, with what it cannot do without."""
+    return registered(name, **{**NEEDED.get(name, {}), **settings})
 
 
 def runs(settings: SolverSettings, family: str) -> bool:

@@ -24,6 +24,7 @@ from laws import (
     f64,
     run,
     runs,
+    solver,
     start,
     unit_noise,
     walk,
@@ -34,7 +35,7 @@ from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
 from fewstep.samplers.budget import predicted_nfe, steps_for
 from fewstep.samplers.grid import Final, default_grid, time_grid
-from fewstep.solvers import drive, names, queries, register, solver
+from fewstep.solvers import drive, names, queries, register
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
 
@@ -71,6 +72,7 @@ ROWS = {
     "dpm-3s": Row(0.0555102547, memory=2),
     "dpm-adaptive-12": Row(0.0252753918, memory=0),
     "dpm-adaptive-23": Row(0.000193184772, memory=0),
+    "dpm-solver-v3": Row(0.037354999771, memory=3, lowered="always"),
     "dpm2": Row(0.0505522917, memory=0),
     "dpmpp-1m": Row(0.218372201, memory=0),
     "dpmpp-2m": Row(0.0166235816, memory=1, lowered="under-15"),

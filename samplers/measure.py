@@ -1,0 +1,230 @@
+"""Measures the model statistics of a network on noised data: what `fewstep stats` does.
+
+At each node of lam, samples x = alpha x0 + sigma z of the data give
+
+    l = mean of sigma (J^T v) v,   J = d eps / dx, v of independent random signs,
+    eps' = (eps(x+, lam + d) - eps(x-, lam - d)) / 2 d,   x+- the DDIM steps from x to lam +- d.
+
+(arXiv:2310.13268, app. C, takes J v and a forward derivative in time. The means are the same; a
+difference in lam asks nothing of how a network takes its time.) As
+
+    alpha f  = sigma eps - l x,
+    alpha f' = (l - 1) sigma eps + sigma eps' - l' x,
+
+only means of eps, x, eps' and of their products have to be kept until l and l' are known.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models.denoiser import Branch, Denoiser, Network
+from ..models.errors import SettingError
+from ..models.schedule import Node, process_of
+from ..solvers.model_statistics import Facts, ModelStatistics, answer
+from ..solvers.schedule_data import Process
+from .conditions import Branches, Conditions, branches_of, rows_of
+from .grid import lam_ends
+from .guidance import CFG
+from .images import write_whole
+
+DELTA = 0.01  # of lam, in the central difference
+RIDGE = 1e-4  # of E[f^2], added to the variance of f: what hardly varies has no slope to be found
+PAIRS = ("ee", "ex", "xx", "ed", "xd")
+Moments = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured, and where it is kept while it lasts.
+
+    data:      x0 (K, *shape), in the range that the network was trained on.
+    labels:    one class per sample, if the network has classes.
+    source:    what the data are, in words.
+    cfg_scale: guidance of the network; 1 is none.
+    nodes:     M, so that the tables have M + 1 rows, even in lam.
+    batch:     samples evaluated at once.
+    seed:      of the noise and the signs.
+    partial:   folder for finished nodes, from which an interrupted measurement goes on;
+               `write_statistics` removes it. None keeps nothing.
+    """
+
+    data: Tensor
+    labels: Sequence[int] | None = None
+    source: str = "data"
+    cfg_scale: float = 1.0
+    nodes: int = 120
+    batch: int = 64
+    seed: int = 0
+    partial: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes < 2 or self.batch < 1 or len(self.data) < 2:
+            raise SettingError("statistics need at least 2 nodes, 2 samples and a batch of 1")
+
+
+def measure(network: Network, what: Measurement, *, progress: bool = False) -> ModelStatistics:
+    """The statistics of a network; about 5 evaluations per sample and node, one with a gradient.
+
+    Raises:
+        SettingError: if the data do not have the network's shape, or labels are wrong.
+        NonFiniteError: if the network returns NaN or infinity.
+    """
+    if what.data.shape[1:] != network.shape:
+        raise SettingError(
+            f"{network.name} takes samples of shape {tuple(network.shape)}, the data have"
+            f" {tuple(what.data.shape[1:])}"
+        )
+    branches = branches_of(network, len(what.data), what.labels, None, None)
+    probe = _probe(network, rows_of(branches, slice(0, 1))[Branch.COND], what.seed)
+    low, high = lam_ends(network.schedule)
+    lams = [low + (high - low) * i / what.nodes for i in range(what.nodes + 1)]
+    facts = Facts(
+        process=Process.model_validate(process_of(network.schedule)),
+        network=network.name,
+        data=what.source,
+        samples=len(what.data),
+        cfg_scale=what.cfg_scale,
+        seed=what.seed,
+    )
+    rows = [
+        _kept(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
+        for i, lam in enumerate(tqdm(lams, unit="node", disable=None if progress else True))
+    ]
+    tables = _tables(lams, rows, [network.schedule.at_lam(lam) for lam in lams])
+    return ModelStatistics(tuple(lams), *tables, facts, probe)
+
+
+def write_statistics(statistics: ModelStatistics, path: Path, what: Measurement) -> None:
+    """Writes the file that `ModelStatistics.load` reads, and removes the folder of nodes."""
+    write_whole(path, partial(_write, statistics.to_bytes()))
+    if what.partial is not None:
+        shutil.rmtree(what.partial, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One node of the tables."""
+
+    network: Network
+    branches: Branches
+    what: Measurement
+    lam: float
+    number: int
+    ends: tuple[float, float]
+
+    def moments(self) -> Moments:
+        """Means over the samples, float64 on the CPU: l, e, x, d and the products in PAIRS."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.what.seed + self.number)
+        sums: Moments = {}
+        for rows in _chunks(len(self.what.data), self.what.batch):
+            x0 = self.what.data[rows].float()
+            z = torch.randn(x0.shape, generator=generator)
+            v = torch.randint(0, 2, x0.shape, generator=generator).float() * 2.0 - 1.0
+            for name, value in self._batch(rows, x0, z, v).items():
+                sums[name] = sums.get(name, 0.0) + value.double().sum(0).cpu()
+        return {name: total / len(self.what.data) for name, total in sums.items()}
+
+    def _batch(self, rows: slice, x0: Tensor, z: Tensor, v: Tensor) -> Moments:
+        node, device = self.network.schedule.at_lam(self.lam), self.network.device
+        denoiser = Denoiser(self.network, rows_of(self.branches, rows))
+        x = (node.alpha * x0 + node.sigma * z).to(device).requires_grad_()
+        e = self._eps(denoiser, x, node)
+        (pulled,) = torch.autograd.grad((e * v.to(device)).sum(), x)
+        e, x = e.detach().double(), x.detach().double()
+        d = self._slope(denoiser, x, e, node)
+        products = dict(zip(PAIRS, (e * e, e * x, x * x, e * d, x * d), strict=True))
+        return {"l": node.sigma * pulled * v.to(device), "e": e, "x": x, "d": d, **products}
+
+    def _eps(self, denoiser: Denoiser, x: Tensor, node: Node) -> Tensor:
+        guidance = CFG(self.what.cfg_scale)
+        x0 = guidance.combine(denoiser.x0(x, node, guidance.branches(node)), node)
+        denoiser.check()
+        return (x - node.alpha * x0) / node.sigma
+
+    def _slope(self, denoiser: Denoiser, x: Tensor, e: Tensor, node: Node) -> Tensor:
+        """eps' along the trajectory."""
+        low, high = max(self.lam - DELTA, self.ends[0]), min(self.lam + DELTA, self.ends[1])
+        found = []
+        with torch.inference_mode():
+            for end in map(self.network.schedule.at_lam, (low, high)):
+                ratio = end.alpha / node.alpha
+                moved = x * ratio + e * (end.sigma - ratio * node.sigma)
+                found.append(self._eps(denoiser, moved.float(), end).double())
+        return (found[1] - found[0]) / (high - low)
+
+
+def _tables(
+    lams: Sequence[float], rows: Sequence[Moments], nodes: Sequence[Node]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """l, s and b from the means at every node."""
+    l = torch.stack([row["l"] for row in rows])  # noqa: E741
+    (l_slope,) = torch.gradient(l, spacing=(torch.tensor(lams, dtype=torch.float64),), dim=0)
+    solved = [_line(*each) for each in zip(nodes, rows, l, l_slope, strict=True)]
+    s, b = (torch.stack(each) for each in zip(*solved, strict=True))
+    return l, s, b
+
+
+def _line(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
+    """Slope and offset of the line that predicts f' from f with the least square error."""
+    sigma, e, x, d = node.sigma, m["e"], m["x"], m["d"]
+    ee, ex, xx = m["ee"] - e * e, m["ex"] - e * x, m["xx"] - x * x
+    ed, xd = m["ed"] - e * d, m["xd"] - x * d
+    to_e, to_x = (l - 1.0) * sigma, -l_slope  # alpha f' = to_e eps + sigma eps' + to_x x
+    f, f_slope = sigma * e - l * x, to_e * e + sigma * d + to_x * x
+    variance = sigma**2 * ee - 2.0 * sigma * l * ex + l**2 * xx
+    with_e, with_x = sigma * ee - l * ex, sigma * ex - l * xx
+    covariance = to_e * with_e + sigma * (sigma * ed - l * xd) + to_x * with_x
+    s = covariance / (variance + RIDGE * (variance + f * f)).clamp_min(1e-30)
+    return s, (f_slope - s * f) / node.alpha
+
+
+def _probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
+    """A noise image, the conditions of the first sample and what the network answers."""
+    x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(seed))
+    probe = {"x": x, **{name: value.cpu().clone() for name, value in conditions.items()}}
+    return {**probe, "x0": answer(network, probe)}
+
+
+def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
+    """The node's means, from the folder of finished nodes or measured and put there."""
+    if task.what.partial is None:
+        return task.moments()
+    digest = hashlib.sha256(probe["x0"].numpy().tobytes())
+    digest.update(task.what.data.contiguous().numpy().tobytes())
+    key = json.dumps([facts.model_dump_json(), task.what.nodes, digest.hexdigest()])
+    path = task.what.partial / f"{task.number:05d}.safetensors"
+    held = _read(path, key)
+    if held is None:
+        held = task.moments()
+        task.what.partial.mkdir(parents=True, exist_ok=True)
+        write_whole(path, partial(_write, save(held, {"key": key})))
+    return held
+
+
+def _read(path: Path, key: str) -> Moments | None:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            same = (file.metadata() or {}).get("key") == key
+            return {name: file.get_tensor(name) for name in file.keys()} if same else None  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(body: bytes, file: IO[bytes]) -> None:
+    file.write(body)
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(i, i + size) for i in range(0, n, size))
