@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs check
+.PHONY: dev lint types test slow wheel bench docs fd-small check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -31,5 +31,11 @@ bench:
 
 docs:
 	$(PYTHON) -m fewstep.eval.docs docs/solvers
+
+# The small feature network and its reference: about ten minutes on one core.
+fd-small:
+	fewstep data fashion-mnist
+	$(PYTHON) recipes/train_fd_small.py
+	$(PYTHON) recipes/measure_fd_small.py
 
 check: lint types test slow

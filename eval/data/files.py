@@ -1,0 +1,211 @@
+"""Images from a folder, a zip or an npz that the user has.
+
+Folder and zip: every PNG, JPEG and WebP at any depth, sorted by path; hidden files and other file
+types are no part of the set. Pixels are taken as stored: grey stays one channel, a palette becomes
+RGB, an alpha channel is dropped where it hides nothing. A zip is read where it lies and never
+unpacked. npz: `arr_0`, uint8 (N, H, W, C), read in pieces; no pickled object is ever loaded.
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from .errors import DataError
+from .image_set import ImageSet, Reader, Rows
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "P": "RGB", "PA": "RGB", "RGBA": "RGB"}
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,  # an encrypted zip
+    NotImplementedError,  # a compression of zip that Python does not know
+    zipfile.BadZipFile,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+HIDDEN = re.compile(r"(^|/)\.(?!\.?/)")  # a part that begins with a dot, save . and ..
+Open = Callable[[str], IO[bytes]]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Named image files: those of a folder or of a zip."""
+
+    path: Path
+    names: Sequence[str]
+
+    @contextmanager
+    def opened(self) -> Iterator[Open]:
+        """A function that opens a file by its name."""
+        if self.path.is_dir():
+            yield lambda name: (self.path / name).open("rb")
+        else:
+            with _zip(self.path) as archive:
+                yield archive.open
+
+    def images(self, name: str) -> ImageSet:
+        """The set of these files, every header read to see that they have one size.
+
+        Raises:
+            DataError: if there are none, one is unreadable, or two differ in size or colour.
+        """
+        if not self.names:
+            raise DataError(f"{str(self.path)!r} holds no images ({', '.join(SUFFIXES)})")
+        with self.opened() as open_:
+            shape = _shape(open_, self.names[0])
+            for other in self.names[1:]:
+                if _shape(open_, other) != shape:
+                    raise DataError(
+                        f"the images of {str(self.path)!r} must have one size:"
+                        f" {self.names[0]!r} is {_size(shape)},"
+                        f" {other!r} is {_size(_shape(open_, other))}"
+                    )
+        return ImageSet(name, len(self.names), shape, self._read)
+
+    def _read(self, size: int) -> Iterator[Rows]:
+        with self.opened() as open_:
+            for i in range(0, len(self.names), size):
+                yield np.stack([_pixels(open_, name) for name in self.names[i : i + size]])
+
+
+def folder_images(path: Path) -> ImageSet:
+    """The images of a folder and of the folders in it."""
+    found = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
+    return Archive(path, _wanted(each.as_posix() for each in found)).images(str(path))
+
+
+def zip_images(path: Path) -> ImageSet:
+    """The images of a zip."""
+    with _zip(path) as archive:
+        names = [each.filename for each in archive.infolist() if not each.is_dir()]
+    return Archive(path, _wanted(names)).images(str(path))
+
+
+def npz_images(path: Path) -> ImageSet:
+    """The images `arr_0` of an npz, uint8 (N, H, W, C)."""
+    with _array(path) as (_, shape):
+        count, height, width, channels = shape
+    return ImageSet(str(path), count, (channels, height, width), _array_reader(path))
+
+
+def _wanted(names: Iterator[str] | Sequence[str]) -> list[str]:
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+        and not HIDDEN.search(name)
+        and not name.startswith("__MACOSX/")
+    )
+
+
+def _zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{str(path)!r} is no readable zip: {error}") from error
+
+
+@contextmanager
+def _image(open_: Open, name: str) -> Iterator[Image.Image]:
+    try:
+        with open_(name) as file, Image.open(file) as image:
+            if image.mode not in MODES:
+                raise DataError(f"{name!r} has pixels of mode {image.mode}; save it as 8-bit RGB")
+            yield image
+    except UNREADABLE as error:
+        reason = str(error).partition(" <")[0]
+        raise DataError(f"{name!r} cannot be read as an image: {reason}") from error
+
+
+def _shape(open_: Open, name: str) -> tuple[int, int, int]:
+    with _image(open_, name) as image:
+        return (1 if MODES[image.mode] == "L" else 3, image.height, image.width)
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'colour'}"
+
+
+def _pixels(open_: Open, name: str) -> Rows:
+    """(C, H, W)."""
+    with _image(open_, name) as image:
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise DataError(f"{name!r} is transparent in places; flatten it onto a colour first")
+        pixels = np.asarray(image.convert(MODES[image.mode]))
+    _refuse_constant(repr(name), pixels[None])
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _refuse_constant(where: str, images: Rows, first: int | None = None) -> None:
+    """Raises DataError at an image of one colour, which no network draws unless it has failed."""
+    flat = images.reshape(len(images), images.shape[1] * images.shape[2], -1)
+    constant = (flat == flat[:, :1]).all(axis=(1, 2))
+    if constant.any():
+        index = "" if first is None else f" image {first + int(constant.argmax())}"
+        raise DataError(f"{where}{index} is constant: all its pixels are the same; take it out")
+
+
+@contextmanager
+def _array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+    """The bytes of `arr_0` and its shape (N, H, W, C), checked."""
+    with _zip(path) as archive:
+        try:
+            file = archive.open("arr_0.npy")
+        except KeyError:
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise DataError(f"{str(path)!r} holds no images arr_0, but {names}") from None
+        with file:
+            yield file, _checked(path, *_header(path, file))
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
+    try:
+        if npy.read_magic(file) == (1, 0):
+            return npy.read_array_header_1_0(file)
+        return npy.read_array_header_2_0(file)
+    except UNREADABLE as error:
+        raise DataError(f"arr_0 of {str(path)!r} is no array: {error}") from error
+
+
+def _checked(path: Path, shape: Any, fortran: bool, dtype: Any) -> tuple[int, int, int, int]:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or not all(shape):
+        raise DataError(
+            f"arr_0 of {str(path)!r} must be images: uint8 (N, H, W, C) with 1 or 3 channels,"
+            f" not {dtype} {tuple(shape)}; from [-1, 1] they are round(127.5 (x + 1)), clipped"
+        )
+    count, height, width, channels = shape
+    return count, height, width, channels
+
+
+def _array_reader(path: Path) -> Reader:
+    def read(size: int) -> Iterator[Rows]:
+        with _array(path) as (file, (count, *shape)):
+            for start in range(0, count, size):
+                wanted = (min(size, count - start), *shape)
+                rows = np.frombuffer(_bytes(path, file, int(np.prod(wanted))), np.uint8)
+                _refuse_constant(repr(str(path)), rows.reshape(wanted), start)
+                yield rows.reshape(wanted).transpose(0, 3, 1, 2)
+
+    return read
+
+
+def _bytes(path: Path, file: IO[bytes], count: int) -> bytes:
+    try:
+        found = file.read(count)
+    except UNREADABLE as error:
+        raise DataError(f"arr_0 of {str(path)!r} cannot be read: {error}") from error
+    if len(found) != count:
+        raise DataError(f"arr_0 of {str(path)!r} ends too early; the file is cut off")
+    return found

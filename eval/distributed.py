@@ -1,0 +1,91 @@
+"""Several processes on one job: `accelerate launch -m fewstep.cli ...` or torchrun start them.
+
+Work is split into whole batches, dealt out in turn, so that every image is drawn in the same batch
+whatever the number of processes; what they gather is merged in the order of their ranks. Without a
+launcher there is one process and nothing here waits for anything.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from ..models.errors import FewstepError, SettingError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # a process may wait this long for the others to finish a cell
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of this run, seen from one of them.
+
+    rank, size: this one's number and how many there are; rank 0 writes.
+    device:     where this one's networks live.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, parts: Sequence[T]) -> Sequence[T]:
+        """Every size-th part, starting at this rank."""
+        return parts[self.rank :: self.size]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, in the order of ranks, on all of them."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object([value])
+        return gathered
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What each process made of its work, in the order of ranks.
+
+        Raises:
+            FewstepError: in every process if it was raised in one, so that none waits in vain.
+        """
+        made, failure = None, None
+        try:
+            made = work()
+        except FewstepError as error:
+            if self.size == 1:
+                raise
+            failure = str(error)  # not every error can be sent
+        gathered = self.gather((made, failure))
+        for rank, (_, failure) in enumerate(gathered):
+            if failure is not None:
+                raise FewstepError(f"{failure} (process {rank} of {self.size})")
+        return [made for made, _ in gathered]  # type: ignore[misc]
+
+    def led(self, work: Callable[[], T]) -> T:
+        """What rank 0 made of a work that it alone does."""
+        first, *_ = self.together(lambda: [work()] if self.leads else [])
+        return first[0]
+
+
+def team(device: str = "cpu") -> Team:
+    """The team that the launcher made, or this process alone.
+
+    Args:
+        device: cpu, or cuda for one GPU per process.
+
+    Raises:
+        SettingError: for a device with a number, if there are several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team(device=device)
+    if ":" in device:
+        raise SettingError(f"each process has its own device; write {device.partition(':')[0]!r}")
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    found = str(state.device)
+    return Team(state.process_index, state.num_processes, found)

@@ -1,0 +1,1 @@
+"""Small networks for measuring, with their reference statistics; data files only."""

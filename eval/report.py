@@ -1,0 +1,232 @@
+"""Pictures of a table: the curves, and one HTML page that needs nothing beside itself."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+from typing import IO, Any
+
+from ..models.errors import SettingError, UnknownNameError
+from ..samplers.images import check_writable, write_whole
+from .fid_nfe import picture_path
+from .protocol import Drawn, Real
+from .store import Row
+from .table import (
+    Point,
+    Table,
+    as_csv,
+    details,
+    markdown,
+    means,
+    network_label,
+    number,
+    setting_label,
+)
+
+TEMPLATE = "fid_nfe.html"
+TEXTS = {"md": markdown, "csv": as_csv}
+KINDS = (".png", ".svg", ".pdf")
+MARKERS = "osv^D<>pXh"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What becomes of a table.
+
+    text: "md" or "csv", what `write` returns.
+    plot: the curves, .png, .svg or .pdf; page: everything as one HTML page.
+    """
+
+    text: str = "md"
+    plot: Path | None = None
+    page: Path | None = None
+
+    def checked(self) -> "Outputs":
+        """Itself, if all of it can be made.
+
+        Raises:
+            UnknownNameError: for another text.
+            SettingError: for another suffix, a folder that is not there, or a missing package.
+        """
+        if self.text not in TEXTS:
+            raise UnknownNameError("table", self.text, TEXTS)
+        for path in filter(None, (self.plot, self.page)):
+            check_writable(path)
+        if self.plot is not None and _kind(self.plot) not in KINDS:
+            raise SettingError(f"{str(self.plot)!r} must end in {', '.join(KINDS)}")
+        wanted = {"matplotlib": self.plot or self.page, "jinja2": self.page}
+        for name in (name for name, asked in wanted.items() if asked):
+            if find_spec(name) is None:
+                raise SettingError(f"{name} is not installed; pip install 'fewstep[report]'")
+        return self
+
+    def write(self, rows: Sequence[Row], remarks: Sequence[str], stores: Sequence[Path]) -> str:
+        """Writes plot and page, and returns the text.
+
+        stores: beside them lie the pictures of the cells.
+
+        Raises:
+            SettingError: for rows of unlike measures, or a file that cannot be written.
+        """
+        table = Table.of(rows, remarks)
+        if self.plot is not None:
+            kind = _kind(self.plot).removeprefix(".")
+            write_whole(self.plot, lambda file: _curves(table, file, kind))
+        if self.page is not None:
+            body = page(table, stores).encode()
+            write_whole(self.page, lambda file: _into(file, body))
+        return TEXTS[self.text](table)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _into(file: IO[bytes], body: bytes) -> None:
+    file.write(body)
+
+
+def page(table: Table, stores: Sequence[Path]) -> str:
+    """The HTML page: tables, curves, Pareto front, samples and protocols."""
+    found: str = _template().render(
+        table=table,
+        svg=_svg(table),
+        means={network: means(table, network) for network in table.networks},
+        details={network: details(table, network) for network in table.networks},
+        pareto=[_on_front(point) for point in table.pareto()],
+        samples={network: _samples(table, network, stores) for network in table.networks},
+        protocols=[_protocol(row) for row in _rows(table)],
+    )
+    return found
+
+
+def _rows(table: Table) -> list[Row]:
+    return [*table.floor, *(row for point in table.points for row in point.rows)]
+
+
+def _template() -> Any:
+    from jinja2 import Environment
+
+    text = (files(__package__) / "templates" / TEMPLATE).read_text(encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+
+
+def _svg(table: Table) -> Any:
+    from markupsafe import Markup
+
+    out = io.BytesIO()
+    _curves(table, out, "svg")
+    text = out.getvalue().decode()
+    return Markup(text[text.index("<svg") :])
+
+
+def _curves(table: Table, file: IO[bytes], kind: str) -> None:
+    """One panel of figure against NFE per network, and one of all against FLOPs."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 8}
+    with matplotlib.rc_context(settings):
+        networks = table.networks
+        figure = Figure(figsize=(6.2, 4.2 * (len(networks) + 1)), layout="constrained")
+        panels = figure.subplots(len(networks) + 1, squeeze=False)[:, 0]
+        for panel, network in zip(panels, networks, strict=False):
+            _network_panel(panel, table, network)
+        _cost_panel(panels[-1], table)
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+
+
+def _network_panel(panel: Any, table: Table, network: str) -> None:
+    for i, (setting, points) in enumerate(table.of_network(network).items()):
+        budgets = sorted(points)
+        values = [points[nfe].mean for nfe in budgets]
+        ends = [_error_bar(points[nfe]) for nfe in budgets]
+        style = "--" if setting.startswith("diffusers ") else "-"
+        panel.errorbar(
+            budgets,
+            values,
+            yerr=list(zip(*ends, strict=True)),
+            fmt=MARKERS[i % len(MARKERS)] + style,
+            color=f"C{i % 10}",
+            label=setting,
+            markersize=3,
+            linewidth=1,
+        )
+    _finish(panel, table, network, "network evaluations per image (NFE)")
+    budgets = sorted({point.nfe for point in table.points})
+    panel.set_xticks(budgets, [str(nfe) for nfe in budgets], minor=False)
+    panel.minorticks_off()
+
+
+def _error_bar(point: Point) -> tuple[float, float]:
+    return point.mean - min(point.values), max(point.values) - point.mean
+
+
+def _cost_panel(panel: Any, table: Table) -> None:
+    for i, network in enumerate(table.networks):
+        points = [point for point in table.points if point.network == network]
+        cost = [point.cost("flops") / 1e9 for point in points]
+        values = [point.mean for point in points]
+        panel.plot(cost, values, MARKERS[i], color=f"C{i}", label=network, markersize=3)
+    front = table.pareto()
+    cost, values = [p.cost("flops") / 1e9 for p in front], [p.mean for p in front]
+    panel.plot(cost, values, "k-", drawstyle="steps-post", linewidth=0.8, label="Pareto front")
+    _finish(panel, table, "all networks", "GFLOP per image")
+
+
+def _finish(panel: Any, table: Table, title: str, cost: str) -> None:
+    measure = table.measure
+    if table.floor:
+        floor = mean(row.value for row in table.floor)
+        panel.axhline(floor, color="grey", linestyle=":", linewidth=1, label="real images")
+    panel.set(xscale="log", xlabel=cost, ylabel=f"{measure.metric}, n = {measure.n}", title=title)
+    if all(point.mean > 0.0 for point in table.points):
+        panel.set_yscale("log")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=6, ncols=2)
+
+
+def _on_front(point: Point) -> list[str]:
+    return [
+        f"{point.cost('flops') / 1e9:.2f}",
+        str(point.nfe),
+        number(point.mean),
+        point.network,
+        point.setting,
+    ]
+
+
+def _samples(table: Table, network: str, stores: Sequence[Path]) -> dict[str, dict[int, str]]:
+    """setting -> NFE -> data URI of its first images; settings without any are left out."""
+    found = {
+        setting: {nfe: uri for nfe in sorted(points) if (uri := _data_uri(points[nfe], stores))}
+        for setting, points in table.of_network(network).items()
+    }
+    return {setting: each for setting, each in found.items() if each}
+
+
+def _data_uri(point: Point, stores: Sequence[Path]) -> str:
+    paths = (picture_path(store, point.rows[0].hash) for store in stores)
+    for path in (path for path in paths if path.is_file()):
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return ""
+
+
+def _protocol(row: Row) -> tuple[str, str]:
+    """(title, JSON) of a row."""
+    images = row.protocol.images
+    what = f"real images {images.rows}" if isinstance(images, Real) else _drawn(images)
+    body = row.model_dump(mode="json", exclude_none=True)
+    return f"{row.hash[:12]} {what}: {number(row.value)}", json.dumps(body, indent=1)
+
+
+def _drawn(images: Drawn) -> str:
+    seeds = images.run.seeds
+    name = f"{network_label(images)}, {setting_label(images)}"
+    return f"{name}, seeds {seeds[0]}-{seeds[-1]}"

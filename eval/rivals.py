@@ -1,0 +1,268 @@
+"""Rivals: diffusers' schedulers, driven through the same network, noise, labels and ledger.
+
+A scheduler is made for the noise schedule the network was trained on, told as many steps as spend
+the budget exactly, and stepped as a diffusers pipeline steps it: it scales the state, the network
+is told the timestep the scheduler passes on (some round it to a whole number), it receives the
+network's own output and works in float32. Image k starts from the noise of seed k, as ours does.
+"""
+
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Branch, Denoiser, Network
+from ..models.errors import SettingError, UnknownNameError
+from ..models.ledger import Ledger
+from ..models.prediction import Prediction, convert
+from ..models.schedule import Node, NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
+from ..samplers.conditions import branches_of, check_branches, rows_of
+from ..samplers.guidance import Guidance, Thresholded, Unguided
+from ..samplers.noise import Noise
+from ..samplers.plan import parse_spec
+from ..samplers.sampler import Result
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A scheduler of diffusers by class and arguments, on each process it can run on.
+
+    vp, flow: the class for variance-preserving and for flow networks; None where it has none.
+    settings: its arguments beside those of the noise schedule.
+    ends:     on flow, sigmas 1 to 1/N are given to it, as the Flux pipeline does.
+    """
+
+    vp: str | None
+    flow: str | None = None
+    settings: Settings = field(default_factory=dict)
+    ends: bool = False
+
+
+DPM, UNIPC, DEIS = (f"{name}MultistepScheduler" for name in ("DPMSolver", "UniPC", "DEIS"))
+EULER, HEUN = "EulerDiscreteScheduler", "HeunDiscreteScheduler"
+FLOW_EULER, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
+KARRAS, LU = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}
+RIVALS = {
+    "euler": Rival(EULER, FLOW_EULER),
+    "euler-flux": Rival(None, FLOW_EULER, ends=True),
+    "euler-karras": Rival(EULER, None, KARRAS),
+    "heun": Rival(HEUN, FLOW_HEUN),
+    "heun-karras": Rival(HEUN, None, KARRAS),
+    "dpmpp-2m": Rival(DPM, DPM),
+    "dpmpp-2m-karras": Rival(DPM, None, KARRAS),
+    "dpmpp-2m-lu": Rival(DPM, None, LU),
+    "dpmpp-3m": Rival(DPM, DPM, {"solver_order": 3}),
+    "dpmpp-3m-karras": Rival(DPM, None, {"solver_order": 3} | KARRAS),
+    "dpmpp-3m-lu": Rival(DPM, None, {"solver_order": 3} | LU),
+    "unipc": Rival(UNIPC, UNIPC),
+    "unipc-karras": Rival(UNIPC, None, KARRAS),
+    "unipc-3": Rival(UNIPC, UNIPC, {"solver_order": 3}),
+    "deis": Rival(DEIS),  # with flow sigmas it ends at its last noisy one
+    "deis-karras": Rival(DEIS, None, KARRAS),
+}
+FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+NOISE_LEFT = 0.05  # a run that ends above this sigma / alpha has not ended
+PREDICTS = {Prediction.EPS: "epsilon", Prediction.V: "v_prediction"}
+
+
+class RivalSampler:
+    """Draws images with a diffusers scheduler; called as `Sampler` is, its budget fixed.
+
+    Args:
+        network: predicts eps or v on a discrete VP schedule, or the velocity of rectified flow.
+        spec: a name of `RIVALS`, or `name:argument=value,...` with arguments of the scheduler.
+        nfe: network evaluations per image.
+
+    Raises:
+        UnknownNameError: for a name or an argument that does not exist.
+        SettingError: if it cannot run on this network, or cannot spend exactly that budget.
+    """
+
+    def __init__(self, network: Network, spec: str, nfe: int) -> None:
+        self.network, self.spec = network, spec
+        self.make = _maker(network, spec)
+        self.steps = _steps_for(self.make, spec, nfe)
+        scheduler = self.make(self.steps)
+        self.nodes = [_node(network.schedule, float(t)) for t in scheduler.timesteps]
+        _check_end(network.schedule, scheduler, spec)
+
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        *,
+        class_labels: int | Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+        batch: int = 64,
+    ) -> Result:
+        """One image per seed; see `Sampler`."""
+        guidance = guidance or Unguided()
+        if isinstance(guidance, Thresholded):
+            raise SettingError("a rival has thresholding of its own; drop the threshold")
+        branches = branches_of(self.network, len(seeds), class_labels, None, None)
+        check_branches(self.network, branches, guidance, self.grid)
+        ledger, parts = Ledger(images=len(seeds)), []
+        start = time.perf_counter()
+        for i in range(0, len(seeds), batch):
+            rows = slice(i, i + batch)
+            denoiser = Denoiser(self.network, rows_of(branches, rows), ledger)
+            parts.append(self._draw(denoiser, seeds[rows], guidance))
+        ledger.seconds = time.perf_counter() - start
+        return Result(torch.cat(parts), ledger)
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The nodes the network is asked at, each one once, and the end."""
+        times = [*dict.fromkeys(node.t for node in self.nodes), self.network.schedule.t_zero]
+        return TimeGrid.of(self.network.schedule, times)
+
+    def _draw(self, denoiser: Denoiser, seeds: Sequence[int], guidance: Guidance) -> Tensor:
+        scheduler, noise = self.make(self.steps), Noise(seeds, self.network.shape).draw()
+        scaled = getattr(scheduler, "scale_model_input", _unscaled)
+        with torch.inference_mode(), _quiet():
+            x = noise.to(self.network.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+            for t, node in zip(scheduler.timesteps, self.nodes, strict=True):
+                x_in, asked = scaled(x, t), guidance.branches(node)
+                out = guidance.combine(_outputs(denoiser, x_in, node, asked), node)
+                x = scheduler.step(out, t, x, return_dict=False)[0]
+            denoiser.check()
+            return (x if self.network.decode is None else self.network.decode(x)).float().cpu()
+
+
+def _unscaled(x: Tensor, t: Tensor) -> Tensor:
+    return x
+
+
+def _outputs(
+    denoiser: Denoiser, x: Tensor, node: Node, branches: Sequence[Branch]
+) -> tuple[Tensor, ...]:
+    """What the network itself returns, one per branch, read through the denoiser that counts."""
+    network = denoiser.network
+    if network.prediction is Prediction.EPS:
+        return denoiser.eps(x, node, branches)
+    if network.prediction is Prediction.FLOW:
+        _, rate = network.schedule.slope(node.t)
+        return tuple(out / rate for out in denoiser.velocity(x, node, branches))
+    found = denoiser.x0(x, node, branches)
+    return tuple(convert(x0, x, node, Prediction.X0, network.prediction) for x0 in found)
+
+
+def rival_names() -> list[str]:
+    """All named rivals, sorted."""
+    return sorted(RIVALS)
+
+
+def _maker(network: Network, spec: str) -> Callable[[int], Any]:
+    """A function that makes the scheduler ready for a number of steps."""
+    import diffusers
+
+    name, extra = parse_spec(spec)
+    if name not in RIVALS:
+        raise UnknownNameError("rival", name, RIVALS)
+    rival, schedule = RIVALS[name], network.schedule
+    chosen = rival.flow if isinstance(schedule, RectifiedFlow) else rival.vp
+    if chosen is None:
+        kind = "a flow" if isinstance(schedule, RectifiedFlow) else "a variance-preserving"
+        raise SettingError(f"rival {name!r} does not run on {kind} network such as {network.name}")
+    scheduler = getattr(diffusers, chosen)
+    known = inspect.signature(scheduler.__init__).parameters.keys() - {"self"}
+    for key in extra:
+        if key not in known:
+            raise UnknownNameError(f"argument of {chosen}", key, known)
+    arguments = {**_process(network, known), **rival.settings, **extra}
+
+    def make(steps: int) -> Any:
+        with _quiet():
+            made = scheduler(**arguments)
+            if rival.ends:
+                made.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)])
+            else:
+                made.set_timesteps(steps)
+            made.set_begin_index(0)
+        return made
+
+    return make
+
+
+def _process(network: Network, known: set[str]) -> Settings:
+    """The arguments that tell a scheduler of the network's noise schedule and prediction."""
+    schedule = network.schedule
+    if isinstance(schedule, RectifiedFlow) and network.prediction is Prediction.FLOW:
+        if schedule.terminal is not None or schedule.time_scale != 1000.0:
+            raise SettingError("rivals run on flow networks with times 0..1000 and no terminal")
+        if "use_flow_sigmas" in known:
+            return {**FLOW_SIGMAS, "flow_shift": schedule.shift}
+        return {"shift": schedule.shift}
+    if isinstance(schedule, VPDiscrete) and network.prediction in PREDICTS:
+        return _variance_preserving(schedule, known, PREDICTS[network.prediction])
+    raise SettingError(
+        f"rivals run on discrete VP networks that predict eps or v, and on rectified flow;"
+        f" {network.name} predicts {network.prediction} on {schedule.family}"
+    )
+
+
+def _variance_preserving(schedule: VPDiscrete, known: set[str], predicts: str) -> Settings:
+    if schedule.zero_snr and "rescale_betas_zero_snr" not in known:
+        raise SettingError("this rival cannot rescale its betas to zero SNR, as the network needs")
+    zero = {"rescale_betas_zero_snr": True} if schedule.zero_snr else {}
+    if schedule.trained_betas is not None:
+        betas: Settings = {"trained_betas": list(schedule.trained_betas)}
+    else:
+        names = ("beta_schedule", "beta_start", "beta_end")
+        betas = {name: getattr(schedule, name) for name in names}
+    steps = {"num_train_timesteps": schedule.num_train_timesteps}
+    return {**betas, **steps, **zero, "prediction_type": predicts}
+
+
+def _steps_for(make: Callable[[int], Any], spec: str, nfe: int) -> int:
+    """num_inference_steps such that the network is called nfe times: N, or N + 1 over 2 (Heun)."""
+    if nfe < 1:
+        raise SettingError(f"nfe must be at least 1, not {nfe}")
+    spent = {}
+    for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} - {0}):
+        try:
+            spent[steps] = len(make(steps).timesteps)
+        except (ValueError, IndexError, ZeroDivisionError):
+            continue  # some cannot take one step
+    for steps, calls in spent.items():
+        if calls == nfe:
+            return steps
+    near = " or ".join(map(str, sorted(spent.values(), key=lambda calls: abs(calls - nfe))[:2]))
+    raise SettingError(f"rival {spec} cannot spend exactly {nfe} evaluations; {near} it can")
+
+
+def _node(schedule: NoiseSchedule, label: float) -> Node:
+    """The node whose network label is the timestep that a scheduler passes on."""
+    if isinstance(schedule, VPDiscrete):
+        return schedule.at(min((label + 1.0) / schedule.num_train_timesteps, 1.0))
+    tau = label / 1000.0
+    if tau >= 1.0:
+        return schedule.at(schedule.t_max)
+    return schedule.at_lam(math.log1p(-tau) - math.log(tau))
+
+
+def _check_end(schedule: NoiseSchedule, scheduler: Any, spec: str) -> None:
+    """Refuses grids that are not of this process: they end in noise or leave its range."""
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    inside = not isinstance(schedule, RectifiedFlow) or max(sigmas) <= 1.0
+    if sigmas[-1] > NOISE_LEFT or not inside:
+        raise SettingError(
+            f"rival {spec} runs from sigma {sigmas[0]:.3g} to {sigmas[-1]:.3g} here, which is not"
+            f" the way from noise to data of {schedule.family}; drop its arguments"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Some settings of some schedulers are deprecated; that is theirs to say elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,226 @@
+"""A sweep as data: which settings are measured, and the cells that follow from it.
+
+A cell is one protocol: one network, solver, budget, guidance and block of seeds. Block b draws the
+seeds b n .. (b + 1) n - 1. Cells run cheap first, where a repeat with further seeds counts as so
+many times dearer: a run that is interrupted has all settings at small budgets before any repeat.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from ..models.denoiser import Network
+from ..models.errors import ScheduleError, SettingError
+from ..samplers.conditions import branches_of, check_branches
+from ..samplers.grid import default_grid
+from ..samplers.plan import make_plan, named_solver, parse_spec
+from ..samplers.run import Run, parse_ranges
+from ..solvers import Schedule
+from ..solvers.schedule_data import first_problem
+from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
+from .rivals import RivalSampler
+
+M = TypeVar("M", bound=Strict)
+Networks = Callable[[str], Network]
+
+
+class Entry(Strict):
+    """Settings whose every combination is measured.
+
+    models:  as `sample` takes them.
+    solvers: names, `name:key=value,...`, or schedule files `*.json`, which bring their own NFE.
+    rivals:  diffusers' schedulers, as `eval.rivals` names them.
+    grids:   of the named solvers; none is the default one of the network.
+    nfe:     budgets, such as "4-6,8,10".
+    """
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    solvers: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    grids: tuple[str, ...] = ()
+    final: str = "zero"
+    nfe: str = "4-6,8,10"
+    cfg_scales: tuple[float, ...] = (1.0,)
+    cfg_interval: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.cfg_interval is not None and set(self.cfg_scales) == {1.0}:
+            raise ValueError("cfg_interval needs a guidance scale other than 1")
+        if self.grids and not any(map(_is_name, self.solvers)):
+            raise ValueError("grids are for named solvers; rivals and schedules bring their own")
+        return self
+
+
+class Sweep(Strict):
+    """All choices of `fewstep bench fid-nfe`, version 1.
+
+    metric:    `fd-small`, `fid`, or another of `fewstep list metrics`, with `-dinov2` or `-clip`.
+    reference: images or statistics; None is the set that comes with fd-small.
+    floor:     real images that are measured as drawn ones are; None is the test set of a reference
+               known by name, if there is one.
+    n:         images of a cell; blocks: cells with further seeds.
+    """
+
+    format: Literal["fewstep-sweep"] = "fewstep-sweep"
+    version: Literal[1] = 1
+    metric: str = "fd-small"
+    reference: str | None = None
+    floor: str | None = None
+    n: Annotated[int, Field(ge=2)] = 2000
+    blocks: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] = 128
+    dtype: str = "fp32"
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+    @classmethod
+    def load(cls, path: Path) -> "Sweep":
+        """Reads and checks a JSON file; raises SettingError with the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"cannot read sweep {str(path)!r}: {error}") from error
+        except ValidationError as error:
+            raise SettingError(
+                f"{str(path)!r} is no valid sweep: {first_problem(error)}"
+            ) from error
+
+
+def checked(kind: type[M], **choices: Any) -> M:
+    """An entry or a sweep of these choices; raises SettingError with the first that is wrong."""
+    try:
+        return kind(**choices)
+    except ValidationError as error:
+        raise SettingError(first_problem(error)) from error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One protocol to be measured.
+
+    block: which repeat; nfe: evaluations per image; rows: expected network rows of all images.
+    """
+
+    protocol: Protocol
+    block: int
+    nfe: int
+    rows: float
+
+    @property
+    def turn(self) -> float:
+        """Its place in the order: a repeat counts as so many times dearer."""
+        return self.rows * (self.block + 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells in the order in which they run, and what cannot be measured with the reason."""
+
+    cells: Sequence[Cell]
+    refused: Sequence[str]
+
+
+def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> Plan:
+    """Every cell of a sweep, each once.
+
+    Raises:
+        FewstepError: for names and settings that do not exist.
+        SettingError: if no cell at all can be measured.
+    """
+    cells: dict[str, Cell] = {}
+    refused: dict[str, None] = {}
+    for drawn in _settings(sweep):
+        network = networks(drawn.run.model)
+        drawn = _completed(drawn, network)
+        try:
+            nfe = checked_nfe(drawn, network)
+        except (SettingError, ScheduleError) as error:
+            refused[f"{drawn.run.model}: {error}"] = None
+            continue
+        for block in range(sweep.blocks):
+            cell = _cell(drawn, nfe, block, measure)
+            cells.setdefault(cell.protocol.hash, cell)
+    if not cells:
+        raise SettingError(f"nothing can be measured: {next(iter(refused), 'no solver is given')}")
+    return Plan(sorted(cells.values(), key=lambda cell: cell.turn), tuple(refused))
+
+
+def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> Cell:
+    seeds = tuple(range(block * measure.n, (block + 1) * measure.n))
+    run = drawn.run.model_copy(update={"seeds": seeds})
+    protocol = Protocol(images=drawn.model_copy(update={"run": run}), measure=measure)
+    branches = 1 if run.cfg_scale in (0.0, 1.0) else 2
+    return Cell(protocol, block, nfe, float(nfe * branches * measure.n))
+
+
+def _settings(sweep: Sweep) -> Iterator[Drawn]:
+    """What is drawn, with one seed in place of all."""
+    for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
+        weights = weights_sha256(model)
+        for scale, (changes, rival) in product(entry.cfg_scales, _choices(entry)):
+            run = Run(
+                model=model,
+                seeds=(0,),
+                cfg_scale=scale,
+                cfg_interval=None if scale == 1.0 else entry.cfg_interval,
+                batch=sweep.batch,
+                dtype=sweep.dtype,
+                **changes,
+            )
+            yield Drawn(run=run, rival=rival, weights=weights, files=_files(run.solver))
+
+
+def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
+    """(choices of the run, rival) of an entry."""
+    budgets = parse_ranges(entry.nfe)
+    named = [solver for solver in entry.solvers if _is_name(solver)]
+    for solver in named:
+        named_solver(solver)  # its errors are mistakes, not budgets it cannot spend
+    found: list[tuple[dict[str, Any], str | None]] = []
+    for solver, grid, nfe in product(named, entry.grids or (None,), budgets):
+        found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
+    for path in entry.solvers:
+        if not _is_name(path):
+            found.append(({"schedule": Schedule.load(path)}, None))
+    found += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
+    return found
+
+
+def _files(solver: str | None) -> dict[str, str]:
+    """sha256 of the files among a solver's settings."""
+    values = () if solver is None else parse_spec(solver)[1].values()
+    paths = (Path(value) for value in values if isinstance(value, str))
+    return {str(path): file_sha256(path) for path in paths if path.is_file()}
+
+
+def _is_name(solver: str) -> bool:
+    return not solver.endswith(".json")
+
+
+def _completed(drawn: Drawn, network: Network) -> Drawn:
+    """With what is left to the network written out: the grid and the rule of the labels."""
+    run, classes = drawn.run, network.num_classes
+    labels = f"seed modulo {classes}" if classes else "none"
+    written: dict[str, Any] = {"device": network.device.type}
+    if run.solver is not None and run.grid is None:
+        written["grid"] = default_grid(network.schedule)
+    run = run.model_copy(update=written)
+    return drawn.model_copy(update={"run": run, "labels": labels})
+
+
+def checked_nfe(drawn: Drawn, network: Network) -> int:
+    """Evaluations per image; raises FewstepError if it cannot be run."""
+    guidance = drawn.run.guidance()
+    if drawn.rival is not None:
+        rival = RivalSampler(network, drawn.rival, drawn.run.nfe or 0)
+        nfe, grid = len(rival.nodes), rival.grid
+    else:
+        plan = make_plan(network.schedule, **drawn.run.choices())
+        nfe, grid = plan.nfe, plan.grid
+    label = 0 if network.num_classes else None
+    check_branches(network, branches_of(network, 1, label, None, None), guidance, grid)
+    return nfe

@@ -1,0 +1,197 @@
+"""Writes fd-small's reference statistics and measures what the distance sees.
+
+    python recipes/measure_fd_small.py [--out eval/embedded/fd-small] [--images 1000] [--blocks 1]
+
+Needs `fewstep data fashion-mnist`. Written are fashion-mnist.npz, of all training images, and
+measured.json: the real-against-real floor at several n, the distance of damaged test images, of a
+missing class, and of samples of the embedded networks at several NFE if --images is given.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fewstep.eval.data import ImageSet, images_of
+from fewstep.eval.extractors import origin_of
+from fewstep.eval.extractors.small import NAME, SmallExtractor, load_small
+from fewstep.eval.statistics import Moments, Statistics, frechet
+from fewstep.samplers.images import to_uint8, write_whole
+from fewstep.samplers.sampler import Sampler
+
+Distance = Callable[[Tensor], float]
+OUT = Path(__file__).parents[1] / "eval" / "embedded" / NAME
+FLOORS = (500, 1000, 2000, 5000, 10_000)
+N = 2000  # of the damages
+BUDGETS = (4, 6, 10, 20, 50)
+SOLVERS = ("unipc-2", "dpmpp-2m")
+NETWORKS = ("fashion-dit",)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("--out", type=Path, default=OUT)
+    asked.add_argument("--images", type=int, default=0, help="samples of each block; 0: none")
+    asked.add_argument("--blocks", type=int, default=1, help="blocks of seeds")
+    options = asked.parse_args()
+    extractor = load_small()
+    train = images_of("fashion-mnist-32")
+    reference = statistics(extractor, tqdm(train.batches(500), desc="reference", disable=None))
+    reference.save(options.out / "fashion-mnist.npz")
+
+    def distance(images: Tensor) -> float:
+        return frechet(statistics(extractor, images.split(500)), reference)
+
+    found = {
+        "extractor": {"name": NAME, "sha256": extractor.sha256, "reference": reference.sha256},
+        "train halves": halves(torch.cat(list(train.batches())), extractor),
+        **on_test_images(images_of("fashion-mnist-32:test"), distance),
+        f"samples, n = {options.images}": samples(options.images, options.blocks, distance),
+    }
+    report(found)
+    text = json.dumps(rounded(found), indent=2) + "\n"
+    write_whole(options.out / "measured.json", lambda file: file.write(text.encode()))
+
+
+def on_test_images(test: ImageSet, distance: Distance) -> dict[str, object]:
+    """The floor, and what the distance sees of damage."""
+    pixels = torch.cat(list(test.batches()))
+    classes = {str(label): pixels[test.labels != label][:N] for label in range(10)}
+    return {
+        "floor": floors(pixels, distance),
+        f"damage, n = {N}": damages(pixels[:N], distance),
+        f"missing class, n = {N}": {label: distance(kept) for label, kept in classes.items()},
+    }
+
+
+def statistics(extractor: SmallExtractor, batches: Iterable[Tensor]) -> Statistics:
+    moments = Moments(extractor.outputs["pool"])
+    for images in batches:
+        moments.update(extractor(images)["pool"])
+    return moments.statistics(origin_of(extractor))
+
+
+def floors(pixels: Tensor, distance: Distance) -> dict[str, object]:
+    """Test images against the reference: what a perfect network would be given at that n."""
+    return {
+        str(n): [distance(block) for block in pixels.split(n)[: max(1, min(5, 10_000 // n))]]
+        for n in FLOORS
+    }
+
+
+def halves(pixels: Tensor, extractor: SmallExtractor) -> dict[str, float]:
+    """Two sets of n training images with none in common: real against real, both finite."""
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for n in (1000, 2000, 10_000, 30_000):
+        parts = (pixels[order[:n]], pixels[order[n : 2 * n]])
+        found[str(n)] = frechet(*(statistics(extractor, part.split(500)) for part in parts))
+    return found
+
+
+def damages(pixels: Tensor, distance: Distance) -> dict[str, list[float]]:
+    """Each damage in rising strength."""
+    cases = {
+        "blur (sigma)": ((0.4, 0.6, 0.8, 1.2, 2.0), blurred),
+        "noise (standard deviation, of 255)": ((2, 5, 10, 20, 40), noised),
+        "jpeg (quality)": ((95, 80, 60, 40, 20, 10), compressed),
+        "shift (pixels)": ((1, 2, 3, 4), lambda x, by: x.roll(int(by), 3)),
+        "contrast (factor)": ((0.95, 0.9, 0.8, 0.6), lambda x, by: (x * by).to(torch.uint8)),
+        "swirl (pixels)": ((0.5, 1.0, 2.0, 4.0), swirled),
+        "noise image (share of the set)": ((0.01, 0.02, 0.05, 0.1), replaced),
+    }
+    return {
+        name: {str(by): distance(damage(pixels, by)) for by in strengths}
+        for name, (strengths, damage) in cases.items()
+    }
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    at = torch.arange(-6, 7).float()
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    x = F.conv2d(F.pad(images.float(), [6] * 4), (kernel[:, None] * kernel)[None, None])
+    return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def noised(images: Tensor, std: float) -> Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images.float() + std * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def compressed(images: Tensor, quality: float) -> Tensor:
+    def one(image: Tensor) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(image.numpy()).save(file, "JPEG", quality=int(quality))
+        return np.array(Image.open(file))
+
+    return torch.from_numpy(np.stack([one(image) for image in images[:, 0]]))[:, None]
+
+
+def swirled(images: Tensor, by: float) -> Tensor:
+    """Smooth random shifts of every place, by that many pixels."""
+    g = torch.Generator().manual_seed(0)
+    field = F.interpolate(torch.randn(len(images), 2, 5, 5, generator=g), 32, mode="bicubic")
+    even = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), images.shape, False)
+    moved = F.grid_sample(
+        images.float(), even + field.permute(0, 2, 3, 1) * by / 16, align_corners=False
+    )
+    return moved.round().clamp(0, 255).to(torch.uint8)
+
+
+def replaced(images: Tensor, share: float) -> Tensor:
+    """A share of failed images: white noise."""
+    count = int(share * len(images))
+    g = torch.Generator().manual_seed(0)
+    failed = torch.randint(0, 256, (count, *images.shape[1:]), generator=g)
+    return torch.cat([images[count:], failed.to(torch.uint8)])
+
+
+def samples(n: int, blocks: int, distance: Distance) -> dict[str, object]:
+    """Distance of n samples, classes in turn, no guidance; one figure for each block of seeds."""
+    found: dict[str, object] = {}
+    cases = [(a, b, c) for a in NETWORKS for b in SOLVERS for c in BUDGETS] if n else []
+    for model, solver, nfe in tqdm(cases, desc="samples", disable=None):
+        sampler = Sampler.from_pretrained(model)
+        found[f"{model} {solver} NFE {nfe}"] = [
+            distance(drawn(sampler, range(block * n, (block + 1) * n), solver, nfe))
+            for block in range(blocks)
+        ]
+        print(f"{model} {solver} NFE {nfe}:", found[f"{model} {solver} NFE {nfe}"], flush=True)
+    return found
+
+
+def drawn(sampler: Sampler, seeds: range, solver: str, nfe: int) -> Tensor:
+    labels = [seed % 10 for seed in seeds]
+    result = sampler(seeds, class_labels=labels, solver=solver, nfe=nfe, batch=100)
+    return to_uint8(result.samples).permute(0, 3, 1, 2).contiguous()
+
+
+def report(found: dict[str, object]) -> None:
+    for name, each in found.items():
+        print(name)
+        for key, value in each.items() if isinstance(each, dict) else [("", each)]:
+            spread = isinstance(value, list) and len(value) > 1
+            more = f"   mean {mean(value):.4f} +- {stdev(value):.4f}" if spread else ""
+            print(f"  {key}: {rounded(value)}{more}")
+
+
+def rounded(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return {k: rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+if __name__ == "__main__":
+    main()
