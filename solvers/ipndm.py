@@ -4,7 +4,7 @@
 
 with the weights a of even steps, whatever the steps are: that limits the order to 2, and at few
 steps it damps the extrapolation. The first steps have order 1, 2, ...; the step to sigma = 0 has
-the full order. With the weights of the true steps in kappa this is `lms`.
+the full order. With the weights of the true steps in kappa this is `ipndm-v`, or `lms`.
 """
 
 from typing import ClassVar

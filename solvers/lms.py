@@ -42,6 +42,16 @@ class LMS:
         return LinearSteps(rows_of(nodes, combos, grid.nodes))
 
 
+@register
+@dataclass(frozen=True)
+class IPNDMV(LMS):
+    """`lms` by the name it has in diff-sampler: iPNDM with the weights of the true steps."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ipndm-v", order=2, calls_per_step=1, source="arXiv:2204.13902 (rhoAB-DEIS)"
+    )
+
+
 def _straight(node: Node) -> Node:
     """The node with alpha + sigma for alpha, so that kappa is tau and eps is the velocity."""
     scale = node.alpha + node.sigma

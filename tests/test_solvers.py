@@ -9,8 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from laws import (
     CASES,
     DETERMINISTIC,
@@ -90,9 +93,11 @@ ROWS = {
     "ipndm-2": Row(0.0413748432, memory=1),
     "ipndm-3": Row(0.0145756269, memory=2),
     "ipndm-4": Row(0.0257267638, memory=3),
+    "ipndm-v": Row(0.0978865415, memory=3),
     "lms": Row(0.0978865415, memory=3),
     "ode-bosh3": Row(5.30074423e-06, memory=0),
     "ode-dopri5": Row(3.84581584e-08, memory=0),
+    "ode-dopri8": Row(2.72434297e-11, memory=0),
     "ode-rk4": Row(7.74066246e-05, memory=0),
     "ode-tsit5": Row(7.66610313e-08, memory=0),
     "res-2s": Row(0.0146045953, memory=0),
@@ -180,7 +185,7 @@ def slope(settings, process):
 # The one first-order step at the start of the first three decides their order only in the very end;
 # test_tables.py shows what they have from an exact start. The midpoint rule gains an order on
 # Gaussians; test_runge_kutta.py takes a mixture.
-ELSEWHERE = {"deis-tab2", "deis-tab3", "lms", "rf-solver"}
+ELSEWHERE = {"deis-tab2", "deis-tab3", "ipndm-v", "lms", "rf-solver"}
 SLOPED = [case for case in ODE_CASES if case[0] in FIXED and case[0] not in ELSEWHERE]
 
 
@@ -278,6 +283,7 @@ def test_polynomial_in_lam_is_integrated_exactly(name, settings, form, degree):
     ("one", "other"),
     [
         (("dpmpp-1m", {}), ("ddim", {})),
+        (("ipndm-v", {}), ("lms", {})),
         (("euler", {}), ("ddim", {})),
         (("deis-1", {}), ("ddim", {})),
         (("unipc-1", {"corrector": False}), ("ddim", {})),
@@ -445,6 +451,15 @@ def test_any_number_of_steps_stays_finite(name, process, final):
             assert x.abs().max() < 3.0
         if steps == 1 and final is Final.ZERO and name not in PROBING:
             assert_close(x, MIXTURE.x0(start(grid), grid.nodes[0]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "process"), [case for case in ODE_CASES if case[0] in FIXED])
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+@given(steps=st.integers(26, 50), grid_name=st.sampled_from(["uniform", "logsnr", "karras"]))
+def test_many_steps_stay_finite(name, process, steps, grid_name):
+    """Between 26 and 50 a sample of counts and grids; below that the test before takes them all."""
+    grid = time_grid(grid_name, PROCESSES[process], steps)
+    assert run(solver(name), grid, start(grid), MIXTURE.x0).isfinite().all()
 
 
 # The protocol
