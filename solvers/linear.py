@@ -84,7 +84,7 @@ def rows_of(
     nodes: Sequence[Node], combos: Sequence[Combination], asked: Sequence[Node | None]
 ) -> list[Row]:
     """Rows from each step's combination and the node at which it asks for x0."""
-    combos = [_expanded(combo, nodes[n], n) for n, combo in enumerate(combos)]
+    combos = _expanded(nodes, combos)
     layouts = [_layout(combos, n) for n in range(len(combos) + 1)]
     return [
         _row(nodes[n], asked[n], combo, layouts[n], layouts[n + 1], n)
@@ -100,13 +100,22 @@ def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) 
     return out
 
 
-def _expanded(combo: Combination, node: Node, n: int) -> Combination:
-    """Writes eps of node n in terms of x_n and x0_n, which are at hand in step n."""
-    rest = {term: value for term, value in combo.items() if term != ("eps", n)}
-    if combo.get(("eps", n)):
-        a, b = _own(node, "eps")
-        rest = plus(rest, {("x", n): a, ("x0", n): b}, combo["eps", n])
-    return {term: value for term, value in rest.items() if value != 0.0}
+def _expanded(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Combination]:
+    """Writes eps in terms of x and x0 where that is cheaper: in the step of its own node, where
+    both are at hand; and in tables whose every eps serves one later step, as it takes two
+    operations to make and its parts take none to keep.
+    """
+    late = [term for n, c in enumerate(combos) for term in c if term[0] == "eps" and term[1] < n]
+    once = len(set(late)) == len(late)
+    out = []
+    for n, combo in enumerate(combos):
+        for term, weight in list(combo.items()):
+            if term[0] == "eps" and weight and (term[1] == n or once):
+                a, b = _own(nodes[term[1]], "eps")
+                written = {("x", term[1]): a, ("x0", term[1]): b}
+                combo = plus({**combo, term: 0.0}, written, weight)
+        out.append({term: weight for term, weight in combo.items() if weight != 0.0})
+    return out
 
 
 def _layout(combos: Sequence[Combination], n: int) -> list[Term]:
