@@ -425,6 +425,20 @@ def test_a_reference_is_measured_once_and_its_pixels_decide(sets, tmp_path, monk
     assert json.loads(again.stdout)["figures"] == json.loads(first)["figures"]
 
 
+def test_a_kept_reference_is_of_one_extractor_and_one_need(sets):
+    """Same pixels, other weights or another need: another entry of the cache."""
+    images = in_memory("mine", clothes(9, 0).numpy())
+    rows = (Need("rows", "pool"),)
+    for sha256 in ("one", "two", "one"):
+        value = {"one": 1.0, "two": 2.0}[sha256]
+        fake = Fake(lambda x, value=value: {"pool": torch.full((len(x), 2), value)}, {"pool": 2})
+        fake.sha256 = sha256
+        for needs in (rows, (Need("statistics", "pool"),)):
+            found = measure.reference_features(images, needs, fake)
+            kept = found.rows["pool"] if needs is rows else found.statistics["pool"].mu
+            assert (kept == value).all()
+
+
 def test_statistics_of_another_extractor_are_refused(sets, tmp_path, small):
     folder, _ = sets
     found = gathered(clothes(80, 1), small)
