@@ -55,8 +55,10 @@ def main() -> None:
         "extractor": {"name": NAME, "sha256": extractor.sha256, "reference": reference.sha256},
         "train halves": halves(torch.cat(list(train.batches())), extractor),
         **on_test_images(images_of("fashion-mnist-32:test"), distance),
-        f"samples, n = {options.images}": samples(options.images, options.blocks, distance),
     }
+    if options.images:
+        key = f"samples, n = {options.images}"
+        found[key] = samples(options.images, options.blocks, distance)
     report(found)
     text = json.dumps(rounded(found), indent=2) + "\n"
     write_whole(options.out / "measured.json", lambda file: file.write(text.encode()))
@@ -159,7 +161,7 @@ def replaced(images: Tensor, share: float) -> Tensor:
 def samples(n: int, blocks: int, distance: Distance) -> dict[str, object]:
     """Distance of n samples, classes in turn, no guidance; one figure for each block of seeds."""
     found: dict[str, object] = {}
-    cases = [(a, b, c) for a in NETWORKS for b in SOLVERS for c in BUDGETS] if n else []
+    cases = [(a, b, c) for a in NETWORKS for b in SOLVERS for c in BUDGETS]
     for model, solver, nfe in tqdm(cases, desc="samples", disable=None):
         sampler = Sampler.from_pretrained(model)
         found[f"{model} {solver} NFE {nfe}"] = [

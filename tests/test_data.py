@@ -379,6 +379,7 @@ def test_a_whole_part_needs_no_more_bytes_and_a_longer_one_is_dropped(tmp_path):
             (part,) = tmp_path.glob("*.part")
             part.write_bytes(BODY + extra)
             assert download(f"{url}/a.bin", tmp_path / "a.bin").read_bytes() == BODY
+        (tmp_path / "a.bin").unlink()
 
 
 def test_two_addresses_do_not_share_a_half(tmp_path):
