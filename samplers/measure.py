@@ -12,6 +12,12 @@ difference in lam asks nothing of how a network takes its time.) As
     alpha f' = (l - 1) sigma eps + sigma eps' - l' x,
 
 only means of eps, x, eps' and of their products have to be kept until l and l' are known.
+
+The slope s of f' over f has the sampling error v = var(f' - s f) / (K var f) of K samples, and e^s
+stands in every step. So each element's s is drawn to the mean over all elements, m, by as much as
+it is worth: s <- m + (s - m) w / (w + v), w the variance of the true s over the elements, which is
+that of s less the mean of v, at least 0 (empirical Bayes, ours). With many samples v goes to 0 and
+the tables to those of the paper.
 """
 
 import hashlib
@@ -21,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,8 +46,8 @@ from .guidance import CFG
 from .images import write_whole
 
 DELTA = 0.01  # of lam, in the central difference
-RIDGE = 1e-4  # of E[f^2], added to the variance of f: what hardly varies has no slope to be found
-PAIRS = ("ee", "ex", "xx", "ed", "xd")
+STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
+PAIRS = ("ee", "ex", "xx", "ed", "xd", "dd")
 Moments = dict[str, Tensor]
 
 
@@ -102,7 +108,8 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
         _kept(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
         for i, lam in enumerate(tqdm(lams, unit="node", disable=None if progress else True))
     ]
-    tables = _tables(lams, rows, [network.schedule.at_lam(lam) for lam in lams])
+    nodes = [network.schedule.at_lam(lam) for lam in lams]
+    tables = _tables(nodes, rows, len(what.data))
     return ModelStatistics(tuple(lams), *tables, facts, probe)
 
 
@@ -144,7 +151,7 @@ class _Task:
         (pulled,) = torch.autograd.grad((e * v.to(device)).sum(), x)
         e, x = e.detach().double(), x.detach().double()
         d = self._slope(denoiser, x, e, node)
-        products = dict(zip(PAIRS, (e * e, e * x, x * x, e * d, x * d), strict=True))
+        products = dict(zip(PAIRS, (e * e, e * x, x * x, e * d, x * d, d * d), strict=True))
         return {"l": node.sigma * pulled * v.to(device), "e": e, "x": x, "d": d, **products}
 
     def _eps(self, denoiser: Denoiser, x: Tensor, node: Node) -> Tensor:
@@ -166,28 +173,65 @@ class _Task:
 
 
 def _tables(
-    lams: Sequence[float], rows: Sequence[Moments], nodes: Sequence[Node]
+    nodes: Sequence[Node], rows: Sequence[Moments], samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """l, s and b from the means at every node."""
+    lam = torch.tensor([node.lam for node in nodes], dtype=torch.float64)
     l = torch.stack([row["l"] for row in rows])  # noqa: E741
-    (l_slope,) = torch.gradient(l, spacing=(torch.tensor(lams, dtype=torch.float64),), dim=0)
-    solved = [_line(*each) for each in zip(nodes, rows, l, l_slope, strict=True)]
+    (l_slope,) = torch.gradient(l, spacing=(lam,), dim=0)
+    solved = [
+        _line(_moments_of_f(*each), samples) for each in zip(nodes, rows, l, l_slope, strict=True)
+    ]
     s, b = (torch.stack(each) for each in zip(*solved, strict=True))
     return l, s, b
 
 
-def _line(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
-    """Slope and offset of the line that predicts f' from f with the least square error."""
-    sigma, e, x, d = node.sigma, m["e"], m["x"], m["d"]
-    ee, ex, xx = m["ee"] - e * e, m["ex"] - e * x, m["xx"] - x * x
-    ed, xd = m["ed"] - e * d, m["xd"] - x * d
-    to_e, to_x = (l - 1.0) * sigma, -l_slope  # alpha f' = to_e eps + sigma eps' + to_x x
-    f, f_slope = sigma * e - l * x, to_e * e + sigma * d + to_x * x
-    variance = sigma**2 * ee - 2.0 * sigma * l * ex + l**2 * xx
-    with_e, with_x = sigma * ee - l * ex, sigma * ex - l * xx
-    covariance = to_e * with_e + sigma * (sigma * ed - l * xd) + to_x * with_x
-    s = covariance / (variance + RIDGE * (variance + f * f)).clamp_min(1e-30)
-    return s, (f_slope - s * f) / node.alpha
+class _Fit(NamedTuple):
+    """Means of f and f', their variances and their covariance."""
+
+    f: Tensor
+    slope: Tensor
+    var: Tensor
+    var_slope: Tensor
+    cov: Tensor
+
+
+def _moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  # noqa: E741
+    """alpha f = sigma eps - l x and alpha f' = (l - 1) sigma eps + sigma eps' - l' x."""
+    e, x, d = m["e"], m["x"], m["d"]
+    var = {"e": m["ee"] - e * e, "x": m["xx"] - x * x, "d": m["dd"] - d * d}
+    cov = {"ex": m["ex"] - e * x, "ed": m["ed"] - e * d, "xd": m["xd"] - x * d}
+
+    def both(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        """The covariance of two combinations of (eps, x, eps'), in units of f."""
+        total = torch.stack([a[i] * b[i] * var[name] for i, name in enumerate("exd")]).sum(0)
+        for name, (i, j) in zip(cov, ((0, 1), (0, 2), (1, 2)), strict=True):
+            total = total + (a[i] * b[j] + a[j] * b[i]) * cov[name]
+        return total / node.alpha**2
+
+    sigma, zero = torch.full_like(l, node.sigma), torch.zeros_like(l)
+    f, slope = (sigma, -l, zero), ((l - 1.0) * sigma, -l_slope, sigma)
+    mean, mean_slope = ((c[0] * e + c[1] * x + c[2] * d) / node.alpha for c in (f, slope))
+    return _Fit(mean, mean_slope, both(f, f), both(slope, slope), both(f, slope))
+
+
+def _line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line that predicts f' from f."""
+    moves = fit.var > STILL * (fit.var + fit.f * fit.f)
+    var = torch.where(moves, fit.var, 1.0)
+    s = torch.where(moves, fit.cov / var, 0.0)
+    noise = (fit.var_slope - s * fit.cov).clamp_min(0.0) / (samples * var)
+    s = torch.where(moves, _drawn(s, noise, moves), 0.0)
+    return s, fit.slope - s * fit.f
+
+
+def _drawn(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
+    """The slopes drawn to their mean by their sampling error; see the module."""
+    if int(moves.sum()) < 2:
+        return s
+    mean, spread = s[moves].mean(), s[moves].var()
+    true = (spread - noise[moves].mean()).clamp_min(0.0)
+    return mean + (s - mean) * true / (true + noise).clamp_min(1e-30)
 
 
 def _probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
