@@ -5,8 +5,9 @@ At each node of lam, samples x = alpha x0 + sigma z of the data give
     l = mean of sigma (J^T v) v,   J = d eps / dx, v of independent random signs,
     eps' = (eps(x+, lam + d) - eps(x-, lam - d)) / 2 d,   x+- the DDIM steps from x to lam +- d.
 
-(arXiv:2310.13268, app. C, takes J v and a forward derivative in time. The means are the same; a
-difference in lam asks nothing of how a network takes its time.) As
+(arXiv:2310.13268, app. C, takes J v and a forward derivative in time. The mean of l is the same.
+Time enters our networks as a number, and between two labels that a network was trained on its
+answer wiggles: a difference over several labels is the slope that a step of a run sees.) As
 
     alpha f  = sigma eps - l x,
     alpha f' = (l - 1) sigma eps + sigma eps' - l' x,
@@ -45,7 +46,7 @@ from .grid import lam_ends
 from .guidance import CFG
 from .images import write_whole
 
-DELTA = 0.01  # of lam, in the central difference
+DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
 PAIRS = ("ee", "ex", "xx", "ed", "xd", "dd")
 Moments = dict[str, Tensor]
