@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small check
+.PHONY: dev lint types test slow wheel bench docs fd-small results check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -37,5 +37,19 @@ fd-small:
 	fewstep data fashion-mnist
 	$(PYTHON) recipes/train_fd_small.py
 	$(PYTHON) recipes/measure_fd_small.py
+
+# The measured tables of docs/results.md: hours on two cores. Stopped, it goes on where it was.
+PROCESSES ?= $(shell nproc)
+SHARED = OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node $(PROCESSES)
+results:
+	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/sweep.json \
+		--store results/fd-small.jsonl --html results/fd-small.html --plot docs/fd-small.png
+	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/sweep-fid.json \
+		--store results/fid.jsonl --html results/fid.html --plot docs/fid.png
+	(printf '# Results\n\nWritten by `make results`.\n\n![curves](fd-small.png)\n\n'; \
+		$(PYTHON) -m fewstep.cli bench table results/fd-small.jsonl; \
+		printf '\n# FID\n\n'; \
+		$(PYTHON) -m fewstep.cli bench table results/fid.jsonl) > results/page.md
+	mv results/page.md docs/results.md
 
 check: lint types test slow

@@ -346,7 +346,7 @@ def fid_nfe(
     floor: Annotated[
         str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
     ] = None,
-    n: Annotated[int, typer.Option(help="Images of each figure.")] = 2000,
+    n: Annotated[int, typer.Option("--n", "--images", help="Images of each figure.")] = 2000,
     blocks: Annotated[int, typer.Option(help="Figures with further seeds, 3 for a spread.")] = 1,
     batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 128,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",

@@ -38,7 +38,7 @@ class Team:
         return parts[self.rank :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in the order of ranks, on all of them."""
+        """The value of each process, in the order of ranks, on all of them; for small ones."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -46,29 +46,38 @@ class Team:
         gathered: list[T] = gather_object([value])
         return gathered
 
-    def together(self, work: Callable[[], T]) -> list[T]:
-        """What each process made of its work, in the order of ranks.
+    def collect(self, value: T) -> list[T]:
+        """The value of each process on rank 0, which alone needs the room; elsewhere one's own."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        collected: list[T] = [value] * self.size if self.leads else [value]
+        dist.gather_object(value, collected if self.leads else None, dst=0)
+        return collected
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What this process made of its work, once all have done theirs.
 
         Raises:
             FewstepError: in every process if it was raised in one, so that none waits in vain.
         """
-        made, failure = None, None
         try:
-            made = work()
+            made, failure = work(), None
         except FewstepError as error:
             if self.size == 1:
                 raise
             failure = str(error)  # not every error can be sent
-        gathered = self.gather((made, failure))
-        for rank, (_, failure) in enumerate(gathered):
-            if failure is not None:
-                raise FewstepError(f"{failure} (process {rank} of {self.size})")
-        return [made for made, _ in gathered]  # type: ignore[misc]
+        for rank, told in enumerate(self.gather(failure)):
+            if told is not None:
+                raise FewstepError(f"{told} (process {rank} of {self.size})")
+        return made
 
     def led(self, work: Callable[[], T]) -> T:
-        """What rank 0 made of a work that it alone does."""
-        first, *_ = self.together(lambda: [work()] if self.leads else [])
-        return first[0]
+        """What rank 0, and it alone, made of a work."""
+        made = self.together(lambda: work() if self.leads else None)
+        first = self.gather(made)[0]
+        return first  # type: ignore[return-value]
 
 
 def team(device: str = "cpu") -> Team:

@@ -34,7 +34,8 @@ from .rivals import RivalSampler
 from .store import Clock, Cost, Row, Store
 from .sweep import Cell, Plan, Sweep, plan_cells
 
-SAVE_EVERY = 30.0  # seconds between two savings of a cell's sums, and at least 50 savings' time
+SAVE_EVERY = 30.0  # seconds between two savings of a cell's sums
+SAVE_REST = 50.0  # and at least so many times as long as a saving takes
 PICTURES = 10  # images of each setting that are kept for the report
 Draw = Callable[[Sequence[int]], Result]
 
@@ -118,14 +119,15 @@ class Bench:
                 if self.team.leads:
                     self.store.append(row)
                     yield row
-                for path in self._part_path(cell).parent.glob(f"{cell.protocol.hash}*"):
-                    path.unlink(missing_ok=True)
+                self._part_path(cell).unlink(missing_ok=True)
+        if self.team.leads and self._parts.is_dir() and not any(self._parts.iterdir()):
+            self._parts.rmdir()
 
     def measure(self, cell: Cell, advance: Callable[[float], Any] = lambda rows: None) -> Row:
-        """The row of one cell."""
-        parts = self.team.together(lambda: self._gather(cell, advance))
+        """The row of one cell; that of rank 0 is of all processes."""
+        part = self.team.together(lambda: self._gather(cell, advance))
         start = time.perf_counter()
-        total = merged(parts)
+        total = merged(self.team.collect(part))
         value = self.team.led(lambda: self.judge.value(total))
         clock = total.clock.model_copy(
             update={"total": total.clock.total + time.perf_counter() - start}
@@ -152,7 +154,11 @@ class Bench:
     def _part_path(self, cell: Cell) -> Path:
         team, batch = self.team, self.sweep.batch
         name = f"{cell.protocol.hash}-{batch}-{team.rank}-{team.size}.npz"
-        return self.store.path.with_name(f"{self.store.path.name}.parts") / name
+        return self._parts / name
+
+    @property
+    def _parts(self) -> Path:
+        return self.store.path.with_name(f"{self.store.path.name}.parts")
 
     def _gather(self, cell: Cell, advance: Callable[[float], Any]) -> Partial:
         """This process's share of the images, drawn and taken through the extractor."""
@@ -173,7 +179,7 @@ class Bench:
                 path.parent.mkdir(exist_ok=True)
                 part.save(path)
                 saved = time.perf_counter()
-                pause = max(SAVE_EVERY, 50.0 * (saved - now))
+                pause = max(SAVE_EVERY, SAVE_REST * (saved - now))
         part.count(Ledger(), Clock(total=time.perf_counter() - start))
         return part
 

@@ -14,24 +14,17 @@ from typing import IO, Any
 from ..models.errors import SettingError, UnknownNameError
 from ..samplers.images import check_writable, write_whole
 from .fid_nfe import picture_path
-from .protocol import Drawn, Real
 from .store import Row
-from .table import (
-    Point,
-    Table,
-    as_csv,
-    details,
-    markdown,
-    means,
-    network_label,
-    number,
-    setting_label,
-)
+from .table import Point, Table, as_csv, details, markdown, means, number, row_line
 
 TEMPLATE = "fid_nfe.html"
 TEXTS = {"md": markdown, "csv": as_csv}
 KINDS = (".png", ".svg", ".pdf")
-MARKERS = "osv^D<>pXh"
+MARKERS = "osv^D<>pXhdP8"
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#17becf"),
+    *("#7f7f7f", "#bcbd22", "#0b3d91", "#006400", "#800000", "#4b0082", "#b8860b"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ def _curves(table: Table, file: IO[bytes], kind: str) -> None:
     settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 8}
     with matplotlib.rc_context(settings):
         networks = table.networks
-        figure = Figure(figsize=(6.2, 4.2 * (len(networks) + 1)), layout="constrained")
+        figure = Figure(figsize=(9.0, 4.6 * (len(networks) + 1)), layout="constrained")
         panels = figure.subplots(len(networks) + 1, squeeze=False)[:, 0]
         for panel, network in zip(panels, networks, strict=False):
             _network_panel(panel, table, network)
@@ -153,15 +146,19 @@ def _network_panel(panel: Any, table: Table, network: str) -> None:
             values,
             yerr=list(zip(*ends, strict=True)),
             fmt=MARKERS[i % len(MARKERS)] + style,
-            color=f"C{i % 10}",
+            color=_colour(i),
             label=setting,
             markersize=3,
             linewidth=1,
         )
     _finish(panel, table, network, "network evaluations per image (NFE)")
     budgets = sorted({point.nfe for point in table.points})
-    panel.set_xticks(budgets, [str(nfe) for nfe in budgets], minor=False)
-    panel.minorticks_off()
+    panel.set_xticks(budgets, [str(nfe) for nfe in budgets])
+    panel.set_xticks([], minor=True)
+
+
+def _colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
 
 
 def _error_bar(point: Point) -> tuple[float, float]:
@@ -173,11 +170,12 @@ def _cost_panel(panel: Any, table: Table) -> None:
         points = [point for point in table.points if point.network == network]
         cost = [point.cost("flops") / 1e9 for point in points]
         values = [point.mean for point in points]
-        panel.plot(cost, values, MARKERS[i], color=f"C{i}", label=network, markersize=3)
+        panel.plot(cost, values, MARKERS[i], color=_colour(i), label=network, markersize=3)
     front = table.pareto()
     cost, values = [p.cost("flops") / 1e9 for p in front], [p.mean for p in front]
     panel.plot(cost, values, "k-", drawstyle="steps-post", linewidth=0.8, label="Pareto front")
     _finish(panel, table, "all networks", "GFLOP per image")
+    _plain_numbers(panel.xaxis)
 
 
 def _finish(panel: Any, table: Table, title: str, cost: str) -> None:
@@ -188,8 +186,20 @@ def _finish(panel: Any, table: Table, title: str, cost: str) -> None:
     panel.set(xscale="log", xlabel=cost, ylabel=f"{measure.metric}, n = {measure.n}", title=title)
     if all(point.mean > 0.0 for point in table.points):
         panel.set_yscale("log")
+        _plain_numbers(panel.yaxis)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=6, ncols=2)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, finer where it is short; 0.5 and not 5e-1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high / low > 4.0 else (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _on_front(point: Point) -> list[str]:
@@ -220,13 +230,5 @@ def _data_uri(point: Point, stores: Sequence[Path]) -> str:
 
 def _protocol(row: Row) -> tuple[str, str]:
     """(title, JSON) of a row."""
-    images = row.protocol.images
-    what = f"real images {images.rows}" if isinstance(images, Real) else _drawn(images)
     body = row.model_dump(mode="json", exclude_none=True)
-    return f"{row.hash[:12]} {what}: {number(row.value)}", json.dumps(body, indent=1)
-
-
-def _drawn(images: Drawn) -> str:
-    seeds = images.run.seeds
-    name = f"{network_label(images)}, {setting_label(images)}"
-    return f"{name}, seeds {seeds[0]}-{seeds[-1]}"
+    return f"{row.hash[:12]}: {row_line(row)}", json.dumps(body, indent=1)

@@ -92,8 +92,8 @@ class RivalSampler:
         self.make = _maker(network, spec)
         self.steps = _steps_for(self.make, spec, nfe)
         scheduler = self.make(self.steps)
+        _check_ends(network.schedule, scheduler, spec)
         self.nodes = [_node(network.schedule, float(t)) for t in scheduler.timesteps]
-        _check_end(network.schedule, scheduler, spec)
 
     def __call__(
         self,
@@ -249,14 +249,17 @@ def _node(schedule: NoiseSchedule, label: float) -> Node:
     return schedule.at_lam(math.log1p(-tau) - math.log(tau))
 
 
-def _check_end(schedule: NoiseSchedule, scheduler: Any, spec: str) -> None:
-    """Refuses grids that are not of this process: they end in noise or leave its range."""
-    sigmas = [float(sigma) for sigma in scheduler.sigmas]
-    inside = not isinstance(schedule, RectifiedFlow) or max(sigmas) <= 1.0
-    if sigmas[-1] > NOISE_LEFT or not inside:
+def _check_ends(schedule: NoiseSchedule, scheduler: Any, spec: str) -> None:
+    """Refuses sigmas that do not lead from the noise of this process to its data."""
+    first, last = float(scheduler.sigmas[0]), float(scheduler.sigmas[-1])
+    if isinstance(schedule, RectifiedFlow):
+        starts = 0.9 < first <= 1.0
+    else:
+        starts = first > 0.1 * schedule.at(schedule.t_max).kappa
+    if last > NOISE_LEFT or not starts:
         raise SettingError(
-            f"rival {spec} runs from sigma {sigmas[0]:.3g} to {sigmas[-1]:.3g} here, which is not"
-            f" the way from noise to data of {schedule.family}; drop its arguments"
+            f"rival {spec} runs from sigma {first:.3g} to {last:.3g} here, which is not the way"
+            f" from noise to data of {schedule.family}; drop its arguments"
         )
 
 

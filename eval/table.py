@@ -92,9 +92,8 @@ class Table:
             return "no floor was measured"
         values = [row.value for row in self.floor]
         source = getattr(self.floor[0].protocol.images, "source", "")
-        return (
-            f"{source}, {self.measure.n} images not in the reference:"
-            f" {number(mean(values))} ({_range(values)} over {len(values)})"
+        return f"{source}, {self.measure.n} images not in the reference: {number(mean(values))}" + (
+            f" ({_range(values)})" if len(values) > 1 else ""
         )
 
     def of_network(self, network: str) -> dict[str, dict[int, Point]]:
@@ -248,8 +247,8 @@ def means(table: Table, network: str) -> list[list[str]]:
 
 
 def details(table: Table, network: str) -> list[list[str]]:
-    """Header and rows: spread over the blocks and cost of each setting and NFE."""
-    header = ["setting", "NFE", "blocks", "mean ± sd", "min..max", "rows", "eff.", "GFLOP", "ms"]
+    """Header and rows: spread over the blocks (runs) and cost of each setting and NFE."""
+    header = ["setting", "NFE", "runs", "mean±sd", "min..max", "rows", "eff.", "GFLOP", "ms"]
     rows = [header]
     for points in table.of_network(network).values():
         rows += [_detail(points[nfe]) for nfe in sorted(points)]
@@ -261,13 +260,13 @@ def details(table: Table, network: str) -> list[list[str]]:
 
 
 def _detail(point: Point) -> list[str]:
-    spread = "" if point.spread is None else f" ± {number(point.spread)}"
+    spread = "" if point.spread is None else f"±{number(point.spread)}"
     return [
         point.setting,
         str(point.nfe),
         str(len(point.rows)),
         number(point.mean) + spread,
-        _range(point.values),
+        "-" if point.spread is None else _range(point.values),
         f"{point.cost('rows'):g}",
         f"{point.cost('effective'):g}",
         f"{point.cost('flops') / 1e9:.2f}",

@@ -1,0 +1,405 @@
+"""The sweep: its cells and their order, their figures, resuming, many processes, the command.
+
+Networks are closed-form laws and the extractor is a fixed projection, so that a cell takes
+milliseconds; the commands and the two processes use the real ones.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from laws import GAUSSIAN
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.eval import fid_nfe
+from fewstep.eval.distributed import Team, team
+from fewstep.eval.fid_nfe import Bench, flops_per_row, quantised
+from fewstep.eval.judge import Judge, judge, metric_and_extractor
+from fewstep.eval.metrics import Features, metric
+from fewstep.eval.partial import Partial, features_of, merged
+from fewstep.eval.protocol import Measure
+from fewstep.eval.statistics import Moments, Origin, frechet
+from fewstep.eval.store import Store
+from fewstep.eval.sweep import Entry, Sweep, checked, plan_cells
+from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
+from fewstep.models.ledger import Ledger
+from fewstep.models.load import load
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import RectifiedFlow, VPDiscrete
+from fewstep.samplers.grid import time_grid
+from fewstep.samplers.sampler import Sampler
+from fewstep.solvers import solver
+
+SHAPE = (1, 2, 2)
+FLOW = GAUSSIAN.network(RectifiedFlow(), SHAPE, Prediction.FLOW)
+NETWORKS = {"flow": FLOW, "vp": GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS)}
+
+
+WEIGHTS = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.2], [0.3, 0.0, 1.0], [0.1, 0.2, 0.3]])
+
+
+class Projection:
+    """Four pixels to three features; counts its calls and can be stopped."""
+
+    name, sha256, resize = "fake", "00", "none"
+
+    def __init__(self, stop=None, weights=WEIGHTS):
+        self.calls, self.stop, self.weights = 0, stop, weights
+        self.outputs = {"pool": 3}
+
+    def __call__(self, images):
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return {"pool": images.flatten(1).float() / 255.0 @ self.weights}
+
+
+def statistics(features):
+    moments = Moments(3)
+    moments.update(features)
+    return moments.statistics(Origin("fake", "00", "none"))
+
+
+def fake_judge(n, name="fd", stop=None):
+    rows = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    reference = Features(500, {"pool": statistics(rows)}, {"pool": rows})
+    measure = Measure(
+        metric=f"{name}-fake",
+        extractor="fake",
+        extractor_sha256="00",
+        resize="none",
+        reference="rand",
+        reference_sha256="11",
+        n=n,
+    )
+    return Judge(metric(name), Projection(stop), reference, measure)
+
+
+def sweep(n=20, batch=8, blocks=1, **entry):
+    chosen = {"models": ["flow"], "solvers": ["unipc-2"], "nfe": "4", **entry}
+    return Sweep(n=n, batch=batch, blocks=blocks, entries=(Entry(**chosen),))
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """A folder of its own, without the data sets that this user may have."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        fid_nfe, "load", lambda model, **how: NETWORKS.get(model) or load(model, **how)
+    )
+
+
+def bench(chosen, store="s.jsonl", stop=None, name="fd"):
+    return Bench(chosen, fake_judge(chosen.n, name, stop), Store(Path(store)))
+
+
+# ---- cells
+
+
+def test_cells_run_cheap_first_and_repeats_count_as_dearer():
+    chosen = sweep(blocks=2, solvers=["unipc-2"], rivals=["unipc"], nfe="4,6,20")
+    cells = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__).cells
+    order = [(cell.nfe, cell.block) for cell in cells]
+    assert order[::2] == [(4, 0), (6, 0), (4, 1), (6, 1), (20, 0), (20, 1)]
+    assert order[::2] == order[1::2]
+
+
+def test_a_cell_says_everything():
+    (cell,) = plan_cells(sweep(), fake_judge(20).measure, NETWORKS.__getitem__).cells
+    run = cell.protocol.images.run
+    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "beta", 4, "zero")
+    assert run.seeds == tuple(range(20))
+    assert cell.protocol.images.labels == "none"
+    with_classes = replace(FLOW, num_classes=7, null_class=7)
+    (cell,) = plan_cells(sweep(), fake_judge(20).measure, lambda model: with_classes).cells
+    assert cell.protocol.images.labels == "seed modulo 7"
+
+
+def test_a_block_draws_the_next_seeds_and_a_cell_is_named_once():
+    chosen = sweep(blocks=3, solvers=["unipc-2", "unipc-2"])
+    cells = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__).cells
+    assert [cell.protocol.images.run.seeds[0] for cell in cells] == [0, 20, 40]
+
+
+def test_budgets_that_cannot_be_spent_are_told_and_the_rest_runs():
+    chosen = sweep(solvers=["heun"], rivals=["heun"], nfe="4,5")
+    plan = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__)
+    assert [cell.nfe for cell in plan.cells] == [5, 5]
+    assert len(plan.refused) == 2
+    assert all("cannot spend exactly 4" in each for each in plan.refused)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ({"solvers": ["unipc2"]}, UnknownNameError, "did you mean"),
+        ({"rivals": ["unipc2"]}, UnknownNameError, "did you mean"),
+        ({"grids": ["bta"]}, UnknownNameError, "did you mean 'beta'"),
+        ({"solvers": ["unipc-2:knd=1"]}, UnknownNameError, "no setting of unipc-2"),
+        ({"solvers": ["none.json"]}, FewstepError, "none.json"),
+        ({"solvers": []}, SettingError, "no solver"),
+        ({"solvers": ["heun"], "nfe": "4"}, SettingError, "nothing can be measured"),
+        ({"nfe": "4-"}, SettingError, "no list of numbers"),
+        ({"cfg_scales": [2.0]}, SettingError, "cannot be guided"),
+    ],
+    ids=str,
+)
+def test_wrong_choices_are_told(entry, error, message):
+    with pytest.raises(error, match=message):
+        plan_cells(sweep(**entry), fake_judge(20).measure, NETWORKS.__getitem__)
+
+
+def test_choices_that_would_be_ignored_are_refused():
+    with pytest.raises(SettingError, match="guidance scale other than 1"):
+        checked(Entry, models=["flow"], cfg_interval=(0.1, 1.0))
+    with pytest.raises(SettingError, match="grids are for named solvers"):
+        checked(Entry, models=["flow"], rivals=["unipc"], grids=["beta"])
+
+
+def test_schedule_files_bring_their_own_budget(tmp_path):
+    plan = solver("unipc-2").encode(time_grid("beta", RectifiedFlow(), 5))
+    (tmp_path / "five.json").write_text(plan.dump())
+    chosen = sweep(solvers=["unipc-2", "five.json"], nfe="5")
+    found = {row.protocol.images.run.solver: row.value for row in bench(chosen).run()}
+    assert found[None] == pytest.approx(found["unipc-2"], rel=1e-9)
+
+
+# ---- figures
+
+
+def expected(n, nfe=4, solver="unipc-2", network=FLOW):
+    samples = Sampler(network)(range(n), solver=solver, nfe=nfe, batch=8).samples
+    pixels = (samples * 127.5 + 127.5).round().clamp(0, 255)
+    features = pixels.flatten(1) / 255.0 @ WEIGHTS
+    return frechet(statistics(features), fake_judge(n).reference.statistics["pool"])
+
+
+def test_the_figure_is_that_of_the_quantised_samples():
+    (row,) = bench(sweep()).run()
+    assert row.value == pytest.approx(expected(20), rel=1e-9)
+    assert (row.cost.nfe, row.cost.rows, row.cost.effective) == (4, 4, 4)
+    assert row.clock.total >= row.clock.sampling + row.clock.features > 0.0
+
+
+def test_quantised_keeps_the_axes():
+    samples = torch.tensor([-1.0, 0.0, 0.5, 2.0]).view(1, 1, 2, 2)
+    assert quantised(samples).tolist() == [[[[0, 128], [191, 255]]]]
+    colour = torch.rand(2, 3, 4, 5) * 2 - 1
+    torch.testing.assert_close(
+        quantised(colour).float(), (colour * 127.5 + 127.5).round(), rtol=0, atol=0
+    )
+
+
+def test_metrics_that_need_all_features_get_them_in_order():
+    (row,) = bench(sweep(n=20), name="kid").run()
+    samples = quantised(Sampler(FLOW)(range(20), solver="unipc-2", nfe=4, batch=8).samples)
+    mine = Features(20, rows=Projection()(samples))
+    assert row.value == metric("kid").function(mine, fake_judge(20).reference)
+
+
+def test_guided_rows_and_flops_are_counted():
+    network = load("fashion-dit")
+    per_row = flops_per_row(network)
+    assert 1.6e8 < per_row < 1.8e8  # 6 layers x 128: 0.153 GFLOP of linear layers, and attention
+    chosen = sweep(n=4, models=["fashion-dit"], nfe="2", cfg_scales=[2.0])
+    found = bench(chosen)
+    found.judge.extractor.weights = torch.rand(1024, 3)
+    (row,) = found.run()
+    assert (row.cost.nfe, row.cost.rows) == (2, 4)
+    assert row.cost.flops == 4 * per_row
+
+
+def test_the_first_images_are_kept(tmp_path):
+    (row,) = bench(sweep()).run()
+    assert [path.name for path in tmp_path.glob("s.jsonl.pictures/*")] == [f"{row.hash}.png"]
+
+
+def test_real_images_are_a_row_of_their_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (45, 2, 2, 1), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=images)
+    chosen = sweep(blocks=3).model_copy(update={"floor": "real.npz"})
+    found = bench(chosen)
+    rows = [row for row in found.run() if row.cost is None]
+    assert [row.protocol.images.rows for row in rows] == ["0-19", "20-39"]  # 45 are two blocks
+    part = torch.from_numpy(images[20:40]).permute(0, 3, 1, 2)
+    mine = statistics(Projection()(part)["pool"])
+    assert rows[1].value == pytest.approx(
+        frechet(mine, found.judge.reference.statistics["pool"]), rel=1e-9
+    )
+
+
+def test_a_missing_floor_is_told_or_refused():
+    assert "give --floor" in bench(sweep()).plan.refused[0]
+    with pytest.raises(FewstepError, match="nowhere"):
+        bench(sweep().model_copy(update={"floor": "nowhere"}))
+
+
+# ---- resuming
+
+
+def test_finished_cells_are_not_drawn_again():
+    chosen = sweep(nfe="4,5")
+    first = list(bench(chosen).run())
+    again = bench(chosen)
+    assert list(again.run()) == []
+    assert again.judge.extractor.calls == 0
+    assert [row.value for row in again.rows()] == [row.value for row in first]
+
+
+@pytest.mark.parametrize("name", ["fd", "kid"])
+def test_a_killed_cell_goes_on_where_it_was(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(fid_nfe, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fid_nfe, "SAVE_REST", 0.0)
+    (whole,) = bench(sweep(), store="whole.jsonl", name=name).run()
+    with pytest.raises(KeyboardInterrupt):
+        list(bench(sweep(), stop=2, name=name).run())
+    again = bench(sweep(), name=name)
+    (row,) = again.run()
+    assert again.judge.extractor.calls == 1  # of three batches two were done
+    assert row.value == whole.value
+    assert row.cost.rows == 4
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_damaged_part_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(fid_nfe, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fid_nfe, "SAVE_REST", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        list(bench(sweep(), stop=2).run())
+    (part,) = tmp_path.glob("s.jsonl.parts/*")
+    part.write_bytes(part.read_bytes()[:100])
+    again = bench(sweep())
+    (row,) = again.run()
+    assert again.judge.extractor.calls == 3
+    assert row.value == pytest.approx(expected(20), rel=1e-9)
+
+
+# ---- many processes
+
+
+@pytest.mark.parametrize("name", ["fd", "kid"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_shares_add_up_to_the_whole(size, name):
+    whole = bench(sweep(n=60), name=name)
+    (cell,) = whole.plan.cells
+    value = whole.measure(cell).value
+    parts = []
+    for rank in range(size):
+        one = bench(sweep(n=60), name=name)
+        one.team = Team(rank, size)
+        parts.append(one._gather(cell, lambda rows: None))
+    assert sum(part.done for part in parts) == 8
+    total = merged(parts)
+    assert total.ledger.images == 60
+    alone = whole._gather(cell, lambda rows: None)
+    for output, batches in alone.batches.items():  # in the order of the images
+        assert torch.equal(torch.cat(batches), torch.cat(total.batches[output]))
+    assert whole.judge.value(total) == pytest.approx(value, rel=1e-12)
+
+
+def test_an_error_in_one_process_is_raised_in_all(monkeypatch):
+    monkeypatch.setattr(Team, "gather", lambda self, value: [value, "no room"])
+    with pytest.raises(FewstepError, match=r"no room \(process 1 of 2\)"):
+        Team(0, 2).together(lambda: 3)
+
+
+def test_devices_are_shared_out(monkeypatch):
+    assert team("cpu") == Team(0, 1, "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match="write 'cuda'"):
+        team("cuda:1")
+
+
+WORDS = ["bench", "fid-nfe", "--quiet", "--table", "csv"]
+WORDS += ["--solver", "unipc-2", "--nfe", "1", "--images", "20", "--batch", "4"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figure_of_one(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    store = ["--store", str(tmp_path / "two.jsonl")]
+    subprocess.run([*launcher, "-m", "fewstep.cli", *WORDS, *store], check=True, timeout=120)
+    (two,) = Store(tmp_path / "two.jsonl").rows.values()
+    result = CliRunner().invoke(app, [*WORDS, "--store", "one.jsonl"])
+    assert result.exit_code == 0, result.output
+    one = json.loads((tmp_path / "one.jsonl").read_text())
+    assert (two.processes, one["processes"]) == (2, 1)
+    assert two.value == pytest.approx(one["value"], rel=1e-10)
+
+
+# ---- the judge and the command
+
+
+def test_labels_name_metric_and_network():
+    assert metric_and_extractor("fd-small") == ("fd", "small")
+    assert metric_and_extractor("fid") == ("fid", "inception")
+    found = judge(Sweep(n=50, entries=(Entry(models=("flow",)),)))
+    assert found.measure.metric == "fd-small"
+    assert found.measure.reference == "fashion-mnist"
+    assert found.reference.statistics["pool"].n == 60_000
+
+
+REFUSED = [
+    (["--solver", "unipc2"], "did you mean"),
+    ([], "no solver"),
+    (["--solver", "ddim", "--metric", "fdd-small"], "no metric"),
+    (["--solver", "ddim", "--metric", "psnr"], "pairs"),
+    (["--solver", "ddim", "--metric", "fid-small"], "inception network"),
+    (["--solver", "ddim", "--metric", "fd-smal"], "no extractor"),
+    (["--solver", "ddim", "--reference", "nowhere.npz"], "nowhere.npz"),
+    (["--solver", "ddim", "--n", "1"], "n:"),
+    (["--solver", "ddim", "--blocks", "0"], "blocks:"),
+    (["--solver", "ddim", "--table", "html"], "no table"),
+    (["--solver", "ddim", "--plot", "x.gif"], ".png"),
+    (["--solver", "ddim", "--html", "no/where.html"], "does not exist"),
+    (["--solver", "ddim", "--store", "no/where.jsonl"], "does not exist"),
+    (["--solver", "ddim", "--cfg-interval", "1,2"], "guidance scale"),
+    (["--sweep", "none.json"], "cannot read"),
+    (["--sweep", "bad.json"], "no valid sweep"),
+    (["--sweep", "good.json", "--solver", "ddim"], "drop solver"),
+    (["--model", "nowhere", "--solver", "ddim"], "nowhere"),
+    (["--solver", "ddim", "--dtype", "fp8"], "fp8"),
+    (["--solver", "ddim", "--device", "gpu"], "gpu"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=str)
+def test_bad_input_is_one_line(words, message, tmp_path):
+    (tmp_path / "bad.json").write_text('{"entries": [{"models": ["flow"], "solver": "x"}]}')
+    (tmp_path / "good.json").write_text(sweep().model_dump_json())
+    result = CliRunner().invoke(app, ["bench", "fid-nfe", *words])
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_the_command_draws_stores_and_prints(tmp_path):
+    words = ["--solver", "ddim", "--rival", "euler-flux", "--nfe", "1,2", "--n", "20"]
+    result = CliRunner().invoke(app, ["bench", "fid-nfe", *words])
+    assert result.exit_code == 0, result.output
+    assert "diffusers euler-flux" in result.output
+    assert len(Store(tmp_path / "results.jsonl").rows) == 4
+    again = CliRunner().invoke(app, ["bench", "fid-nfe", *words])
+    assert "seeds 0-19" in result.output
+    assert "seeds 0-19" not in again.output  # nothing was left to do
+
+
+def test_an_empty_partial_refuses_what_the_extractor_lacks():
+    with pytest.raises(FewstepError, match="no probs features"):
+        Partial.empty({"pool": 3}, metric("is").needs)
+    part = Partial.empty({"pool": 3}, metric("fd").needs)
+    with pytest.raises(FewstepError, match="NaN"):
+        part.add({"pool": torch.full((2, 3), torch.nan)})
+    part.add({"pool": torch.rand(4, 3)})
+    part.count(Ledger(images=4), part.clock)
+    origin = SimpleNamespace(name="fake", sha256="", resize="")
+    assert features_of(part, metric("fd").needs, origin).n == 4

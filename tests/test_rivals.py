@@ -1,0 +1,153 @@
+"""diffusers' schedulers through our networks: their budget, their labels, and where they end."""
+
+import diffusers
+import pytest
+import torch
+from laws import GAUSSIAN
+
+from fewstep.eval.rivals import RIVALS, RivalSampler
+from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.models.load import load
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
+from fewstep.samplers.guidance import CFG, Thresholded
+from fewstep.samplers.sampler import Sampler
+
+SHAPE = (1, 2, 2)
+NETWORKS = {
+    "vp": GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS),
+    "vp-v": GAUSSIAN.network(VPDiscrete("scaled_linear", 0.00085, 0.012), SHAPE, Prediction.V),
+    "flow": GAUSSIAN.network(RectifiedFlow(), SHAPE, Prediction.FLOW),
+    "flow-3": GAUSSIAN.network(RectifiedFlow(shift=3.0), SHAPE, Prediction.FLOW),
+}
+RUNS = [
+    (kind, name)
+    for kind in NETWORKS
+    for name, rival in RIVALS.items()
+    if (rival.flow if kind.startswith("flow") else rival.vp)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), RUNS)
+def test_budget_is_spent_exactly_and_the_end_is_ours(kind, name):
+    network, seeds = NETWORKS[kind], range(8)
+    ours = Sampler(network)(seeds, solver="unipc-3", nfe=60).samples
+    errors = []
+    for nfe in (5, 99):
+        result = RivalSampler(network, name, nfe)(seeds)
+        assert result.ledger.nfe == result.ledger.rows_per_image == nfe
+        errors.append(float((result.samples - ours).square().mean().sqrt()))
+    assert errors[1] < 0.03
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("name", [name for name in RIVALS if name.startswith("heun")])
+def test_heun_cannot_spend_an_even_budget(name):
+    with pytest.raises(SettingError, match=r"exactly 6 evaluations; [57] or [57] it can"):
+        RivalSampler(NETWORKS["vp"], name, 6)
+
+
+def test_it_is_the_pipeline_s_loop():
+    """Stepped by hand with a plain eps network that is told integers, as diffusers' own loop."""
+    network, told = load("fashion-unet"), []
+    forward = network.forward
+
+    def listening(x, node, conditions):
+        told.append(network.schedule.label(node))
+        return forward(x, node, conditions)
+
+    object.__setattr__(network, "forward", listening)
+    result = RivalSampler(network, "dpmpp-2m-karras", 5)([3, 4], class_labels=[3, 4])
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    scheduler.set_timesteps(5)
+    x = torch.stack([torch.randn(1, 32, 32, generator=seeded(seed)) for seed in (3, 4)])
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            node = network.schedule.at((float(t) + 1.0) / 1000.0)
+            out = forward(x, node, {"class_labels": torch.tensor([3, 4])})
+            x = scheduler.step(out, t, x).prev_sample
+    assert told == pytest.approx(scheduler.timesteps.tolist(), abs=1e-9)
+    torch.testing.assert_close(result.samples, x, rtol=0, atol=1e-5)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("euler", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
+        ("heun", diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)),
+        (
+            "unipc",
+            diffusers.UniPCMultistepScheduler(
+                use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+            ),
+        ),
+    ],
+)
+def test_flow_labels_are_the_scheduler_s(name, scheduler):
+    network = NETWORKS["flow-3"]
+    scheduler.set_timesteps(4)
+    sampler = RivalSampler(network, name, len(scheduler.timesteps))
+    labels = [network.schedule.label(node) for node in sampler.nodes]
+    assert labels == pytest.approx(scheduler.timesteps.tolist(), rel=1e-9)
+
+
+def test_flux_euler_is_our_euler():
+    """Even sigmas from 1 to 1/N and then 0: the uniform grid."""
+    network = NETWORKS["flow"]
+    theirs = RivalSampler(network, "euler-flux", 6)([0, 1]).samples
+    ours = Sampler(network)([0, 1], solver="euler", grid="uniform", nfe=6).samples
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+def test_an_image_depends_on_its_seed_alone():
+    rival = RivalSampler(NETWORKS["vp"], "unipc", 5)
+    together = rival([5, 6, 7], batch=2).samples
+    torch.testing.assert_close(together[2:], rival([7]).samples, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_guidance_costs_rows_and_is_linear_in_the_output():
+    network = load("fashion-dit")
+    rival = RivalSampler(network, "euler-flux", 1)
+    plain = rival([0], class_labels=3).samples
+    null = rival([0], class_labels=3, guidance=CFG(0.0)).samples
+    result = rival([0], class_labels=3, guidance=CFG(2.0))
+    assert (result.ledger.nfe, result.ledger.rows_per_image) == (1, 2)
+    torch.testing.assert_close(result.samples, 2.0 * plain - null, rtol=1e-4, atol=1e-4)
+
+
+def test_arguments_reach_the_scheduler():
+    lower, full = (
+        RivalSampler(NETWORKS["vp"], f"dpmpp-2m:solver_order={p}", 8)([0]).samples for p in (1, 2)
+    )
+    assert not torch.equal(lower, full)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "error", "message"),
+    [
+        ("dpmpp2m", "vp", UnknownNameError, "did you mean 'dpmpp-2m'"),
+        ("unipc:order=3", "vp", UnknownNameError, "did you mean 'solver_order'"),
+        ("deis", "flow", SettingError, "does not run on a flow network"),
+        ("euler-flux", "vp", SettingError, "does not run on a variance-preserving network"),
+        ("unipc:use_flow_sigmas=true", "vp", SettingError, "drop its arguments"),
+        ("dpmpp-2m:use_karras_sigmas=true", "flow", SettingError, "drop its arguments"),
+    ],
+)
+def test_wrong_choices_are_told(spec, kind, error, message):
+    with pytest.raises(error, match=message):
+        RivalSampler(NETWORKS[kind], spec, 5)
+
+
+def test_networks_and_policies_no_rival_can_run():
+    edm = GAUSSIAN.network(EDM(), SHAPE, Prediction.EDM)
+    with pytest.raises(SettingError, match="predicts edm on edm"):
+        RivalSampler(edm, "unipc", 5)
+    with pytest.raises(SettingError, match="thresholding of its own"):
+        RivalSampler(NETWORKS["vp"], "unipc", 5)([0], guidance=Thresholded(CFG(1.0), 0.9))
+    with pytest.raises(SettingError, match="at least 1"):
+        RivalSampler(NETWORKS["vp"], "unipc", 0)
