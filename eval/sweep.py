@@ -145,7 +145,8 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> Plan:
             cell = _cell(drawn, nfe, block, measure)
             cells.setdefault(cell.protocol.hash, cell)
     if not cells:
-        raise SettingError(f"nothing can be measured: {next(iter(refused), 'no solver is given')}")
+        reason = next(iter(refused), "no solver is given; name one with --solver or --rival")
+        raise SettingError(f"nothing can be measured: {reason}")
     return Plan(sorted(cells.values(), key=lambda cell: cell.turn), tuple(refused))
 
 

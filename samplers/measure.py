@@ -91,7 +91,7 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
     if what.data.shape[1:] != network.shape:
         raise SettingError(
             f"{network.name} takes samples of shape {tuple(network.shape)}, the data have"
-            f" {tuple(what.data.shape[1:])}"
+            f" {tuple(what.data.shape[1:])}; resize or pad them (fashion-mnist-32 is in 32x32)"
         )
     branches = branches_of(network, len(what.data), what.labels, None, None)
     probe = _probe(network, rows_of(branches, slice(0, 1))[Branch.COND], what.seed)
