@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import FIXED
+from laws import FIXED, solver
 
 from fewstep import (
     CFG,
@@ -16,7 +16,6 @@ from fewstep import (
     Sampler,
     VPDiscrete,
     from_module,
-    solver,
 )
 from fewstep.models.errors import FewstepError, ModelError, NonFiniteError, SettingError
 from fewstep.samplers.noise import Noise
@@ -74,8 +73,8 @@ def test_noise_becomes_data(schedule, name):
 def test_nfe_is_predicted_and_counted_at_the_network(name):
     seen = []
     sampler = Sampler(counted(gaussian(), seen))
-    plan = sampler.plan(solver=name, steps=3)
-    ledger = sampler(range(3), solver=name, steps=3).ledger
+    plan = sampler.plan(solver=solver(name), steps=3)
+    ledger = sampler(range(3), solver=solver(name), steps=3).ledger
     assert len(seen) == plan.nfe == ledger.nfe == ledger.calls == ledger.rows_per_image
 
 
