@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small results check
+.PHONY: dev lint types test slow wheel bench docs fd-small results results-page check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -46,8 +46,12 @@ results:
 		--store results/fd-small.jsonl --html results/fd-small.html --plot docs/fd-small.png
 	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/sweep-fid.json \
 		--store results/fid.jsonl --html results/fid.html --plot docs/fid.png
+	$(MAKE) results-page
+
+# The page alone, of what is in the stores so far.
+results-page:
 	(printf '# Results\n\nWritten by `make results`.\n\n![curves](fd-small.png)\n\n'; \
-		$(PYTHON) -m fewstep.cli bench table results/fd-small.jsonl; \
+		$(PYTHON) -m fewstep.cli bench table results/fd-small.jsonl --plot docs/fd-small.png; \
 		printf '\n# FID\n\n'; \
 		$(PYTHON) -m fewstep.cli bench table results/fid.jsonl) > results/page.md
 	mv results/page.md docs/results.md
