@@ -258,7 +258,7 @@ def stats(
     batch: Annotated[int, typer.Option(help="Samples evaluated at once.")] = 64,
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
 ) -> None:
-    """Measures what dpm-solver-v3 has to know of a network; an interrupted run is taken up again."""
+    """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
     with _errors():
         from fewstep.eval.stats import measurement
         from fewstep.models.load import load
@@ -293,6 +293,25 @@ def overhead(
         from fewstep.eval.overhead import report
 
         typer.echo(report(steps, repeats))
+
+
+@bench_app.command(name="search-toy")
+def search_toy(
+    nfe: Annotated[int, typer.Option(help="Network evaluations of each schedule.")] = 5,
+    candidates: Annotated[int, typer.Option(help="Of each evolution.")] = 1500,
+    iterations: Annotated[int, typer.Option(help="Of each descent.")] = 3000,
+    noises: Annotated[int, typer.Option(help="That descents learn from.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Schedule search on a closed-form law: terminal error of named, evolved and trained ones."""
+    with _errors():
+        from fewstep.eval.search.toy_bench import ToyBench, report
+
+        bench = ToyBench(
+            nfe=nfe, candidates=candidates, iterations=iterations, many=noises, seed=seed
+        )
+        for line in report(bench):
+            typer.echo(line)
 
 
 @bench_app.command()
@@ -449,6 +468,133 @@ def command(
     from fewstep.eval.command import report
 
     typer.echo(report(repeats))
+
+
+@app.command()
+def search(
+    ctx: typer.Context,
+    network: Annotated[str, typer.Argument(help="As in sample; or toy, a closed-form law.")],
+    nfe: Annotated[int | None, typer.Option(help="Network evaluations of the schedule.")] = None,
+    nfe_range: Annotated[
+        str | None, typer.Option(help="Several, as 3-10; they share the budget. Instead of --nfe.")
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="auto, or names with commas: grid dmn gits klub oss evolve grad refine."),
+    ] = "auto",
+    objective: Annotated[
+        str, typer.Option(help="terminal, log_mse, feature, fd, kid or fid.")
+    ] = "terminal",
+    budget: Annotated[
+        str, typer.Option(help="A time as 20m, candidates=1500, or evals=2e6 in network rows.")
+    ] = "10m",
+    cfg_scale: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale; 1 is off.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="The schedule, .json.")] = Path("schedule.json"),
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the log; several processes may share it. Default: by --out."),
+    ] = None,
+    noises: Annotated[
+        str, typer.Option(help="Sizes of the blocks: train, validation, test.")
+    ] = "1024,256,1024",
+    scored: Annotated[
+        int, typer.Option(help="Training noises that candidates are scored on.")
+    ] = 256,
+    train_seeds: Annotated[str | None, typer.Option(help="Seeds, as 5000-5999.")] = None,
+    validation_seeds: Annotated[str | None, typer.Option(help="The same.")] = None,
+    test_seeds: Annotated[str | None, typer.Option(help="The same; looked at once.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class labels, as 0-9. Default: all in turn.")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="Solver of the reference.")] = "unipc-3",
+    teacher_nfe: Annotated[int, typer.Option(help="Its network evaluations.")] = 200,
+    final: Annotated[
+        str, typer.Option(help="How the reference ends: zero, sigma_min or denoise.")
+    ] = "zero",
+    free: Annotated[
+        str | None,
+        typer.Option(help="What may vary, with commas: times ends order pred mixed est relax ..."),
+    ] = None,
+    afs: Annotated[
+        str, typer.Option(help="Analytic first steps to try: none, zero, mean or any.")
+    ] = "none",
+    base: Annotated[str, typer.Option(help="Solver of what may not vary.")] = "dpmpp-2m",
+    grid_type: Annotated[str, typer.Option(help="Grid of times that may not vary.")] = "logsnr",
+    predictor: Annotated[
+        bool, typer.Option("--predictor", help="Screen children by a ranking predictor.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Real images of fd, kid and fid, as in fid.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of Inception, if not found.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Noises run at once.")] = 128,
+    dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    plot: Annotated[
+        Path | None, typer.Option(help="Live picture, .svg. Default: in the log's folder.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print nothing but warnings and errors.")] = False,
+) -> None:
+    """Searches a better schedule for one network: a file for `sample --schedule`.
+
+    Every evaluated candidate is in the log: a search that was stopped goes on from there when the
+    same command is given again, and processes that share --log share the work.
+    """
+    with _errors(), _warnings():
+        from fewstep.eval.search.command import Request, nfes_of, searched, summary
+
+        if network == "toy":
+            kept = {"network", "nfe", "nfe_range", "strategy", "objective", "budget", "seed", "out"}
+            kept |= {
+                "log",
+                "noises",
+                "scored",
+                "free",
+                "afs",
+                "base",
+                "grid_type",
+                "predictor",
+                "plot",
+            }
+            _refuse(ctx, kept | {"quiet"}, "toy brings its own network, teacher and seeds")
+        request = Request(
+            model=network,
+            nfes=nfes_of(nfe, nfe_range),
+            strategies=strategy,
+            objective=objective,
+            budget=budget,
+            out=out,
+            log=log,
+            plot=plot,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            noises=noises,
+            scored=scored,
+            seeds=(train_seeds, validation_seeds, test_seeds),
+            classes=classes,
+            teacher=teacher,
+            teacher_nfe=teacher_nfe,
+            final=final,
+            free=free,
+            afs=afs,
+            base=base,
+            grid=grid_type,
+            predictor=predictor,
+            reference=reference,
+            weights=weights,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+        )
+        for path, found in searched(request, progress=not quiet):
+            if not quiet:
+                for line in summary(path, found, network):
+                    typer.echo(line)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..models.errors import SettingError
 from ..models.schedule import NoiseSchedule, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, queries, solver
-from ..solvers.executor import Executor
+from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
 
@@ -61,7 +60,7 @@ def make_plan(
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
-        return Plan(Executor(solver), solver.grid())
+        return Plan(executor(solver), solver.grid())
     settings = named_solver(solver) if isinstance(solver, str) else solver
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
     return Plan(settings.on(chosen), chosen)

@@ -15,6 +15,7 @@ from .base import (
     solver,
 )
 from .executor import Executor
+from .guided import GuidedExecutor, executor
 from .multistep import LowerOrderFinal
 from .schedule_data import Schedule
 
@@ -24,12 +25,14 @@ for _module in sorted(module.name for module in iter_modules(__path__)):
 __all__ = [
     "Bound",
     "Executor",
+    "GuidedExecutor",
     "LowerOrderFinal",
     "Schedule",
     "Solver",
     "SolverInfo",
     "SolverSettings",
     "drive",
+    "executor",
     "names",
     "queries",
     "register",

@@ -2,9 +2,9 @@
 
 A solver holds settings only; what it remembers between steps is the state it returns, so one object
 can serve many runs and threads. A step is a generator: it yields (x, node) wherever it needs the
-network, is sent x0 back, and returns (x_s, state); where it needs noise it yields (x, None). So the
-same code is driven by our own loop, by a pipeline that calls the network itself, and by a dry run
-that only counts.
+network, is sent x0 back, and returns (x_s, state); where it needs noise it yields (x, None), and
+where it combines the branches of the network itself (x, `Split`). So the same code is driven by our
+own loop, by a pipeline that calls the network itself, and by a dry run that only counts.
 """
 
 from collections.abc import Callable, Generator
@@ -16,12 +16,26 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..models.denoiser import Network
+from ..models.denoiser import Branch, Network
 from ..models.errors import ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import Node, TimeGrid
 
 State = TypeVar("State")
-Query = tuple[Tensor, Node | None]  # with no node: standard normal noise, shaped like the tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A node at which branches of the network are wanted as they are, not combined by a guidance.
+
+    The answer to (x, Split(node, branches)) holds one x0 per branch: (len(branches), *x.shape).
+    """
+
+    node: Node
+    branches: tuple[Branch, ...]
+
+
+Asked = Node | Split | None  # with no node: standard normal noise, shaped like the tensor
+Query = tuple[Tensor, Asked]
 Step = Generator[Query, Tensor, tuple[Tensor, State]]
 
 
@@ -132,9 +146,7 @@ def check_family(info: SolverInfo, grid: TimeGrid) -> None:
         )
 
 
-def drive(
-    step: Step[State], answer: Callable[[Tensor, Node | None], Tensor]
-) -> tuple[Tensor, State]:
+def drive(step: Step[State], answer: Callable[[Tensor, Any], Tensor]) -> tuple[Tensor, State]:
     """Runs one step to its end, answering each of its queries."""
     try:
         query = next(step)
@@ -149,7 +161,10 @@ def queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
     """The nodes at which a run will ask for x0, found by a dry run; their number is its NFE."""
     asked: list[Node] = []
 
-    def answer(x: Tensor, node: Node | None) -> Tensor:
+    def answer(x: Tensor, node: Asked) -> Tensor:
+        if isinstance(node, Split):
+            asked.append(node.node)
+            return torch.stack([x] * len(node.branches))
         if node is not None:
             asked.append(node)
         return x

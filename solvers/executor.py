@@ -5,22 +5,65 @@ of predictions, and its weights are merged into the next step.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Network
+from ..models.errors import ScheduleError
 from ..models.schedule import Node
 from .linear import Combination, LinearSteps, plus, rows_of
-from .schedule_data import Schedule, StepSpec, evaluation_time
+from .schedule_data import Compiled, MeanImage, Schedule, StepSpec, evaluation_time
 from .taylor import taylor
 
 
 class Executor(LinearSteps):
-    """Runs a schedule."""
+    """Runs a schedule: its canonical table where it has one, else its steps."""
 
     def __init__(self, schedule: Schedule) -> None:
-        grid = schedule.grid()
+        if schedule.compiled and schedule.compiled.U is not None:
+            raise ScheduleError("this schedule is guided; `executor` makes what runs it")
+        grid, self.mean = schedule.grid(), mean_of(schedule)
         steps = range(len(schedule.steps))
         times = [evaluation_time(schedule, n) for n in steps]
         asked = [None if n == 0 and schedule.afs else grid.schedule.at(times[n]) for n in steps]
-        super().__init__(rows_of(grid.nodes, _combinations(schedule, grid.nodes), asked))
+        table = schedule.compiled
+        combos = _tabled(table) if table else _combinations(schedule, grid.nodes)
+        first, *rows = rows_of(grid.nodes, combos, asked)
+        super().__init__([replace(first, given=self.mean), *rows])
+
+    def check_network(self, network: Network) -> None:
+        """Raises ScheduleError if the mean that stands for the first prediction does not fit."""
+        check_mean(self.mean, network)
+
+
+def check_mean(mean: Tensor | None, network: Network) -> None:
+    """Raises ScheduleError if what stands for the first prediction is no sample of a network."""
+    if mean is None:
+        return
+    own, given = network.shape, tuple(mean.shape)
+    same = all(g in (1, n) for g, n in zip(reversed(given), reversed(own), strict=False))
+    if len(given) > len(own) or not same:
+        raise ScheduleError(
+            f"the mean in this schedule has shape {given}, but samples of {network.name} have"
+            f" {own}; use a schedule made for this network"
+        )
+
+
+def mean_of(schedule: Schedule) -> Tensor | None:
+    """The tensor taken for the first prediction, float32 in the shape of a sample."""
+    if not isinstance(schedule.afs, MeanImage):
+        return None
+    return torch.tensor(schedule.afs.values(), dtype=torch.float32).reshape(schedule.afs.shape)
+
+
+def _tabled(table: Compiled) -> list[Combination]:
+    """The rows of a table; they use the first state and no other."""
+    return [
+        {("x", 0): a, **{("x0", j): b for j, b in enumerate(row)}}
+        for a, row in zip(table.A, table.B, strict=True)
+    ]
 
 
 def _combinations(schedule: Schedule, nodes: Sequence[Node]) -> list[Combination]:

@@ -29,7 +29,8 @@ Combination = dict[Term, float]
 class Row:
     """One step, ready to run: x_s = a x + b x0 + sum_j c_j kept_j + d z.
 
-    query:    where x0 is asked for; None if it is taken to be zero.
+    query:    where x0 is asked for; None if it is not.
+    given:    what x0 is taken to be where it is not asked for; None is zero.
     x, x0, z: a, b and d.
     kept:     c_j for each kept tensor, in the order they are kept.
     keep:     which of them to keep on.
@@ -43,6 +44,7 @@ class Row:
     kept: tuple[float, ...]
     keep: tuple[int, ...]
     push: tuple[tuple[float, float], ...]
+    given: Tensor | None = None
 
 
 class Memory(NamedTuple):
@@ -67,7 +69,10 @@ class LinearSteps:
         """The row numbered `state.n`; the nodes are those it was made for."""
         row, kept = self.rows[state.n], state.kept
         x_s = x * row.x
-        if row.query is None:
+        if row.given is not None:
+            x0 = row.given.to(x)
+            x_s = x_s + row.x0 * x0
+        elif row.query is None:
             x0 = x.new_zeros(()).expand_as(x)
         else:
             x0 = yield x, row.query

@@ -4,9 +4,13 @@ DDIM, DPM-Solver++ multistep, UniPC, DEIS-in-lam and every searched schedule are
 type, run by one executor; so a named solver and its JSON are the same thing to the last bit.
 """
 
+import base64
+import binascii
 import hashlib
 import json
 import math
+import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -119,6 +123,97 @@ class StepSpec(_Strict):
         return self
 
 
+class MeanImage(_Strict):
+    """A tensor that stands for the first prediction, carried inside the JSON.
+
+    It is one sample, or what broadcasts to one (a value per channel, say), so that a schedule stays
+    one file, and travels in a picture, whatever happens to the folder it was made in.
+
+    mean:  sha256 of its bytes, checked.
+    shape: of one sample, without the batch axis.
+    data:  its float32 values, little-endian, in base64.
+    """
+
+    mean: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    data: str
+
+    @classmethod
+    def of(cls, values: Sequence[float], shape: Sequence[int]) -> "MeanImage":
+        """From the values in row-major order; they are rounded to float32."""
+        body = struct.pack(f"<{len(values)}f", *values)
+        data = base64.b64encode(body).decode()
+        return cls(mean=hashlib.sha256(body).hexdigest(), shape=tuple(shape), data=data)
+
+    def values(self) -> list[float]:
+        """The values in row-major order."""
+        body = base64.b64decode(self.data, validate=True)
+        return list(struct.unpack(f"<{len(body) // 4}f", body))
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        try:
+            body = base64.b64decode(self.data, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"data is no base64: {error}") from error
+        if hashlib.sha256(body).hexdigest() != self.mean:
+            raise ValueError("data is not the tensor that mean names (sha256)")
+        if len(body) != 4 * math.prod(self.shape):
+            raise ValueError(f"data holds {len(body)} bytes, not float32 of shape {self.shape}")
+        if not all(math.isfinite(value) for value in self.values()):
+            raise ValueError("the mean holds NaN or infinity")
+        return self
+
+
+class Compiled(_Strict):
+    """The canonical table: every state written in the first one and the predictions.
+
+    With M_j the x0 predicted at state z_j and time tau_j, and z_0 the noise that a run starts from,
+
+        z_n = A_n z_0 + sum_{j<n} B_{n,j} M_j [+ sum_{j<n} U_{n,j} u_j],   n = 1..N.
+
+    A:   N numbers.
+    B:   N rows, the n-th with n numbers.
+    tau: N times of evaluation.
+    U:   in a guided table, weights of the unconditional predictions u_j, shaped as B, whose M_j are
+         then those of the conditional branch. None in an unguided one.
+    guided: the j whose u_j is evaluated, at one more network row; in a guided table only. The
+         weights of all others are 0.
+    """
+
+    A: tuple[Finite, ...]
+    B: tuple[tuple[Finite, ...], ...]
+    tau: tuple[Finite, ...]
+    U: tuple[tuple[Finite, ...], ...] | None = None
+    guided: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return len(self.A)
+
+    @model_validator(mode="after")
+    def _triangular(self) -> Self:
+        n = len(self.A)
+        if len(self.tau) != n:
+            raise ValueError(f"{n} rows need {n} tau, but there are {len(self.tau)}")
+        for name, rows in (("B", self.B), ("U", self.U or self.B)):
+            if [len(row) for row in rows] != list(range(1, n + 1)):
+                raise ValueError(f"{name} needs {n} rows of 1, 2, ... {n} numbers")
+        return self
+
+    @model_validator(mode="after")
+    def _guided_where_weighed(self) -> Self:
+        if self.U is None and self.guided:
+            raise ValueError("guided has an effect with U only")
+        if list(self.guided) != sorted({j for j in self.guided if 0 <= j < len(self.A)}):
+            raise ValueError(f"guided must rise and lie between 0 and {len(self.A) - 1}")
+        for n, row in enumerate(self.U or ()):
+            for j, weight in enumerate(row):
+                if weight and j not in self.guided:
+                    raise ValueError(f"U[{n}][{j}] weighs a prediction that guided leaves out")
+        return self
+
+
 class Schedule(_Strict):
     """A complete plan of N steps: the JSON artefact, version 1.
 
@@ -126,9 +221,12 @@ class Schedule(_Strict):
     t:        N + 1 falling times of the process.
     xi:       N shifts of the time at which x0 is asked for: a factor exp(xi) on t for edm, else
               added to t. Empty means none.
-    afs:      "zero" takes x0 = 0 instead of the first evaluation, which saves one.
+    afs:      "zero" takes x0 = 0 instead of the first evaluation, which saves one; a `MeanImage`
+              takes that tensor.
     steps:    N step specifications.
-    nfe:      network evaluations, N or N - 1 with afs; checked.
+    compiled: the canonical table. Where it is present it alone is run, and xi and steps tell where
+              it comes from.
+    nfe:      network evaluations, N or N - 1 with afs; checked. A guided one counts once.
     provenance: where the schedule comes from; free-form, not part of its identity.
     """
 
@@ -138,8 +236,9 @@ class Schedule(_Strict):
     prediction_store: Literal["data"] = "data"
     t: Annotated[tuple[Finite, ...], Field(min_length=2)]
     xi: tuple[Finite, ...] = ()
-    afs: Literal["zero"] | None = None
+    afs: Literal["zero"] | MeanImage | None = None
     steps: Annotated[tuple[StepSpec, ...], Field(min_length=1)]
+    compiled: Compiled | None = None
     nfe: Annotated[int, Field(ge=0)]
     provenance: dict[str, Any] = {}
 
@@ -178,6 +277,11 @@ class Schedule(_Strict):
         body = self.model_dump(mode="json", exclude={"provenance"})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def rows(self) -> int:
+        """Network rows per image: nfe, and one more for every guided evaluation."""
+        return self.nfe + (len(self.compiled.guided) if self.compiled else 0)
+
     def grid(self) -> TimeGrid:
         """The grid that the steps run over."""
         return TimeGrid.of(self.process.schedule(), self.t)
@@ -198,7 +302,7 @@ class Schedule(_Strict):
         except FewstepError as error:
             raise ValueError(str(error)) from error
         self._check_counts()
-        for n in range(len(self.steps) if self.xi else 0):
+        for n in range(len(self.steps) if self.xi or self.compiled else 0):
             self._check_asked(n)
         for a, b in pairwise(nodes):
             if b.lam - a.lam < MIN_LAM_GAP:
@@ -225,7 +329,8 @@ class Schedule(_Strict):
         except FewstepError:
             inside = False
         if not inside:
-            raise ValueError(f"xi[{n}] moves the evaluation to t={t:g}, outside the process")
+            what = f"tau[{n}]" if self.compiled else f"xi[{n}]"
+            raise ValueError(f"{what} moves the evaluation to t={t:g}, outside the process")
 
     def _check_counts(self) -> None:
         n = len(self.steps)
@@ -233,12 +338,18 @@ class Schedule(_Strict):
             raise ValueError(f"{n} steps need {n + 1} times, but there are {len(self.t)}")
         if self.xi and len(self.xi) != n:
             raise ValueError(f"{n} steps need {n} xi, but there are {len(self.xi)}")
+        if self.compiled and self.compiled.steps != n:
+            raise ValueError(f"{n} steps need {n} rows compiled, not {self.compiled.steps}")
+        if self.afs and self.compiled and 0 in self.compiled.guided:
+            raise ValueError("afs leaves out the first evaluation, so guided cannot name it")
         if self.nfe != n - (self.afs is not None):
             raise ValueError(f"nfe is {self.nfe}, but the steps take {n - (self.afs is not None)}")
 
 
 def evaluation_time(schedule: Schedule, n: int) -> float:
-    """The time at which the n-th prediction is asked for: t_n moved by xi_n."""
+    """The time at which the n-th prediction is asked for: tau_n, or t_n moved by xi_n."""
+    if schedule.compiled:
+        return schedule.compiled.tau[n]
     if not schedule.xi:
         return schedule.t[n]
     edm = schedule.process.family == "edm"

@@ -1,0 +1,1 @@
+"""Search for schedules: a better sampler for one network, found by trying."""

@@ -1,0 +1,118 @@
+"""Guided schedules as points of a search: where the unconditional branch is evaluated, and weights.
+
+The theory of a solver is written for one prediction per step; here that is a combination of the
+columns c_j and u_j. Where both are evaluated it is classifier-free guidance, u + s (c - u); where
+only c is, the difference c - u of the last guided step is held. A descent then adds free weights of
+every column.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...models.denoiser import Branch
+from ...models.errors import SettingError
+from ...solvers import Schedule
+from ...solvers.guided import branches_at, weights_of
+from ...solvers.schedule_data import Compiled
+from .parameters import Parameters
+
+
+def guided_schedule(base: Schedule, scale: float, guided: Iterable[int]) -> Schedule:
+    """The steps of a schedule with classifier-free guidance at some of them.
+
+    Args:
+        base: an unguided schedule.
+        scale: of the guidance, 1 is off.
+        guided: numbers of the steps that evaluate both branches; in the others the difference is
+            held, and before the first of them there is none.
+    """
+    chosen = tuple(sorted(set(guided)))
+    if any(not 0 <= j < len(base.steps) for j in chosen) or (base.afs and 0 in chosen):
+        raise SettingError(f"steps {chosen} cannot be guided in a run of {len(base.steps)} steps")
+    return GuidedParameters(base, held(len(base.steps), scale, chosen), chosen).schedule()
+
+
+def held(steps: int, scale: float, guided: Sequence[int]) -> Tensor:
+    """(N, W): the guided prediction of each step in the columns, the difference held between."""
+    places, width = _places(steps, guided)
+    rows = torch.zeros(steps, width, dtype=torch.float64)
+    last: int | None = None
+    for n in range(steps):
+        rows[n, places[n]] = 1.0
+        last = n if n in guided else last
+        if last is not None:
+            rows[n, places[last]] += scale - 1.0
+            rows[n, places[last] - 1] -= scale - 1.0
+    return rows
+
+
+def _places(steps: int, guided: Sequence[int]) -> tuple[list[int], int]:
+    """The column of each c_n, whose u_n is just before it, and the number of columns."""
+    places, column = [], 0
+    for n in range(steps):
+        column += 2 if n in guided else 1
+        places.append(column)
+    return places, column + 1
+
+
+class GuidedParameters(Parameters):
+    """The parameters of a guided schedule.
+
+    predictions: (N, W), what the theory takes for the prediction of each step.
+    guided:      the steps that evaluate both branches.
+    """
+
+    def __init__(self, base: Schedule, predictions: Tensor, guided: tuple[int, ...]) -> None:
+        self.guided = guided
+        self.columns, _ = _places(len(base.steps), guided)
+        super().__init__(base, predictions)
+
+    def branches(self, n: int) -> tuple[Branch, ...] | None:
+        return branches_at(self._frame(), n)
+
+    def schedule(self, **provenance: object) -> Schedule:
+        """A guided table, with the times and theory it stands on."""
+        plain = super().schedule()
+        with torch.no_grad():
+            rows = self.table().tolist()
+            tau = tuple(self.coordinate.time(float(u)) for u in self.asked())
+        each = range(1, self.steps + 1)
+        table = Compiled(
+            A=tuple(row[0] for row in rows),
+            B=tuple(tuple(rows[n - 1][c] for c in self.columns[:n]) for n in each),
+            U=tuple(tuple(self._uncond(rows[n - 1], j) for j in range(n)) for n in each),
+            tau=tau,
+            guided=self.guided,
+        )
+        body = {"t": plain.t, "compiled": table, "provenance": provenance}
+        return Schedule.model_validate({**self.base.model_dump(), **body})
+
+    def _uncond(self, row: Sequence[float], j: int) -> float:
+        return row[self.columns[j] - 1] if j in self.guided else 0.0
+
+    def _rows(self) -> Tensor:
+        table = self.base.compiled
+        if table is None or table.U is None:
+            plain = super()._rows()
+            return torch.cat([plain[:, :1], torch.zeros_like(self.predictions[:, 1:])], 1) + (
+                plain[:, 1:] @ self.predictions
+            )
+        width = self.predictions.shape[1]
+        rows = [weights_of(table, n) for n in range(self.steps)]
+        padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
+        return torch.tensor(padded, dtype=torch.float64)
+
+    def _frame(self) -> Compiled:
+        n = self.steps
+        zeros = tuple((0.0,) * k for k in range(1, n + 1))
+        return Compiled(A=(0.0,) * n, B=zeros, U=zeros, tau=(0.0,) * n, guided=self.guided)
+
+
+def parameters_of(start: Schedule, scale: float) -> Parameters:
+    """The parameters of a schedule, guided or not."""
+    table = start.compiled
+    if table is None or table.U is None:
+        return Parameters(start)
+    return GuidedParameters(start, held(table.steps, scale, table.guided), table.guided)

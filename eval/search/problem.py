@@ -1,0 +1,222 @@
+"""What a schedule is searched for: a network, noises, and where they should end.
+
+Three disjoint blocks of seeds: `train` is searched on, `validation` chooses among what was found,
+`test` is looked at once. The teacher is the same network run with many evaluations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...models.denoiser import Denoiser, Network
+from ...models.errors import SettingError
+from ...models.ledger import Ledger
+from ...samplers.conditions import branches_of, check_branches, rows_of
+from ...samplers.guidance import CFG, Guidance, Unguided
+from ...samplers.loop import integrate
+from ...samplers.noise import Noise, checked_seeds
+from ...samplers.plan import make_plan
+from ...samplers.teacher import teacher
+from ...solvers import Bound, GuidedExecutor, Schedule
+
+BlockName = Literal["train", "validation", "test"]
+BLOCKS: tuple[BlockName, ...] = ("train", "validation", "test")
+TEACHER_CHUNK = 256  # seeds that are computed and cached together, so that a teacher resumes
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How reference ends are found, as `make_plan` takes it; 200 calls of unipc-3 by default."""
+
+    solver: str = "unipc-3"
+    nfe: int | None = 200
+    steps: int | None = None
+    grid: str | None = None
+    final: str = "zero"
+
+    def choices(self) -> dict[str, Any]:
+        """The arguments of `make_plan`."""
+        named = {"nfe": self.nfe, "steps": self.steps, "grid": self.grid}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"solver": self.solver, "final": self.final, **given}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Noises and where the teacher takes them.
+
+    seeds:  one per row.
+    labels: one per row, or None where there are no classes.
+    noise:  (n, *shape) float32, standard normal.
+    ends:   (n, *shape) float32, in the network's own space, before any decoding.
+    """
+
+    name: BlockName
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...] | None
+    noise: Tensor
+    ends: Tensor
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def first(self, n: int) -> "Block":
+        """Its first n rows; raises SettingError if it has fewer."""
+        if not 1 <= n <= len(self):
+            raise SettingError(f"the {self.name} block has {len(self)} noises, not {n}")
+        return self.rows(slice(0, n))
+
+    def rows(self, rows: slice) -> "Block":
+        """Some of its rows."""
+        return self.pick(range(len(self))[rows])
+
+    def pick(self, rows: Sequence[int]) -> "Block":
+        """The rows of these numbers."""
+        index = torch.tensor(rows)
+        seeds = tuple(self.seeds[i] for i in rows)
+        labels = None if self.labels is None else tuple(self.labels[i] for i in rows)
+        return Block(self.name, seeds, labels, self.noise[index], self.ends[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network to be sampled, and the seeds to search on.
+
+    network:   whose ends, before decoding, are to be reached.
+    train, validation, test: seeds of the blocks; disjoint.
+    labels:    seed s gets labels[s mod len(labels)]; () where there are no classes.
+    cfg_scale: of classifier-free guidance; 1 is off.
+    teacher:   where the ends come from.
+    cache:     an existing folder that keeps the teacher's ends; None keeps none.
+    batch:     noises run at once.
+    ledger:    what schedules have cost; the teacher is not counted.
+    """
+
+    network: Network
+    train: Sequence[int]
+    validation: Sequence[int]
+    test: Sequence[int]
+    labels: tuple[int, ...] = ()
+    cfg_scale: float = 1.0
+    teacher: Teacher = Teacher()
+    cache: Path | None = None
+    batch: int = 128
+    ledger: Ledger = field(default_factory=Ledger)
+    _blocks: dict[str, Block] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in BLOCKS:
+            seeds = checked_seeds(self._seeds(name))
+            if len(set(seeds)) < len(seeds):
+                raise SettingError(f"the {name} block names a seed twice")
+        for a, b in combinations(BLOCKS, 2):
+            if common := set(self._seeds(a)) & set(self._seeds(b)):
+                raise SettingError(
+                    f"the blocks {a} and {b} share seed {min(common)}; give each its own seeds"
+                )
+        if self.batch < 1:
+            raise SettingError(f"batch must be at least 1, not {self.batch}")
+        make_plan(self.network.schedule, **self.teacher.choices())
+
+    @classmethod
+    def of(
+        cls, network: Network, sizes: tuple[int, int, int] = (1024, 256, 1024), **fields: Any
+    ) -> "Problem":
+        """Blocks of the given sizes, one behind the other from seed 1,000,000; all classes in turn.
+
+        Seeds that people sample with, 0 and up, are left alone.
+        """
+        start = 1_000_000
+        blocks: dict[str, range] = {}
+        for name, size in zip(BLOCKS, sizes, strict=True):
+            blocks[name] = range(start, start + size)
+            start += size
+        labels = tuple(range(network.num_classes))
+        return cls(network, **{"labels": labels, **blocks, **fields})
+
+    @property
+    def evaluations(self) -> int:
+        """Network rows spent on schedules so far."""
+        return self.ledger.rows
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of the teacher, and of schedules that bring none."""
+        return Unguided() if self.cfg_scale == 1.0 else CFG(self.cfg_scale)
+
+    def block(self, name: BlockName) -> Block:
+        """The block of that name; its teacher runs when it is first asked for."""
+        if name not in self._blocks:
+            seeds = tuple(self._seeds(name))
+            noise = Noise(seeds, self.network.shape).draw()
+            ends = self._teach(seeds)
+            self._blocks[name] = Block(name, seeds, self.labels_of(seeds), noise, ends)
+        return self._blocks[name]
+
+    def ends(self, schedule: Schedule, block: Block, limit: int | None = None) -> Tensor:
+        """Where a schedule takes a block, or its first `limit` rows: (n, *shape) on the CPU.
+
+        Raises:
+            ScheduleError: if the schedule is for another process.
+            NonFiniteError: if the network returns NaN or infinity.
+        """
+        block = block if limit is None else block.first(limit)
+        parts = [
+            self.run(schedule, block.rows(slice(i, i + self.batch)))
+            for i in range(0, len(block), self.batch)
+        ]
+        return torch.cat(parts)
+
+    def run(self, schedule: Schedule, block: Block) -> Tensor:
+        """The same in one batch."""
+        plan = make_plan(self.network.schedule, schedule)
+        if isinstance(plan.solver, Bound):
+            plan.solver.check_network(self.network)
+        denoiser, guidance = self.denoiser(block), self.guidance
+        if isinstance(plan.solver, GuidedExecutor):
+            guidance = Unguided()
+        check_branches(self.network, denoiser.conditions, guidance, plan.grid)
+        scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
+        with torch.no_grad():
+            x = block.noise.to(self.network.device) * scale
+            return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
+
+    def denoiser(self, block: Block) -> Denoiser:
+        """The network with the conditions of a block, counted in the ledger."""
+        branches = branches_of(self.network, len(block), block.labels, None, None)
+        return Denoiser(self.network, rows_of(branches, slice(None)), self.ledger)
+
+    def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:
+        """The labels of seeds."""
+        if not self.labels:
+            return None
+        return tuple(self.labels[seed % len(self.labels)] for seed in seeds)
+
+    def _seeds(self, name: str) -> Sequence[int]:
+        seeds: Sequence[int] = getattr(self, name)
+        return seeds
+
+    def _teach(self, seeds: Sequence[int]) -> Tensor:
+        """Chunk by chunk, so that what was computed before an interruption is not lost."""
+        chunks = [seeds[i : i + TEACHER_CHUNK] for i in range(0, len(seeds), TEACHER_CHUNK)]
+        network = replace(self.network, decode=None)
+        guidance = None if self.cfg_scale == 1.0 else self.guidance
+        return torch.cat(
+            [
+                teacher(
+                    network,
+                    chunk,
+                    cache=self.cache,
+                    class_labels=self.labels_of(chunk),
+                    guidance=guidance,
+                    batch=self.batch,
+                    **self.teacher.choices(),
+                )
+                for chunk in chunks
+            ]
+        )

@@ -1,0 +1,361 @@
+"""A search from its start to its result: strategies in turn, a choice on validation, one test."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+from ... import __version__
+from ...models.denoiser import Network
+from ...models.errors import ModelError, SettingError
+from ...models.load import card, embedded_names
+from ...samplers.images import write_whole
+from ...solvers import Schedule
+from .budget import Budget, Meter
+from .log import Log, Trial, ranked
+from .objective import Objective
+from .problem import BlockName, Problem
+from .space import Space
+from .strategies import Proposal, Task, names, strategy
+
+AUTO = ("grid", "gits", "klub", "oss", "evolve", "grad", "refine")
+SHARES = {"evolve": 0.3, "grad": 0.3, "refine": 0.15}  # of the budget; these use what they get
+FINITE_SHARES = {"grid": 0.1}  # at most; others that end by themselves 0.05
+SHORTLIST = 10  # best by training score that are scored on validation
+OF_EACH = 3  # best of each strategy that are scored there too
+OVERFIT = 1.3  # test over train above this is told
+
+Watch = Callable[[str, Task], None]  # called after every trial with the strategy's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Everything that decides a search.
+
+    problem, objective, space: see there.
+    nfe:        network evaluations of the schedule wanted.
+    strategies: names, in turn.
+    budget:     for this NFE.
+    folder:     of the log; made if it does not exist.
+    seed:       of everything random.
+    scored:     training noises on which a candidate is scored; gradients see all of them.
+    settings:   of the strategies.
+    """
+
+    problem: Problem
+    objective: Objective
+    space: Space
+    nfe: int
+    strategies: tuple[str, ...] = AUTO
+    budget: Budget
+    folder: Path
+    seed: int = 0
+    scored: int = 256
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noises(self) -> int:
+        """Training noises that a candidate is scored on."""
+        return min(self.scored, len(self.problem.train))
+
+    @property
+    def candidate_rows(self) -> int:
+        """Network rows of one candidate."""
+        branches = len(self.problem.guidance.branches(self.problem.network.schedule.at(0.5)))
+        return self.noises * self.nfe * branches
+
+    def check(self) -> None:
+        """Raises SettingError for what cannot be searched, before any work is done."""
+        if self.nfe < 1:
+            raise SettingError(f"nfe must be at least 1, not {self.nfe}")
+        if self.scored < 1:
+            raise SettingError(f"a candidate is scored on at least 1 noise, not {self.scored}")
+        for name in self.strategies:
+            strategy(name)
+        self.space.base(self.nfe)
+        least = {"candidates": 1.0, "evals": float(self.candidate_rows), "seconds": 0.0}
+        if self.budget.amount < least[self.budget.kind]:
+            raise SettingError(
+                f"a budget of {self.budget} is too small for one candidate, which takes"
+                f" {self.candidate_rows} network rows at NFE {self.nfe}"
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search.
+
+    schedule: the best on validation, with its provenance.
+    scores:   of it on train, validation and test.
+    baseline: name and test score of the best named solver on its best grid, if any was tried.
+    """
+
+    schedule: Schedule
+    scores: Mapping[str, float]
+    baseline: tuple[str, float] | None
+
+
+def run(search: Search, watch: Watch | None = None) -> Found:
+    """Spends what is left of the budget, chooses, and looks at the test block once.
+
+    A search that was stopped goes on from its log; one whose budget is spent gives its result
+    again. Several processes may run the same search on one folder.
+
+    Raises:
+        FewstepError: for a search that cannot be, a log of another search or a damaged one.
+    """
+    search.check()
+    search.problem.block("train")  # what is wrong with it shows before there is a log
+    log = Log(search.folder)
+    try:
+        _same_search(search)
+        task = _task(search, log)
+        for name, span in spans(search.strategies):
+            task.meter.span = span
+            _stage(task, name, watch, must=search.strategies != AUTO)
+        return _found(search, task)
+    finally:
+        log.close()
+
+
+def spans(strategies: Sequence[str]) -> list[tuple[str, tuple[float, float]]]:
+    """Which part of the budget each strategy may spend."""
+    weights = {name: SHARES.get(name, FINITE_SHARES.get(name, 0.05)) for name in strategies}
+    whole, first, out = sum(weights.values()), 0.0, []
+    for name, weight in weights.items():
+        last = 1.0 if name == strategies[-1] else first + weight / whole
+        out.append((name, (first, last)))
+        first = last
+    return out
+
+
+def _task(search: Search, log: Log) -> Task:
+    problem = search.problem
+    scored = problem.block("train").first(search.noises)  # the teacher is no part of the budget
+    meter = Meter(
+        search.budget, log, search.nfe, lambda: problem.evaluations, search.candidate_rows
+    )
+    return Task(
+        problem=problem,
+        objective=search.objective,
+        space=search.space,
+        scored=scored,
+        nfe=search.nfe,
+        log=log,
+        meter=meter,
+        seed=search.seed,
+        settings=search.settings,
+    )
+
+
+def _stage(task: Task, name: str, watch: Watch | None, must: bool) -> None:
+    """One strategy until it ends or its share is spent; one that cannot run here is left out."""
+    marker = task.log.folder / f"done-{name}-{task.nfe}"
+    if task.meter.used() >= 1.0 or (marker.exists() and name not in SHARES):
+        return
+    try:
+        for proposal in strategy(name)(task):
+            if evaluate(task, name, proposal) and watch is not None:
+                watch(name, task)
+            task.log.refresh()  # what others did counts
+            if task.meter.used() >= 1.0:
+                return
+    except ModelError as error:
+        if must:
+            raise
+        warnings.warn(f"strategy {name} was left out: {error}", UserWarning, stacklevel=2)
+    marker.touch()
+
+
+def evaluate(task: Task, name: str, proposal: Proposal) -> bool:
+    """Scores a proposal and writes it to the log; False if that was done, or is being done."""
+    schedule = proposal.schedule
+    with task.log.claim(schedule.schedule_id) as mine:
+        if not mine:
+            return False
+        score = task.objective(task.problem, schedule, task.scored)
+        rows, seconds = task.meter.since()
+        trial = Trial.of(
+            schedule,
+            score,
+            strategy=name,
+            parent=proposal.parent,
+            seed=task.seed,
+            evals=rows,
+            seconds=seconds,
+        )
+        task.log.append(trial)
+        task.meter.mark()
+    return True
+
+
+# --- the choice
+
+
+def _found(search: Search, task: Task) -> Found:
+    validated = _validated(task)
+    best_score, best = validated[0]
+    scores = {
+        "train": math.inf if best.score is None else best.score,
+        "val": best_score,
+        "test": _test_score(task, best.schedule),
+    }
+    named = [trial for _, trial in validated if trial.strategy == "grid"][:OF_EACH]
+    tested = [_named_score(task, trial) for trial in named]
+    baseline = min(tested, key=lambda each: each[1], default=None)  # the rival may choose on test
+    _tell_overfit(search.objective.name, scores)
+    facts = provenance(search, task, best, scores, baseline)
+    schedule = best.schedule.model_copy(update={"provenance": facts})
+    return Found(schedule, scores, baseline)
+
+
+def _validated(task: Task) -> list[tuple[float, Trial]]:
+    """The shortlist with its scores on validation, best first."""
+    shortlist = _shortlist(task)
+    if not shortlist:
+        raise SettingError("no candidate gave a finite score; check the network and the objective")
+    scored = [(_score(task, trial.schedule, "validation"), trial) for trial in shortlist]
+    return sorted(scored, key=lambda each: (each[0], each[1].id))
+
+
+def _named_score(task: Task, trial: Trial) -> tuple[str, float]:
+    label = str(trial.schedule.provenance.get("label", "?"))
+    return label, _test_score(task, trial.schedule)
+
+
+def _tell_overfit(objective: str, scores: Mapping[str, float]) -> None:
+    if overfit(objective, scores) > OVERFIT:
+        warnings.warn(
+            f"on test noises the score is {scores['test']:.4g}, on training noises"
+            f" {scores['train']:.4g}: the schedule fits its training noises; use more of them",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def overfit(objective: str, scores: Mapping[str, float]) -> float:
+    """test / train as a ratio of errors."""
+    train, test = scores["train"], scores["test"]
+    if objective == "log_mse":
+        return math.exp(0.5 * (test - train))
+    return test / train if train > 0.0 else 1.0
+
+
+def _shortlist(task: Task) -> list[Trial]:
+    """The best of all, and the best few of each strategy: their training scores differ in kind."""
+    usable = [trial for trial in task.best() if trial.score is not None]
+    chosen = usable[:SHORTLIST]
+    for name in names():
+        chosen += ranked(trial for trial in usable if trial.strategy == name)[:OF_EACH]
+    return list({trial.id: trial for trial in chosen}.values())
+
+
+def _score(task: Task, schedule: Schedule, name: BlockName) -> float:
+    """The objective on a whole block; infinite where it is not finite."""
+    value = task.objective(task.problem, schedule, task.problem.block(name))
+    return value if math.isfinite(value) else math.inf
+
+
+def _test_score(task: Task, schedule: Schedule) -> float:
+    """On the test block: once, and from then on as it was written down."""
+    path = task.log.folder / "test.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    if schedule.schedule_id not in known:
+        known[schedule.schedule_id] = _score(task, schedule, "test")
+        write_whole(path, partial(_write, json.dumps(known)))
+    return known[schedule.schedule_id]
+
+
+def provenance(
+    search: Search,
+    task: Task,
+    best: Trial,
+    scores: Mapping[str, float],
+    baseline: tuple[str, float] | None,
+) -> dict[str, Any]:
+    """Where a schedule comes from, as the artefact holds it."""
+    problem, trials = search.problem, list(task.log.trials.values())
+    mine = [trial for trial in trials if trial.schedule.nfe == search.nfe]
+    return {
+        **identity(search),
+        "val_seeds": _ends(problem.validation),
+        "test_seeds": _ends(problem.test),
+        "strategy": best.strategy,
+        "strategies": list(search.strategies),
+        "strategy_seed": search.seed,
+        "budget": {
+            "candidates": len(mine),
+            "model_evals": sum(trial.evals for trial in mine),
+            "seconds": round(sum(trial.seconds for trial in mine), 1),
+        },
+        "scores": dict(scores),
+        "baseline": None if baseline is None else {"name": baseline[0], "test": baseline[1]},
+        "extras": ["afs"] if best.schedule.afs is not None else [],
+        "free": sorted(search.space.free),
+        "code_version": __version__,
+    }
+
+
+def identity(search: Search) -> dict[str, Any]:
+    """What two searches must share to be compared score by score."""
+    problem = search.problem
+    return {
+        "model": problem.network.name,
+        "model_sha256": fingerprint(problem.network),
+        "cfg_scale": problem.cfg_scale,
+        "labels": list(problem.labels),
+        "teacher": problem.teacher.choices(),
+        "objective": search.objective.name,
+        "train_seeds": _ends(problem.train),
+        "scored": search.noises,
+    }
+
+
+def fingerprint(network: Network) -> str:
+    """sha256 of a network's weights as its card has it; else of its answers to fixed noise."""
+    if network.name in embedded_names():
+        return str(card(network.name)["sha256"])
+    return answers_sha256(network)
+
+
+def answers_sha256(network: Network) -> str:
+    """sha256 of where two calls take one noise: other weights answer otherwise."""
+    from dataclasses import replace
+
+    from ...samplers.sampler import Sampler
+
+    samples = Sampler(replace(network, decode=None))([0], solver="ddim", nfe=2).samples
+    return sha256(samples.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _ends(seeds: Sequence[int]) -> list[int]:
+    """The first and last of consecutive seeds, as the artefact has it; else all of them."""
+    seeds = list(seeds)
+    return [seeds[0], seeds[-1]] if seeds == list(range(seeds[0], seeds[-1] + 1)) else seeds
+
+
+def _same_search(search: Search) -> None:
+    """Writes down what the scores of a folder mean, or refuses a folder where they mean another."""
+    path = search.folder / "search.json"
+    mine = json.loads(json.dumps(identity(search)))
+    if not path.exists():
+        write_whole(path, partial(_write, json.dumps(mine, indent=2)))
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise SettingError(f"{str(path)!r} is damaged: {error}; give another --log") from error
+    for name in (name for name in mine if mine[name] != theirs.get(name)):
+        raise SettingError(
+            f"the log in {str(search.folder)!r} is of another search: its {name} is"
+            f" {theirs.get(name)!r}, not {mine[name]!r}; give another --log"
+        )
+
+
+def _write(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode())

@@ -1,0 +1,85 @@
+"""What strategies share: the task they work on, what they propose, and their registry.
+
+A strategy is a generator of proposals. Whoever runs it evaluates each proposal, writes it to the
+log and comes back for the next one, until the strategy ends or its share of the budget is spent. A
+strategy finds what was evaluated before it in the log: so the results of one are the seeds of the
+next, and one that is started again goes on from the log.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ....models.errors import UnknownNameError
+from ....solvers import Schedule
+from ..budget import Meter
+from ..log import Log, Trial
+from ..objective import Objective
+from ..problem import Block, Problem
+from ..space import Space
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A schedule to be evaluated, and the id of the one it was made from."""
+
+    schedule: Schedule
+    parent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a strategy works on.
+
+    problem:   the network, its teacher and the seed blocks.
+    objective: what is to be lowered.
+    space:     which decisions may vary.
+    scored:    the training noises that proposals are scored on.
+    nfe:       network evaluations of each proposal.
+    log:       every trial so far, and a folder for what a strategy wants to keep.
+    meter:     how much of this strategy's share of the budget is used, 0 to 1.
+    seed:      of everything random.
+    settings:  further choices of strategies, by name; each has a default.
+    """
+
+    problem: Problem
+    objective: Objective
+    space: Space
+    scored: Block
+    nfe: int
+    log: Log
+    meter: Meter
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def best(self, count: int | None = None) -> list[Trial]:
+        """The best trials of this NFE."""
+        return self.log.best(self.nfe, count)
+
+
+Strategy = Callable[[Task], Iterator[Proposal]]
+_TABLE: dict[str, Strategy] = {}
+
+
+def register(name: str) -> Callable[[Strategy], Strategy]:
+    """Adds a strategy under a name; a name can be taken once."""
+
+    def add(strategy: Strategy) -> Strategy:
+        if name in _TABLE:
+            raise ValueError(f"two strategies are named {name!r}; rename one of them")
+        _TABLE[name] = strategy
+        return strategy
+
+    return add
+
+
+def names() -> list[str]:
+    """All registered strategies, sorted."""
+    return sorted(_TABLE)
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of a name; raises UnknownNameError."""
+    if name not in _TABLE:
+        raise UnknownNameError("strategy", name, _TABLE)
+    return _TABLE[name]

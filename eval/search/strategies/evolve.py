@@ -1,0 +1,138 @@
+"""Evolution as in S^3 (arXiv:2312.07243, and the authors' search): one child after the other.
+
+Parents are the best trials so far, whatever strategy made them. A child crosses two of them or
+copies one, is mutated, and enters the log with its score; there are no generations. The n-th child
+of a worker depends on the seed, on n and on the log alone, so a search goes on as if it had never
+stopped.
+"""
+
+from collections.abc import Iterator, Mapping
+from random import Random
+
+from ....solvers import Schedule
+from ..log import Trial
+from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
+from .base import Proposal, Task, register
+from .named import SOLVERS, named
+
+POOL = 20  # parents are drawn from so many of the best
+CROSSED = 0.3  # share of the children that have two parents
+NEIGHBOURS = 0.1  # share of the parents that come from a search at one evaluation more or fewer
+SEED_GRIDS = ("logsnr", "karras", "uniform", "beta")
+TRIES = 200  # to find a child that is not in the log
+
+
+@register("evolve")
+def evolve(task: Task) -> Iterator[Proposal]:
+    """Children without end; seeds are the trials in the log, or else named solvers."""
+    from .screen import Screen  # it needs this module
+
+    screen = Screen(task) if task.settings.get("predictor") else None
+    pools = Pools(task, task.log.trials)
+    if not any(is_seed(task, trial) for trial in task.log.trials.values()):
+        yield from named_seeds(task)
+    while True:
+        made = len([trial for trial in task.log.own if is_child(task, trial)])
+        child = screen.proposal(made) if screen else new_child(task, pools, _nth(task, made))
+        if child is None:
+            return  # the space is small, and all of it was tried
+        yield child
+
+
+def named_seeds(task: Task) -> Iterator[Proposal]:
+    """Named solvers on the usual grids, as the first parents."""
+    for grid in SEED_GRIDS:
+        for solver in SOLVERS:
+            nodes = grid_to(task.space, grid, task.nfe)
+            yield named(task, solver, nodes, f"{solver} on {grid}")
+
+
+def is_seed(task: Task, trial: Trial) -> bool:
+    """Whether another strategy has tried something at this NFE."""
+    return trial.strategy != "evolve" and trial.schedule.nfe == task.nfe
+
+
+def is_child(task: Task, trial: Trial) -> bool:
+    """Whether a trial comes from evolution at this NFE."""
+    return trial.strategy == "evolve" and trial.schedule.nfe == task.nfe
+
+
+def _nth(task: Task, n: int) -> Random:
+    return random_of(task, str(n))
+
+
+def random_of(task: Task, mark: str) -> Random:
+    """The random numbers of one child; no others depend on them."""
+    return Random(f"{task.seed} {task.nfe} {task.log.worker} {mark}")
+
+
+class Pools:
+    """The best of some trials that lie in the space, for each NFE; follows them as they grow."""
+
+    def __init__(self, task: Task, trials: Mapping[str, Trial]) -> None:
+        self.task = task
+        self.trials = trials
+        self._seen: set[str] = set()
+        self._kept: dict[int, list[Trial]] = {}
+
+    def of(self, nfe: int) -> list[Trial]:
+        """At most POOL trials, best first."""
+        if len(self.trials) > len(self._seen):
+            for name in [each for each in self.trials if each not in self._seen]:
+                self._seen.add(name)
+                self._enter(self.trials[name])
+        return self._kept.get(nfe, [])
+
+    def _enter(self, trial: Trial) -> None:
+        kept = self._kept.setdefault(trial.schedule.nfe, [])
+        full = len(kept) == POOL and trial.rank > kept[-1].rank
+        if trial.score is None or full or not self._inside(trial.schedule):
+            return
+        kept.append(trial)
+        kept.sort(key=lambda each: each.rank)
+        del kept[POOL:]
+
+    def _inside(self, schedule: Schedule) -> bool:
+        """Whether all it has are decisions of the space: no free coefficients, no table."""
+        if schedule.compiled is not None:
+            return False
+        return self.task.space.projected(schedule).schedule_id == schedule.schedule_id
+
+
+def new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
+    """A child that was not tried yet, a random schedule as long as there are too few parents.
+
+    None if there seem to be no others left in the space.
+    """
+    pool = pools.of(task.nfe)
+    for attempt in range(TRIES):
+        filling = not pool or (len(pool) < POOL and attempt < TRIES // 2)
+        try:
+            found = _random_one(task, rng) if filling else _child(task, pools, rng)
+        except Exhausted:
+            continue
+        if found.schedule.schedule_id not in pools.trials:
+            return found
+    return None
+
+
+def _random_one(task: Task, rng: Random) -> Proposal:
+    return Proposal(random_schedule(task.space, task.nfe, rng))
+
+
+def _child(task: Task, pools: Pools, rng: Random) -> Proposal:
+    parent = _parent(task, pools, rng)
+    schedule = parent.schedule
+    if rng.random() < CROSSED:
+        schedule = crossed(task.space, schedule, _parent(task, pools, rng).schedule, rng)
+    return Proposal(mutated(task.space, schedule, rng), parent.id)
+
+
+def _parent(task: Task, pools: Pools, rng: Random) -> Trial:
+    """One of the pool, now and then one of a neighbouring NFE cut to size."""
+    near = [n for n in (task.nfe - 1, task.nfe + 1) if pools.of(n)]
+    if near and rng.random() < NEIGHBOURS:
+        other = rng.choice(pools.of(rng.choice(near)))
+        fitted = resized(task.space, other.schedule, task.nfe, rng)
+        return other.model_copy(update={"schedule": fitted})
+    return rng.choice(pools.of(task.nfe))

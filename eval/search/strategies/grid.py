@@ -1,0 +1,98 @@
+"""Named grids with named solvers: what anyone could type, and so the baseline of every search."""
+
+import math
+from collections.abc import Iterator
+
+from ....models.errors import FewstepError
+from ....models.schedule import TimeGrid
+from ..space import Space, grid_to
+from ..trajectories import batch_of
+from .base import Proposal, Task, register
+from .named import named
+
+FIRST = ("unipc-3", "dpmpp-2m")  # tried on every grid
+REST = ("unipc-2", "dpmpp-3m", "ddim", "deis-3", "unipc-3:solver_type=bh1", "dpmpp-2m:kind=taylor")
+NAMED = (
+    "logsnr",
+    "karras",
+    "uniform",
+    "beta",
+    "quadratic",
+    "karras:rho=3",
+    "karras:rho=5",
+    "karras:rho=10",
+    "polyexponential:rho=0.8",
+    "polyexponential:rho=1.2",
+    "beta:alpha=0.5,beta=0.7",
+    "beta:alpha=0.8,beta=0.8",
+    "ays-sd15",
+    "ays-sdxl",
+    "ays-svd",
+)
+SHIFTS = (0.5, 2.0, 3.0, 5.0)
+BEST_GRIDS = 3  # on which the rest of the solvers are tried
+
+
+@register("grid")
+def grid(task: Task) -> Iterator[Proposal]:
+    """Two solvers on every grid, then all of them on the best grids."""
+    grids = _grids(task)
+    for name, nodes in grids.items():
+        for solver in FIRST:
+            yield named(task, solver, nodes, f"{solver} on {name}")
+    for name in _best(task, grids):
+        for solver in REST:
+            yield named(task, solver, grids[name], f"{solver} on {name}")
+
+
+def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
+    """The grids of the best trials so far, by the label that the trials carry."""
+    labels = [str(trial.schedule.provenance.get("label", "")) for trial in task.best()]
+    parts = (label.partition(" on ") for label in labels)
+    names = (name for solver, _, name in parts if solver in FIRST)
+    return list(dict.fromkeys(name for name in names if name in grids))[:BEST_GRIDS]
+
+
+def _grids(task: Task) -> dict[str, TimeGrid]:
+    """Every grid that this process has, by name and with each end."""
+    found: dict[str, TimeGrid] = {}
+    for end in task.space.ends:
+        mark = "" if end == task.space.ends[0] else f" to t={end:g}"
+        for name in NAMED:
+            try:
+                found[name + mark] = grid_to(task.space, name, task.nfe, end)
+            except FewstepError:
+                continue  # a table of another process
+        found["tan" + mark] = tan_grid(task.space, task.nfe, end, _data_std(task))
+        for shift in SHIFTS if task.space.process.family == "flow" else ():
+            found[f"shift={shift:g}{mark}"] = _shifted(task.space, task.nfe, end, shift)
+    return found
+
+
+def tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:
+    """kappa = std tan(angle), angles evenly spaced: the best times of DDIM for N(0, std^2).
+
+    There one step multiplies the standard deviation's error by cos(a - b) cos b / cos a, so the
+    product over the steps is that of the cosines of the angles' differences.
+    """
+    process, (low, _) = space.process, space.lams
+    last = process.at(end)
+    top = math.atan(math.exp(-low) / std)
+    bottom = 0.0 if last.sigma == 0.0 else math.atan(last.kappa / std)
+    angles = [top + (bottom - top) * i / steps for i in range(1, steps)]
+    times = [process.at_lam(-math.log(std * math.tan(angle))).t for angle in angles]
+    return TimeGrid.of(process, [process.t_max, *times, end])
+
+
+def _shifted(space: Space, steps: int, end: float, shift: float) -> TimeGrid:
+    """Even in time before a shift of rectified flow: lam less by log(shift)."""
+    process, (low, high) = space.process, space.lams
+    times = [process.t_max + (end - process.t_max) * i / steps for i in range(1, steps)]
+    lams = [process.at(t).lam - math.log(shift) for t in times]
+    moved = [process.at_lam(min(max(lam, low), high)).t for lam in lams]
+    return TimeGrid.of(process, [process.t_max, *moved, end])
+
+
+def _data_std(task: Task) -> float:
+    """Of one coordinate of the teacher's ends about their mean."""
+    return max(float((batch_of(task).ends - batch_of(task).ends.mean(0)).std()), 1e-3)

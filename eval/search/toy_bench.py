@@ -1,0 +1,112 @@
+"""`fewstep bench search-toy`: named solvers, evolution and gradients on the toy, side by side."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ...models.errors import SettingError
+from ...models.schedule import EDM
+from ...solvers import Schedule
+from ...solvers.schedule_data import MeanImage
+from .budget import Budget
+from .descent import Descent, descend
+from .objective import objective, rmse
+from .problem import Block, Problem
+from .run import Search, run
+from .space import DEFAULT, Space
+from .toy import named, table_block, toy, toy_mean
+
+NAMED = (
+    ("ddim", "karras"),
+    ("dpmpp-2m", "logsnr"),
+    ("dpmpp-2m", "karras"),
+    ("unipc-3", "logsnr"),
+)
+
+
+@dataclass(frozen=True)
+class ToyBench:
+    """The toy at an NFE.
+
+    few:        noises that evolution is scored on.
+    many:       noises that gradients learn from.
+    candidates: of evolution.
+    iterations: of each descent.
+    """
+
+    nfe: int = 5
+    few: int = 256
+    many: int = 4096
+    candidates: int = 1500
+    iterations: int = 3000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1 or self.candidates < 1 or self.many < 1:
+            raise SettingError("NFE, candidates and noises must be at least 1")
+        self._descent()
+
+    def _descent(self) -> Descent:
+        return Descent(batch=64, iterations=self.iterations, patience=self.iterations)
+
+    @cached_property
+    def test(self) -> Block:
+        return table_block()
+
+    def schedules(self) -> Iterator[tuple[str, Schedule, float]]:
+        """(what it is, the schedule, seconds it took to find)."""
+        for solver, grid in NAMED:
+            yield f"{solver} on {grid}", named(solver, grid, self.nfe), 0.0
+        plain, seconds = self._evolved(())
+        yield "evolve", plain, seconds
+        start = named("dpmpp-2m", "logsnr", self.nfe)
+        yield "grad from dpmpp-2m on logsnr", *self._descended(start)
+        best, seconds = self._evolved((toy_mean(),))
+        yield "evolve with AFS", best, seconds
+        yield "evolve with AFS, then refine", *self._descended(best)
+
+    def error(self, schedule: Schedule) -> tuple[float, float]:
+        """On the test noises: RMSE, and the median of each noise's own."""
+        ends = toy().ends(schedule, self.test)
+        each = (ends - self.test.ends).square().mean(1).sqrt()
+        return rmse(ends, self.test), float(each.median())
+
+    def _evolved(self, afs: Sequence[MeanImage]) -> tuple[Schedule, float]:
+        start, problem = time.perf_counter(), toy((self.few, 512, 1))
+        free = DEFAULT - {"ends"} | ({"afs"} if afs else set())
+        with tempfile.TemporaryDirectory() as folder:
+            search = Search(
+                problem=problem,
+                objective=objective("terminal", problem.network),
+                space=Space(process=EDM(), free=free, ends=(EDM().t_min,), afs=tuple(afs)),
+                nfe=self.nfe,
+                strategies=("evolve",),
+                budget=Budget("candidates", self.candidates),
+                folder=Path(folder),
+                seed=self.seed,
+            )
+            return run(search).schedule, time.perf_counter() - start
+
+    def _descended(self, start: Schedule) -> tuple[Schedule, float]:
+        begun, problem = time.perf_counter(), self._many
+        found = descend(problem, start, self._descent())
+        return found.schedule, time.perf_counter() - begun
+
+    @cached_property
+    def _many(self) -> Problem:
+        problem = toy((self.many, 512, 1))
+        problem.block("train")
+        return problem
+
+
+def report(bench: ToyBench) -> Iterator[str]:
+    """The table line by line; the last column is how many times less RMSE than the baseline."""
+    yield f"{'NFE ' + str(bench.nfe):30}{'rms':>8}{'median':>8}{'gain':>7}{'seconds':>9}"
+    baseline, _ = bench.error(named("dpmpp-2m", "logsnr", bench.nfe))
+    for label, schedule, seconds in bench.schedules():
+        error, median = bench.error(schedule)
+        cells = f"{error:8.4f}{median:8.4f}{baseline / error:6.2f}x{seconds:9.1f}"
+        yield f"{label:30}{cells}"

@@ -1,0 +1,153 @@
+"""Teacher trajectories: states and predictions of a batch on a fine grid, computed once.
+
+They are kept in the search's folder, so that a search that goes on does not pay for them again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ...models.schedule import Node, TimeGrid
+from ...samplers.grid import default_grid
+from ...samplers.images import write_whole
+from ...solvers import Executor, drive
+from ...solvers.coordinates import Straight
+from .problem import Block, Problem
+from .space import encoded, grid_to
+from .strategies.base import Task
+
+FINE = 60  # intervals of the fine grid (arXiv:2405.11326)
+NOISES = 64
+SOLVER = "unipc-3"
+
+Predict = Callable[[Tensor, Node], Tensor]
+
+
+def fine_grid(task: Task) -> TimeGrid:
+    """The default grid of the process with FINE intervals, to the base's end."""
+    return grid_to(task.space, default_grid(task.space.process), _fine(task))
+
+
+def _fine(task: Task) -> int:
+    return int(task.settings.get("fine", FINE))
+
+
+def noisy_nodes(task: Task) -> list[Node]:
+    """The nodes of the fine grid at which the network can be asked."""
+    return [node for node in fine_grid(task).nodes if node.sigma > 0.0]
+
+
+def batch_of(task: Task) -> Block:
+    """The noises that trajectories are taken from: the first of the training block."""
+    block = task.problem.block("train")
+    return block.first(min(len(block), int(task.settings.get("noises", NOISES))))
+
+
+def predictor(problem: Problem, block: Block) -> Predict:
+    """The guided x0 (B, *) of a block's batch, counted in the problem's ledger."""
+    denoiser, guidance = problem.denoiser(block), problem.guidance
+
+    def predict(x: Tensor, node: Node) -> Tensor:
+        with torch.no_grad():
+            x_in = x.to(problem.network.device)
+            outputs = denoiser.x0(x_in, node, guidance.branches(node))
+            denoiser.check()
+            return guidance.combine(outputs, node).cpu()
+
+    return predict
+
+
+def trajectories(task: Task) -> tuple[Tensor, Tensor]:
+    """States (M + 1, n, *) and predictions (M, n, *) of the teacher on the fine grid, in float32.
+
+    They are taken where a multistep method of order 3 evaluates the network.
+    """
+    states, predictions = kept(task, "trajectories", partial(_run, task))
+    return states, predictions
+
+
+def chain(task: Task) -> Tensor:
+    """Predictions at samples that were noised step by step up the fine grid, where sigma > 0.
+
+    (M, n, *) for a grid that ends at sigma = 0, else (M + 1, n, *).
+
+    x at kappa_i is x at kappa_{i+1} plus fresh noise of variance kappa_i^2 - kappa_{i+1}^2, in
+    variance-exploding coordinates; the samples are the teacher's ends.
+    """
+    (found,) = kept(task, "chain", partial(_noised, task))
+    return found
+
+
+def _run(task: Task) -> tuple[Tensor, Tensor]:
+    grid, block = fine_grid(task), batch_of(task)
+    predict, asked = predictor(task.problem, block), []
+
+    def answer(x: Tensor, node: Node | None) -> Tensor:
+        assert node is not None  # the method is deterministic
+        asked.append((x, predict(x, node)))
+        return asked[-1][1]
+
+    x = block.noise * grid.schedule.noise_scale(grid.nodes[0])
+    solver = Executor(encoded(SOLVER, grid))
+    state = solver.init()
+    for t, s in pairwise(grid.nodes):
+        x, state = drive(solver.step(x, state, t, s), answer)
+    states = torch.stack([*(state for state, _ in asked), x])
+    return states, torch.stack([x0 for _, x0 in asked])
+
+
+def _noised(task: Task) -> tuple[Tensor]:
+    block, nodes = batch_of(task), noisy_nodes(task)
+    predict = predictor(task.problem, block)
+    generator = torch.Generator().manual_seed(task.seed)
+    y, kappa, out = block.ends, 0.0, []
+    for node in reversed(nodes):
+        fresh = torch.randn(y.shape, generator=generator)
+        if node.alpha == 0.0:
+            x = fresh * node.sigma
+        else:
+            y, kappa = y + max(node.kappa**2 - kappa**2, 0.0) ** 0.5 * fresh, node.kappa
+            x = node.alpha * y
+        out.append(predict(x, node))
+    return (torch.stack(out[::-1]),)
+
+
+def straightened(task: Task, states: Tensor) -> tuple[Tensor, Tensor]:
+    """y = x / scale (M + 1, n, d) and tau (M + 1), in which a step of DDIM is one of Euler."""
+    grid = fine_grid(task)
+    line = Straight.of(grid)
+    scales = torch.tensor([line.scale(node) for node in grid.nodes])
+    taus = torch.tensor([line.tau(node) for node in grid.nodes], dtype=torch.float64)
+    return states.flatten(2) / scales[:, None, None], taus
+
+
+def kept(task: Task, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `make` gives for this batch and grid, from the search's folder if it is there."""
+    end = f"{task.space.ends[0]:g}"
+    count = len(batch_of(task))
+    path = task.log.folder / f"{name}-{_fine(task)}-{count}-{end}.safetensors"
+    found = _read(path)
+    if found is None:
+        found = make()
+        body = save({str(i): tensor.contiguous() for i, tensor in enumerate(found)})
+        write_whole(path, partial(_write, body))
+    return found
+
+
+def _read(path: Path) -> tuple[Tensor, ...] | None:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return tuple(file.get_tensor(key) for key in sorted(file.keys()))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(body: bytes, file: IO[bytes]) -> None:
+    file.write(body)

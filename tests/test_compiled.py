@@ -1,0 +1,364 @@
+"""Canonical tables: what they compile from, what they run as, what they refuse."""
+
+import json
+
+import pytest
+import torch
+from laws import GAUSSIAN, MIXTURE, PROCESSES, even_in_lam, f64, run, start, unit_noise, walk
+from pydantic import ValidationError
+from test_schedule_data import CONSISTENT, ENCODED, RANDOM, execute
+from torch.testing import assert_close
+
+from fewstep.eval.search.guided import guided_schedule
+from fewstep.models.denoiser import Branch, Denoiser, Network
+from fewstep.models.errors import ModelError, ScheduleError, SettingError
+from fewstep.models.ledger import Ledger
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
+from fewstep.samplers.conditions import branches_of
+from fewstep.samplers.grid import time_grid
+from fewstep.samplers.guidance import CFG, Thresholded, Unguided
+from fewstep.samplers.loop import integrate
+from fewstep.samplers.plan import make_plan
+from fewstep.samplers.sampler import Sampler
+from fewstep.solvers import Executor, GuidedExecutor, Schedule, executor, queries, solver
+from fewstep.solvers.compiled import compiled, compiled_solver, violations, with_table
+from fewstep.solvers.schedule_data import Compiled, MeanImage
+
+
+def example(**table):
+    """Two steps on EDM with a table of their own."""
+    body = {"A": [0.1, 0.0], "B": [[0.9], [0.25, 0.75]], "tau": [80.0, 3.0], **table}
+    return {
+        "process": {"family": "edm", "params": {}},
+        "t": [80.0, 4.0, 0.0],
+        "steps": [{}, {}],
+        "compiled": body,
+        "nfe": 2,
+    }
+
+
+def parse(data):
+    return Schedule.parse(json.dumps(data))
+
+
+# What a table is
+
+
+@pytest.mark.parametrize("schedule", RANDOM, ids=range(24))
+def test_tables_run_as_their_schedules(schedule):
+    tabled = with_table(schedule)
+    x = start(schedule.grid()) * 0.2
+    found, wanted = (execute(each, x, MIXTURE.x0) for each in (tabled, schedule))
+    assert_close(found, wanted, rtol=0.0, atol=2e-12)
+    assert queries(Executor(tabled), tabled.grid()) == queries(Executor(schedule), schedule.grid())
+    assert tabled.schedule_id != schedule.schedule_id
+
+
+@pytest.mark.parametrize(("name", "process"), ENCODED)
+def test_tables_of_named_solvers_run_as_they_do(name, process):
+    grid = even_in_lam(PROCESSES[process], 8)
+    tabled, x = with_table(solver(name).encode(grid)), start(grid)
+    wanted = run(solver(name), grid, x, MIXTURE.x0)
+    assert_close(execute(tabled, x, MIXTURE.x0), wanted, rtol=0.0, atol=2e-12)
+
+
+def test_a_table_weighs_states_and_predictions_as_it_says():
+    """z_1 = .1 z_0 + .9 M_0, z_2 = .25 M_0 + .75 M_1, M_1 asked for at sigma 3."""
+    x, asked = unit_noise(), []
+
+    def law(z, node):
+        asked.append((z, node.t))
+        return torch.full_like(z, float(len(asked)))
+
+    end = execute(parse(example()), x, law)
+    assert [t for _, t in asked] == [80.0, 3.0]
+    assert_close(asked[1][0], 0.1 * x + 0.9)
+    assert_close(end, torch.full_like(x, 0.25 + 2 * 0.75))
+
+
+def test_tables_survive_json_to_the_last_bit():
+    made = with_table(RANDOM[0])
+    again = Schedule.parse(made.dump())
+    assert again == made
+    assert again.schedule_id == made.schedule_id
+    for dtype in (torch.float32, torch.float64):
+        x = start(made.grid()).to(dtype)
+        ends = [execute(each, x, MIXTURE.x0) for each in (again, made)]
+        assert torch.equal(*ends)
+
+
+def test_a_table_is_compiled_to_itself():
+    made = parse(example())
+    assert compiled(made) == made.compiled
+    assert with_table(made) == made
+
+
+@pytest.mark.parametrize("schedule", CONSISTENT, ids=range(24))
+def test_consistent_schedules_violate_nothing(schedule):
+    found = violations(compiled(schedule), schedule.grid().nodes)
+    assert found.state < 1e-12
+    assert found.predictions < 1e-12
+    assert found.largest > 0.0
+
+
+def test_violations_are_those_of_the_table():
+    made = parse(example())
+    found = violations(made.compiled, made.grid().nodes)
+    assert found.state == pytest.approx(0.1 - 4.0 / 80.0)
+    assert found.predictions == pytest.approx(0.95 - 0.9)
+    assert found.largest == 0.9
+
+
+def test_free_weights_are_told_as_violations():
+    body = RANDOM[0].model_dump(mode="json")
+    body["steps"][3] |= {"dA": 0.01, "dB": [0.02]}
+    made = Schedule.model_validate(body | {"afs": None, "nfe": 7})
+    found = violations(compiled(made), made.grid().nodes)
+    assert found.state > 1e-3
+    assert found.predictions > 1e-3
+
+
+def test_linear_solvers_without_a_schedule_have_tables():
+    grid = even_in_lam(VPLinear(), 6)
+    table = compiled_solver(solver("deis-tab2").on(grid), grid)
+    steps = solver("ddim").encode(grid)
+    made = Schedule.model_validate({**steps.model_dump(), "compiled": table.model_dump()})
+    x = unit_noise()
+    wanted = run(solver("deis-tab2"), grid, x, MIXTURE.x0)
+    assert_close(execute(made, x, MIXTURE.x0), wanted, rtol=0.0, atol=2e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("heun", "asks the network 2 times"), ("ddpm", "adds noise")],
+)
+def test_solvers_without_a_table(name, message):
+    grid = even_in_lam(VPLinear(), 4)
+    with pytest.raises(ScheduleError, match=message):
+        compiled_solver(solver(name).on(grid), grid)
+
+
+@pytest.mark.parametrize("tabled", [False, True])
+def test_a_linear_law_ends_where_the_weights_say(tabled):
+    """For one Gaussian x0 = m + G (x - alpha m): the end is that of scalar arithmetic."""
+    grid = even_in_lam(EDM(), 5)
+    made = solver("unipc-3").encode(grid)
+    table, x = compiled(made), start(grid)
+    mean, var = GAUSSIAN.means[0], GAUSSIAN.stds[0] ** 2
+    states, predictions = [x.flatten(1)], []
+    for n, node in enumerate(grid.nodes[:-1]):
+        gain = var / (var + node.sigma**2)
+        predictions.append(mean + gain * (states[-1] - mean))
+        terms = zip(table.B[n], predictions, strict=True)
+        states.append(table.A[n] * states[0] + sum(b * m for b, m in terms))
+    found = execute(with_table(made) if tabled else made, x, GAUSSIAN.x0)
+    assert_close(found.flatten(1), states[-1], rtol=0.0, atol=1e-10)
+
+
+BAD = [
+    ({"tau": [80.0]}, "2 rows need 2 tau, but there are 1"),
+    ({"B": [[0.9], [0.25]]}, "B needs 2 rows of 1, 2, ... 2 numbers"),
+    ({"B": [[0.9, 0.1], [0.25, 0.75]]}, "B needs 2 rows"),
+    ({"A": [0.1]}, "1 rows need 1 tau, but there are 2"),
+    ({"A": [0.1, float("nan")]}, "compiled.A.1: .*finite"),
+    ({"tau": [80.0, 0.0]}, r"tau\[1\] moves the evaluation to t=0, outside"),
+    ({"tau": [-1.0, 3.0]}, r"tau\[0\] moves"),
+    ({"U": [[0.0]]}, "U needs 2 rows"),
+    ({"guided": [0]}, "guided has an effect with U only"),
+    ({"U": [[0.0], [0.1, 0.0]], "guided": [1]}, r"U\[1\]\[0\] weighs a prediction that guided"),
+    ({"U": [[0.0], [0.0, 0.0]], "guided": [2]}, "guided must rise and lie between 0 and 1"),
+    ({"U": [[0.0], [0.0, 0.0]], "guided": [1, 0]}, "guided must rise"),
+    ({"skip": [1.0]}, "compiled.skip: Extra inputs"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_tables_are_refused(change, message):
+    parse(example())  # it is the change that is refused
+    with pytest.raises(ScheduleError, match=message):
+        parse(example(**change))
+
+
+def test_tables_fit_their_steps():
+    data = example()
+    data |= {"steps": [{}] * 3, "t": [80.0, 4.0, 1.0, 0.0], "nfe": 3}
+    with pytest.raises(ScheduleError, match="3 steps need 3 rows compiled, not 2"):
+        parse(data)
+
+
+# A mean for the first prediction
+
+
+def test_a_mean_stands_for_the_first_prediction():
+    grid = even_in_lam(EDM(), 5)
+    base = solver("unipc-3").encode(grid)
+    mean = MeanImage.of([0.25, -0.5, 1.0, 0.0], (2, 1, 2))
+    for each in (base, with_table(base)):
+        made = Schedule.model_validate({**each.model_dump(), "afs": mean.model_dump(), "nfe": 4})
+        assert Schedule.parse(made.dump()) == made
+        x, value = start(grid), f64([[0.25, -0.5]], [[1.0, 0.0]])
+
+        def law(z, node, value=value):
+            return value.expand_as(z) if node == grid.nodes[0] else MIXTURE.x0(z, node)
+
+        assert_close(execute(made, x, MIXTURE.x0), execute(each, x, law), rtol=0.0, atol=1e-12)
+        assert len(queries(Executor(made), grid)) == 4
+
+
+def test_a_mean_of_zero_is_zero():
+    grid = even_in_lam(EDM(), 5)
+    base = solver("dpmpp-2m").encode(grid).model_dump()
+    mean = MeanImage.of([0.0], (1,)).model_dump()
+    zero, mean = (Schedule.model_validate({**base, "afs": afs, "nfe": 4}) for afs in ("zero", mean))
+    x = start(grid)
+    assert_close(execute(zero, x, MIXTURE.x0), execute(mean, x, MIXTURE.x0))
+
+
+def test_damaged_means_are_refused():
+    good = MeanImage.of([0.25, -0.5], (2,)).model_dump()
+    MeanImage.model_validate(good)
+    for change, message in [
+        ({"data": "?"}, "no base64"),
+        ({"data": MeanImage.of([0.25, 0.5], (2,)).data}, "not the tensor that mean names"),
+        ({"shape": (3,)}, "holds 8 bytes, not float32 of shape"),
+        ({"shape": (0,)}, "greater than or equal to 1"),
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            MeanImage.model_validate({**good, **change})
+    with pytest.raises(ValidationError, match="NaN or infinity"):
+        MeanImage.of([float("inf")], (1,))
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((1, 1), True), ((4,), False), ((1, 1, 1, 2), False)])
+def test_a_mean_must_fit_the_network(shape, fits):
+    network = MIXTURE.network(EDM(), (2, 1, 2))
+    values = [0.5] * torch.Size(shape).numel()
+    base = solver("ddim").encode(even_in_lam(EDM(), 3)).model_dump()
+    afs = MeanImage.of(values, shape).model_dump()
+    made = Schedule.model_validate({**base, "afs": afs, "nfe": 2})
+    if fits:
+        assert Sampler(network)([0], solver=made).ledger.nfe == 2
+        return
+    with pytest.raises(ScheduleError, match=r"has shape .* but samples of gaussian mixture have"):
+        Sampler(network)([0], solver=made)
+
+
+# Guided tables
+
+
+def two_laws():
+    """A network whose unconditional branch is another law."""
+
+    def forward(x, node, conditions):
+        cond = MIXTURE.x0(x, node)
+        null = conditions["class_labels"].reshape(-1, *[1] * (x.ndim - 1)) == 1
+        return torch.where(null, GAUSSIAN.x0(x, node), cond)
+
+    facts = {"num_classes": 1, "null_class": 1, "name": "two laws"}
+    return Network(
+        forward=forward,
+        schedule=RectifiedFlow(),
+        prediction=Prediction.X0,
+        shape=(2, 1, 2),
+        **facts,
+    )
+
+
+def guided(schedule, scale, at):
+    return guided_schedule(schedule, scale, at)
+
+
+def ends(schedule, guidance=None, ledger=None):
+    network, x = two_laws(), unit_noise()
+    plan = make_plan(network.schedule, schedule)
+    branches = branches_of(network, len(x), 0, None, None)
+    denoiser = Denoiser(network, branches, ledger or Ledger())
+    return integrate(denoiser, plan.solver, plan.grid, x, guidance or Unguided())
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc-3", "dpm-2m"])
+def test_guided_at_every_step_is_classifier_free_guidance(name):
+    base = solver(name).encode(time_grid("uniform", RectifiedFlow(), 6))
+    assert_close(ends(guided(base, 3.0, range(6))), ends(base, CFG(3.0)), rtol=0.0, atol=1e-11)
+    assert_close(ends(guided(base, 3.0, [])), ends(base), rtol=0.0, atol=1e-11)
+
+
+def test_guided_early_steps_are_an_interval():
+    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 6))
+    nodes = base.grid().nodes
+    first = guided(base, 3.0, range(6))
+    wanted = ends(base, CFG(3.0, (nodes[3].kappa, nodes[0].kappa)))
+    found = ends(guided(base, 3.0, [0, 1, 2]))
+    assert (found - wanted).abs().max() > 1e-3  # the difference is held, not dropped
+    body = first.model_dump()
+    assert body["compiled"]["guided"] == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_held_difference_is_that_of_the_last_guided_step():
+    """Two DDIM steps guided at the first: the second takes c_1 + (s - 1) (c_0 - u_0)."""
+    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 2))
+    x, (t, s, _) = unit_noise(), base.grid().nodes
+    c, u = MIXTURE.x0(x, t), GAUSSIAN.x0(x, t)
+    z = s.sigma * x + s.alpha * (u + 3.0 * (c - u))
+    assert_close(ends(guided(base, 3.0, [0])), MIXTURE.x0(z, s) + 2.0 * (c - u))
+
+
+def test_rows_of_a_guided_run_are_counted():
+    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 6))
+    made, ledger = guided(base, 3.0, [0, 2, 5]), Ledger(images=2)
+    ends(made, ledger=ledger)
+    assert (ledger.nfe, ledger.rows_per_image) == (6, 9) == (made.nfe, made.rows)
+    assert base.rows == base.nfe == 6
+    assert len(queries(executor(made), made.grid())) == 6
+
+
+def test_guided_tables_survive_json():
+    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 4))
+    made = guided(base, 3.0, [0, 2])
+    again = Schedule.parse(made.dump())
+    assert again == made
+    assert torch.equal(ends(again), ends(made))
+    assert isinstance(executor(made), GuidedExecutor)
+
+
+@pytest.mark.parametrize("other", [CFG(2.0), CFG(0.0), Thresholded(), Thresholded(CFG(1.0))])
+def test_no_other_guidance_stands_beside_a_guided_table(other):
+    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
+    made = guided(base, 3.0, [0])
+    ends(made, CFG(1.0))
+    with pytest.raises(SettingError, match="brings its own guidance"):
+        ends(made, other)
+
+
+def test_guided_tables_need_an_unconditional_branch():
+    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
+    network = MIXTURE.network(RectifiedFlow(), (2, 1, 2))
+    with pytest.raises(ModelError, match="no conditions for uncond"):
+        Sampler(network)([0], solver=guided(base, 3.0, [0]))
+
+
+def test_the_plain_executor_refuses_guided_tables():
+    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
+    with pytest.raises(ScheduleError, match="guided"):
+        Executor(guided(base, 3.0, [0]))
+
+
+def test_guided_tables_weigh_their_columns():
+    """A hand-made one: z_1 = z_0 + c_0 - 2 u_0, with constant branches 1 and 10."""
+    table = Compiled(A=(1.0,), B=((1.0,),), U=((-2.0,),), tau=(1.0,), guided=(0,))
+    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 1))
+    made = Schedule.model_validate({**base.model_dump(), "compiled": table.model_dump()})
+    step = GuidedExecutor(made).step(torch.zeros(1, 2), GuidedExecutor(made).init(), *made.grid())
+    _, query = next(step)
+    assert query.branches == (Branch.UNCOND, Branch.COND)
+    with pytest.raises(StopIteration) as done:
+        step.send(torch.tensor([[[10.0, 10.0]], [[1.0, 1.0]]]))
+    assert_close(done.value.value[0], torch.full((1, 2), -19.0))
+
+
+def test_walks_leave_the_first_state_alone():
+    made, x = with_table(RANDOM[0]), unit_noise()
+    before = x.clone()
+    list(walk(Executor(made), made.grid(), x, MIXTURE.x0))
+    assert torch.equal(x, before)

@@ -1,0 +1,226 @@
+"""The space of a search: everything it makes is valid, and nothing that is not free moves."""
+
+import math
+from itertools import pairwise
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import GAUSSIAN, PROCESSES, run, start
+
+from fewstep.eval.search.space import (
+    DECISIONS,
+    DEFAULT,
+    GAP,
+    Draft,
+    Space,
+    crossed,
+    encoded,
+    grid_to,
+    mutated,
+    random_schedule,
+    resized,
+)
+from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.models.schedule import Cosine, VPDiscrete
+from fewstep.samplers.plan import named_solver
+from fewstep.solvers import Executor, Schedule
+from fewstep.solvers.schedule_data import MeanImage
+
+ALL = frozenset(DECISIONS)
+SPACES = {
+    **{name: Space(process=process, free=ALL) for name, process in PROCESSES.items()},
+    "zero-snr": Space(process=VPDiscrete(zero_snr=True), free=ALL),
+    "cosine": Space(process=Cosine(), free=ALL),
+    "above zero": Space(process=PROCESSES["edm"], ends=(0.002,), free=ALL),
+}
+
+
+def usable(schedule):
+    """The most points that step i can use: predictions so far whose lam is finite."""
+    lams = [node.lam for node in schedule.grid().nodes]
+    return [max(1, sum(math.isfinite(lam) for lam in lams[: i + 1])) for i in range(len(lams) - 1)]
+
+
+def check(space, schedule, nfe):
+    """Valid, of that cost, inside the space, and with steps that are told in one way only."""
+    assert Schedule.parse(schedule.dump()) == schedule
+    assert schedule.nfe == nfe
+    assert schedule.t[0] in space.starts
+    assert schedule.t[-1] in space.ends
+    lams = [node.lam for node in schedule.grid().nodes]
+    assert all(b - a >= 0.99 * GAP for a, b in pairwise(lams))
+    low, high = space.lams
+    assert all(low < lam <= high + 1e-6 for lam in lams[1:-1])
+    assert all(s.order <= n for s, n in zip(schedule.steps, usable(schedule), strict=True))
+    assert all(abs(step.c) <= 1.0 for step in schedule.steps)
+    assert space.projected(schedule).schedule_id == schedule.schedule_id
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(seed=st.integers(0, 10**6), nfe=st.integers(2, 7))
+@settings(max_examples=15, deadline=None)
+def test_all_operators_give_valid_schedules(name, seed, nfe):
+    space, rng = SPACES[name], Random(seed)
+    a, b = (random_schedule(space, nfe, rng) for _ in range(2))
+    child = crossed(space, a, b, rng)
+    for schedule in (a, b, child, mutated(space, child, rng)):
+        check(space, schedule, nfe)
+    check(space, resized(space, child, nfe + 2, rng), nfe + 2)
+    check(space, resized(space, child, nfe - 1, rng), nfe - 1)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_random_schedules_run_to_finite_ends(name):
+    space, rng = SPACES[name], Random(1)
+    for _ in range(10):
+        schedule = random_schedule(space, 4, rng)
+        grid = schedule.grid()
+
+        class Searched:
+            def on(self, grid, schedule=schedule):
+                return Executor(schedule)
+
+        assert torch.isfinite(run(Searched(), grid, start(grid), GAUSSIAN.x0)).all()
+
+
+@pytest.mark.parametrize("process", ["edm", "vp", "vp-linear"])
+@pytest.mark.parametrize(
+    "solver", ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3:solver_type=bh1", "deis-3"]
+)
+def test_named_solvers_are_points_of_the_space(process, solver):
+    space = Space(process=PROCESSES[process])
+    for end in space.ends:
+        grid = grid_to(space, "karras", 6, end)
+        found, wanted = space.named(solver, grid), encoded(solver, grid)
+        for a, b in zip(found.steps, wanted.steps, strict=True):
+            assert a == b or (a.order == b.order == 1 and not b.corr.on)  # one form for DDIM
+        assert found.t == pytest.approx(wanted.t, rel=1e-12)
+
+
+@pytest.mark.parametrize("grid_name", ["uniform", "logsnr"])
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc-3"])
+def test_named_solvers_on_flow_are_the_same_where_alpha_is_zero(grid_name, solver):
+    """What a first step from pure noise cannot use is not written down; it changes nothing."""
+    space = Space(process=PROCESSES["flow"])
+    grid = grid_to(space, grid_name, 5)
+    found = space.named(solver, grid)
+
+    class Searched:
+        def on(self, grid):
+            return Executor(found)
+
+    wanted = run(named_solver(solver), grid, start(grid), GAUSSIAN.x0)
+    assert torch.equal(run(Searched(), grid, start(grid), GAUSSIAN.x0), wanted)
+
+
+FIXED = {
+    "times": lambda s: s.t[1:-1],
+    "ends": lambda s: (s.t[0], s.t[-1]),
+    "order": lambda s: [step.order for step in s.steps],
+    "pred": lambda s: [step.pred for step in s.steps],
+    "corr": lambda s: [step.corr for step in s.steps],
+    "relax": lambda s: {step.relax for step in s.steps if step.order > 1},
+    "est": lambda s: {step.est for step in s.steps},
+    "afs": lambda s: s.afs,
+    "xi": lambda s: s.xi,
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_is_not_free_never_moves(name):
+    """Neither drawing, mutation, crossing nor a seed from elsewhere brings another value in."""
+    space = Space(process=PROCESSES["edm"], free=ALL - {name})
+    value, rng = FIXED[name], Random(3)
+    for _ in range(15):
+        foreign = random_schedule(SPACES["edm"], 5, rng)
+        drawn = random_schedule(space, 5, rng)
+        seed = space.projected(foreign)
+        for schedule in (drawn, seed, mutated(space, seed, rng), crossed(space, drawn, seed, rng)):
+            end = schedule.t[-1] if name == "times" else None
+            assert value(schedule) == value(space.base(len(schedule.steps), end))
+
+
+def test_what_is_free_does_move():
+    space, rng = SPACES["flow"], Random(5)
+    seen = {name: set() for name in FIXED}
+    parent = space.named("unipc-3", grid_to(space, "uniform", 5))
+    for _ in range(150):
+        child = mutated(space, parent, rng)
+        for name, value in FIXED.items():
+            seen[name].add(str(value(child)))
+    assert [name for name, values in seen.items() if len(values) < 2] == []
+
+
+def test_times_move_in_lam_by_a_few_percent_of_the_range_or_stay():
+    space = Space(process=PROCESSES["edm"], free=frozenset({"times"}))
+    parent, rng = space.base(5), Random(0)
+    steps = [
+        b.lam - a.lam
+        for _ in range(300)
+        for a, b in zip(parent.grid().nodes, mutated(space, parent, rng).grid().nodes, strict=True)
+    ]
+    moved = [step for step in steps if abs(step) > 1e-9]
+    low, high = space.lams
+    assert 0.15 < len(moved) / len(steps) < 0.5
+    assert 0.01 < (sum(s * s for s in moved) / len(moved)) ** 0.5 / (high - low) < 0.06
+
+
+def test_afs_takes_one_step_more_at_the_same_cost():
+    mean = MeanImage.of([0.5], (1,))
+    space = Space(process=PROCESSES["vp"], free=DEFAULT | {"afs"}, afs=("zero", mean))
+    rng, parent = Random(2), Space(process=PROCESSES["vp"]).base(4)
+    found = {}
+    for _ in range(200):
+        child = mutated(space, parent, rng)
+        found[str(child.afs)] = child
+        parent = child
+    assert len(found) == 3
+    for child in found.values():
+        assert child.nfe == 4
+        assert len(child.steps) == 4 + (child.afs is not None)
+
+
+def test_a_child_takes_from_both_parents():
+    space, rng = SPACES["edm"], Random(7)
+    a = space.named("unipc-3", grid_to(space, "karras", 6))
+    b = space.named("deis-3", grid_to(space, "logsnr", 6))
+    children = [crossed(space, a, b, rng) for _ in range(40)]
+    assert {child.t for child in children} == {a.t, b.t}
+    mixed = [child for child in children if child.steps not in (a.steps, b.steps)]
+    assert len(mixed) > 10
+    for child in mixed:
+        for step, first, second in zip(child.steps, a.steps, b.steps, strict=True):
+            assert step.pred in (first.pred, second.pred)
+
+
+def test_children_differ_from_their_parents_and_repeat_with_their_seed():
+    space = SPACES["vp"]
+    parent = space.base(5)
+    a, b = (mutated(space, parent, Random("7 evolve")) for _ in range(2))
+    assert a == b
+    assert a.schedule_id != parent.schedule_id
+
+
+def test_a_draft_leaves_coefficients_and_tables_behind():
+    from fewstep.solvers.compiled import with_table
+
+    space = SPACES["edm"]
+    table = with_table(space.base(4))
+    assert space.projected(table).compiled is None
+    assert Draft.of(table).built(space).schedule_id == space.base(4).schedule_id
+
+
+def test_errors():
+    edm = PROCESSES["edm"]
+    with pytest.raises(UnknownNameError, match="did you mean 'times'"):
+        Space(process=edm, free=frozenset({"time"}))
+    with pytest.raises(SettingError, match="no exponential multistep"):
+        Space(process=edm, solver="heun")
+    with pytest.raises(SettingError, match="no starting point"):
+        encoded("heun", grid_to(Space(process=edm), "karras", 3))
+    with pytest.raises(SettingError, match="free more decisions"):
+        mutated(Space(process=edm, free=frozenset({"pred"})), Space(process=edm).base(1), Random(0))
+    assert math.isfinite(Space(process=PROCESSES["flow"]).lams[0])
