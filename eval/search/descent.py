@@ -106,7 +106,7 @@ def descend(
         problem: its training block is learnt from, its validation block decides.
         start: fixes the number of steps, their orders, predictions and correctors, and AFS.
         checkpoint: a file that is written at every look, and gone on from if it is there.
-        progress: called at every look; the search ends when it returns 1 or more.
+        progress: called at every iteration; the search ends when it returns 1 or more.
 
     Raises:
         ModelError: for a network without gradients, before anything else is done.
@@ -147,7 +147,8 @@ class _Run:
     def iterate(self) -> None:
         """One step of Adam, and of the average."""
         state, descent = self.state, self.descent
-        fall = 0.5 * (1.0 + math.cos(math.pi * min(state.iteration / descent.iterations, 1.0)))
+        gone = min(max(state.iteration / descent.iterations, state.share), 1.0)
+        fall = 0.5 * (1.0 + math.cos(math.pi * gone))
         for group, rate in zip(
             self.adam.param_groups, (descent.times, descent.weights), strict=True
         ):
@@ -165,13 +166,12 @@ class _Run:
     def done(self, progress: Progress) -> bool:
         """Looks at the validation block where it is time to, and says whether to stop."""
         state, descent = self.state, self.descent
-        over = state.iteration >= descent.iterations
+        state.share = min(progress(state.iteration, state.score), 1.0)
+        over = state.iteration >= descent.iterations or state.share >= 1.0
         if state.iteration and (over or state.iteration % descent.every == 0):
             self._look()
             over = over or state.stale >= descent.patience
-        if state.iteration % descent.every == 0:
-            state.share = min(progress(state.iteration, state.score), 1.0)
-        return over or state.share >= 1.0
+        return over
 
     def found(self) -> Found:
         state = self.state
