@@ -49,14 +49,13 @@ class DPMSolverV3:
                cases, which need no file.
     order:     1 to 4; the corrector has one more.
     predictor: "full" solves for all derivatives at once; "pseudo" takes the k-th from the k
-               nearest nodes alone, which converges with order 2 at most (better in 5 evaluations
-               or fewer, by the paper).
+               nearest nodes alone (better in 5 evaluations or fewer, by the paper).
     corrector: the same two for the corrector, or "off". The paper's settings are order 3 without
                on CIFAR-10 in more than 6 evaluations, order 2 with "pseudo" on latents.
     lower_order_final: see `LowerOrderFinal`.
 
-    The single first step of order 1 caps an uncorrected run at order 2; with the "full" corrector
-    order k becomes k + 1.
+    The single first step of order 1 caps an uncorrected run at order 2, and so do pseudo
+    derivatives in the corrector; with the "full" one order k becomes k + 1.
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
