@@ -20,6 +20,7 @@ left with DDIM.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -71,9 +72,9 @@ class DPMSolverV3:
         stats = _statistics(self.stats)
         stats.check_grid(grid)
         levels = [_level(stats, node) for node in grid.nodes[:-1]]
-        correctors = _correctors(self, stats, grid)
+        correctors, predictors = _correctors(self, stats, grid), _predictors(self, stats, grid)
         kept = _kept(_counts(self, grid), [each is not None for each in correctors])
-        return V3Steps(stats, levels, _predictors(self, stats, grid), correctors, kept)
+        return V3Steps(stats, list(map(Stage, levels, correctors, predictors)), kept)
 
 
 @plain(frozen=True, eq=False)
@@ -85,10 +86,30 @@ class Piece:
     shift: Tensor
 
     def __call__(self, x: Tensor, f: Sequence[Tensor]) -> Tensor:
-        out = x * self.x.to(x) + self.shift.to(x)
+        out = x * self.x + self.shift
         for weight, value in zip(self.f, f, strict=False):
-            out.addcmul_(weight.to(x).expand_as(value), value)
+            out.addcmul_(weight.expand_as(value), value)
         return out
+
+    def to(self, x: Tensor) -> "Piece":
+        """The same numbers in the dtype and on the device of a state."""
+        return Piece(self.x.to(x), tuple(weight.to(x) for weight in self.f), self.shift.to(x))
+
+
+@plain(frozen=True, eq=False)
+class Stage:
+    """What a step takes: the level of its node, the corrector before it, and the predictor.
+
+    level: (1 - l) / alpha, so that f = level x - x0.
+    """
+
+    level: Tensor
+    corrector: Piece | None
+    predictor: Piece
+
+    def to(self, x: Tensor) -> "Stage":
+        corrector = None if self.corrector is None else self.corrector.to(x)
+        return Stage(self.level.to(x), corrector, self.predictor.to(x))
 
 
 class Memory(NamedTuple):
@@ -107,29 +128,34 @@ class Memory(NamedTuple):
 class V3Steps:
     """The steps of one grid, their weights worked out in float64.
 
-    levels:     (1 - l) / alpha at each node: f = level x - x0.
-    predictors: from a node to the next; correctors: to a node from the one before, or None.
-    kept:       how many f the step after needs.
+    kept: how many f the step after each needs.
     """
 
     stats: ModelStatistics
-    levels: list[Tensor]
-    predictors: list[Piece]
-    correctors: list[Piece | None]
+    stages: list[Stage]
     kept: list[int]
+    _moved: dict[tuple[torch.dtype, torch.device], list[Stage]] = field(default_factory=dict)
 
     def init(self) -> Memory:
         return Memory()
 
     def step(self, x: Tensor, state: Memory, t: Node, s: Node) -> Step[Memory]:
-        n, corrector = state.n, self.correctors[state.n]
+        n, stages = state.n, self._for(x)
         x0 = yield x, t
-        f = ((x * self.levels[n].to(x)).sub_(x0), *state.f)
+        f = ((x * stages[n].level).sub_(x0), *state.f)
+        corrector = stages[n].corrector
         if corrector is not None and state.start is not None:
             x = corrector(state.start, f)
-        redone = n + 1 < len(self.correctors) and self.correctors[n + 1] is not None
+        redone = n + 1 < len(stages) and stages[n + 1].corrector is not None
         start = x if redone else None
-        return self.predictors[n](x, f), Memory(n + 1, start, f[: self.kept[n]])
+        return stages[n].predictor(x, f), Memory(n + 1, start, f[: self.kept[n]])
+
+    def _for(self, x: Tensor) -> list[Stage]:
+        """The stages where the state is: moved once, since a step must not wait for a copy."""
+        key = x.dtype, x.device
+        if key not in self._moved:
+            self._moved[key] = [stage.to(x) for stage in self.stages]
+        return self._moved[key]
 
     def check_network(self, network: Network) -> None:
         """Raises SettingError if the statistics are another network's."""
