@@ -67,6 +67,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             os.unlink(temporary)
 
 
+def write_bytes(path: Path, body: bytes) -> None:
+    """`write_whole` of bytes that are at hand."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(body)
+
+    write_whole(path, write)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

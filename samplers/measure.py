@@ -26,9 +26,8 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,7 +43,7 @@ from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
 from .grid import lam_ends
 from .guidance import CFG
-from .images import write_whole
+from .images import write_bytes
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
@@ -116,7 +115,7 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
 
 def write_statistics(statistics: ModelStatistics, path: Path, what: Measurement) -> None:
     """Writes the file that `ModelStatistics.load` reads, and removes the folder of nodes."""
-    write_whole(path, partial(_write, statistics.to_bytes()))
+    write_bytes(path, statistics.to_bytes())
     if what.partial is not None:
         shutil.rmtree(what.partial, ignore_errors=True)
 
@@ -254,7 +253,7 @@ def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
     if held is None:
         held = task.moments()
         task.what.partial.mkdir(parents=True, exist_ok=True)
-        write_whole(path, partial(_write, save(held, {"key": key})))
+        write_bytes(path, save(held, {"key": key}))
     return held
 
 
@@ -265,10 +264,6 @@ def _read(path: Path, key: str) -> Moments | None:
             return {name: file.get_tensor(name) for name in file.keys()} if same else None  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-
-
-def _write(body: bytes, file: IO[bytes]) -> None:
-    file.write(body)
 
 
 def _chunks(n: int, size: int) -> Iterator[slice]:

@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -17,7 +16,7 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.schedule import process_of
 from ..solvers import SolverSettings
-from .images import write_whole
+from .images import write_bytes
 from .plan import named_solver
 from .sampler import Sampler
 
@@ -49,7 +48,7 @@ def teacher(
     if samples is None:
         samples = Sampler(network)(seeds, **call).samples.contiguous()
         body = save({"samples": samples}, {"key": key, "sha256": _sha256(samples)})
-        write_whole(path, partial(_write, body))
+        write_bytes(path, body)
     return samples
 
 
@@ -85,10 +84,6 @@ def _read(path: Path, key: str) -> Tensor | None:
     except (OSError, SafetensorError):
         return None
     return samples if facts == {"key": key, "sha256": _sha256(samples)} else None
-
-
-def _write(body: bytes, file: IO[bytes]) -> None:
-    file.write(body)
 
 
 def _sha256(samples: Tensor) -> str:

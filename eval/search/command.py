@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
-from ...samplers.images import check_folder, check_writable, write_whole
+from ...samplers.images import check_folder, check_writable, write_bytes
 from ...samplers.run import parse_ranges
 from ...solvers.schedule_data import MeanImage
 from . import toy
@@ -92,7 +91,7 @@ def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
         finally:
             watch.close()
         out = request.out_at(search.nfe)
-        write_whole(out, partial(_write, found.schedule.dump()))
+        write_bytes(out, found.schedule.dump().encode() + b"\n")
         yield out, found
 
 
@@ -105,10 +104,6 @@ def _check_places(request: Request) -> None:
                 "--plot takes one .svg; several NFEs have theirs in the log's folder"
             )
         check_writable(request.plot)
-
-
-def _write(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode() + b"\n")
 
 
 def prepared(request: Request) -> list[Search]:

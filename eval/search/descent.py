@@ -5,16 +5,15 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...models.errors import FewstepError, NonFiniteError, SettingError
-from ...samplers.images import write_whole
+from ...samplers.images import write_bytes
 from ...solvers import Schedule
 from .guided import parameters_of
 from .objective import rmse
@@ -236,7 +235,7 @@ class _Run:
         state.generator = self.generator.get_state()
         buffer = io.BytesIO()
         torch.save({"key": self.key, "start": self.start, **vars(state)}, buffer)
-        write_whole(self.checkpoint, partial(_write, buffer.getvalue()))
+        write_bytes(self.checkpoint, buffer.getvalue())
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
@@ -256,7 +255,3 @@ class _Run:
         self.parameters.assign(self.state.values)
         self.adam.load_state_dict(self.state.adam)
         self.generator.set_state(self.state.generator)
-
-
-def _write(body: bytes, file: IO[bytes]) -> None:
-    file.write(body)

@@ -4,14 +4,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...samplers.images import write_whole
+from ...samplers.images import write_bytes
 from .log import Trial
 from .strategies import Task
 
@@ -66,7 +65,7 @@ class Progress:
             return
         task = self._last
         shown = [trial for trial in task.log.trials.values() if trial.schedule.nfe == task.nfe]
-        write_whole(self.plot, partial(_write, picture(shown, task.nfe)))
+        write_bytes(self.plot, picture(shown, task.nfe).encode())
 
     def _bar(self, strategy: str, task: Task) -> None:
         if task.nfe not in self._bars:
@@ -81,10 +80,6 @@ class Progress:
         bar.set_postfix_str(f" best {worth} ({best.strategy}) of {count}", refresh=False)
         bar.n = min(task.meter.share(), 1.0)
         bar.refresh()
-
-
-def _write(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())
 
 
 Point = tuple[float, Trial]  # network rows spent when a trial was done, and the trial

@@ -5,16 +5,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ... import __version__
 from ...models.denoiser import Network
 from ...models.errors import ModelError, SettingError
 from ...models.load import card, embedded_names
-from ...samplers.images import write_whole
+from ...samplers.images import write_bytes
 from ...solvers import Schedule
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
@@ -267,7 +266,7 @@ def _test_score(task: Task, schedule: Schedule) -> float:
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     if schedule.schedule_id not in known:
         known[schedule.schedule_id] = _score(task, schedule, "test")
-        write_whole(path, partial(_write, json.dumps(known)))
+        write_bytes(path, json.dumps(known).encode())
     return known[schedule.schedule_id]
 
 
@@ -344,7 +343,7 @@ def _same_search(search: Search) -> None:
     path = search.folder / "search.json"
     mine = json.loads(json.dumps(identity(search)))
     if not path.exists():
-        write_whole(path, partial(_write, json.dumps(mine, indent=2)))
+        write_bytes(path, json.dumps(mine, indent=2).encode())
         return
     try:
         theirs = json.loads(path.read_text())
@@ -355,7 +354,3 @@ def _same_search(search: Search) -> None:
             f"the log in {str(search.folder)!r} is of another search: its {name} is"
             f" {theirs.get(name)!r}, not {mine[name]!r}; give another --log"
         )
-
-
-def _write(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())

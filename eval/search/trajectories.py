@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ...models.schedule import Node, TimeGrid
 from ...samplers.grid import default_grid
-from ...samplers.images import write_whole
+from ...samplers.images import write_bytes
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
 from .problem import Block, Problem
@@ -137,7 +136,7 @@ def kept(task: Task, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple
     if found is None:
         found = make()
         body = save({str(i): tensor.contiguous() for i, tensor in enumerate(found)})
-        write_whole(path, partial(_write, body))
+        write_bytes(path, body)
     return found
 
 
@@ -147,7 +146,3 @@ def _read(path: Path) -> tuple[Tensor, ...] | None:
             return tuple(file.get_tensor(key) for key in sorted(file.keys()))
     except (OSError, SafetensorError):
         return None
-
-
-def _write(body: bytes, file: IO[bytes]) -> None:
-    file.write(body)

@@ -6,12 +6,10 @@ proposes one schedule. A worker starts from the best, the next worker from the n
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 from ....models.errors import ScheduleError, SettingError
-from ....samplers.images import write_whole
+from ....samplers.images import write_bytes
 from ....solvers import Schedule
 from ..descent import Descent, descend
 from .base import Proposal, Task, register
@@ -74,14 +72,10 @@ def _start(task: Task, name: str, turn: int, path: Path) -> Schedule | None:
     place = turn * _workers(task) + task.log.worker
     if place >= len(known):
         return None
-    write_whole(path, partial(_write, known[place].dump()))
+    write_bytes(path, known[place].dump().encode())
     return known[place]
 
 
 def _workers(task: Task) -> int:
     """How many have written to the log so far."""
     return max(task.log.worker + 1, len(list(task.log.folder.glob("worker-*.jsonl"))))
-
-
-def _write(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())
