@@ -55,7 +55,7 @@ def load(
     """
     if isinstance(source, Network):
         return source
-    kind, where = _dtype(dtype or "fp32"), _device(device or "cpu")
+    kind, where = _dtype(dtype or "fp32"), checked_device(device or "cpu")
     if not isinstance(source, str | Path):
         return from_pipeline(_moved(source, kind if dtype else None, where if device else None))
     if str(source) in embedded_names():
@@ -80,7 +80,8 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
     return DTYPES[str(name)]
 
 
-def _device(name: str | torch.device) -> torch.device:
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device of a name; raises ModelError if it cannot be used here."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -3,20 +3,12 @@
 from collections.abc import Callable
 from dataclasses import fields
 
-from ..models.errors import UnknownNameError
 from ..models.load import card, embedded_names
 from ..solvers import names, solver
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import CFG, Thresholded
 
 Rows = list[tuple[str, ...]]
-
-
-def listing(kind: str) -> Rows:
-    """A header and the rows of one kind; raises UnknownNameError for a kind that is not listed."""
-    if kind not in LISTINGS:
-        raise UnknownNameError("list", kind, LISTINGS)
-    return LISTINGS[kind]()
 
 
 def _first_line(thing: object) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from ...models.errors import ModelError, SettingError, UnknownNameError
+from ...models.errors import SettingError, UnknownNameError
+from ...models.load import checked_device
 from ..statistics import Origin
 
 
@@ -88,9 +88,5 @@ def extractor(name: str, path: Path | None = None, device: str = "cpu") -> Extra
     """
     if name not in LOADERS:
         raise UnknownNameError("extractor", name, LOADERS)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"device {device!r} cannot be used: {reason}; try cpu") from error
+    checked_device(device)
     return LOADERS[name](path, device)
