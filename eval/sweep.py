@@ -17,9 +17,9 @@ from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
-from ..samplers.plan import make_plan, named_solver, parse_spec
+from ..samplers.plan import make_plan, named_schedule, named_solver, parse_spec
 from ..samplers.run import Run, parse_ranges
-from ..solvers import Schedule
+from ..solvers.presets import preset_names
 from ..solvers.schedule_data import first_problem
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
 from .rivals import RivalSampler
@@ -32,7 +32,8 @@ class Entry(Strict):
     """Settings whose every combination is measured.
 
     models:  as `sample` takes them.
-    solvers: names, `name:key=value,...`, or schedule files `*.json`, which bring their own NFE.
+    solvers: names, `name:key=value,...`, or schedules, which bring their own NFE, by file (*.json)
+             or name.
     rivals:  diffusers' schedulers, as `eval.rivals` names them.
     grids:   of the named solvers; none is the default one of the network.
     nfe:     budgets, such as "4-6,8,10".
@@ -186,7 +187,7 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
         found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
     for path in entry.solvers:
         if not _is_name(path):
-            found.append(({"schedule": Schedule.load(path)}, None))
+            found.append(({"schedule": named_schedule(path)}, None))
     found += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
     return found
 
@@ -199,7 +200,7 @@ def _files(solver: str | None) -> dict[str, str]:
 
 
 def _is_name(solver: str) -> bool:
-    return not solver.endswith(".json")
+    return not solver.endswith(".json") and solver not in preset_names()
 
 
 def _completed(drawn: Drawn, network: Network) -> Drawn:

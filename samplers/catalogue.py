@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from ..models.load import card, embedded_names
 from ..solvers import names, solver
+from ..solvers.presets import preset, preset_names
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import CFG, Thresholded
 
@@ -52,6 +53,27 @@ def _models() -> Rows:
     return rows
 
 
+def _schedules() -> Rows:
+    rows: Rows = [("schedule", "process", "NFE", "network", "CFG", "error", "hand-made", "made by")]
+    for name in preset_names():
+        schedule = preset(name)
+        facts = schedule.provenance
+        scores, rival = facts.get("scores", {}), facts.get("baseline") or {}
+        rows.append(
+            (
+                name,
+                schedule.process.family,
+                str(schedule.nfe),
+                str(facts.get("model", "any")),
+                f"{facts.get('cfg_scale', 1.0):g}",
+                f"{scores['test']:.4f}" if scores else "",
+                f"{rival['test']:.4f} {rival['name']}" if rival else "",
+                str(facts.get("source") or f"fewstep search, {facts.get('strategy')}"),
+            )
+        )
+    return rows
+
+
 def _guidance() -> Rows:
     return [
         ("guidance", "rule", "options"),
@@ -63,6 +85,7 @@ def _guidance() -> Rows:
 LISTINGS: dict[str, Callable[[], Rows]] = {
     "solvers": _solvers,
     "grids": _grids,
+    "schedules": _schedules,
     "models": _models,
     "guidance": _guidance,
 }

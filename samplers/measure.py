@@ -37,8 +37,9 @@ from tqdm.auto import tqdm
 
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
+from ..models.probe import answer
 from ..models.schedule import Node, process_of
-from ..solvers.model_statistics import Facts, ModelStatistics, answer
+from ..solvers.model_statistics import Facts, ModelStatistics
 from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
 from .grid import lam_ends
@@ -237,8 +238,8 @@ def _drawn(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
 def _probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
     """A noise image, the conditions of the first sample and what the network answers."""
     x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(seed))
-    probe = {"x": x, **{name: value.cpu().clone() for name, value in conditions.items()}}
-    return {**probe, "x0": answer(network, probe)}
+    kept = {name: value.cpu().clone() for name, value in conditions.items()}
+    return {"x": x, **kept, "x0": answer(network, x, kept)}
 
 
 def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:

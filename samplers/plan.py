@@ -1,15 +1,17 @@
 """What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..models.errors import SettingError
 from ..models.schedule import NoiseSchedule, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
+from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
+from .guidance import CFG, Guidance, Unguided
 
 DEFAULT_SOLVER = "unipc-2"
 DEFAULT_NFE = 10
@@ -64,6 +66,26 @@ def make_plan(
     settings = named_solver(solver) if isinstance(solver, str) else solver
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
     return Plan(settings.on(chosen), chosen)
+
+
+def default_schedule(model: str, choices: Mapping[str, Any], guidance: Guidance) -> Schedule | None:
+    """The schedule of the package that stands in where nothing but an NFE is asked for.
+
+    model: the network's name. None if there is no such schedule that is better than named solvers.
+    """
+    final = Final.named(choices.get("final", Final.ZERO))
+    if choices.keys() - {"nfe", "final"} or final != Final.ZERO:
+        return None
+    scale = 1.0 if isinstance(guidance, Unguided) else None
+    if isinstance(guidance, CFG) and guidance == CFG(guidance.scale):  # guided throughout
+        scale = guidance.scale
+    name = None if scale is None else best_preset(model, choices.get("nfe", DEFAULT_NFE), scale)
+    return None if name is None else preset(name)
+
+
+def named_schedule(name: str) -> Schedule:
+    """The schedule of a file, or the one of this name that comes with the package."""
+    return preset(name) if name in preset_names() else Schedule.load(name)
 
 
 def named_solver(spec: str) -> SolverSettings:

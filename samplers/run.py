@@ -15,6 +15,7 @@ from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
 from .images import Picture, write_whole
+from .plan import default_schedule
 from .sampler import Result, Sampler
 
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
@@ -68,6 +69,15 @@ class Run(BaseModel):
         if "solver" in given:
             raise SettingError("a schedule is the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
+
+    def settled(self) -> "Run":
+        """With the schedule that stands in where nothing but an NFE was asked for, if there is one.
+
+        A picture then holds the schedule itself, and is repeated when another has become the best.
+        """
+        choices = self.choices()
+        found = default_schedule(self.model, choices, self.guidance())
+        return self if found is None else self.model_copy(update={"schedule": found, "nfe": None})
 
     def guidance(self) -> Guidance:
         """The guidance; a scale of 1 is none."""

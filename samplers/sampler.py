@@ -22,7 +22,7 @@ from .guidance import Guidance, Unguided
 from .images import Picture, to_pil
 from .loop import Callback, integrate
 from .noise import Noise, checked_seeds
-from .plan import Plan, make_plan
+from .plan import Plan, default_schedule, make_plan
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Sampler:
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
-            choices: solver, nfe or steps, grid and final, as `make_plan` takes them.
+            choices: solver, nfe or steps, grid and final, as `make_plan` takes them. With none but
+                an nfe, the package's own schedule for an embedded network, if it has one.
 
         Raises:
             FewstepError: for anything that cannot be run, before the network is called.
@@ -103,7 +104,9 @@ class Sampler:
         """
         if batch < 1:
             raise SettingError(f"batch must be at least 1, not {batch}")
-        plan, guidance, seeds = self.plan(**choices), guidance or Unguided(), checked_seeds(seeds)
+        guidance, seeds = guidance or Unguided(), checked_seeds(seeds)
+        default = default_schedule(self.network.name, choices, guidance)
+        plan = self.plan(**choices) if default is None else self.plan(solver=default)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
         ledger, parts = Ledger(images=len(seeds)), []

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError
+from ..models.probe import alike, sketch
 from ..models.schedule import Node
 from .linear import Combination, LinearSteps, plus, rows_of
-from .schedule_data import Compiled, MeanImage, Schedule, StepSpec, evaluation_time
+from .schedule_data import ANSWER, Compiled, MeanImage, Schedule, StepSpec, evaluation_time
 from .taylor import taylor
 
 
@@ -24,7 +25,8 @@ class Executor(LinearSteps):
     def __init__(self, schedule: Schedule) -> None:
         if schedule.compiled and schedule.compiled.U is not None:
             raise ScheduleError("this schedule is guided; `executor` makes what runs it")
-        grid, self.mean = schedule.grid(), mean_of(schedule)
+        self.schedule, self.mean = schedule, mean_of(schedule)
+        grid = schedule.grid()
         steps = range(len(schedule.steps))
         times = [evaluation_time(schedule, n) for n in steps]
         asked = [None if n == 0 and schedule.afs else grid.schedule.at(times[n]) for n in steps]
@@ -34,12 +36,31 @@ class Executor(LinearSteps):
         super().__init__([replace(first, given=self.mean), *rows])
 
     def check_network(self, network: Network) -> None:
-        """Raises ScheduleError if the mean that stands for the first prediction does not fit."""
-        check_mean(self.mean, network)
+        """As the function below, for the schedule that is run."""
+        check_network(self.schedule, network)
 
 
-def check_mean(mean: Tensor | None, network: Network) -> None:
-    """Raises ScheduleError if what stands for the first prediction is no sample of a network."""
+def check_network(schedule: Schedule, network: Network) -> None:
+    """Raises ScheduleError if a schedule was searched for a network that answers otherwise.
+
+    That is one evaluation of one row, outside the run and its counts; schedules that do not say
+    what their network answered, such as those of named solvers, are for any.
+    """
+    _check_mean(mean_of(schedule), network)
+    if (told := schedule.provenance.get(ANSWER)) is None:
+        return
+    own = sketch(network)
+    if own is not None and not alike(own, told):
+        name = schedule.provenance.get("model", "?")
+        raise ScheduleError(
+            f"this schedule was searched for another network ({name}): {network.name} answers a"
+            " fixed noise otherwise; run `fewstep search` for it, or add --force (in Python"
+            " schedule.for_any()) to use the schedule all the same"
+        )
+
+
+def _check_mean(mean: Tensor | None, network: Network) -> None:
+    """What stands for the first prediction must be a sample of the network, or broadcast to it."""
     if mean is None:
         return
     own, given = network.shape, tuple(mean.shape)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..models.denoiser import Branch, Network
 from ..models.schedule import Node
 from .base import Query, Split
-from .executor import Executor, check_mean, mean_of
+from .executor import Executor, check_network, mean_of
 from .schedule_data import Compiled, Schedule
 
 BOTH = (Branch.UNCOND, Branch.COND)
@@ -38,10 +38,11 @@ class GuidedExecutor:
         self.nodes = [process.at(t) for t in self.table.tau]
         self.weights = [weights_of(self.table, n) for n in range(self.table.steps)]
         self.given, self.mean = schedule.afs is not None, mean_of(schedule)
+        self.schedule = schedule
 
     def check_network(self, network: Network) -> None:
-        """Raises ScheduleError if the mean that stands for the first prediction does not fit."""
-        check_mean(self.mean, network)
+        """Raises ScheduleError if the schedule was searched for another network."""
+        check_network(self.schedule, network)
 
     def init(self) -> Columns:
         return Columns()

@@ -14,7 +14,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..models.denoiser import Branch, Denoiser, Network
+from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
-from ..models.schedule import NoiseSchedule, TimeGrid, same_path
+from ..models.probe import alike, answer
+from ..models.schedule import TimeGrid, same_path
 from .schedule_data import Process, first_problem
 
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
-ALIKE = 0.05  # relative distance of two answers of the same network, in bf16 at the worst
 
 
 class Facts(BaseModel):
@@ -115,9 +114,10 @@ class ModelStatistics:
         """
         if self.facts is None:
             return
-        wanted = self.probe["x0"]
+        x, wanted = self.probe["x"], self.probe["x0"]
+        conditions = {name: t for name, t in self.probe.items() if name not in ("x", "x0")}
         same = wanted.shape[1:] == network.shape
-        if not (same and _relative(answer(network, self.probe), wanted) < ALIKE):
+        if not (same and alike(answer(network, x, conditions), wanted)):
             raise SettingError(
                 f"these are the statistics of another network ({self.facts.network}), not of"
                 f" {network.name}; run `fewstep stats {network.name}` and give what it writes"
@@ -206,26 +206,6 @@ class Cells:
 
     def _spread(self, row: Tensor) -> Tensor:
         return row.reshape(-1, *[1] * self.l.ndim)
-
-
-def answer(network: Network, probe: Mapping[str, Tensor]) -> Tensor:
-    """x0 of the probe's x at the node in the middle of the schedule's lam."""
-    conditions = {name: value for name, value in probe.items() if name not in ("x", "x0")}
-    where = {name: value.to(network.device) for name, value in conditions.items()}
-    denoiser = Denoiser(network, {Branch.COND: where})
-    with torch.inference_mode():
-        (x0,) = denoiser.x0(probe["x"].to(network.device), middle(network.schedule))
-    denoiser.check()
-    return x0.float().cpu()
-
-
-def middle(schedule: NoiseSchedule) -> Any:
-    """The node with lam = 0: as much noise as data."""
-    return schedule.at_lam(0.0)
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def _phi1(z: Tensor) -> Tensor:

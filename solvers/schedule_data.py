@@ -23,6 +23,7 @@ from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_o
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Relax = Literal["none", "bh1", "bh2", "linear"]
 
+ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
 MIN_LAM_GAP = 1e-6  # nearer nodes make the derivative weights singular in float64
 
 
@@ -227,7 +228,8 @@ class Schedule(_Strict):
     compiled: the canonical table. Where it is present it alone is run, and xi and steps tell where
               it comes from.
     nfe:      network evaluations, N or N - 1 with afs; checked. A guided one counts once.
-    provenance: where the schedule comes from; free-form, not part of its identity.
+    provenance: where the schedule comes from; free-form, not part of its identity. `ANSWER` in it
+              is the `sketch` of the network that it was searched for; others are refused.
     """
 
     format: Literal["solver-schedule"] = "solver-schedule"
@@ -255,7 +257,10 @@ class Schedule(_Strict):
         try:
             return cls.parse(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ScheduleError(f"cannot read schedule {str(path)!r}: {error}") from error
+            raise ScheduleError(
+                f"cannot read schedule {str(path)!r}: {error}; give a file, or a name of"
+                " `fewstep list schedules`"
+            ) from error
         except ScheduleError as error:
             raise ScheduleError(f"{str(path)!r} is not a valid schedule: {error}") from error
 
@@ -281,6 +286,11 @@ class Schedule(_Strict):
     def rows(self) -> int:
         """Network rows per image: nfe, and one more for every guided evaluation."""
         return self.nfe + (len(self.compiled.guided) if self.compiled else 0)
+
+    def for_any(self) -> "Schedule":
+        """The same without the answer that tells which network it was searched for."""
+        facts = {name: fact for name, fact in self.provenance.items() if name != ANSWER}
+        return self.model_copy(update={"provenance": facts})
 
     def grid(self) -> TimeGrid:
         """The grid that the steps run over."""
@@ -319,6 +329,15 @@ class Schedule(_Strict):
             raise ValueError("the last step cannot have a corrector: it would cost an evaluation")
         if nodes[-1].sigma == 0.0 and (last.order, last.pred) != (1, "data"):
             raise ValueError("the step to sigma = 0 must have order 1 and prediction data")
+        return self
+
+    @model_validator(mode="after")
+    def _answer_is_numbers(self) -> Self:
+        told = self.provenance.get(ANSWER)
+        if told is not None and not (
+            isinstance(told, list | tuple) and all(isinstance(each, int | float) for each in told)
+        ):
+            raise ValueError(f"{ANSWER} in the provenance must be a list of numbers")
         return self
 
     def _check_asked(self, n: int) -> None:

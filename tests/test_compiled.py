@@ -1,6 +1,7 @@
 """Canonical tables: what they compile from, what they run as, what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from fewstep.eval.search.guided import guided_schedule
 from fewstep.models.denoiser import Branch, Denoiser, Network
 from fewstep.models.errors import ModelError, ScheduleError, SettingError
 from fewstep.models.ledger import Ledger
+from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
+from fewstep.models.probe import alike, sketch
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.conditions import branches_of
 from fewstep.samplers.grid import time_grid
@@ -23,7 +26,8 @@ from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, GuidedExecutor, Schedule, executor, queries, solver
 from fewstep.solvers.compiled import compiled, compiled_solver, violations, with_table
-from fewstep.solvers.schedule_data import Compiled, MeanImage
+from fewstep.solvers.executor import check_network
+from fewstep.solvers.schedule_data import ANSWER, Compiled, MeanImage
 
 
 def example(**table):
@@ -242,6 +246,43 @@ def test_a_mean_must_fit_the_network(shape, fits):
         return
     with pytest.raises(ScheduleError, match=r"has shape .* but samples of gaussian mixture have"):
         Sampler(network)([0], solver=made)
+
+
+# Whose schedule it is
+
+
+def found_for(network):
+    """A schedule as a search leaves it."""
+    made = solver("ddim").encode(even_in_lam(EDM(), 3))
+    return made.model_copy(update={"provenance": {"model": "m", ANSWER: sketch(network)}})
+
+
+def test_a_schedule_of_another_network_is_refused_unless_forced():
+    mine, other = (law.network(EDM(), (2, 1, 2)) for law in (MIXTURE, GAUSSIAN))
+    schedule = found_for(mine)
+    assert Sampler(mine)([0], solver=schedule).ledger.nfe == 3
+    assert Sampler(mine)([0], solver=Schedule.parse(schedule.dump())).ledger.nfe == 3
+    with pytest.raises(ScheduleError, match=r"another network \(m\).*fewstep search.*--force"):
+        Sampler(other)([0], solver=schedule)
+    assert Sampler(other)([0], solver=schedule.for_any()).ledger.nfe == 3
+
+
+def test_the_same_network_in_another_dtype_answers_alike():
+    network, half = (load("fashion-unet", dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert alike(sketch(half), sketch(network))
+    assert not alike(sketch(load("fashion-dit")), sketch(network))
+
+
+def test_who_cannot_be_asked_is_not_refused():
+    mine, other = (law.network(EDM(), (2, 1, 2)) for law in (MIXTURE, GAUSSIAN))
+    assert sketch(replace(other, needs=("prompt",))) is None
+    check_network(found_for(mine), replace(other, needs=("prompt",)))
+
+
+def test_a_damaged_answer_is_refused():
+    body = {**example(), "provenance": {ANSWER: ["x"]}}
+    with pytest.raises(ValidationError, match="must be a list of numbers"):
+        Schedule.model_validate(body)
 
 
 # Guided tables

@@ -81,7 +81,8 @@ def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     patterns = ("models/embedded/*/*.*", "eval/embedded/*/*.*", "eval/templates/*.html")
+    patterns = (*patterns, "solvers/presets/*.json")
     data = {f"fewstep/{p.relative_to(ROOT)}" for pattern in patterns for p in ROOT.glob(pattern)}
     code = {f"fewstep/{path.relative_to(ROOT)}" for path in FILES}
-    assert len(data) == 11
+    assert all(any(ROOT.glob(pattern)) for pattern in patterns)
     assert names == code | data | {"fewstep/__init__.py", "fewstep/cli.py", "fewstep/py.typed"}

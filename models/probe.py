@@ -1,0 +1,49 @@
+"""Telling networks apart by what they answer: another dtype or device answers alike, others not."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .denoiser import Branch, Denoiser, Network
+from .schedule import Node, NoiseSchedule
+
+ALIKE = 0.05  # relative distance of two answers of the same network, in bf16 at the worst
+NUMBERS = 16  # of a sketch
+
+
+def middle(schedule: NoiseSchedule) -> Node:
+    """The node with lam = 0: as much noise as data."""
+    return schedule.at_lam(0.0)
+
+
+def answer(network: Network, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    """x0 of x (B, *) at the middle node, float32 on the CPU: one call outside all counts."""
+    where = {name: value.to(network.device) for name, value in conditions.items()}
+    denoiser = Denoiser(network, {Branch.COND: where})
+    with torch.inference_mode():
+        (x0,) = denoiser.x0(x.to(network.device), middle(network.schedule))
+    denoiser.check()
+    return x0.float().cpu()
+
+
+def sketch(network: Network) -> tuple[float, ...] | None:
+    """The answer to one fixed noise, under class 0 if there are classes, in a few numbers.
+
+    They are sums of the answer under random signs, divided by the square root of its size. None for
+    a network that needs conditions nobody knows here, such as the embedding of a prompt.
+    """
+    if set(network.needs) - {"class_labels"}:
+        return None
+    dice = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *network.shape, generator=dice)
+    labels = {"class_labels": torch.zeros(1, dtype=torch.long)} if network.num_classes else {}
+    x0 = answer(network, x, labels).flatten()
+    signs = torch.randint(0, 2, (NUMBERS, len(x0)), generator=dice) * 2.0 - 1.0
+    return tuple(round(value, 6) for value in (signs @ x0 / len(x0) ** 0.5).tolist())
+
+
+def alike(mine: Sequence[float] | Tensor, theirs: Sequence[float] | Tensor) -> bool:
+    """Whether two answers, or two sketches, can be those of one network."""
+    a, b = torch.as_tensor(mine), torch.as_tensor(theirs)
+    return a.shape == b.shape and float((a - b).norm()) < ALIKE * float(b.norm())

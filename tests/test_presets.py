@@ -1,0 +1,124 @@
+"""Schedules of the package: they are what they say, and stand in where they are best."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.models.errors import ScheduleError, UnknownNameError
+from fewstep.models.load import embedded_names, load
+from fewstep.samplers.guidance import CFG, Unguided
+from fewstep.samplers.plan import default_schedule, make_plan, named_schedule
+from fewstep.samplers.sampler import Sampler
+from fewstep.solvers import Schedule, presets
+from fewstep.solvers.compiled import compiled, violations
+from fewstep.solvers.presets import best_preset, preset, preset_names
+
+PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
+PREDICTIONS = ("noise", "data", "data", "noise", "data", "noise", "noise")  # of usf-lsun-nfe6
+SEARCHED = [name for name in preset_names() if name not in PUBLISHED]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_schedules_are_consistent(name):
+    schedule = preset(name)
+    found = violations(compiled(schedule), schedule.grid().nodes)
+    assert max(found.state, found.predictions) < 1e-9
+
+
+def test_the_published_tables_are_the_published_numbers():
+    kappas = [node.kappa for node in preset("ays-sd15-nfe10").grid().nodes]
+    published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152]
+    assert kappas[:-1] == pytest.approx(published, rel=2e-3)
+    assert kappas[-1] == 0.0
+    lsun = preset("usf-lsun-nfe6")
+    assert (lsun.nfe, len(lsun.steps), lsun.afs, lsun.t[1]) == (6, 7, "zero", 0.85729)
+    assert [step.pred for step in lsun.steps] == list(PREDICTIONS)
+    assert [step.c for step in lsun.steps] == [0.0, -0.1667, 0.0, 0.1667, 0.047, -0.1667, 0.0]
+    assert [step.corr.on for step in lsun.steps] == [bool(n in (1, 3)) for n in range(7)]
+    assert lsun.steps[4].points == (1, 2)
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(UnknownNameError, match="ays-sd15-nfe10"):
+        preset("ays")
+    with pytest.raises(ScheduleError, match="fewstep list schedules"):
+        named_schedule("ays")
+    assert named_schedule("usf-lsun-nfe6") == preset("usf-lsun-nfe6")
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    """Presets in place of the package's: two for fashion-dit at NFE 3, one of them worse."""
+    network = load("fashion-dit")
+
+    def made(grid, test, **facts):
+        settings, nodes = make_plan(network.schedule, "ddim", nfe=3, grid=grid), 3
+        told = {
+            "model": "fashion-dit",
+            "cfg_scale": 1.0,
+            "scores": {"test": test},
+            "baseline": {"name": "ddim", "test": 1.0},
+            **facts,
+        }
+        schedule = Schedule.of(settings.grid, ({},) * nodes)
+        return schedule.model_copy(update={"provenance": told})
+
+    held = {
+        "near": made("beta", 0.4),
+        "nearer": made("uniform", 0.3),
+        "worse-than-hand-made": made("beta:alpha=1.0", 1.1, cfg_scale=2.0),
+    }
+    monkeypatch.setattr(presets, "preset", held.__getitem__)
+    monkeypatch.setattr(presets, "preset_names", lambda: sorted(held))
+    monkeypatch.setattr("fewstep.samplers.plan.preset", held.__getitem__)
+    return held
+
+
+def test_the_best_stands_in(shelf):
+    assert best_preset("fashion-dit", 3, 1.0) == "nearer"
+    assert best_preset("fashion-dit", 4, 1.0) is None
+    assert best_preset("fashion-dit", 3, 2.0) is None  # there the hand-made one is better
+    assert best_preset("fashion-unet", 3, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "guidance", "found"),
+    [
+        ({"nfe": 3}, Unguided(), True),
+        ({"nfe": 3, "final": "zero"}, CFG(1.0), True),
+        ({}, Unguided(), False),
+        ({"nfe": 3, "final": "sigma_min"}, Unguided(), False),
+        ({"nfe": 3, "grid": "beta"}, Unguided(), False),
+        ({"nfe": 3, "solver": "ddim"}, Unguided(), False),
+        ({"steps": 3}, Unguided(), False),
+        ({"nfe": 3}, CFG(2.0), False),
+        ({"nfe": 3}, CFG(1.5, (0.1, 1.0)), False),
+    ],
+)
+def test_it_stands_in_where_nothing_but_an_nfe_is_asked_for(shelf, choices, guidance, found):
+    schedule = default_schedule("fashion-dit", choices, guidance)
+    assert schedule == (shelf["nearer"] if found else None)
+
+
+def test_sampler_and_command_take_it(shelf, tmp_path):
+    sampler = Sampler(load("fashion-dit"))
+    mine = sampler([5], class_labels=1, nfe=3)
+    wanted = sampler([5], class_labels=1, solver=shelf["nearer"])
+    assert mine.samples.equal(wanted.samples)
+    out = tmp_path / "a.png"
+    line = ["sample", "--nfe", "3", "--seeds", "5", "--classes", "1", "--out", str(out), "--json"]
+    said = CliRunner().invoke(app, line)
+    run = json.loads(said.stdout)["run"]
+    assert run["schedule"]["t"] == list(shelf["nearer"].t)  # the picture holds it
+    assert "nfe" not in run
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_searched_schedules_are_for_their_network(name):
+    schedule, facts = preset(name), preset(name).provenance
+    assert facts["model"] in embedded_names()
+    network = load(facts["model"])
+    make_plan(network.schedule, schedule).solver.check_network(network)
+    assert name.startswith(f"{facts['model']}-nfe{schedule.nfe}")
