@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fewstep.models.denoiser import Network
     from fewstep.samplers.run import Run
     from fewstep.samplers.sampler import Result
+    from fewstep.solvers import Schedule
 
 DEFAULT_MODEL = "fashion-dit"
 IMAGES = 64
@@ -33,6 +34,8 @@ app = typer.Typer(
 sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks beside diffusers, in one run.")
 app.add_typer(bench_app, name="bench")
+fit_app = typer.Typer(no_args_is_help=True, help="Fits what a policy needs to know of a network.")
+app.add_typer(fit_app, name="fit")
 
 
 @app.command()
@@ -56,8 +59,12 @@ def sample(
         str, typer.Option(help="How the run ends: zero, sigma_min or denoise.")
     ] = "zero",
     schedule: Annotated[
-        Path | None, typer.Option(help="JSON schedule, instead of solver, steps and grid.")
+        str | None,
+        typer.Option(help="A .json, or a name of `fewstep list schedules`; instead of a solver."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take a schedule that is of another network.")
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first image; each next adds 1. Default 0.")
     ] = None,
@@ -74,8 +81,14 @@ def sample(
     cfg_interval: Annotated[
         str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
     ] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list guidance`.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Dynamic thresholding of x0 at this quantile, as 0.995.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list caches`.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 64,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
@@ -91,12 +104,11 @@ def sample(
     quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
 ) -> None:
     """Draws a grid of images and prints what it cost."""
-    with _errors():
+    with _errors(), _warnings():
         from fewstep.models.load import load
         from fewstep.samplers.images import check_folder, check_writable
         from fewstep.samplers.run import Run, as_json, run_from_png
         from fewstep.samplers.sampler import Sampler
-        from fewstep.solvers import Schedule
 
         check_writable(out)
         if save_images is not None:
@@ -115,17 +127,19 @@ def sample(
                 nfe=nfe,
                 steps=steps,
                 final=final,
-                schedule=None if schedule is None else Schedule.load(schedule),
+                schedule=None if schedule is None else _schedule(schedule, force),
                 seeds=chosen,
                 classes=labels,
                 cfg_scale=cfg_scale,
                 cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
+                guidance_spec=None if guidance is None else _guidance(ctx, guidance, cfg_scale),
                 threshold=threshold,
+                cache=cache,
                 batch=batch,
                 dtype=dtype,
                 device=device,
                 columns=per_class or 8 if classes and not seeds else None,
-            )
+            ).settled()
         result = run.execute(Sampler(network), progress=not quiet)
         _write(run, result, out, save_images)
         if json_:
@@ -136,9 +150,11 @@ def sample(
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="solvers, grids, models, guidance or metrics.")],
+    kind: Annotated[
+        str, typer.Argument(help="solvers, grids, schedules, models, guidance, caches or metrics.")
+    ],
 ) -> None:
-    """Lists what can be named: solvers, grids, models, guidance, metrics."""
+    """Lists what can be named: solvers, grids, schedules, models, guidance, caches, metrics."""
     with _errors():
         from rich.console import Console
         from rich.table import Table
@@ -302,13 +318,24 @@ def search_toy(
     iterations: Annotated[int, typer.Option(help="Of each descent.")] = 3000,
     noises: Annotated[int, typer.Option(help="That descents learn from.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    predictor: Annotated[
+        bool,
+        typer.Option(
+            "--predictor", help="Evolve with and without the predictor, three seeds each."
+        ),
+    ] = False,
 ) -> None:
     """Schedule search on a closed-form law: terminal error of named, evolved and trained ones."""
     with _errors():
         from fewstep.eval.search.toy_bench import ToyBench, report
 
         bench = ToyBench(
-            nfe=nfe, candidates=candidates, iterations=iterations, many=noises, seed=seed
+            nfe=nfe,
+            candidates=candidates,
+            iterations=iterations,
+            many=noises,
+            seed=seed,
+            predictor=predictor,
         )
         for line in report(bench):
             typer.echo(line)
@@ -329,6 +356,128 @@ def accuracy(
 
         for line in report(model, solver or [], parse_ranges(nfe)):
             typer.echo(line)
+
+
+@bench_app.command(name="guidance")
+def bench_guidance(
+    model: Annotated[
+        list[str] | None, typer.Option(help="As in sample; repeat it. Default: both embedded ones.")
+    ] = None,
+    cfg_scale: Annotated[
+        list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 2 and 3.")
+    ] = None,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As in sample without a scale; linear-ag:every=2,warmup=1 is fitted. Repeat it."
+            " Default: many. cfg, to compare with, is always measured."
+        ),
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Of all policies, as 6-14,16.")] = "6-14,16,18,20",
+    rows: Annotated[str, typer.Option(help="Network rows per image to be shown.")] = "12-40",
+    solver: Annotated[str, typer.Option(help="Of all runs, as in sample.")] = "dpmpp-2m",
+    grid_type: Annotated[str | None, typer.Option(help="The same.")] = None,
+    images: Annotated[int, typer.Option(help="Noises, from seed 0.")] = 48,
+    reference_nfe: Annotated[
+        int, typer.Option(help="Evaluations of unipc-3 in the converged run.")
+    ] = 200,
+    fit_images: Annotated[int, typer.Option(help="That linear-ag is fitted to.")] = 256,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    store: Annotated[Path, typer.Option(help="Where figures are kept and found again.")] = Path(
+        "guidance.jsonl"
+    ),
+    table: Annotated[str, typer.Option(help="md: the best of each; csv: all.")] = "md",
+    plot: Annotated[Path | None, typer.Option(help="Curves as .png, .svg or .pdf.")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress, only the table.")] = False,
+) -> None:
+    """Error to converged guidance against network rows, of policies that skip evaluations.
+
+    Finished figures are in the store and are not measured again.
+    """
+    with _errors(), _warnings():
+        from fewstep.eval.guidance_front import POLICIES, Bench, Front
+        from fewstep.eval.guidance_table import check_outputs, draw, lines
+        from fewstep.eval.store import Store
+        from fewstep.samplers.images import check_writable
+        from fewstep.samplers.run import parse_ranges
+
+        check_writable(store)
+        check_outputs(table, plot)
+        budgets = parse_ranges(rows)
+        front = Front(
+            models=tuple(model or ("fashion-dit", "fashion-unet")),
+            scales=tuple(cfg_scale or (2.0, 3.0)),
+            policies=tuple(dict.fromkeys(["cfg", *guidance])) if guidance else POLICIES,
+            steps=tuple(parse_ranges(steps)),
+            rows=(min(budgets), max(budgets)),
+            solver=solver,
+            grid=grid_type,
+            images=images,
+            reference_nfe=reference_nfe,
+            fit_images=fit_images,
+        )
+        bench = Bench(front, Store(store), device)
+        for _ in bench.run(progress=not quiet):
+            pass
+        for remark in bench.remarks:
+            typer.echo(f"left out: {remark}", err=True)
+        for line in lines(bench.rows(), table):
+            typer.echo(line)
+        if plot is not None:
+            draw(bench.rows(), plot)
+
+
+@fit_app.command(name="linear-ag")
+def fit_linear_ag(
+    model: Annotated[str, typer.Argument(help="A network as in sample.")],
+    cfg_scale: Annotated[float, typer.Option(help="Guidance scale that it is for.")],
+    out: Annotated[Path, typer.Option(help="The file of weights, .json.")],
+    nfe: Annotated[int, typer.Option(help="Network evaluations that it is for.")] = 10,
+    solver: Annotated[str, typer.Option(help="Solver that it is for.")] = "dpmpp-2m",
+    grid_type: Annotated[str | None, typer.Option(help="Grid that it is for.")] = None,
+    every: Annotated[
+        int, typer.Option(help="Every so many-th step evaluates both branches; 0: no further one.")
+    ] = 2,
+    warmup: Annotated[int, typer.Option(help="First steps that evaluate both.")] = 4,
+    tail: Annotated[int, typer.Option(help="Last steps that do not.")] = 0,
+    mask: Annotated[
+        str | None, typer.Option(help="One digit per step, 1 for both, instead of those three.")
+    ] = None,
+    terms: Annotated[
+        str, typer.Option(help="Past differences, and past changes of the conditional output.")
+    ] = "2,2",
+    ridge: Annotated[float, typer.Option(help="Of the least squares, relative.")] = 1e-6,
+    images: Annotated[int, typer.Option(help="That it is fitted to, in memory at once.")] = 256,
+    batch: Annotated[int, typer.Option(help="Network rows at once.")] = 128,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Fits the weights of past outputs that stand in for the unconditional branch."""
+    with _errors():
+        from fewstep.eval.guidance_fit import Fit, fitted, pattern_of, terms_of
+        from fewstep.eval.guidance_runs import Images
+        from fewstep.models.load import load
+        from fewstep.samplers.images import check_writable, write_bytes
+
+        check_writable(out)
+        what = Fit(
+            solver=solver,
+            nfe=nfe,
+            scale=cfg_scale,
+            grid=grid_type,
+            pattern=pattern_of(warmup, every, tail, mask),
+            terms=terms_of(terms),
+            ridge=ridge,
+        )
+        network = load(model, device=device)
+        found = fitted(network, what, Images(images, batch), progress=True)
+        write_bytes(out, found.model_dump_json(indent=1).encode())
+        typer.echo(f"{out}: both branches at {found.mask}, fitted to {images} images")
+        for step, weights in found.steps.items():
+            typer.echo(f"step {step}: {100 * weights.error:.0f} % of c - u is not forecast")
+        grid = "" if grid_type is None else f" --grid-type {grid_type}"
+        typer.echo(
+            f"sample {model} --solver {solver} --nfe {nfe}{grid} --guidance linear-ag:file={out}"
+        )
 
 
 @bench_app.command(name="fid-nfe")
@@ -478,9 +627,18 @@ def search(
     nfe_range: Annotated[
         str | None, typer.Option(help="Several, as 3-10; they share the budget. Instead of --nfe.")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Network rows per image under --cfg-scale, to be shared among conditional and"
+            " unconditional evaluations. Instead of --nfe."
+        ),
+    ] = None,
     strategy: Annotated[
         str,
-        typer.Option(help="auto, or names with commas: grid dmn gits klub oss evolve grad refine."),
+        typer.Option(
+            help="auto, or names with commas: grid dmn gits klub oss evolve grad refine; guided."
+        ),
     ] = "auto",
     objective: Annotated[
         str, typer.Option(help="terminal, log_mse, feature, fd, kid or fid.")
@@ -501,8 +659,11 @@ def search(
         str, typer.Option(help="Sizes of the blocks: train, validation, test.")
     ] = "1024,256,1024",
     scored: Annotated[
-        int, typer.Option(help="Training noises that candidates are scored on.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="Training noises that candidates are scored on. Default: 256; 128 of rows."
+        ),
+    ] = None,
     train_seeds: Annotated[str | None, typer.Option(help="Seeds, as 5000-5999.")] = None,
     validation_seeds: Annotated[str | None, typer.Option(help="The same.")] = None,
     test_seeds: Annotated[str | None, typer.Option(help="The same; looked at once.")] = None,
@@ -546,7 +707,7 @@ def search(
     same command is given again, and processes that share --log share the work.
     """
     with _errors(), _warnings():
-        from fewstep.eval.search.command import Request, nfes_of, searched, summary
+        from fewstep.eval.search.command import Request, searched, sizes_of, summary
 
         if network == "toy":
             kept = {"network", "nfe", "nfe_range", "strategy", "objective", "budget", "seed", "out"}
@@ -561,10 +722,13 @@ def search(
                 "predictor",
                 "plot",
             }
-            _refuse(ctx, kept | {"quiet"}, "toy brings its own network, teacher and seeds")
+            _refuse(ctx, kept | {"quiet", "rows"}, "toy brings its own network, teacher and seeds")
+        if rows is not None:
+            without = {"free", "afs", "base", "grid_type", "predictor"}
+            _refuse(ctx, set(ctx.params) - without, "--rows frees all that guided schedules have")
         request = Request(
             model=network,
-            nfes=nfes_of(nfe, nfe_range),
+            sizes=sizes_of(nfe, nfe_range, rows),
             strategies=strategy,
             objective=objective,
             budget=budget,
@@ -678,6 +842,23 @@ def _images(
             " drop --per-class or make them equal"
         )
     return tuple(listed or range(seed, seed + len(labels))), labels
+
+
+def _schedule(name: str, force: bool) -> "Schedule":
+    from fewstep.samplers.plan import named_schedule
+
+    schedule = named_schedule(name)
+    return schedule.for_any() if force else schedule
+
+
+def _guidance(ctx: typer.Context, spec: str, scale: float) -> str:
+    """The spec, if it can be had and a guidance scale that was typed agrees with it."""
+    from fewstep.samplers.plan import named_guidance
+
+    source = ctx.get_parameter_source("cfg_scale")
+    typed = source is not None and source.name == "COMMANDLINE"
+    named_guidance(spec, scale if typed else None)
+    return spec
 
 
 def _interval(text: str) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
+from ..samplers.guidance import Setup
 from ..samplers.plan import make_plan, named_schedule, named_solver, parse_spec
 from ..samplers.run import Run, parse_ranges
 from ..solvers.presets import preset_names
@@ -223,6 +224,7 @@ def checked_nfe(drawn: Drawn, network: Network) -> int:
     else:
         plan = make_plan(network.schedule, **drawn.run.choices())
         nfe, grid = plan.nfe, plan.grid
+        guidance.check(Setup(network, plan.solver, grid, 1, plan.adaptive))
     label = 0 if network.num_classes else None
     check_branches(network, branches_of(network, 1, label, None, None), guidance, grid)
     return nfe

@@ -178,6 +178,8 @@ def network_label(images: Drawn) -> str:
         parts.append(f"CFG {run.cfg_scale:g}")
     if run.cfg_interval is not None:
         parts.append("in {:g}..{:g}".format(*run.cfg_interval))
+    if run.guidance_spec is not None:
+        parts.append(run.guidance_spec)
     if run.threshold is not None:
         parts.append(f"threshold {run.threshold:g}")
     if run.dtype != "fp32":

@@ -44,6 +44,7 @@ def from_module(
         shape=tuple(shape),
         device=_where(module, "device", torch.device("cpu")),
         needs=_needs(module),
+        module=module if isinstance(module, nn.Module) else None,
         **{"name": type(module).__name__, **facts},
     )
 

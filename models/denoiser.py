@@ -7,8 +7,9 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .caching import Attachment
 from .errors import ModelError, NonFiniteError
 from .ledger import Ledger
 from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
@@ -23,6 +24,21 @@ class Branch(StrEnum):
 
     COND = "cond"
     UNCOND = "uncond"
+    WEAK = "weak"  # the condition again, answered by a weaker network
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One branch, wanted for all rows of a state or for some.
+
+    rows: an index tensor (k,) on the state's device; None for all.
+    """
+
+    branch: Branch
+    rows: Tensor | None = None
+
+
+Asks = Sequence[Branch | Ask]  # a branch alone is wanted for all rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +56,8 @@ class Network:
     needs:       names of the conditions it cannot be called without.
     device:      where the network lives, and its samples with it.
     name:        what the user called it.
+    module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
+                 plain function.
     """
 
     forward: Forward
@@ -52,6 +70,7 @@ class Network:
     needs: tuple[str, ...] = ()
     device: torch.device = CPU
     name: str = ""
+    module: nn.Module | None = None
 
     @property
     def sigma_data(self) -> float:
@@ -64,6 +83,10 @@ class Denoiser:
 
     conditions: the keyword tensors of each branch, with as many rows as the state.
     ledger:     counts one call, its images and its rows each time.
+    stage:      which evaluation within a step of the solver comes next.
+    cache:      the cache on the network, which is told what each call is.
+    others:     who answers a branch that is not this network's; it counts in a ledger of its own,
+                and its rows and calls in this one too.
 
     The state keeps its dtype: `forward` casts to the network's own dtype and back.
     """
@@ -71,38 +94,50 @@ class Denoiser:
     network: Network
     conditions: Mapping[Branch, Mapping[str, Tensor]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    stage: int = 0
+    cache: Attachment | None = None
+    others: "Mapping[Branch, Denoiser]" = field(default_factory=dict)
     _unchecked: list[tuple[Node, Tensor]] = field(default_factory=list)
 
-    def x0(
-        self, x_t: Tensor, node: Node, branches: Sequence[Branch] = (Branch.COND,)
-    ) -> tuple[Tensor, ...]:
-        """The predicted clean sample (B, *), one per branch."""
+    def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
+        """The predicted clean sample (B, *), one per branch; of an `Ask` for k rows, (k, *)."""
         weights = x0_from(self.network.prediction, node, self.network.sigma_data)
-        return self._read(x_t, node, branches, weights)
+        if not self.others:
+            return self._read(x_t, node, branches, weights)
+        asks = list(map(_ask, branches))
+        own = [ask for ask in asks if ask.branch not in self.others]
+        found = iter(self._read(x_t, node, own, weights) if own else ())
+        return tuple(
+            self._other(x_t, node, ask) if ask.branch in self.others else next(found)
+            for ask in asks
+        )
 
-    def eps(
-        self, x_t: Tensor, node: Node, branches: Sequence[Branch] = (Branch.COND,)
-    ) -> tuple[Tensor, ...]:
+    def eps(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """The predicted noise (B, *), one per branch."""
         weights = eps_from(self.network.prediction, node, self.network.sigma_data)
         return self._read(x_t, node, branches, weights)
 
     def velocity(
-        self, x_t: Tensor, node: Node, branches: Sequence[Branch] = (Branch.COND,)
+        self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)
     ) -> tuple[Tensor, ...]:
         """dx/dt of the probability-flow ODE in the schedule's own time, one per branch."""
         slope = self.network.schedule.slope(node.t)
         weights = velocity_from(self.network.prediction, node, slope, self.network.sigma_data)
         return self._read(x_t, node, branches, weights)
 
-    def score(
-        self, x_t: Tensor, node: Node, branches: Sequence[Branch] = (Branch.COND,)
-    ) -> tuple[Tensor, ...]:
+    def score(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """The gradient of log p(x_t), -eps / sigma, one per branch."""
         if node.sigma == 0.0:
             raise ModelError(f"there is no score at t={node.t:g}, where sigma is 0")
         c, d = eps_from(self.network.prediction, node, self.network.sigma_data)
         return self._read(x_t, node, branches, (-c / node.sigma, -d / node.sigma))
+
+    @property
+    def forecast(self) -> bool:
+        """Whether a cache forecast a part of the last answer."""
+        if self.cache is None or not self.cache.ledger.calls:
+            return False
+        return self.cache.ledger.calls[-1].kind != "full"
 
     def check(self) -> None:
         """Raises NonFiniteError if any output so far held NaN or infinity.
@@ -110,6 +145,8 @@ class Denoiser:
         Every output leaves its sum on its device, in float64, where it cannot overflow. On a CPU it
         is read at once; elsewhere that would stall the device, so the loop asks once, at the end.
         """
+        for other in self.others.values():
+            other.check()
         pending, self._unchecked = self._unchecked, []
         if not pending:
             return
@@ -122,34 +159,64 @@ class Denoiser:
                     " check that its schedule and prediction are the ones it was trained with"
                 )
 
-    def _read(
-        self, x_t: Tensor, node: Node, branches: Sequence[Branch], weights: Linear
-    ) -> tuple[Tensor, ...]:
-        outs = self._call(x_t, node, branches).chunk(len(branches))
-        return tuple(combine(weights, x_t, out) for out in outs)
+    def _read(self, x_t: Tensor, node: Node, branches: Asks, weights: Linear) -> tuple[Tensor, ...]:
+        asks = list(map(_ask, branches))
+        parts = [x_t if ask.rows is None else x_t[ask.rows] for ask in asks]
+        sizes = [len(part) for part in parts]
+        out = self._call(parts, node, asks)
+        self.ledger.count(len(x_t), sum(sizes))
+        self._check_soon(node, out)
+        outs = torch.split(out, sizes)
+        return tuple(combine(weights, x, out) for x, out in zip(parts, outs, strict=True))
 
-    def _call(self, x_t: Tensor, node: Node, branches: Sequence[Branch]) -> Tensor:
-        """All branches as one batch: one forward pass, len(branches) rows per image."""
+    def _call(self, parts: Sequence[Tensor], node: Node, asks: Sequence[Ask]) -> Tensor:
+        """All rows of all branches as one batch: one forward pass."""
         scale = self.network.prediction.input_scale(node, self.network.sigma_data)
-        x_in = x_t if scale == 1.0 else x_t * scale
-        if len(branches) > 1:
-            x_in = torch.cat([x_in] * len(branches))
-        out = self.network.forward(x_in, node, self._conditions(tuple(branches)))
-        self.ledger.count(len(x_t), len(branches))
+        x_in = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        x_in = x_in if scale == 1.0 else x_in * scale
+        if self.cache is not None:
+            _check_whole(asks)
+            self.cache.announce([ask.branch for ask in asks], self.stage)
+        return self.network.forward(x_in, node, self._conditions(asks))
+
+    def _check_soon(self, node: Node, out: Tensor) -> None:
+        """Notes an output for `check`."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
         self._unchecked.append((node, out.sum(dtype=wide)))
         if out.device.type == "cpu":
             self.check()
-        return out
 
-    def _conditions(self, branches: tuple[Branch, ...]) -> Mapping[str, Tensor]:
-        if self.conditions and not self.conditions.keys() >= set(branches):
-            raise ModelError(
-                f"{self.network.name} was given no conditions for {', '.join(branches)}"
-            )
-        held = [self.conditions.get(branch, {}) for branch in branches]
+    def _other(self, x_t: Tensor, node: Node, ask: Ask) -> Tensor:
+        """The x0 of another network under this one's condition."""
+        (x0,) = self.others[ask.branch].x0(x_t, node, (Ask(Branch.COND, ask.rows),))
+        self.ledger.count(0, len(x0))
+        return x0
+
+    def _conditions(self, asks: Sequence[Ask]) -> Mapping[str, Tensor]:
+        named = ", ".join(dict.fromkeys(ask.branch for ask in asks))
+        if self.conditions and not self.conditions.keys() >= {ask.branch for ask in asks}:
+            raise ModelError(f"{self.network.name} was given no conditions for {named}")
+        held = [_rows(self.conditions.get(ask.branch, {}), ask.rows) for ask in asks]
         if len(held) == 1:
             return held[0]
         if any(each.keys() != held[0].keys() for each in held):
-            raise ModelError(f"branches {', '.join(branches)} need the same conditions by name")
+            raise ModelError(f"branches {named} need the same conditions by name")
         return {name: torch.cat([each[name] for each in held]) for name in held[0]}
+
+
+def _ask(wanted: Branch | Ask) -> Ask:
+    return wanted if isinstance(wanted, Ask) else Ask(wanted)
+
+
+def _rows(conditions: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:
+    if rows is None:
+        return conditions
+    return {name: value[rows] for name, value in conditions.items()}
+
+
+def _check_whole(asks: Sequence[Ask]) -> None:
+    if any(ask.rows is not None for ask in asks):
+        raise ModelError(
+            "a cache on the network remembers whole batches, so no branch can be evaluated for some"
+            " rows only; drop the cache or take the guidance for all rows at once"
+        )

@@ -1,6 +1,130 @@
 """What a run cost, counted at the one place where the network is called."""
 
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheCall:
+    """What a cache did in one call of the network.
+
+    branch:   "cond", "uncond+cond" or what a pipeline calls it.
+    stage:    which evaluation within a step of the solver; index: the step.
+    kind:     "full", "skip", or "partial" where some rows were computed.
+    error:    what the gate measured, if it was asked.
+    rows:     in the batch; computed: the fraction of them that ran through all blocks.
+    skipped:  names of the parts that the other rows did not run through.
+    """
+
+    branch: str
+    stage: int
+    index: int
+    kind: str
+    error: float | None
+    rows: int
+    computed: float
+    skipped: tuple[str, ...]
+
+
+@dataclass
+class CacheLedger:
+    """What a cache did in all calls since it was attached.
+
+    policy:          its name.
+    bytes_predicted: what it will hold once its forecasts have reached their order, known after the
+                     first call of every branch; bytes_held: the most that it held at the end of a
+                     run.
+    parts:           how many blocks (or cached sub-modules) a full call runs.
+    share:           the cost of a call, 1 for a full one, in FLOPs that were counted by running it.
+    """
+
+    policy: str = ""
+    calls: list[CacheCall] = field(default_factory=list)
+    bytes_predicted: int = 0
+    bytes_held: int = 0
+    parts: int = 0
+    share: Callable[[CacheCall], float] = lambda call: 1.0
+    _odd: int = 0
+
+    def add(self, call: CacheCall) -> None:
+        self.calls.append(call)
+
+    def notice(self, errors: Sequence[float]) -> None:
+        """Warns at the second error that is exactly 0 or no number: the gate may see nothing."""
+        self._odd += any(error == 0.0 or not math.isfinite(error) for error in errors)
+        if self._odd == 2:
+            warnings.warn(
+                f"the gate of {self.policy} measured {errors[0]:g}: either nothing changes between"
+                " calls or the network overwrites what the gate compares with",
+                stacklevel=2,
+            )
+
+    def since(self, start: int) -> "CacheLedger":
+        """The same for the calls from the start-th on."""
+        return replace(self, calls=self.calls[start:])
+
+    @property
+    def hits(self) -> int:
+        """Calls that were skipped, wholly or for some rows."""
+        return sum(call.kind != "full" for call in self.calls)
+
+    @property
+    def hit_rate(self) -> float:
+        """The fraction of all rows that were skipped."""
+        rows = sum(call.rows for call in self.calls)
+        return _per(sum(call.rows * (1.0 - call.computed) for call in self.calls), rows)
+
+    @property
+    def block_evaluations(self) -> float:
+        """Blocks (or cached sub-modules) that ran, with the fraction of the rows they ran on."""
+        return sum(self.parts - len(call.skipped) * (1.0 - call.computed) for call in self.calls)
+
+    @property
+    def effective_calls(self) -> float:
+        """All calls in units of a full one, by FLOPs."""
+        return sum(map(self.share, self.calls))
+
+    @property
+    def relative_cost(self) -> float:
+        """FLOPs of the run over those without a cache; 1 if nothing ran."""
+        rows = sum(call.rows for call in self.calls)
+        paid = sum(call.rows * self.share(call) for call in self.calls)
+        return _per(paid, rows) if rows else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures for `--json`."""
+        return {
+            "policy": self.policy,
+            "calls": len(self.calls),
+            "full": sum(call.kind == "full" for call in self.calls),
+            "skipped": sum(call.kind == "skip" for call in self.calls),
+            "partial": sum(call.kind == "partial" for call in self.calls),
+            "hit_rate": round(self.hit_rate, 4),
+            "effective_calls": round(self.effective_calls, 3),
+            "relative_cost": round(self.relative_cost, 4),
+            "block_evaluations": round(self.block_evaluations, 3),
+            "bytes_predicted": self.bytes_predicted,
+            "bytes_held": self.bytes_held,
+        }
+
+    def table(self) -> list[tuple[str, ...]]:
+        """One row per call: step, stage, branch, what was done, the gate's error."""
+        rows: list[tuple[str, ...]] = [("step", "stage", "branch", "did", "error")]
+        for call in self.calls:
+            error = "" if call.error is None else f"{call.error:.4g}"
+            rows.append((str(call.index), str(call.stage), call.branch, call.kind, error))
+        return rows
+
+    def __str__(self) -> str:
+        return (
+            f"{self.policy}: {self.hits} of {len(self.calls)} calls skipped"
+            f" | {self.effective_calls:.2f} effective calls"
+            f" | {self.block_evaluations:g} block evaluations"
+            f" | {self.bytes_held / 1e6:.2f} MB held"
+        )
 
 
 @dataclass
@@ -12,6 +136,8 @@ class Ledger:
     rows:        images that went through the network; a guided answer counts twice.
     calls:       forward passes, whatever their batch size.
     seconds:     wall time of sampling, without loading and without writing pictures.
+    steps:       rows in each step of the solver, by its number.
+    cache:       what the cache did, if one was attached.
     """
 
     images: int = 0
@@ -19,6 +145,8 @@ class Ledger:
     rows: int = 0
     calls: int = 0
     seconds: float = 0.0
+    steps: dict[int, int] = field(default_factory=dict)
+    cache: CacheLedger | None = None
 
     @property
     def nfe(self) -> float:
@@ -30,15 +158,34 @@ class Ledger:
         """Network rows per image: what the run cost, guidance included."""
         return _per(self.rows, self.images)
 
-    def count(self, images: int, branches: int) -> None:
-        """Records one forward pass that answers `images` images on that many branches."""
+    @property
+    def rows_per_step(self) -> tuple[float, ...]:
+        """Network rows per image in each step."""
+        return tuple(_per(self.steps[n], self.images) for n in sorted(self.steps))
+
+    @property
+    def saved(self) -> float:
+        """Which share of the rows the guidance saved, of two for each evaluation."""
+        return 1.0 - self.rows / (2.0 * self.evaluations) if self.evaluations else 0.0
+
+    def count_step(self, n: int, rows: int) -> None:
+        """Records the rows of step n of one batch."""
+        self.steps[n] = self.steps.get(n, 0) + rows
+
+    def count(self, images: int, rows: int) -> None:
+        """Records one forward pass of so many rows, which answers `images` images."""
         self.calls += 1
         self.evaluations += images
-        self.rows += images * branches
+        self.rows += rows
 
-    def as_dict(self) -> dict[str, float]:
+    @property
+    def effective_nfe(self) -> float:
+        """Evaluations per image in units of one without a cache, by FLOPs."""
+        return self.nfe if self.cache is None else self.nfe * self.cache.relative_cost
+
+    def as_dict(self) -> dict[str, Any]:
         """The figures for `--json`."""
-        return {
+        found: dict[str, Any] = {
             "images": self.images,
             "nfe": self.nfe,
             "rows_per_image": self.rows_per_image,
@@ -46,13 +193,28 @@ class Ledger:
             "seconds": round(self.seconds, 3),
             "images_per_second": round(_per(self.images, self.seconds), 3),
         }
+        if self.rows > self.evaluations:
+            found["rows_per_step"] = [round(rows, 4) for rows in self.rows_per_step]
+            found["saved_of_cfg"] = round(self.saved, 4)
+        if self.cache is not None:
+            found["effective_nfe"] = round(self.effective_nfe, 3)
+            found["cache"] = self.cache.as_dict()
+        return found
+
+    def _saving(self) -> str:
+        """Said where some evaluations have two rows and some one."""
+        some = self.evaluations < self.rows < 2 * self.evaluations
+        return f" ({100.0 * self.saved:.0f} % fewer than full guidance)" if some else ""
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.images} images | NFE {self.nfe:g} | {self.rows_per_image:g} network rows"
-            f" per image | {self.calls} calls | {self.seconds:.2f} s"
+            f" per image{self._saving()} | {self.calls} calls | {self.seconds:.2f} s"
             f" | {_per(self.images, self.seconds):.1f} images/s"
         )
+        if self.cache is None:
+            return text
+        return f"{text}\n{self.cache} | effective NFE {self.effective_nfe:.2f}"
 
 
 def _per(total: float, count: float) -> float:

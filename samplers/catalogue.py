@@ -1,13 +1,19 @@
 """What can be named, as rows of text: the tables of `fewstep list`."""
 
+import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from typing import Any
 
+from ..models.caching import names as cache_names
+from ..models.caching import policy_class
 from ..models.load import card, embedded_names
 from ..solvers import names, solver
 from ..solvers.presets import preset, preset_names
 from .grid import IN_LAM, IN_TIME, grid_names
-from .guidance import CFG, Thresholded
+from .guidance import names as guidance_names
+from .guidance import policy_class as guidance_class
+from .guidance import settings_of
 
 Rows = list[tuple[str, ...]]
 
@@ -75,11 +81,35 @@ def _schedules() -> Rows:
 
 
 def _guidance() -> Rows:
-    return [
-        ("guidance", "rule", "options"),
-        ("cfg", _first_line(CFG), "--cfg-scale --cfg-interval"),
-        ("threshold", _first_line(Thresholded), "--threshold"),
-    ]
+    rows: Rows = [("guidance", "rule", "settings", "source")]
+    for name in guidance_names():
+        cls = guidance_class(name)
+        options = [_setting(each) for each in settings_of(name) if each.name != "inner"]
+        rows.append((name, _first_line(cls), " ".join(options), cls.source))
+    return rows
+
+
+def _setting(field: "Field[Any]") -> str:
+    """`name`, or `name=default` where there is one."""
+    name = field.name.rstrip("_")
+    return name if field.default is MISSING else f"{name}={_plain(field.default)}"
+
+
+def _caches() -> Rows:
+    rows: Rows = [("cache", "runs on", "skips by", "keeps", "settings", "source")]
+    for name in cache_names():
+        cls = policy_class(name)
+        info = cls.info
+        options = [
+            f.name if f.default is MISSING else f"{f.name}={_plain(f.default)}"
+            for f in fields(cls)  # type: ignore[arg-type]
+        ]
+        rows.append((name, info.runs_on, info.decides, info.keeps, " ".join(options), info.source))
+    return rows
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 LISTINGS: dict[str, Callable[[], Rows]] = {
@@ -87,5 +117,6 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "grids": _grids,
     "schedules": _schedules,
     "models": _models,
+    "caches": _caches,
     "guidance": _guidance,
 }

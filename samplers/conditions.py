@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Branch, Network
+from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import ModelError, SettingError
 from ..models.schedule import TimeGrid
-from .guidance import Guidance, Thresholded
+from .guidance import Guidance
 
 Conditions = Mapping[str, Tensor]
 Branches = Mapping[Branch, Conditions]
@@ -48,14 +48,8 @@ def branches_of(
 def check_branches(
     network: Network, branches: Branches, guidance: Guidance, grid: TimeGrid
 ) -> None:
-    """Raises SettingError if the guidance asks for a branch or does a thing not to be had here."""
-    if isinstance(guidance, Thresholded) and network.decode is not None and not guidance.latents:
-        raise SettingError(
-            f"{network.name} samples latents, which have no range to be kept in; drop the"
-            " thresholding, or pass Thresholded(latents=True) if you mean it"
-        )
-    asked = {branch for node in grid.nodes for branch in guidance.branches(node)}
-    if asked - branches.keys():
+    """Raises SettingError if the guidance asks for a branch that is not to be had here."""
+    if guidance.needs(grid) - branches.keys():
         raise SettingError(
             f"{network.name} has no unconditional branch (no null class and no negative"
             " conditions), so it cannot be guided; use a guidance scale of 1"
@@ -68,6 +62,12 @@ def rows_of(branches: Branches, rows: slice) -> Branches:
         branch: {name: value[rows] for name, value in each.items()}
         for branch, each in branches.items()
     }
+
+
+def denoisers_of(networks: Mapping[Branch, Network], branches: Branches) -> dict[Branch, Denoiser]:
+    """Further networks under the condition, by the branch that they answer."""
+    cond = {Branch.COND: branches[Branch.COND]}
+    return {branch: Denoiser(network, cond) for branch, network in networks.items()}
 
 
 def _labels(

@@ -1,6 +1,9 @@
 """The one loop. It knows no solver by name, no network by type and no policy's insides."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +14,9 @@ from ..models.denoiser import Denoiser
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
-from ..solvers import GuidedExecutor, Solver, drive
+from ..solvers import GuidedExecutor, Revision, Rewritable, Solver, drive, retold
 from ..solvers.base import Asked, Split
-from .guidance import CFG, Guidance, Unguided
+from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
 
 Callback = Callable[[int, Node, Tensor, Tensor, Ledger], None]
 
@@ -38,29 +41,85 @@ def integrate(
             that brings its own.
     """
     _check_guidance(solver, guidance)
-    state, x0 = solver.init(), x
-
-    def answer(x_t: Tensor, node: Asked) -> Tensor:
-        nonlocal x0
-        if node is None:
-            return _fresh(noise, x_t)
-        if isinstance(node, Split):
-            outputs = denoiser.x0(x_t, node.node, node.branches)
-            x0 = outputs[-1]
-            return torch.stack(outputs)
-        x0 = guidance.combine(denoiser.x0(x_t, node, guidance.branches(node)), node)
-        return x0
-
+    guide = guidance.begin(Setup(denoiser.network, solver, grid, len(x)))
+    answers, state = Answers(denoiser, guide, noise, x), solver.init()
+    if guidance.rewrites and isinstance(solver, Rewritable) and solver.reach:
+        answers.history = History(solver.reach)
     for n, (t, s) in enumerate(pairwise(grid.nodes)):
-        x, state = drive(solver.step(x, state, t, s), answer)
+        before = denoiser.ledger.rows
+        answers.step, answers.stage = n, 0
+        x, state = drive(retold(solver, (x, state, t, s), answers.changes), answers)
+        denoiser.ledger.count_step(n, denoiser.ledger.rows - before)
         if callback is not None:
-            callback(n, s, x, x0, denoiser.ledger)
+            callback(n, s, x, answers.x0, denoiser.ledger)
     denoiser.check()
     return x
 
 
+@dataclass
+class Answers:
+    """Answers the queries of a run.
+
+    x0:      the last one; step, stage: where the next query is.
+    history: what a solver was told whose memory follows the guidance.
+    """
+
+    denoiser: Denoiser
+    guide: Guide
+    noise: Callable[[], Tensor] | None
+    x0: Tensor
+    step: int = 0
+    stage: int = 0
+    history: History | None = None
+
+    def __call__(self, x: Tensor, node: Asked) -> Tensor:
+        if node is None:
+            return _fresh(self.noise, x)
+        self.denoiser.stage, stage = self.stage, self.stage
+        self.stage += 1
+        if isinstance(node, Split):
+            outputs = self.denoiser.x0(x, node.node, node.branches)
+            self.x0 = outputs[-1]
+            return torch.stack(outputs)
+        self.x0 = self._guided(x, Moment(node, self.step, stage))
+        return self.x0
+
+    def changes(self) -> Sequence[Revision]:
+        """What the solver's memory shall hold instead, after the first answer of a step."""
+        return () if self.history is None else self.history.changes()
+
+    def _guided(self, x: Tensor, moment: Moment) -> Tensor:
+        outputs = self.denoiser.x0(x, moment.node, self.guide.ask(moment))
+        if self.denoiser.forecast:
+            moment = replace(moment, forecast=True)
+        x0 = self.guide.combine(outputs, x, moment)
+        if self.history is not None:
+            plain = partial(self.guide.conditional, outputs, x, moment)
+            self.history.note(x0, self.guide.guided, plain)
+        return x0
+
+
+def stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
+    """How often a run will ask for x0 as the first, second, .. of its step, by a dry run."""
+    asked: Counter[int] = Counter()
+    x, state, stage = torch.zeros(1, 1, 1, 1), solver.init(), 0
+
+    def answer(x_t: Tensor, node: Asked) -> Tensor:
+        nonlocal stage
+        if node is None:
+            return x_t
+        asked[stage] += 1
+        stage += 1
+        return torch.stack([x_t] * len(node.branches)) if isinstance(node, Split) else x_t
+
+    for t, s in pairwise(grid.nodes):
+        stage = 0
+        x, state = drive(solver.step(x, state, t, s), answer)
+    return asked
+
+
 def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:
-    off = isinstance(guidance, Unguided) or (isinstance(guidance, CFG) and guidance.scale == 1.0)
+    off = guidance.off and not isinstance(guidance, Thresholded)
     if isinstance(solver, GuidedExecutor) and not off:
         raise SettingError(
             "this schedule brings its own guidance; drop the guidance scale, interval and threshold"

@@ -1,17 +1,20 @@
 """What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.caching import Policy, cache
 from ..models.errors import SettingError
 from ..models.schedule import NoiseSchedule, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
 from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
-from .guidance import CFG, Guidance, Unguided
+from .guidance import CFG, Guidance, Unguided, guidance, settings_of
+from .guidance import names as guidance_names
 
 DEFAULT_SOLVER = "unipc-2"
 DEFAULT_NFE = 10
@@ -23,10 +26,12 @@ class Plan:
 
     solver: ready to run, its coefficients computed.
     grid:   the nodes.
+    adaptive: the solver chooses its own steps between them.
     """
 
     solver: Solver[Any]
     grid: TimeGrid
+    adaptive: bool = False
 
     @property
     def nfe(self) -> int:
@@ -65,10 +70,10 @@ def make_plan(
         return Plan(executor(solver), solver.grid())
     settings = named_solver(solver) if isinstance(solver, str) else solver
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
-    return Plan(settings.on(chosen), chosen)
+    return Plan(settings.on(chosen), chosen, settings.info.adaptive)
 
 
-def default_schedule(model: str, choices: Mapping[str, Any], guidance: Guidance) -> Schedule | None:
+def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -> Schedule | None:
     """The schedule of the package that stands in where nothing but an NFE is asked for.
 
     model: the network's name. None if there is no such schedule that is better than named solvers.
@@ -76,9 +81,9 @@ def default_schedule(model: str, choices: Mapping[str, Any], guidance: Guidance)
     final = Final.named(choices.get("final", Final.ZERO))
     if choices.keys() - {"nfe", "final"} or final != Final.ZERO:
         return None
-    scale = 1.0 if isinstance(guidance, Unguided) else None
-    if isinstance(guidance, CFG) and guidance == CFG(guidance.scale):  # guided throughout
-        scale = guidance.scale
+    scale = 1.0 if isinstance(guided, Unguided) else None
+    if isinstance(guided, CFG) and guided == CFG(guided.scale):  # guided throughout
+        scale = guided.scale
     name = None if scale is None else best_preset(model, choices.get("nfe", DEFAULT_NFE), scale)
     return None if name is None else preset(name)
 
@@ -94,11 +99,55 @@ def named_solver(spec: str) -> SolverSettings:
     return solver(name, **settings)
 
 
+def named_cache(spec: str) -> Policy:
+    """The cache policy of `name` or `name:key=value,...`."""
+    name, settings = parse_spec(spec)
+    return cache(name, **settings)
+
+
+def named_guidance(spec: str, scale: float | None = None) -> Guidance:
+    """The guidance of `name:key=value,...`, narrowed by what follows a plus.
+
+    `cfg:scale=3+interval:low=0.3,high=5` is `Interval(CFG(3.0), 0.3, 5.0)`.
+
+    scale: taken where the first policy is given none, and otherwise the same; a wrapper that comes
+        first wraps `CFG` of this scale.
+
+    Raises:
+        FewstepError: for names, settings and combinations that cannot be.
+    """
+    first, *wrappers = re.split(rf"\+(?=(?:{'|'.join(_wrappers())})\b)", spec)
+    if parse_spec(first)[0] in _wrappers():
+        if scale is None:
+            raise SettingError(f"{spec!r} wraps another guidance; write cfg:scale=2+{spec}")
+        first, wrappers = f"cfg:scale={scale!r}", [first, *wrappers]
+    name, settings = parse_spec(first)
+    if scale is not None and settings.setdefault("scale", scale) != scale:
+        raise SettingError(
+            f"the guidance {first} and the guidance scale {scale:g} do not agree; drop one of them"
+        )
+    found = guidance(name, **settings)
+    for each in wrappers:
+        name, settings = parse_spec(each)
+        found = guidance(name, inner=found, **settings)
+    return found
+
+
+def _wrappers() -> list[str]:
+    """The names of guidance that has another one inside."""
+    return [
+        name for name in guidance_names() if "inner" in (each.name for each in settings_of(name))
+    ]
+
+
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words."""
+    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words.
+
+    A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
+    """
     name, _, rest = spec.partition(":")
     settings = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")

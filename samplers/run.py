@@ -15,7 +15,7 @@ from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
 from .images import Picture, write_whole
-from .plan import default_schedule
+from .plan import default_schedule, named_cache, named_guidance
 from .sampler import Result, Sampler
 
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
@@ -34,6 +34,9 @@ class Run(BaseModel):
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
+    guidance_spec: another guidance, as `named_guidance` takes it with cfg_scale.
+    cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
+              on the others in it.
     batch, dtype, device: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
@@ -53,6 +56,8 @@ class Run(BaseModel):
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None
     threshold: float | None = None
+    guidance_spec: str | None = None
+    cache: str | None = None
     batch: int = 64
     dtype: str = "fp32"
     device: str = "cpu"
@@ -82,10 +87,21 @@ class Run(BaseModel):
     def guidance(self) -> Guidance:
         """The guidance; a scale of 1 is none."""
         interval = (0.0, math.inf) if self.cfg_interval is None else self.cfg_interval
-        if self.cfg_interval is not None and self.cfg_scale == 1.0:
+        if self.cfg_interval is not None and self.cfg_scale == 1.0 and not self.guidance_spec:
             raise SettingError("a guidance interval needs a guidance scale other than 1")
-        guidance = CFG(self.cfg_scale, interval)
+        guidance: Guidance = CFG(self.cfg_scale, interval)
+        if self.guidance_spec is not None:
+            guidance = self._named(self.guidance_spec)
         return guidance if self.threshold is None else Thresholded(guidance, self.threshold)
+
+    def _named(self, spec: str) -> Guidance:
+        if self.cfg_interval is not None:
+            low, high = self.cfg_interval
+            raise SettingError(
+                f"a named guidance takes its interval with it; write {spec}+interval:low={low:g},"
+                f"high={high:g} and drop the guidance interval"
+            )
+        return named_guidance(spec, None if self.cfg_scale == 1.0 else self.cfg_scale)
 
     def execute(self, sampler: Sampler, *, progress: bool = False) -> Result:
         """Samples the images, in the order of the seeds."""
@@ -93,6 +109,7 @@ class Run(BaseModel):
             self.seeds,
             class_labels=self.classes,
             guidance=self.guidance(),
+            cache=None if self.cache is None else named_cache(self.cache),
             batch=self.batch,
             progress=progress,
             **self.choices(),
@@ -109,6 +126,8 @@ class Run(BaseModel):
             "Sampler": self.solver or "schedule",
             "NFE": f"{nfe:g}",
             "CFG scale": f"{self.cfg_scale:g}",
+            **({} if self.guidance_spec is None else {"Guidance": self.guidance_spec}),
+            **({} if self.cache is None else {"Cache": self.cache}),
             "Seed": format_ranges(self.seeds),
             "Model": self.model,
             "Version": f"fewstep {self.version}",

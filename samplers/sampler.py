@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..models.caching import Policy, attached, caching
 from ..models.denoiser import Denoiser, Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.schedule import Node
 from ..solvers import Bound
-from .conditions import Conditions, branches_of, check_branches, rows_of
-from .guidance import Guidance, Unguided
+from .conditions import Conditions, branches_of, check_branches, denoisers_of, rows_of
+from .guidance import Guidance, Setup, Unguided
 from .images import Picture, to_pil
-from .loop import Callback, integrate
+from .loop import Callback, integrate, stage_calls
 from .noise import Noise, checked_seeds
 from .plan import Plan, default_schedule, make_plan
 
@@ -79,6 +80,7 @@ class Sampler:
         conditions: Conditions | None = None,
         negative: Conditions | None = None,
         guidance: Guidance | None = None,
+        cache: Policy | None = None,
         batch: int = 64,
         callback: Callback | None = None,
         progress: bool = False,
@@ -92,6 +94,8 @@ class Sampler:
             conditions: further keyword tensors of the network, one row per image or one for all.
             negative: the same for the unconditional branch.
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
+            cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
+                a cache that is on the network already (`caching`) works without being named.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
@@ -109,14 +113,24 @@ class Sampler:
         plan = self.plan(**choices) if default is None else self.plan(solver=default)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
+        cached = cache is not None or attached(self.network) is not None
+        size = min(batch, len(seeds))
+        guidance.check(Setup(self.network, plan.solver, plan.grid, size, plan.adaptive, cached))
+        _check_cache(cache, plan)
         ledger, parts = Ledger(images=len(seeds)), []
         chunks = [slice(i, i + batch) for i in range(0, len(seeds), batch)]
         start = time.perf_counter()
-        with _bar(progress, plan.grid.steps * len(chunks), callback) as step_done:
+        on = nullcontext() if cache is None else caching(self.network, cache)
+        with on, _bar(progress, plan.grid.steps * len(chunks), callback) as step_done:
+            held = attached(self.network)
+            before = 0 if held is None else len(held.ledger.calls)
             for rows in chunks:
-                denoiser = Denoiser(self.network, rows_of(branches, rows), ledger)
+                own = rows_of(branches, rows)
+                others = denoisers_of(guidance.networks(self.network), own)
+                denoiser = Denoiser(self.network, own, ledger, cache=held, others=others)
                 parts.append(self._draw(denoiser, plan, seeds[rows], guidance, step_done))
-        ledger.seconds = time.perf_counter() - start
+            ledger.seconds = time.perf_counter() - start
+        ledger.cache = None if held is None else held.ledger.since(before)
         return Result(torch.cat(parts), ledger)  # joined here, they are ordinary tensors again
 
     def _draw(
@@ -128,6 +142,8 @@ class Sampler:
         callback: Callback,
     ) -> Tensor:
         """One batch from its noise to its decoded samples."""
+        if denoiser.cache is not None:
+            denoiser.cache.begin(stage_calls(plan.solver, plan.grid))
         scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
         noise = Noise(seeds, self.network.shape)
         with torch.inference_mode():
@@ -135,6 +151,17 @@ class Sampler:
             x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback, noise.draw)
             x = x if self.network.decode is None else self.network.decode(x)
         return x.cpu()
+
+
+def _check_cache(cache: Policy | None, plan: Plan) -> None:
+    """Raises SettingError if the plan cannot be cached, before the network is called."""
+    if cache is not None and plan.adaptive:
+        raise SettingError(
+            "an adaptive solver chooses its steps from differences that a cache would falsify;"
+            " drop the cache or take another solver"
+        )
+    if cache is not None:
+        cache.check(stage_calls(plan.solver, plan.grid)[0])
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,18 @@ def _key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Settings as their names and fields, ranges as lists."""
+    """Settings as their names and fields, ranges as lists.
+
+    A field that came later and is at its default is left out: what was kept before is still found.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, asdict(value)]
+        later = {
+            field.name
+            for field in fields(value)
+            if field.metadata.get("later") and getattr(value, field.name) == field.default
+        }
+        body = {name: each for name, each in asdict(value).items() if name not in later}
+        return [type(value).__name__, body]
     if isinstance(value, Sequence):
         return list(value)
     raise SettingError(f"a cache cannot be named after a {type(value).__name__}; use cache=None")

@@ -5,6 +5,8 @@ from pkgutil import iter_modules
 
 from .base import (
     Bound,
+    Revision,
+    Rewritable,
     Solver,
     SolverInfo,
     SolverSettings,
@@ -12,6 +14,7 @@ from .base import (
     names,
     queries,
     register,
+    retold,
     solver,
 )
 from .executor import Executor
@@ -27,6 +30,8 @@ __all__ = [
     "Executor",
     "GuidedExecutor",
     "LowerOrderFinal",
+    "Revision",
+    "Rewritable",
     "Schedule",
     "Solver",
     "SolverInfo",
@@ -36,5 +41,6 @@ __all__ = [
     "names",
     "queries",
     "register",
+    "retold",
     "solver",
 ]

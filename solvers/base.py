@@ -7,10 +7,10 @@ where it combines the branches of the network itself (x, `Split`). So the same c
 own loop, by a pipeline that calls the network itself, and by a dry run that only counts.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pydantic import ValidationError
@@ -76,6 +76,34 @@ class Solver(Protocol[State]):
 
     def step(self, x: Tensor, state: State, t: Node, s: Node) -> Step[State]:
         """One step from node t to the cleaner node s; x (B, *) is never changed in place."""
+        ...
+
+
+class Revision(NamedTuple):
+    """A prediction x0 (B, *) that a solver was sent, and what it shall remember instead."""
+
+    old: Tensor
+    new: Tensor
+
+
+@runtime_checkable
+class Rewritable(Protocol):
+    """A solver that remembers predictions, in whatever form, and can have them replaced.
+
+    Where guidance stops or starts, predictions jump, and differences across the jump cost an order.
+    With the past replaced by what it would have been without the jump, the order is kept.
+    """
+
+    @property
+    def reach(self) -> int:
+        """How many predictions back its state depends on."""
+        ...
+
+    def rewritten(self, state: Any, changes: Sequence[Revision]) -> Any:
+        """The state as if the last predictions, newest first, had been the new ones.
+
+        The sample that the steps so far have led to stays as it is.
+        """
         ...
 
 
@@ -152,6 +180,31 @@ def drive(step: Step[State], answer: Callable[[Tensor, Any], Tensor]) -> tuple[T
         query = next(step)
         while True:
             query = step.send(answer(*query))
+    except StopIteration as done:
+        result: tuple[Tensor, State] = done.value
+        return result
+
+
+def retold(
+    solver: Solver[State],
+    args: tuple[Tensor, State, Node, Node],
+    changes: Callable[[], Sequence[Revision]],
+) -> Step[State]:
+    """A step, args = (x, state, t, s), that may learn from its first answer to see the past anew.
+
+    changes: asked once the first answer is known; empty for nothing to change. The step is then
+        begun again with the state rewritten. It asks the same, and is given the same answer.
+    """
+    step, (x, state, t, s) = solver.step(*args), args
+    try:
+        query = next(step)
+        answer = yield query
+        if isinstance(solver, Rewritable) and (found := changes()):
+            step = solver.step(x, solver.rewritten(state, found), t, s)
+            next(step)
+        while True:
+            query = step.send(answer)
+            answer = yield query
     except StopIteration as done:
         result: tuple[Tensor, State] = done.value
         return result

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, Step, register
+from .base import Revision, SolverInfo, Step, register
 from .model_statistics import ModelStatistics
 from .multistep import LowerOrderFinal, orders
 from .phi import derivative_weights
@@ -149,6 +149,27 @@ class V3Steps:
         redone = n + 1 < len(stages) and stages[n + 1].corrector is not None
         start = x if redone else None
         return stages[n].predictor(x, f), Memory(n + 1, start, f[: self.kept[n]])
+
+    @property
+    def reach(self) -> int:
+        """As `Rewritable` has it."""
+        return max(self.kept)
+
+    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+        """As `Rewritable` has it, by f = level x - x0.
+
+        The corrector redoes the last step from its start. That start is moved to where the step
+        with the new f leads to the same state.
+        """
+        moved = [change.old - change.new for change in changes[: len(state.f)]]
+        f = (*[a + b for a, b in zip(state.f, moved, strict=False)], *state.f[len(moved) :])
+        if state.start is None:
+            return state._replace(f=f)
+        made = self._for(state.start)[state.n - 1].predictor
+        start = state.start
+        for weight, each in zip(made.f, moved, strict=False):
+            start = start - each * (weight / made.x)
+        return state._replace(start=start, f=f)
 
     def _for(self, x: Tensor) -> list[Stage]:
         """The stages where the state is: moved once, since a step must not wait for a copy."""

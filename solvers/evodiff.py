@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node, TimeGrid
-from .base import Query, SolverInfo, register
+from .base import Query, Revision, SolverInfo, register
 
 
 @register
@@ -192,6 +192,24 @@ class EVODiffSteps:
             close = Row(x=1.0, m=0.0, back=row.ahead)
             x_s, state = self._advance(close, x_s, state, (yield x_s, s))
         return x_s, state._replace(n=n + 1)
+
+    @property
+    def reach(self) -> int:
+        """As `Rewritable` has it."""
+        return max(row.keep for row in self.rows)
+
+    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+        """As `Rewritable` has it; the probe is measured anew, on the new predictions."""
+        if not state.kept:
+            return state
+        m, moved = changes[0].new, [change.new - change.old for change in changes[:2]]
+        if len(state.kept) == 1:
+            return state._replace(kept=(m,))
+        f = state.kept[1] + moved[0] - (moved[1] if len(moved) > 1 else 0.0)
+        probe, row = state.probe, self.rows[state.n - 1]
+        if probe is not None and row.ahead is not None:
+            probe = _probe(row.ahead, self._change(Memory(kept=(m - f,)), f))
+        return state._replace(kept=(m, f), probe=probe)
 
     def _advance(self, row: Row, x: Tensor, state: Memory, m: Tensor) -> tuple[Tensor, Memory]:
         """x_s, and what is kept, once x0 = m is known at x."""

@@ -33,7 +33,8 @@ class Executor(LinearSteps):
         table = schedule.compiled
         combos = _tabled(table) if table else _combinations(schedule, grid.nodes)
         first, *rows = rows_of(grid.nodes, combos, asked)
-        super().__init__([replace(first, given=self.mean), *rows])
+        rows = [replace(first, given=self.mean), *rows]
+        super().__init__(rows, [0] * len(rows) if table else ())
 
     def check_network(self, network: Network) -> None:
         """As the function below, for the schedule that is run."""

@@ -11,13 +11,14 @@ kept longer than a later step needs it.
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node
-from .base import Query
+from .base import Query, Revision
 
 # What a state is written in: ("x", n), the state at node n; ("x0", n) and ("eps", n), the two
 # predictions there; ("z", n), fresh noise of step n.
@@ -54,11 +55,23 @@ class Memory(NamedTuple):
     kept: tuple[Tensor, ...] = ()
 
 
-class LinearSteps:
-    """Runs rows, whatever solver they come from. Holds one `Row` of numbers per step."""
+class Origin(NamedTuple):
+    """A kept tensor as weights of the state and the prediction of step n."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    n: int
+    x: float
+    x0: float
+
+
+class LinearSteps:
+    """Runs rows, whatever solver they come from. Holds one `Row` of numbers per step.
+
+    starts: the node whose state each step begins at, where that is not its own.
+    """
+
+    def __init__(self, rows: Sequence[Row], starts: Sequence[int] = ()) -> None:
         self.rows = tuple(rows)
+        self.starts = tuple(starts) or tuple(range(len(self.rows)))
 
     def init(self) -> Memory:
         return Memory()
@@ -83,6 +96,59 @@ class LinearSteps:
             x_s.add_((yield x, None), alpha=row.z)
         pushed = [combine(weights, x, x0) for weights in row.push]
         return x_s, Memory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
+
+    @cached_property
+    def origins(self) -> tuple[tuple[Origin, ...], ...]:
+        """Before each step, and after the last, where every kept tensor comes from."""
+        found: list[tuple[Origin, ...]] = [()]
+        for n, row in enumerate(self.rows):
+            own = [Origin(n, *weights) for weights in row.push]
+            found.append((*own, *[found[n][i] for i in row.keep]))
+        return tuple(found)
+
+    @property
+    def reach(self) -> int:
+        """As `Rewritable` has it."""
+        ages = [n - each.n for n, held in enumerate(self.origins) for each in held if each.x0]
+        return max(ages, default=0)
+
+    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+        """As `Rewritable` has it: every kept tensor is linear in its own node's prediction.
+
+        Where the next step does not begin at the last state but at an older one, as in tables and
+        singlestep solvers, that one is moved to where the new predictions lead to the last state.
+        """
+        kept, origins = list(state.kept), self.origins[state.n]
+        for i, origin in enumerate(origins):
+            age = state.n - 1 - origin.n
+            if origin.x0 and age < len(changes):
+                kept[i] = _rewritten(kept[i], origin, changes[age])
+        if (start := self.starts[state.n]) < state.n:
+            moved = self._moved(state.n, start, changes)
+            for i, origin in enumerate(origins):
+                if origin.n == start and origin.x:
+                    kept[i] = kept[i] + moved * origin.x
+        return state._replace(kept=tuple(kept))
+
+    def _moved(self, n: int, start: int, changes: Sequence[Revision]) -> Tensor | float:
+        """By how much the state of node `start` moves, so that step n - 1 leads where it did."""
+        row = self.rows[n - 1]
+        parts = list(zip(self.origins[n - 1], row.kept, strict=True))
+        parts += [(Origin(n - 1, 1.0, 0.0), row.x), (Origin(n - 1, 0.0, 1.0), row.x0)]
+        own = sum(weight * part.x for part, weight in parts if part.n == start)
+        moved: Tensor | float = 0.0
+        for part, weight in parts:
+            age = n - 1 - part.n
+            if own and weight and part.x0 and age < len(changes):
+                change = changes[age]
+                moved = (change.old - change.new) * (weight * part.x0 / own) + moved
+        return moved
+
+
+def _rewritten(tensor: Tensor, origin: Origin, change: Revision) -> Tensor:
+    if (origin.x, origin.x0) == (0.0, 1.0):
+        return change.new
+    return tensor.add(change.new - change.old, alpha=origin.x0)
 
 
 def rows_of(

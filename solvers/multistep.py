@@ -1,6 +1,7 @@
 """What solvers of linear steps share: they write down a `Schedule`, or a table of combinations."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -22,9 +23,14 @@ class Table(ABC):
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         """x_{n+1} for every step n, in terms of states, predictions and noise."""
 
+    def starts(self, grid: TimeGrid) -> Sequence[int]:
+        """The node that each step begins at; empty where it is its own."""
+        return ()
+
     def on(self, grid: TimeGrid) -> LinearSteps:
         check_family(self.info, grid)
-        return LinearSteps(rows_of(grid.nodes, self.combinations(grid), grid.nodes))
+        rows = rows_of(grid.nodes, self.combinations(grid), grid.nodes)
+        return LinearSteps(rows, self.starts(grid))
 
 
 class LowerOrderFinal(StrEnum):

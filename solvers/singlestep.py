@@ -46,6 +46,9 @@ class Singlestep(Table):
             for n in range(start, end)
         ]
 
+    def starts(self, grid: TimeGrid) -> list[int]:
+        return [start for start, end in _blocks(grid, self.p) for _ in range(start, end)]
+
     def _step(self, nodes: Sequence[Node], block: range, n: int) -> Combination:
         """The step from the first node of its block to node n + 1."""
         published = self.kind == "dpmsolver"

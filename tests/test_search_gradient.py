@@ -15,11 +15,11 @@ from fewstep.eval.search.budget import Budget, Meter
 from fewstep.eval.search.coefficients import Point
 from fewstep.eval.search.descent import Descent, descend
 from fewstep.eval.search.guided import guided_schedule, parameters_of
-from fewstep.eval.search.guided_search import placements, relative, search_guided
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.parameters import Parameters
 from fewstep.eval.search.problem import Block, Problem
+from fewstep.eval.search.size import Size
 from fewstep.eval.search.space import DEFAULT, Space
 from fewstep.eval.search.strategies import Task, strategy
 from fewstep.eval.search.student import Student, check_differentiable
@@ -134,7 +134,7 @@ STARTS = [
 def test_a_run_ends_where_the_executor_takes_it(start, scale):
     problem = small(cfg_scale=scale)
     schedule, block = start(problem), double(problem)
-    parameters = parameters_of(schedule, scale)
+    parameters = parameters_of(schedule, problem)
     with torch.no_grad():
         parameters.increments.add_(0.2 * torch.arange(len(parameters.increments)))
         parameters.shifts.sub_(0.01)
@@ -152,7 +152,7 @@ def test_gradients_are_slopes_of_the_loss(start, monkeypatch):
     """Against central differences of whole runs; the network's own difference is made fine."""
     monkeypatch.setattr(student, "DIFFERENCE", 1e-6)
     problem = small(cfg_scale=3.0)
-    parameters = parameters_of(start(problem), 3.0)
+    parameters = parameters_of(start(problem), problem)
     with torch.no_grad():
         parameters.shifts[1:] -= 0.01  # off the edge of the range
         parameters.shifts[0] += 0.05
@@ -214,6 +214,53 @@ def test_memory_does_not_grow_with_the_steps():
     assert largest == 8 * 16  # an activation would have 64 times that
     assert few < 8 * 16 * 60
     assert many < 3.5 * few  # states only: about N^2 / 2 of them
+
+
+class Held:
+    """A tensor that a graph keeps for its way back; counts the bytes of all that are kept."""
+
+    now = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Held.now += tensor.nbytes
+        Held.peak = max(Held.peak, Held.now)
+
+    def __del__(self):
+        Held.now -= self.tensor.nbytes
+
+
+def held(batch, steps):
+    """The most bytes that a descent's gradients hold at once, the graphs of the calls included."""
+
+    def forward(x, node, conditions):
+        for _ in range(64):
+            x = (x * node.sigma).sin()
+        return x
+
+    network = Network(
+        forward=forward,
+        schedule=RectifiedFlow(),
+        prediction=Prediction.X0,
+        shape=(256,),
+        name="deep",
+    )
+    problem = Problem.of(network, (batch, 2, 2))
+    ones = torch.ones(batch, 256)
+    block = Block("train", tuple(range(batch)), None, ones, ones)
+    run = Student(problem, Parameters(ddim(problem, steps)))
+    Held.now = Held.peak = 0
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.tensor):
+        run.ends(block).square().mean().backward()
+    return Held.peak
+
+
+def test_memory_is_linear_in_the_batch_and_flat_in_the_steps():
+    """The graph of one call, of 64 activations; of every other call its states alone."""
+    least = held(8, 4)
+    assert least > 64 * 8 * 256 * 4
+    assert held(32, 4) == pytest.approx(4.0 * least, rel=0.1)
+    assert held(8, 8) < 1.6 * least  # eight whole graphs would be twice as much
 
 
 def opaque(x, node, conditions):
@@ -384,18 +431,17 @@ def task_of(folder, free=None):
         objective=aim,
         space=Space(process=problem.network.schedule, free=DEFAULT if free is None else free),
         scored=problem.block("train"),
-        nfe=3,
+        size=Size(3),
         log=log,
-        meter=Meter(budget, log, 3, lambda: problem.evaluations, 18),
+        meter=Meter(budget, log, Size(3), lambda: problem.evaluations, 18),
         settings={"iterations": 40, "batch": 6, "every": 10},
     )
 
 
-@pytest.mark.parametrize("name", ["grad", "refine"])
-def test_strategies_better_the_best_of_the_log(tmp_path, name):
+def test_it_betters_the_best_of_the_log(tmp_path):
     task = task_of(tmp_path)
     (start,) = task.best()
-    (proposal,) = strategy(name)(task)
+    (proposal,) = strategy("grad")(task)
     assert proposal.parent == start.id
     assert proposal.schedule.nfe == 3
     block = task.problem.block("train")
@@ -416,35 +462,3 @@ def test_times_that_are_not_free_stay(tmp_path):
     (start,) = task.best()
     (proposal,) = strategy("grad")(task)
     assert proposal.schedule.t == pytest.approx(start.schedule.t, rel=1e-12)
-
-
-# Guided searches
-
-
-def test_placements_spend_the_rows():
-    found = list(placements(16))
-    assert (8, tuple(range(8))) in found
-    assert (10, (0, 1, 2, 3, 4, 5)) in found
-    assert {steps for steps, _ in found} == {8, 9, 10, 11, 12}
-    assert all(steps + len(guided) == 16 for steps, guided in found)
-    assert len(set(found)) == len(found)
-    with pytest.raises(SettingError, match="at least 2 network rows"):
-        list(placements(1))
-
-
-def test_a_guided_search_betters_full_guidance_at_equal_rows():
-    problem, told = small(cfg_scale=3.0), []
-    found = search_guided(problem, 6, Descent(iterations=40, batch=6, every=10), tell=told.append)
-    assert found.schedule.rows == 6
-    full = solver("dpmpp-2m").encode(time_grid("beta", problem.network.schedule, 3))
-    block = problem.block("validation")
-    assert found.validation < 0.8 * rmse(problem.ends(full, block), block)
-    assert len(told) == 4 * len(list(placements(6)))
-    best = min(float(line.split()[0]) for line in told)
-    assert found.start == pytest.approx(best, abs=1e-4)
-    assert relative(problem, found.schedule) < relative(problem, full)
-
-
-def test_rows_need_a_guidance():
-    with pytest.raises(SettingError, match="other than 1"):
-        search_guided(small(), 6, QUICK)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ...models.errors import SettingError
 from .log import Log, Trial
+from .size import Size
 
 Kind = Literal["seconds", "candidates", "evals"]
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -64,7 +65,7 @@ class Meter:
 
     budget:    of the search at this NFE.
     log:       its trials carry their costs.
-    nfe:       whose trials count.
+    size:      whose trials count.
     rows:      network rows this process has spent so far.
     candidate: rows of one candidate on the training block.
     span:      the part of the budget that counts as 0 to 1 in `used`.
@@ -72,7 +73,7 @@ class Meter:
 
     budget: Budget
     log: Log
-    nfe: int
+    size: Size
     rows: Callable[[], int]
     candidate: int
     span: tuple[float, float] = (0.0, 1.0)
@@ -112,7 +113,7 @@ class Meter:
         trials = self.log.own if mine else self.log.trials.values()
         count, total = self._sum
         for trial in islice(trials, count, None):
-            total += self._cost(trial) if trial.schedule.nfe == self.nfe else 0.0
+            total += self._cost(trial) if self.size.fits(trial.schedule) else 0.0
         self._sum = len(trials), total
         return total
 

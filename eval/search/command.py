@@ -15,10 +15,12 @@ from .budget import Budget
 from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
-from .run import AUTO, Found, Search, run
+from .run import AUTO, OF_ROWS, Found, Search, run
+from .size import Size, size_of
 from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
 
+SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
 AFS = ("none", "zero", "mean", "any")
 
 
@@ -27,7 +29,7 @@ class Request:
     """What a user asked for; see `fewstep search --help`."""
 
     model: str
-    nfes: tuple[int, ...]
+    sizes: tuple[Size, ...]
     strategies: str
     objective: str
     budget: str
@@ -37,7 +39,7 @@ class Request:
     cfg_scale: float = 1.0
     seed: int = 0
     noises: str = "1024,256,1024"
-    scored: int = 256
+    scored: int | None = None
     seeds: tuple[str | None, str | None, str | None] = (None, None, None)
     classes: str | None = None
     teacher: str = "unipc-3"
@@ -59,23 +61,27 @@ class Request:
         """Of the log, and what else the search remembers."""
         return self.log or self.out.with_name(f"{self.out.stem}.search")
 
-    def out_at(self, nfe: int) -> Path:
-        """The file of the schedule of an NFE."""
-        if len(self.nfes) == 1:
+    def out_at(self, size: Size) -> Path:
+        """The file of the schedule of a size."""
+        if len(self.sizes) == 1:
             return self.out
-        return self.out.with_name(f"{self.out.stem}-nfe{nfe}{self.out.suffix}")
+        return self.out.with_name(f"{self.out.stem}-{size.mark}{self.out.suffix}")
 
 
-def nfes_of(nfe: int | None, nfe_range: str | None) -> tuple[int, ...]:
-    """The numbers of evaluations asked for, each once and rising."""
-    if (nfe is None) == (nfe_range is None):
-        raise SettingError("give --nfe, such as 5, or --nfe-range, such as 3-10")
+def sizes_of(nfe: int | None, nfe_range: str | None, rows: int | None) -> tuple[Size, ...]:
+    """The sizes asked for, each once and rising."""
+    if [nfe, nfe_range, rows].count(None) != 2:
+        raise SettingError(
+            "give --nfe, such as 5, or --nfe-range, such as 3-10, or, under guidance, --rows"
+        )
+    if rows is not None:
+        return (Size(rows, "rows"),)
     numbers = [nfe] if nfe is not None else parse_ranges(nfe_range or "")
-    return tuple(sorted(set(numbers)))
+    return tuple(Size(number) for number in sorted(set(numbers)))
 
 
 def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
-    """Runs the search of each NFE in turn and writes its schedule.
+    """Runs the search of each size in turn and writes its schedule.
 
     Raises:
         FewstepError: for anything that cannot be searched, before any work where possible.
@@ -85,12 +91,14 @@ def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
     for search in searches:
         search.check()
     for search in searches:
-        watch = Progress(request.plot or request.folder / f"progress-nfe{search.nfe}.svg", progress)
+        watch = Progress(
+            request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
+        )
         try:
             found = run(search, watch)
         finally:
             watch.close()
-        out = request.out_at(search.nfe)
+        out = request.out_at(search.size)
         write_bytes(out, found.schedule.dump().encode() + b"\n")
         yield out, found
 
@@ -99,7 +107,7 @@ def _check_places(request: Request) -> None:
     check_writable(request.out)
     check_folder(request.folder)
     if request.plot is not None:
-        if request.plot.suffix != ".svg" or len(request.nfes) > 1:
+        if request.plot.suffix != ".svg" or len(request.sizes) > 1:
             raise SettingError(
                 "--plot takes one .svg; several NFEs have theirs in the log's folder"
             )
@@ -107,9 +115,9 @@ def _check_places(request: Request) -> None:
 
 
 def prepared(request: Request) -> list[Search]:
-    """One search per NFE, all on one problem."""
-    budget = Budget.parse(request.budget).divided(len(request.nfes))
-    strategies = _strategies(request.strategies)
+    """One search per size, all on one problem."""
+    budget = Budget.parse(request.budget).divided(len(request.sizes))
+    strategies = _strategies(request)
     free = _free(request.free)
     problem = _problem(request)
     known = {"reference": request.reference, "weights": request.weights}
@@ -130,21 +138,22 @@ def prepared(request: Request) -> list[Search]:
             problem=problem,
             objective=aim,
             space=space,
-            nfe=nfe,
+            size=size,
             strategies=strategies,
             budget=budget,
             folder=request.folder,
             seed=request.seed,
-            scored=request.scored,
+            scored=SCORED[size.unit] if request.scored is None else request.scored,
             settings={"predictor": request.predictor},
         )
-        for nfe in request.nfes
+        for size in request.sizes
     ]
 
 
-def _strategies(text: str) -> tuple[str, ...]:
+def _strategies(request: Request) -> tuple[str, ...]:
+    text = request.strategies
     if text == "auto":
-        return tuple(name for name in AUTO if name in names())
+        return OF_ROWS if request.sizes[0].unit == "rows" else AUTO
     chosen = tuple(part.strip() for part in text.split(","))
     for name in chosen:
         if name not in names():
@@ -224,7 +233,7 @@ def summary(out: Path, found: Found, model: str) -> list[str]:
     """What is printed of a result."""
     scores, facts = found.scores, found.schedule.provenance
     lines = [
-        f"{out}: NFE {found.schedule.nfe}, {facts['objective']} {scores['test']:.4g} on test"
+        f"{out}: {size_of(found.schedule)}, {facts['objective']} {scores['test']:.4g} on test"
         f" (train {scores['train']:.4g}, validation {scores['val']:.4g}), by {facts['strategy']}"
         f" from {facts['budget']['candidates']} candidates"
     ]

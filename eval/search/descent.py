@@ -1,4 +1,4 @@
-"""Gradient descent on a schedule: the loop that `grad` and `refine` share."""
+"""Gradient descent on a schedule: the loop of `grad`."""
 
 import hashlib
 import io
@@ -125,7 +125,7 @@ class _Run:
     ) -> None:
         start.check_process(problem.network.schedule)
         self.descent, self.checkpoint = descent, checkpoint
-        self.parameters = parameters_of(start, problem.cfg_scale)
+        self.parameters = parameters_of(start, problem)
         self.student = Student(problem, self.parameters)
         self.train, self.validation = problem.block("train"), problem.block("validation")
         if descent.rows is not None:

@@ -17,6 +17,10 @@ from ...solvers import Schedule
 from ...solvers.guided import branches_at, weights_of
 from ...solvers.schedule_data import Compiled
 from .parameters import Parameters
+from .problem import Problem
+
+NOISES = 48  # from which inner products of columns are taken
+NEAR = 1e-5  # share of its own size that a column is kept apart from the others by
 
 
 def guided_schedule(base: Schedule, scale: float, guided: Iterable[int]) -> Schedule:
@@ -57,17 +61,61 @@ def _places(steps: int, guided: Sequence[int]) -> tuple[list[int], int]:
     return places, column + 1
 
 
+def table_of(
+    rows: Sequence[Sequence[float]], tau: Sequence[float], guided: Sequence[int]
+) -> Compiled:
+    """The table whose states are these rows: weights of the noise, then of each step's columns.
+
+    A row may be longer than the columns there are when its step is made; the rest is not read.
+    """
+    places, _ = _places(len(rows), guided)
+    each = range(1, len(rows) + 1)
+    return Compiled(
+        A=tuple(row[0] for row in rows),
+        B=tuple(tuple(rows[n - 1][c] for c in places[:n]) for n in each),
+        U=tuple(
+            tuple(rows[n - 1][c - 1] if j in guided else 0.0 for j, c in enumerate(places[:n]))
+            for n in each
+        ),
+        tau=tuple(tau),
+        guided=tuple(guided),
+    )
+
+
 class GuidedParameters(Parameters):
     """The parameters of a guided schedule.
 
     predictions: (N, W), what the theory takes for the prediction of each step.
     guided:      the steps that evaluate both branches.
+    factors:     (N, W, W), L of each step, where L L^T are the inner products of the columns. The
+                 columns look much alike; L^T times their weights are weights of columns that are
+                 orthogonal and of one size, so that a rate means the same for all of them.
+
+    `free` are those weights; they reach the first state too, so `scale` stays.
     """
 
-    def __init__(self, base: Schedule, predictions: Tensor, guided: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        base: Schedule,
+        predictions: Tensor,
+        guided: tuple[int, ...],
+        factors: Tensor | None = None,
+    ) -> None:
         self.guided = guided
-        self.columns, _ = _places(len(base.steps), guided)
+        width = predictions.shape[1]
+        self.factors = torch.eye(width).double() if factors is None else factors
         super().__init__(base, predictions)
+        self.mask[:, 0] = 1.0
+        with torch.no_grad():
+            self.free.copy_((self.factors.mT @ self.free[..., None])[..., 0])
+
+    def weights(self) -> list[Tensor]:
+        return [self.free]
+
+    def added(self) -> Tensor:
+        sides = self.free[..., None]
+        found: Tensor = torch.linalg.solve_triangular(self.factors.mT, sides, upper=True)
+        return found[..., 0] * self.mask
 
     def branches(self, n: int) -> tuple[Branch, ...] | None:
         return branches_at(self._frame(), n)
@@ -78,19 +126,12 @@ class GuidedParameters(Parameters):
         with torch.no_grad():
             rows = self.table().tolist()
             tau = tuple(self.coordinate.time(float(u)) for u in self.asked())
-        each = range(1, self.steps + 1)
-        table = Compiled(
-            A=tuple(row[0] for row in rows),
-            B=tuple(tuple(rows[n - 1][c] for c in self.columns[:n]) for n in each),
-            U=tuple(tuple(self._uncond(rows[n - 1], j) for j in range(n)) for n in each),
-            tau=tau,
-            guided=self.guided,
-        )
-        body = {"t": plain.t, "compiled": table, "provenance": provenance}
+        body = {
+            "t": plain.t,
+            "compiled": table_of(rows, tau, self.guided),
+            "provenance": provenance,
+        }
         return Schedule.model_validate({**self.base.model_dump(), **body})
-
-    def _uncond(self, row: Sequence[float], j: int) -> float:
-        return row[self.columns[j] - 1] if j in self.guided else 0.0
 
     def _rows(self) -> Tensor:
         table = self.base.compiled
@@ -110,9 +151,33 @@ class GuidedParameters(Parameters):
         return Compiled(A=(0.0,) * n, B=zeros, U=zeros, tau=(0.0,) * n, guided=self.guided)
 
 
-def parameters_of(start: Schedule, scale: float) -> Parameters:
+def parameters_of(start: Schedule, problem: Problem) -> Parameters:
     """The parameters of a schedule, guided or not."""
     table = start.compiled
     if table is None or table.U is None:
         return Parameters(start)
-    return GuidedParameters(start, held(table.steps, scale, table.guided), table.guided)
+    rows = held(table.steps, problem.cfg_scale, table.guided)
+    return GuidedParameters(start, rows, table.guided, factors(start, table, problem))
+
+
+def factors(schedule: Schedule, table: Compiled, problem: Problem) -> Tensor:
+    """(N, W, W): `GuidedParameters.factors` by a run of some training noises."""
+    block = problem.block("train")
+    block = block.first(min(NOISES, len(block)))
+    process = schedule.process.schedule()
+    x = block.noise * process.noise_scale(schedule.grid().nodes[0])
+    columns, width = [x], table.steps + len(table.guided) + 1
+    found = torch.eye(width).double().repeat(table.steps, 1, 1)
+    for n in range(table.steps):
+        columns += problem.answers(block, x, process.at(table.tau[n]), branches_at(table, n))
+        found[n, : len(columns), : len(columns)] = _factor(columns)
+        weights = weights_of(table, n)
+        x = sum((w * c for w, c in zip(weights, columns, strict=True)), 0.0 * x)
+    return found
+
+
+def _factor(columns: Sequence[Tensor]) -> Tensor:
+    flat = torch.stack([each.flatten() for each in columns]).double()
+    products = flat @ flat.T / flat.shape[1]
+    lower: Tensor = torch.linalg.cholesky(products + NEAR * torch.diag(products.diagonal()))
+    return lower

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...models.errors import SettingError
 from ...solvers import Schedule
 from ...solvers.schedule_data import first_problem
+from .size import Size
 
 MAX_WORKERS = 1024
 SYNC_SECONDS = 1.0
@@ -148,9 +149,9 @@ class Log:
             finally:
                 path.unlink(missing_ok=True)
 
-    def best(self, nfe: int | None = None, count: int | None = None) -> list[Trial]:
-        """The trials of an NFE, or of all, best first; those that failed come last."""
-        return ranked(self.trials.values(), nfe)[:count]
+    def best(self, size: Size | None = None, count: int | None = None) -> list[Trial]:
+        """The trials of a size, or all, best first; those that failed come last."""
+        return ranked(self.trials.values(), size)[:count]
 
     def digest(self) -> str:
         """sha256 of what this worker found, in order; wall times do not count."""
@@ -173,9 +174,9 @@ class Log:
         return self.trials.setdefault(trial.id, trial)
 
 
-def ranked(trials: Iterable[Trial], nfe: int | None = None) -> list[Trial]:
-    """Trials of an NFE, or all, best first."""
-    kept = (trial for trial in trials if nfe is None or trial.schedule.nfe == nfe)
+def ranked(trials: Iterable[Trial], size: Size | None = None) -> list[Trial]:
+    """Trials of a size, or all, best first."""
+    kept = (trial for trial in trials if size is None or size.fits(trial.schedule))
     return sorted(kept, key=lambda trial: trial.rank)
 
 

@@ -139,7 +139,11 @@ class Parameters:
 
     def table(self) -> Tensor:
         """(N, W): the states in the basis."""
-        return self._theory().table(self.scale * self.sizes, self.free * self.mask)
+        return self._theory().table(self.scale * self.sizes, self.added())
+
+    def added(self) -> Tensor:
+        """(N, W): what is added to the state that each step gives."""
+        return self.free * self.mask
 
     def schedule(self, **provenance: object) -> Schedule:
         """The schedule they stand for, symbolic: times, xi, dA and dB."""
@@ -148,7 +152,7 @@ class Parameters:
             asked = [self.coordinate.time(float(u)) for u in self.asked()]
             edm = self.base.process.family == "edm"
             xi = [math.log(a / t) if edm else a - t for a, t in zip(asked, times[:-1], strict=True)]
-            scale, free = (self.scale * self.sizes).tolist(), (self.free * self.mask).tolist()
+            scale, free = (self.scale * self.sizes).tolist(), self.added().tolist()
         steps = [
             {**spec.model_dump(), "dA": scale[n], "dB": free[n][n + 1 : 0 : -1]}
             for n, spec in enumerate(self.base.steps)

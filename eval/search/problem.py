@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...models.denoiser import Denoiser, Network
+from ...models.denoiser import Branch, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
+from ...models.schedule import Node
 from ...samplers.conditions import branches_of, check_branches, rows_of
 from ...samplers.guidance import CFG, Guidance, Unguided
 from ...samplers.loop import integrate
@@ -190,6 +191,20 @@ class Problem:
         """The network with the conditions of a block, counted in the ledger."""
         branches = branches_of(self.network, len(block), block.labels, None, None)
         return Denoiser(self.network, rows_of(branches, slice(None)), self.ledger)
+
+    def answers(
+        self, block: Block, x: Tensor, node: Node, branches: Sequence[Branch]
+    ) -> list[Tensor]:
+        """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`."""
+        parts = []
+        for i in range(0, len(block), self.batch):
+            rows = slice(i, i + self.batch)
+            denoiser = self.denoiser(block.rows(rows))
+            with torch.no_grad():
+                found = denoiser.x0(x[rows].to(self.network.device), node, branches)
+            denoiser.check()
+            parts.append([each.cpu() for each in found])
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
 
     def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:
         """The labels of seeds."""

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ...samplers.images import write_bytes
 from .log import Trial
+from .size import Size
 from .strategies import Task
 
 EVERY = 2.0  # seconds between two pictures
@@ -26,6 +27,7 @@ COLOURS = {
     "evolve": "#2a9d4a",
     "grad": "#d9541e",
     "refine": "#b5179e",
+    "guided": "#d9541e",
 }
 
 
@@ -39,7 +41,7 @@ class Progress:
 
     plot: Path | None
     show: bool
-    _bars: dict[int, Any] = field(default_factory=dict)
+    _bars: dict[Size, Any] = field(default_factory=dict)
     _last: Task | None = None
     _drawn: float = 0.0
     _shown: float = 0.0
@@ -64,17 +66,17 @@ class Progress:
         if self.plot is None or self._last is None:
             return
         task = self._last
-        shown = [trial for trial in task.log.trials.values() if trial.schedule.nfe == task.nfe]
-        write_bytes(self.plot, picture(shown, task.nfe).encode())
+        shown = [trial for trial in task.log.trials.values() if task.size.fits(trial.schedule)]
+        write_bytes(self.plot, picture(shown, task.size).encode())
 
     def _bar(self, strategy: str, task: Task) -> None:
-        if task.nfe not in self._bars:
+        if task.size not in self._bars:
             style = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             share = task.meter.share()
             bar = tqdm(total=1.0, initial=share, bar_format=style, dynamic_ncols=True, disable=None)
-            self._bars[task.nfe] = bar
-        bar, best = self._bars[task.nfe], task.best(1)[0]
-        bar.set_description_str(f"NFE {task.nfe} {strategy}", refresh=False)
+            self._bars[task.size] = bar
+        bar, best = self._bars[task.size], task.best(1)[0]
+        bar.set_description_str(f"{task.size} {strategy}", refresh=False)
         count = len(task.log.trials)
         worth = "none yet" if best.score is None else f"{best.score:.4g}"
         bar.set_postfix_str(f" best {worth} ({best.strategy}) of {count}", refresh=False)
@@ -85,11 +87,11 @@ class Progress:
 Point = tuple[float, Trial]  # network rows spent when a trial was done, and the trial
 
 
-def picture(trials: Sequence[Trial], nfe: int) -> str:
+def picture(trials: Sequence[Trial], size: Size) -> str:
     """SVG: every trial as a dot in its strategy's colour, and the best so far as a line."""
     spent = accumulate(trial.evals for trial in trials)
     points = [(float(x), t) for x, t in zip(spent, trials, strict=True) if t.score is not None]
-    parts = [_head(), _title(f"NFE {nfe}: score on the training block, {len(trials)} trials")]
+    parts = [_head(), _title(f"{size}: score on the training block, {len(trials)} trials")]
     if points:
         axis = _Axis(points)
         parts += [axis.frame(), axis.dots(points), axis.best(points), _legend(points)]

@@ -5,26 +5,29 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...models.denoiser import Network
 from ...models.errors import ModelError, SettingError
-from ...models.load import card, embedded_names
+from ...models.probe import alike, sketch
 from ...samplers.images import write_bytes
 from ...solvers import Schedule
+from ...solvers.schedule_data import ANSWER
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
 from .objective import Objective
+from .placement import check_rows
 from .problem import BlockName, Problem
+from .size import Size
 from .space import Space
 from .strategies import Proposal, Task, names, strategy
 
 AUTO = ("grid", "gits", "klub", "oss", "evolve", "grad", "refine")
-SHARES = {"evolve": 0.3, "grad": 0.3, "refine": 0.15}  # of the budget; these use what they get
-FINITE_SHARES = {"grid": 0.1}  # at most; others that end by themselves 0.05
+OF_ROWS = ("grid", "guided", "grad", "refine")  # those that can search network rows
+# of the budget; these use what they get
+SHARES = {"evolve": 0.15, "guided": 0.3, "grad": 0.1, "refine": 0.5}
+FINITE_SHARES = {"grid": 0.15}  # at most; others that end by themselves 0.05
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too
 OVERFIT = 1.3  # test over train above this is told
@@ -37,9 +40,9 @@ class Search:
     """Everything that decides a search.
 
     problem, objective, space: see there.
-    nfe:        network evaluations of the schedule wanted.
+    size:       of the schedule wanted.
     strategies: names, in turn.
-    budget:     for this NFE.
+    budget:     for this size.
     folder:     of the log; made if it does not exist.
     seed:       of everything random.
     scored:     training noises on which a candidate is scored; gradients see all of them.
@@ -49,7 +52,7 @@ class Search:
     problem: Problem
     objective: Objective
     space: Space
-    nfe: int
+    size: Size
     strategies: tuple[str, ...] = AUTO
     budget: Budget
     folder: Path
@@ -66,23 +69,38 @@ class Search:
     def candidate_rows(self) -> int:
         """Network rows of one candidate."""
         branches = len(self.problem.guidance.branches(self.problem.network.schedule.at(0.5)))
-        return self.noises * self.nfe * branches
+        return self.noises * self.size.amount * (branches if self.size.unit == "nfe" else 1)
 
     def check(self) -> None:
         """Raises SettingError for what cannot be searched, before any work is done."""
-        if self.nfe < 1:
-            raise SettingError(f"nfe must be at least 1, not {self.nfe}")
+        if self.size.amount < 1:
+            raise SettingError(f"{self.size.unit} must be at least 1, not {self.size.amount}")
         if self.scored < 1:
             raise SettingError(f"a candidate is scored on at least 1 noise, not {self.scored}")
         for name in self.strategies:
             strategy(name)
-        self.space.base(self.nfe)
+        self._check_size()
         least = {"candidates": 1.0, "evals": float(self.candidate_rows), "seconds": 0.0}
         if self.budget.amount < least[self.budget.kind]:
             raise SettingError(
                 f"a budget of {self.budget} is too small for one candidate, which takes"
-                f" {self.candidate_rows} network rows at NFE {self.nfe}"
+                f" {self.candidate_rows} network rows at {self.size}"
             )
+
+    def _check_size(self) -> None:
+        """Rows are searched by strategies of their own, and under guidance."""
+        if self.size.unit == "nfe":
+            if "guided" in self.strategies:
+                raise SettingError("guided searches network rows; give rows instead of an NFE")
+            self.space.base(self.size.amount)
+            return
+        if wrong := [name for name in self.strategies if name not in OF_ROWS]:
+            raise SettingError(f"{wrong[0]} cannot search network rows; {', '.join(OF_ROWS)} can")
+        if self.problem.cfg_scale == 1.0:
+            raise SettingError(
+                "rows are searched under guidance; give a guidance scale other than 1, or an NFE"
+            )
+        check_rows(self.size.amount)
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,7 @@ def run(search: Search, watch: Watch | None = None) -> Found:
         task = _task(search, log)
         for name, span in spans(search.strategies):
             task.meter.span = span
-            _stage(task, name, watch, must=search.strategies != AUTO)
+            _stage(task, name, watch, must=search.strategies not in (AUTO, OF_ROWS))
         return _found(search, task)
     finally:
         log.close()
@@ -137,14 +155,14 @@ def _task(search: Search, log: Log) -> Task:
     problem = search.problem
     scored = problem.block("train").first(search.noises)  # the teacher is no part of the budget
     meter = Meter(
-        search.budget, log, search.nfe, lambda: problem.evaluations, search.candidate_rows
+        search.budget, log, search.size, lambda: problem.evaluations, search.candidate_rows
     )
     return Task(
         problem=problem,
         objective=search.objective,
         space=search.space,
         scored=scored,
-        nfe=search.nfe,
+        size=search.size,
         log=log,
         meter=meter,
         seed=search.seed,
@@ -154,7 +172,7 @@ def _task(search: Search, log: Log) -> Task:
 
 def _stage(task: Task, name: str, watch: Watch | None, must: bool) -> None:
     """One strategy until it ends or its share is spent; one that cannot run here is left out."""
-    marker = task.log.folder / f"done-{name}-{task.nfe}"
+    marker = task.log.folder / f"done-{name}-{task.size.mark}"
     if task.meter.used() >= 1.0 or (marker.exists() and name not in SHARES):
         return
     try:
@@ -279,7 +297,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Where a schedule comes from, as the artefact holds it."""
     problem, trials = search.problem, list(task.log.trials.values())
-    mine = [trial for trial in trials if trial.schedule.nfe == search.nfe]
+    mine = [trial for trial in trials if search.size.fits(trial.schedule)]
     return {
         **identity(search),
         "val_seeds": _ends(problem.validation),
@@ -287,6 +305,7 @@ def provenance(
         "strategy": best.strategy,
         "strategies": list(search.strategies),
         "strategy_seed": search.seed,
+        **({"rows": search.size.amount} if search.size.unit == "rows" else {}),
         "budget": {
             "candidates": len(mine),
             "model_evals": sum(trial.evals for trial in mine),
@@ -305,7 +324,7 @@ def identity(search: Search) -> dict[str, Any]:
     problem = search.problem
     return {
         "model": problem.network.name,
-        "model_sha256": fingerprint(problem.network),
+        ANSWER: sketch(problem.network),
         "cfg_scale": problem.cfg_scale,
         "labels": list(problem.labels),
         "teacher": problem.teacher.choices(),
@@ -313,23 +332,6 @@ def identity(search: Search) -> dict[str, Any]:
         "train_seeds": _ends(problem.train),
         "scored": search.noises,
     }
-
-
-def fingerprint(network: Network) -> str:
-    """sha256 of a network's weights as its card has it; else of its answers to fixed noise."""
-    if network.name in embedded_names():
-        return str(card(network.name)["sha256"])
-    return answers_sha256(network)
-
-
-def answers_sha256(network: Network) -> str:
-    """sha256 of where two calls take one noise: other weights answer otherwise."""
-    from dataclasses import replace
-
-    from ...samplers.sampler import Sampler
-
-    samples = Sampler(replace(network, decode=None))([0], solver="ddim", nfe=2).samples
-    return sha256(samples.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _ends(seeds: Sequence[int]) -> list[int]:
@@ -349,8 +351,15 @@ def _same_search(search: Search) -> None:
         theirs = json.loads(path.read_text())
     except ValueError as error:
         raise SettingError(f"{str(path)!r} is damaged: {error}; give another --log") from error
-    for name in (name for name in mine if mine[name] != theirs.get(name)):
+    for name in (name for name in mine if not _same(name, mine[name], theirs.get(name))):
         raise SettingError(
             f"the log in {str(search.folder)!r} is of another search: its {name} is"
             f" {theirs.get(name)!r}, not {mine[name]!r}; give another --log"
         )
+
+
+def _same(name: str, mine: Any, theirs: Any) -> bool:
+    """Equal; or, of a network's answers, alike."""
+    if name == ANSWER and mine and theirs:
+        return alike(mine, theirs)
+    return bool(mine == theirs)

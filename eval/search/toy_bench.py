@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .descent import Descent, descend
 from .objective import objective, rmse
 from .problem import Block, Problem
 from .run import Search, run
+from .size import Size
 from .space import DEFAULT, Space
 from .toy import named, table_block, toy, toy_mean
 
@@ -26,6 +27,8 @@ NAMED = (
     ("unipc-3", "logsnr"),
 )
 
+SEEDS = 3  # of the comparison with the predictor
+
 
 @dataclass(frozen=True)
 class ToyBench:
@@ -35,6 +38,7 @@ class ToyBench:
     many:       noises that gradients learn from.
     candidates: of evolution.
     iterations: of each descent.
+    predictor:  compares evolution with and without the ranking predictor instead, on SEEDS seeds.
     """
 
     nfe: int = 5
@@ -43,6 +47,7 @@ class ToyBench:
     candidates: int = 1500
     iterations: int = 3000
     seed: int = 0
+    predictor: bool = False
 
     def __post_init__(self) -> None:
         if self.nfe < 1 or self.candidates < 1 or self.many < 1:
@@ -58,15 +63,25 @@ class ToyBench:
 
     def schedules(self) -> Iterator[tuple[str, Schedule, float]]:
         """(what it is, the schedule, seconds it took to find)."""
+        if self.predictor:
+            yield from self._screened()
+            return
         for solver, grid in NAMED:
             yield f"{solver} on {grid}", named(solver, grid, self.nfe), 0.0
-        plain, seconds = self._evolved(())
-        yield "evolve", plain, seconds
+        yield "evolve", *self._searched(("evolve",))
         start = named("dpmpp-2m", "logsnr", self.nfe)
         yield "grad from dpmpp-2m on logsnr", *self._descended(start)
-        best, seconds = self._evolved((toy_mean(),))
-        yield "evolve with AFS", best, seconds
-        yield "evolve with AFS, then refine", *self._descended(best)
+        yield "grid, then refine", *self._searched(("grid", "refine"), noises=self.many)
+        both, afs = ("evolve", "refine"), (toy_mean(),)
+        yield "evolve with AFS", *self._searched(("evolve",), afs)
+        yield "evolve with AFS, then refine", *self._searched(both, afs, noises=self.many)
+
+    def _screened(self) -> Iterator[tuple[str, Schedule, float]]:
+        for seed in range(self.seed, self.seed + SEEDS):
+            one = replace(self, seed=seed)
+            yield f"evolve, seed {seed}", *one._searched(("evolve",))
+            found = one._searched(("evolve",), predictor=True)
+            yield f"evolve, predictor, seed {seed}", *found
 
     def error(self, schedule: Schedule) -> tuple[float, float]:
         """On the test noises: RMSE, and the median of each noise's own."""
@@ -74,19 +89,28 @@ class ToyBench:
         each = (ends - self.test.ends).square().mean(1).sqrt()
         return rmse(ends, self.test), float(each.median())
 
-    def _evolved(self, afs: Sequence[MeanImage]) -> tuple[Schedule, float]:
-        start, problem = time.perf_counter(), toy((self.few, 512, 1))
+    def _searched(
+        self,
+        strategies: tuple[str, ...],
+        afs: tuple[MeanImage, ...] = (),
+        noises: int | None = None,
+        **settings: bool,
+    ) -> tuple[Schedule, float]:
+        """What strategies find with so many candidates, scored on `few` of the training noises."""
+        start, problem = time.perf_counter(), toy((noises or self.few, 512, 1))
         free = DEFAULT - {"ends"} | ({"afs"} if afs else set())
         with tempfile.TemporaryDirectory() as folder:
             search = Search(
                 problem=problem,
                 objective=objective("terminal", problem.network),
-                space=Space(process=EDM(), free=free, ends=(EDM().t_min,), afs=tuple(afs)),
-                nfe=self.nfe,
-                strategies=("evolve",),
+                space=Space(process=EDM(), free=free, ends=(EDM().t_min,), afs=afs),
+                size=Size(self.nfe),
+                strategies=strategies,
                 budget=Budget("candidates", self.candidates),
                 folder=Path(folder),
                 seed=self.seed,
+                scored=self.few,
+                settings=settings,
             )
             return run(search).schedule, time.perf_counter() - start
 

@@ -18,6 +18,7 @@ from ...samplers.grid import default_grid
 from ...samplers.images import write_bytes
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
+from ...solvers.guided import BOTH
 from .problem import Block, Problem
 from .space import encoded, grid_to
 from .strategies.base import Task
@@ -84,22 +85,59 @@ def chain(task: Task) -> Tensor:
     return found
 
 
-def _run(task: Task) -> tuple[Tensor, Tensor]:
-    grid, block = fine_grid(task), batch_of(task)
-    predict, asked = predictor(task.problem, block), []
+def branched(task: Task) -> tuple[Tensor, Tensor]:
+    """The guided teacher on the fine grid: its states, and how all it saw goes together.
+
+    States are (M + 1, n, *) of the noises that candidates are scored on, in float32. The other is
+    the Gram matrix (3 M + 1, 3 M + 1) in float64 of the M + 1 states, the M conditional and the M
+    unconditional predictions: inner products over noises and dimensions.
+    """
+    states, gram = kept(task, f"branched-{len(task.scored)}", partial(_branched, task))
+    return states, gram
+
+
+def _branched(task: Task) -> tuple[Tensor, Tensor]:
+    grid, problem, cond, uncond = fine_grid(task), task.problem, [], []
+    scale = problem.cfg_scale
+
+    def predict(x: Tensor, node: Node) -> Tensor:
+        u, c = problem.answers(task.scored, x, node, BOTH)
+        cond.append(c)
+        uncond.append(u)
+        return u + scale * (c - u)
+
+    states = _driven(grid, task.scored, predict)
+    columns = torch.cat([states, torch.stack(cond), torch.stack(uncond)]).flatten(2)
+    each = (columns[:, i].double() for i in range(columns.shape[1]))
+    return states, sum((one @ one.T for one in each), torch.zeros(()))
+
+
+def _driven(grid: TimeGrid, block: Block, predict: Predict) -> Tensor:
+    """States (M + 1, n, *) of the fine solver under a prediction."""
 
     def answer(x: Tensor, node: Node | None) -> Tensor:
         assert node is not None  # the method is deterministic
-        asked.append((x, predict(x, node)))
-        return asked[-1][1]
+        return predict(x, node)
 
     x = block.noise * grid.schedule.noise_scale(grid.nodes[0])
     solver = Executor(encoded(SOLVER, grid))
-    state = solver.init()
+    state, states = solver.init(), [x]
     for t, s in pairwise(grid.nodes):
         x, state = drive(solver.step(x, state, t, s), answer)
-    states = torch.stack([*(state for state, _ in asked), x])
-    return states, torch.stack([x0 for _, x0 in asked])
+        states.append(x)
+    return torch.stack(states)
+
+
+def _run(task: Task) -> tuple[Tensor, Tensor]:
+    block = batch_of(task)
+    predict, found = predictor(task.problem, block), []
+
+    def kept_one(x: Tensor, node: Node) -> Tensor:
+        found.append(predict(x, node))
+        return found[-1]
+
+    states = _driven(fine_grid(task), block, kept_one)
+    return states, torch.stack(found)
 
 
 def _noised(task: Task) -> tuple[Tensor]:

@@ -1,7 +1,40 @@
-"""Guidance policies."""
+"""Guidance policies: a new one is a file here that registers itself."""
 
-from .base import Guidance, Unguided
+from .adaptive import AdaptiveGuidance
+from .apg import APG
+from .auto import AutoGuidance
+from .base import Guidance, Guide, Moment, Setup, Unguided
 from .cfg import CFG
+from .cfg_pp import CFGPlusPlus
+from .cfg_zero import CFGZeroStar
+from .forecast import GuidanceForecast
+from .history import History
+from .interval import Interval
+from .linear_ag import LinearAG
+from .magnitude import MagnitudeAware
+from .registry import guidance, names, policy_class, settings_of
 from .threshold import Thresholded
 
-__all__ = ["CFG", "Guidance", "Thresholded", "Unguided"]
+__all__ = [
+    "APG",
+    "CFG",
+    "AdaptiveGuidance",
+    "AutoGuidance",
+    "CFGPlusPlus",
+    "CFGZeroStar",
+    "Guidance",
+    "GuidanceForecast",
+    "Guide",
+    "History",
+    "Interval",
+    "LinearAG",
+    "MagnitudeAware",
+    "Moment",
+    "Setup",
+    "Thresholded",
+    "Unguided",
+    "guidance",
+    "names",
+    "policy_class",
+    "settings_of",
+]

@@ -1,30 +1,167 @@
-"""Guidance: which branches of the network are evaluated at a node, and how they become one x0."""
+"""Guidance: which branches of the network are evaluated at a node, and how they become one x0.
 
-from collections.abc import Sequence
+A policy is a frozen value of settings and holds nothing of a run. `begin` makes the `Guide` of one
+batch, which remembers what it has to. A guide is asked what it wants (`ask`), the network answers
+in one forward pass, and `combine` makes the x0 that the solver sees. x0 is what crosses between
+network and guidance: u + w (c - u) is the same rule in x0, eps and v, because each is affine in the
+others with the same coefficients for both branches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...models.denoiser import Branch
-from ...models.schedule import Node
+from ...models.denoiser import Ask, Branch, Network
+from ...models.errors import SettingError
+from ...models.schedule import Node, TimeGrid
+from ...solvers import Rewritable, Solver, queries
+
+COND = (Ask(Branch.COND),)
+BOTH = (Ask(Branch.UNCOND), Ask(Branch.COND))
 
 
-class Guidance(Protocol):
-    """A policy value; it holds settings and nothing of a run."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where in a run an evaluation is.
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
-        """The branches to evaluate at this node."""
-        ...
+    node:     where x0 is asked for.
+    step:     the number of the step, from 0; stage: which evaluation within it.
+    forecast: a cache forecast a part of the answer.
+    """
 
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        """The one x0 (B, *) that the solver sees, from one x0 per branch."""
-        ...
+    node: Node
+    step: int = 0
+    stage: int = 0
+    forecast: bool = False
 
 
 @dataclass(frozen=True)
-class Unguided:
+class Setup:
+    """The run that a guide is for.
+
+    images:   of one batch.
+    adaptive: the solver chooses its own steps.
+    cached:   a cache is on the network.
+    """
+
+    network: Network
+    solver: Solver[Any]
+    grid: TimeGrid
+    images: int
+    adaptive: bool = False
+    cached: bool = False
+
+    @property
+    def reach(self) -> int:
+        """How many predictions back the solver's memory reaches."""
+        return self.solver.reach if isinstance(self.solver, Rewritable) else 0
+
+    @property
+    def one_call(self) -> bool:
+        """Whether every step is one evaluation, at its own node."""
+        return not self.adaptive and queries(self.solver, self.grid) == list(self.grid.nodes[:-1])
+
+
+class Guide(ABC):
+    """What one batch of a run is guided by; it may remember what it was shown.
+
+    The conditional branch, for all rows, comes last in what it asks, if it is asked at all.
+    """
+
+    @abstractmethod
+    def ask(self, moment: Moment) -> tuple[Ask, ...]:
+        """What to evaluate at this moment."""
+
+    @abstractmethod
+    def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        """The one x0 (B, *) that the solver sees, from one x0 per ask, at the state x."""
+
+    @property
+    def guided(self) -> bool | tuple[bool, ...]:
+        """Whether the last answer was guided; or which of its rows were."""
+        return True
+
+    def conditional(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        """What `combine` would have given without guidance."""
+        return outputs[-1]
+
+
+class Guidance:
+    """A policy value.
+
+    name:   what users type; source: where the rule is from.
+    """
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+
+    @property
+    def off(self) -> bool:
+        """Whether these settings are no guidance."""
+        return False
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the solver's memory follows where the guidance stops or starts."""
+        return False
+
+    def needs(self, grid: TimeGrid) -> set[Branch]:
+        """The branches that may be asked for on this grid."""
+        return {branch for node in grid.nodes for branch in self.branches(node)}
+
+    def check(self, setup: Setup) -> None:
+        """Raises SettingError, before the network is called, if this run cannot be guided so."""
+
+    def networks(self, main: Network) -> Mapping[Branch, Network]:
+        """Further networks, by the branch that they answer."""
+        return {}
+
+    def begin(self, setup: Setup) -> Guide:
+        """The guide of one batch; a policy without memory is its own."""
+        return Memoryless(self)
+
+    def branches(self, node: Node) -> tuple[Branch, ...]:
+        """What a policy without memory evaluates at a node.
+
+        Raises:
+            SettingError: for all others, which have to be shown a run from its start.
+        """
+        raise SettingError(
+            f"{self.name} guidance depends on the course of a run and cannot be used here; take cfg"
+        )
+
+    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
+        """What a policy without memory makes of it; raises as `branches`."""
+        raise SettingError(
+            f"{self.name} guidance depends on the course of a run and cannot be used here; take cfg"
+        )
+
+
+@dataclass(frozen=True)
+class Memoryless(Guide):
+    """The guide of a policy that needs nothing of a run."""
+
+    policy: Guidance
+
+    def ask(self, moment: Moment) -> tuple[Ask, ...]:
+        return tuple(map(Ask, self.policy.branches(moment.node)))
+
+    def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        return self.policy.combine(outputs, moment.node)
+
+
+@dataclass(frozen=True)
+class Unguided(Guidance):
     """The conditional branch alone: one row per evaluation."""
+
+    name: ClassVar[str] = "none"
+
+    @property
+    def off(self) -> bool:
+        return True
 
     def branches(self, node: Node) -> tuple[Branch, ...]:
         return (Branch.COND,)

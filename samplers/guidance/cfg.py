@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,34 +13,63 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
 from ...models.schedule import Node
+from .base import Guidance, Setup
+from .registry import register
+from .settings import check_scale
+from .space import per_row, wide
+from .span import Span
 
 
+@register
 @dataclass(frozen=True)
-class CFG:
+class CFG(Guidance):
     """x0 = x0_uncond + scale (x0_cond - x0_uncond) (arXiv:2207.12598; its w is scale - 1).
 
     scale:    1 is off: one branch, and to the bit what no guidance gives. 0 is the unconditional
               network alone.
     interval: (low, high) in kappa = sigma / alpha; guided where low < kappa <= high, conditional
-              and one branch cheaper elsewhere (arXiv:2404.07724).
+              and one branch cheaper elsewhere (arXiv:2404.07724). `Interval` narrows any policy,
+              in other coordinates too.
+    rescale:  phi in [0, 1]: by how much the guided x0 is brought back to the standard deviation of
+              the conditional x0, per image (arXiv:2305.08891, eq. 15-16, there in v); 0 is off, 0.7
+              the published one.
     """
+
+    name: ClassVar[str] = "cfg"
+    source: ClassVar[str] = "arXiv:2207.12598; rescale arXiv:2305.08891"
 
     scale: float
     interval: tuple[float, float] = (0.0, math.inf)
+    rescale: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise SettingError(f"a guidance scale must be a number, not {self.scale}; 1 is off")
-        low, high = self.interval
-        if not 0.0 <= low < high:
-            raise SettingError(
-                f"the guidance interval {low:g},{high:g} is empty; give low,high in sigma/alpha"
-                " with 0 <= low < high"
-            )
+        for value in (self.scale, self.rescale):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise SettingError(f"cfg takes numbers, not {value!r}; write cfg:scale=2")
+        check_scale(self.scale)
+        if not 0.0 <= self.rescale <= 1.0:
+            raise SettingError(f"cfg: rescale lies in [0, 1], not {self.rescale:g}; 0 is off")
+        object.__setattr__(self, "interval", (self.span.low, self.span.high))
+
+    @cached_property
+    def span(self) -> Span:
+        """Where it guides."""
+        try:
+            low, high = map(float, self.interval)
+        except (TypeError, ValueError):
+            raise SettingError(f"{self.interval!r} is no guidance interval (low, high)") from None
+        return Span(low, high)
+
+    @property
+    def off(self) -> bool:
+        return self.scale == 1.0
+
+    def check(self, setup: Setup) -> None:
+        if not self.off:
+            self.span.check(setup.grid)
 
     def branches(self, node: Node) -> tuple[Branch, ...]:
-        low, high = self.interval
-        if self.scale == 1.0 or not low < node.kappa <= high:
+        if self.off or not self.span.covers(node):
             return (Branch.COND,)
         return (Branch.UNCOND,) if self.scale == 0.0 else (Branch.UNCOND, Branch.COND)
 
@@ -45,4 +77,12 @@ class CFG:
         if len(outputs) == 1:
             return outputs[0]
         uncond, cond = outputs
-        return torch.lerp(uncond, cond, self.scale)
+        guided = torch.lerp(uncond, cond, self.scale)
+        return guided if self.rescale == 0.0 else _rescaled(guided, cond, self.rescale)
+
+
+def _rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:
+    """phi g std(c) / std(g) + (1 - phi) g."""
+    size, wanted = wide(guided).std(1), wide(cond).std(1)
+    ratio = torch.where(size > 0.0, wanted / size, 1.0)
+    return guided * per_row(1.0 + share * (ratio - 1.0), guided)

@@ -1,19 +1,24 @@
 """Dynamic thresholding: keeps x0 inside the range of images, whatever guidance made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor
 
-from ...models.denoiser import Branch
+from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
-from ...models.schedule import Node
-from .base import Guidance, Unguided
+from ...models.schedule import Node, TimeGrid
+from .base import Guidance, Guide, Moment, Setup, Unguided
+from .registry import register
+from .settings import Checked
 
 
+@register
 @dataclass(frozen=True)
-class Thresholded:
+class Thresholded(Checked, Guidance):
     """x0 <- clamp(x0, -q, q) / q with q = max(quantile of |x0| in the sample, floor).
 
     Imagen's dynamic thresholding (arXiv:2205.11487, sec. 2.3), for networks of images in [-1, 1]:
@@ -25,24 +30,73 @@ class Thresholded:
     latents:  allow it on the latents of a network with a VAE.
     """
 
-    inner: Guidance = field(default_factory=Unguided)
+    name: ClassVar[str] = "threshold"
+    source: ClassVar[str] = "arXiv:2205.11487 sec. 2.3"
+
+    inner: InstanceOf[Guidance] = field(default_factory=Unguided)
     quantile: float = 0.995
     floor: float = 1.0
     latents: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.quantile <= 1.0:
             raise SettingError(f"a quantile lies in (0, 1], not {self.quantile:g}; 0.995 is usual")
         if not self.floor > 0.0:
             raise SettingError(f"the floor must be positive, not {self.floor:g}; 1 is usual")
 
+    @property
+    def rewrites(self) -> bool:
+        return self.inner.rewrites
+
+    def needs(self, grid: TimeGrid) -> set[Branch]:
+        return self.inner.needs(grid)
+
+    def check(self, setup: Setup) -> None:
+        if setup.network.decode is not None and not self.latents:
+            raise SettingError(
+                f"{setup.network.name} samples latents, which have no range to be kept in; drop the"
+                " thresholding, or pass Thresholded(latents=True) if you mean it"
+            )
+        self.inner.check(setup)
+
+    def networks(self, main: Network) -> Mapping[Branch, Network]:
+        return self.inner.networks(main)
+
+    def begin(self, setup: Setup) -> Guide:
+        return ClippedGuide(self, self.inner.begin(setup))
+
     def branches(self, node: Node) -> tuple[Branch, ...]:
         return self.inner.branches(node)
 
     def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        x0 = self.inner.combine(outputs, node)
+        return self.clip(self.inner.combine(outputs, node))
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """The rule itself, x0 (B, *) in and out."""
         sizes = x0.flatten(1).abs()
         wide = sizes if sizes.dtype == torch.float64 else sizes.float()
         q = torch.quantile(wide, self.quantile, dim=1).clamp_(min=self.floor).to(x0.dtype)
         q = q.reshape(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-q, q).div_(q)
+
+
+@dataclass(frozen=True)
+class ClippedGuide(Guide):
+    """Thresholds what the inner guide gives."""
+
+    policy: Thresholded
+    inner: Guide
+
+    def ask(self, moment: Moment) -> tuple[Ask, ...]:
+        return self.inner.ask(moment)
+
+    def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        return self.policy.clip(self.inner.combine(outputs, x, moment))
+
+    @property
+    def guided(self) -> bool | tuple[bool, ...]:
+        return self.inner.guided
+
+    def conditional(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        return self.policy.clip(self.inner.conditional(outputs, x, moment))

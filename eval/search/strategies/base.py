@@ -8,6 +8,7 @@ next, and one that is started again goes on from the log.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from ....models.errors import UnknownNameError
@@ -16,6 +17,7 @@ from ..budget import Meter
 from ..log import Log, Trial
 from ..objective import Objective
 from ..problem import Block, Problem
+from ..size import Size
 from ..space import Space
 
 
@@ -35,7 +37,7 @@ class Task:
     objective: what is to be lowered.
     space:     which decisions may vary.
     scored:    the training noises that proposals are scored on.
-    nfe:       network evaluations of each proposal.
+    size:      of each proposal.
     log:       every trial so far, and a folder for what a strategy wants to keep.
     meter:     how much of this strategy's share of the budget is used, 0 to 1.
     seed:      of everything random.
@@ -46,15 +48,26 @@ class Task:
     objective: Objective
     space: Space
     scored: Block
-    nfe: int
+    size: Size
     log: Log
     meter: Meter
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of each proposal, where these are its size."""
+        assert self.size.unit == "nfe"
+        return self.size.amount
+
     def best(self, count: int | None = None) -> list[Trial]:
-        """The best trials of this NFE."""
-        return self.log.best(self.nfe, count)
+        """The best trials of this size."""
+        return self.log.best(self.size, count)
+
+
+def random_of(task: Task, mark: str) -> Random:
+    """The random numbers of one proposal; no others depend on them."""
+    return Random(f"{task.seed} {task.size.amount} {task.log.worker} {mark}")
 
 
 Strategy = Callable[[Task], Iterator[Proposal]]

@@ -12,7 +12,7 @@ from random import Random
 from ....solvers import Schedule
 from ..log import Trial
 from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
-from .base import Proposal, Task, register
+from .base import Proposal, Task, random_of, register
 from .named import SOLVERS, named
 
 POOL = 20  # parents are drawn from so many of the best
@@ -59,11 +59,6 @@ def is_child(task: Task, trial: Trial) -> bool:
 
 def _nth(task: Task, n: int) -> Random:
     return random_of(task, str(n))
-
-
-def random_of(task: Task, mark: str) -> Random:
-    """The random numbers of one child; no others depend on them."""
-    return Random(f"{task.seed} {task.nfe} {task.log.worker} {mark}")
 
 
 class Pools:

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 from ....models.errors import FewstepError
 from ....models.schedule import TimeGrid
-from ..space import Space, grid_to
+from ....samplers.grid import default_grid
+from ..guided import guided_schedule
+from ..placement import guided_steps
+from ..space import Space, encoded, grid_to
 from ..trajectories import batch_of
 from .base import Proposal, Task, register
 from .named import named
@@ -31,12 +34,16 @@ NAMED = (
 )
 SHIFTS = (0.5, 2.0, 3.0, 5.0)
 BEST_GRIDS = 3  # on which the rest of the solvers are tried
+UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 
 
 @register("grid")
 def grid(task: Task) -> Iterator[Proposal]:
-    """Two solvers on every grid, then all of them on the best grids."""
-    grids = _grids(task)
+    """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`."""
+    if task.size.unit == "rows":
+        yield from _rows(task)
+        return
+    grids = _grids(task, task.nfe)
     for name, nodes in grids.items():
         for solver in FIRST:
             yield named(task, solver, nodes, f"{solver} on {name}")
@@ -53,19 +60,44 @@ def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in grids))[:BEST_GRIDS]
 
 
-def _grids(task: Task) -> dict[str, TimeGrid]:
+def _rows(task: Task) -> Iterator[Proposal]:
+    """2M with guidance at some of its steps, each choice of them; more solvers with the best."""
+    main, rows = default_grid(task.space.process), task.size.amount
+    choices = {f"both branches at {','.join(map(str, g))}": (n, g) for n, g in guided_steps(rows)}
+    for label, placed in choices.items():
+        yield _guided(task, (FIRST[1], main), placed, label)
+    labels = (str(trial.schedule.provenance.get("label", "")) for trial in task.best())
+    best = dict.fromkeys(label.partition(", ")[2] for label in labels)
+    for label in [each for each in best if each in choices][:BEST_GRIDS]:
+        for name in dict.fromkeys((main, *UNDER_ROWS)):
+            for solver in FIRST:
+                yield _guided(task, (solver, name), choices[label], label)
+
+
+def _guided(
+    task: Task, how: tuple[str, str], placed: tuple[int, tuple[int, ...]], label: str
+) -> Proposal:
+    """A solver on a grid with both branches at some steps, the difference held between them."""
+    (solver, name), (steps, guided) = how, placed
+    base = encoded(solver, grid_to(task.space, name, steps))
+    made = guided_schedule(base, task.problem.cfg_scale, guided)
+    facts = {"label": f"{solver} on {name}, {label}"}
+    return Proposal(made.model_copy(update={"provenance": facts}))
+
+
+def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     """Every grid that this process has, by name and with each end."""
     found: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f" to t={end:g}"
         for name in NAMED:
             try:
-                found[name + mark] = grid_to(task.space, name, task.nfe, end)
+                found[name + mark] = grid_to(task.space, name, steps, end)
             except FewstepError:
                 continue  # a table of another process
-        found["tan" + mark] = tan_grid(task.space, task.nfe, end, _data_std(task))
+        found["tan" + mark] = tan_grid(task.space, steps, end, _data_std(task))
         for shift in SHIFTS if task.space.process.family == "flow" else ():
-            found[f"shift={shift:g}{mark}"] = _shifted(task.space, task.nfe, end, shift)
+            found[f"shift={shift:g}{mark}"] = _shifted(task.space, steps, end, shift)
     return found
 
 

@@ -2,8 +2,8 @@
 
 from ..log import Trial
 from ..ranking import Ranking, fit
-from .base import Proposal, Task
-from .evolve import Pools, is_child, new_child, random_of
+from .base import Proposal, Task, random_of
+from .evolve import Pools, is_child, new_child
 
 REFIT = 100  # trials from one fit to the next, and before the first
 CHILDREN = 400  # drawn for each batch

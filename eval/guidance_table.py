@@ -1,0 +1,125 @@
+"""The table and the plot of `fewstep bench guidance`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..models.errors import SettingError, UnknownNameError
+from ..samplers.images import check_writable, write_whole
+from .guidance_front import HONEST, METRIC, Panel, cost, panels
+from .report import COLOURS, KINDS, MARKERS
+from .store import Row
+
+BUDGETS = (12, 16, 20, 24, 32, 40)
+TABLES = ("md", "csv")
+
+
+def check_outputs(table: str, plot: Path | None) -> None:
+    """Raises FewstepError, before anything is measured, for what cannot be written."""
+    if table not in TABLES:
+        raise UnknownNameError("table", table, TABLES)
+    if plot is None:
+        return
+    check_writable(plot)
+    if plot.suffix.lower() not in KINDS:
+        raise SettingError(f"{str(plot)!r} must end in {', '.join(KINDS)}")
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise SettingError("matplotlib is not installed; pip install 'fewstep[report]'")
+
+
+def lines(rows: Sequence[Row], table: str = "md") -> Iterator[str]:
+    """The table: of each family the best within a budget (md), or every row (csv)."""
+    if table == "csv":
+        yield "model,cfg_scale,guidance,nfe,rows,error,of_honest,seconds_per_image"
+        for panel in panels(rows):
+            yield from (_csv(panel, row) for row in sorted(panel.rows, key=cost))
+        return
+    for panel in panels(rows):
+        yield from _markdown(panel)
+
+
+def _csv(panel: Panel, row: Row) -> str:
+    run: Any = row.protocol.images
+    ratio = row.value / panel.honest(cost(row))
+    spec = f'"{run.run.guidance_spec}"'
+    seconds = row.cost.seconds if row.cost else 0.0
+    facts = (panel.model, f"{panel.scale:g}", spec, run.run.nfe, f"{cost(row):g}")
+    return ",".join(map(str, (*facts, f"{row.value:.5f}", f"{ratio:.4f}", f"{seconds:.4f}")))
+
+
+def _markdown(panel: Panel) -> Iterator[str]:
+    """One line per family, one column per budget: error, share of the honest row's, and what."""
+    yield f"### {panel.title}"
+    yield ""
+    yield f"{METRIC}; in brackets, times the error of full guidance at the same rows."
+    yield ""
+    yield "| guidance | " + " | ".join(f"{budget} rows" for budget in BUDGETS) + " |"
+    yield "|---|" + "---|" * len(BUDGETS)
+    for name in panel.families:
+        cells = (_cell(panel, name, budget) for budget in BUDGETS)
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "Best settings:"
+    yield ""
+    for name in panel.families:
+        for budget in BUDGETS:
+            if (best := _best(panel, name, budget)) is not None and name != HONEST:
+                run: Any = best.protocol.images
+                yield f"- {name}, {budget} rows: `{run.run.guidance_spec}`, {run.run.nfe} steps"
+    yield ""
+
+
+def _best(panel: Panel, name: str, budget: int) -> Row | None:
+    """The least error that at most so many rows buy, and at least the budget before."""
+    before = max((each for each in BUDGETS if each < budget), default=0)
+    found = [row for row in panel.family(name) if before < cost(row) <= budget]
+    return min(found, key=lambda row: row.value, default=None)
+
+
+def _cell(panel: Panel, name: str, budget: int) -> str:
+    best = _best(panel, name, budget)
+    if best is None:
+        return ""
+    ratio = best.value / panel.honest(budget)
+    return f"{best.value:.4f}" + ("" if math.isnan(ratio) else f" ({ratio:.2f})")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Error against network rows, one panel for each network and scale."""
+    write_whole(path, lambda file: _figure(panels(rows), file, path.suffix[1:].lower()))
+
+
+def _figure(found: Sequence[Panel], file: IO[bytes], kind: str) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not found:
+        raise SettingError("there is nothing to draw; no run has finished")
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 8}):
+        across = min(2, len(found))
+        down = -(-len(found) // across)
+        figure = Figure(figsize=(5.5 * across, 4.2 * down), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        names = dict.fromkeys(name for panel in found for name in panel.families)
+        for axis, panel in zip(axes, found, strict=False):
+            _panel(axis, panel, list(names))
+        for axis in axes[len(found) :]:
+            axis.set_axis_off()
+        figure.savefig(file, format=kind, dpi=150)
+
+
+def _panel(axis: Any, panel: Panel, names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        rows = panel.family(name)
+        places, errors = [cost(row) for row in rows], [row.value for row in rows]
+        if name == HONEST:
+            axis.plot(places, errors, "k-o", markersize=4, label="full CFG, fewer steps", zorder=3)
+            continue
+        style = {"color": COLOURS[i % len(COLOURS)], "label": name}
+        axis.scatter(places, errors, marker=MARKERS[i % len(MARKERS)], s=14, **style)
+    axis.set(title=panel.title, xlabel="network rows per image", ylabel=METRIC, yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=6)

@@ -1,0 +1,57 @@
+"""Guided schedules whose every row is fitted to the teacher by least squares, step after step.
+
+Step n is given the weights with which the noise and the columns so far come nearest to the
+teacher's state at its end; then the network is asked there. So one run of the fitted noises finds
+all weights of a placement, without gradients, and the last row is the best for its columns.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...models.schedule import TimeGrid
+from ...solvers import Schedule
+from ...solvers.guided import BOTH
+from .guided import table_of
+from .placement import Placement, solved
+from .problem import Block, Problem
+from .space import encoded
+
+SLICE = 1 << 20  # numbers of a column that are in float64 at once
+THEORY = "dpmpp-2m"  # of the steps; what the fitted rows differ by are free weights to a descent
+
+
+def fitted(
+    problem: Problem, block: Block, states: Tensor, grid: TimeGrid, placed: Placement
+) -> Schedule:
+    """The schedule of a placement with fitted rows; it costs the rows of one run of the block.
+
+    Args:
+        block: the noises that are fitted.
+        states: (M + 1, n, *) of the teacher at the nodes of the grid, for these noises.
+        grid: of M steps, of which the placement names nodes.
+    """
+    nodes = [grid.nodes[i] for i in placed.nodes]
+    x, rows = states[0], []
+    columns = [x]
+    for step, after in enumerate((*placed.nodes[1:], None)):
+        branches = BOTH if step in placed.guided else BOTH[1:]
+        columns += problem.answers(block, x, nodes[step], branches)
+        weights = fit(columns, block.ends if after is None else states[after])
+        x = sum((w * c for w, c in zip(weights.tolist(), columns, strict=True)), 0.0 * x)
+        rows.append(weights.tolist())
+    table = table_of(rows, [node.t for node in nodes], placed.guided)
+    body = encoded(THEORY, TimeGrid(grid.schedule, (*nodes, grid.nodes[-1])))
+    return Schedule.model_validate({**body.model_dump(), "compiled": table})
+
+
+def fit(columns: Sequence[Tensor], target: Tensor) -> Tensor:
+    """(W,) float64: least-squares weights of columns (n, *) for a target (n, *)."""
+    flat = torch.stack([each.flatten() for each in columns])
+    products = torch.zeros(len(flat), len(flat) + 1, dtype=torch.float64)
+    for part, wanted in zip(
+        torch.split(flat, SLICE, 1), torch.split(target.flatten(), SLICE), strict=True
+    ):
+        products += part.double() @ torch.cat([part, wanted[None]]).double().T
+    return solved(products[:, :-1], products[:, -1])

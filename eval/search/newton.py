@@ -1,0 +1,229 @@
+"""Gauss-Newton on a canonical table: all its weights and evaluation times at once, no gradients.
+
+Where a run ends is a function of the numbers of its table. What each of them does to the end is
+found forwards, beside the run: a weight of row n moves state n by its column; a time moves the
+prediction that is asked for there; and what moves a state moves the predictions at it by a
+difference of two network calls. With J those sensitivities and r = ends - teacher's ends,
+
+    (J^T J + mu diag(J^T J)) step = -J^T r                                (Levenberg-Marquardt).
+
+One such step costs about N^2 / 2 times as many network rows as a run of N evaluations, and does
+what hundreds of steps of gradient descent do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...models.denoiser import Branch
+from ...solvers import Schedule
+from ...solvers.compiled import compiled
+from ...solvers.executor import mean_of
+from ...solvers.guided import branches_at, weights_of
+from ...solvers.schedule_data import Compiled, evaluation_time
+from .guided import table_of
+from .parameters import Coordinate
+from .problem import Block, Problem
+
+NUDGE = 1e-2  # of a state in the direction of a tangent, relative to the state's size
+DIFFERENCE = 1e-3  # of an evaluation time, as a share of the range
+REACH = 0.05  # an evaluation time moves by so much of the range in one step at most
+NUMBERS = 1 << 27  # of sensitivities that are held at once: half a gigabyte
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A table as numbers that can be moved.
+
+    base: the schedule it is the table of.
+    u:    (N,) float64, evaluation times in the search's coordinate.
+    rows: N rows of weights, of the noise and of the columns there are by then.
+    """
+
+    base: Schedule
+    u: Tensor
+    rows: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> "Point":
+        """The point of a schedule's table; times at the rim of the process are moved inside."""
+        table = compiled(schedule)
+        kept = schedule.model_copy(update={"compiled": table})
+        coordinate = Coordinate(schedule.process.schedule())
+        nodes = [coordinate.schedule.at(t) for t in table.tau]
+        u = torch.tensor([coordinate.of(node) for node in nodes], dtype=torch.float64)
+        rows = tuple(
+            torch.tensor(weights_of(table, n), dtype=torch.float64) for n in range(table.steps)
+        )
+        return cls(kept, u.clamp(*coordinate.ends), rows)
+
+    @cached_property
+    def table(self) -> Compiled:
+        table = self.base.compiled
+        assert table is not None
+        return table
+
+    @cached_property
+    def coordinate(self) -> Coordinate:
+        return Coordinate(self.base.process.schedule())
+
+    @property
+    def asks(self) -> list[int]:
+        """The steps that evaluate the network: all, or all but the first."""
+        return list(range(1 if self.base.afs else 0, len(self.rows)))
+
+    @property
+    def times(self) -> list[int]:
+        """The places of evaluation times among the numbers."""
+        found, place = [], 0
+        for n, row in enumerate(self.rows):
+            found += [place] if n in self.asks else []
+            place += len(row) + (n in self.asks)
+        return found
+
+    def branches(self, n: int) -> tuple[Branch, ...] | None:
+        """What step n evaluates into columns; None leaves it to the guidance."""
+        return None if self.table.U is None else branches_at(self.table, n)
+
+    def moved(self, step: Tensor) -> "Point":
+        """The point a step away; its numbers are in the order of `Sensitivities`."""
+        low, high = self.coordinate.ends
+        u, rows, place = self.u.clone(), [], 0
+        for n, row in enumerate(self.rows):
+            if n in self.asks:
+                reach = REACH * (high - low)
+                u[n] = (u[n] + step[place].clamp(-reach, reach)).clamp(low, high)
+                place += 1
+            rows.append(row + step[place : place + len(row)])
+            place += len(row)
+        return replace(self, u=u, rows=tuple(rows))
+
+    def schedule(self) -> Schedule:
+        """The schedule that runs the moved table."""
+        tau = [self.coordinate.time(float(u)) for u in self.u]
+        rows = [row.tolist() for row in self.rows]
+        table = table_of(rows, tau, self.table.guided)
+        if self.table.U is None:
+            table = table.model_copy(update={"U": None})
+        return Schedule.model_validate({**self.base.model_dump(), "compiled": table})
+
+
+def times_of(schedule: Schedule) -> Tensor:
+    """(N,) evaluation times of a schedule in the search's coordinate, as shares of its range."""
+    process = schedule.process.schedule()
+    coordinate = Coordinate(process)
+    low, high = coordinate.ends
+    times = (evaluation_time(schedule, n) for n in range(len(schedule.steps)))
+    u = torch.tensor([coordinate.of(process.at(t)) for t in times], dtype=torch.float64)
+    return (u.clamp(low, high) - low) / (high - low)
+
+
+class Sensitivities:
+    """A run of a point on a block, and what each number does to where it ends.
+
+    columns:  the noise, then the predictions, (n, *) each.
+    tangents: of each column, (P, n, *): its derivative by the P numbers met so far, which are, step
+              after step, the evaluation time and the weights of the row.
+    """
+
+    def __init__(self, problem: Problem, point: Point, block: Block) -> None:
+        self.problem, self.point, self.block = problem, point, block
+        process = problem.network.schedule
+        x = block.noise * process.noise_scale(point.base.grid().nodes[0])
+        self.columns, self.tangents = [x], [x.new_zeros(0, *x.shape)]
+        self.x, self.moves = x, self.tangents[0]
+        for n in range(len(point.rows)):
+            if n in point.asks:
+                self._ask(n)
+            else:
+                self._given()
+            self._step(point.rows[n])
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        """J^T J (P, P) and J^T r (P,), float64, sums over the block."""
+        jacobian = self.moves.flatten(1).double()
+        return jacobian @ jacobian.T, jacobian @ (self.x - self.block.ends).flatten().double()
+
+    def _ask(self, n: int) -> None:
+        """The columns of step n, their tangents, and those by its time."""
+        u, ends = float(self.point.u[n]), self.point.coordinate.ends
+        here = self._answers(n, self.x[None], u)
+        aside = DIFFERENCE * (ends[1] - ends[0])
+        aside = aside if u + aside <= ends[1] else -aside
+        by_time = [
+            (there - at) / aside
+            for there, at in zip(self._answers(n, self.x[None], u + aside), here, strict=True)
+        ]
+        by_state = self._along(n, u, here)
+        self._pad(1)
+        for at, state, time in zip(here, by_state, by_time, strict=True):
+            self.columns.append(at[0])
+            self.tangents.append(torch.cat([state, time]))
+
+    def _along(self, n: int, u: float, here: Sequence[Tensor]) -> list[Tensor]:
+        """Derivatives of the predictions at the state along what moves it."""
+        if not len(self.moves):
+            return [at[:0] for at in here]
+        size = self.moves.flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
+        nudge = (NUDGE * self.x.square().mean().sqrt() / size).reshape(-1, *[1] * self.x.ndim)
+        there = self._answers(n, self.x + nudge * self.moves, u)
+        return [(moved - at) / nudge for moved, at in zip(there, here, strict=True)]
+
+    def _given(self) -> None:
+        """The column that stands for the first prediction, which nothing moves."""
+        mean = mean_of(self.point.base)
+        zero = torch.zeros_like(self.x)
+        self.columns.append(zero if mean is None else mean.expand_as(self.x).clone())
+        self.tangents.append(torch.zeros_like(self.tangents[0]))
+
+    def _step(self, row: Tensor) -> None:
+        """The next state, its tangents, and those by the weights of its row."""
+        weights = row.to(self.x.dtype)
+        self.x = torch.einsum("c,c...->...", weights, torch.stack(self.columns))
+        moves = torch.zeros_like(self.tangents[0])
+        for weight, tangent in zip(weights.tolist(), self.tangents, strict=True):
+            moves.add_(tangent, alpha=weight)
+        self.moves = torch.cat([moves, *(column[None] for column in self.columns)])
+        self._pad(len(row))
+
+    def _pad(self, count: int) -> None:
+        """New numbers move no column there was before."""
+        self.tangents = [
+            torch.cat([each, each.new_zeros(count, *each.shape[1:])]) for each in self.tangents
+        ]
+
+    def _answers(self, n: int, states: Tensor, u: float) -> list[Tensor]:
+        """The columns of step n at states (k, n, *): (k, n, *) each."""
+        node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
+        guidance, branches = self.problem.guidance, self.point.branches(n)
+        block = self.block.pick(list(range(len(self.block))) * len(states))
+        asked = branches or guidance.branches(node)
+        found = self.problem.answers(block, states.flatten(0, 1), node, asked)
+        if branches is None:
+            found = [guidance.combine(found, node)]
+        return [each.reshape(states.shape) for each in found]
+
+
+def products(problem: Problem, point: Point, block: Block) -> tuple[Tensor, Tensor]:
+    """J^T J and J^T r over a block, in parts that fit into memory."""
+    numbers = len(point.asks) + sum(map(len, point.rows))
+    held = numbers * (len(point.rows[-1]) + 2) * block.noise[0].numel()
+    size = max(1, NUMBERS // held)
+    parts = [
+        Sensitivities(problem, point, block.rows(slice(i, i + size))).products()
+        for i in range(0, len(block), size)
+    ]
+    return sum(gram for gram, _ in parts), sum(against for _, against in parts)  # type: ignore[return-value]
+
+
+def damped(gram: Tensor, against: Tensor, damping: float) -> Tensor:
+    """The step (P,) of Levenberg-Marquardt; numbers that do nothing stay."""
+    diagonal = gram.diagonal()
+    scale = diagonal.clamp_min(1e-12 * float(diagonal.max())).sqrt()
+    eye = torch.eye(len(gram), dtype=torch.float64)
+    normal = gram / scale[:, None] / scale + damping * eye
+    step: Tensor = -torch.linalg.solve(normal, against / scale) / scale
+    return step

@@ -1,0 +1,95 @@
+"""Guided schedules at a number of network rows: where each branch is asked, all weights fitted.
+
+A guided run of the teacher is taken once. From it placements are judged by the thousand; the best
+are fitted to it, step after step, and scored; further ones are neighbours of the best by score.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from random import Random
+
+from torch import Tensor
+
+from ....models.schedule import TimeGrid
+from ....solvers import Schedule
+from ..fitted import fitted
+from ..log import Trial
+from ..placement import Judge, Placement, mutated, placements
+from ..trajectories import branched, fine_grid
+from .base import Proposal, Task, random_of, register
+
+TRIES = 4000  # mutations on the way to the first placements
+KEEN = 5  # later ones are neighbours of so many of the best
+DRAWN = 40  # of which the judge chooses one
+
+
+@register("guided")
+def guided(task: Task) -> Iterator[Proposal]:
+    """Fitted placements without end."""
+    states, gram = branched(task)
+    search = _Search(task, fine_grid(task), states, Judge(gram))
+    while (placed := search.next()) is not None:
+        search.passed.add(placed)
+        with task.log.claim(sha256(f"{placed}".encode()).hexdigest()) as mine:
+            if mine and placed not in search.tried():
+                yield search.proposal(placed)
+
+
+@dataclass
+class _Search:
+    """What is known while placements are tried.
+
+    passed: those that this process has tried or found another one at.
+    """
+
+    task: Task
+    grid: TimeGrid
+    states: Tensor
+    judge: Judge
+    passed: set[Placement] = field(default_factory=set)
+    _first: Sequence[Placement] | None = None
+
+    def proposal(self, placed: Placement) -> Proposal:
+        """Fitted to the noises that candidates are scored on."""
+        task = self.task
+        made = fitted(task.problem, task.scored, self.states, self.grid, placed)
+        return Proposal(made.model_copy(update={"provenance": {"label": f"fitted, {placed}"}}))
+
+    def next(self) -> Placement | None:
+        """One that was not tried: of the first ones, then near the best so far."""
+        tried = self.tried()
+        left = (placed for placed in self._firsts() if placed not in tried | self.passed)
+        return next(left, None) or self._neighbour(tried)
+
+    def tried(self) -> set[Placement]:
+        """By any process."""
+        return {self._placed(trial.schedule) for trial in self._fits()}
+
+    def _fits(self) -> list[Trial]:
+        return [trial for trial in self.task.best() if trial.strategy == "guided"]
+
+    def _placed(self, schedule: Schedule) -> Placement:
+        times = [node.t for node in self.grid.nodes]
+        nodes = tuple(times.index(t) for t in schedule.t[:-1])
+        steps = schedule.compiled.guided if schedule.compiled else ()
+        return Placement(nodes, tuple(nodes[step] for step in steps))
+
+    def _firsts(self) -> Sequence[Placement]:
+        """The best of each number of steps, by the judge."""
+        if self._first is None:
+            task = self.task
+            best: dict[int, Placement] = {}
+            rng = Random(f"{task.seed} placements")  # the same in every process
+            for placed in placements(self.judge, task.size.amount, TRIES, rng):
+                best.setdefault(len(placed.nodes), placed)
+            self._first = tuple(best.values())
+        return self._first
+
+    def _neighbour(self, tried: set[Placement]) -> Placement | None:
+        own = len([trial for trial in self.task.log.own if trial.strategy == "guided"])
+        rng = random_of(self.task, f"{own} {len(self.passed - tried)}")
+        best = [self._placed(trial.schedule) for trial in self._fits()[:KEEN]] or self._firsts()
+        drawn = (mutated(rng.choice(best), self.judge.steps, rng) for _ in range(DRAWN))
+        fresh = {placed for placed in drawn if placed is not None} - tried - self.passed
+        return min(fresh, key=lambda placed: (self.judge(placed), str(placed)), default=None)

@@ -1,0 +1,34 @@
+"""Caches: skip blocks of a network where they can be reused or forecast."""
+
+from .attach import Attachment, attached, caching, disable_cache, enable_cache
+from .base import CacheInfo, Policy, StackPolicy
+from .cg_taylor import CGTaylor
+from .deepcache import DeepCache
+from .first_block import FirstBlock
+from .fixed_mask import FixedMask
+from .magcache import MagCache
+from .registry import cache, names, policy_class, register
+from .taylorseer import TaylorSeer
+from .teacache import TeaCache
+
+__all__ = [
+    "Attachment",
+    "CGTaylor",
+    "CacheInfo",
+    "DeepCache",
+    "FirstBlock",
+    "FixedMask",
+    "MagCache",
+    "Policy",
+    "StackPolicy",
+    "TaylorSeer",
+    "TeaCache",
+    "attached",
+    "cache",
+    "caching",
+    "disable_cache",
+    "enable_cache",
+    "names",
+    "policy_class",
+    "register",
+]

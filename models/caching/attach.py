@@ -1,0 +1,213 @@
+"""Attaching a cache to a network and taking it off again."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError, SettingError
+from ..ledger import CacheCall, CacheLedger
+from .base import Policy
+from .engine import Engine, warn_of_zero_hits
+from .family import describe, uncompiled
+from .module_engine import ModuleEngine
+from .stack_engine import StackEngine
+from .unet import KNOWN, describe_unet
+from .unet_engine import UNetEngine
+
+
+@dataclass
+class Attachment:
+    """A cache on a network, or on both of a pipeline with two.
+
+    policy: what it does.
+    ledger: what it did.
+    """
+
+    policy: Policy
+    ledger: CacheLedger
+    engines: list[Engine]
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def begin(self, calls: Mapping[int, int]) -> None:
+        """A new run of so many calls per stage; says so for pipelines that cannot."""
+        for engine in self.engines:
+            engine.reset()
+            engine.count = calls.get
+
+    def reset(self) -> None:
+        """Forgets what is held; the next call is the first of a run."""
+        for engine in self.engines:
+            engine.reset()
+
+    def announce(self, branches: Sequence[str], stage: int = 0) -> None:
+        """The next call carries these branches as one batch, in this order."""
+        for engine in self.engines:
+            engine.said = (tuple(branches), stage)
+
+    def detach(self) -> None:
+        """Takes every hook off and leaves the network as it was; the ledger stays readable."""
+        while self._undo:
+            self._undo.pop()()
+        self.reset()
+        warn_of_zero_hits(self.ledger, self.policy)
+
+    def _share(self, call: CacheCall) -> float:
+        cost = self.engines[0].cost() if call.skipped else None
+        return 1.0 if cost is None else cost.share(call.skipped, call.computed)
+
+
+@contextmanager
+def caching(
+    target: Any, policy: Policy, *, calls: int | None = None, group: Any = None
+) -> Iterator[CacheLedger]:
+    """`with caching(pipe, CGTaylor(threshold=0.05)) as ledger: pipe(prompt)`; see enable_cache."""
+    attachment = enable_cache(target, policy, calls=calls, group=group)
+    try:
+        yield attachment.ledger
+    finally:
+        attachment.detach()
+
+
+def enable_cache(
+    target: Any, policy: Policy, *, calls: int | None = None, group: Any = None
+) -> Attachment:
+    """Puts a cache on a network until `disable_cache`.
+
+    Args:
+        target: a `Network`, a `Sampler`, a module of diffusers, or a pipeline with such modules.
+        policy: what to skip, such as `TaylorSeer(interval=4)`.
+        calls: how many calls of each branch a run has. Our sampler says it; a pipeline is asked for
+            its scheduler's timesteps; a loop of your own must say it for policies that need it.
+        group: the process group whose processes hold shards of one call (context parallel): gates
+            are summed over it, so that all take the same branch. None: this process decides alone.
+
+    Raises:
+        SettingError: if a cache is attached already, or the network is split over processes
+            (context parallel) and no group is given.
+        ModelError: if the network is of a kind that this policy cannot skip.
+    """
+    from . import hooks
+
+    roots = _networks(target)
+    for root in roots:
+        if hooks.found(root) is not None or getattr(root, "is_cache_enabled", False):
+            raise SettingError(
+                f"{type(root).__name__} has a cache already; take it off first with"
+                " disable_cache(network)"
+            )
+        if group is None and getattr(root, "_parallel_config", None) is not None:
+            raise SettingError(
+                f"{type(root).__name__} is split over processes, which must all decide alike; give"
+                " caching(..., group=) their process group"
+            )
+    ledger = CacheLedger(policy.info.name)
+    engines = [_engine(root, policy, ledger) for root in roots]
+    attachment = Attachment(policy, ledger, engines)
+    ledger.share, ledger.parts = attachment._share, len(engines[0].parts())
+    for engine in engines:
+        engine.count, engine.group = _count(target, calls), group
+        _hook(engine, attachment)
+    return attachment
+
+
+def disable_cache(target: Any) -> CacheLedger:
+    """Takes the cache off and returns its ledger; raises SettingError if there is none."""
+    attachment = attached(target)
+    if attachment is None:
+        raise SettingError("there is no cache to take off; enable_cache(network, policy) puts one")
+    attachment.detach()
+    return attachment.ledger
+
+
+def attached(target: Any) -> Attachment | None:
+    """The cache on a network, if there is one."""
+    module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
+    if module is None and not hasattr(target, "components"):
+        return None
+    root = _networks(target)[0]
+    if "_diffusers_hook" not in vars(root):
+        return None
+    from . import hooks
+
+    hook = hooks.found(root)
+    return None if hook is None else hook.attachment
+
+
+def _hook(engine: Engine, attachment: Attachment) -> None:
+    from . import hooks
+
+    undo = attachment._undo
+    try:
+        for part in engine.hooked():
+            undo.append(hooks.put(part.module, hooks.Around(part)))
+        undo.append(hooks.put(engine.root, hooks.Root(engine)))
+        undo.append(hooks.listen(engine, attachment))
+    except BaseException:
+        while undo:
+            undo.pop()()
+        raise
+    hooks.forget_contexts(engine.root)
+
+
+def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
+    """The engine for a policy on a network; it must be of a kind that can be skipped so."""
+    fitted = getattr(policy, "fitted", None)
+    settings: Any = policy if fitted is None else fitted(root)
+    name, deep = policy.info.name, hasattr(policy, "branch")
+    level = getattr(policy, "level", "")
+    if any(base.__name__ in KNOWN for base in type(root).__mro__):
+        if settings.gate is not None or settings.keep.what == "residual":
+            raise ModelError(
+                f"{type(root).__name__} has no row of equal blocks, which {name} needs; a UNet"
+                " takes deepcache, fixed-mask and taylorseer:level=last-block"
+            )
+        if level == "module":
+            raise ModelError(
+                f"the sub-modules of {type(root).__name__} are not forecast one by one; use"
+                " taylorseer:level=last-block or deepcache"
+            )
+        return UNetEngine(root, settings, ledger, describe_unet(root))
+    if deep:
+        raise ModelError(
+            f"{name} splits a UNet, and {type(root).__name__} is none; use taylorseer or cg-taylor"
+        )
+    kind = ModuleEngine if level == "module" else StackEngine
+    return kind(root, settings, ledger, describe(root))
+
+
+def _networks(target: Any) -> list[nn.Module]:
+    """The networks in what a user may hand over."""
+    target = getattr(target, "network", target)
+    if isinstance(target, nn.Module):
+        return [uncompiled(target)]
+    names = ("module", "transformer", "transformer_2", "unet")
+    found = [getattr(target, name, None) for name in names]
+    modules = [uncompiled(each) for each in found if isinstance(each, nn.Module)]
+    if not modules:
+        raise ModelError(
+            f"{type(target).__name__} holds no network of torch to cache; give a pipeline, a module"
+            " or a Network that was made from one"
+        )
+    return modules
+
+
+def _count(target: Any, calls: int | None) -> Callable[[int], int | None]:
+    """Who knows how many calls of a stage a run has."""
+    if calls is not None:
+        return lambda stage: calls
+    if not hasattr(target, "scheduler"):
+        return lambda stage: None
+
+    def asked(stage: int) -> int | None:
+        times = getattr(target.scheduler, "timesteps", None)
+        if times is None or getattr(target.scheduler, "num_inference_steps", None) is None:
+            return None
+        begin = getattr(target.scheduler, "begin_index", None) or 0
+        repeats = Counter(map(float, times[begin:]))
+        return sum(times > stage for times in repeats.values()) or None
+
+    return asked

@@ -1,0 +1,237 @@
+"""What a cache policy is: a frozen value of settings, and choices that one engine carries out.
+
+A call of the network runs its blocks in a row. A policy skips a stretch of them: the first `lead`
+and the last `tail` blocks always run, the rest only at full calls. Whether a call is full is
+decided on the host, from the index of the call or from a gate that compares a tensor at the start
+of the stretch with what was expected there. At a skipped call the end of the stretch is forecast.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass as plain
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic.dataclasses import dataclass
+
+from ..errors import SettingError
+from .forecast import Order
+
+REPEAT = Order()
+Reduce = Literal["mean", "max", "per-sample"]
+
+
+@plain(frozen=True, slots=True, kw_only=True)
+class CacheInfo:
+    """Facts about a policy, for `fewstep list caches`.
+
+    name:    what users type.
+    decides: from what a call is skipped.
+    keeps:   what is stored between calls.
+    runs_on: networks it works on.
+    source:  paper.
+    """
+
+    name: str
+    decides: str
+    keeps: str
+    runs_on: str
+    source: str
+
+
+@plain(frozen=True, slots=True)
+class Moment:
+    """Where in a run a call is.
+
+    index: of the call in its run, from 0.
+    since: how many calls ago the last full one was, 1 for the previous call.
+    calls: how many the run has; None if nobody said.
+    """
+
+    index: int
+    since: int
+    calls: int | None
+
+    def near_end(self, full: int) -> bool:
+        """Whether it is one of the last `full` calls."""
+        return self.calls is not None and self.index >= self.calls - full
+
+
+@plain(frozen=True)
+class Keep:
+    """What is stored at full calls and forecast at skipped ones.
+
+    what:  "state", the end of the stretch; or "residual", the end minus the start, which is added
+           to the true start of the skipped call.
+    order: of the forecast; its degree 0 repeats.
+    """
+
+    what: Literal["state", "residual"]
+    order: Order = REPEAT
+
+
+@plain(frozen=True)
+class Gate:
+    """How a skip is judged: a tensor of this call against what was expected.
+
+    reads:       "state" at the start of the stretch; "residual", that minus what enters the first
+                 block; or "signal", the input of the first block after its modulation.
+    order:       of the expectation, formed at full calls.
+    relative_to: error = sum |expected - true| / sum |true| or / sum |expected|.
+    every_call:  expect what the previous call had, be it full or not.
+    reduce:      "mean": one error over the batch; "max": that of the worst row; "per-sample": one
+                 per image, and only the rows that fail are computed.
+    stride:      only every so many tokens are looked at.
+    """
+
+    reads: Literal["state", "residual", "signal"]
+    order: Order = REPEAT
+    relative_to: Literal["true", "expected"] = "expected"
+    every_call: bool = False
+    reduce: Reduce = "max"
+    stride: int = 1
+
+
+class Policy(Protocol):
+    """What the registry holds."""
+
+    info: ClassVar[CacheInfo]
+
+    @property
+    def off(self) -> bool:
+        """Whether these settings never skip."""
+        ...
+
+    @property
+    def needs_calls(self) -> bool:
+        """Whether it must be known how many calls a run has."""
+        ...
+
+    def must(self, now: Moment) -> bool | None:
+        """True: this call is full; False: it is skipped; None: the gate decides."""
+        ...
+
+    def check(self, calls: int) -> None:
+        """Raises SettingError if a run of so many calls cannot be cached with these settings."""
+        ...
+
+
+@runtime_checkable
+class StackPolicy(Policy, Protocol):
+    """A policy that skips a stretch of blocks."""
+
+    @property
+    def lead(self) -> int: ...
+
+    @property
+    def tail(self) -> int: ...
+
+    @property
+    def keep(self) -> Keep: ...
+
+    @property
+    def gate(self) -> Gate | None: ...
+
+    def accepts(self, errors: Sequence[float]) -> bool:
+        """Whether to skip, from the gate's errors since the last full call, the newest last."""
+        ...
+
+
+def check_whole(name: str, value: int, least: int, hint: str) -> None:
+    """Raises SettingError unless value >= least."""
+    if value < least:
+        raise SettingError(f"{name} must be at least {least}, not {value}; {hint}")
+
+
+def check_degree(name: str, value: int) -> None:
+    """Raises SettingError unless an order lies in 0 .. 4."""
+    if not 0 <= value <= 4:
+        raise SettingError(f"{name} must be 0 (repeat) to 4, not {value}; 1 is usual")
+
+
+def check_threshold(value: float) -> None:
+    """Raises SettingError for a threshold below which no error lies."""
+    if not (value >= 0.0 and math.isfinite(value)):
+        raise SettingError(
+            f"no error is ever judged by a threshold of {value:g}; give a number above 0, such as"
+            " 0.05, or 0 for off"
+        )
+
+
+def check_room(calls: int, full: int, why: str) -> None:
+    """Raises SettingError if the calls that must be full are all of them."""
+    if calls <= full:
+        raise SettingError(
+            f"a run of {calls} calls leaves none to skip: {why} need {full} full ones;"
+            " lower them or take more steps"
+        )
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The settings that policies with a gate share.
+
+    threshold:       skipped where the gate's error is below it; 0 is off.
+    warmup:          full calls at the start, at least 1.
+    final:           full calls at the end.
+    max_consecutive: skips in a row at most.
+    reduce:          "max": the worst image decides; "mean": the batch (published); "per-sample":
+                     only the images that fail are computed.
+    together:        branches called one after the other follow the first one's decision.
+    """
+
+    threshold: float
+    warmup: int = 3
+    final: int = 1
+    max_consecutive: int = 6
+    reduce: Reduce = "max"
+    together: bool = True
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_whole("warmup", self.warmup, 1, "the first call has nothing to be forecast from")
+        check_whole("final", self.final, 0, "1 is usual")
+        check_whole("max_consecutive", self.max_consecutive, 1, "for no skips set threshold=0")
+
+    @property
+    def off(self) -> bool:
+        return self.threshold == 0.0
+
+    @property
+    def needs_calls(self) -> bool:
+        return self.final > 0 and not self.off
+
+    def check(self, calls: int) -> None:
+        if not self.off:
+            check_room(calls, self.warmup + self.final, "warmup and final")
+
+    def must(self, now: Moment) -> bool | None:
+        if self.off or now.index < self.warmup or now.since > self.max_consecutive:
+            return True
+        return True if now.near_end(self.final) else None
+
+    def accepts(self, errors: Sequence[float]) -> bool:
+        return errors[-1] < self.threshold
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """What policies share that decide from the index of the call alone, and keep the last state."""
+
+    @property
+    def needs_calls(self) -> bool:
+        return False
+
+    @property
+    def lead(self) -> int:
+        return 0
+
+    @property
+    def tail(self) -> int:
+        return 0
+
+    @property
+    def gate(self) -> Gate | None:
+        return None
+
+    def accepts(self, errors: Sequence[float]) -> bool:
+        return False

@@ -1,0 +1,85 @@
+"""What the parts of a network cost, counted by running it once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one full call.
+
+    total: of the whole network.
+    parts: of each part that a cache may skip, by name.
+    """
+
+    total: int
+    parts: Mapping[str, int]
+
+    def share(self, skipped: Sequence[str], rows: float = 0.0) -> float:
+        """The cost of a call that skips some parts, for all but a fraction of the rows; full: 1."""
+        saved = sum(self.parts[name] for name in skipped) * (1.0 - rows)
+        return 1.0 - saved / self.total if self.total else 1.0
+
+
+def measure(
+    root: nn.Module, parts: Mapping[str, nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Cost:
+    """Counts a full call with these arguments, on tensors without data where the network can."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and rarely needed
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            return _count(root, parts, *_faked((args, dict(kwargs)), fake))
+    except Exception:  # it reads values of its inputs: run it once more
+        return _count(root, parts, args, kwargs)
+
+
+def _faked(arguments: Any, fake: Any) -> Any:
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(torch.Tensor, fake.from_tensor, arguments)
+
+
+def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> Cost:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found: dict[str, int] = dict.fromkeys(parts, 0)
+    eager: Any = torch.compiler.set_stance  # a compiled block would hide what it does
+    with (
+        FlopCounterMode(display=False) as counter,
+        _watched(parts, found, counter),
+        torch.no_grad(),
+        eager("force_eager"),
+    ):
+        root(*args, **kwargs)
+    return Cost(counter.get_total_flops(), found)
+
+
+@contextmanager
+def _watched(parts: Mapping[str, nn.Module], found: dict[str, int], counter: Any) -> Iterator[None]:
+    """Adds to each part what the counter rises by while it runs."""
+
+    def before(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            found[name] -= counter.get_total_flops()
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            found[name] += counter.get_total_flops()
+
+        return hook
+
+    handles = [each.register_forward_pre_hook(before(name)) for name, each in parts.items()]
+    handles += [each.register_forward_hook(after(name)) for name, each in parts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

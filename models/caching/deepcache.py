@@ -1,0 +1,53 @@
+"""DeepCache: the deep part of a UNet runs at fixed intervals (arXiv:2312.00858)."""
+
+from typing import ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from .base import CacheInfo, Keep, Moment, Ungated, check_degree, check_room, check_whole
+from .forecast import Order
+from .registry import register
+
+
+@register
+@dataclass(frozen=True)
+class DeepCache(Ungated):
+    """Every `interval`-th call is full; at others only the rim outside of `branch` runs.
+
+    interval: 1 is off, 3 to 5 are published.
+    branch:   0 keeps what enters the outermost up block's last layer, the cheapest; higher ones
+              run more.
+    order:    of the forecast of the kept feature; 0 repeats it (published).
+    """
+
+    info: ClassVar[CacheInfo] = CacheInfo(
+        name="deepcache",
+        decides="call index",
+        keeps="the feature that enters the rim",
+        runs_on="UNets",
+        source="arXiv:2312.00858",
+    )
+
+    interval: int = 3
+    branch: int = 0
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("interval", self.interval, 1, "1 is off, 3 is usual")
+        check_whole("branch", self.branch, 0, "0 is the cheapest")
+        check_degree("order", self.order)
+
+    @property
+    def off(self) -> bool:
+        return self.interval == 1
+
+    def check(self, calls: int) -> None:
+        if not self.off:
+            check_room(calls, 1, "the first call")
+
+    def must(self, now: Moment) -> bool | None:
+        return now.index % self.interval == 0
+
+    @property
+    def keep(self) -> Keep:
+        return Keep("state", Order(self.order))

@@ -1,0 +1,331 @@
+"""The engine: carries a policy out on a live network, call by call.
+
+One `Engine` sits on one network. It finds out where a call belongs, decides whether it is full,
+lets the blocks run or forecasts them, and writes the ledger. What is skipped, and what is kept for
+it, is in `stack_engine.py` (a stretch of blocks), `module_engine.py` (sub-modules inside them) and
+`unet_engine.py` (the deep part of a UNet). All decisions are taken on the host.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..ledger import CacheCall, CacheLedger
+from .base import Moment, Policy
+from .contexts import Clock, Place
+from .cost import Cost, measure
+from .family import State
+from .forecast import Differences, RowDifferences
+
+Memory = Differences | RowDifferences
+
+
+@dataclass
+class Track:
+    """What one branch (or a batch of them) remembers at one stage.
+
+    facts:    shape of a row, dtype, device and rows per branch; a change of them drops all.
+    branches: whose rows it holds.
+    last:     index of the last full call, one for all rows or one each; empty before the first.
+    errors:   of the gate since then.
+    """
+
+    facts: tuple[Any, ...]
+    branches: tuple[str, ...]
+    stores: dict[str, Memory] = field(default_factory=dict)
+    gate: Memory | None = None
+    last: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def memories(self) -> list[Memory]:
+        return [*self.stores.values(), *([] if self.gate is None else [self.gate])]
+
+    def keep(self, branches: tuple[str, ...]) -> None:
+        """Keeps the rows of some of the branches alone."""
+        parts, of = [self.branches.index(each) for each in branches], len(self.branches)
+        for memory in self.memories():
+            memory.keep(parts, of)
+        if len(self.last) > 1:
+            size = len(self.last) // of
+            self.last = [self.last[part * size + b] for part in parts for b in range(size)]
+        self.branches = branches
+
+
+@dataclass
+class CallState:
+    """One call while it runs.
+
+    full:    whether all blocks run; None until the gate has decided.
+    rows:    the rows that are computed where others are forecast.
+    follows: another branch of this step has decided already.
+    """
+
+    place: Place
+    track: Track
+    batch: int
+    full: bool | None = None
+    rows: tuple[int, ...] = ()
+    follows: bool = False
+    error: float | None = None
+    entered: Tensor | None = None
+    start: State | None = None
+    text_rows: int = 0
+    before: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a module is said to have returned; it does not run."""
+
+    value: Any
+
+
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def unchanged(out: Any) -> Any:
+    return out
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of the network that is not simply run.
+
+    before: of its arguments, an Answer in its place, other arguments to run it with, or None.
+    after:  of what it returned, what the network gets.
+    """
+
+    module: nn.Module
+    before: Callable[[Sequence[Any], Mapping[str, Any]], Answer | Arguments | None]
+    after: Callable[[Any], Any] = unchanged
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided for all branches of a step."""
+
+    index: int
+    full: bool
+    rows: tuple[int, ...]
+
+
+class Engine:
+    """What all kinds of caches have in common.
+
+    root:   the network, without its compiled shell.
+    policy: what to do.
+    ledger: what was done.
+    calls:  the length of a run by stage, where it is known: a function asked once per run.
+    group:  processes that hold shards of one call and must decide alike.
+    """
+
+    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
+        self.root, self.policy, self.ledger = root, policy, ledger
+        self.group: Any = None
+        self.count: Callable[[int], int | None] = lambda stage: None
+        self.tracks: dict[tuple[int, str], Track] = {}
+        self.verdicts: dict[int, Verdict] = {}
+        self.clock = Clock()
+        self.said: tuple[tuple[str, ...], int] | None = None
+        self.context: str | None = None
+        self.active = True
+        self._lengths: dict[int, int | None] = {}
+        self._sample: tuple[Any, Any] | None = None
+        self._cost: Cost | None = None
+        self._time = _position(root, ("timestep", "timesteps", "t"))
+
+    # Runs
+
+    def reset(self) -> None:
+        """Forgets the run: the next call is the first of another."""
+        self.tracks.clear()
+        self.verdicts.clear()
+        self._lengths.clear()
+        self.clock, self.said = Clock(), None
+
+    def _weigh(self) -> None:
+        memories = [each for track in self.tracks.values() for each in track.memories()]
+        held = sum(each.nbytes for each in memories)
+        expected = sum(each.expected_bytes for each in memories)
+        self.ledger.bytes_held = max(self.ledger.bytes_held, held)
+        self.ledger.bytes_predicted = max(self.ledger.bytes_predicted, expected)
+
+    def length(self, stage: int) -> int | None:
+        """How many calls of that stage the run has; checked against the policy once per run."""
+        if stage not in self._lengths:
+            found = self._lengths[stage] = self.count(stage)
+            if found is not None and stage == 0:  # a rare further stage may well be all full
+                self.policy.check(found)
+            elif found is None and self.policy.needs_calls:
+                raise SettingError(
+                    f"{self.policy.info.name} must know how many calls a run has, and nobody said;"
+                    " use caching(network, policy, calls=STEPS)"
+                )
+        return self._lengths[stage]
+
+    # Calls
+
+    def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A call of the network begins."""
+        if self.active:
+            try:
+                self.begin(args, kwargs)
+            except BaseException:
+                self.fail()
+                raise
+
+    def fail(self) -> None:
+        """It failed: nothing of the run is kept."""
+        if self.active:
+            self.reset()
+
+    def leave(self) -> None:
+        """It ends."""
+        if self.active:
+            self.finish(self.state)
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        self._check_mode()
+        place = self._place(args, kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        self.state = CallState(place, self._track(place, x), len(x))
+        length = self.length(place.stage)
+        self.state.full = True if self.policy.off else self._forced(self.state, length)
+        if self._sample is None:
+            self._sample = (tuple(args), dict(kwargs))
+        return self.state
+
+    def finish(self, call: CallState) -> None:
+        full = call.full is not False
+        if full:
+            call.track.errors.clear()
+        self.ledger.add(self._record(call, full))
+        if full:
+            self._weigh()
+
+    def _record(self, call: CallState, full: bool) -> CacheCall:
+        kind = "full" if full else "partial" if call.rows else "skip"
+        computed = 1.0 if full else len(call.rows) / call.batch
+        skipped = () if full else self.skipped(call)
+        return CacheCall(
+            branch=call.place.label,
+            stage=call.place.stage,
+            index=call.place.index,
+            kind=kind,
+            error=call.error,
+            rows=call.batch,
+            computed=computed,
+            skipped=skipped,
+        )
+
+    def _check_mode(self) -> None:
+        name = type(self.root).__name__
+        if self.root.training:
+            raise SettingError(f"{name} is in training mode; call .eval() on it, or drop the cache")
+        if torch.is_grad_enabled():
+            raise SettingError(
+                f"{name} was called with gradients enabled, which a cache would break; call it"
+                " under torch.no_grad() or torch.inference_mode()"
+            )
+
+    def _place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Place:
+        if self.said is not None:
+            said, self.said = self.said, None
+            return self.clock.said(*said)
+        name, time = self.context, self._time_of(args, kwargs)
+        if self.clock.is_new_run(name, time):
+            self.reset()
+        return self.clock.heard(name, time)
+
+    def _time_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+        if self._time is None:
+            return None
+        place, name = self._time
+        found = args[place] if place < len(args) else kwargs.get(name)
+        if isinstance(found, Tensor):
+            return float(found.flatten()[0]) if found.numel() else None
+        return float(found) if isinstance(found, int | float) else None
+
+    def _track(self, place: Place, x: Tensor) -> Track:
+        facts = (x.shape[1:], x.dtype, x.device, len(x) // len(place.branches))
+        track = self.tracks.get(place.key)
+        if track is not None and track.facts == facts:
+            if track.branches == place.branches:
+                return track
+            if set(place.branches) < set(track.branches):
+                track.keep(place.branches)
+                return track
+        self.tracks[place.key] = Track(facts, place.branches)
+        return self.tracks[place.key]
+
+    def _forced(self, call: CallState, length: int | None) -> bool | None:
+        """Whether a call is full or skipped, where that is known before its blocks run."""
+        place, track = call.place, call.track
+        decided = self.verdicts.get(place.stage)
+        call.follows = decided is not None and decided.index == place.index and self._together
+        if not track.last:
+            return True
+        if decided is not None and call.follows:
+            call.rows = decided.rows
+            return decided.full
+        found = {self._must(place.index, last, length) for last in track.last}
+        return found.pop() if len(found) == 1 else None  # rows differ: the gate looks at each
+
+    def _must(self, index: int, last: int, length: int | None) -> bool | None:
+        return self.policy.must(Moment(index, index - last, length))
+
+    @property
+    def _together(self) -> bool:
+        return getattr(self.policy, "together", True)
+
+    def settle(self, call: CallState) -> None:
+        """Lets the other branches of this step follow."""
+        if not call.follows:
+            found = Verdict(call.place.index, call.full is not False, call.rows)
+            self.verdicts[call.place.stage] = found
+
+    # What kinds of caches differ in
+
+    def skipped(self, call: CallState) -> tuple[str, ...]:
+        """The parts that a call did not run, for the rows that were not computed."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that may be skipped, by name."""
+        raise NotImplementedError
+
+    def hooked(self) -> list[Part]:
+        """The modules below the root that are not simply run."""
+        raise NotImplementedError
+
+    def cost(self) -> Cost | None:
+        """FLOPs of a full call and of its parts; None before the first call."""
+        if self._cost is None and self._sample is not None:
+            self.active = False
+            try:
+                self._cost = measure(self.root, self.parts(), *self._sample)
+            finally:
+                self.active = True
+        return self._cost
+
+
+def _position(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:
+    """Where the first argument of one of these names stands in the forward of a network."""
+    parameters = list(inspect.signature(type(root).forward).parameters)[1:]
+    return next(((parameters.index(n), n) for n in names if n in parameters), None)
+
+
+def warn_of_zero_hits(ledger: CacheLedger, policy: Policy) -> None:
+    """A cache that never skipped cost time and saved none: the user should hear of it."""
+    if ledger.calls and not ledger.hits and not policy.off:
+        warnings.warn(
+            f"{policy.info.name} skipped none of {len(ledger.calls)} calls; raise its threshold"
+            " or interval, or drop it",
+            stacklevel=4,
+        )

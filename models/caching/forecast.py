@@ -1,0 +1,191 @@
+"""Forecasts of a tensor from its values at earlier calls: arithmetic alone, no network.
+
+A tensor F is looked at as a function of the call index. At a full call it is known and its
+differences against earlier full calls are formed; at a skipped call, k later, it is forecast:
+
+    published (arXiv:2503.06923):  D_0 = F,  D_{j+1} = (D_j - D_j before) / (x_0 - x_1)
+                                   F^ = sum_j k^j / j! D_j
+    newton (divided differences):  D_{j+1} = (D_j - D_j before) / (x_0 - x_{j+1})
+                                   F^ = sum_j (x - x_0) .. (x - x_{j-1}) D_j
+
+x_0, x_1, .. are the indices of full calls, newest first. The published form takes backward
+differences for derivatives: it is exact for sequences of degree 1 and damps the higher orders (for
+a i^2 at even spacing N its error is -a k N); the Newton form is exact to degree `order`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Basis = Literal["published", "newton"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a tensor is forecast.
+
+    degree: 0 repeats the last value, 1 extrapolates along a line; at most 4.
+    basis:  see the module.
+    first:  with `first` full calls at the start of a run, slopes are formed from the last of them
+            on (the published rule: only where index > first - 2).
+    """
+
+    degree: int = 0
+    basis: Basis = "published"
+    first: int = 1
+
+    def gap(self, newest: int, earlier: Sequence[int], j: int) -> int:
+        """What the j-th difference is divided by."""
+        return newest - earlier[0 if self.basis == "published" else j]
+
+    def weights(self, index: int, earlier: Sequence[int], count: int) -> list[float]:
+        """The factor of each of `count` differences in a forecast for a call."""
+        found, newest = [1.0], earlier[0]
+        for j in range(1, count):
+            step = (index - newest) / j if self.basis == "published" else index - earlier[j - 1]
+            found.append(found[-1] * step)
+        return found
+
+    def stored_as(self, dtype: torch.dtype) -> torch.dtype:
+        """Third and fourth differences drown in the rounding of half precision."""
+        return torch.promote_types(dtype, torch.float32) if self.degree >= 3 else dtype
+
+
+@dataclass
+class Differences:
+    """The differences of one tensor; holds copies, so the tensor itself may be overwritten."""
+
+    order: Order
+    held: list[Tensor] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)  # of the full calls, newest first
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.held)
+
+    @property
+    def expected_bytes(self) -> int:
+        """What will be held once the order has grown to its degree."""
+        return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
+
+    def update(self, x: Tensor, index: int) -> None:
+        """Takes the true value at a full call; a change of shape, dtype or device starts anew.
+
+        Each difference is written over the one it is formed from, the value over the highest.
+        """
+        degree, dtype = self.order.degree, self.order.stored_as(x.dtype)
+        old = self.held if index > self.order.first - 2 and _alike(self.held, x, dtype) else []
+        free = old[degree] if len(old) > degree else None
+        new = [x.detach().to(dtype, copy=True) if free is None else free.copy_(x)]
+        for j, before in enumerate(old[:degree]):
+            gap = self.order.gap(index, self.times, j)
+            new.append(_slope(new[j], before, gap))
+        self.held, self.times = new, [index, *self.times][: self.order.degree + 1]
+
+    def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
+        """The value expected at a call, plus `onto`; allocates this one tensor."""
+        weights = self.order.weights(index, self.times, len(self.held))
+        if onto is not None:
+            return _added(onto + self.held[0], self.held[1:], weights[1:])
+        if len(self.held) == 1:
+            return self.held[0].clone()
+        out = torch.add(self.held[0], self.held[1], alpha=weights[1])
+        return _added(out, self.held[2:], weights[2:])
+
+    def keep(self, parts: Sequence[int], of: int) -> None:
+        """Keeps some of `of` equal parts of the rows, as when a batch of branches halves."""
+        self.held = [_parts(each, parts, of) for each in self.held]
+
+
+@dataclass
+class RowDifferences:
+    """The same, where each row has full calls of its own: row b of (B, *) was full at times[b]."""
+
+    order: Order
+    held: list[Tensor] = field(default_factory=list)
+    times: list[list[int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.held)
+
+    @property
+    def expected_bytes(self) -> int:
+        return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
+
+    def update(self, x: Tensor, index: int, rows: Sequence[int] | None = None) -> None:
+        """Takes the true values of some rows (b, *), or of all of them (B, *)."""
+        new = x.detach().to(self.order.stored_as(x.dtype), copy=True)
+        if rows is None and not _alike(self.held, new, new.dtype):
+            self.held = [new, *(torch.zeros_like(new) for _ in range(self.order.degree))]
+            self.times = [[index] for _ in range(len(new))]
+            return
+        chosen = list(range(len(self.times))) if rows is None else list(rows)
+        at = torch.tensor(chosen, device=x.device)
+        for j in range(self.order.degree + 1):
+            before = self.held[j].index_select(0, at)
+            self.held[j].index_copy_(0, at, new)
+            gaps = [self._gap(b, index, j) for b in chosen]
+            new = (new - before).mul_(_column([1.0 / gap if gap else 0.0 for gap in gaps], new))
+        for b in chosen:
+            self.times[b] = [index, *self.times[b]][: self.order.degree + 1]
+
+    def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
+        """The values expected at a call (B, *), plus `onto`."""
+        degree = self.order.degree + 1
+        known = [self.order.weights(index, times, min(len(times), degree)) for times in self.times]
+        out = self.held[0].clone() if onto is None else onto + self.held[0]
+        for j in range(1, degree):
+            weights = [each[j] if j < len(each) else 0.0 for each in known]
+            out.addcmul_(self.held[j], _column(weights, out))
+        return out
+
+    def keep(self, parts: Sequence[int], of: int) -> None:
+        self.held = [_parts(each, parts, of) for each in self.held]
+        size = len(self.times) // of
+        self.times = [self.times[part * size + b] for part in parts for b in range(size)]
+
+    def _gap(self, b: int, index: int, j: int) -> int:
+        """0, for no slope, where the row has no earlier value of that order."""
+        known = j < len(self.times[b]) and index > self.order.first - 2
+        return self.order.gap(index, self.times[b], j) if known else 0
+
+
+def _added(out: Tensor, terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    for term, weight in zip(terms, weights, strict=True):
+        out.add_(term, alpha=weight)
+    return out
+
+
+def _slope(new: Tensor, before: Tensor, gap: int) -> Tensor:
+    """(new - before) / gap, in the memory of `before`."""
+    if new.dtype.itemsize < 4:
+        return before.copy_(new.float().sub_(before).div_(gap))
+    torch.sub(new, before, out=before)
+    return before if gap == 1 else before.div_(gap)
+
+
+def _alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
+    if not held:
+        return False
+    first = held[0]
+    return (first.shape, first.dtype, first.device) == (x.shape, dtype, x.device)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    column = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return column.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _parts(x: Tensor, parts: Sequence[int], of: int) -> Tensor:
+    blocks = x.reshape(of, -1, *x.shape[1:])
+    return torch.cat([blocks[part] for part in parts])

@@ -1,0 +1,322 @@
+"""The block structure of an unknown transformer: found by running it, proved by running it again.
+
+One example call is watched: in which order the members of its module lists run, and which outputs
+are, as the same tensor, an argument of the next block. Then the claim that a cache rests on is
+tried: run the first block, pass the state through all others, put the recorded last state in at
+the end. If the output is the full network's to the bit, nothing but that state reaches the head.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .family import Block, BlockGroup, Family, Stack, State, describe, parameters, uncompiled
+
+CACHED = r"(?!act_|.*norm)((\w+_)?(attn|attention)\w*|ff|ffn|ff_\w+|(\w+_)?mlp|feed_forward\w*)"
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One call of one member of a module list."""
+
+    path: str
+    index: int
+    call: dict[str, Any]
+    outputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The calls of all members of one list, in order."""
+
+    group: BlockGroup
+    visits: tuple[Visit, ...]
+
+
+def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
+    """The stack of a transformer that no family lists, from one example call of it.
+
+    Args:
+        module: the network, in eval mode, before torch.compile.
+        args, kwargs: any valid call; it is made three to five times.
+
+    Raises:
+        ModelError: if no list of blocks can be skipped as a whole; it says what was seen.
+    """
+    root = uncompiled(module)
+    if root.training:
+        raise ModelError("cannot observe a network in training mode; call .eval() on it first")
+    visits, full = _watch(root, args, kwargs)
+    chains = _chains(_runs(visits))
+    if not chains:
+        raise ModelError(f"{_who(root)}: no list of blocks hands its state from one to the next")
+    chain = max(chains, key=lambda each: _size(root, each))
+    _check_rows(root, chain, full)
+    trial = Trial(chain, full, lambda: root(*args, **kwargs))
+    for family in _readings(root, chain):
+        stack = describe(root, family)
+        if trial.holds(stack, tail=0):
+            chained = len(stack.blocks) < 3 or trial.holds(stack, tail=len(stack.blocks) // 2)
+            return _with_modules(replace(stack, family=replace(family, chained=chained)), trial)
+    paths = " and ".join(run.group.path for run in chain)
+    raise ModelError(
+        f"{_who(root)}: what leaves the last block of {paths} is not all that its output depends "
+        "on, so its blocks cannot be skipped as a whole"
+    )
+
+
+def _check_rows(root: nn.Module, chain: list[Run], full: list[Tensor]) -> None:
+    """Rows of a state must be samples: a gate may look at each, and a batch may shrink."""
+    rows = next(each.shape[0] for each in chain[-1].visits[-1].outputs if each is not None)
+    if rows not in (len(full), full[0].shape[0]):
+        raise ModelError(
+            f"{_who(root)}: its blocks take {rows} rows for {full[0].shape[0]} samples"
+        )
+
+
+def _who(root: nn.Module) -> str:
+    return f"no cache for {type(root).__name__}"
+
+
+def _watch(
+    root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Visit], list[Tensor]]:
+    """All calls of members of lists, in order, and the output. Visits hold on to the tensors."""
+    visits: list[Visit] = []
+
+    def listener(path: str, index: int) -> Callable[..., None]:
+        def hear(member: nn.Module, given: tuple[Any, ...], named: Any, out: Any) -> None:
+            call = {**dict(zip(parameters(member), given, strict=False)), **named}
+            visits.append(Visit(path, index, call, out if isinstance(out, tuple) else (out,)))
+
+        return hear
+
+    handles = [
+        member.register_forward_hook(listener(path, k), with_kwargs=True)
+        for path, held in _outer_lists(root)
+        for k, member in enumerate(held)
+    ]
+    try:
+        with torch.no_grad():
+            return visits, _tensors(root(*args, **kwargs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The module lists that are not inside a member of another one."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, each in root.named_modules():
+        inside = any(name.startswith(f"{path}.") for path, _ in found)
+        if isinstance(each, nn.ModuleList) and not inside:
+            found.append((name, each))
+    return found
+
+
+def _runs(visits: list[Visit]) -> list[Run]:
+    """The lists whose members ran once each, in a row, and handed on what they returned."""
+    by_path: dict[str, list[Visit]] = {}
+    for visit in visits:
+        by_path.setdefault(visit.path, []).append(visit)
+    runs = []
+    for path, own in by_path.items():
+        start = visits.index(own[0])
+        in_a_row = visits[start : start + len(own)] == own
+        once = [visit.index for visit in own] == list(range(len(own)))
+        streams = _streams(own) if in_a_row and once else ()
+        if streams:
+            runs.append(Run(BlockGroup(path, streams), tuple(own)))
+    return runs
+
+
+def _streams(visits: Sequence[Visit]) -> tuple[str, ...]:
+    """By which argument each output enters the next block; () if one enters by none."""
+    if len(visits) < 2:
+        return ()
+    names = [
+        tuple(_entry(after.call, out) for out in before.outputs)
+        for before, after in pairwise(visits)
+    ]
+    alike = len(set(names)) == 1 and len(visits[-1].outputs) == len(names[0])
+    known = all(name in visit.call for visit in visits for name in names[0])
+    return names[0] if alike and known else ()
+
+
+def _entry(call: Mapping[str, Any], out: Any) -> str:
+    return next((name for name, value in call.items() if value is out and out is not None), "")
+
+
+def _chains(runs: list[Run]) -> list[list[Run]]:
+    """Runs joined to their successor where that takes what they return."""
+    chains: list[list[Run]] = []
+    for run in runs:
+        linked = _linked(chains[-1][-1], run) if chains else None
+        if linked is None:
+            chains.append([run])
+        else:
+            chains[-1].append(linked)
+    return chains
+
+
+def _linked(before: Run, after: Run) -> Run | None:
+    """`after`, as it takes the state of `before`: the same tensors, or image and text joined."""
+    outputs = dict(zip(before.group.returns, before.visits[-1].outputs, strict=True))
+    taken = [after.visits[0].call[name] for name in after.group.returns]
+    if len(taken) == len(outputs) and all(
+        any(each is out for out in outputs.values()) for each in taken
+    ):
+        return after
+    if len(taken) == 1 and len(outputs) == 2:
+        for joint in ("first", "last"):
+            if any(_is_cat(taken[0], pair) for pair in _pairs(outputs, joint)):
+                return replace(after, group=replace(after.group, joint=joint))
+    return None
+
+
+def _pairs(outputs: Mapping[str, Any], joint: str) -> Iterator[tuple[Any, Any]]:
+    names = _likely_image(tuple(outputs))
+    image, text = outputs[names[0]], outputs[names[1]]
+    yield (text, image) if joint == "first" else (image, text)
+
+
+def _is_cat(whole: Any, parts: tuple[Any, Any]) -> bool:
+    if not all(isinstance(each, Tensor) for each in parts) or not isinstance(whole, Tensor):
+        return False
+    rows = sum(each.shape[1] for each in parts)
+    return whole.shape[1] == rows and torch.equal(whole, torch.cat(parts, dim=1))
+
+
+def _likely_image(streams: tuple[str, ...]) -> list[str]:
+    """The streams, the likeliest image first: what is not called text, context or encoder."""
+    words = ("encoder", "text", "txt", "context", "cap", "audio")
+    return sorted(streams, key=lambda name: any(word in name for word in words))
+
+
+def _size(root: nn.Module, chain: list[Run]) -> int:
+    held = [root.get_submodule(run.group.path) for run in chain]
+    return sum(parameter.numel() for each in held for parameter in each.parameters())
+
+
+def _readings(root: nn.Module, chain: list[Run]) -> Iterator[Family]:
+    """The chain as a family, once for each stream that the image may be; two streams at most."""
+    first = chain[0].group.returns
+    if len(first) > 2:
+        raise ModelError(f"{_who(root)}: its blocks return {len(first)} streams, at most 2 can be")
+    for image in _likely_image(first):
+        groups = tuple(_named(run.group, image) for run in chain)
+        if all(groups):
+            yield Family((type(root).__name__,), tuple(group for group in groups if group))
+
+
+def _named(group: BlockGroup, image: str) -> BlockGroup | None:
+    """The group with its streams told apart; a list with other names has its own image."""
+    mine = image if image in group.returns else _likely_image(group.returns)[0]
+    text = next((name for name in group.returns if name != mine), group.text)
+    return replace(group, image=mine, text=text)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The example call again, with blocks replaced.
+
+    chain: what was recorded of the blocks. full: the output. call: makes the call.
+    """
+
+    chain: list[Run]
+    full: list[Tensor]
+    call: Callable[[], Any]
+
+    def holds(self, stack: Stack, tail: int) -> bool:
+        """Whether the recorded state alone, put in before the tail, gives the full output."""
+        visits = [visit for run in self.chain for visit in run.visits]
+        rows = stack.text_rows((), visits[0].call)
+        block, out = stack.blocks[-1 - tail], visits[-1 - tail].outputs
+        state = block.leaving(out if len(out) > 1 else out[0], rows)
+
+        def recorded(entering: State) -> State:
+            return state if tail else State(state.image, entering.text)
+
+        try:
+            with torch.no_grad(), replaced(stack, recorded, rows, tail):
+                return same(_tensors(self.call()), self.full)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
+            return False  # the shapes did not fit: a block changes them
+
+
+@contextmanager
+def replaced(
+    stack: Stack, forecast: Callable[[State], State], text_rows: int = 0, tail: int = 0
+) -> Iterator[None]:
+    """All blocks between the first and the tail pass their inputs through.
+
+    forecast: the state that enters the last of them -> the state that is to leave it.
+    tail:     how many trailing blocks run.
+    """
+    *passing, last = stack.blocks[1 : len(stack.blocks) - tail]
+
+    def put_in(*args: Any, **kwargs: Any) -> Any:
+        return last.layout(forecast(last.entering(args, kwargs, text_rows)))
+
+    def passes(block: Block) -> Callable[..., Any]:
+        return lambda *args, **kwargs: block.pass_through(args, kwargs)
+
+    answers = {block.module: passes(block) for block in passing} | {last.module: put_in}
+    before = {module: vars(module).get("forward") for module in answers}
+    try:
+        for module, answer in answers.items():
+            vars(module)["forward"] = answer
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own
+
+
+def _with_modules(stack: Stack, trial: Trial) -> Stack:
+    """The stack with the usual attention and MLP modules: those that run once in each call."""
+    found = {
+        f"{block.name}.{name}": module
+        for block in stack.blocks
+        for name, module in block.module.named_children()
+        if re.fullmatch(CACHED, name)
+    }
+    counts = dict.fromkeys(found, 0)
+
+    def counter(name: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            counts[name] += 1
+
+        return count
+
+    handles = [m.register_forward_hook(counter(name)) for name, m in found.items()]
+    try:
+        with torch.no_grad():
+            trial.call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = tuple(re.escape(name) for name, count in counts.items() if count == 1)
+    return replace(stack, family=replace(stack.family, modules=once))
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    """The tensors of an output: a tensor, a tuple or list, or diffusers' record."""
+    if isinstance(out, Tensor):
+        return [out]
+    values = out.values() if isinstance(out, Mapping) else out
+    nested = [_tensors(each) for each in values if isinstance(each, Tensor | list | tuple)]
+    return [each for own in nested for each in own]
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether two outputs are equal to the bit, and there is something to compare."""
+    return len(a) == len(b) > 0 and all(map(torch.equal, a, b))

@@ -1,0 +1,87 @@
+"""Forecasts the outputs of sub-modules inside the blocks: TaylorSeer as published."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ledger import CacheLedger
+from .base import StackPolicy
+from .engine import Answer, CallState, Engine, Part
+from .family import Stack, blank
+from .forecast import Differences
+
+
+class ModuleEngine(Engine):
+    """Forecasts the outputs of sub-modules; everything between them stays true (TaylorSeer)."""
+
+    def __init__(
+        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: Stack
+    ) -> None:
+        super().__init__(root, policy, ledger)
+        self.order, self.modules, self.idle = policy.keep.order, stack.modules, stack.idle
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {**self.modules, **self.idle}
+
+    def skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(self.parts())
+
+    def hooked(self) -> list[Part]:
+        cached = [
+            Part(each, partial(self.before, name), partial(self.after, name))
+            for name, each in self.modules.items()
+        ]
+        idle = [Part(each, self.rest) for each in self.idle.values()]
+        return [] if self.policy.off else [*cached, *idle]
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        call = super().begin(args, kwargs)
+        self.settle(call)
+        return call
+
+    def finish(self, call: CallState) -> None:
+        if call.full:
+            call.track.last = [call.place.index]
+        super().finish(call)
+
+    def before(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+        """A cached module is about to run; a tuple of outputs has one memory each."""
+        if not self.active or self.state.full:
+            return None
+        stores, index = self.state.track.stores, self.state.place.index
+        dtype = _dtype(args, kwargs)
+        if name in stores:
+            return Answer(stores[name].forecast(index).to(dtype))
+        parts: list[Tensor] = []
+        while (part := f"{name}[{len(parts)}]") in stores:
+            parts.append(stores[part].forecast(index).to(dtype))
+        return Answer(tuple(parts))
+
+    def after(self, name: str, out: Any) -> Any:
+        """It has run."""
+        if self.active:
+            stores, index = self.state.track.stores, self.state.place.index
+            for part, value in _tensors(name, out):
+                if part not in stores:
+                    stores[part] = Differences(self.order)
+                stores[part].update(value, index)
+        return out
+
+    def rest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+        """A module that feeds nothing but a cached one."""
+        return None if not self.active or self.state.full else Answer(blank(args, kwargs))
+
+
+def _tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(out, Tensor):
+        return [(name, out)]
+    return [(f"{name}[{i}]", each) for i, each in enumerate(out)]
+
+
+def _dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
+    values = [*args, *kwargs.values()]
+    floats = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+    return next(floats).dtype

@@ -1,0 +1,286 @@
+"""Skips a stretch of blocks: what most policies do."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..ledger import CacheLedger
+from .base import StackPolicy
+from .engine import Answer, Arguments, CallState, Engine, Memory, Part
+from .family import Block, Stack, State
+from .forecast import Differences, Order, RowDifferences
+
+IMAGE, TEXT = "image", "text"
+POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # in argument names
+
+
+class StackEngine(Engine):
+    """Skips the blocks between the leading and the trailing ones."""
+
+    policy: StackPolicy
+
+    def __init__(
+        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: Stack
+    ) -> None:
+        super().__init__(root, policy, ledger)
+        self.blocks = stack.blocks
+        self.stack, self.lead, self.end = stack, policy.lead, len(stack.blocks) - policy.tail - 1
+        if self.lead > self.end:
+            raise SettingError(
+                f"{type(root).__name__} has {len(stack.blocks)} blocks; {policy.info.name} with"
+                f" lead={policy.lead} and tail={policy.tail} leaves none to skip"
+            )
+        self.gate, self.keep = policy.gate, policy.keep
+        self.joint = bool(stack.blocks[-1].group.joint)
+        self.by_row = self.gate is not None and self.gate.reduce == "per-sample"
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {each.name: each.module for each in self.blocks[: self.end + 1]}
+
+    def skipped(self, call: CallState) -> tuple[str, ...]:
+        first = 0 if self._skips_lead(call) else self.lead
+        return tuple(each.name for each in self.blocks[first : self.end + 1])
+
+    def hooked(self) -> list[Part]:
+        found = [
+            Part(block.module, partial(self.before, k, block), partial(self.after, k, block))
+            for k, block in enumerate(self.blocks[: self.end + 1])
+        ]
+        signal = self.stack.signal_module
+        if self.gate is not None and self.gate.reads == "signal" and signal is not None:
+            found.append(Part(signal, _as_it_is, self.watch))
+        return [] if self.policy.off else found
+
+    def watch(self, out: Any) -> Any:
+        """A module before the blocks whose output the gate reads."""
+        if self.active:
+            self.state.entered = (out[0] if isinstance(out, tuple) else out).clone()
+        return out
+
+    def before(
+        self, k: int, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Answer | Arguments | None:
+        """A block is about to run: whether it shall."""
+        if not self.active:
+            return None
+        call = self.state
+        if k == 0:
+            self._enter_first(call, args, kwargs)
+        if k < self.lead:
+            return Answer(block.pass_through(args, kwargs)) if self._skips_lead(call) else None
+        if k == self.lead:
+            self._enter(call, block, args, kwargs)
+        if call.full:
+            return None
+        if call.rows:
+            call.before = block.entering(args, kwargs, call.text_rows)
+            return (), {n: _rows(n, v, call) for n, v in block.call(args, kwargs).items()}
+        return Answer(self._skip(k, block, args, kwargs))
+
+    def after(self, k: int, block: Block, out: Any) -> Any:
+        """A block has run."""
+        if not self.active or k < self.lead:
+            return out
+        call = self.state
+        if not call.full:
+            return self._joined(k, block, block.leaving(out, call.text_rows))
+        if k == self.end:
+            self._store(call, block.leaving(out, call.text_rows))
+        return out
+
+    def _skips_lead(self, call: CallState) -> bool:
+        """A branch that follows needs no gate, and a forecast state needs no start."""
+        alone = call.full is False and not call.rows
+        return alone and self.keep.what == "state" and (call.follows or self.gate is None)
+
+    def _enter_first(self, call: CallState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if self.joint:
+            call.text_rows = self.stack.text_rows(args, kwargs)
+        if self.gate is not None and self.gate.reads == "residual" and not call.follows:
+            call.entered = self.blocks[0].entering(args, kwargs, call.text_rows).image.clone()
+
+    def _enter(
+        self, call: CallState, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """The start of the stretch: what the gate reads and what a residual starts from."""
+        start = block.entering(args, kwargs, call.text_rows)
+        if self.gate is not None and not call.follows:
+            self._judge(call, self._tapped(call, start.image, args, kwargs))
+        self.settle(call)
+        if self.keep.what == "residual" and (call.full or call.rows):
+            text = start.text.clone() if self.policy.tail and start.text is not None else None
+            call.start = State(start.image.clone(), text)
+
+    def _tapped(
+        self, call: CallState, image: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        assert self.gate is not None
+        if self.gate.reads == "residual":
+            assert call.entered is not None
+            image = image - call.entered
+        elif self.gate.reads == "signal":
+            image = self.stack.signal(args, kwargs) if call.entered is None else call.entered
+        return image[:, :: self.gate.stride] if self.gate.stride > 1 else image
+
+    def _judge(self, call: CallState, x: Tensor) -> None:
+        gate, track = self.gate, call.track
+        assert gate is not None
+        if track.gate is None:
+            track.gate = _memory(gate.order, self.by_row)
+        if call.full is None:
+            self._decide(call, x, track.gate)
+        if gate.every_call or call.full:
+            track.gate.update(x, call.place.index)
+        elif call.rows:
+            assert isinstance(track.gate, RowDifferences)
+            track.gate.update(_select(x, call.rows), call.place.index, call.rows)
+
+    def _decide(self, call: CallState, x: Tensor, memory: Memory) -> None:
+        """Two sums per image come to the host; anything that is no number is computed."""
+        assert self.gate is not None
+        if not memory:
+            call.full = True
+            return
+        sums = _sums(memory.forecast(call.place.index), x, self.gate.relative_to)
+        errors = self._errors(sums, len(call.place.branches))
+        self.ledger.notice(errors)
+        call.error = max(errors) if len(errors) > 1 else errors[0]
+        if self.by_row:
+            self._decide_rows(call, errors)
+            return
+        call.track.errors.append(call.error)
+        call.full = not (math.isfinite(call.error) and self.policy.accepts(call.track.errors))
+
+    def _errors(self, sums: Tensor, branches: int) -> list[float]:
+        """One error, or one per image: the worse of its branches."""
+        assert self.gate is not None
+        if self.gate.reduce == "mean":
+            sums = sums.sum(dim=1, keepdim=True)
+        if self.group is not None:
+            torch.distributed.all_reduce(sums, group=self.group)
+        difference, size = sums.tolist()
+        ratios = [a / b if b > 0.0 else float("nan") for a, b in zip(difference, size, strict=True)]
+        if self.gate.reduce == "per-sample":
+            images = len(ratios) // branches
+            return [_worst(ratios[b::images]) for b in range(images)]
+        return [_worst(ratios)]
+
+    def _decide_rows(self, call: CallState, errors: Sequence[float]) -> None:
+        images, length = len(errors), self._lengths[call.place.stage]
+        failing = [
+            b
+            for b, error in enumerate(errors)
+            if self._must(call.place.index, call.track.last[b], length)
+            or not (math.isfinite(error) and self.policy.accepts([error]))
+        ]
+        branches = range(len(call.place.branches))
+        call.full = len(failing) == images
+        call.rows = () if call.full else tuple(p * images + b for p in branches for b in failing)
+
+    def _store(self, call: CallState, state: State) -> None:
+        """A full call: the end of the stretch is remembered."""
+        track, index = call.track, call.place.index
+        for name, value in self._values(call, state):
+            if name not in track.stores:
+                track.stores[name] = _memory(self.keep.order, self.by_row)
+            track.stores[name].update(value, index)
+        track.last = [index] * (call.batch if self.by_row else 1)
+
+    def _values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
+        start = call.start
+        found = [(IMAGE, state.image if start is None else state.image - start.image)]
+        if self.policy.tail and state.text is not None:
+            moved = start is not None and start.text is not None
+            found.append((TEXT, state.text - start.text if moved else state.text))  # type: ignore[union-attr,operator]
+        return found
+
+    def _skip(self, k: int, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A skipped call: the end of the stretch is forecast."""
+        if k < self.end:
+            return block.pass_through(args, kwargs)
+        start = block.entering(args, kwargs, self.state.text_rows)
+        return block.layout(self._expected(self.state, start))
+
+    def _expected(self, call: CallState, start: State) -> State:
+        stores, index = call.track.stores, call.place.index
+        onto = self.keep.what == "residual"
+        image = stores[IMAGE].forecast(index, start.image if onto else None)
+        text = start.text
+        if TEXT in stores:
+            text = stores[TEXT].forecast(index, text if onto else None)
+            text = text if start.text is None else text.to(start.text.dtype)
+        return State(image.to(start.image.dtype), text)
+
+    def _joined(self, k: int, block: Block, after: State) -> Any:
+        """Failing rows went through the block; the others pass by and are forecast at the end."""
+        call = self.state
+        others = call.before
+        assert others is not None
+        if k == self.end:
+            others = self._expected(call, others)
+            self._store_rows(call, after)
+        return block.layout(State(*map(_scatter, others, after, [call.rows] * 2)))
+
+    def _store_rows(self, call: CallState, after: State) -> None:
+        start = call.start
+        if start is not None:
+            picked = [None if each is None else _select(each, call.rows) for each in start]
+            call.start = State(*picked)  # type: ignore[arg-type]
+        for name, value in self._values(call, after):
+            store = call.track.stores[name]
+            assert isinstance(store, RowDifferences)
+            store.update(value, call.place.index, call.rows)
+        for row in call.rows:
+            call.track.last[row] = call.place.index
+
+
+def _as_it_is(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    return None
+
+
+def _memory(order: Order, by_row: bool) -> Memory:
+    return RowDifferences(order) if by_row else Differences(order)
+
+
+def _sums(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
+    """(2, B): sum |expected - x| and the sum it is measured by, in single precision."""
+    reference = x if relative_to == "true" else expected
+    size = _norms(reference)
+    wide = expected.float() if expected.dtype.itemsize < 4 else expected
+    return torch.stack([_norms(wide.sub_(x)), size])
+
+
+def _norms(x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    found: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
+    return found
+
+
+def _worst(errors: Sequence[float]) -> float:
+    """The largest; not a number if one of them is none."""
+    return float("nan") if any(e != e for e in errors) else max(errors)
+
+
+def _select(x: Tensor, rows: Sequence[int]) -> Tensor:
+    return x.index_select(0, torch.tensor(rows, device=x.device))
+
+
+def _scatter(whole: Any, part: Any, rows: Sequence[int]) -> Any:
+    if whole is None or part is None:
+        return None
+    return whole.index_copy(0, torch.tensor(rows, device=whole.device), part)
+
+
+def _rows(name: str, value: Any, call: CallState) -> Any:
+    """The rows of an argument that has one per image; (L, d) positions are the same for all."""
+    if isinstance(value, tuple | list):
+        return type(value)(_rows(name, each, call) for each in value)
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != call.batch:
+        return value
+    shared = value.ndim < 3 and any(part in name for part in POSITIONS)
+    return value if shared else _select(value, call.rows)

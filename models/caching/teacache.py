@@ -1,0 +1,96 @@
+"""TeaCache: the change of the first block's modulated input, accumulated (arXiv:2411.19108)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from ..errors import SettingError
+from .base import CacheInfo, Gate, Gated, Keep, Reduce
+from .forecast import Order
+from .published import teacache_coefficients
+from .registry import register
+
+
+@register
+@dataclass(frozen=True)
+class TeaCache(Gated):
+    """Skips until the rescaled changes since the last full call add up to the threshold.
+
+    d_i = sum |s_i - s_{i-1}| / sum |s_{i-1}| of the modulated input s of the first block;
+    skipped while sum max(0, p(d)) < threshold; then the residual of the whole stack is added.
+
+    threshold:    published: .25 to .8 for FLUX, .1 to .15 for HunyuanVideo, .05 to .2 for Wan.
+    warmup, final, max_consecutive, together: see `Gated`; published are 1, 1 and no limit.
+    reduce:       "mean" (published) or "max".
+    coefficients: of the polynomial p, the highest power first. None takes the published ones of the
+                  network's family; [1, 0] is no rescaling. p is held above 0: published
+                  polynomials fall below it.
+    order:        of the residual's forecast; 0 repeats it (published).
+    """
+
+    info: ClassVar[CacheInfo] = CacheInfo(
+        name="teacache",
+        decides="accumulated change of the modulated input",
+        keeps="residual of the stack",
+        runs_on="transformers",
+        source="arXiv:2411.19108",
+    )
+
+    threshold: float = 0.2
+    warmup: int = 1
+    max_consecutive: int = 50
+    reduce: Reduce = "mean"
+    coefficients: tuple[float, ...] | None = None
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduce not in ("mean", "max"):
+            raise SettingError(f"reduce of teacache is mean or max, not {self.reduce!r}")
+        if self.coefficients == ():
+            raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
+
+    def fitted(self, root: nn.Module) -> "TeaCache":
+        """With the published coefficients of the network's family, unless some are given.
+
+        Raises:
+            SettingError: if none are published.
+        """
+        if self.coefficients is not None or self.off:
+            return self
+        found = teacache_coefficients(root)
+        if found is None:
+            raise SettingError(
+                f"no coefficients of teacache are published for {type(root).__name__};"
+                " calibrate them, or give coefficients=[1,0] for no rescaling"
+            )
+        return replace(self, coefficients=found)
+
+    @property
+    def lead(self) -> int:
+        return 0
+
+    @property
+    def tail(self) -> int:
+        return 0
+
+    @property
+    def keep(self) -> Keep:
+        return Keep("residual", Order(self.order, first=self.warmup))
+
+    @property
+    def gate(self) -> Gate | None:
+        return Gate("signal", every_call=True, reduce=self.reduce)
+
+    def accepts(self, errors: Sequence[float]) -> bool:
+        changes = [self._rescaled(error) for error in errors]
+        return sum(0.0 if change < 0.0 else change for change in changes) < self.threshold
+
+    def _rescaled(self, error: float) -> float:
+        value = 0.0
+        for coefficient in self.coefficients or (1.0, 0.0):
+            value = value * error + coefficient
+        return value

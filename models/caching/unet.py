@@ -1,0 +1,174 @@
+"""A UNet as DeepCache sees it: a shallow rim that always runs around a deep part that is kept.
+
+Number the skip connections from the outside: skip 0 is what `conv_in` returns, skip k what the
+k-th unit of the down path returns (a resnet with its attention, or a downsampler). The up path
+takes them in reverse, one in each of its units, so its units have numbers too, and the last to run
+is unit 0. Branch b keeps what flows into up unit b from below: a cached call runs the down units
+1 to b, joins the kept feature with skip b, and runs the up units b to 0. Published as
+`cache_branch_id` (DeepCache, arXiv:2312.00858), of which 0 is the fastest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, SettingError
+from .family import uncompiled
+
+KNOWN = ("UNet2DModel", "UNet2DConditionModel")
+PLAIN = ("", "Attn", "CrossAttn", "SimpleCrossAttn")
+BLOCKS = {f"{kind}{way}Block2D" for kind in PLAIN for way in ("Down", "Up")} | {
+    "ResnetDownsampleBlock2D",
+    "ResnetUpsampleBlock2D",
+}
+EXTRA = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Modules that run one after the other; the first is a resnet or a downsampler.
+
+    channels: what the unit returns, (B, channels, H, W).
+    """
+
+    modules: dict[str, nn.Module]
+    channels: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A UNet cut at a branch.
+
+    deep:     the modules that need not run while the kept feature stands for them, by name; in
+              their place `hollow` answers.
+    entry:    the resnet of up unit b, whose first argument is [feature, skip b] by channels; after
+              hollow modules it is skip b alone.
+    name:     the full name of `entry`.
+    channels: the channels of skip b.
+    """
+
+    deep: dict[str, nn.Module]
+    entry: nn.Module
+    name: str
+    channels: int
+
+    def feature(self, x: Tensor) -> Tensor:
+        """A copy of what comes from below in the entry's input, (B, C, H, W): what is kept."""
+        return x[:, : x.shape[1] - self.channels].clone(memory_format=_layout(x))
+
+    def join(self, feature: Tensor, skip: Tensor) -> Tensor:
+        """The entry's input of a cached call: values and memory format as in a full one.
+
+        The format decides which kernels run, and they round differently.
+        """
+        return torch.cat([feature, skip], dim=1).contiguous(memory_format=_layout(feature))
+
+
+@dataclass(frozen=True)
+class UNetStack:
+    """A live UNet, resolved.
+
+    down: the units that make skips 1, 2, ..., in the order they run.
+    mid:  the block between, by name; empty if there is none.
+    up:   the units that take the skips, in the order they run: the last skip first.
+    """
+
+    root: nn.Module
+    down: tuple[Unit, ...]
+    mid: dict[str, nn.Module]
+    up: tuple[Unit, ...]
+
+    @property
+    def branches(self) -> int:
+        """How many branches there are: 0 to this minus one."""
+        return len(self.up) if self.mid else len(self.up) - 1
+
+    def split(self, branch: int = 0) -> Split:
+        """The UNet cut at a branch.
+
+        Raises:
+            SettingError: if there is no such branch.
+        """
+        if not 0 <= branch < self.branches:
+            raise SettingError(
+                f"{type(self.root).__name__} has no branch {branch}; known: 0 (the least is run on "
+                f"a cached call) to {self.branches - 1} (the most)"
+            )
+        shallow = len(self.up) - 1 - branch  # the place of up unit b in the order they run
+        deep = (*self.down[branch:], *self.up[:shallow])
+        name, entry = next(iter(self.up[shallow].modules.items()))
+        held = {name: each for unit in deep for name, each in unit.modules.items()} | self.mid
+        return Split(held, entry, name, self._skip_channels(branch))
+
+    def needs_all(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call must be full: a ControlNet or an adapter adds to the skips."""
+        return any(kwargs.get(name) is not None for name in EXTRA)
+
+    def _skip_channels(self, skip: int) -> int:
+        conv_in: Any = self.root.get_submodule("conv_in")
+        return self.down[skip - 1].channels if skip else int(conv_in.out_channels)
+
+
+def describe_unet(module: nn.Module) -> UNetStack:
+    """The units of a live UNet.
+
+    Raises:
+        ModelError: if it is no UNet2DModel or UNet2DConditionModel, or has other kinds of blocks.
+    """
+    root: Any = uncompiled(module)
+    if not any(base.__name__ in KNOWN for base in type(root).__mro__):
+        raise ModelError(f"{type(root).__name__} is no UNet that can be split: {', '.join(KNOWN)}")
+    kinds = {type(block).__name__ for block in (*root.down_blocks, *root.up_blocks)}
+    if kinds - BLOCKS:
+        known = ", ".join(sorted(BLOCKS))
+        raise ModelError(f"cannot split a UNet with {', '.join(kinds - BLOCKS)}; known: {known}")
+    down = [unit for k, each in enumerate(root.down_blocks) for unit in _down(each, k)]
+    up = [unit for k, each in enumerate(root.up_blocks) for unit in _up(each, k)]
+    mid = {"mid_block": root.mid_block} if root.mid_block is not None else {}
+    if len(up) != len(down) + 1:
+        raise ModelError(f"{type(root).__name__} makes {len(down) + 1} skips and takes {len(up)}")
+    return UNetStack(root, tuple(down), mid, tuple(up))
+
+
+def hollow(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a deep module returns on a cached call: its input without channels, (B, 0, H, W).
+
+    It costs nothing, and the concatenations with skips that diffusers makes between two modules
+    still fit.
+    """
+    x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return (x[:, :0],) if kwargs.get("return_dict") is False else x[:, :0]
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _down(block: Any, k: int) -> list[Unit]:
+    units = [_layer(block, f"down_blocks.{k}", j) for j in range(len(block.resnets))]
+    if block.downsamplers is not None:
+        names = {f"down_blocks.{k}.downsamplers.{j}": m for j, m in enumerate(block.downsamplers)}
+        units.append(Unit(names, int(block.downsamplers[-1].out_channels)))
+    return units
+
+
+def _up(block: Any, k: int) -> list[Unit]:
+    """The upsampler runs after the block's last layer, and is deep where that is."""
+    units = [_layer(block, f"up_blocks.{k}", j) for j in range(len(block.resnets))]
+    names = {f"up_blocks.{k}.upsamplers.{j}": m for j, m in enumerate(block.upsamplers or ())}
+    return [*units[:-1], Unit(units[-1].modules | names, units[-1].channels)]
+
+
+def _layer(block: Any, path: str, j: int) -> Unit:
+    modules = {f"{path}.resnets.{j}": block.resnets[j]}
+    if getattr(block, "attentions", None):
+        modules[f"{path}.attentions.{j}"] = block.attentions[j]
+    return Unit(modules, int(block.resnets[j].out_channels))

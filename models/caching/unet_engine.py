@@ -1,0 +1,65 @@
+"""Skips the deep part of a UNet and forecasts what comes up from it (DeepCache)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..ledger import CacheLedger
+from .base import StackPolicy
+from .engine import Answer, Arguments, CallState, Engine, Part
+from .forecast import Differences
+from .unet import UNetStack, hollow
+
+FEATURE = "feature"
+
+
+class UNetEngine(Engine):
+    """The modules below a branch run at full calls only; those of the rim around them always."""
+
+    def __init__(
+        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: UNetStack
+    ) -> None:
+        super().__init__(root, policy, ledger)
+        self.stack, self.order = stack, policy.keep.order
+        self.split = stack.split(getattr(policy, "branch", 0))
+
+    def parts(self) -> dict[str, nn.Module]:
+        return self.split.deep
+
+    def skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(self.split.deep)
+
+    def hooked(self) -> list[Part]:
+        deep = [Part(each, self.deep) for each in self.split.deep.values()]
+        return [] if self.policy.off else [*deep, Part(self.split.entry, self.entry)]
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        call = super().begin(args, kwargs)
+        if self.stack.needs_all(kwargs):
+            call.full = True
+        self.settle(call)
+        return call
+
+    def finish(self, call: CallState) -> None:
+        if call.full:
+            call.track.last = [call.place.index]
+        super().finish(call)
+
+    def deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+        """A module of the deep part is about to run."""
+        return None if not self.active or self.state.full else Answer(hollow(args, kwargs))
+
+    def entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
+        """The first module of the rim above it is."""
+        if not self.active:
+            return None
+        call, x = self.state, args[0]
+        stores, index = call.track.stores, call.place.index
+        if call.full:
+            if FEATURE not in stores:
+                stores[FEATURE] = Differences(self.order)
+            stores[FEATURE].update(self.split.feature(x), index)
+            return None
+        feature = stores[FEATURE].forecast(index).to(x.dtype)
+        return (self.split.join(feature, x), *args[1:]), kwargs

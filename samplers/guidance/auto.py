@@ -1,0 +1,95 @@
+"""Autoguidance: away from a worse network under the same condition (arXiv:2406.02507)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from pydantic import InstanceOf
+from torch import Tensor
+
+from ...models.denoiser import Ask, Branch, Network
+from ...models.errors import SettingError
+from ...models.load import load
+from ...models.schedule import TimeGrid, process_of
+from .base import Guide, Moment, Setup
+from .registry import register
+from .settings import Scaled
+
+WEAK = (Ask(Branch.WEAK), Ask(Branch.COND))
+
+
+@register
+@dataclass(frozen=True)
+class AutoGuidance(Scaled):
+    """x0 = weak + scale (strong - weak), both under the condition.
+
+    scale:   1 is off; the paper has about 2.
+    network: the weaker one, smaller or trained less, on the same data and noise process: a
+             `Network`, or a name or folder as `load` takes it. It needs no unconditional branch.
+
+    The ledger counts a row of either network as one.
+    """
+
+    name: ClassVar[str] = "auto"
+    source: ClassVar[str] = "arXiv:2406.02507"
+
+    network: str | InstanceOf[Network]
+
+    def needs(self, grid: TimeGrid) -> set[Branch]:
+        return {Branch.COND}
+
+    def check(self, setup: Setup) -> None:
+        if not self.off:
+            _check_alike(setup.network, self._second(setup.network))
+
+    def networks(self, main: Network) -> Mapping[Branch, Network]:
+        return {} if self.off else {Branch.WEAK: self._second(main)}
+
+    def guide(self, setup: Setup) -> Guide:
+        return AutoGuide(self.scale)
+
+    def _second(self, main: Network) -> Network:
+        if isinstance(self.network, Network):
+            return self.network
+        return _loaded(self.network, _dtype_of(main), str(main.device))
+
+
+@dataclass(frozen=True)
+class AutoGuide(Guide):
+    """CFG with the weak network's answer in place of u."""
+
+    scale: float
+
+    def ask(self, moment: Moment) -> tuple[Ask, ...]:
+        return WEAK
+
+    def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
+        weak, strong = outputs
+        return torch.lerp(weak, strong, self.scale)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, dtype: torch.dtype | None, device: str) -> Network:
+    return load(name, dtype=dtype, device=device)
+
+
+def _dtype_of(network: Network) -> torch.dtype | None:
+    if network.module is None:
+        return None
+    return next((each.dtype for each in network.module.parameters()), None)
+
+
+def _check_alike(strong: Network, weak: Network) -> None:
+    facts = {
+        "shape": (strong.shape, weak.shape),
+        "number of classes": (strong.num_classes, weak.num_classes),
+        "noise process": (process_of(strong.schedule), process_of(weak.schedule)),
+    }
+    for what, (mine, theirs) in facts.items():
+        if mine != theirs:
+            raise SettingError(
+                f"autoguidance takes two networks of one {what}: {strong.name} has {mine},"
+                f" {weak.name} {theirs}; take a smaller or earlier version of {strong.name}"
+            )

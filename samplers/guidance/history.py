@@ -1,0 +1,74 @@
+"""What a solver was told, so that it can be told otherwise where guidance stops or starts.
+
+A multistep solver takes differences of predictions. At a switch the prediction jumps by the
+guidance, and a difference across the jump is O(1): one step of first order is lost, and with it the
+order of the run. So at the switch the remembered predictions are replaced by what they would have
+been: the conditional ones where guidance stops; where it starts, the conditional ones plus the
+guidance of the first guided answer, as no unconditional ones were evaluated.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...solvers import Revision
+from .space import per_row
+
+Guided = bool | tuple[bool, ...]
+
+
+class History:
+    """The last answers to a solver that looks back `reach` predictions."""
+
+    def __init__(self, reach: int) -> None:
+        self.held: deque[tuple[Tensor, Tensor]] = deque(maxlen=reach)  # (told, conditional)
+        self.guided: Guided | None = None
+        self.due: tuple[Revision, ...] = ()
+
+    def note(self, told: Tensor, guided: Guided, conditional: Callable[[], Tensor]) -> None:
+        """Takes in an answer (B, *); all rows of it are guided or not, or each by itself."""
+        cond = conditional()
+        stopped, started = _turns(self.guided, guided)
+        if self.held and (any(stopped) or any(started)):
+            self._revise(stopped, started, told - cond)
+        self.held.appendleft((told, cond))
+        self.guided = guided
+
+    def changes(self) -> tuple[Revision, ...]:
+        """What is to be replaced, newest first, once."""
+        due, self.due = self.due, ()
+        return due
+
+    def _revise(
+        self, stopped: tuple[bool, ...], started: tuple[bool, ...], guidance: Tensor
+    ) -> None:
+        due = []
+        for told, cond in self.held:
+            new = _where(stopped, cond, told)
+            new = _where(started, cond + guidance, new) if any(started) else new
+            due.append(Revision(told, new))
+        conds = [cond for _, cond in self.held]
+        self.held.clear()
+        self.held.extend(zip([each.new for each in due], conds, strict=True))
+        self.due = tuple(due)
+
+
+def _turns(old: Guided | None, new: Guided) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Which rows have stopped being guided, and which have started; one flag for all, or each."""
+    if old is None or old == new:
+        return (), ()
+    size = max(len(each) if isinstance(each, tuple) else 1 for each in (old, new))
+    before, now = (each if isinstance(each, tuple) else (each,) * size for each in (old, new))
+    pairs = list(zip(before, now, strict=True))
+    return tuple(a and not b for a, b in pairs), tuple(b and not a for a, b in pairs)
+
+
+def _where(rows: tuple[bool, ...], a: Tensor, b: Tensor) -> Tensor:
+    """a in these rows, b in the others."""
+    if all(rows):
+        return a
+    if not any(rows):
+        return b
+    return torch.where(per_row(torch.tensor(rows, device=a.device), a).bool(), a, b)

@@ -1,0 +1,201 @@
+"""Every policy on every family: off is no cache to the bit, on costs what the ledger says."""
+
+import warnings
+from collections import Counter
+from functools import cache, partial
+
+import pytest
+import torch
+from tiny import BRANCHES, STACKED, UNETS, inputs
+from tiny import network as built
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.models.caching import (
+    CGTaylor,
+    DeepCache,
+    FirstBlock,
+    FixedMask,
+    MagCache,
+    TaylorSeer,
+    TeaCache,
+    attached,
+    caching,
+    enable_cache,
+)
+from fewstep.models.errors import ModelError
+
+STEPS = 6
+ONES = (1.0,) * STEPS
+LITE = {"level": "last-block"}
+OFF = [
+    TaylorSeer(interval=1),
+    TaylorSeer(interval=1, **LITE),
+    CGTaylor(threshold=0.0),
+    FirstBlock(threshold=0.0),
+    TeaCache(threshold=0.0),
+    MagCache(threshold=0.0),
+    FixedMask(compute=tuple(range(STEPS))),
+]
+NEVER = [  # on, but no call is skipped: everything is kept and compared all the same
+    CGTaylor(threshold=1e-12, warmup=1),
+    FirstBlock(threshold=1e-12, tail=1, warmup=1),
+    TeaCache(threshold=1e-12, coefficients=(1, 0)),
+]
+ON = [
+    TaylorSeer(interval=3),
+    TaylorSeer(interval=3, order=2, **LITE),
+    CGTaylor(threshold=9.0, warmup=2),
+    CGTaylor(threshold=0.3, warmup=2, reduce="per-sample"),
+    FirstBlock(threshold=9.0, warmup=2, tail=1),
+    FirstBlock(threshold=0.4, warmup=2, order=1, reduce="per-sample"),
+    TeaCache(threshold=0.5, coefficients=(1, 0)),
+    MagCache(ratios=ONES),
+    FixedMask(compute=(0, 1, 4)),
+]
+UNET_ON = [DeepCache(interval=3), TaylorSeer(interval=3, **LITE), FixedMask(compute=(0, 1, 4))]
+
+
+SHOWN = ("dit", "sd3", "flux2")  # the others are slow tests
+CASES = [pytest.param(n, marks=() if n in SHOWN else pytest.mark.slow) for n in STACKED]
+
+
+def ids(policies):
+    return [f"{policy.info.name}-{k}" for k, policy in enumerate(policies)]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of caches that skip nothing
+        yield
+
+
+@cache
+def network(name):
+    return built(name)
+
+
+@cache
+def plain(name):
+    """The outputs without a cache."""
+    return run(network(name), name)
+
+
+def run(net, name):
+    return [net(**inputs(name, s, b))[0] for s in range(STEPS) for b in BRANCHES]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def traces(net):
+    """What a hook leaves behind on modules."""
+    marks = {"forward", "_diffusers_hook", "_compiled_call_impl"}
+    return [n for n, each in net.named_modules() if vars(each).keys() & marks]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_off_is_no_cache_to_the_bit_twice_in_a_row_and_leaves_no_trace(name):
+    net = network(name)
+    wanted = plain(name)
+    for policy in [*OFF, *NEVER]:
+        with caching(net, policy, calls=STEPS) as ledger:
+            assert same(run(net, name), wanted), policy
+            assert same(run(net, name), wanted), policy
+        assert ledger.hits == 0
+        assert traces(net) == []
+    assert same(run(net, name), wanted)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_off_is_no_cache_on_unets(name):
+    net = network(name)
+    wanted = plain(name)
+    for policy in [DeepCache(interval=1), OFF[1], OFF[-1]]:
+        with caching(net, policy, calls=STEPS):
+            assert same(run(net, name), wanted), policy
+            assert same(run(net, name), wanted), policy
+    assert traces(net) == []
+
+
+def counted(modules):
+    """Counts how often blocks run, by the last matrix product inside each."""
+    found, handles = Counter(), []
+    for name, module in modules.items():
+        last = [each for each in module.modules() if isinstance(each, torch.nn.Linear)][-1]
+        hook = partial(lambda name, *_: found.update([name]), name)
+        handles.append(last.register_forward_hook(hook))
+    return found, handles
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("policy", ON, ids=ids(ON))
+def test_on_is_repeatable_and_leaves_no_trace(name, policy):
+    net, wanted = network(name), plain(name)
+    with caching(net, policy, calls=STEPS) as ledger:
+        first, second = run(net, name), run(net, name)
+    assert same(first, second)
+    assert (ledger.hits > 0) != same(first, wanted)
+    assert len(ledger.calls) == 4 * STEPS
+    assert ledger.bytes_held == ledger.bytes_predicted > 0
+    assert attached(net) is None
+    assert traces(net) == []
+    assert same(run(net, name), wanted)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_run_as_often_as_the_ledger_says(name):
+    net = network(name)
+    for policy in (ON[1], ON[2], ON[4], ON[7]):
+        attachment = enable_cache(net, policy, calls=STEPS)
+        found, handles = counted(attachment.engines[0].parts())
+        run(net, name)
+        for handle in handles:
+            handle.remove()
+        attachment.detach()
+        assert sum(found.values()) == attachment.ledger.block_evaluations
+        assert attachment.ledger.hits > 0
+
+
+@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("policy", UNET_ON, ids=ids(UNET_ON))
+def test_unets_skip_their_deep_part(name, policy):
+    net = network(name)
+    wanted = plain(name)
+    with caching(net, policy, calls=STEPS) as ledger:
+        first, second = run(net, name), run(net, name)
+    assert same(first, second)
+    assert ledger.hits > 0
+    assert ledger.bytes_held == ledger.bytes_predicted > 0
+    difference = (torch.stack(first) - torch.stack(wanted)).norm() / torch.stack(wanted).norm()
+    assert 0 < difference < 0.3
+    assert same(run(net, name), wanted)
+
+
+@pytest.mark.parametrize("name", [*CASES, *UNETS])
+@pytest.mark.parametrize("level", ["module", "last-block"])
+def test_shares_are_the_flops_that_were_run(name, level):
+    """The ledger subtracts what was skipped; here every call is counted for itself."""
+    net, counts = network(name), []
+    level = "last-block" if name in UNETS else level
+    with caching(net, TaylorSeer(interval=3, level=level)) as ledger:
+        for step in range(4):
+            with FlopCounterMode(display=False) as counter:
+                net(**inputs(name, step))
+            counts.append(counter.get_total_flops())
+    shares = [ledger.share(call) for call in ledger.calls]
+    assert ledger.hits == 2
+    assert shares == pytest.approx([count / counts[0] for count in counts])
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_policies_of_equal_blocks_refuse_a_unet_and_name_what_works(name):
+    for policy in (CGTaylor(), FirstBlock(), MagCache(ratios=ONES), TaylorSeer()):
+        with pytest.raises(ModelError, match="deepcache"):
+            enable_cache(network(name), policy)
+
+
+def test_deepcache_refuses_a_transformer():
+    with pytest.raises(ModelError, match="none; use taylorseer"):
+        enable_cache(network("dit"), DeepCache())

@@ -1,0 +1,354 @@
+"""LinearAG and its fit, calibration, the front, and guidance as it is typed."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewstep.cli import app, sample_app
+from fewstep.eval.guidance_calibration import Similarity, similarity_log
+from fewstep.eval.guidance_fit import Fit, fitted
+from fewstep.eval.guidance_front import Bench, Front, panels
+from fewstep.eval.guidance_runs import Images
+from fewstep.eval.guidance_table import lines
+from fewstep.eval.store import Store
+from fewstep.models.errors import SettingError
+from fewstep.models.load import load
+from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG
+from fewstep.samplers.guidance.linear_ag import LinearWeights, fit
+from fewstep.samplers.guidance.pattern import Pattern
+from fewstep.samplers.plan import make_plan
+from fewstep.samplers.sampler import Sampler
+
+DRAW = torch.Generator().manual_seed(0)
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=DRAW, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load("fashion-dit")
+
+
+@pytest.fixture(scope="module")
+def weights(network):
+    """For four steps, the second and the fourth of which are forecast."""
+    what = Fit(solver="dpmpp-2m", nfe=4, scale=2.0, pattern=Pattern(1, 2))
+    return fitted(network, what, Images(count=8, batch=5))
+
+
+# Least squares
+
+
+def test_known_weights_are_recovered():
+    parts = [noise(6, 2, 3) for _ in range(3)]
+    target = 0.7 * parts[0] - 1.3 * parts[1] + 0.2 * parts[2]
+    assert fit(target, parts, 0.0) == pytest.approx([0.7, -1.3, 0.2], abs=1e-12)
+    assert fit(target.float(), [p.float() for p in parts], 1e-9) == pytest.approx(
+        [0.7, -1.3, 0.2], abs=1e-5
+    )
+
+
+def test_a_ridge_bounds_the_weights_of_parts_that_are_alike():
+    one = noise(6, 2, 3)
+    parts = [one, one + 1e-7 * noise(6, 2, 3)]
+    target = noise(6, 2, 3)
+    assert max(map(abs, fit(target, parts, 0.0))) > 1e3
+    assert max(map(abs, fit(target, parts, 1e-4))) < 2.0
+    found = fit(2.0 * one, parts, 1e-4)
+    assert sum(found) == pytest.approx(2.0, abs=1e-3)
+
+
+def test_parts_that_are_the_same_are_shared_among():
+    one = noise(4, 2)
+    assert fit(one, [one, one], 0.0) == pytest.approx([0.5, 0.5])
+
+
+# LinearAG
+
+
+def test_weights_are_for_the_skipped_steps_alone(weights):
+    assert weights.mask == "1010"
+    assert sorted(weights.steps) == [1, 3]
+    assert [len(each.d) for each in weights.steps.values()] == [1, 2]
+    assert [len(each.c) for each in weights.steps.values()] == [1, 2]
+    assert all(0.0 < each.error < 1.0 for each in weights.steps.values())
+
+
+def test_it_samples_at_fewer_rows_and_nearer_than_holding(network, weights):
+    sampler, call = Sampler(network), {"class_labels": [3, 5, 8, 1], "nfe": 4, "solver": "dpmpp-2m"}
+    true = sampler(range(4), guidance=CFG(2.0), **call).samples
+    found = sampler(range(4), guidance=LinearAG(weights), **call)
+    held = sampler(range(4), guidance=GuidanceForecast(2.0, mask="1010"), **call)
+    assert found.ledger.rows_per_step == held.ledger.rows_per_step == (2, 1, 2, 1)
+    assert float((found.samples - true).norm()) < float((held.samples - true).norm())
+
+
+def test_the_fit_goes_where_the_runs_go(network, weights):
+    """On the images it was fitted to, a run has the errors that the file states."""
+    plan = make_plan(network.schedule, "dpmpp-2m", nfe=4)
+    again = fitted(network, Fit(solver="dpmpp-2m", nfe=4, scale=2.0), Images(count=8, batch=8))
+    assert again.times == tuple(node.t for node in plan.grid.nodes)
+    for n, each in weights.steps.items():
+        assert again.steps[n].d == pytest.approx(each.d, rel=1e-2)
+        assert again.steps[n].error == pytest.approx(each.error, rel=1e-2)
+
+
+def test_a_file_carries_them(weights, tmp_path):
+    path = tmp_path / "w.json"
+    path.write_text(weights.model_dump_json())
+    assert LinearWeights.load(path) == weights
+    assert LinearAG(str(path)).weights == weights
+
+
+OTHER = [
+    ({"nfe": 5}, "another grid"),
+    ({"grid": "uniform"}, "another grid"),
+    ({"solver": "unipc-2"}, "another solver"),
+    ({"solver": "heun", "nfe": 5}, "one evaluation a step"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), OTHER)
+def test_another_run_is_refused(network, weights, change, text):
+    call = {"class_labels": 1, "nfe": 4, "solver": "dpmpp-2m", **change}
+    with pytest.raises(SettingError, match=text):
+        Sampler(network)([0], guidance=LinearAG(weights), **call)
+
+
+def test_another_network_and_scale_are_refused(network, weights):
+    answer = tuple(-value for value in weights.answer)
+    other = weights.model_copy(update={"answer": answer, "network": "mine"})
+    with pytest.raises(SettingError, match=r"another network \(mine\)"):
+        Sampler(network)([0], class_labels=1, nfe=4, solver="dpmpp-2m", guidance=LinearAG(other))
+    with pytest.raises(SettingError, match="fitted to scale 2, not 3"):
+        LinearAG(weights, 3.0)
+
+
+@pytest.mark.parametrize("body", ["", "{}", '{"format": "fewstep-schedule"}', "[1]"])
+def test_files_that_are_none(tmp_path, body):
+    path = tmp_path / "w.json"
+    with pytest.raises(SettingError, match="fewstep fit linear-ag"):
+        LinearAG(str(path))
+    path.write_text(body)
+    with pytest.raises(SettingError, match="no weights of linear-ag"):
+        LinearAG(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"scale": 1.0}, "no guidance"),
+        ({"pattern": Pattern(1, 1)}, "skips no step"),
+        ({"pattern": Pattern(1, 2, "1011")}, "4 steps"),
+        ({"solver": "heun", "nfe": 5}, "several evaluations"),
+        ({"solver": "ode-dopri5", "nfe": 5}, "drop nfe"),
+        ({"ridge": -1.0}, "ridge"),
+        ({"terms": (0, 2)}, "terms"),
+    ],
+)
+def test_what_cannot_be_fitted(network, settings, text):
+    with pytest.raises(SettingError, match=text):
+        fitted(network, Fit(**{"solver": "ddim", "nfe": 6, "scale": 2.0, **settings}), Images(2, 2))
+
+
+# Calibration
+
+GAMMA = torch.tensor([[0.1, 0.8, 0.95, 0.99, 0.999], [0.1, 0.2, 0.8, 0.9, 0.99]])
+
+
+def test_a_log_says_where_it_would_stop():
+    log = Similarity(GAMMA, "x0")
+    assert log.guided_steps(0.7, warmup=1, need=1).tolist() == [2, 3]
+    assert log.guided_steps(0.7, warmup=1, need=2).tolist() == [3, 4]
+    assert log.guided_steps(0.7, warmup=4, need=2).tolist() == [4, 4]
+    assert log.guided_steps(1.0).tolist() == [5, 5]
+    assert log.saving(0.7, 1, 1) == pytest.approx((3 + 2) / 2 / 10)
+
+
+def test_a_threshold_is_proposed_for_a_saving():
+    log = Similarity(GAMMA, "x0")
+    found = log.proposed(0.25, warmup=1, need=1)
+    assert log.saving(found, 1, 1) >= 0.25
+    higher = min(g for g in GAMMA.flatten().tolist() if g > found)
+    assert log.saving(higher, 1, 1) < 0.25
+    for saving in (0.0, 0.5, -1.0):
+        with pytest.raises(SettingError, match="saves between 0 and"):
+            log.proposed(saving)
+
+
+def test_the_log_predicts_what_a_run_costs(network):
+    plan = make_plan(network.schedule, "dpmpp-2m", nfe=6)
+    images = Images(count=3, batch=2, first=0)
+    log = similarity_log(network, plan, 2.0, images)
+    assert log.gamma.shape == (3, 6)
+    threshold = float(log.gamma.min(1).values.max()) - 1e-4
+    policy = AdaptiveGuidance(2.0, threshold=threshold, warmup=1, need=1, batch="per-sample")
+    call = {"class_labels": [0, 1, 2], "nfe": 6, "solver": "dpmpp-2m", "guidance": policy}
+    ledger = Sampler(network)(range(3), **call).ledger
+    guided = int(log.guided_steps(threshold, 1, 1).sum())
+    assert ledger.rows == 18 + guided
+
+
+# The front
+
+
+def test_the_front_measures_once_and_compares_with_full_guidance(tmp_path):
+    policies = ("cfg", "guidance-forecast:warmup=2", "linear-ag:every=2", "adaptive:threshold=0.5")
+    front = Front(
+        models=("fashion-dit",),
+        scales=(2.0,),
+        policies=policies,
+        steps=(3, 4),
+        rows=(4, 8),
+        images=4,
+        reference_nfe=20,
+        fit_images=4,
+    )
+    store = tmp_path / "front.jsonl"
+    bench = Bench(front, Store(store))
+    measured = list(bench.run())
+    assert len(measured) == 8
+    again = Bench(front, Store(store))
+    assert list(again.run()) == []
+    (panel,) = panels(again.rows())
+    assert panel.families == ["cfg", "adaptive", "guidance-forecast", "linear-ag"]
+    honest = {row.cost.rows: row.value for row in panel.family("cfg")}
+    assert set(honest) == {6.0, 8.0}
+    assert panel.honest(7.0) == pytest.approx(math.sqrt(honest[6.0] * honest[8.0]))
+    assert math.isnan(panel.honest(5.0))
+    text = "\n".join(lines(again.rows()))
+    assert "### fashion-dit, CFG 2" in text
+    assert "| guidance-forecast |" in text
+    table = list(lines(again.rows(), "csv"))
+    assert len(table) == 9
+    assert all(len(line.split('"')) in (1, 3) for line in table)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"policies": ("cgf",)}, "did you mean 'cfg'"),
+        ({"policies": ("linear-ag:depth=3",)}, "fitted linear-ag takes"),
+        ({"solver": "ode-dopri5"}, "own steps"),
+        ({"rows": (20, 12)}, "lower to a higher"),
+        ({"images": 1}, "images"),
+    ],
+)
+def test_fronts_that_cannot_be_measured(settings, text):
+    with pytest.raises((SettingError, LookupError), match=text):
+        Front(**settings)
+
+
+# As it is typed
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sample(*words):
+    return CliRunner().invoke(sample_app, [*map(str, words), "--seeds", "0-1", "--nfe", "4"])
+
+
+def test_a_guidance_is_carried_by_the_picture_and_replays(folder):
+    spec = "guidance-forecast:scale=2,every=2+interval:low=0.01,high=50"
+    result = sample("--guidance", spec, "--solver", "ddim", "--out", "a.png", "--json")
+    assert result.exit_code == 0, result.output
+    ledger = json.loads(result.stdout)["ledger"]
+    assert ledger["rows_per_step"] == [1.0, 2.0, 2.0, 1.0]
+    with Image.open("a.png") as image:
+        assert f"Guidance: {spec}" in image.text["parameters"]
+        assert json.loads(image.text["fewstep"])["guidance_spec"] == spec
+    replay = CliRunner().invoke(sample_app, ["--from-png", "a.png", "--out", "b.png"])
+    assert replay.exit_code == 0, replay.output
+    with Image.open("a.png") as a, Image.open("b.png") as b:
+        assert a.tobytes() == b.tobytes()
+
+
+def test_scale_and_guidance_agree_or_are_refused(folder):
+    sample("--guidance", "cfg:scale=2", "--out", "a.png", "--solver", "ddim")
+    sample("--cfg-scale", 2, "--out", "b.png", "--solver", "ddim")
+    sample("--cfg-scale", 2, "--guidance", "cfg", "--out", "c.png", "--solver", "ddim")
+    pictures = [Image.open(f"{name}.png").tobytes() for name in "abc"]
+    assert pictures[0] == pictures[1] == pictures[2]
+    result = sample("--cfg-scale", 3, "--guidance", "cfg:scale=2")
+    assert result.exit_code == 2
+    assert "do not agree" in result.output
+    assert sample("--cfg-scale", 1, "--guidance", "cfg:scale=2").exit_code == 2
+
+
+BAD = [
+    (["--guidance", "adaptive"], "adaptive needs scale"),
+    (["--guidance", "adaptive:scale=2,threshold=2"], "(-1, 1]"),
+    (["--guidance", "adaptive:scale=2,treshold=0.9"], "did you mean 'threshold'"),
+    (["--guidance", "adaptiv:scale=2"], "did you mean 'adaptive'"),
+    (["--guidance", "adaptive:scale"], "key=value"),
+    (["--guidance", "interval:low=0,high=1"], "wraps another guidance"),
+    (["--guidance", "cfg:scale=2+interval:low=90,high=95"], "covers no step"),
+    (["--guidance", "linear-ag:file=none.json"], "cannot read 'none.json'"),
+    (["--guidance", "auto:scale=2,network=fashion-unet"], "noise process"),
+    (["--guidance", "auto:scale=2,network=nothing"], "nothing"),
+    (["--guidance", "cfg-pp:scale=0.6", "--solver", "unipc-2"], "ddim or euler"),
+    (["--guidance", "guidance-forecast:scale=2,mask=10"], "2 steps, and this run has 4"),
+    (["--guidance", "cfg:scale=2", "--cfg-interval", "0.1,5"], "+interval:low=0.1,high=5"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), BAD, ids=lambda v: str(v)[-40:])
+def test_bad_guidance_is_one_line(folder, words, text):
+    result = sample("--solver", "ddim", *words)
+    assert result.exit_code == 2, result.output
+    assert text in result.output
+    assert result.output.count("\n") == 1
+    assert not list(folder.iterdir())
+
+
+def test_fitting_from_the_command_line(folder):
+    words = ["fit", "linear-ag", "fashion-dit", "--cfg-scale", "2", "--nfe", "4", "--warmup", "1"]
+    result = CliRunner().invoke(app, [*words, "--images", "4", "--out", "w.json"])
+    assert result.exit_code == 0, result.output
+    *_, command = result.output.strip().splitlines()
+    assert command == (
+        "sample fashion-dit --solver dpmpp-2m --nfe 4 --guidance linear-ag:file=w.json"
+    )
+    drawn = CliRunner().invoke(sample_app, [*command.split()[1:], "--seeds", "0", "--json"])
+    assert json.loads(drawn.stdout)["ledger"]["rows_per_image"] == 6.0
+    for extra, text in (
+        (["--mask", "1111"], "skips no step"),
+        (["--mask", "0101"], "begins with 1"),
+        (["--terms", "2"], "write DIFFERENCES,CHANGES"),
+        (["--warmup", "0"], "at least 1"),
+        (["--solver", "heun", "--nfe", "5"], "several evaluations"),
+    ):
+        refused = CliRunner().invoke(app, [*words, "--out", "v.json", *extra])
+        assert refused.exit_code == 2
+        assert text in refused.output
+    assert not (folder / "v.json").exists()
+
+
+def test_the_front_from_the_command_line(folder):
+    words = ["bench", "guidance", "--model", "fashion-dit", "--cfg-scale", "2", "--steps", "3-4"]
+    words += ["--guidance", "guidance-forecast:warmup=2", "--rows", "5-8", "--images", "2"]
+    words += ["--reference-nfe", "20", "--plot", "front.png", "--quiet"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "| cfg |" in result.output
+    with Image.open("front.png") as image:
+        assert image.size[0] > 400
+    for extra, text in (
+        (["--table", "xml"], "known: csv, md"),
+        (["--plot", "a.gif"], "must end in"),
+        (["--guidance", "apq"], "did you mean"),
+        (["--store", "no/where.jsonl"], "does not exist"),
+    ):
+        refused = CliRunner().invoke(app, [*words, *extra])
+        assert refused.exit_code == 2
+        assert text in refused.output

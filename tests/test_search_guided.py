@@ -1,0 +1,454 @@
+"""Search at a number of network rows: placements, fitted rows, claims of descents, the command."""
+
+import json
+import multiprocessing
+import re
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from test_search_problem import small
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+from fewstep.cli import app, sample_app
+from fewstep.eval.search import run as running
+from fewstep.eval.search import strategies
+from fewstep.eval.search.budget import Budget
+from fewstep.eval.search.fitted import fit, fitted
+from fewstep.eval.search.guided import parameters_of
+from fewstep.eval.search.log import Log, Trial
+from fewstep.eval.search.objective import objective, rmse
+from fewstep.eval.search.placement import (
+    Judge,
+    Placement,
+    guided_steps,
+    mutated,
+    placements,
+    spread,
+)
+from fewstep.eval.search.run import Search, run
+from fewstep.eval.search.size import Size, size_of
+from fewstep.eval.search.space import Space
+from fewstep.eval.search.trajectories import branched, fine_grid
+from fewstep.models.denoiser import Branch
+from fewstep.models.errors import ModelError, SettingError
+from fewstep.samplers.grid import time_grid
+from fewstep.solvers import Schedule, solver
+
+QUICK = {"fine": 12, "iterations": 10, "batch": 6, "every": 5}
+
+
+def searching(folder, count=40, rows=6, **fields):
+    problem = fields.pop("problem", None) or small(cfg_scale=3.0)
+    return Search(
+        problem=problem,
+        objective=objective("terminal", problem.network),
+        space=Space(process=problem.network.schedule),
+        size=fields.pop("size", Size(rows, "rows")),
+        budget=Budget("candidates", count),
+        folder=folder,
+        settings=QUICK,
+        **{"strategies": running.OF_ROWS, **fields},
+    )
+
+
+def task_of(folder, **fields):
+    return running._task(searching(folder, **fields), Log(folder))
+
+
+# Sizes
+
+
+def test_a_schedule_has_rows_if_it_brings_its_guidance(tmp_path):
+    task = task_of(tmp_path)
+    (first, *_) = strategies.strategy("grid")(task)
+    assert size_of(first.schedule) == Size(6, "rows")
+    assert first.schedule.nfe != 6
+    plain = solver("ddim").encode(time_grid("uniform", task.space.process, 6))
+    assert plain.rows == 6
+    assert size_of(plain) == Size(6)
+    assert not Size(6, "rows").fits(plain)
+    assert not Size(first.schedule.nfe).fits(first.schedule)
+
+
+def test_a_log_keeps_sizes_apart(tmp_path):
+    """A search at NFE 3 and one at 6 rows share a folder and see only their own trials."""
+    plain = searching(tmp_path, 4, size=Size(3), strategies=("grid",))
+    guided = searching(tmp_path, 4, strategies=("grid",))
+    three, six = run(plain), run(guided)
+    assert size_of(three.schedule) == Size(3)
+    assert size_of(six.schedule) == Size(6, "rows")
+    assert [six.schedule.provenance[name] for name in ("rows", "cfg_scale")] == [6, 3.0]
+    assert "rows" not in three.schedule.provenance
+    assert three.schedule.provenance["budget"]["candidates"] == 4
+    assert six.schedule.provenance["budget"]["candidates"] == 4
+    assert len(Log(tmp_path).trials) == 8
+    assert guided.candidate_rows == plain.candidate_rows == 6 * 6
+
+
+# Placements
+
+
+def test_guided_steps_spend_the_rows():
+    found = list(guided_steps(16))
+    assert (8, tuple(range(8))) in found
+    assert (10, (0, 1, 2, 3, 4, 5)) in found
+    assert {steps for steps, _ in found} == {8, 9, 10, 11, 12}
+    assert all(steps + len(guided) == 16 for steps, guided in found)
+    assert len(set(found)) == len(found)
+    with pytest.raises(SettingError, match="at least 2 network rows"):
+        list(guided_steps(1))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7, 16])
+def test_mutants_are_placements_of_the_same_rows(rows):
+    rng, seen = Random(0), set(spread(rows, 20))
+    for _ in range(2000):
+        child = mutated(rng.choice(sorted(seen, key=str)), 20, rng)
+        if child is None:
+            continue
+        assert child.rows == rows
+        assert child.nodes[0] == 0
+        assert child.nodes[-1] < 20
+        assert list(child.nodes) == sorted(set(child.nodes))
+        assert set(child.both) <= set(child.nodes)
+        assert [child.nodes[step] for step in child.guided] == list(child.both)
+        seen.add(child)
+    if rows == 7:
+        assert {len(each.nodes) for each in seen} >= {4, 5, 6}
+    with pytest.raises(SettingError, match="do not fit into a grid of 1 steps"):
+        spread(16, 1)
+
+
+def columns_of(task):
+    """What the teacher sees on the fine grid, found by other means: states and both answers."""
+    states, _ = branched(task)
+    nodes = fine_grid(task).nodes[:-1]
+    denoiser = task.problem.denoiser(task.scored)
+    pairs = [
+        denoiser.x0(x, node, (Branch.COND, Branch.UNCOND))
+        for x, node in zip(states, nodes, strict=False)
+    ]
+    return states, [c for c, _ in pairs], [u for _, u in pairs]
+
+
+def test_the_judge_says_what_least_squares_leaves(tmp_path):
+    """Against lstsq on the teacher's own columns."""
+    task = task_of(tmp_path)
+    states, cond, uncond = columns_of(task)
+    judge = Judge(branched(task)[1])
+    assert judge.steps == 12
+    placed = Placement((0, 2, 5, 9), (0, 5))
+    columns, wanted, size = [states[0]], [], states[-1].double().square().sum()
+    for node, after in zip(placed.nodes, (2, 5, 9, 12), strict=True):
+        columns += [cond[node], uncond[node]] if node in placed.both else [cond[node]]
+        matrix = torch.stack([each.flatten() for each in columns], 1).double()
+        target = states[after].flatten().double()
+        left = target - matrix @ torch.linalg.lstsq(matrix, target).solution
+        wanted.append(left.square().sum() / size)
+    assert_close(judge.errors(placed), torch.stack(wanted), rtol=0.02, atol=1e-6)
+    assert judge(placed) == pytest.approx(float(sum(wanted)), rel=0.02)
+    assert float(sum(wanted)) > 1e-4
+
+
+def test_the_search_of_placements_betters_what_it_starts_from(tmp_path):
+    judge = Judge(branched(task_of(tmp_path))[1])
+    found = placements(judge, 6, 400, Random(0))
+    assert found[0] in placements(judge, 6, 400, Random(0))[:1]
+    assert judge(found[0]) < 0.7 * min(map(judge, spread(6, 12)))
+    assert [judge(each) for each in found] == sorted(judge(each) for each in found)
+
+
+# Fitted rows
+
+
+def test_fit_is_least_squares():
+    g = torch.Generator().manual_seed(0)
+    columns = [torch.randn(5, 2, 3, generator=g) for _ in range(4)]
+    target = 2.0 * columns[0] - 0.5 * columns[3]
+    assert_close(
+        fit(columns, target).float(), torch.tensor([2.0, 0.0, 0.0, -0.5]), atol=1e-5, rtol=0
+    )
+
+
+def test_a_fitted_schedule_runs_as_it_was_fitted(tmp_path):
+    """Its first state is the projection of the teacher's; its last beats other last rows."""
+    task = task_of(tmp_path)
+    problem, block, grid = task.problem, task.scored, fine_grid(task)
+    states, _ = branched(task)
+    placed = Placement((0, 3, 6, 9), (0, 6))
+    before = problem.evaluations
+    made = fitted(problem, block, states, grid, placed)
+    assert problem.evaluations - before == 6 * len(block)
+    assert made.compiled.guided == (0, 2)
+    assert made.t == tuple(grid.nodes[i].t for i in (0, 3, 6, 9, 12))
+    assert made.rows == 6
+    error = rmse(problem.ends(made, block), block)
+    for change in ({"A": 0}, {"B": 1}, {"U": 2}):
+        ((name, column),) = change.items()
+        body = made.model_dump()
+        last = body["compiled"][name][-1]
+        if name == "A":
+            body["compiled"]["A"] = [*body["compiled"]["A"][:-1], last + 0.02]
+        else:
+            row = [w + 0.02 * (j == column) for j, w in enumerate(last)]
+            body["compiled"][name] = [*body["compiled"][name][:-1], row]
+        other = Schedule.model_validate(body)
+        assert rmse(problem.ends(other, block), block) > error
+
+
+def test_a_fitted_schedule_betters_its_theory(tmp_path):
+    """On noises that it was not fitted to."""
+    task = task_of(tmp_path)
+    made = fitted(
+        task.problem,
+        task.scored,
+        branched(task)[0],
+        fine_grid(task),
+        Placement((0, 4, 8), (0, 4, 8)),
+    )
+    theory = solver("dpmpp-2m").encode(time_grid("beta", task.space.process, 3))
+    block = task.problem.block("test")
+    aim = objective("terminal", task.problem.network)
+    assert aim(task.problem, made, block) < 0.8 * aim(task.problem, theory, block)
+
+
+def test_a_descent_starts_from_the_fitted_table_in_orthogonal_columns(tmp_path):
+    """Each free weight of the last row moves the ends by its own size."""
+    task = task_of(tmp_path)
+    problem, block = task.problem, task.scored
+    grid, placed = fine_grid(task), Placement((0, 4, 8), (0, 4))
+    made = fitted(problem, block, branched(task)[0], grid, placed)
+    parameters = parameters_of(made, problem)
+    again = parameters.schedule()
+    for name in ("A", "B", "U"):
+        for row, wanted in zip(
+            getattr(again.compiled, name), getattr(made.compiled, name), strict=True
+        ):
+            assert row == pytest.approx(wanted, abs=1e-9), name
+    ends = problem.ends(again, block).double()
+    assert float(parameters.free[-1].detach().abs().max()) > 0.1
+    for column in range(6):
+        with torch.no_grad():
+            parameters.free[-1, column] += 0.1
+        moved = problem.ends(parameters.schedule(), block).double() - ends
+        assert float(moved.square().mean().sqrt()) == pytest.approx(0.1, rel=0.02)
+        with torch.no_grad():
+            parameters.free[-1, column] -= 0.1
+
+
+# The strategies
+
+
+def test_a_search_at_rows_betters_full_guidance_at_equal_rows(tmp_path):
+    problem = small(cfg_scale=3.0)
+    found = run(searching(tmp_path, 60, problem=problem))
+    assert found.schedule.rows == 6
+    assert re.fullmatch(r"[\w-]+ on \S+, both branches at [\d,]+", found.baseline[0])
+    assert found.scores["test"] < 0.9 * found.baseline[1]
+    by = {trial.strategy for trial in Log(tmp_path).own}
+    assert {"grid", "guided"} <= by
+    again = run(searching(tmp_path, 60))
+    assert again.schedule == found.schedule
+    assert again.scores == found.scores
+
+
+def lines(folder):
+    return [t.id for t in Log(folder).own]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_and_started_again_is_as_uninterrupted(tmp_path):
+    """Candidates, in order; the kill comes while a fitted one is scored."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(searching(whole, 30, strategies=("grid", "guided")))
+    search = searching(broken, 30, strategies=("grid", "guided"))
+    inner, calls = search.objective, []
+
+    class Dying:
+        name = "terminal"
+
+        def __call__(self, problem, schedule, block):
+            calls.append(schedule)
+            if len(calls) == 15:
+                raise Killed
+            return inner(problem, schedule, block)
+
+    with pytest.raises(Killed):
+        run(replace(search, objective=Dying()))
+    assert len(lines(broken)) == 14
+    run(search)
+    assert lines(broken) == lines(whole)
+
+
+def test_neighbours_of_the_best_are_tried_and_none_twice(tmp_path):
+    search = searching(tmp_path, 60, strategies=("guided",))
+    run(search)
+    log = Log(tmp_path)
+    labels = [trial.schedule.provenance["label"] for trial in log.own]
+    assert len(labels) == len(set(labels)) >= 8
+    assert all(label.startswith("fitted, nodes 0") for label in labels)
+
+
+def test_a_network_without_gradients_is_fitted_all_the_same(tmp_path):
+    plain = small(cfg_scale=3.0)
+
+    def forward(x, node, conditions):
+        with torch.no_grad():
+            return plain.network.forward(x, node, conditions).clone()
+
+    problem = replace(plain, network=replace(plain.network, forward=forward))
+    with pytest.warns(UserWarning, match="strategy grad was left out.*lets no gradients through"):
+        found = run(searching(tmp_path, 60, problem=problem))
+    assert found.schedule.provenance["strategy"] in ("guided", "refine")
+    with pytest.raises(ModelError, match="lets no gradients through"):
+        run(searching(tmp_path, 90, problem=problem, strategies=("grid", "grad")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": 1}, "at least 2 network rows, not 1"),
+        ({"rows": 0}, "rows must be at least 1, not 0"),
+        ({"strategies": ("grid", "evolve")}, "evolve cannot search network rows; grid, guided"),
+        ({"size": Size(4), "strategies": ("guided",)}, "give rows instead of an NFE"),
+        ({"problem": small()}, "rows are searched under guidance"),
+        ({"count": 0.5}, "too small for one candidate, which takes 36 network rows at 6 rows"),
+    ],
+)
+def test_what_cannot_be_searched(tmp_path, fields, message):
+    with pytest.raises(SettingError, match=message):
+        run(searching(tmp_path, **fields))
+    assert not list(tmp_path.iterdir())
+
+
+# Descents of several processes
+
+
+def starts(folder, strategy):
+    """The parents of the trials of a strategy, and the worker of each."""
+    found = []
+    for path in sorted(folder.glob("worker-*.jsonl")):
+        trials = (Trial.model_validate_json(line) for line in path.read_text().splitlines())
+        found += [(trial.parent, path.stem) for trial in trials if trial.strategy == strategy]
+    return found
+
+
+def search_there(folder, barrier, fields):
+    torch.set_num_threads(1)
+    barrier.wait(60)
+    run(searching(folder, **fields))
+
+
+def in_two_processes(folder, **fields):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    args = (folder, barrier, fields)
+    workers = [context.Process(target=search_there, args=args) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+
+
+def test_two_processes_fit_different_placements(tmp_path):
+    in_two_processes(tmp_path, count=60, strategies=("guided",))
+    files = sorted(tmp_path.glob("worker-*.jsonl"))
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    labels = [Trial.model_validate_json(line).schedule.provenance["label"] for line in lines]
+    assert len(set(labels)) == len(labels) >= 8
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize("size", [Size(3), Size(6, "rows")], ids=str)
+def test_two_processes_descend_from_different_starts(tmp_path, size):
+    run(searching(tmp_path, 7, size=size, strategies=("grid",)))
+    best = [trial.id for trial in Log(tmp_path).best(size)]
+    in_two_processes(tmp_path, count=1e5, size=size, strategies=("grad",))
+    found = starts(tmp_path, "grad")
+    parents = [parent for parent, _ in found]
+    assert len(set(parents)) == len(parents) == 7
+    assert set(parents) == set(best)
+    assert len({worker for _, worker in found}) == 2
+
+
+def test_a_start_that_is_held_is_left_to_its_holder(tmp_path):
+    run(searching(tmp_path, 5, strategies=("grid",)))
+    task = task_of(tmp_path, count=1e5)
+    first, second = task.best(2)
+    with task.log.claim(f"grad-{first.id}"):
+        other = task_of(tmp_path, count=1e5)
+        assert next(strategies.strategy("grad")(other)).parent == second.id
+        other.log.close()
+    assert next(strategies.strategy("grad")(task)).parent == second.id, "begun ones come first"
+
+
+# The command
+
+
+@pytest.fixture
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def search(*words, code=0):
+    result = CliRunner().invoke(app, ["search", *map(str, words)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+NET = ["fashion-unet", "--cfg-scale", 3, "--noises", "3,2,2", "--teacher-nfe", 6]
+
+
+@pytest.mark.usefixtures("_folder")
+def test_the_command_finds_a_schedule_of_so_many_rows():
+    out = search(
+        *NET, "--rows", 5, "--strategy", "grid", "--budget", "candidates=3", "--out", "g.json"
+    )
+    assert re.search(r"g.json: 5 rows, terminal [\d.]+ on test .* by grid from 3 candidates", out)
+    facts = Schedule.load("g.json").provenance
+    assert (facts["rows"], facts["cfg_scale"]) == (5, 3.0)
+    assert Path("g.search/progress-rows5.svg").exists()
+    words = ["fashion-unet", "--schedule", "g.json", "--seeds", "0-1", "--json"]
+    result = CliRunner().invoke(sample_app, words)
+    assert result.exit_code == 0, result.output
+    ledger = json.loads(result.stdout)["ledger"]
+    assert ledger["rows_per_image"] == 5
+    assert ledger["nfe"] == 3
+
+
+@pytest.mark.usefixtures("_folder")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            (*NET, "--rows", 5, "--nfe", 5),
+            "give --nfe, such as 5, or --nfe-range, such as 3-10, or",
+        ),
+        (NET, "under guidance, --rows"),
+        ((*NET, "--rows", 1), "at least 2 network rows, not 1"),
+        ((*NET[:1], *NET[3:], "--rows", 5), "give a guidance scale other than 1, or an NFE"),
+        (
+            (*NET, "--rows", 5, "--afs", "zero"),
+            "--rows frees all that guided schedules have; drop afs",
+        ),
+        ((*NET, "--rows", 5, "--free", "times"), "drop free"),
+        ((*NET, "--rows", 5, "--strategy", "evolve"), "evolve cannot search network rows"),
+        ((*NET, "--nfe", 5, "--strategy", "guided"), "guided searches network rows"),
+        ((*NET, "--rows", 5, "--budget", "evals=9"), "which takes 15 network rows at 5 rows"),
+        (("toy", "--rows", 5), "give a guidance scale other than 1"),
+    ],
+)
+def test_the_command_refuses(tmp_path, words, message):
+    out = search(*words, code=2).strip()
+    assert out.startswith("error: ")
+    assert "\n" not in out
+    assert message in out
+    assert not list(tmp_path.glob("schedule.search/worker-*"))

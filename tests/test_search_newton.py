@@ -1,0 +1,196 @@
+"""Gauss-Newton on tables: sensitivities, steps and its strategy."""
+
+from itertools import islice
+
+import pytest
+import torch
+from laws import f64
+from test_search_gradient import task_of
+from test_search_problem import small
+from torch.testing import assert_close
+
+from fewstep.eval.search import newton
+from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.newton import Point, Sensitivities, damped, products
+from fewstep.eval.search.objective import rmse
+from fewstep.eval.search.run import evaluate
+from fewstep.eval.search.strategies import Proposal, strategy
+from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE
+from fewstep.models.denoiser import Network
+from fewstep.samplers.grid import time_grid
+from fewstep.solvers import Schedule, solver
+from fewstep.solvers.compiled import compiled
+from fewstep.solvers.schedule_data import MeanImage
+
+PROBLEM = small(cfg_scale=1.0)
+
+
+def unipc(steps=3):
+    grid = time_grid("uniform", PROBLEM.network.schedule, steps)
+    return solver("unipc-2").encode(grid)
+
+
+def with_afs():
+    mean = MeanImage.of([0.3, -0.2, 0.1, 0.4], (2, 1, 2))
+    return Schedule.model_validate({**unipc().model_dump(), "afs": mean, "nfe": 2})
+
+
+CASES = {
+    "plain": (1.0, unipc()),
+    "afs": (1.0, with_afs()),
+    "under guidance": (3.0, unipc()),
+    "with guidance of its own": (3.0, guided_schedule(unipc(), 3.0, (0, 2))),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request):
+    """A problem and a schedule."""
+    scale, schedule = request.param
+    return small(cfg_scale=scale), schedule
+
+
+def test_a_point_is_the_schedules_table(case):
+    _, schedule = case
+    table, again = compiled(schedule), compiled(Point.of(schedule).schedule())
+    assert (again.A, again.B, again.U, again.guided) == (table.A, table.B, table.U, table.guided)
+    assert again.tau == pytest.approx(table.tau, rel=1e-12)
+
+
+def test_a_run_ends_where_the_executor_does(case):
+    problem, schedule = case
+    block = problem.block("train")
+    run = Sensitivities(problem, Point.of(schedule), block)
+    assert_close(run.x, problem.ends(schedule, block), rtol=1e-5, atol=1e-5)
+
+
+def test_sensitivities_are_differences_of_runs(case):
+    problem, schedule = case
+    block, point = problem.block("train"), Point.of(schedule)
+    run = Sensitivities(problem, point, block)
+    count = len(point.asks) + sum(map(len, point.rows))
+    assert len(run.moves) == count
+    for i in range(count):
+        step = torch.zeros(count, dtype=torch.float64)
+        step[i] = 2e-3
+        wanted = (problem.ends(point.moved(step).schedule(), block) - run.x) / 2e-3
+        assert float((run.moves[i] - wanted).norm()) < 0.05 * float(wanted.norm()) + 2e-3, i
+
+
+def test_products_in_parts_are_the_whole(monkeypatch):
+    block, point = PROBLEM.block("train"), Point.of(unipc())
+    whole = products(PROBLEM, point, block)
+    monkeypatch.setattr(newton, "NUMBERS", 1)
+    for part, all_ in zip(products(PROBLEM, point, block), whole, strict=True):
+        assert_close(part, all_, rtol=1e-2, atol=1e-2)
+
+
+def test_an_undamped_step_solves_a_linear_problem():
+    jacobian, wanted = f64([1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [3.0, 0.0, 1.0]), f64(0.5, -1.0, 2.0)
+    step = damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 0.0)
+    assert_close(step, wanted)
+    shorter = damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 1.0)
+    assert 0.0 < float(shorter.norm()) < float(wanted.norm())
+
+
+def test_numbers_that_do_nothing_stay():
+    gram = f64([2.0, 0.0], [0.0, 0.0])
+    assert damped(gram, f64(1.0, 0.0), 0.1)[1] == 0.0
+    assert torch.isfinite(damped(gram, f64(1.0, 0.0), 0.1)).all()
+
+
+def test_times_stay_in_reach_and_inside():
+    point = Point.of(unipc())
+    low, high = point.coordinate.ends
+    moved = point.moved(torch.full((len(point.asks) + 9,), 1e3, dtype=torch.float64))
+    assert float((moved.u - point.u).max()) <= newton.REACH * (high - low) + 1e-12
+    assert float(moved.u.max()) <= high
+
+
+def test_a_step_lowers_the_error(case):
+    problem, schedule = case
+    block, point = problem.block("train"), Point.of(schedule)
+    made = point.moved(damped(*products(problem, point, block), 0.1)).schedule()
+    before, after = (rmse(problem.ends(each, block), block) for each in (schedule, made))
+    assert after < 0.8 * before
+
+
+# The strategy
+
+
+def refined(task, count):
+    """So many proposals, evaluated as a search does; one that is in the log does not count."""
+    done = (evaluate(task, "refine", proposal) for proposal in strategy("refine")(task))
+    for _ in islice(filter(None, done), count):
+        pass
+    return [trial.id for trial in task.log.own if trial.strategy == "refine"]
+
+
+def test_it_betters_the_best_of_the_log(tmp_path):
+    task = task_of(tmp_path)
+    (start,) = task.best()
+    refined(task, 9)
+    best = task.best()[0]
+    assert best.score < 0.5 * start.score
+    assert best.schedule.nfe == 3
+    assert best.schedule.provenance["label"].startswith("refine from")
+    assert best.schedule.provenance["damping"] > 0.0
+
+
+@pytest.mark.parametrize("first", [3, 4, 5])
+def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path, first):
+    whole = refined(task_of(tmp_path / "whole"), 9)
+    task = task_of(tmp_path / "parts")
+    refined(task, first)
+    task.log.close()
+    assert refined(task_of(tmp_path / "parts"), 9 - first) == whole
+
+
+def test_it_ends_when_nothing_gets_better(tmp_path, monkeypatch):
+    task = task_of(tmp_path)
+    monkeypatch.setattr(type(task.objective), "__call__", lambda *_: 1e3)
+    refined(task, 100)
+    assert len(task.log.own) == 1 + PATIENCE * len(FACTORS)
+
+
+def test_two_processes_take_other_noises(tmp_path):
+    one = task_of(tmp_path)
+    two = task_of(tmp_path)
+    assert (one.log.worker, two.log.worker) == (0, 1)
+    ids = [next(iter(strategy("refine")(task))).schedule.schedule_id for task in (one, two)]
+    assert ids[0] != ids[1]
+
+
+def test_times_that_are_not_free_stay(tmp_path):
+    task = task_of(tmp_path, free=frozenset({"order"}))
+    (start,) = task.best()
+    refined(task, 3)
+    best = task.best()[0]
+    assert best.score < start.score
+    assert compiled(best.schedule).tau == pytest.approx(compiled(start.schedule).tau, rel=1e-9)
+
+
+def test_the_first_rounds_start_from_others(tmp_path):
+    task = task_of(tmp_path)
+    for grid in ("uniform", "beta", "logsnr"):
+        nodes = time_grid(grid, task.problem.network.schedule, 3)
+        for name in ("dpmpp-2m", "unipc-2"):  # with the same times: one of them is a start
+            made = solver(name).encode(nodes)
+            assert evaluate(task, "grid", Proposal(made))
+    refined(task, 12)
+    parents = [trial.parent for trial in task.log.own if trial.strategy == "refine"]
+    first = [task.log.trials[parent] for parent in parents[:9:3]]
+    assert {trial.strategy for trial in first} == {"grid"}
+    assert len({trial.schedule.t for trial in first}) == 3
+    assert task.log.trials[parents[9]].strategy == "refine"
+
+
+def test_it_needs_no_gradients(tmp_path):
+    task = task_of(tmp_path)
+
+    def forward(x, node, conditions):
+        return PROBLEM.network.forward(x.detach(), node, conditions).detach()
+
+    assert isinstance(task.problem.network, Network)
+    object.__setattr__(task.problem.network, "forward", forward)
+    assert next(iter(strategy("refine")(task))).schedule.nfe == 3
