@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small results results-page check
+.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -37,6 +37,11 @@ fd-small:
 	fewstep data fashion-mnist
 	$(PYTHON) recipes/train_fd_small.py
 	$(PYTHON) recipes/measure_fd_small.py
+
+# The schedules that come with the package: published ones in seconds, searched ones in hours.
+schedules:
+	$(PYTHON) recipes/published_schedules.py
+	$(PYTHON) recipes/searched_schedules.py
 
 # The measured tables of docs/results.md: hours on two cores. Stopped, it goes on where it was.
 PROCESSES ?= $(shell nproc)

@@ -33,20 +33,29 @@ NAMED = (
     "ays-svd",
 )
 SHIFTS = (0.5, 2.0, 3.0, 5.0)
+OTHER_END = " to t="
 BEST_GRIDS = 3  # on which the rest of the solvers are tried
 UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 
 
 @register("grid")
 def grid(task: Task) -> Iterator[Proposal]:
-    """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`."""
+    """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`.
+
+    Where runs may end in two ways, the second one is tried on the best grids only.
+    """
     if task.size.unit == "rows":
         yield from _rows(task)
         return
     grids = _grids(task, task.nfe)
-    for name, nodes in grids.items():
+    whole = {name: nodes for name, nodes in grids.items() if OTHER_END not in name}
+    for name, nodes in whole.items():
         for solver in FIRST:
             yield named(task, solver, nodes, f"{solver} on {name}")
+    for best in _best(task, whole):
+        for name in (name for name in grids if name.startswith(best + OTHER_END)):
+            for solver in FIRST:
+                yield named(task, solver, grids[name], f"{solver} on {name}")
     for name in _best(task, grids):
         for solver in REST:
             yield named(task, solver, grids[name], f"{solver} on {name}")
@@ -89,7 +98,7 @@ def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     """Every grid that this process has, by name and with each end."""
     found: dict[str, TimeGrid] = {}
     for end in task.space.ends:
-        mark = "" if end == task.space.ends[0] else f" to t={end:g}"
+        mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
         for name in NAMED:
             try:
                 found[name + mark] = grid_to(task.space, name, steps, end)
