@@ -18,6 +18,7 @@ from fewstep.eval.search.strategies import Proposal, strategy
 from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE
 from fewstep.models.denoiser import Network
 from fewstep.samplers.grid import time_grid
+from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Schedule, solver
 from fewstep.solvers.compiled import compiled
 from fewstep.solvers.schedule_data import MeanImage
@@ -183,6 +184,39 @@ def test_the_first_rounds_start_from_others(tmp_path):
     assert {trial.strategy for trial in first} == {"grid"}
     assert len({trial.schedule.t for trial in first}) == 3
     assert task.log.trials[parents[9]].strategy == "refine"
+
+
+def test_the_ladder_of_starts(tmp_path):
+    """Each start has a round, the best ones have four, the best goes on alone."""
+    task = task_of(tmp_path)
+    for grid in ("uniform", "beta", "logsnr", "beta:alpha=2.0", "uniform"):
+        nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
+        evaluate(task, "grid", Proposal(solver("dpmpp-2m").encode(nodes)))
+    roots = list(task.log.own)
+    refined(task, 3 * (len(roots) + 3 * 3 + 3))
+    line_of = {trial.id: trial.id for trial in roots}
+    for trial in task.log.own[len(roots) :]:
+        line_of[trial.id] = line_of[trial.parent]
+    rounds = [line_of[trial.id] for trial in task.log.own[len(roots) :: 3]]
+    assert set(rounds[: len(set(rounds))]) == set(rounds)
+    counts = sorted((rounds.count(line) for line in set(rounds)), reverse=True)
+    assert counts[:3] >= [4, 4, 4]
+    assert set(counts[3:]) <= {1}
+
+
+def test_alone_it_starts_from_the_base_of_the_space(tmp_path):
+    task = task_of(tmp_path)
+    task.log.trials.clear()
+    task.log.own.clear()
+    first, second, *_ = islice(strategy_run(task), 4)
+    assert first.parent is None
+    assert second.parent == first.schedule.schedule_id
+
+
+def strategy_run(task):
+    for proposal in strategy("refine")(task):
+        evaluate(task, "refine", proposal)
+        yield proposal
 
 
 def test_it_needs_no_gradients(tmp_path):

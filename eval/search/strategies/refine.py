@@ -1,121 +1,161 @@
-"""Gauss-Newton steps from the best of all that is known, on tables; see `search.newton`.
+"""Gauss-Newton steps on tables, from schedules that other strategies found; see `search.newton`.
 
 Each round takes the sensitivities of a schedule on the next batch of training noises and proposes a
-step for each of three dampings, whose middle one is that of the last success. The first rounds
-start from the best schedules of other strategies that differ in their times, since which of them
-has the best valley behind it shows only then; all others start from the best of all.
+step for each of three dampings, whose middle one is that of the last success. Which start has the
+best valley behind it shows after some rounds only: so the best starts that differ in their times
+get a round each, the best few of them some more, and the best one the rest.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ....solvers import Schedule
-from ..log import Trial
+from ..log import Trial, ranked
 from ..newton import Point, damped, products, times_of
 from ..problem import Block
 from .base import Proposal, Task, register
 
-STARTS = 6  # schedules of other strategies that a round each is spent on
+LADDER = ((6, 1), (3, 4))  # so many of the best starts get so many rounds; then the best alone
 APART = 0.02  # of the range, which one of the times of another start must differ by
 BATCH = 64  # noises of a first round at least
 RESIDUALS = 1 << 15  # numbers of their ends at least, where samples are small
-THEN = 4  # times as many in the rounds from the best: a few noises in a hundred decide the error
+THEN = 4  # times as many in later rounds: a few noises in a hundred decide the error
 FIRST = 1e-2  # damping
 FACTORS = (0.1, 1.0, 10.0)
-PATIENCE = 4  # rounds without a new best after which it ends
+PATIENCE = 4  # rounds without a new best after which a start is left
 MORE = 2  # times as many noises in each of them,
 STRONGER = 30.0  # and so much more damping, which repeats none
 
 
+@dataclass(frozen=True)
+class Line:
+    """A start and what the rounds have made of it, in order."""
+
+    root: Trial
+    made: tuple[Trial, ...]
+
+    @property
+    def best(self) -> Trial:
+        return ranked((self.root, *self.made))[0]
+
+    @property
+    def rounds(self) -> int:
+        """That are finished."""
+        return len(self.made) // len(FACTORS)
+
+    @property
+    def tried(self) -> int:
+        """Rounds from the best that did not better it."""
+        return sum(trial.parent == self.best.id for trial in self.made) // len(FACTORS)
+
+    @property
+    def noises(self) -> int:
+        """Of the next round, in batches."""
+        batches = THEN if self.rounds else 1
+        return int(batches * MORE**self.tried)
+
+    @property
+    def damping(self) -> float:
+        """The middle one of the next round."""
+        last = float(self.best.schedule.provenance.get("damping", FIRST))
+        return last * STRONGER**self.tried
+
+
 @register("refine")
 def refine(task: Task) -> Iterator[Proposal]:
-    """From the best schedules of every strategy, whatever made them."""
-    while (start := _start(task)) is not None:
-        made = _rounds(task)
-        tried = sum(trial.parent == start.schedule_id for trial in _own(task)) // len(FACTORS)
-        if tried >= PATIENCE:
-            return
-        damping = float(start.provenance.get("damping", FIRST)) * STRONGER**tried
-        more = MORE**tried if made < len(_starts(task)) else THEN * MORE**tried
-        yield from _steps(task, start, _noises(task, made, more), damping)
-        if _rounds(task) == made:  # others made the same
+    """From the best schedules of every strategy; from the space's own if there are none."""
+    if not _roots(task) and task.size.unit == "nfe":
+        yield Proposal(task.space.base(task.nfe))
+    while (found := _next(task)) is not None:
+        made, (line, start) = len(_own(task)), found
+        yield from _steps(task, start, line)
+        if len(_own(task)) == made:  # others made the same
             return
 
 
-def _noises(task: Task, made: int, more: int) -> Block:
-    """Those of the round after so many; others for every process."""
-    train = task.problem.block("train")
-    size = max(BATCH, RESIDUALS // train.noise[0].numel()) * more
-    turn = made * _workers(task) + task.log.worker
-    return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
+def _next(task: Task) -> tuple[Line, Trial] | None:
+    """The line of the next round and where it starts: one that was broken off is taken up."""
+    lines, own = _lines(task), _own(task)
+    if len(own) % len(FACTORS):
+        (line,) = (line for line in lines if own[-1] in line.made)
+        start = task.log.trials[own[-1].parent or ""]
+        return Line(line.root, line.made[: -(len(own) % len(FACTORS))]), start
+    usable = [line for line in lines if line.tried < PATIENCE]
+    for count, rounds in LADDER:
+        for line in usable[:count]:
+            if line.rounds < rounds:
+                return line, line.best
+    return (usable[0], usable[0].best) if usable else None
 
 
-def _steps(task: Task, start: Schedule, block: Block, damping: float) -> Iterator[Proposal]:
-    """The proposals of one round."""
-    point = Point.of(start)
-    gram, against = products(task.problem, point, block)
-    if "times" not in task.space.free:
-        gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
-    for factor in FACTORS:
-        moved = point.moved(damped(gram, against, factor * damping)).schedule()
-        facts: dict[str, Any] = {
-            "label": f"refine from {_label(start)}",
-            "damping": min(max(factor * damping, 1e-6), 1e3),
-        }
-        yield Proposal(moved.model_copy(update={"provenance": facts}), start.schedule_id)
+def _lines(task: Task) -> list[Line]:
+    """The best one first."""
+    own, lines = _own(task), []
+    for root in _roots(task):
+        known: dict[str | None, Trial] = {root.id: root}
+        for trial in own:
+            if trial.parent in known:
+                known[trial.id] = trial
+        lines.append(Line(root, tuple(known.values())[1:]))
+    return sorted(lines, key=lambda line: line.best.rank)
 
 
-def _label(schedule: Schedule) -> str:
-    """Of what the first round started from."""
-    label = str(schedule.provenance.get("label", schedule.schedule_id[:12]))
-    return label.removeprefix("refine from ")
-
-
-def _start(task: Task) -> Schedule | None:
-    """The start of a round that was broken off, or one of the first ones, or the best there is."""
-    own = _own(task)
-    if len(own) % len(FACTORS) and own[-1].parent in task.log.trials:
-        return task.log.trials[own[-1].parent].schedule
-    starts = [each for each in _starts(task) if all(t.parent != each.schedule_id for t in own)]
-    if starts:
-        return starts[0]
-    found = task.best(1)
-    if found and found[0].score is not None:
-        return found[0].schedule
-    return None if found or task.size.unit == "rows" else task.space.base(task.nfe)
-
-
-def _starts(task: Task) -> list[Schedule]:
+def _roots(task: Task) -> list[Trial]:
     """The best of other strategies whose times differ, this process's share of them."""
-    known = [trial for trial in task.best() if trial.score is not None]
-    chosen: list[tuple[Schedule, Tensor]] = []
-    for trial in (trial for trial in known if trial.strategy != "refine"):
-        if len(chosen) == STARTS:
+    chosen: list[tuple[Trial, Tensor]] = []
+    for trial in (t for t in task.best() if t.score is not None and not _is_step(t)):
+        if len(chosen) == LADDER[0][0]:
             break
         u = times_of(trial.schedule)
         if all(_apart(u, other) for _, other in chosen):
-            chosen.append((trial.schedule, u))
-    return [schedule for schedule, _ in chosen][task.log.worker :: _workers(task)]
+            chosen.append((trial, u))
+    worker = task.log.worker
+    mine = chosen[worker :: _workers(task)] or chosen[worker % max(len(chosen), 1) :][:1]
+    return [trial for trial, _ in mine]
 
 
 def _apart(u: Tensor, other: Tensor) -> bool:
     return len(u) != len(other) or float((u - other).abs().max()) > APART
 
 
-def _rounds(task: Task) -> int:
-    """That this process has finished."""
-    return len(_own(task)) // len(FACTORS)
+def _steps(task: Task, start: Trial, line: Line) -> Iterator[Proposal]:
+    """The proposals of one round."""
+    point, free = Point.of(start.schedule), "times" in task.space.free
+    gram, against = products(task.problem, point, _noises(task, line.noises))
+    if not free:
+        gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
+    for factor in FACTORS:
+        damping = factor * line.damping
+        moved = point.moved(damped(gram, against, damping)).schedule()
+        facts: dict[str, Any] = {
+            "label": f"refine from {_label(line.root.schedule)}",
+            "damping": min(max(damping, 1e-6), 1e3),
+        }
+        yield Proposal(moved.model_copy(update={"provenance": facts}), start.id)
+
+
+def _noises(task: Task, batches: int) -> Block:
+    """Those of the next round; others for every process."""
+    train = task.problem.block("train")
+    size = max(BATCH, RESIDUALS // train.noise[0].numel()) * batches
+    turn = len(_own(task)) // len(FACTORS) * _workers(task) + task.log.worker
+    return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
+
+
+def _label(schedule: Schedule) -> str:
+    return str(schedule.provenance.get("label", schedule.schedule_id[:12]))
 
 
 def _own(task: Task) -> list[Trial]:
-    """What this process proposed here."""
-    return [
-        trial
-        for trial in task.log.own
-        if trial.strategy == "refine" and task.size.fits(trial.schedule)
-    ]
+    """The steps that this process took."""
+    return [trial for trial in task.log.own if _is_step(trial) and task.size.fits(trial.schedule)]
+
+
+def _is_step(trial: Trial) -> bool:
+    return trial.strategy == "refine" and trial.parent is not None
 
 
 def _workers(task: Task) -> int:
