@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..models.errors import SettingError, UnknownNameError
-from ..samplers.images import check_writable, write_whole
+from ..samplers.images import check_writable
 from .guidance_front import HONEST, METRIC, Panel, cost, panels
+from .panels import draw_panels
 from .report import COLOURS, KINDS, MARKERS
 from .store import Row
 
@@ -54,7 +55,7 @@ def _markdown(panel: Panel) -> Iterator[str]:
     """One line per family, one column per budget: error, share of the honest row's, and what."""
     yield f"### {panel.title}"
     yield ""
-    yield f"{METRIC}; in brackets, times the error of full guidance at the same rows."
+    yield f"{METRIC}; in brackets, times the error of full guidance at that budget."
     yield ""
     yield "| guidance | " + " | ".join(f"{budget} rows" for budget in BUDGETS) + " |"
     yield "|---|" + "---|" * len(BUDGETS)
@@ -89,26 +90,9 @@ def _cell(panel: Panel, name: str, budget: int) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Error against network rows, one panel for each network and scale."""
-    write_whole(path, lambda file: _figure(panels(rows), file, path.suffix[1:].lower()))
-
-
-def _figure(found: Sequence[Panel], file: IO[bytes], kind: str) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    if not found:
-        raise SettingError("there is nothing to draw; no run has finished")
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 8}):
-        across = min(2, len(found))
-        down = -(-len(found) // across)
-        figure = Figure(figsize=(5.5 * across, 4.2 * down), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False).flatten()
-        names = dict.fromkeys(name for panel in found for name in panel.families)
-        for axis, panel in zip(axes, found, strict=False):
-            _panel(axis, panel, list(names))
-        for axis in axes[len(found) :]:
-            axis.set_axis_off()
-        figure.savefig(file, format=kind, dpi=150)
+    found = panels(rows)
+    names = list(dict.fromkeys(name for panel in found for name in panel.families))
+    draw_panels(found, lambda axis, panel: _panel(axis, panel, names), path)
 
 
 def _panel(axis: Any, panel: Panel, names: Sequence[str]) -> None:

@@ -357,6 +357,7 @@ def test_patterns():
     assert digits(Pattern(2, 3), 9) == "110010010"
     assert digits(Pattern(2, 0), 6) == "110000"
     assert digits(Pattern(4, 2, "", 2), 10) == "1111010100"
+    assert digits(Pattern(4, 2, "", 3), 10) == "1111010000"
     assert digits(Pattern(1, 1), 4) == "1111"
     assert digits(Pattern(1, 2, "1011"), 4) == "1011"
     with pytest.raises(SettingError, match="4 steps, and this run has 5"):
@@ -479,16 +480,17 @@ def test_autoguidance_in_a_sampler(conditional):
 # Rows, caches, whole samplers
 
 
-def test_rows_asked_are_rows_evaluated():
+def test_rows_asked_are_rows_evaluated_under_their_own_conditions():
     who = denoiser(4, seen=(seen := []))
+    who.conditions[Branch.UNCOND]["w"] = torch.tensor([0.0, 0.2, 0.4, 0.6], dtype=torch.float64)
     x, node = unit_noise((4, *SHAPE)), grid_of(8).nodes[3]
+    full_u, full_c = who.x0(x, node, (Branch.UNCOND, Branch.COND))
     some = torch.tensor([2, 0])
     u, c = who.x0(x, node, (Ask(Branch.UNCOND, some), Branch.COND))
-    full_u, full_c = denoiser(4).x0(x, node, (Branch.UNCOND, Branch.COND))
     torch.testing.assert_close(u, full_u[some])
     torch.testing.assert_close(c, full_c)
-    assert seen == [6]
-    assert (who.ledger.rows, who.ledger.evaluations, who.ledger.calls) == (6, 4, 1)
+    assert seen == [8, 6]
+    assert (who.ledger.rows, who.ledger.evaluations, who.ledger.calls) == (14, 8, 2)
 
 
 def test_a_cached_network_takes_whole_batches_only():

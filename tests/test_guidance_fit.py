@@ -10,15 +10,16 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
 from fewstep.eval.guidance_calibration import Similarity, similarity_log
-from fewstep.eval.guidance_fit import Fit, fitted
+from fewstep.eval.guidance_fit import Fit, FittingGuide, fitted
 from fewstep.eval.guidance_front import Bench, Front, panels
 from fewstep.eval.guidance_runs import Images
 from fewstep.eval.guidance_table import lines
 from fewstep.eval.store import Store
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
-from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG
-from fewstep.samplers.guidance.linear_ag import LinearWeights, fit
+from fewstep.models.schedule import RectifiedFlow
+from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG, Moment
+from fewstep.samplers.guidance.linear_ag import LinearWeights, Outputs, fit
 from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
@@ -69,6 +70,19 @@ def test_parts_that_are_the_same_are_shared_among():
     assert fit(one, [one, one], 0.0) == pytest.approx([0.5, 0.5])
 
 
+def test_the_latest_outputs_are_taken():
+    past, outputs = Outputs(), [noise(2) for _ in range(3)]
+    differences = [noise(2), None, noise(2)]
+    for cond, difference in zip(outputs, differences, strict=True):
+        past.add(cond, difference)
+    now = noise(2)
+    found = past.regressors(now, 2, 2)
+    wanted = [differences[2], differences[0], now - outputs[2], now - outputs[1]]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert past.has(2, 3)
+    assert not past.has(3, 3)
+
+
 # LinearAG
 
 
@@ -89,14 +103,19 @@ def test_it_samples_at_fewer_rows_and_nearer_than_holding(network, weights):
     assert float((found.samples - true).norm()) < float((held.samples - true).norm())
 
 
-def test_the_fit_goes_where_the_runs_go(network, weights):
-    """On the images it was fitted to, a run has the errors that the file states."""
-    plan = make_plan(network.schedule, "dpmpp-2m", nfe=4)
-    again = fitted(network, Fit(solver="dpmpp-2m", nfe=4, scale=2.0), Images(count=8, batch=8))
-    assert again.times == tuple(node.t for node in plan.grid.nodes)
-    for n, each in weights.steps.items():
-        assert again.steps[n].d == pytest.approx(each.d, rel=1e-2)
-        assert again.steps[n].error == pytest.approx(each.error, rel=1e-2)
+def test_the_fit_goes_where_later_runs_will_go():
+    """At a skipped step the run that is fitted to goes on with the forecast, not with the truth."""
+    guide = FittingGuide(Fit(solver="ddim", nfe=2, scale=3.0), (True, False))
+    (u0, c0), (u1, c1) = [(noise(2, 1, 3), noise(2, 1, 3)) for _ in range(2)]
+    node = RectifiedFlow().at(0.5)
+    true = guide.combine([u0, c0], c0, Moment(node, 0))
+    torch.testing.assert_close(true, u0 + 3.0 * (c0 - u0))
+    found = guide.combine([u1, c1], c1, Moment(node, 1))
+    weights = guide.found[1]
+    forecast = weights.d[0] * (c0 - u0) + weights.c[0] * (c1 - c0)
+    torch.testing.assert_close(found, c1 + 2.0 * forecast)
+    off = float((forecast - (c1 - u1)).norm() / (c1 - u1).norm())
+    assert weights.error == pytest.approx(off)
 
 
 def test_a_file_carries_them(weights, tmp_path):
