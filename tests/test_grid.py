@@ -205,8 +205,8 @@ def test_any_rho_gives_a_falling_grid_with_the_same_ends(rho, steps, name, proce
 
 def test_defaults_suit_the_process():
     assert [default_grid(PROCESSES[p]) for p in ("vp", "vp-linear", "edm", "flow")] == [
-        "logsnr",
-        "logsnr",
+        "quadratic",
+        "quadratic",
         "karras",
         "beta",
     ]
