@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page check
+.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page caching check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -62,5 +62,22 @@ results-page:
 			printf '\n# FID\n\n'; $(PYTHON) -m fewstep.cli bench table results/fid.jsonl; \
 		fi) > results/page.md
 	mv results/page.md docs/results.md
+
+# The measured tables of docs/caching-results.md: about an hour on one core, then times. Stopped, it
+# goes on where it was. cache-dit is measured if it is installed: pip install -e '.[rivals]'.
+CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl
+TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
+	--cache taylorseer:interval=4,order=1,level=last-block --cache taylorseer:interval=4,order=1 \
+	--cache taylorseer:interval=5,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
+	--cache cg-taylor:threshold=0.1,lead=1 --cache first-block:threshold=0.1,lead=1,order=1 \
+	--cache diffusers-taylorseer:cache_interval=4,max_order=1,disable_cache_before_step=2 \
+	--cache diffusers-first-block:threshold=0.1
+caching:
+	OMP_NUM_THREADS=1 $(CACHING) --quiet > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) --quiet > /dev/null
+	(printf '# Caches: results\n\nWritten by `make caching`; docs/caching.md says what a figure is.\n'; \
+		printf '\n![front](caching.png)\n\n'; \
+		$(CACHING) --plot docs/caching.png --quiet) > results/caching-page.md
+	mv results/caching-page.md docs/caching-results.md
 
 check: lint types test slow

@@ -8,11 +8,9 @@ to differ.
 Figures are kept in an append-only store and not measured again; fitted weights lie beside it.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +31,7 @@ from ..samplers.sampler import Sampler
 from ..samplers.teacher import teacher
 from .guidance_fit import Fit, fitted
 from .guidance_runs import Images
+from .panels import between
 from .protocol import Drawn, Measure, Protocol, digest, file_sha256, weights_sha256
 from .store import Cost, Row, Store
 
@@ -358,10 +357,7 @@ class Panel:
     def honest(self, rows: float) -> float:
         """The error of full guidance at so many network rows, between its steps log-linear."""
         points = [(cost(row), row.value) for row in self.family(HONEST)]
-        for (a, e), (b, f) in pairwise(points):
-            if a <= rows <= b:
-                return math.exp(math.log(e) + (rows - a) / (b - a) * math.log(f / e))
-        return next((error for at, error in points if at == rows), math.nan)
+        return between(points, rows)
 
 
 def label(row: Row) -> str:

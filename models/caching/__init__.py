@@ -6,6 +6,7 @@ from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
 from .first_block import FirstBlock
 from .fixed_mask import FixedMask
+from .guess import observe
 from .magcache import MagCache
 from .registry import cache, names, policy_class, register
 from .taylorseer import TaylorSeer
@@ -29,6 +30,7 @@ __all__ = [
     "disable_cache",
     "enable_cache",
     "names",
+    "observe",
     "policy_class",
     "register",
 ]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,13 @@ from ..errors import ModelError, SettingError
 from ..ledger import CacheCall, CacheLedger
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
-from .family import describe, uncompiled
+from .family import Stack, describe, known_family, uncompiled
+from .guess import may_have_blocks
 from .module_engine import ModuleEngine
 from .stack_engine import StackEngine
 from .unet import KNOWN, describe_unet
 from .unet_engine import UNetEngine
+from .unobserved import Unobserved
 
 
 @dataclass
@@ -88,7 +91,8 @@ def enable_cache(
     Raises:
         SettingError: if a cache is attached already, or the network is split over processes
             (context parallel) and no group is given.
-        ModelError: if the network is of a kind that this policy cannot skip.
+        ModelError: if the network is of a kind that this policy cannot skip; of a transformer that
+            no family lists, at its first call, which shows what it is made of (`observe`).
     """
     from . import hooks
 
@@ -140,17 +144,35 @@ def attached(target: Any) -> Attachment | None:
 def _hook(engine: Engine, attachment: Attachment) -> None:
     from . import hooks
 
-    undo = attachment._undo
+    undo, root = attachment._undo, hooks.Root(engine)
     try:
         for part in engine.hooked():
             undo.append(hooks.put(part.module, hooks.Around(part)))
-        undo.append(hooks.put(engine.root, hooks.Root(engine)))
+        undo.append(hooks.put(engine.root, root))
         undo.append(hooks.listen(engine, attachment))
+        if isinstance(engine, Unobserved):
+            engine.give_way = partial(_observed, attachment, engine, root)
     except BaseException:
         while undo:
             undo.pop()()
         raise
     hooks.forget_contexts(engine.root)
+
+
+def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Stack) -> Engine:
+    """The engine for what the first call showed, in the place of the one that waited for it."""
+    from . import hooks
+
+    engine = _on_stack(stack, waiting.policy, waiting.ledger)
+    engine.count, engine.group = waiting.count, waiting.group
+    engine.said, engine.context = waiting.said, waiting.context
+    for part in engine.hooked():
+        attachment._undo.append(hooks.put(part.module, hooks.Around(part)))
+    hooks.replace_engine(root, engine)
+    hooks.forget_contexts(engine.root)
+    attachment.engines[attachment.engines.index(waiting)] = engine
+    attachment.ledger.parts = len(attachment.engines[0].parts())
+    return engine
 
 
 def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
@@ -175,8 +197,14 @@ def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
         raise ModelError(
             f"{name} splits a UNet, and {type(root).__name__} is none; use taylorseer or cg-taylor"
         )
-    kind = ModuleEngine if level == "module" else StackEngine
-    return kind(root, settings, ledger, describe(root))
+    if known_family(root) is None and may_have_blocks(root):
+        return Unobserved(root, settings, ledger)
+    return _on_stack(describe(root), settings, ledger)
+
+
+def _on_stack(stack: Stack, policy: Any, ledger: CacheLedger) -> Engine:
+    kind = ModuleEngine if getattr(policy, "level", "") == "module" else StackEngine
+    return kind(stack.root, policy, ledger, stack)
 
 
 def _networks(target: Any) -> list[nn.Module]:

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from .family import IMAGE, TEXT, BlockGroup, Call, Family
-from .published import teacache_coefficients as teacache_coefficients
 
 BLOCKS = "transformer_blocks"
 SINGLE = "single_transformer_blocks"

@@ -277,7 +277,8 @@ def _unknown(root: nn.Module) -> str:
     known = ", ".join(sorted(name for each in families() for name in each.classes))
     return (
         f"no block structure is known for {type(root).__name__}; known: {known}; "
-        "an example call lets fewstep find and verify it: observe(network, **inputs)"
+        "caching(network, policy) finds and verifies it by the first call, and"
+        " observe(network, **inputs) shows what that finds"
     )
 
 

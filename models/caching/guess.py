@@ -2,8 +2,8 @@
 
 One example call is watched: in which order the members of its module lists run, and which outputs
 are, as the same tensor, an argument of the next block. Then the claim that a cache rests on is
-tried: run the first block, pass the state through all others, put the recorded last state in at
-the end. If the output is the full network's to the bit, nothing but that state reaches the head.
+tried: run no block, pass the state through all of them, put the recorded last state in at the end.
+If the output is the full network's to the bit, nothing but that state reaches the head.
 """
 
 import re
@@ -70,6 +70,11 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
         f"{_who(root)}: what leaves the last block of {paths} is not all that its output depends "
         "on, so its blocks cannot be skipped as a whole"
     )
+
+
+def may_have_blocks(module: nn.Module) -> bool:
+    """Whether a network has lists of modules that may be blocks, and is no UNet."""
+    return not hasattr(module, "up_blocks") and bool(_outer_lists(module))
 
 
 def _check_rows(root: nn.Module, chain: list[Run], full: list[Tensor]) -> None:
@@ -245,7 +250,7 @@ class Trial:
             return state if tail else State(state.image, entering.text)
 
         try:
-            with torch.no_grad(), replaced(stack, recorded, rows, tail):
+            with torch.no_grad(), replaced(stack, recorded, rows, tail, lead=0):
                 return same(_tensors(self.call()), self.full)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
             return False  # the shapes did not fit: a block changes them
@@ -253,14 +258,19 @@ class Trial:
 
 @contextmanager
 def replaced(
-    stack: Stack, forecast: Callable[[State], State], text_rows: int = 0, tail: int = 0
+    stack: Stack,
+    forecast: Callable[[State], State],
+    text_rows: int = 0,
+    tail: int = 0,
+    lead: int = 1,
 ) -> Iterator[None]:
-    """All blocks between the first and the tail pass their inputs through.
+    """All blocks between the leading ones and the tail pass their inputs through.
 
     forecast: the state that enters the last of them -> the state that is to leave it.
     tail:     how many trailing blocks run.
+    lead:     how many leading ones.
     """
-    *passing, last = stack.blocks[1 : len(stack.blocks) - tail]
+    *passing, last = stack.blocks[lead : len(stack.blocks) - tail]
 
     def put_in(*args: Any, **kwargs: Any) -> Any:
         return last.layout(forecast(last.entering(args, kwargs, text_rows)))

@@ -42,8 +42,14 @@ class Root:
     """What runs in place of the network: its decisions on the host, its inside as it was."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.enter, self.leave = _on_host(engine.enter), _on_host(engine.leave)
+        self.engine = engine  # may give way to another one at its first call
+        self.enter, self.leave = _on_host(self._enter), _on_host(self._leave)
+
+    def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.engine.enter(args, kwargs)
+
+    def _leave(self) -> None:
+        self.engine.leave()
 
     def run(self, inner: Inner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self.enter(args, kwargs)
@@ -134,6 +140,12 @@ def _register(module: nn.Module, hook: Any, name: str) -> Undo:
                 vars(module).pop(each, None)
 
     return remove
+
+
+def replace_engine(root: Root, engine: Engine) -> None:
+    """Another engine goes on in the place of one that is attached, in the middle of a call."""
+    listener = found(engine.root)
+    root.engine = listener.engine = listener.context.engine = engine
 
 
 def found(module: nn.Module) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
 from .base import StackPolicy
 from .engine import Answer, Arguments, CallState, Engine, Memory, Part
@@ -35,7 +35,17 @@ class StackEngine(Engine):
                 f"{type(root).__name__} has {len(stack.blocks)} blocks; {policy.info.name} with"
                 f" lead={policy.lead} and tail={policy.tail} leaves none to skip"
             )
+        if policy.tail and not stack.family.chained:
+            raise SettingError(
+                f"blocks of {type(root).__name__} read what earlier ones left aside, so none can"
+                f" run after skipped ones; set tail=0 of {policy.info.name}"
+            )
         self.gate, self.keep = policy.gate, policy.keep
+        if self.gate is not None and self.gate.reads == "signal" and stack.family.signal is None:
+            raise ModelError(
+                f"no modulated input is known for {type(root).__name__}, which {policy.info.name}"
+                " looks at; use cg-taylor, first-block or magcache"
+            )
         self.joint = bool(stack.blocks[-1].group.joint)
         self.by_row = self.gate is not None and self.gate.reduce == "per-sample"
 

@@ -1,0 +1,159 @@
+"""What teacache and magcache must know of a network, measured in full runs of it.
+
+In every call of a run are noted
+
+    d_i = sum |s_i - s_{i-1}| / sum |s_{i-1}|     of the signal s, the modulated input of block 0
+    y_i = sum |o_i - o_{i-1}| / sum |o_{i-1}|     of the output o of the network
+    g_i = mean |r_i| / |r_{i-1}|                  of the residual r that all blocks add to a token
+
+TeaCache takes the polynomial that predicts y from d (arXiv:2411.19108), MagCache the ratios g
+(arXiv:2506.09045). All hold for one network, solver, grid and number of steps.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.caching import MagCache, TeaCache
+from ..models.caching.family import Stack, describe
+from ..models.denoiser import Network
+from ..models.errors import SettingError
+from ..samplers.sampler import Sampler
+
+DEGREE = 4  # of the published polynomials
+
+
+@dataclass
+class Observed:
+    """The changes from each call of a run to the next, in its order; one longer than the run - 1.
+
+    signal, output: d and y; ratios: g, with 1 for the first call.
+    """
+
+    signal: list[float] = field(default_factory=list)
+    output: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def polynomial(self, degree: int = DEGREE) -> tuple[float, ...]:
+        """p with p(d) = y in the least squares, the highest power first.
+
+        Fewer calls than it takes lower the degree. In a variable scaled to 1 at the largest d, for
+        d ** 4 of small changes would vanish beside the rest.
+
+        Raises:
+            SettingError: if nothing was observed, as for a network without a known signal.
+        """
+        if len(self.signal) < 2:
+            raise SettingError("teacache is fitted to runs of at least 3 calls of a known signal")
+        degree = min(degree, len(self.signal) - 1)
+        top = max(self.signal) or 1.0
+        fitted = np.polyfit(np.array(self.signal) / top, np.array(self.output), degree)
+        powers = range(degree, -1, -1)
+        return tuple(
+            float(f"{c / top**power:.6g}") for c, power in zip(fitted, powers, strict=True)
+        )
+
+    def teacache(self, policy: TeaCache) -> TeaCache:
+        """The policy with the fitted polynomial, unless it brings one."""
+        return policy if policy.coefficients else replace(policy, coefficients=self.polynomial())
+
+    def magcache(self, policy: MagCache) -> MagCache:
+        """The policy with the measured ratios, unless it brings some."""
+        if policy.ratios is not None:
+            return policy
+        return replace(policy, ratios=tuple(float(f"{g:.5g}") for g in self.ratios))
+
+
+@dataclass
+class _Watcher:
+    """Notes the changes between calls; holds what one call shows."""
+
+    stack: Stack
+    found: Observed
+    start: Tensor | None = None
+    residual: Tensor | None = None
+    signal: Tensor | None = None
+    output: Tensor | None = None
+    rows: int = 0
+
+    def enters(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        """The first block begins."""
+        self.rows = self.stack.text_rows(args, kwargs)
+        self.start = self.stack.blocks[0].entering(args, kwargs, self.rows).image.clone()
+        if self.stack.family.signal is not None and self.stack.signal_module is None:
+            self._signal(self.stack.signal(args, kwargs))
+
+    def modulated(self, module: nn.Module, args: Any, out: Any) -> None:
+        """The module that the signal comes from has run."""
+        self._signal(out[0] if isinstance(out, tuple) else out)
+
+    def leaves(self, block: nn.Module, args: Any, out: Any) -> None:
+        """The last block has run."""
+        assert self.start is not None
+        residual = self.stack.blocks[-1].leaving(out, self.rows).image - self.start
+        if self.residual is None or self.residual.shape != residual.shape:
+            self.found.ratios.append(1.0)
+        else:
+            self.found.ratios.append(_growth(residual, self.residual))
+        self.residual = residual
+
+    def answers(self, root: nn.Module, args: Any, out: Any) -> None:
+        """The network has answered."""
+        output = (out if isinstance(out, Tensor) else out[0]).clone()
+        if self.output is not None and self.output.shape == output.shape:
+            self.found.output.append(_change(output, self.output))
+        self.output = output
+
+    def _signal(self, signal: Tensor) -> None:
+        signal = signal.clone()
+        if self.signal is not None and self.signal.shape == signal.shape:
+            self.found.signal.append(_change(signal, self.signal))
+        self.signal = signal
+
+
+def observed(network: Network, seeds: int, **call: Any) -> Observed:
+    """One run of the first seeds, watched; `call` are further arguments of `Sampler`.
+
+    Raises:
+        ModelError: if the blocks of the network are not known.
+    """
+    if network.module is None:
+        raise SettingError(f"{network.name} is a plain function; a cache needs its module")
+    stack, found = describe(network.module), Observed()
+    with _watched(stack, _Watcher(stack, found)):
+        Sampler(network)(range(seeds), batch=seeds, **call)
+    return found
+
+
+@contextmanager
+def _watched(stack: Stack, watcher: _Watcher) -> Iterator[None]:
+    first, last = stack.blocks[0].module, stack.blocks[-1].module
+    handles = [
+        first.register_forward_pre_hook(watcher.enters, with_kwargs=True),
+        last.register_forward_hook(watcher.leaves),
+        stack.root.register_forward_hook(watcher.answers),
+    ]
+    if stack.signal_module is not None:
+        handles.append(stack.signal_module.register_forward_hook(watcher.modulated))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _change(new: Tensor, old: Tensor) -> float:
+    """sum |new - old| / sum |old|."""
+    apart, size = ((new - old).abs().sum(dtype=torch.float64), old.abs().sum(dtype=torch.float64))
+    return float(apart / size)
+
+
+def _growth(new: Tensor, old: Tensor) -> float:
+    """Mean over the tokens of |new| / |old|; tokens that nothing was added to do not count."""
+    size, before = new.float().norm(dim=-1), old.float().norm(dim=-1)
+    return float((size / before)[before > 0].mean())

@@ -1,0 +1,168 @@
+"""Caches of others on our networks: diffusers' own and cache-dit, each run as it is meant to.
+
+    diffusers-taylorseer:cache_interval=3,max_order=1     TaylorSeerCacheConfig
+    diffusers-first-block:threshold=0.1                    FirstBlockCacheConfig
+    cache-dit:residual_diff_threshold=0.1,taylor=1         DBCacheConfig, with its calibrator
+
+Settings are those of the rival's own configuration. diffusers' patterns of TaylorSeer end in "attn"
+and match nothing on DiT, so its modules are named explicitly. cache-dit is no dependency of the
+package: `pip install cache-dit`. All take branches that are one batch as one context, as ours does.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models.caching.family import describe
+from ..models.denoiser import Network
+from ..models.errors import FewstepError, SettingError
+from ..samplers.plan import parse_spec
+from ..samplers.sampler import Result, Sampler
+
+Attach = Callable[[nn.Module, Mapping[str, Any], int], Callable[[], None]]
+CONTEXT = "cond"
+
+
+def is_rival(spec: str) -> bool:
+    """Whether a spec names a cache of somebody else."""
+    return spec.partition(":")[0] in RIVALS
+
+
+@contextmanager
+def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
+    """A rival's cache on a network, for a run of so many calls.
+
+    Raises:
+        SettingError: if it is not installed, or refuses the network or the settings, in its words.
+    """
+    name, settings = parse_spec(spec)
+    module: Any = network.module
+    try:
+        detach = RIVALS[name](module, settings, calls)
+    except FewstepError:
+        raise
+    except Exception as error:  # theirs raise whatever they like
+        raise SettingError(f"{spec}: {type(error).__name__}: {_line(error)}") from error
+    try:
+        yield
+    finally:
+        detach()
+
+
+def rival_run(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> Result:
+    """One run under a rival's cache; raises SettingError if it fails there."""
+    with rival_cache(network, spec, nfe):
+        try:
+            return Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
+        except FewstepError:
+            raise
+        except Exception as error:
+            raise SettingError(f"{spec}: {type(error).__name__}: {_line(error)}") from error
+
+
+def rival_effective(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> float:
+    """Evaluations of the whole network that take as many FLOPs, counted in a run of each kind."""
+    full, cached = (_flops(network, seeds, nfe, which, **call) for which in (None, spec))
+    return nfe * cached / full
+
+
+def _flops(network: Network, seeds: int, nfe: int, spec: str | None, **call: Any) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        if spec is None:
+            Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
+        else:
+            rival_run(network, spec, seeds, nfe, **call)
+    return int(counter.get_total_flops())
+
+
+def _taylorseer(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
+    from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
+
+    modules = list(describe(module).family.modules)
+    usual = {"cache_identifiers": modules, "taylor_factors_dtype": torch.float32}
+    apply_taylorseer_cache(module, TaylorSeerCacheConfig(**{**usual, **settings}))
+    return _in_context(module)
+
+
+def _first_block(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+
+    apply_first_block_cache(module, FirstBlockCacheConfig(**settings))
+    return _in_context(module)
+
+
+def _in_context(module: Any) -> Callable[[], None]:
+    """Names the context that the hooks below a network want; undone, they are gone."""
+    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
+
+    HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
+    _set_cache_context(module, CacheContext(CONTEXT))
+
+    def detach() -> None:
+        for child in module.modules():
+            held = vars(child).get("_diffusers_hook")
+            for name in list(held.hooks) if held is not None else ():
+                held.remove_hook(name, recurse=False)
+            for each in ("forward", "_diffusers_hook") if held is not None else ():
+                vars(child).pop(each, None)
+
+    return detach
+
+
+def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
+    if find_spec("cache_dit") is None:
+        raise SettingError("cache-dit is not installed; pip install cache-dit==1.5.3")
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else it tells stdout of every run
+    with warnings.catch_warnings(action="ignore"):
+        import cache_dit
+        from cache_dit import (
+            BlockAdapter,
+            DBCacheConfig,
+            ForwardPattern,
+            TaylorSeerCalibratorConfig,
+        )
+        from cache_dit.caching.patch_functors import DiTPatchFunctor
+
+    blocks = describe(module).blocks
+    if type(module).__name__ != "DiTTransformer2DModel":
+        raise SettingError(f"cache-dit is set up here for DiT, not {type(module).__name__}")
+    given = dict(settings)
+    order = given.pop("taylor", 0)
+    adapter = BlockAdapter(
+        transformer=module,
+        blocks=module.get_submodule(blocks[0].group.path),
+        forward_pattern=ForwardPattern.Pattern_3,
+        patch_functor=DiTPatchFunctor(),
+        check_forward_pattern=True,
+    )
+    before = {name: vars(module).get(name) for name in ("forward", "_norm1_emb", "_is_patched")}
+    config = DBCacheConfig(num_inference_steps=calls, **given)
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+    cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=calibrator)
+
+    def detach() -> None:
+        cache_dit.disable_cache(adapter)
+        for name in before:
+            vars(module).pop(name, None)
+
+    return detach
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+RIVALS: dict[str, Attach] = {
+    "diffusers-taylorseer": _taylorseer,
+    "diffusers-first-block": _first_block,
+    "cache-dit": _cache_dit,
+}

@@ -1,0 +1,37 @@
+"""A cache on a network whose blocks no family lists: its first call shows them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .engine import Engine, Part
+from .family import Stack
+from .guess import observe
+
+
+class Unobserved(Engine):
+    """Waits for the first call, finds the blocks by it and verifies them; then another goes on.
+
+    give_way: puts the engine for the blocks that were found in the place of this one.
+    """
+
+    give_way: Callable[[Stack], Engine]
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {}
+
+    def hooked(self) -> list[Part]:
+        return []
+
+    def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises ModelError if what the call shows cannot be skipped, or not by this policy."""
+        if not self.active:
+            return
+        self._check_mode()
+        self.active = False  # the call is made several times, for all to see
+        try:
+            stack = observe(self.root, *args, **kwargs)
+        finally:
+            self.active = True
+        self.give_way(stack).enter(args, kwargs)

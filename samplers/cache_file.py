@@ -1,0 +1,173 @@
+"""A cache as data: what `fewstep calibrate` found for one network, solver and number of steps.
+
+`sample --cache FILE.json` reads it. The settings are taken as they stand; the figures say what they
+did when they were chosen, and the sketch tells the network that they were chosen for.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field as Limits
+
+from .. import __version__
+from ..models.caching import Policy
+from ..models.denoiser import Network
+from ..models.errors import FewstepError, SettingError
+from ..models.probe import alike, sketch
+from ..solvers.schedule_data import first_problem
+from .images import write_bytes
+from .plan import DEFAULT_NFE, DEFAULT_SOLVER, named_cache
+from .run import Run
+
+Finite = Annotated[float, Limits(allow_inf_nan=False)]
+
+
+class Figures(BaseModel):
+    """What the setting did to the images it was chosen on.
+
+    effective: evaluations of the whole network that would take as many FLOPs.
+    quality:   of the cached images against the uncached ones, by the metric of the file.
+    images:    how many there were.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    effective: Finite
+    quality: Finite
+    images: Annotated[int, Limits(ge=2)]
+
+
+class CacheFile(BaseModel):
+    """A chosen cache.
+
+    cache:     `name:key=value,...`, with everything that was fitted in it.
+    network:   its name; sketch: its answers in a few numbers (`models.probe.sketch`), None for a
+               network that needs conditions nobody knows.
+    solver, grid, nfe, cfg_scale: of the runs that it was chosen on.
+    metric:    "rel-l2", "psnr" or "lpips"; wanted: what was asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    fewstep: str = __version__
+    cache: str
+    network: str
+    sketch: tuple[Finite, ...] | None = None
+    solver: str
+    grid: str | None = None
+    nfe: Annotated[int, Limits(ge=1)]
+    cfg_scale: Finite = 1.0
+    metric: str
+    wanted: Finite
+    figures: Figures
+
+    @classmethod
+    def load(cls, path: Path) -> "CacheFile":
+        """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
+        try:
+            found = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise SettingError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        except ValidationError as error:
+            raise SettingError(
+                f"{str(path)!r} is no file of fewstep calibrate: {first_problem(error)}"
+            ) from error
+        try:
+            named_cache(found.cache)
+        except FewstepError as error:
+            raise SettingError(f"{str(path)!r}: {error}") from error
+        return found
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_bytes(path, self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
+
+    def check(self, network: Network, run: Run) -> None:
+        """Raises SettingError if it was made for another network or another run."""
+        answers = sketch(network)
+        if self.sketch is not None and answers is not None and not alike(answers, self.sketch):
+            raise SettingError(
+                f"this cache was calibrated on another network ({self.network}), to which"
+                f" {network.name} answers differently; run fewstep calibrate {network.name}, or"
+                " --force to try"
+            )
+        if self.sketch is None and self.network != network.name:
+            raise SettingError(
+                f"this cache was calibrated on {self.network}, not {network.name}; --force to try"
+            )
+        mine, theirs = self._runs(run)
+        if mine != theirs:
+            raise SettingError(
+                f"this cache was calibrated for {_words(mine)}, not {_words(theirs)}; type"
+                f" {_options(mine, theirs)}, calibrate again, or --force to try"
+            )
+
+    def _runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What it was made for, and what the run is."""
+        names = ("solver", "nfe", "grid", "cfg_scale")
+        theirs = {name: getattr(run, name) for name in names}
+        if run.schedule is not None:
+            theirs["solver"] = "a schedule"
+        elif run.solver is None:
+            theirs["solver"] = DEFAULT_SOLVER
+        if run.nfe is None and run.schedule is None:
+            theirs["nfe"] = DEFAULT_NFE if run.steps is None else None
+        return {name: getattr(self, name) for name in names}, theirs
+
+
+def resolved(spec: str, network: Network, run: Run, force: bool = False) -> str:
+    """The spec of a cache: as it is, or that of the file it names, if that is for this run.
+
+    Raises:
+        SettingError: if the file cannot be read, or was made for another network or run; the
+            latter not with force.
+    """
+    if not spec.endswith(".json"):
+        return spec
+    found = CacheFile.load(Path(spec))
+    if not force:
+        found.check(network, run)
+    return found.cache
+
+
+def spec_of(policy: Policy) -> str:
+    """`name:key=value,...` of a policy, the inverse of `named_cache`; defaults are left out."""
+    known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
+    changed = [
+        f"{each.name}={_value(known[each.name])}"
+        for each in fields(policy)  # type: ignore[arg-type]
+        if known[each.name] != _default(each)
+    ]
+    return f"{policy.info.name}:{','.join(changed)}".rstrip(":")
+
+
+def _default(field: Field[Any]) -> Any:
+    found = field.default
+    return object() if found is MISSING else found
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _words(run: Mapping[str, Any]) -> str:
+    grid = "" if run["grid"] is None else f" on {run['grid']}"
+    nfe = "other steps" if run["nfe"] is None else f"{run['nfe']} evaluations"
+    return f"{run['solver']}{grid}, {nfe}, guidance {run['cfg_scale']:g}"
+
+
+def _options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What to type for the run that it was made for."""
+    options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid-type"}
+    options["cfg_scale"] = "--cfg-scale"
+    changed = [name for name in options if mine[name] != theirs[name]]
+    typed = [f"{options[n]} {mine[n]}" for n in changed if mine[n] is not None]
+    dropped = [f"no {options[n]}" for n in changed if mine[n] is None]
+    return " and ".join([*([" ".join(typed)] if typed else []), *dropped])

@@ -1,0 +1,134 @@
+"""The file that `fewstep calibrate` writes and `sample --cache` reads."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.models.errors import FewstepError, SettingError
+from fewstep.models.load import load
+from fewstep.models.probe import sketch
+from fewstep.samplers.cache_file import CacheFile, Figures, resolved, spec_of
+from fewstep.samplers.plan import named_cache
+from fewstep.samplers.run import Run, run_from_png
+
+SPEC = "taylorseer:interval=3,level=last-block"
+FIGURES = Figures(effective=3.0, quality=0.1, images=4)
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return load("fashion-dit")
+
+
+@pytest.fixture(scope="module")
+def made(dit):
+    return CacheFile(
+        cache=SPEC,
+        network="fashion-dit",
+        sketch=sketch(dit),
+        solver="ddim",
+        nfe=6,
+        metric="rel-l2",
+        wanted=0.2,
+        figures=FIGURES,
+    )
+
+
+def run(**choices):
+    usual = {"model": "fashion-dit", "solver": "ddim", "nfe": 6, "seeds": (0,)}
+    return Run(**{**usual, **choices})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        "taylorseer",
+        "cg-taylor:threshold=0.1,lead=2",
+        "fixed-mask:compute=[0,1,4]",
+        "magcache:ratios=[1.0,0.9,1.1],threshold=0.1",
+        "teacache:coefficients=[2.5,0.0],together=false",
+        "deepcache:branch=1",
+    ],
+)
+def test_a_policy_and_its_spec_are_the_same(spec):
+    policy = named_cache(spec)
+    assert named_cache(spec_of(policy)) == policy
+    assert len(spec_of(policy)) <= len(spec)
+
+
+def test_a_file_is_read_as_it_was_written(made, dit, tmp_path):
+    made.write(tmp_path / "c.json")
+    assert CacheFile.load(tmp_path / "c.json") == made
+    assert resolved(str(tmp_path / "c.json"), dit, run()) == SPEC
+    assert resolved("taylorseer", dit, run()) == "taylorseer"
+
+
+OTHERS = [
+    ({"nfe": 7}, "ddim, 6 evaluations, guidance 1, not ddim, 7 evaluations.*--nfe 6"),
+    ({"nfe": None, "steps": 6}, "not ddim, other steps.*--nfe 6"),
+    ({"solver": "dpmpp-2m"}, "not dpmpp-2m.*--solver ddim"),
+    ({"solver": None, "nfe": None}, "not unipc-2, 10 evaluations.*--solver ddim --nfe 6"),
+    ({"grid": "karras"}, "on karras.*no --grid-type"),
+    ({"cfg_scale": 2.0}, "guidance 2.*--cfg-scale 1"),
+]
+
+
+@pytest.mark.parametrize(("choices", "said"), OTHERS)
+def test_another_run_is_refused_but_not_by_force(made, dit, tmp_path, choices, said):
+    made.write(tmp_path / "c.json")
+    with pytest.raises(SettingError, match=said):
+        resolved(str(tmp_path / "c.json"), dit, run(**choices))
+    assert resolved(str(tmp_path / "c.json"), dit, run(**choices), force=True) == SPEC
+
+
+def test_another_network_is_refused_by_what_it_answers_and_not_by_its_name(made, dit):
+    other = made.model_copy(update={"sketch": tuple(-each for each in made.sketch)})
+    with pytest.raises(SettingError, match="answers differently; run fewstep calibrate"):
+        other.check(dit, run())
+    made.model_copy(update={"network": "renamed"}).check(dit, run())
+    unknown = made.model_copy(update={"network": "renamed", "sketch": None})
+    with pytest.raises(SettingError, match="on renamed, not fashion-dit"):
+        unknown.check(dit, run())
+
+
+def test_broken_files_are_refused_in_one_line(made, tmp_path):
+    path = tmp_path / "c.json"
+    with pytest.raises(SettingError, match="cannot read"):
+        CacheFile.load(path)
+    body = json.loads(made.model_dump_json())
+    for change in ({"version": 2}, {"more": 1}, {"nfe": 0}, {"wanted": "much"}):
+        path.write_text(json.dumps({**body, **change}))
+        with pytest.raises(
+            SettingError, match=rf"no file of fewstep calibrate.*{next(iter(change))}"
+        ):
+            CacheFile.load(path)
+    path.write_text(json.dumps({**body, "cache": "taylorseer:interval=0"}))
+    with pytest.raises(FewstepError, match="interval must be at least 1"):
+        CacheFile.load(path)
+    path.write_text("{")
+    with pytest.raises(SettingError, match="no file of fewstep calibrate"):
+        CacheFile.load(path)
+
+
+def test_sample_takes_the_file_and_its_picture_needs_it_no_more(made, tmp_path):
+    file, out = tmp_path / "c.json", tmp_path / "a.png"
+    made.write(file)
+    words = ["sample", "--solver", "ddim", "--classes", "3", "--per-class", "2", "--out", str(out)]
+    refused = CliRunner().invoke(app, [*words, "--nfe", "8", "--cache", str(file)])
+    assert refused.exit_code == 2
+    assert "type --nfe 6" in refused.output
+    assert not out.exists()
+    done = CliRunner().invoke(app, [*words, "--nfe", "6", "--cache", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "taylorseer: 3 of 6 calls skipped" in done.output
+    file.unlink()
+    assert run_from_png(out).cache == SPEC
+    again = ["sample", "--from-png", str(out), "--out", str(tmp_path / "b.png")]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert Image.open(out).tobytes() == Image.open(tmp_path / "b.png").tobytes()
+    forced = CliRunner().invoke(app, [*words, "--nfe", "8", "--cache", str(file), "--force"])
+    assert "cannot read" in forced.output

@@ -1,0 +1,211 @@
+"""`fewstep bench cache`: cells, figures, the honest row, rivals, table and plot."""
+
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.eval.cache_figures import UNCACHED, Cell, Figure, Panel
+from fewstep.eval.cache_front import TIME, TO_UNCACHED, Bench, Front
+from fewstep.eval.cache_policies import POLICIES
+from fewstep.eval.cache_rivals import is_rival, rival_run
+from fewstep.eval.cache_table import best, draw, lines
+from fewstep.eval.store import Store
+from fewstep.models.errors import FewstepError, SettingError
+from fewstep.samplers.plan import named_cache
+from fewstep.samplers.sampler import Sampler
+
+LITE = "taylorseer:interval=2,level=last-block"
+OFF = "diffusers-first-block:threshold=0"
+THEIRS = "diffusers-taylorseer:cache_interval=2,max_order=1,disable_cache_before_step=2"
+
+
+def front(**changes):
+    usual = {
+        "models": ("fashion-dit",),
+        "policies": (LITE, OFF, THEIRS, "teacache:threshold=0.1", "deepcache"),
+        "solvers": ("ddim",),
+        "steps": (6,),
+        "honest": ("ddim", "dpmpp-2m"),
+        "budgets": (3, 4),
+        "images": 2,
+        "reference_nfe": 12,
+    }
+    return Front(**{**usual, **changes})
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    made = Bench(front(), Store(tmp_path_factory.mktemp("front") / "cache.jsonl"))
+    made.ran = list(made.run())
+    return made
+
+
+def of(bench, policy, nfe=6, solver="ddim"):
+    return next(
+        each for each in bench.figures() if each.cell == Cell("fashion-dit", solver, nfe, policy)
+    )
+
+
+def test_every_prepared_cache_exists():
+    for policies in POLICIES.values():
+        assert len(set(policies)) == len(policies) > 15
+        assert all(is_rival(each) or named_cache(each) for each in policies)
+
+
+def test_uncached_runs_come_first_and_only_solvers_of_caches_have_all_steps():
+    cells = [(c.solver, c.nfe, c.policy) for c in front(policies=(LITE,)).cells()]
+    free = [(s, n, None) for n in (3, 4) for s in ("ddim", "dpmpp-2m")]
+    assert cells == [*free, ("ddim", 6, None), ("ddim", 6, LITE)]
+
+
+def test_figures_are_measured_once(bench):
+    assert len(bench.ran) == 9
+    again = Bench(bench.front, Store(bench.store.path))
+    assert list(again.run()) == []
+    assert again.figures() == bench.figures()
+    assert [r.partition(":")[0] for r in bench.remarks] == ["deepcache"]
+
+
+def test_errors_are_relative_to_the_uncached_and_the_converged_run(bench):
+    network = bench.network("fashion-dit")
+    call = {"class_labels": [0, 1], "solver": "ddim", "nfe": 6}
+    plain = Sampler(network)(range(2), **call).samples
+    cached = Sampler(network)(range(2), cache=named_cache(LITE), **call)
+    exact = Sampler(network)(range(2), **{**call, "solver": "unipc-3", "nfe": 12}).samples
+    figure = of(bench, LITE)
+    assert figure.change == pytest.approx(float((cached.samples - plain).norm() / plain.norm()))
+    assert figure.error == pytest.approx(float((cached.samples - exact).norm() / exact.norm()))
+    assert figure.effective == pytest.approx(cached.ledger.effective_nfe)
+    assert of(bench, None).error == pytest.approx(float((plain - exact).norm() / exact.norm()))
+    assert (of(bench, None).change, of(bench, None).effective) == (0.0, 6.0)
+
+
+def test_rivals_that_are_off_change_nothing_and_cost_all(bench):
+    figure = of(bench, OFF)
+    assert (figure.change, figure.effective) == (0.0, 6.0)
+    on = of(bench, THEIRS)
+    assert 3.0 < on.effective < 6.0
+    assert on.change > 0.0
+
+
+def test_rivals_leave_the_network_as_it_was(bench):
+    network = bench.network("fashion-dit")
+    call = {"class_labels": [0, 1], "solver": "ddim"}
+    plain = Sampler(network)(range(2), nfe=6, **call).samples
+    first, second = (rival_run(network, THEIRS, 2, 6, **call).samples for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(Sampler(network)(range(2), nfe=6, **call).samples, plain)
+    assert not any("_diffusers_hook" in vars(each) for each in network.module.modules())
+    with pytest.raises(SettingError, match="diffusers-taylorseer:no=1: TypeError"):
+        rival_run(network, "diffusers-taylorseer:no=1", 2, 6, **call)
+
+
+def test_calibrated_caches_bring_what_they_are_fitted_to(bench):
+    spec = bench.spec(Cell("fashion-dit", "ddim", 6, "teacache:threshold=0.1"))
+    assert "coefficients=[" in spec
+    assert len(named_cache(spec).coefficients) == 5
+
+
+def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):
+    turns = {None: [9.0, 4.0, 5.0], LITE: [2.0, 2.5, 50.0]}
+    asked = []
+
+    def seconds(self, cell):
+        asked.append(cell.policy)
+        return turns[cell.policy][asked.count(cell.policy) - 1 - (cell.policy is not None)]
+
+    monkeypatch.setattr(Bench, "_seconds", seconds)
+    turns[LITE].insert(0, 1.0)  # the run that warms up counts nothing
+    turns[LITE] = turns[LITE][1:]
+    timed = Bench(front(policies=(LITE,)), bench.store)
+    assert [cell.policy for cell in timed.time(3)] == [LITE]
+    assert asked == [LITE, None, LITE, None, LITE, None, LITE]
+    figure = next(each for each in timed.figures() if each.cell.policy == LITE)
+    assert figure.ratio == pytest.approx(2.5 / 5.0)
+    assert list(timed.time(3)) == []
+    assert "| `taylorseer:interval=2,level=last-block` | ddim | 6 |" in "\n".join(
+        lines(timed.figures())
+    )
+
+
+def figure(effective, error, policy=None, solver="a"):
+    return Figure(Cell("m", solver, 9, policy), effective, error)
+
+
+POINTS = (
+    figure(10.0, 0.10),
+    figure(20.0, 0.01),
+    figure(10.0, 0.05, solver="b"),
+    figure(12.0, 0.04, solver="b"),
+    figure(12.0, 0.03, "cg-taylor:threshold=0.1"),
+    figure(12.9, 0.02, "cg-taylor:threshold=0.2"),
+    figure(13.5, 0.01, "cg-taylor:threshold=0.3"),
+    figure(5.0, 0.001, "cg-taylor:threshold=0.4"),
+)
+
+
+def test_the_honest_row_is_the_best_solver_between_its_steps():
+    panel = Panel("m", POINTS)
+    assert panel.honest(15.0) == pytest.approx(math.sqrt(0.10 * 0.01))
+    assert panel.honest(11.0) == pytest.approx(math.sqrt(0.05 * 0.04))
+    assert panel.honest(12.0) == pytest.approx(0.04)
+    assert math.isnan(panel.honest(9.0))
+    assert panel.families == [UNCACHED, "cg-taylor"]
+
+
+def test_the_best_within_a_budget_is_shown_beside_the_honest_row():
+    panel = Panel("m", POINTS)
+    assert best(panel, "cg-taylor", 12).effective == 12.9  # 13.5 is more than the budget
+    text = "\n".join(lines(POINTS))
+    assert "| cg-taylor |" in text
+    assert f"0.0200 ({0.02 / panel.honest(12.9):.2f})" in text
+    rows = list(lines(POINTS, "csv"))
+    assert len(rows) == 1 + len(POINTS)
+    assert 'm,a,9,"cg-taylor:threshold=0.1",12.000,0.03,0.75,,,' in rows
+
+
+def test_the_plot_shows_every_family_and_the_honest_row(tmp_path):
+    draw(POINTS, tmp_path / "front.svg")
+    text = (tmp_path / "front.svg").read_text()
+    assert "cg-taylor" in text
+    assert "fewer steps, best solver" in text
+
+
+BAD = [
+    (("--solver", "ode-dopri5"), "chooses its steps"),
+    (("--cache", "tailor"), "no cache 'tailor'"),
+    (("--steps", "1"), "steps"),
+    (("--images", "1"), "images"),
+    (("--table", "tex"), "no table 'tex'"),
+    (("--plot", "front.gif"), "must end in .png"),
+    (("--store", "no/where.jsonl"), "does not exist"),
+    (("--cache", "taylorseer:interval=0"), "interval must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["bench", "cache", "fashion-dit", *words])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_other_networks_need_their_caches_named():
+    with pytest.raises(FewstepError, match="give them with --cache"):
+        front(models=("elsewhere",), policies=()).cells()
+
+
+def test_the_command_prints_and_draws(bench, tmp_path):
+    words = ["bench", "cache", "fashion-dit", "--solver", "ddim", "--steps", "6", "--images", "2"]
+    words += ["--honest", "ddim", "--honest", "dpmpp-2m", "--budgets", "3,4", "--cache", LITE]
+    words += ["--reference-nfe", "12", "--store", str(bench.store.path)]
+    done = CliRunner().invoke(app, [*words, "--table", "csv", "--plot", str(tmp_path / "a.png")])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("model,solver,nfe,cache,effective,error,of_honest,change")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert {TO_UNCACHED, TIME} <= {r.protocol.measure.metric for r in bench.store.rows.values()}

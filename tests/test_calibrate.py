@@ -1,0 +1,196 @@
+"""`fewstep calibrate`: what is fitted, what is chosen, what is written."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.eval.cache_calibration import Observed, observed
+from fewstep.eval.cache_figures import Cell, Figure
+from fewstep.eval.cache_front import judged
+from fewstep.eval.calibrate import Found, Quality, Question, tried
+from fewstep.models.caching import MagCache, TeaCache
+from fewstep.models.caching.family import describe
+from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
+from fewstep.models.load import load
+from fewstep.samplers.cache_file import CacheFile
+from fewstep.samplers.sampler import Sampler
+
+CALL = {"class_labels": [0, 1], "solver": "ddim", "nfe": 6}
+LITE = "taylorseer:interval=2,level=last-block"
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return load("fashion-dit")
+
+
+@pytest.fixture(scope="module")
+def seen(dit):
+    return observed(dit, 2, **CALL)
+
+
+def test_the_polynomial_is_the_one_that_made_the_changes():
+    d = [0.002 * i for i in range(1, 12)]
+    p = (900.0, -40.0, 3.0, 0.5, 0.01)
+    y = [sum(c * x ** (4 - k) for k, c in enumerate(p)) for x in d]
+    assert Observed(d, y).polynomial() == pytest.approx(p, rel=1e-4)
+    assert len(Observed(d[:3], y[:3]).polynomial()) == 3
+    with pytest.raises(SettingError, match="at least 3 calls"):
+        Observed([0.1], [0.1]).polynomial()
+
+
+def test_what_is_given_is_not_fitted_again(seen):
+    mine = TeaCache(coefficients=(1.0, 0.0))
+    assert seen.teacache(mine) is mine
+    assert seen.magcache(MagCache(ratios=(1.0, 2.0))).ratios == (1.0, 2.0)
+    assert len(seen.magcache(MagCache()).ratios) == 6
+    assert seen.teacache(TeaCache()).coefficients == seen.polynomial()
+
+
+def test_signals_are_those_of_the_gate_of_teacache(dit, seen):
+    watching = TeaCache(threshold=1e-30, coefficients=(1.0, 0.0), warmup=1, final=0)
+    with pytest.warns(UserWarning, match="skipped none"):
+        ledger = Sampler(dit)(range(2), cache=watching, **CALL).ledger
+    errors = [call.error for call in ledger.cache.calls[1:]]
+    assert seen.signal == pytest.approx(errors, rel=1e-5)
+
+
+def test_ratios_and_outputs_are_what_the_blocks_and_the_network_gave(dit, seen):
+    """Noted here by hooks of our own on the first and the last block."""
+    blocks, starts, ends, outs = describe(dit.module).blocks, [], [], []
+    handles = [
+        blocks[0].module.register_forward_pre_hook(lambda m, a: starts.append(a[0].clone())),
+        blocks[-1].module.register_forward_hook(lambda m, a, out: ends.append(out.clone())),
+        dit.module.register_forward_hook(lambda m, a, out: outs.append(out[0].clone())),
+    ]
+    Sampler(dit)(range(2), **CALL)
+    for handle in handles:
+        handle.remove()
+    lengths = [(b - a).norm(dim=-1) for a, b in zip(starts, ends, strict=True)]
+    ratios = [1.0] + [float((b / a).mean()) for a, b in pairwise(lengths)]
+    assert seen.ratios == pytest.approx(ratios, rel=1e-4)
+    changes = [float((b - a).abs().sum() / a.abs().sum()) for a, b in pairwise(outs)]
+    assert seen.output == pytest.approx(changes, rel=1e-4)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in dit.module.modules())
+
+
+def test_qualities_are_read_and_have_a_direction():
+    assert Quality.parsed("psnr=30").met(31.0)
+    assert not Quality.parsed("psnr=30").met(29.0)
+    assert Quality.parsed("rel-l2=0.05").met(0.04)
+    assert not Quality.parsed("rel-l2=0.05").met(0.06)
+    with pytest.raises(UnknownNameError, match="rel-l2"):
+        Quality.parsed("rel-l3=0.05")
+    for text in ("psnr", "psnr=much", "psnr=-1", "psnr=nan"):
+        with pytest.raises(SettingError, match="is no quality"):
+            Quality.parsed(text)
+
+
+def test_psnr_is_the_mean_over_images():
+    target = torch.zeros(2, 1, 4, 4)
+    samples = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.02)])
+    assert judged("psnr to the uncached run", samples, target) == pytest.approx(30.0, abs=1e-4)
+
+
+class NoBench:
+    remarks = ()
+
+
+def found(quality, *points):
+    question = Question(model="m", solver="ddim", nfe=10, quality=Quality.parsed(quality))
+    figures = tuple(
+        Figure(Cell("m", "ddim", 10, f"p{i}"), effective, change=change)
+        for i, (effective, change) in enumerate(points)
+    )
+    return Found(question, NoBench(), figures)
+
+
+def test_the_cheapest_that_will_do_is_chosen():
+    points = ((3.0, 0.2), (5.0, 0.04), (5.0, 0.03), (6.0, 0.01), (8.0, 0.02), (10.0, 0.0))
+    assert found("rel-l2=0.05", *points).chosen().cell.policy == "p2"
+    front = [each.cell.policy for each in found("rel-l2=0.05", *points).front()]
+    assert front == ["p0", "p1", "p2", "p3", "p5"]
+    with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
+        found("rel-l2=0.005", *points).chosen()
+    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().cell.policy == "p1"
+    with pytest.raises(SettingError, match="no cache was tried"):
+        found("psnr=30").chosen()
+
+
+def test_names_stand_for_their_prepared_settings(dit):
+    assert len(list(tried(dit, ["magcache"]))) > 2
+    assert list(tried(dit, [LITE])) == [LITE]
+    assert "deepcache" not in {each.partition(":")[0] for each in tried(dit, [])}
+    with pytest.raises(SettingError, match="only of cg-taylor, first-block"):
+        list(tried(dit, ["deepcache"]))
+
+
+def typed(*words):
+    return CliRunner().invoke(app, ["calibrate", *words])
+
+
+def test_the_command_writes_a_file_that_sample_takes_and_goes_on_where_it_was(tmp_path):
+    out, plot = tmp_path / "c.json", tmp_path / "c.svg"
+    words = ["fashion-dit", "--solver", "ddim", "--nfe", "6", "--images", "2", "--out", str(out)]
+    words += ["--cache", LITE, "--cache", "magcache:threshold=0.5,max_consecutive=2"]
+    words += ["--cache", "deepcache:interval=2", "--quality", "psnr=3", "--plot", str(plot)]
+    done = typed(*words)
+    assert done.exit_code == 0, done.output
+    assert "left out: deepcache:interval=2" in done.output
+    kept = (tmp_path / "c.json.figures.jsonl").read_bytes()
+    again = typed(*words)
+    assert (tmp_path / "c.json.figures.jsonl").read_bytes() == kept
+    assert again.exit_code == 0
+    assert "asked for" in plot.read_text()
+    file = CacheFile.load(out)
+    assert (file.metric, file.wanted, file.nfe) == ("psnr", 3.0, 6)
+    assert file.cache.startswith("magcache:ratios=[1.0,")
+    assert file.figures.effective < 4.0
+    line = done.output.strip().splitlines()[-1]
+    assert line == f"sample fashion-dit --solver ddim --nfe 6 --cache {out}"
+    drawn = [*line.split(), "--classes", "3", "--per-class", "1", "--out", str(tmp_path / "a.png")]
+    assert CliRunner().invoke(app, drawn).exit_code == 0
+
+
+BAD = [
+    (("fashion-dit", "--quality", "ssim=1"), "no quality 'ssim'"),
+    (("fashion-dit", "--cache", "tailor"), "no settings of 'tailor'"),
+    (("fashion-dit", "--cache", "tailor:x=1"), "no cache 'tailor'"),
+    (("fashion-dit", "--out", "cache.txt"), "must end in .json"),
+    (("fashion-dit", "--solver", "ode-dopri5"), "chooses its steps"),
+    (("fashion-dit", "--saving", "0.2"), "--saving belongs to --guidance"),
+    (("fashion-dit", "--guidance", "adaptive", "--out", "c.json"), "writes nothing; drop out"),
+    (("fashion-dit", "--guidance", "adaptive"), "scale of 1 is no guidance"),
+    (("fashion-dit", "--guidance", "cfg", "--cfg-scale", "2"), "only adaptive guidance"),
+    (("nowhere",), "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = typed(*words)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "cache.json").exists()
+
+
+def test_the_threshold_for_a_saving_is_proposed():
+    words = ["fashion-dit", "--solver", "ddim", "--nfe", "6", "--cfg-scale", "2", "--images", "4"]
+    done = typed(*words, "--guidance", "adaptive:warmup=1,need=1", "--saving", "0.2")
+    assert done.exit_code == 0, done.output
+    said = next(line for line in done.output.splitlines() if line.startswith("threshold"))
+    assert float(said.split()[3]) >= 20.0 - 1e-6
+    assert math.isfinite(float(said.split()[1]))
+    assert "--guidance adaptive:threshold=" in done.output
+    with pytest.raises(FewstepError, match="saves between"):
+        raise_of(*words, "--guidance", "adaptive", "--saving", "0.9")
+
+
+def raise_of(*words):
+    raise FewstepError(typed(*words).output)
