@@ -130,7 +130,7 @@ def grid_names() -> list[str]:
 def default_grid(schedule: NoiseSchedule) -> str:
     """The grid used where none is asked for: karras for EDM, beta for flow, quadratic for VP.
 
-    On VP, logsnr is a little better from 8 evaluations on, and far worse below: see docs/results.md.
+    On VP, logsnr is a little better from 8 evaluations on and far worse below (docs/results.md).
     """
     return {"edm": "karras", "flow": "beta"}.get(schedule.family, "quadratic")
 
