@@ -19,6 +19,7 @@ _HOMES = {
     "RectifiedFlow": ".models.schedule",
     "Sampler": ".samplers.sampler",
     "Schedule": ".solvers.schedule_data",
+    "SolverScheduler": ".samplers.scheduler",
     "Thresholded": ".samplers.guidance",
     "TimeGrid": ".models.schedule",
     "VPDiscrete": ".models.schedule",

@@ -63,7 +63,7 @@ def sample(
         typer.Option(help="A .json, or a name of `fewstep list schedules`; instead of a solver."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Take a schedule that is of another network.")
+        bool, typer.Option("--force", help="Take a schedule or cache file of another network.")
     ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first image; each next adds 1. Default 0.")
@@ -88,7 +88,8 @@ def sample(
         float | None, typer.Option(help="Dynamic thresholding of x0 at this quantile, as 0.995.")
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list caches`.")
+        str | None,
+        typer.Option(help="Name[:key=value,...], see `fewstep list caches`; or a .json."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 64,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
@@ -106,6 +107,7 @@ def sample(
     """Draws a grid of images and prints what it cost."""
     with _errors(), _warnings():
         from fewstep.models.load import load
+        from fewstep.samplers.cache_file import resolved
         from fewstep.samplers.images import check_folder, check_writable
         from fewstep.samplers.run import Run, as_json, run_from_png
         from fewstep.samplers.sampler import Sampler
@@ -134,12 +136,13 @@ def sample(
                 cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
                 guidance_spec=None if guidance is None else _guidance(ctx, guidance, cfg_scale),
                 threshold=threshold,
-                cache=cache,
                 batch=batch,
                 dtype=dtype,
                 device=device,
                 columns=per_class or 8 if classes and not seeds else None,
             ).settled()
+            if cache is not None:
+                run = run.model_copy(update={"cache": resolved(cache, network, run, force)})
         result = run.execute(Sampler(network), progress=not quiet)
         _write(run, result, out, save_images)
         if json_:
@@ -151,18 +154,22 @@ def sample(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="solvers, grids, schedules, models, guidance, caches or metrics.")
+        str,
+        typer.Argument(
+            help="solvers, grids, schedules, models, guidance, caches, editors, metrics."
+        ),
     ],
 ) -> None:
-    """Lists what can be named: solvers, grids, schedules, models, guidance, caches, metrics."""
+    """Lists what can be named: solvers, grids, schedules, models, caches, editors and others."""
     with _errors():
         from rich.console import Console
         from rich.table import Table
 
         from fewstep.eval.metrics import listing as metrics
         from fewstep.samplers.catalogue import LISTINGS
+        from fewstep.samplers.editing import listing as editors
 
-        listings = {**LISTINGS, "metrics": metrics}
+        listings = {**LISTINGS, "editors": editors, "metrics": metrics}
         if kind not in listings:
             raise UnknownNameError("list", kind, listings)
         header, *rows = listings[kind]()
@@ -425,6 +432,175 @@ def bench_guidance(
             typer.echo(line)
         if plot is not None:
             draw(bench.rows(), plot)
+
+
+@bench_app.command(name="cache")
+def bench_cache(
+    model: Annotated[
+        list[str] | None, typer.Argument(help="As in sample. Default: both embedded ones.")
+    ] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As in sample, or diffusers-taylorseer:..., diffusers-first-block:...,"
+            " cache-dit:...; repeat it. Default: many."
+        ),
+    ] = None,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Of cached runs; repeat it. Default: dpmpp-2m, unipc-2, ddim."),
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Of cached runs, as 20,30.")] = "20,30,40,50",
+    honest: Annotated[
+        list[str] | None,
+        typer.Option(help="Solver of uncached runs to compare with; repeat it. Default: four."),
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Steps of uncached runs.")
+    ] = "6,8,10-14,16,18,20,24,28,32,40,50",
+    grid_type: Annotated[str | None, typer.Option(help="Of all runs, as in sample.")] = None,
+    cfg_scale: Annotated[float, typer.Option(help="Of all runs; 1 is off.")] = 1.0,
+    images: Annotated[int, typer.Option(help="Noises, from seed 0.")] = 48,
+    reference_nfe: Annotated[
+        int, typer.Option(help="Evaluations of unipc-3 in the converged run.")
+    ] = 200,
+    time: Annotated[
+        int, typer.Option(help="Time the caches too, with so many runs of each; 0: do not.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    store: Annotated[Path, typer.Option(help="Where figures are kept and found again.")] = Path(
+        "cache.jsonl"
+    ),
+    table: Annotated[str, typer.Option(help="md: the best of each; csv: all.")] = "md",
+    plot: Annotated[Path | None, typer.Option(help="Curves as .png, .svg or .pdf.")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress, only the table.")] = False,
+) -> None:
+    """Error against effective evaluations of caches, beside fewer steps without a cache.
+
+    Finished figures are in the store and are not measured again.
+    """
+    with _errors(), _warnings():
+        from fewstep.eval.cache_front import HONEST, Bench, Front
+        from fewstep.eval.cache_table import draw, lines
+        from fewstep.eval.report import Outputs
+        from fewstep.eval.store import Store
+        from fewstep.samplers.images import check_writable
+        from fewstep.samplers.run import parse_ranges
+
+        check_writable(store)
+        Outputs(table, plot).checked()
+        front = Front(
+            models=tuple(model or ("fashion-dit", "fashion-unet")),
+            policies=tuple(cache or ()),
+            solvers=tuple(solver or ("dpmpp-2m", "unipc-2", "ddim")),
+            steps=tuple(parse_ranges(steps)),
+            honest=tuple(honest or HONEST),
+            budgets=tuple(parse_ranges(budgets)),
+            grid=grid_type,
+            cfg_scale=cfg_scale,
+            images=images,
+            reference_nfe=reference_nfe,
+        )
+        bench = Bench(front, Store(store), device)
+        for _ in bench.run(progress=not quiet):
+            pass
+        for _ in bench.time(time, progress=not quiet) if time else ():
+            pass
+        for remark in bench.remarks:
+            typer.echo(f"left out: {remark}", err=True)
+        for line in lines(bench.figures(), table):
+            typer.echo(line)
+        if plot is not None:
+            draw(bench.figures(), plot)
+
+
+@app.command()
+def calibrate(
+    ctx: typer.Context,
+    network: Annotated[str, typer.Argument(help="As in sample.")],
+    solver: Annotated[str, typer.Option(help="As in sample.")] = "unipc-2",
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the uncached run.")] = 30,
+    quality: Annotated[
+        str, typer.Option(help="Beside the uncached images: rel-l2=0.05, psnr=30 or lpips=0.05.")
+    ] = "rel-l2=0.05",
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(help="Name, or name:key=value,...; repeat it. Default: all that run on it."),
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="adaptive[:key=value,...]: its threshold for --saving, and no cache."),
+    ] = None,
+    saving: Annotated[float, typer.Option(help="Share of network rows to be saved.")] = 0.25,
+    grid_type: Annotated[str | None, typer.Option(help="As in sample.")] = None,
+    cfg_scale: Annotated[float, typer.Option(help="As in sample; 1 is off.")] = 1.0,
+    images: Annotated[int, typer.Option(help="Noises, of all classes in turn.")] = 48,
+    out: Annotated[Path, typer.Option(help="The file for sample --cache, .json.")] = Path(
+        "cache.json"
+    ),
+    plot: Annotated[Path | None, typer.Option(help="The front as .png, .svg or .pdf.")] = None,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option(help="Print nothing but the result.")] = False,
+) -> None:
+    """Finds the cheapest cache that keeps the images of one run as near as asked.
+
+    Finished runs are kept beside --out: a stopped command goes on when it is typed again.
+    """
+    with _errors(), _warnings():
+        from fewstep.eval.calibrate import Found, Quality, Question, Saving
+        from fewstep.eval.report import Outputs
+
+        if guidance is not None:
+            kept = set(ctx.params) - {"quality", "cache", "out", "plot"}
+            _refuse(ctx, kept, "--guidance proposes a threshold and writes nothing")
+            wanted = Saving(
+                model=network,
+                solver=solver,
+                nfe=nfe,
+                guidance=guidance,
+                saving=saving,
+                cfg_scale=cfg_scale,
+                grid=grid_type,
+                images=images,
+                device=device,
+            )
+            for line in wanted.lines(progress=not quiet):
+                typer.echo(line)
+            return
+        _refuse(ctx, set(ctx.params) - {"saving"}, "--saving belongs to --guidance adaptive")
+        if out.suffix != ".json":
+            raise SettingError(f"{str(out)!r} must end in .json, by which sample knows it")
+        Outputs(plot=plot).checked()
+        question = Question(
+            model=network,
+            solver=solver,
+            nfe=nfe,
+            quality=Quality.parsed(quality),
+            caches=tuple(cache or ()),
+            grid=grid_type,
+            cfg_scale=cfg_scale,
+            images=images,
+            device=device,
+        )
+        bench = question.bench(out)
+        for _ in bench.run(progress=not quiet):
+            pass
+        found = Found.of(question, bench)
+        for remark in bench.remarks if not quiet else ():
+            typer.echo(f"left out: {remark}", err=True)
+        for line in found.lines() if not quiet else ():
+            typer.echo(line)
+        if plot is not None:
+            found.draw(plot)
+        chosen = found.file()
+        chosen.write(out)
+        figures = chosen.figures
+        name = chosen.cache.partition(":")[0]
+        typer.echo(
+            f"{out}: {name}, {figures.effective:.2f} of {nfe} evaluations,"
+            f" {chosen.metric} {figures.quality:.4g}"
+        )
+        typer.echo(found.command(out))
 
 
 @fit_app.command(name="linear-ag")
@@ -759,6 +935,176 @@ def search(
             if not quiet:
                 for line in summary(path, found, network):
                     typer.echo(line)
+
+
+@app.command()
+def invert(
+    image: Annotated[Path, typer.Argument(help="A picture of the network's size and mode.")],
+    model: Annotated[str, typer.Option(help="A network as in sample.")] = DEFAULT_MODEL,
+    class_: Annotated[
+        int | None, typer.Option("--class", help="What the picture shows. Default: no class.")
+    ] = None,
+    solver: Annotated[
+        str, typer.Option(help="Name[:key=value,...] of one that runs both ways.")
+    ] = "rf-solver",
+    nfe: Annotated[
+        int | None, typer.Option(help="Evaluations on the way to the noise. Default 30.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps, instead of --nfe.")] = None,
+    grid_type: Annotated[
+        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list grids`.")
+    ] = None,
+    t_min: Annotated[
+        float | None, typer.Option(help="Time of the clean end, as 0.01; skips what is below.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The noise, .safetensors.")] = Path("noise.safetensors"),
+    strip: Annotated[
+        Path | None, typer.Option(help="A PNG of the picture and of what comes back.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+) -> None:
+    """Finds the noise that a picture comes from, and says how well it comes back."""
+    with _errors(), _warnings():
+        from fewstep.samplers import inversion
+        from fewstep.samplers.images import check_writable, to_pil
+        from fewstep.samplers.sampler import Sampler
+        from fewstep.samplers.source import decibels, read_picture, write_strip
+
+        for path in filter(None, (out, strip)):
+            check_writable(path)
+        sampler = Sampler.from_pretrained(model, device=device)
+        x = read_picture(image, sampler.network)
+        found = inversion.invert(
+            sampler,
+            x,
+            solver=solver,
+            class_labels=class_,
+            progress=not quiet,
+            nfe=nfe,
+            steps=steps,
+            grid=grid_type,
+            t_min=t_min,
+        )
+        back = inversion.reconstruct(sampler, found)
+        found.save(out, model=model)
+        if strip is not None:
+            write_strip([*to_pil(x), *back.images], strip)
+        if not quiet:
+            typer.echo(f"{out}: {found.ledger}")
+            typer.echo(f"reconstruction: {decibels(back.samples, x)}, {back.ledger}")
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="A picture of the network's size and mode.")],
+    to_class: Annotated[int, typer.Option(help="What it shall show.")],
+    model: Annotated[str, typer.Option(help="A network as in sample.")] = DEFAULT_MODEL,
+    from_class: Annotated[
+        int | None, typer.Option(help="What it shows. Default: no class.")
+    ] = None,
+    editor: Annotated[
+        str, typer.Option(help="Name[:key=value,...]; see `fewstep list editors`.")
+    ] = "rf-edit",
+    seed: Annotated[int, typer.Option(help="For editors that draw noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="The edited picture.")] = Path("edit.png"),
+    strip: Annotated[
+        Path | None, typer.Option(help="A PNG of source, reconstruction and edit.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+) -> None:
+    """Changes the class of a picture and keeps what it can of it."""
+    with _errors(), _warnings():
+        from fewstep.samplers.editing import Editor
+        from fewstep.samplers.images import check_writable, to_pil
+        from fewstep.samplers.inversion import invert, reconstruct
+        from fewstep.samplers.sampler import Sampler
+        from fewstep.samplers.source import read_picture, write_png, write_strip
+
+        for path in filter(None, (out, strip)):
+            check_writable(path)
+        sampler = Sampler.from_pretrained(model, device=device)
+        x, edits = read_picture(image, sampler.network), Editor(sampler, editor)
+        found = edits(x, source=from_class, target=to_class, seeds=[seed])
+        write_png(found.images[0], out)
+        if strip is not None:
+            back = reconstruct(sampler, invert(sampler, x, class_labels=from_class))
+            write_strip([*to_pil(x), *back.images, *found.images], strip)
+        if not quiet:
+            typer.echo(f"{out}: {found.ledger}")
+
+
+@bench_app.command(name="inversion")
+def bench_inversion(
+    model: Annotated[str, typer.Argument(help="A network as in sample.")] = DEFAULT_MODEL,
+    data: Annotated[str, typer.Option(help="Images with classes.")] = "fashion-mnist-32:test",
+    images: Annotated[int, typer.Option(help="The first so many of them.")] = 256,
+    solver: Annotated[list[str] | None, typer.Option(help="Repeat it. Default: all kinds.")] = None,
+    nfe: Annotated[str, typer.Option(help="Evaluations each way, as 12,24,60.")] = "12,24,60",
+    steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30",
+    grid_type: Annotated[str | None, typer.Option(help="Of all runs, as in sample.")] = None,
+    t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    store: Annotated[Path, typer.Option(help="Where figures are kept and found again.")] = Path(
+        "inversion.jsonl"
+    ),
+    quiet: Annotated[bool, typer.Option(help="No progress, only the table.")] = False,
+) -> None:
+    """PSNR of images after inversion and reconstruction, for all solvers in one table."""
+    with _errors(), _warnings():
+        from fewstep.eval.inversion import SOLVERS, RoundTrips, lines
+        from fewstep.samplers.images import check_writable
+        from fewstep.samplers.run import parse_ranges
+
+        check_writable(store)
+        table = RoundTrips(
+            model=model,
+            data=data,
+            images=images,
+            solvers=tuple(solver or SOLVERS),
+            nfe=parse_ranges(nfe),
+            steps=parse_ranges(steps),
+            grid=grid_type,
+            t_min=t_min,
+            batch=batch,
+        )
+        for line in lines(table.run(store, progress=not quiet)):
+            typer.echo(line)
+
+
+@bench_app.command(name="edit")
+def bench_edit(
+    model: Annotated[str, typer.Argument(help="A network as in sample.")] = DEFAULT_MODEL,
+    data: Annotated[str, typer.Option(help="Images with classes.")] = "fashion-mnist-32:test",
+    images: Annotated[int, typer.Option(help="The first so many of them.")] = 40,
+    editor: Annotated[
+        list[str] | None, typer.Option(help="As in edit; repeat it. Default: all.")
+    ] = None,
+    distance: Annotated[
+        str, typer.Option(help="To the source: lpips, ssim, rmse or rel-l2.")
+    ] = "lpips",
+    strip: Annotated[
+        Path | None, typer.Option(help="A PNG: sources, fresh samples, each editor's edits.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress, only the table.")] = False,
+) -> None:
+    """Class edits of real images: how many arrive, and how much of the source they keep."""
+    with _errors(), _warnings():
+        from fewstep.eval.editing import EDITORS, ClassEdits, lines
+        from fewstep.samplers.images import check_writable
+
+        if strip is not None:
+            check_writable(strip)
+        edits = ClassEdits(
+            model=model,
+            data=data,
+            images=images,
+            editors=tuple(editor or EDITORS),
+            distance=distance,
+        )
+        for line in lines(edits.run(strip, progress=not quiet), distance):
+            typer.echo(line)
 
 
 @app.callback(invoke_without_command=True)

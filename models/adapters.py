@@ -57,7 +57,7 @@ def from_pipeline(pipe: Any) -> Network:
     return from_checkpoint(
         module,
         {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
-        decode=_decoder(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
+        decode=decoder_of(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
         name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
     )
 
@@ -161,7 +161,8 @@ def _tokens(module: Any, shape: tuple[int, ...]) -> int:
     return (shape[-2] // patch) * (shape[-1] // patch)
 
 
-def _decoder(vae: Any) -> Callable[[Tensor], Tensor] | None:
+def decoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
+    """What makes images in [-1, 1] of latents; None without a VAE."""
     if vae is None:
         return None
     scale = vae.config.get("scaling_factor") or 1.0

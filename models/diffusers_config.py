@@ -54,7 +54,7 @@ def from_scheduler_config(
         ModelError: if the config belongs to a process without alpha and sigma, or to a network
             whose output is none of ours; the message says which.
     """
-    name = str(config.get("_class_name", ""))
+    name = str(config.get("base_class") or config.get("_class_name", ""))  # ours names its base
     if config.get("invert_sigmas"):
         raise ModelError(f"{name} runs from data to noise (invert_sigmas), which is not supported")
     if name in REFUSED:

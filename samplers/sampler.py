@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..models.caching import Policy, attached, caching
 from ..models.denoiser import Denoiser, Network
 from ..models.errors import SettingError
+from ..models.families import Size, network_of
 from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.schedule import Node
@@ -64,6 +65,18 @@ class Sampler:
     ) -> "Sampler":
         """The sampler of anything that `models.load.load` takes."""
         return cls(load(source, dtype=dtype, device=device))
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, size: Size | None = None) -> "Sampler":
+        """The sampler of a live diffusers pipeline, whatever scheduler it holds.
+
+        size: of what is sampled, for networks that are asked with a prompt (`models.families`);
+            their conditions are `encoded(pipe, size, prompt=...)`.
+
+        Raises:
+            ModelError: if the network cannot be called without its pipeline.
+        """
+        return cls(load(pipe) if size is None else network_of(pipe, size))
 
     def plan(self, **choices: Any) -> Plan:
         """The solver and grid that a call with these choices would run; see `make_plan`."""

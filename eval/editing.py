@@ -1,0 +1,114 @@
+"""`fewstep bench edit`: whether class edits reach their class, and what they keep of the image.
+
+Image i of class c is to become class (c + 1 + i mod 9) mod 10, so that all pairs are tried alike.
+An edit has arrived if fd-small's classifier calls it the target. What it kept is a distance to the
+source, beside the same distance of fresh samples of the target class, drawn with guidance 2.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models.errors import SettingError
+from ..samplers.editing import Editor
+from ..samplers.guidance import CFG
+from ..samplers.images import to_pil, to_uint8
+from ..samplers.sampler import Sampler
+from ..samplers.source import write_sheet
+from .extractors.small import CLASSES, load_small
+from .inversion import labelled_images
+from .metrics import PairMetric, metric
+
+FRESH = "fresh samples"
+EDITORS = ("rf-edit", "uni-edit", "rf-inversion", "flow-edit")
+SHOWN = 10  # images in a strip
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What one editor did. arrived: share called the target; distance: mean to the source;
+    nfe: evaluations per image, rows: with guidance counting twice.
+    """
+
+    name: str
+    arrived: float
+    distance: float
+    nfe: float
+    rows: float
+    samples: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEdits:
+    """The table to be measured.
+
+    distance: a metric of pairs, such as lpips, ssim or rmse.
+    """
+
+    model: str = "fashion-dit"
+    data: str = "fashion-mnist-32:test"
+    images: int = 40
+    editors: Sequence[str] = EDITORS
+    distance: str = "lpips"
+    guidance: float = 2.0
+
+    def run(self, strip: Path | None = None, *, progress: bool = False) -> list[Edited]:
+        """One entry per editor, and the fresh samples first.
+
+        Raises:
+            SettingError: for a network of other classes, or a distance that compares whole sets.
+        """
+        sampler = Sampler.from_pretrained(self.model)
+        if sampler.network.num_classes != CLASSES:
+            raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")
+        editors = [Editor(sampler, name) for name in self.editors]
+        x, source = labelled_images(self.data, self.images)
+        target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
+        seeds = range(len(x))
+        fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))
+        judged = _Judge(x, target, self.distance)
+        found = [judged(FRESH, fresh.samples, fresh.ledger.nfe, fresh.ledger.rows / len(x))]
+        bar = tqdm(self.editors, disable=None if progress else True, leave=False)
+        for name, editor in zip(bar, editors, strict=True):
+            edit = editor(x, source=source, target=target, seeds=seeds)
+            found.append(judged(name, edit.samples, edit.ledger.nfe, edit.ledger.rows / len(x)))
+        if strip is not None:
+            shown = [x, *(each.samples for each in found)]
+            write_sheet([p for part in shown for p in to_pil(part[:SHOWN])], SHOWN, strip)
+        return found
+
+
+class _Judge:
+    """Holds edits against their targets and sources."""
+
+    def __init__(self, x: Tensor, target: Sequence[int], distance: str) -> None:
+        found = metric(distance)
+        if not isinstance(found, PairMetric):
+            raise SettingError(f"{distance} compares sets of images; take lpips, ssim or rmse")
+        self.x, self.target, self.distance = x, torch.tensor(target), found
+        self.network = load_small()
+
+    def __call__(self, name: str, samples: Tensor, nfe: float, rows: float) -> Edited:
+        samples = samples.clamp(-1.0, 1.0)
+        features = self.network(to_uint8(samples).permute(0, 3, 1, 2))["pool"]
+        small = self.network.network
+        with torch.no_grad():
+            called = small.head(features).argmax(1)
+        arrived = float((called == self.target).float().mean())
+        distance = float(self.distance.function(samples, self.x).mean())
+        return Edited(name, arrived, distance, nfe, rows, samples)
+
+
+def lines(found: Sequence[Edited], distance: str) -> Iterator[str]:
+    """A Markdown table."""
+    yield f"| editor | target class | {distance} to the source | NFE | rows |"
+    yield "|---|---:|---:|---:|---:|"
+    for each in found:
+        yield (
+            f"| {each.name} | {each.arrived:.1%} | {each.distance:.3f} | {each.nfe:g} |"
+            f" {each.rows:g} |"
+        )

@@ -1,0 +1,249 @@
+"""The values V of self-attention, recorded in one pass over a network and put back in another.
+
+Which attention modules are tapped is data, one `Taps` per architecture. A `Tape` hooks their value
+projections. It is told where a run is by two integers (interval of the grid counted from the noise
+end, calls left in that step), and keeps or replaces V under (interval, stage, layer): never under a
+time, so that two passes over one grid in opposite directions meet exactly.
+
+    bytes = places * sum over layers of B * L * d * itemsize
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .caching.family import uncompiled
+from .errors import ModelError, SettingError, UnknownNameError
+
+Place = tuple[int, int]  # (interval, stage)
+Key = tuple[int, int, int]  # (interval, stage, layer)
+SHARE_OF_FREE = 0.25  # of a GPU's free memory, which V may take before it goes to the host
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the self-attention of an architecture is.
+
+    classes: names of the diffusers classes that it stands for.
+    pattern: of the full names (`re.fullmatch`) of its attention modules; they are numbered from 0
+             in the order of the network.
+    first:   (a, b): by default those from a b-th of their number on are tapped.
+    """
+
+    classes: tuple[str, ...]
+    pattern: str
+    first: tuple[int, int] = (1, 2)
+
+    def chosen(self, count: int) -> tuple[int, ...]:
+        """The numbers of the modules tapped by default."""
+        return tuple(range(count * self.first[0] // self.first[1], count))
+
+
+BLOCKS = r"transformer_blocks\.\d+"
+TAPS = (
+    Taps(("FluxTransformer2DModel",), rf"single_{BLOCKS}\.attn", (20, 38)),
+    Taps(("HunyuanVideoTransformer3DModel",), rf"single_{BLOCKS}\.attn", (21, 40)),
+    Taps(("SD3Transformer2DModel", "QwenImageTransformer2DModel"), rf"{BLOCKS}\.attn"),
+    Taps(("WanTransformer3DModel",), r"blocks\.\d+\.attn1"),
+    Taps(("DiTTransformer2DModel", "PixArtTransformer2DModel"), rf"{BLOCKS}\.attn1"),
+    Taps(("SanaTransformer2DModel", "LTXVideoTransformer3DModel"), rf"{BLOCKS}\.attn1"),
+    Taps(("CogVideoXTransformer3DModel",), rf"{BLOCKS}\.attn1"),
+    Taps(("Lumina2Transformer2DModel",), r"layers\.\d+\.attn"),
+    Taps(("UNet2DModel",), r".*attentions\.\d+"),
+    Taps(("UNet2DConditionModel",), rf".*{BLOCKS}\.attn1"),
+)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where the V of one layer leaves a module, in the last `width` columns of its output."""
+
+    layer: int
+    module: nn.Module
+    width: int
+
+
+def projections(
+    module: nn.Module | None, layers: Sequence[int] | None = None
+) -> tuple[Projection, ...]:
+    """The value projections of the tapped layers.
+
+    layers: numbers of the self-attention modules; None for the architecture's own choice.
+
+    Raises:
+        ModelError: if the network is no module, of an unknown kind, or without self-attention.
+        SettingError: for layers that it does not have.
+    """
+    if module is None:
+        raise ModelError(
+            "this network is a plain function, whose attention cannot be reached; make it with"
+            " from_module from a torch module, or take an editor that needs none, such as flow-edit"
+        )
+    root = uncompiled(module)
+    taps = _taps(root)
+    found = [each for name, each in root.named_modules() if re.fullmatch(taps.pattern, name)]
+    found = [each for each in found if isinstance(getattr(each, "to_v", None), nn.Module)]
+    if not found:
+        raise ModelError(
+            f"this {type(root).__name__} has no self-attention whose values could be kept; take an"
+            " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
+        )
+    chosen = taps.chosen(len(found)) if layers is None else _checked(layers, len(found))
+    return tuple(_projection(layer, found[layer]) for layer in chosen)
+
+
+def _taps(root: nn.Module) -> Taps:
+    names = [base.__name__ for base in type(root).__mro__]
+    for taps in TAPS:
+        if any(name in taps.classes for name in names):
+            return taps
+    known = [name for taps in TAPS for name in taps.classes]
+    raise UnknownNameError("self-attention known of the network", type(root).__name__, known)
+
+
+def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= n < count for n in layers):
+        raise SettingError(
+            f"layers={list(layers)} must be different numbers from 0 to {count - 1}, the"
+            f" {count} self-attention layers of this network"
+        )
+    return tuple(sorted(layers))
+
+
+def _projection(layer: int, attention: Any) -> Projection:
+    """The module that computes V: `to_v`, or `to_qkv` after diffusers' fuse_qkv_projections."""
+    fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
+    width = int(attention.to_v.weight.shape[0])
+    return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
+
+
+class Store(StrEnum):
+    """Where V waits: on the network's device, in (pinned) host memory, or as there is room."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    DEVICE = "device"
+
+
+class Mode(StrEnum):
+    """What a tape does at the places of its plan."""
+
+    OFF = "off"
+    RECORD = "record"
+    REPLACE = "replace"
+
+
+@dataclass
+class Tape:
+    """The V of one run.
+
+    taps:   whose V.
+    places: where it is recorded, and where it is put back.
+    store:  where it waits in between.
+
+    held:   the V recorded and not used yet; each is dropped when it has been used.
+    bytes_predicted: what the places will hold, by the formula, known from the first call of each
+            layer on; bytes_held: the most that was held.
+    """
+
+    taps: Sequence[Projection]
+    places: Collection[Place]
+    store: Store = Store.AUTO
+    mode: Mode = Mode.OFF
+    place: Place | None = None
+    held: dict[Key, Tensor] = field(default_factory=dict)
+    recorded: set[Key] = field(default_factory=set)
+    used: set[Key] = field(default_factory=set)
+    bytes_predicted: int = 0
+    bytes_held: int = 0
+    _layers: dict[int, int] = field(default_factory=dict)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Hooks the projections; afterwards takes every hook off and drops what is held."""
+        handles = [tap.module.register_forward_hook(self._hook(tap)) for tap in self.taps]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.held.clear()
+            self.mode = Mode.OFF
+
+    def check(self) -> None:
+        """Raises ModelError unless all that was planned was recorded, and all that was, used."""
+        planned = {(*place, tap.layer) for place in self.places for tap in self.taps}
+        if not planned == self.recorded == self.used:
+            raise ModelError(
+                f"of {len(planned)} planned V, {len(self.recorded)} were recorded and"
+                f" {len(self.used)} used; compiled code sees no hooks that were put on later, and"
+                " a cache skips layers: take the network without either"
+            )
+
+    def _hook(self, tap: Projection) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def run(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+            if self.mode is Mode.OFF or self.place is None or self.place not in self.places:
+                return None
+            key = (*self.place, tap.layer)
+            if self.mode is Mode.RECORD:
+                self._keep(key, out[..., -tap.width :])
+                return None
+            return _replaced(out, self._fetch(key, out), tap)
+
+        return run
+
+    def _keep(self, key: Key, value: Tensor) -> None:
+        self._layers.setdefault(key[-1], value.numel() * value.element_size())
+        self.bytes_predicted = len(self.places) * sum(self._layers.values())
+        self.held[key] = _host_copy(value) if self._away(value.device) else value.detach().clone()
+        self.recorded.add(key)
+        held = sum(each.numel() * each.element_size() for each in self.held.values())
+        self.bytes_held = max(self.bytes_held, held)
+
+    def _fetch(self, key: Key, out: Tensor) -> Tensor:
+        if key not in self.held:
+            raise ModelError(f"no V was recorded for {key} (interval, stage, layer)")
+        self.used.add(key)
+        return self.held.pop(key).to(out.device, non_blocking=True)
+
+    def _away(self, device: torch.device) -> bool:
+        """Whether V goes to the host."""
+        if device.type == "cpu" or self.store is Store.DEVICE:
+            return False
+        if self.store is Store.CPU or device.type != "cuda":
+            return self.store is Store.CPU
+        expected = len(self.places) * len(self.taps) * max(self._layers.values())
+        return expected > SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
+
+
+def _host_copy(value: Tensor) -> Tensor:
+    """In pinned memory, copied while the device goes on; the same stream later reads it back."""
+    kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    return kept.copy_(value.detach(), non_blocking=True)
+
+
+def _replaced(out: Tensor, kept: Tensor, tap: Projection) -> Tensor:
+    """The output with V replaced; the rows of further branches of the batch take the same V."""
+    rows, *rest = kept.shape
+    if out.shape[1:-1] != kept.shape[1:-1] or len(out) % rows:
+        raise SettingError(
+            f"V was recorded for {rows} rows of {rest[0]} tokens, and the edit has {len(out)} rows"
+            f" of {out.shape[1]}: both passes need the same images and prompts of one length; pad"
+            " the shorter prompt to the longer"
+        )
+    value = kept.repeat(len(out) // rows, *[1] * len(rest)).to(out.dtype)
+    return value if out.shape[-1] == tap.width else torch.cat([out[..., : -tap.width], value], -1)
+
+
+def predicted_bytes(
+    places: int, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype = torch.float32
+) -> int:
+    """The formula of the module: V of these shapes (B, L, d) by layer, at so many places."""
+    rows = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return places * rows * dtype.itemsize

@@ -1,0 +1,23 @@
+"""Editors, which change an image on its way: a new one is a file here that registers itself."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import EditorInfo, EditorSettings, editor, listing, named_editor, names
+from .editor import Edit, Editor
+from .scene import Scene
+
+for _module in sorted(module.name for module in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
+
+__all__ = [
+    "Edit",
+    "Editor",
+    "EditorInfo",
+    "EditorSettings",
+    "Scene",
+    "editor",
+    "listing",
+    "named_editor",
+    "names",
+]

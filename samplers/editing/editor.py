@@ -1,0 +1,111 @@
+"""`Editor`: a network and an editing rule, ready to be given images."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...models.errors import SettingError
+from ...models.ledger import Ledger
+from ..conditions import Branches, Conditions, branches_of
+from ..images import Picture, to_pil
+from ..inversion import checked_image, decoded
+from ..noise import Noise, checked_seeds
+from ..sampler import Sampler
+from .base import EditorSettings, named_editor
+from .scene import Scene
+
+Wanted = int | Sequence[int] | Conditions | None  # class labels, or named tensors
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an edit gave.
+
+    samples: (B, *) float32 on the CPU: images in [-1, 1], decoded where the network has a VAE.
+    ledger:  what it cost, inversion included.
+    bytes_held, bytes_predicted: the V kept at most, and by the formula of `models.attention`.
+    """
+
+    samples: Tensor
+    ledger: Ledger
+    bytes_held: int = 0
+    bytes_predicted: int = 0
+
+    @cached_property
+    def images(self) -> list[Picture]:
+        """The samples as PIL images."""
+        return to_pil(self.samples)
+
+
+class Editor:
+    """Changes images with one network; holds no state between calls.
+
+    >>> editor = Editor(Sampler.from_pretrained("fashion-dit"), "rf-edit:inject=4")
+    >>> editor(image, source=3, target=6).images[0].save("edit.png")
+    """
+
+    def __init__(self, sampler: Sampler, settings: str | EditorSettings = "rf-edit") -> None:
+        """settings: a name, `name:key=value,...` or a settings value.
+
+        Raises:
+            SettingError: if the editor does not run on the network's noise schedule.
+        """
+        self.sampler = sampler
+        self.settings = named_editor(settings) if isinstance(settings, str) else settings
+        info, network = self.settings.info, sampler.network
+        if info.families and network.schedule.family not in info.families:
+            raise SettingError(
+                f"{info.name} needs a velocity ({', '.join(info.families)} schedules), and"
+                f" {network.name} has a {network.schedule.family} schedule; rf-edit runs on all"
+            )
+
+    def __call__(
+        self,
+        image: Tensor,
+        *,
+        source: Wanted = None,
+        target: Wanted = None,
+        negative: Conditions | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Edit:
+        """Edits a batch of images.
+
+        Args:
+            image: (B, *) in the network's own space: pictures in [-1, 1], or latents.
+            source: what the images are: a class, one class each, or named condition tensors; None
+                is the null class where there is one.
+            target: the same for what they shall become.
+            negative: conditions of the unconditional branch, for guided editors.
+            seeds: one per image, for editors that draw noise. Default: 0, 1, ...
+
+        Raises:
+            SettingError: for an image or conditions that the network does not take.
+            ModelError: if the editor needs what the network has not, such as self-attention.
+        """
+        network = self.sampler.network
+        x = checked_image(network, image)
+        noise = Noise(_seeds(seeds, len(x)), network.shape)
+        source_of, target_of = (self._branches(len(x), w, negative) for w in (source, target))
+        scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
+        start = time.perf_counter()
+        with torch.no_grad():
+            samples = decoded(network, self.settings.edit(scene))
+        scene.ledger.seconds = time.perf_counter() - start
+        return Edit(samples, scene.ledger, scene.held, scene.predicted)
+
+    def _branches(self, n: int, wanted: Wanted, negative: Conditions | None) -> Branches:
+        network = self.sampler.network
+        if isinstance(wanted, Mapping):
+            return branches_of(network, n, None, wanted, negative)
+        return branches_of(network, n, wanted, None, negative)
+
+
+def _seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
+    found = checked_seeds(range(n) if seeds is None else seeds)
+    if len(found) != n:
+        raise SettingError(f"{len(found)} seeds for {n} images; give one for each")
+    return found

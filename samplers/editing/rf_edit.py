@@ -1,0 +1,146 @@
+"""RF-Edit: inversion and resampling that share the values of self-attention.
+
+In the last `inject` steps of the inversion, those at the noise, V of the tapped layers is recorded;
+in the first `inject` steps of the edit it takes the place of the network's own (arXiv:2411.04746).
+The key is (interval, calls left in the step, layer), with intervals counted from the noise: what
+the inversion evaluated at the clean end of an interval serves the edit at its noisy end, and both
+meet in the middle. FireFlow and Uni-Inv have fewer calls in most steps; what only one of the two
+passes has is not recorded, and the network's own V is used there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from ...models.attention import Mode, Place, Store, Tape, projections
+from ...models.denoiser import Network
+from ...models.errors import SettingError
+from ...models.schedule import Node
+from ..guidance import CFG
+from ..inversion import walk
+from ..loop import integrate
+from ..route import Route, route
+from .base import EditorInfo, Steps, register
+from .scene import Scene, check_guided
+
+
+@register
+@dataclass(frozen=True)
+class RFEdit:
+    """solver:   any of `inversion.invertible`.
+    steps:    of each way.
+    inject:   steps in which V is shared, at most `steps`; 0 is inversion and sampling.
+    guidance: scale on the way back; the inversion has none.
+    layers:   numbers of the self-attention layers; None for the architecture's own choice.
+    store:    "auto", "cpu" (pinned host memory) or "device".
+    grid:     a name, as `route` takes it.
+    t_min:    of the clean end, as `route` takes it.
+    """
+
+    info: ClassVar[EditorInfo] = EditorInfo(name="rf-edit", source="arXiv:2411.04746")
+    solver: str = "rf-solver"
+    steps: Steps = 15
+    inject: Annotated[int, Field(ge=0)] = 2
+    guidance: float = 2.0
+    layers: tuple[int, ...] | None = None
+    store: Store = Store.AUTO
+    grid: str | None = None
+    t_min: float | None = None
+
+    def edit(self, scene: Scene) -> Tensor:
+        check_guided(scene.target, self.guidance, scene.network.name)
+        way = route(
+            scene.network,
+            self.solver,
+            steps=self.steps,
+            grid=self.grid,
+            t_min=self.t_min,
+        )
+        if not self.inject:
+            return self._back(scene, way, self._there(scene, way, None), None)
+        tape = Tape(
+            projections(scene.network.module, self.layers), shared(way, self.inject), self.store
+        )
+        with tape.on():
+            noise = self._there(scene, way, tape)
+            edited = self._back(scene, way, noise, tape)
+            tape.check()
+        scene.held, scene.predicted = tape.bytes_held, tape.bytes_predicted
+        return edited
+
+    def _there(self, scene: Scene, way: Route, tape: Tape | None) -> Tensor:
+        """The noise of the source."""
+        counted, start = _counted(scene.network, tape, Mode.RECORD, way.calls()[0])
+        last = way.grid.steps - 1
+        start(0, last)
+        x = scene.image * way.rising[0].alpha
+        denoiser = scene.denoiser(scene.source, counted)
+        return walk(denoiser, way, x, lambda n, _: start(n + 1, last - n - 1))
+
+    def _back(self, scene: Scene, way: Route, noise: Tensor, tape: Tape | None) -> Tensor:
+        """The image of the target."""
+        counted, start = _counted(scene.network, tape, Mode.REPLACE, way.calls()[1])
+        start(0, 0)
+        x = integrate(
+            scene.denoiser(scene.target, counted),
+            way.back.on(way.grid),
+            way.grid,
+            noise,
+            CFG(self.guidance),
+            callback=lambda n, *_: start(n + 1, n + 1),
+        )
+        return x / way.grid.nodes[-1].alpha
+
+
+def shared(way: Route, inject: int) -> frozenset[Place]:
+    """The places of the first `inject` intervals from the noise at which both ways evaluate.
+
+    Raises:
+        SettingError: if there are fewer intervals.
+    """
+    if inject > way.grid.steps:
+        raise SettingError(f"inject={inject} is more than the {way.grid.steps} steps of the run")
+    there, back = way.calls()
+    least = [min(a, b) for a, b in zip(reversed(there), back, strict=True)]
+    return frozenset((i, stage) for i in range(inject) for stage in range(least[i]))
+
+
+@plain
+class _Counter:
+    """Tells a tape the place of every call; counts[n] are the calls of step n."""
+
+    tape: Tape
+    mode: Mode
+    counts: list[int]
+    interval: int = 0
+    left: int = 0
+
+    def start(self, n: int, interval: int) -> None:
+        if n < len(self.counts):
+            self.interval, self.left = interval, self.counts[n]
+
+    def of(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, node: Node, conditions: Any) -> Tensor:
+            self.left -= 1
+            self.tape.mode, self.tape.place = self.mode, (self.interval, self.left)
+            try:
+                return forward(x, node, conditions)
+            finally:
+                self.tape.mode = Mode.OFF
+
+        return call
+
+
+def _counted(
+    network: Network, tape: Tape | None, mode: Mode, counts: list[int]
+) -> tuple[Network, Callable[[int, int], None]]:
+    """The network with a tape that follows it, and what is to be called as each step starts."""
+    if tape is None:
+        return network, lambda n, interval: None
+    counter = _Counter(tape, mode, counts)
+    return replace(network, forward=counter.of(network.forward)), counter.start

@@ -1,0 +1,1 @@
+"""What samples inside diffusers pipelines, and what takes a pipeline apart for our own loop."""

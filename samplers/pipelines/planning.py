@@ -1,0 +1,180 @@
+"""From a scheduler's choices and what a pipeline asks of `set_timesteps` to a plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models.errors import SettingError
+from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+from ...solvers import Schedule, SolverSettings
+from ..grid import Final, default_grid
+from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule, named_solver
+from .process import Process
+from .stepper import questions
+from .times import grid_at_labels, grid_at_sigmas, is_ramp
+
+Numbers = Sequence[float] | Tensor
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The arguments of `set_timesteps`."""
+
+    steps: int | None
+    nfe: int | None
+    sigmas: Sequence[float] | None
+    labels: Sequence[float] | None
+    mu: float | None
+
+    @classmethod
+    def of(
+        cls, steps: int | None, nfe: int | None, mu: float | None, **listed: Numbers | None
+    ) -> "Wanted":
+        """Raises SettingError if there are two lists, or a list and another number of steps."""
+        sigmas, labels = (_floats(listed[name]) for name in ("sigmas", "timesteps"))
+        if sigmas is not None and labels is not None:
+            raise SettingError("give sigmas or timesteps, not both; each determines the other")
+        return cls(steps, nfe, sigmas, labels, mu)
+
+    @property
+    def listed(self) -> bool:
+        return self.sigmas is not None or self.labels is not None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What shall run.
+
+    solver: a name with settings; None is unipc-2.
+    grid:   a name with settings or falling times; None is the network's own.
+    nfe:    a budget that stands in for a number of steps.
+    table:  a schedule that stands in for all of these.
+    final:  as `make_plan` takes it.
+    """
+
+    solver: str | None
+    grid: str | list[float] | None
+    nfe: int | None
+    table: Schedule | None
+    final: str
+
+    def check(self, process: Process) -> None:
+        """Raises FewstepError for names and combinations that cannot be."""
+        Final.named(self.final)
+        if self.nfe is not None and not (isinstance(self.nfe, int) and self.nfe > 0):
+            raise SettingError(f"nfe={self.nfe!r} must be a positive whole number of evaluations")
+        if self.table is not None:
+            if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
+                raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
+            questions(make_plan(process.fixed, self.table))
+        elif self.settings.info.adaptive:
+            raise SettingError(
+                f"{self.settings.info.name} chooses its steps as it goes, and a pipeline wants them"
+                " listed before; take a solver with fixed steps, such as unipc-2, or Sampler"
+            )
+        else:
+            sized = self.nfe is not None or isinstance(self.grid, list)
+            self.plan(process, Wanted(None if sized else 4, None, None, None, mu=1.0))
+
+    @property
+    def settings(self) -> SolverSettings:
+        return named_solver(self.solver or DEFAULT_SOLVER)
+
+    def plan(self, process: Process, wanted: Wanted) -> Plan:
+        """The run; raises FewstepError if there is none such."""
+        schedule, given = process.schedule(wanted.mu), wanted.sigmas or wanted.labels
+        if given is None:
+            return self._sized(schedule, wanted, process.config)
+        if isinstance(schedule, RectifiedFlow) and wanted.sigmas and is_ramp(given):
+            same = Wanted(len(given), wanted.nfe, None, None, wanted.mu)
+            plan = self._sized(schedule, same, process.config)
+        else:
+            read = grid_at_sigmas if wanted.sigmas else grid_at_labels
+            plan = self._listed(read(schedule, given), wanted.nfe)
+        if wanted.steps not in (None, plan.grid.steps):
+            raise SettingError(
+                f"{plan.grid.steps} times were given for {wanted.steps} steps; drop"
+                " num_inference_steps"
+            )
+        return plan
+
+    def _listed(self, grid: TimeGrid, nfe: int | None) -> Plan:
+        """Times that somebody chose; they are taken as they are or not at all."""
+        set_too = [name for name in ("grid", "nfe") if getattr(self, name) is not None]
+        if nfe is not None or set_too or self.table is not None or self.final != "zero":
+            what = "a schedule" if self.table is not None else " and ".join(set_too or ["nfe"])
+            raise SettingError(
+                f"explicit sigmas or timesteps are the grid, and this scheduler has {what} already;"
+                " drop one of them"
+            )
+        return make_plan(grid.schedule, self.settings, grid=[node.t for node in grid.nodes])
+
+    def _sized(self, schedule: NoiseSchedule, wanted: Wanted, config: Mapping[str, Any]) -> Plan:
+        nfe = self.nfe if wanted.nfe is None else wanted.nfe
+        if self.table is not None:
+            plan, what = make_plan(schedule, self.table), "the schedule"
+        elif self.grid is not None and not isinstance(self.grid, str):
+            plan, what = make_plan(schedule, self.settings, grid=self.grid), "the grid"
+        elif nfe is not None:
+            plan, what = self._named(schedule, {"nfe": nfe}, config), f"{nfe} evaluations"
+        elif wanted.steps is None:
+            raise SettingError("set_timesteps needs num_inference_steps, sigmas, timesteps or nfe")
+        else:
+            return self._named(schedule, {"steps": wanted.steps}, config)
+        _check_steps(what, plan.grid.steps, wanted.steps)
+        return plan
+
+    def _named(
+        self, schedule: NoiseSchedule, size: Mapping[str, int], config: Mapping[str, Any]
+    ) -> Plan:
+        assert not isinstance(self.grid, list)
+        grid = self.grid or own_grid(schedule, config)
+        return make_plan(schedule, self.settings, grid=grid, final=self.final, **size)
+
+
+def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
+    """The grid where none is chosen: the one its pipelines use on flow, else what its flags say."""
+    if isinstance(schedule, RectifiedFlow):
+        return "uniform"
+    asked = [grid for flag, grid in GRID_FLAGS.items() if config.get(flag)]
+    return asked[0] if asked else default_grid(schedule)
+
+
+def stored(schedule: Schedule | str | Path | None) -> tuple[str | None, Schedule | None]:
+    """A schedule as JSON text, which a config can carry, and as itself.
+
+    schedule: itself, its JSON text, a file, or the name of a preset.
+    """
+    if schedule is None:
+        return None, None
+    if isinstance(schedule, Schedule):
+        found = schedule
+    elif str(schedule).lstrip().startswith("{"):
+        found = Schedule.parse(str(schedule))
+    else:
+        found = named_schedule(str(schedule))
+    return found.dump(), found
+
+
+def _check_steps(what: str, has: int, asked: int | None) -> None:
+    if asked not in (None, has):
+        raise SettingError(
+            f"{what} is {has} steps, not {asked}; call the pipeline with num_inference_steps={has}"
+        )
+
+
+def _floats(values: Numbers | None) -> list[float] | None:
+    if values is None:
+        return None
+    found = [float(value) for value in values]
+    if not found:
+        raise SettingError("an empty list of times is no run; list one per step")
+    return found

@@ -1,0 +1,90 @@
+"""What a scheduler's config says of the network, kept apart from what shall run."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...models.diffusers_config import REFUSED, from_scheduler_config
+from ...models.errors import ModelError, SettingError
+from ...models.prediction import Prediction
+from ...models.schedule import NoiseSchedule
+
+OURS = "SolverScheduler"
+
+
+@dataclass(frozen=True)
+class Process:
+    """The noise schedule and prediction of a network, by the config of its scheduler.
+
+    config:     of that scheduler, with its class under "base_class".
+    fixed:      the noise schedule; of networks that shift by the image's size, with shift 1.
+    prediction: what the network returns.
+    """
+
+    config: Mapping[str, Any]
+    fixed: NoiseSchedule
+    prediction: Prediction
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Process":
+        """Raises ModelError, naming the field, if the config does not say enough."""
+        kept = {key: value for key, value in config.items() if not key.startswith("_")}
+        own = str(config.get("_class_name", ""))
+        name = kept.get("base_class") or (own if own not in ("", OURS) else _class_of(kept))
+        kept["base_class"] = name
+        schedule, prediction = _read(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
+        return cls(kept, schedule, prediction)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether a flow network's times are shifted by the size of the image."""
+        return self.fixed.family == "flow" and bool(self.config.get("use_dynamic_shifting"))
+
+    @property
+    def sigma_data(self) -> float:
+        return getattr(self.fixed, "sigma_data", 0.5)
+
+    def schedule(self, mu: float | None) -> NoiseSchedule:
+        """The noise schedule of a run: the shift is exp(mu), or mu where the config says linear."""
+        if not self.dynamic:
+            return self.fixed
+        if mu is None:
+            raise SettingError(
+                "this network shifts its times by the size of the image (use_dynamic_shifting);"
+                " pass mu= to set_timesteps, as the pipeline does"
+            )
+        linear = self.config.get("time_shift_type") == "linear"
+        return _read(self.config, float(mu) if linear else math.exp(mu))[0]
+
+
+def _read(config: Mapping[str, Any], shift: float | None) -> tuple[NoiseSchedule, Prediction]:
+    own = {} if shift is None else {"use_dynamic_shifting": False, "shift": shift}
+    try:
+        return from_scheduler_config({**config, "_class_name": config["base_class"], **own})
+    except ModelError as error:
+        reason = str(error).split("; pass ")[0]  # what to pass there cannot be passed here
+        raise ModelError(
+            f"{reason}; so no solver of ours can run in its pipeline, keep its own scheduler"
+        ) from error
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """The class of a config that was never saved, which does not say it: the one of its fields."""
+    if "beta_schedule" in config:
+        return ""
+    import diffusers.schedulers as known
+
+    names = sorted(name for name in dir(known) if name.endswith("Scheduler"))
+    fitting = [name for name in names if _fields(getattr(known, name)) == config.keys()]
+    if not fitting:
+        raise ModelError(
+            "this scheduler config does not say how its network was trained: it has neither"
+            ' "_class_name" nor "beta_schedule", and its fields are those of no scheduler'
+        )
+    return min(fitting, key=lambda name: (name in REFUSED, name))
+
+
+def _fields(scheduler: Any) -> set[str]:
+    return inspect.signature(scheduler.__init__).parameters.keys() - {"self"}

@@ -1,0 +1,146 @@
+"""A plan that is answered from outside, one evaluation at a time, by whoever calls the network."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mode
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.errors import SettingError
+from ...models.schedule import Node
+from ...solvers import Solver
+from ...solvers.base import Query, Split, Step
+from ..plan import Plan
+
+GUIDED = (
+    "this schedule combines the branches of the network itself, and a pipeline has combined them"
+    " already; use it with Sampler, or a schedule without guidance"
+)
+AFS = (
+    "this schedule takes its first step without the network (afs), and a pipeline always calls it"
+    " first; use it with Sampler, or a schedule without afs"
+)
+Draw = Callable[[Tensor], Tensor]  # a state -> standard normal noise like it
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One evaluation of a plan: in which step, as which of its calls, and at which node."""
+
+    step: int
+    stage: int
+    node: Node
+
+
+class Stepper:
+    """Runs the steps of a solver over a grid; each call of `answer` brings it to the next question.
+
+    It can be copied between any two calls: a generator cannot be, so it is left out and told its
+    answers again.
+    """
+
+    def __init__(self, solver: Solver[Any], nodes: tuple[Node, ...]) -> None:
+        self.solver, self.pairs = solver, list(pairwise(nodes))
+        self.n, self.state = 0, solver.init()
+        self.sent: list[Tensor] = []  # the answers of this step
+        self.x = self.asked = torch.zeros(())  # where the step begins; the state in question
+        self.node = nodes[0]  # where that state is
+        self.begun = False
+        self.live: Generator[Query, Tensor, tuple[Tensor, Any]] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.n == len(self.pairs)
+
+    def begin(self, x: Tensor, noise: Draw) -> Tensor:
+        """Starts from x (B, *); the state in question, which is x if nothing comes before it."""
+        self.x, self.begun = x, True
+        self.live = self._step()
+        return self._until_asked(None, noise)
+
+    def answer(self, x0: Tensor, noise: Draw) -> Tensor:
+        """Takes x0 (B, *) at the state in question; the next such state, or the last sample."""
+        if self.live is None:
+            self.live = self._retold()
+        self.sent.append(x0)
+        return self._until_asked(x0, noise)
+
+    def replace(self, x: Tensor) -> None:
+        """Puts x (B, *) in the place of the state in question.
+
+        Where the question is the first of its step, the step begins from x. Later ones ask about a
+        state that is not carried on, so there only the answer is another.
+        """
+        if not self.sent:
+            self.x = x if self.asked is self.x else self.x + (x - self.asked)
+            self.live = self._retold()
+        self.asked = x
+
+    def _step(self) -> Step[Any]:
+        return self.solver.step(self.x, self.state, *self.pairs[self.n])
+
+    def _retold(self) -> Step[Any]:
+        """This step from its beginning to the question that is open."""
+        live = self._step()
+        next(live)
+        for answer in self.sent:
+            live.send(answer)
+        return live
+
+    def _until_asked(self, answer: Tensor | None, noise: Draw) -> Tensor:
+        assert self.live is not None
+        while True:
+            try:
+                x, node = self.live.send(answer)  # type: ignore[arg-type]  # None begins a step
+            except StopIteration as done:
+                self.x, self.state = done.value
+                self.n, self.sent, answer = self.n + 1, [], None
+                if self.over:
+                    self.live = None
+                    return self.x
+                self.live = self._step()
+                continue
+            if isinstance(node, Split):
+                raise SettingError(GUIDED)
+            if node is not None:
+                self.asked, self.node = x, node
+                return x
+            answer = noise(x)
+            self.sent.append(answer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "live": None}
+
+
+def questions(plan: Plan) -> list[Question]:
+    """The evaluations of a run, in order, found by a dry run.
+
+    Raises:
+        SettingError: if the schedule brings its own guidance, or does not begin with the network.
+    """
+    stepper, found = Stepper(plan.solver, plan.grid.nodes), list[Question]()
+    start = torch.ones(1, 1, 1, 1)
+    x = stepper.begin(start, torch.zeros_like)
+    if stepper.n > 0 or not torch.equal(x, start):
+        raise SettingError(AFS)
+    while not stepper.over:
+        stage = found[-1].stage + 1 if found and found[-1].step == stepper.n else 0
+        found.append(Question(stepper.n, stage, stepper.node))
+        x = stepper.answer(x, torch.zeros_like)
+    return found
+
+
+def calls_per_step(asked: Sequence[Question]) -> int:
+    """How many evaluations a pipeline shall take for one step, so that its bar ends at its end.
+
+    A bar moves at every k-th evaluation and at the last one. That is right for k calls in most
+    steps and fewer in the last; where it is not, 1 moves the bar at each of the last N evaluations.
+    """
+    steps = [question.step for question in asked]
+    k = mode(map(steps.count, dict.fromkeys(steps)))
+    moves = len(steps) // k + (len(steps) % k > 0)
+    regular = all(asked[n].stage == 0 for n in range(0, len(asked), k))
+    return k if moves == len(dict.fromkeys(steps)) and regular else 1

@@ -1,0 +1,255 @@
+"""The way between image and noise: one grid, and what steps over it in either direction.
+
+A run over the nodes from data to noise takes the same steps as sampling, between the same nodes,
+the other way round. Solvers whose step holds between any two nodes run as they are. Multistep
+solvers in lam step the mirrored process: with alpha' = sigma, sigma' = alpha, lam' = -lam and
+x0' = eps the ODE has the same form, and lam' rises on the way to the noise as lam does on the way
+back; their history starts anew.
+
+At sigma = 0 a prediction x0 determines no slope. On rectified flow the clean end of the grid is
+therefore at t = 1e-6, and the state is float64, in which x0 = x - sigma v keeps ten digits of v
+there. Other processes have no network there at all; their clean end is t_min of the schedule.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Network
+from ..models.errors import FewstepError, ScheduleError, SettingError
+from ..models.schedule import Node, RectifiedFlow, TimeGrid
+from ..solvers import Schedule, Solver, SolverSettings, drive, names, solver
+from ..solvers.base import Asked, Query
+from ..solvers.fireflow import FireFlowSteps
+from ..solvers.heun import HeunSteps
+from ..solvers.linear import LinearSteps, rows_of
+from ..solvers.multistep import Encoder
+from ..solvers.ode import FixedSteps
+from ..solvers.rf_solver import RungeKuttaSteps
+from ..solvers.schedule_data import StepSpec
+from ..solvers.taylor import taylor
+from ..solvers.uni_inv import UniInvSteps
+from .grid import Final
+from .plan import make_plan, named_solver
+
+DEFAULT_SOLVER = "rf-solver"
+DEFAULT_NFE = 30
+CLEAN = 1e-6  # t of the clean end on rectified flow
+BETWEEN_ANY_NODES = (RungeKuttaSteps, HeunSteps, FireFlowSteps, UniInvSteps, FixedSteps)
+WAY_BACK = {"uni-inv": "euler"}  # made for the way to the noise; this is what goes with it
+
+
+@dataclass(frozen=True)
+class Route:
+    """One grid that is walked both ways.
+
+    settings: the solver on the way to the noise; back: the one on the way to the data.
+    grid:     its nodes, noisiest first; the last has sigma > 0.
+    """
+
+    settings: SolverSettings
+    back: SolverSettings
+    grid: TimeGrid
+
+    @property
+    def rising(self) -> tuple[Node, ...]:
+        """The nodes from data to noise."""
+        return self.grid.nodes[::-1]
+
+    @property
+    def solvers(self) -> tuple[Solver[Any], Solver[Any]]:
+        """What walks the rising nodes, and what walks the grid."""
+        return backward(self.settings, self.grid), self.back.on(self.grid)
+
+    def calls(self) -> tuple[list[int], list[int]]:
+        """Evaluations in each step of both ways, by a dry run."""
+        there, back = self.solvers
+        return _calls(there, self.rising), _calls(back, self.grid.nodes)
+
+
+def invertible() -> list[str]:
+    """The names of the solvers that can run from data to noise."""
+    return [name for name in names() if _runs_backward(name)]
+
+
+def route(
+    network: Network,
+    solver: str | SolverSettings = DEFAULT_SOLVER,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: str | Sequence[float] | None = None,
+    t_min: float | None = None,
+) -> Route:
+    """The grid to walk and what walks it.
+
+    Args:
+        solver: a name, `name:key=value,...` or a settings value; one of `invertible`.
+        nfe: evaluations per image on the way to the noise; 30 if steps is not given either.
+        steps: number of steps, instead of a budget.
+        grid: a name or falling times, as `make_plan` takes them.
+        t_min: the time of the clean end, in the schedule's own units: the image is taken for alpha
+            x0 there. Default: 1e-6 on rectified flow (1e-3 without float64), elsewhere the
+            schedule's own t_min.
+
+    Raises:
+        SettingError: for a solver that cannot run backwards, or a budget it cannot spend.
+    """
+    settings = checked_solver(solver)
+    schedule, clean = network.schedule, _clean_end(network, t_min)
+
+    def of(count: int | None) -> Route:
+        final = Final.ZERO if schedule.family == "flow" or not _named(grid) else Final.SIGMA_MIN
+        nodes = make_plan(schedule, settings, steps=count, grid=grid, final=final).grid.nodes
+        times = [node.t for node in nodes if node.t > clean]
+        return route_of(settings, TimeGrid.of(schedule, [*times, clean]))
+
+    if nfe is not None and (steps is not None or not _named(grid)):
+        raise SettingError("give nfe, a budget of evaluations, or steps or times, not both")
+    if steps is not None or not _named(grid):
+        return of(steps)
+    return _within(DEFAULT_NFE if nfe is None else nfe, settings, of)
+
+
+def backward(settings: SolverSettings, grid: TimeGrid) -> Solver[Any]:
+    """What steps over the nodes of a grid from data to noise; raises SettingError if nothing."""
+    steps = settings.on(grid)
+    if isinstance(steps, BETWEEN_ANY_NODES):
+        return steps
+    if isinstance(settings, Encoder) and all(map(_plain, settings.steps(grid))):
+        return MirroredRows.of(settings.steps(grid), grid)
+    raise SettingError(f"{settings.info.name} cannot invert: its steps hold in one direction only")
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredRows:
+    """The steps of a multistep solver on the mirrored process; see the module."""
+
+    rows: LinearSteps
+
+    @classmethod
+    def of(cls, specs: Sequence[StepSpec], grid: TimeGrid) -> "MirroredRows":
+        """A step is as long and of the same order as the one of the same number forward."""
+        true = grid.nodes[::-1]
+        nodes = [Node(n.t, n.sigma, n.alpha, -n.lam) for n in true]
+        if nodes[-1].sigma == 0.0:
+            specs = [*specs[:-1], specs[-1].model_copy(update={"order": 1, "est": ()})]
+        combos = [
+            taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+            for n, spec in enumerate(specs)
+        ]
+        return cls(LinearSteps(rows_of(nodes, combos, true[:-1])))
+
+    def init(self) -> Any:
+        return self.rows.init()
+
+    def step(
+        self, x: Tensor, state: Any, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, Any]]:
+        """The row's one question, answered by eps = (x - alpha x0) / sigma."""
+        step = self.rows.step(x, state, t, s)
+        x_t, _ = next(step)
+        x0 = yield x_t, t
+        try:
+            step.send(torch.sub(x_t, x0, alpha=t.alpha).div_(t.sigma))
+        except StopIteration as done:
+            result: tuple[Tensor, Any] = done.value
+            return result
+        raise AssertionError("a row asks once")
+
+
+def route_of(settings: SolverSettings, grid: TimeGrid) -> Route:
+    back = WAY_BACK.get(settings.info.name)
+    return Route(settings, settings if back is None else solver(back), grid)
+
+
+def _within(nfe: int, settings: SolverSettings, of: Callable[[int], Route]) -> Route:
+    """The route on which inversion spends exactly nfe evaluations."""
+    if nfe < 1:
+        raise SettingError(f"nfe must be at least 1, not {nfe}")
+    guess = -(-nfe // settings.info.calls_per_step)
+    found = {sum(way.calls()[0]): way for way in map(of, range(max(1, guess - 2), guess + 2))}
+    if nfe not in found:
+        near = " or ".join(map(str, sorted(found, key=lambda cost: abs(cost - nfe))[:2]))
+        name = settings.info.name
+        raise SettingError(f"{name} cannot invert in exactly {nfe} evaluations; {near} it can")
+    return found[nfe]
+
+
+def _calls(solver: Solver[Any], nodes: Sequence[Node]) -> list[int]:
+    """Evaluations in each step over some nodes."""
+    x, state, counts = torch.zeros(1, 1, 1, 1, dtype=torch.float64), solver.init(), []
+    for t, s in pairwise(nodes):
+        asked: list[Asked] = []
+
+        def answer(x_t: Tensor, node: Asked, asked: list[Asked] = asked) -> Tensor:
+            asked.append(node)
+            return x_t
+
+        x, state = drive(solver.step(x, state, t, s), answer)
+        counts.append(len(asked))
+    return counts
+
+
+def checked_solver(given: Any) -> SolverSettings:
+    """The settings of a solver that has a way back, as far as its facts tell."""
+    if isinstance(given, Schedule):
+        raise SettingError(
+            "a searched schedule runs from noise to data only; name a solver that runs both ways:"
+            f" {', '.join(invertible())}"
+        )
+    settings = named_solver(given) if isinstance(given, str) else given
+    info = settings.info
+    if info.stochastic or getattr(settings, "s_churn", 0.0):
+        raise _no_way(info.name, "it adds noise, and what was added cannot be told from the image")
+    if info.adaptive:
+        raise _no_way(info.name, "it chooses its steps, and would choose others on the way back")
+    if info.name not in invertible():
+        raise _no_way(info.name, "its steps hold in one direction only")
+    return settings
+
+
+def _no_way(name: str, reason: str) -> SettingError:
+    return SettingError(f"{name} cannot invert: {reason}; these can: {', '.join(invertible())}")
+
+
+def _runs_backward(name: str) -> bool:
+    settings, process = solver(name), RectifiedFlow()
+    if settings.info.stochastic or settings.info.adaptive:
+        return False
+    try:
+        backward(settings, TimeGrid.of(process, [1.0, 0.5, 0.25, CLEAN]))
+    except FewstepError:
+        return False
+    return True
+
+
+def _plain(spec: StepSpec) -> bool:
+    """Whether a step is its predictor and nothing else, so that it can be mirrored."""
+    return not (spec.corr.on or spec.dA or any(spec.dB or ()))
+
+
+def _named(grid: str | Sequence[float] | None) -> bool:
+    return grid is None or isinstance(grid, str)
+
+
+def state_dtype(network: Network) -> torch.dtype:
+    """Float64 where the network's device has it."""
+    return torch.float32 if network.device.type == "mps" else torch.float64
+
+
+def _clean_end(network: Network, t_min: float | None) -> float:
+    schedule = network.schedule
+    if t_min is None:
+        wide = schedule.family == "flow" and state_dtype(network) == torch.float64
+        return CLEAN if wide else schedule.t_min
+    if not schedule.t_zero < t_min < schedule.t_max:
+        raise ScheduleError(
+            f"t_min={t_min:g} must lie between {schedule.t_zero:g} (data) and {schedule.t_max:g}"
+            " (noise); 0.01 leaves out what networks are hardly trained on"
+        )
+    return t_min

@@ -1,0 +1,386 @@
+"""`SolverScheduler`: our solvers in the place of a diffusers pipeline's scheduler.
+
+>>> pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver="unipc-3")
+>>> pipe("a cat", num_inference_steps=8)
+
+It drives the same generator steps as `loop.integrate`; the pipeline calls the network in between.
+The state is alpha x0 + sigma eps on every schedule. That is what variance-preserving and flow
+pipelines hold, so there `scale_model_input` is the identity and `init_noise_sigma` 1; for EDM
+networks, alpha = 1, they are c_in and the first sigma. It is float32 at least, and cast at the
+border only. Evaluations are counted, never looked up by their time.
+
+Saved pipelines name this module, so it stays where it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+
+from ..models.errors import SettingError, UnknownNameError
+from ..models.prediction import Prediction, combine, x0_from
+from ..models.schedule import Node, TimeGrid
+from ..solvers import Schedule
+from .pipelines.planning import Choices, Numbers, Wanted, stored
+from .pipelines.process import Process
+from .pipelines.stepper import Draw, Question, Stepper, calls_per_step, questions
+from .pipelines.times import node_at
+from .plan import Plan
+
+logger = logging.get_logger(__name__)
+
+DEFAULTS = {"solver": None, "grid": None, "nfe": None, "schedule": None, "final": "zero"}
+NOT_TAKEN_OVER = ("clip_sample", "thresholding")
+SAME_LABEL = 1e-3  # labels this near are one; they come back as float32
+
+
+Generators = Generator | list[Generator] | None
+
+
+@dataclass
+class Output(SchedulerOutput):  # type: ignore[misc]
+    """prev_sample: the next state (B, *). pred_original_sample: the x0 (B, *) it came from."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """A scheduler that runs any of our solvers with fixed steps.
+
+    timesteps: one label of the network per evaluation, float32, on the device asked for.
+    sigmas:    likewise sigma on flow, sigma / alpha elsewhere, and where the run ends; on the CPU.
+    order:     what pipelines multiply a number of steps by to count evaluations.
+    x0:        the last prediction (B, *), for callbacks; None before the first.
+    nfe:       evaluations so far.
+    """
+
+    order = 1
+    config_name = "scheduler_config.json"
+
+    def __init__(
+        self,
+        base: Mapping[str, Any],
+        *,
+        solver: str | None = None,
+        grid: str | Sequence[float] | None = None,
+        nfe: int | None = None,
+        schedule: Schedule | str | Path | None = None,
+        final: str = "zero",
+    ) -> None:
+        """See `from_config`, which takes the same; base is the config of another scheduler."""
+        text, table = stored(schedule)
+        grid = grid if grid is None or isinstance(grid, str) else [float(t) for t in grid]
+        self.process = Process.of(base)
+        self.choices = Choices(solver, grid, nfe, table, final)
+        self.choices.check(self.process)
+        own = {"solver": solver, "grid": grid, "nfe": nfe, "schedule": text, "final": final}
+        self.register_to_config(**{**self.process.config, **own})
+        self.timesteps = self.sigmas = torch.empty(0)
+        self.num_inference_steps: int | None = None
+        self._plan: Plan | None = None
+        self._questions: list[Question] = []
+        self._stepper: Stepper | None
+        self._begin: int | None
+        self._handed: tuple[Tensor, int]
+        self.x0: Tensor | None
+        self._forget()
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **own: Any
+    ) -> Any:
+        """The scheduler for a pipeline whose own one has this config.
+
+        Args:
+            config: `pipe.scheduler.config`; what it says of the network is kept.
+            return_unused_kwargs: return (scheduler, {}) as diffusers does; nothing is unused.
+            own: what shall run, and changes to the config.
+                solver: `name` or `name:key=value,...`; unipc-2 if not given.
+                grid: `name`, `name:key=value,...`, or falling times that end where the run shall.
+                    By default uniform times on flow, as its pipelines use, and elsewhere the one
+                    that the config's use_karras_sigmas and its like ask for, or `make_plan`'s.
+                nfe: a budget of evaluations in place of a number of steps.
+                schedule: a `Schedule`, a file of one, or the name of a preset.
+                final: "zero", "sigma_min" or "denoise".
+
+        Raises:
+            ModelError: if the config does not say how the network was trained.
+            FewstepError: for a name, setting or combination that cannot be.
+        """
+        if not isinstance(config, Mapping):
+            raise SettingError(
+                "from_config takes a config, such as pipe.scheduler.config; for a folder use"
+                " SolverScheduler.from_pretrained(folder)"
+            )
+        base = {key: value for key, value in config.items() if key not in DEFAULTS}
+        _say_what_is_left(base)
+        kept = {key: config[key] for key in DEFAULTS if key in config}
+        if own.get("solver") is not None:
+            kept |= {"schedule": None}
+        if own.get("schedule") is not None:
+            kept |= {"solver": None, "grid": None, "nfe": None}
+        for key in own.keys() - DEFAULTS.keys() - base.keys():
+            raise UnknownNameError("scheduler setting", key, [*DEFAULTS, *base])
+        base |= {key: value for key, value in own.items() if key not in DEFAULTS}
+        chosen = {key: value for key, value in own.items() if key in DEFAULTS}
+        made = cls(base, **{**DEFAULTS, **kept, **chosen})
+        return (made, {}) if return_unused_kwargs else made
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Numbers | None = None,
+        timesteps: Numbers | None = None,
+        mu: float | None = None,
+        nfe: int | None = None,
+    ) -> None:
+        """Plans a run; everything about an earlier one is forgotten.
+
+        Args:
+            num_inference_steps: steps, not evaluations.
+            device: of `timesteps`.
+            sigmas: where steps begin instead, falling: on flow times before the shift, elsewhere
+                sigma / alpha. The last step ends at 0.
+            timesteps: the same as labels of the network.
+            mu: of networks whose times are shifted by the size of the image; of others it is not
+                used, as in diffusers.
+            nfe: a budget of evaluations instead.
+
+        Raises:
+            FewstepError: for what cannot be planned.
+        """
+        wanted = Wanted.of(num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps)
+        plan = self.choices.plan(self.process, wanted)
+        self._questions = questions(plan)
+        self._plan, nodes = plan, [question.node for question in self._questions]
+        kind, data = self.process.prediction, self.process.sigma_data
+        self._weights = [x0_from(kind, node, data) for node in nodes]
+        labels = [plan.grid.schedule.label(node) for node in nodes]
+        self.timesteps = torch.tensor(labels, dtype=torch.float32, device=device)
+        flow = plan.grid.schedule.family == "flow"
+        ends = [*nodes, plan.grid.nodes[-1]]
+        self.sigmas = torch.tensor([node.sigma if flow else node.kappa for node in ends])
+        self.num_inference_steps = plan.grid.steps
+        self.order = 1 if wanted.listed else calls_per_step(self._questions)
+        expected = self.order * (plan.grid.steps - plan.grid.denoise)
+        self._uneven = not wanted.listed and len(nodes) > max(expected, plan.grid.steps)
+        self._forget()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Starts at a later evaluation, the first of a step; multistep solvers start there anew.
+
+        `strength` of an image-to-image pipeline comes out here: it skips round(N (1 - strength)) of
+        N steps, so the noise added is that of the node there; with grid="uniform" it is at the
+        time strength * t_max.
+        """
+        plan, asked = self._planned(), self._questions
+        if not 0 <= begin_index < len(asked):
+            raise SettingError(f"begin index {begin_index} is not in 0..{len(asked) - 1}")
+        self._forget()
+        self._begin = self._index = begin_index
+        if begin_index > 0:
+            self._stepper = self._later(plan, asked[begin_index:])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        use_clipped_model_output: bool | None = None,
+    ) -> Output | tuple[Tensor, Tensor]:
+        """The network's answer to the current evaluation in, the state for the next one out.
+
+        Args:
+            model_output: (B, *) of any float dtype; a second half of the channels, a learned
+                sigma, is dropped.
+            timestep: not used; evaluations are counted.
+            sample: (B, *) what the network was asked about. If it is not what the last step
+                returned, it takes its place.
+            eta: 0; there is a solver for every noise.
+            generator: what stochastic solvers draw from; of a list, one per row.
+            return_dict: False for a tuple (prev_sample, x0).
+            use_clipped_model_output: what DDIMPipeline passes; not True, as nothing is clipped.
+
+        Raises:
+            SettingError: before set_timesteps, after the last evaluation, or for another eta.
+        """
+        if eta:
+            raise SettingError(f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver")
+        if use_clipped_model_output:
+            raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
+        run, noise = self._running(), _drawing(generator)
+        if run.begun:
+            self._take_over(run, sample)
+        else:
+            run.begin(_state(sample), noise)
+        x0 = combine(self._weights[self._index], run.asked, _answer(model_output, run.asked))
+        state = run.answer(x0, noise).to(sample.dtype)
+        self._index, self.x0 = self._index + 1, x0
+        self._handed = state, _version(state)
+        return Output(prev_sample=state, pred_original_sample=x0) if return_dict else (state, x0)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """What the network reads of a state (B, *): c_in times it on EDM, elsewhere itself."""
+        if self.process.prediction is not Prediction.EDM:
+            return sample
+        self._planned()
+        node = self._questions[min(self._index, len(self._questions) - 1)].node
+        return sample * self.process.prediction.input_scale(node, self.process.sigma_data)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise for clean samples (B, *) at labels (B,), or (1,) for all.
+
+        The labels are read on the host, as the pipelines that ask for this do themselves.
+
+        Raises:
+            ScheduleError: for a label that no node has.
+        """
+        x0 = _state(original_samples)
+        nodes = [self._labelled(label) for label in timesteps.flatten().tolist()]
+        weights = x0.new_tensor([[node.alpha, node.sigma] for node in nodes])
+        alpha, sigma = weights.T.reshape(2, -1, *(1,) * (x0.ndim - 1))
+        noisy: Tensor = alpha * x0 + sigma * _state(noise)
+        return noisy.to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` as flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What pipelines multiply standard normal noise by to begin."""
+        schedule = self.process.fixed
+        first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
+        return schedule.noise_scale(first)
+
+    @property
+    def step_index(self) -> int | None:
+        """The number of the current evaluation, from 0; None before the first."""
+        return self._index if self._stepper and self._stepper.begun else None
+
+    @property
+    def begin_index(self) -> int | None:
+        """The evaluation that a run starts with; None if that was not said, which is 0."""
+        return self._begin
+
+    @property
+    def nfe(self) -> int:
+        return self._index - (self._begin or 0)
+
+    def __len__(self) -> int:
+        return int(self.process.config.get("num_train_timesteps", 1000))
+
+    def _forget(self) -> None:
+        """Ready for the first evaluation of a run."""
+        self._stepper = self._begin = self.x0 = None
+        self._index, self._handed = 0, (torch.empty(0), 0)
+
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            raise SettingError(
+                "this scheduler has no plan yet; call set_timesteps(num_inference_steps) before"
+            )
+        return self._plan
+
+    def _later(self, plan: Plan, rest: list[Question]) -> Stepper:
+        """What runs the rest of a plan, with no memory of what came before it."""
+        if self.choices.table is not None:
+            raise SettingError(
+                "a schedule goes all the way from noise to data; use strength=1, or a named solver"
+            )
+        grid = TimeGrid(plan.grid.schedule, plan.grid.nodes[rest[0].step :], plan.grid.denoise)
+        later = Plan(self.choices.settings.on(grid), grid)
+        same = [question.node for question in questions(later)] == [each.node for each in rest]
+        if not same or self._uneven:
+            name = self.choices.settings.info.name
+            raise SettingError(
+                f"{name} cannot start at call {rest[0].stage + 1} of step {rest[0].step + 1}:"
+                " pipelines count on as many calls in every step; change strength, or take a"
+                " solver with one evaluation per step, such as unipc-2"
+            )
+        return Stepper(later.solver, grid.nodes)
+
+    def _running(self) -> Stepper:
+        plan = self._planned()
+        if self._stepper is None:
+            self._stepper = Stepper(plan.solver, plan.grid.nodes)
+        if self._stepper.over:
+            raise SettingError(
+                f"this run is over after its {len(self._questions)} evaluations; call set_timesteps"
+                " before the next one"
+            )
+        return self._stepper
+
+    def _take_over(self, run: Stepper, sample: Tensor) -> None:
+        """Lets what the pipeline did to the state since the last step count.
+
+        A state in low precision was rounded for the pipeline; only what was changed is added.
+        """
+        handed, version = self._handed
+        if sample.shape != run.asked.shape:
+            raise SettingError(
+                f"the sample has shape {tuple(sample.shape)}, but this run is of"
+                f" {tuple(run.asked.shape)}; call set_timesteps before another one"
+            )
+        if sample is handed and _version(sample) == version:
+            return
+        if sample is handed or handed.dtype == run.asked.dtype:
+            run.replace(_state(sample))
+        else:
+            run.replace(run.asked + (_state(sample) - _state(handed)))
+
+    def _labelled(self, label: float) -> Node:
+        """The node of a label: an evaluation's where there is one, for labels are rounded."""
+        for question in self._questions:
+            schedule = self._planned().grid.schedule
+            if abs(schedule.label(question.node) - label) < SAME_LABEL:
+                return question.node
+        return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)
+
+
+def _say_what_is_left(base: Mapping[str, Any]) -> None:
+    for key in NOT_TAKEN_OVER:
+        if base.get(key):
+            logger.warning(f"{key} of the config is not taken over: it belongs to its own solver")
+
+
+def _state(sample: Tensor) -> Tensor:
+    """A sample as the state is held: float32, or float64 if it is that."""
+    return sample.to(torch.promote_types(sample.dtype, torch.float32))
+
+
+def _answer(output: Tensor, x: Tensor) -> Tensor:
+    """The network's output in the state's dtype and shape."""
+    if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
+        output = output[:, : x.shape[1]]
+    if output.shape != x.shape:
+        raise SettingError(
+            f"the network answered {tuple(output.shape)} to a state of {tuple(x.shape)}; they must"
+            " be equal, or the answer may have twice the channels (learned sigma)"
+        )
+    return output.to(x.dtype)
+
+
+def _version(tensor: Tensor) -> int:
+    """Tells whether a tensor was changed in place; inference tensors do not, and count as not."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _drawing(generator: Generators) -> Draw:
+    def draw(x: Tensor) -> Tensor:
+        noise: Tensor = randn_tensor(x.shape, generator, x.device, x.dtype)
+        return noise
+
+    return draw

@@ -1,0 +1,349 @@
+"""`SolverScheduler` inside diffusers pipelines, with tiny random networks."""
+
+import inspect
+import threading
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import tiny
+import tiny_pipes
+import torch
+from tiny_pipes import PIPES, SHIFTED, STABLE, call, pipeline
+from torch import Tensor
+
+from fewstep import SolverScheduler
+from fewstep.models.errors import SettingError
+
+STEPS = 4
+DDIM = ("DDIMScheduler", STABLE | {"clip_sample": False, "timestep_spacing": "trailing"})
+REFERENCE = {  # a scheduler of diffusers and the solver that is the same; else SHIFTED and euler
+    **dict.fromkeys(("sd", "sd-img2img", "sd-inpaint", "sdxl", "pixart", "dit", "ddpm"), DDIM),
+    "sd-v": (DDIM[0], DDIM[1] | {"prediction_type": "v_prediction"}),
+    "cogvideox": PIPES["cogvideox"].scheduler,
+    "wan": SHIFTED,
+}
+
+
+def fitted(name: str, **own):
+    pipe = pipeline(name)
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, **own)
+    return pipe
+
+
+def tensor(x) -> Tensor:
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def counted(pipe) -> SimpleNamespace:
+    """Counts the calls of a pipeline's network."""
+    found = SimpleNamespace(calls=0)
+
+    def count(*_) -> None:
+        found.calls += 1
+
+    module = getattr(pipe, "transformer", None) or pipe.unet
+    module.register_forward_pre_hook(count)
+    return found
+
+
+def steps_of(name: str) -> int:
+    return STEPS // 2 if "img2img" in name else STEPS
+
+
+def times_of(scheduler) -> list[float]:
+    """Where a reference's steps begin, as times of our schedule, and the end."""
+    labels = scheduler.timesteps.double().tolist()
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        taus, k = [label / 1000 for label in labels], scheduler.config.shift
+        return [*(tau / (k - (k - 1) * tau) for tau in taus), 0.0]
+    return [*((label + 1) / 1000 for label in labels), 0.0]
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_the_image_is_that_of_the_scheduler_of_diffusers(name):
+    """The same solver on the same grid: what remains is rounding, as labels and sigmas are float32
+    there, and random networks enlarge it."""
+    cls, settings = REFERENCE.get(name, PIPES[name].scheduler)
+    reference = getattr(diffusers, cls)(**settings)
+    pipe = pipeline(name, scheduler=reference)
+    wanted = tensor(call(name, pipe, num_inference_steps=STEPS))
+    solver = "euler" if cls.startswith("Flow") else "ddim"
+    grid = None if settings.get("use_dynamic_shifting") else times_of(pipe.scheduler)
+    pipe.scheduler = SolverScheduler.from_config(reference.config, solver=solver, grid=grid)
+    found = tensor(call(name, pipe, num_inference_steps=STEPS))
+    assert pipe.scheduler.nfe == steps_of(name)
+    assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("solver", ["heun", "unipc-3"])
+@pytest.mark.parametrize("name", PIPES)
+def test_calls_callbacks_and_bars_are_counted_right(name, solver):
+    if solver == "heun" and name in UNEVEN:
+        pytest.skip("test_a_strength_that_falls_into_a_step_is_refused has it")
+    pipe, ticks = fitted(name, solver=solver), []
+    count = counted(pipe)
+    pipe.progress_bar = lambda *args, total=None, **own: Bar(ticks, total or len(args[0]), *args)
+    found = tensor(call(name, pipe, num_inference_steps=STEPS))
+    assert found.isfinite().all()
+    calls = len(pipe.scheduler.timesteps) - (pipe.scheduler.begin_index or 0)
+    assert pipe.scheduler.nfe == calls
+    assert count.calls in (calls, 2 * calls)  # some call the network once per branch
+    assert calls == steps_of(name) if solver == "unipc-3" else calls == 2 * steps_of(name) - 1
+    assert sum(ticks) == ticks_of(pipe, steps_of(name), calls)
+
+
+class Bar:
+    """A progress bar that notes how it was moved."""
+
+    def __init__(self, ticks: list[int], total: int, entries=()) -> None:
+        self.ticks, self.total, self.entries = ticks, total, entries
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def __iter__(self):
+        for entry in self.entries:
+            self.ticks.append(1)
+            yield entry
+
+    def update(self, n: int = 1) -> None:
+        self.ticks.append(n)
+
+
+def ticks_of(pipe, steps: int, calls: int) -> int:
+    """Pipelines that pass sigmas take evaluations for steps, and so do bars over timesteps."""
+    return (
+        calls
+        if pipe.scheduler.order == 1 or "for t in self.progress_bar" in source(pipe)
+        else steps
+    )
+
+
+def source(pipe) -> str:
+    return inspect.getsource(type(pipe).__call__)
+
+
+UNEVEN = {"flux-img2img"}
+
+
+def test_running_twice_gives_the_same_bits():
+    for name in ("sd", "flux"):
+        pipe = fitted(name, solver="unipc-3")
+        assert torch.equal(*(call(name, pipe, num_inference_steps=4) for _ in range(2)))
+
+
+def test_stochastic_solvers_draw_from_the_generators_of_the_pipeline():
+    """In a list each row has its own, so an image does not depend on its batch."""
+    pipe = fitted("sd", solver="sde-dpmpp-2")
+
+    def images(*seeds: int) -> Tensor:
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return call(
+            "sd", pipe, num_inference_steps=3, num_images_per_prompt=len(own), generator=own
+        )
+
+    both = images(1, 2)
+    scale = both.abs().max()
+    for k, seed in enumerate((1, 2)):
+        assert (images(seed)[0] - both[k]).abs().max() < 1e-4 * scale
+    assert (both[0] - both[1]).abs().max() > 0.01 * scale
+
+
+def test_eta_is_refused_and_not_dropped():
+    with pytest.raises(SettingError, match="has no meaning here"):
+        call("sd", fitted("sd"), num_inference_steps=3, eta=0.5)
+
+
+def test_pain_11_callbacks_see_the_latents_and_the_prediction():
+    seen = []
+
+    def look(pipe, step, timestep, held):
+        seen.append((step, held["latents"].clone(), pipe.scheduler.x0.clone(), pipe.scheduler.nfe))
+        return {}
+
+    end = call("flux", fitted("flux"), num_inference_steps=4, callback_on_step_end=look)
+    assert [(step, nfe) for step, *_, nfe in seen] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert torch.equal(seen[-1][1], end)
+    torch.testing.assert_close(seen[-1][2], end)
+    assert not torch.equal(seen[0][1], seen[0][2])
+
+
+def test_what_a_callback_puts_in_place_of_the_latents_counts():
+    def erase(pipe, step, timestep, held):
+        return {"latents": torch.zeros_like(held["latents"])} if step == 1 else {}
+
+    pipe = fitted("sd")
+    plain = call("sd", pipe, num_inference_steps=4)
+    assert not torch.equal(
+        call("sd", pipe, num_inference_steps=4, callback_on_step_end=erase), plain
+    )
+
+
+def test_an_interrupted_run_leaves_nothing_behind():
+    def stop(pipe, step, timestep, held):
+        pipe._interrupt = step == 1
+        return {}
+
+    pipe = fitted("sd", solver="unipc-3")
+    whole = call("sd", pipe, num_inference_steps=4)
+    part = call("sd", pipe, num_inference_steps=4, callback_on_step_end=stop)
+    assert pipe.scheduler.nfe == 2
+    assert not torch.equal(part, whole)
+    assert torch.equal(call("sd", pipe, num_inference_steps=4), whole)
+
+
+def test_pain_22_guidance_can_end_within_a_run():
+    """A callback that halves the batch, as the pipelines document it."""
+
+    def end(pipe, step, timestep, held):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            held["prompt_embeds"] = held["prompt_embeds"].chunk(2)[-1]
+        return held
+
+    pipe = fitted("sd", solver="dpmpp-2m")
+    asked = {"callback_on_step_end": end}
+    asked["callback_on_step_end_tensor_inputs"] = ["latents", "prompt_embeds"]
+    cut = call("sd", pipe, num_inference_steps=4, **asked)
+    assert cut.isfinite().all()
+    assert not torch.equal(cut, call("sd", pipe, num_inference_steps=4))
+
+
+def test_pain_05_two_pipelines_with_one_network_in_two_threads():
+    first = fitted("flux", solver="unipc-3")
+    second = pipeline("flux", transformer=first.transformer)
+    second.scheduler = SolverScheduler.from_config(second.scheduler.config, solver="dpmpp-2m")
+    pipes_ = {"first": first, "second": second}
+    alone = {key: call("flux", pipe, num_inference_steps=5) for key, pipe in pipes_.items()}
+    found: dict[str, Tensor] = {}
+
+    def work(key: str) -> None:
+        found[key] = call("flux", pipes_[key], num_inference_steps=5)
+
+    threads = [threading.Thread(target=work, args=(key,)) for key in pipes_]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for key in pipes_:
+        torch.testing.assert_close(found[key], alone[key])
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan"])
+def test_pain_26_networks_in_bfloat16(name):
+    pipe = fitted(name, solver="unipc-2")
+    full = call(name, pipe, num_inference_steps=4)
+    pipe.to(torch.bfloat16)
+    texts = {key: value.bfloat16() for key, value in PIPES[name].call.items() if "embeds" in key}
+    low = call(name, pipe, num_inference_steps=4, **texts)
+    assert pipe.scheduler.x0.dtype == torch.float32
+    assert (low.float() - full).std() < 0.1 * full.std()
+
+
+def test_strength_starts_at_the_noise_of_its_step():
+    pipe = fitted("sd-img2img", solver="unipc-2", grid="uniform")
+    call("sd-img2img", pipe, num_inference_steps=10, strength=0.3)
+    assert (pipe.scheduler.begin_index, pipe.scheduler.nfe) == (7, 3)
+    assert pipe.scheduler.timesteps[7] == pytest.approx(0.3 * 1000 - 1)
+
+
+def test_a_strength_that_falls_into_a_step_is_refused():
+    """Flux takes evaluations for steps, and half of seven is the second call of a step."""
+    with pytest.raises(SettingError, match="heun cannot start at call 2 of step 2"):
+        call("flux-img2img", fitted("flux-img2img", solver="heun"), num_inference_steps=4)
+
+
+def test_inpainting_keeps_what_the_mask_keeps():
+    """The pipeline puts the known part back between steps; at the end it is the image's latent."""
+    pipe = fitted("sd-inpaint", solver="unipc-3")
+    seen = []
+
+    def look(pipe, step, timestep, held):
+        seen.append({key: value.clone() for key, value in held.items()})
+        return {}
+
+    own = {"callback_on_step_end": look}
+    own["callback_on_step_end_tensor_inputs"] = ["latents", "mask"]
+    call("sd-inpaint", pipe, num_inference_steps=4, guidance_scale=1.0, **own)
+    keep = seen[-1]["mask"].expand_as(seen[-1]["latents"]) < 0.5
+    ends = [each["latents"][keep] for each in seen]
+    assert keep.any()
+    assert (ends[-1] - ends[-2]).abs().max() < 3.0  # an image with the noise of the last node
+
+
+CONTROL = ("in_channels", "block_out_channels", "norm_num_groups", "attention_head_dim")
+CONTROL = (*CONTROL, "down_block_types", "cross_attention_dim")
+
+
+def test_controlnet_works_beside_it():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = tiny.network("unet-condition")
+        own = {key: net.config[key] for key in CONTROL} | {
+            "conditioning_embedding_out_channels": (4, 8)
+        }
+        control = diffusers.ControlNetModel(**own).eval()
+    parts = {"controlnet": control, "unet": net, "requires_safety_checker": False}
+    cls = diffusers.StableDiffusionControlNetPipeline
+    given = dict.fromkeys(cls._get_signature_keys(cls)[0]) | parts | tiny_pipes.vae()
+    for key in ("text_encoder", "tokenizer"):
+        given[key] = None
+    reference = getattr(diffusers, DDIM[0])(**DDIM[1])
+    pipe = cls(**{**given, "scheduler": reference})
+    pipe.set_progress_bar_config(disable=True)
+    asked = dict(PIPES["sd"].call, image=torch.rand(1, 3, 16, 16), num_inference_steps=4)
+    ends = []
+    for scheduler in (reference, None):
+        times = times_of(pipe.scheduler) if scheduler is None else None
+        if scheduler is None:
+            made = SolverScheduler.from_config(reference.config, solver="ddim", grid=times)
+            pipe.scheduler = made
+        ends.append(pipe(**asked, generator=torch.Generator().manual_seed(0))[0])
+    assert (ends[0] - ends[1]).abs().max() < 2e-4 * ends[0].abs().max()
+
+
+def test_offloading_changes_nothing():
+    plain = call("flux", fitted("flux"), num_inference_steps=3)
+    pipe = fitted("flux")
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(call("flux", pipe, num_inference_steps=3), plain)
+
+
+def test_a_pipeline_is_saved_and_loaded_with_it(tmp_path):
+    pipe = fitted("ddpm", solver="unipc-3", grid="karras")
+    pipe.save_pretrained(tmp_path)
+    index = (tmp_path / "model_index.json").read_text()
+    assert '"fewstep.samplers.scheduler"' in index
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is SolverScheduler
+    assert np.array_equal(*(call("ddpm", each, num_inference_steps=4) for each in (pipe, loaded)))
+
+
+def test_pain_24_a_pipeline_that_replaces_its_scheduler_can_be_given_it_afterwards():
+    net = tiny.network("unet", num_class_embeds=None)
+    pipe = diffusers.DDIMPipeline(
+        net, SolverScheduler.from_config(diffusers.DDIMScheduler().config)
+    )
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler  # what the complaint is about
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"num_inference_steps": 4, "output_type": "np", "return_dict": False}
+    plain = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    pipe.scheduler = plain
+    wanted = pipe(**asked, generator=torch.Generator().manual_seed(0))[0]
+    made = SolverScheduler.from_config(plain.config, solver="ddim", grid=times_of(plain))
+    pipe.scheduler = made
+    found = pipe(**asked, generator=torch.Generator().manual_seed(0))[0]
+    assert np.abs(found - wanted).max() < 1e-4
+
+
+def test_a_schedule_runs_in_a_pipeline_and_says_its_number_of_steps():
+    pipe = fitted("sd", schedule="ays-sd15-nfe10")
+    assert call("sd", pipe, num_inference_steps=10).isfinite().all()
+    with pytest.raises(SettingError, match="num_inference_steps=10"):
+        call("sd", pipe, num_inference_steps=50)

@@ -1,0 +1,80 @@
+"""The examples of docs/pipelines.md, run with tiny networks in the place of the real ones."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import diffusers.utils
+import pytest
+import tiny_pipes
+
+from fewstep import SolverScheduler
+from fewstep.models import families
+
+TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+EXAMPLES = [block for block in BLOCKS if "from_pretrained" in block]
+TINY_OF = {pipe.cls: name for name, pipe in tiny_pipes.PIPES.items() if name != "sd-v"}
+
+
+class Stand:
+    """A pipeline that is asked with a prompt and answers pictures, as the real one."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.pipe = name, tiny_pipes.pipeline(name)
+
+    @property
+    def scheduler(self):
+        return self.pipe.scheduler
+
+    @scheduler.setter
+    def scheduler(self, made) -> None:
+        self.pipe.scheduler = made
+
+    def __call__(self, prompt: str, **own) -> SimpleNamespace:
+        assert prompt == "a cat"
+        made = tiny_pipes.call(self.name, self.pipe, **own)
+        assert made.isfinite().all()
+        steps = own["num_inference_steps"]
+        assert type(self.scheduler) is SolverScheduler
+        assert self.scheduler.num_inference_steps == steps
+        picture = SimpleNamespace(save=lambda path: None)
+        return SimpleNamespace(images=[picture], frames=[made])
+
+
+def example_of(cls: str) -> str:
+    (found,) = [
+        block for block in EXAMPLES if f"{cls}.from_pretrained" in block and "made" in block
+    ]
+    return found
+
+
+@pytest.mark.parametrize("cls", re.findall(r"### .*?(\w+Pipeline)\.from", TEXT, re.DOTALL))
+def test_every_example_runs(cls, monkeypatch):
+    name = TINY_OF[cls]
+    monkeypatch.setattr(getattr(diffusers, cls), "from_pretrained", lambda hub, **own: Stand(name))
+    monkeypatch.setattr(diffusers.utils, "export_to_video", lambda frames, path: None)
+    code = example_of(cls)
+    exec(compile(code, cls, "exec"), {})
+    assert len(code.splitlines()) <= 10
+
+
+def test_the_first_example_runs(monkeypatch):
+    stand = Stand("sd")
+    cls = diffusers.StableDiffusionPipeline
+    monkeypatch.setattr(cls, "from_pretrained", lambda hub: stand)
+    exec(compile(EXAMPLES[0], "first", "exec"), {})
+    assert stand.scheduler.nfe == 8
+
+
+def test_the_sampler_example_runs(monkeypatch, tmp_path):
+    (code,) = [block for block in EXAMPLES if "Sampler.from_pipeline" in block]
+    pipe = tiny_pipes.pipeline("sd3", **tiny_pipes.vae())
+    monkeypatch.setattr(diffusers.StableDiffusion3Pipeline, "from_pretrained", lambda hub: pipe)
+    texts = {key: value for key, value in tiny_pipes.PIPES["sd3"].call.items() if "embeds" in key}
+    plain = families.encoded
+    monkeypatch.setattr(families, "encoded", lambda pipe, size, **_: plain(pipe, size, **texts))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("=1024", "=16"), "sampler", "exec"), {})
+    assert (tmp_path / "cat.png").is_file()
