@@ -135,19 +135,21 @@ class Bench:
         return Row.now(
             cell.protocol,
             value,
-            cost=self._cost(cell, total.ledger),
+            cost=self._cost(cell, total),
             clock=clock,
             processes=self.team.size,
         )
 
-    def _cost(self, cell: Cell, ledger: Ledger) -> Cost | None:
+    def _cost(self, cell: Cell, total: Partial) -> Cost | None:
         if isinstance(cell.protocol.images, Real):
             return None
+        ledger = total.ledger
+        effective = total.effective / ledger.images
         return Cost(
             nfe=ledger.nfe,
             rows=ledger.rows_per_image,
-            effective=ledger.rows_per_image,
-            flops=ledger.rows_per_image * self._flops(cell.protocol.images.run.model),
+            effective=effective,
+            flops=effective * self._flops(cell.protocol.images.run.model),
             seconds=ledger.seconds / ledger.images,
         )
 

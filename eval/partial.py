@@ -32,6 +32,7 @@ class Partial:
     """Sums of what this process has done.
 
     done:    batches, of those that are its own.
+    effective: network rows in units of full ones, by FLOPs.
     moments: of each output whose statistics are needed.
     batches: features of each output that is needed whole, batch by batch.
     """
@@ -40,6 +41,7 @@ class Partial:
     batches: dict[str, list[Tensor]]
     done: int = 0
     ledger: Ledger = field(default_factory=Ledger)
+    effective: float = 0.0
     clock: Clock = field(default_factory=Clock)
 
     @classmethod
@@ -66,6 +68,17 @@ class Partial:
 
     def count(self, ledger: Ledger, clock: Clock) -> None:
         """Adds what a batch cost."""
+        share = 1.0 if ledger.cache is None else ledger.cache.relative_cost
+        self._add(ledger, ledger.rows * share, clock)
+
+    def take(self, other: "Partial") -> None:
+        """Adds what another process has done, without its whole features."""
+        for output, moments in other.moments.items():
+            self.moments[output].merge(moments)
+        self._add(other.ledger, other.effective, other.clock)
+
+    def _add(self, ledger: Ledger, effective: float, clock: Clock) -> None:
+        self.effective += effective
         for name in ("images", "evaluations", "rows", "calls", "seconds"):
             setattr(self.ledger, name, getattr(self.ledger, name) + getattr(ledger, name))
         self.clock = added(self.clock, clock)
@@ -79,7 +92,7 @@ class Partial:
             arrays |= {f"batch {i} {name}": each.numpy() for i, each in enumerate(parts)}
         ledger, clock = self.ledger, self.clock
         counts = [self.done, ledger.images, ledger.evaluations, ledger.rows, ledger.calls]
-        times = [ledger.seconds, clock.sampling, clock.features, clock.total]
+        times = [ledger.seconds, clock.sampling, clock.features, clock.total, self.effective]
 
         def write(file: IO[bytes]) -> None:
             np.savez(file, allow_pickle=False, counts=counts, times=times, **arrays)
@@ -90,7 +103,11 @@ class Partial:
         """Takes over what the file holds; False if there is none that can be read."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                counts, times = file["counts"].tolist(), file["times"].tolist()
+                counts, (seconds, *times, effective) = (
+                    file["counts"].tolist(),
+                    file["times"].tolist(),
+                )
+                sampling, features, total = times
                 sums = {o: torch.from_numpy(file[f"moments {o}"]) for o in self.moments}
                 batches = {
                     o: [torch.from_numpy(file[f"batch {i} {o}"]) for i in range(counts[0])]
@@ -101,8 +118,8 @@ class Partial:
         self.moments = {output: Moments.from_tensor(flat) for output, flat in sums.items()}
         self.batches, self.done = batches, counts[0]
         images, evaluations, rows, calls = counts[1:]
-        self.ledger = Ledger(images, evaluations, rows, calls, times[0])
-        self.clock = Clock(sampling=times[1], features=times[2], total=times[3])
+        self.ledger, self.effective = Ledger(images, evaluations, rows, calls, seconds), effective
+        self.clock = Clock(sampling=sampling, features=features, total=total)
         return True
 
 
@@ -115,9 +132,7 @@ def merged(parts: Sequence[Partial]) -> Partial:
     """What all processes have done; whole features are put back into the order of the images."""
     total, *others = parts
     for other in others:
-        for output, moments in other.moments.items():
-            total.moments[output].merge(moments)
-        total.count(other.ledger, other.clock)
+        total.take(other)
     for output in total.batches:
         turns = zip_longest(*(part.batches[output] for part in parts))
         total.batches[output] = [batch for turn in turns for batch in turn if batch is not None]

@@ -18,7 +18,7 @@ from ..models.errors import ScheduleError, SettingError
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
 from ..samplers.guidance import Setup
-from ..samplers.plan import make_plan, named_schedule, named_solver, parse_spec
+from ..samplers.plan import make_plan, named_cache, named_schedule, named_solver, parse_spec
 from ..samplers.run import Run, parse_ranges
 from ..solvers.presets import preset_names
 from ..solvers.schedule_data import first_problem
@@ -38,6 +38,8 @@ class Entry(Strict):
     rivals:  diffusers' schedulers, as `eval.rivals` names them.
     grids:   of the named solvers; none is the default one of the network.
     nfe:     budgets, such as "4-6,8,10".
+    guidances, caches: `name:key=value,...` as `sample` takes them, of our own solvers; none is
+             classifier-free guidance, and no cache.
     """
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -48,6 +50,8 @@ class Entry(Strict):
     nfe: str = "4-6,8,10"
     cfg_scales: tuple[float, ...] = (1.0,)
     cfg_interval: tuple[float, float] | None = None
+    guidances: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -55,6 +59,8 @@ class Entry(Strict):
             raise ValueError("cfg_interval needs a guidance scale other than 1")
         if self.grids and not any(map(_is_name, self.solvers)):
             raise ValueError("grids are for named solvers; rivals and schedules bring their own")
+        if self.rivals and (self.guidances or self.caches):
+            raise ValueError("guidances and caches are not for rivals; give those another entry")
         return self
 
 
@@ -156,7 +162,7 @@ def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> Cell:
     seeds = tuple(range(block * measure.n, (block + 1) * measure.n))
     run = drawn.run.model_copy(update={"seeds": seeds})
     protocol = Protocol(images=drawn.model_copy(update={"run": run}), measure=measure)
-    branches = 1 if run.cfg_scale in (0.0, 1.0) else 2
+    branches = 1 if run.cfg_scale in (0.0, 1.0) and run.guidance_spec is None else 2
     return Cell(protocol, block, nfe, float(nfe * branches * measure.n))
 
 
@@ -164,8 +170,11 @@ def _settings(sweep: Sweep) -> Iterator[Drawn]:
     """What is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
         weights = weights_sha256(model)
-        for scale, (changes, rival) in product(entry.cfg_scales, _choices(entry)):
+        policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
+        for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
+                guidance_spec=spec,
+                cache=cache,
                 model=model,
                 seeds=(0,),
                 cfg_scale=scale,
@@ -218,6 +227,8 @@ def _completed(drawn: Drawn, network: Network) -> Drawn:
 def checked_nfe(drawn: Drawn, network: Network) -> int:
     """Evaluations per image; raises FewstepError if it cannot be run."""
     guidance = drawn.run.guidance()
+    if drawn.run.cache is not None:
+        named_cache(drawn.run.cache)
     if drawn.rival is not None:
         rival = RivalSampler(network, drawn.rival, drawn.run.nfe or 0)
         nfe, grid = len(rival.nodes), rival.grid

@@ -178,8 +178,6 @@ def network_label(images: Drawn) -> str:
         parts.append(f"CFG {run.cfg_scale:g}")
     if run.cfg_interval is not None:
         parts.append("in {:g}..{:g}".format(*run.cfg_interval))
-    if run.guidance_spec is not None:
-        parts.append(run.guidance_spec)
     if run.threshold is not None:
         parts.append(f"threshold {run.threshold:g}")
     if run.dtype != "fp32":
@@ -188,14 +186,13 @@ def network_label(images: Drawn) -> str:
 
 
 def setting_label(images: Drawn) -> str:
-    """Solver, grid and end, the schedule's name, or the rival."""
+    """Solver, grid, end and policies, the schedule's name, or the rival."""
     run = images.run
     if images.rival is not None:
         return f"diffusers {images.rival}"
-    if run.schedule is not None:
-        return _schedule_label(run.schedule)
     end = "" if run.final == "zero" else f" {run.final}"
-    return f"{run.solver} {run.grid}{end}"
+    how = _schedule_label(run.schedule) if run.schedule else f"{run.solver} {run.grid}{end}"
+    return ", ".join([how, *(each for each in (run.guidance_spec, run.cache) if each is not None)])
 
 
 def row_line(row: Row) -> str:
@@ -270,7 +267,7 @@ def _detail(point: Point) -> list[str]:
         number(point.mean) + spread,
         "-" if point.spread is None else _range(point.values),
         f"{point.cost('rows'):g}",
-        f"{point.cost('effective'):g}",
+        f"{point.cost('effective'):.4g}",
         f"{point.cost('flops') / 1e9:.2f}",
         f"{point.cost('seconds') * 1e3:.1f}",
     ]

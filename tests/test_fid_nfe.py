@@ -22,14 +22,15 @@ from fewstep.eval import fid_nfe
 from fewstep.eval.distributed import Team, team
 from fewstep.eval.fid_nfe import Bench, flops_per_row, quantised
 from fewstep.eval.judge import Judge, judge, metric_and_extractor
-from fewstep.eval.metrics import Features, metric
+from fewstep.eval.metrics import Features, Need, metric
 from fewstep.eval.partial import Partial, features_of, merged
 from fewstep.eval.protocol import Measure
 from fewstep.eval.statistics import Moments, Origin, frechet
-from fewstep.eval.store import Store
+from fewstep.eval.store import Clock, Store
 from fewstep.eval.sweep import Entry, Sweep, checked, plan_cells
+from fewstep.eval.table import setting_label
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
-from fewstep.models.ledger import Ledger
+from fewstep.models.ledger import CacheCall, CacheLedger, Ledger
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
@@ -217,6 +218,44 @@ def test_guided_rows_and_flops_are_counted():
     assert row.cost.flops == 4 * per_row
 
 
+def test_caches_and_guidance_policies_are_settings():
+    forecast = "guidance-forecast:every=2"
+    chosen = sweep(
+        n=4,
+        batch=2,
+        models=["fashion-dit"],
+        nfe="4",
+        cfg_scales=[2.0],
+        guidances=["cfg", forecast],
+        caches=["taylorseer:level=last-block,interval=2,first=1"],
+    )
+    found = bench(chosen)
+    found.judge.extractor.weights = torch.rand(1024, 3)
+    plain, skipping = sorted(found.run(), key=lambda row: -row.cost.rows)
+    assert (plain.cost.nfe, plain.cost.rows) == (4, 8)
+    assert skipping.cost.rows == 6
+    assert 4.0 < plain.cost.effective < 5.0  # two full calls of four, and the rim of the others
+    assert plain.cost.flops == pytest.approx(
+        plain.cost.effective * flops_per_row(load("fashion-dit"))
+    )
+    label = setting_label(skipping.protocol.images)
+    assert label == f"unipc-2 beta, {forecast}, {chosen.entries[0].caches[0]}"
+
+
+def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
+    call = CacheCall(
+        branch="cond", stage=0, index=0, kind="skip", error=None, rows=2, computed=0.0, skipped=()
+    )
+    cache = CacheLedger(calls=[call], share=lambda call: 0.25)
+    one, two = (Partial.empty({"pool": 3}, [Need(output="pool", form="statistics")]) for _ in range(2))
+    one.count(Ledger(images=2, rows=8, cache=cache), Clock())
+    assert one.effective == 2.0
+    one.save(tmp_path / "p.npz")
+    assert two.load(tmp_path / "p.npz")
+    assert two.effective == 2.0
+    assert merged([one, two]).effective == 4.0
+
+
 def test_the_first_images_are_kept(tmp_path):
     (row,) = bench(sweep()).run()
     assert [path.name for path in tmp_path.glob("s.jsonl.pictures/*")] == [f"{row.hash}.png"]
@@ -362,6 +401,9 @@ REFUSED = [
     (["--solver", "ddim", "--html", "no/where.html"], "does not exist"),
     (["--solver", "ddim", "--store", "no/where.jsonl"], "does not exist"),
     (["--solver", "ddim", "--cfg-interval", "1,2"], "guidance scale"),
+    (["--solver", "ddim", "--cache", "taylor"], "did you mean"),
+    (["--solver", "ddim", "--guidance", "adaptiv"], "adaptive"),
+    (["--solver", "ddim", "--rival", "unipc", "--cache", "taylorseer"], "another entry"),
     (["--sweep", "none.json"], "cannot read"),
     (["--sweep", "bad.json"], "no valid sweep"),
     (["--sweep", "good.json", "--solver", "ddim"], "drop solver"),
