@@ -681,6 +681,12 @@ def fid_nfe(
     cfg_interval: Annotated[
         str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
     ] = None,
+    guidance: Annotated[
+        list[str] | None, typer.Option(help="Policy as in sample; repeat it. Default: cfg.")
+    ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Cache as in sample; repeat it. Default: none.")
+    ] = None,
     metric: Annotated[
         str, typer.Option(help="fd-small, fid, or another of `fewstep list metrics`.")
     ] = "fd-small",
@@ -743,6 +749,8 @@ def fid_nfe(
                 nfe=nfe,
                 cfg_scales=cfg_scale or [1.0],
                 cfg_interval=None if cfg_interval is None else _interval(cfg_interval),
+                guidances=guidance or [],
+                caches=cache or [],
             )
             chosen = checked(
                 Sweep,

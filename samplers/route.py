@@ -105,7 +105,7 @@ def route(
     def of(count: int | None) -> Route:
         final = Final.ZERO if schedule.family == "flow" or not _named(grid) else Final.SIGMA_MIN
         nodes = make_plan(schedule, settings, steps=count, grid=grid, final=final).grid.nodes
-        times = [node.t for node in nodes if node.t > clean]
+        times = [node.t for node in nodes if node.t > clean * (1.0 + 1e-9)]
         return route_of(settings, TimeGrid.of(schedule, [*times, clean]))
 
     if nfe is not None and (steps is not None or not _named(grid)):

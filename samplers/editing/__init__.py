@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .base import EditorInfo, EditorSettings, editor, listing, named_editor, names
-from .editor import Edit, Editor
+from .image_editor import Edit, Editor
 from .scene import Scene
 
 for _module in sorted(module.name for module in iter_modules(__path__)):

@@ -1,0 +1,165 @@
+"""A guidance policy followed outside our own loop: where diffusers calls the network.
+
+There the evaluations are what the scheduler's labels say, and the network's outputs are its raw
+ones. This is the one place where both are read as a policy's `Guide` wants them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.denoiser import Ask, Branch, Network
+from ...models.errors import SettingError
+from ...models.prediction import Prediction
+from ...models.schedule import Node
+from ...solvers import solver
+from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG
+from ..guidance.base import Guidance, Moment, Setup
+from ..guidance.space import back, read
+from .process import Process
+from .times import grid_at_labels
+
+BOUND = (CFGPlusPlus, LinearAG, AutoGuidance)  # to a solver, or to a second network
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known of a run before its first evaluation.
+
+    process: what the scheduler's config says of the network.
+    labels:  of the network, one per evaluation from the first on; one that repeats is a further
+             evaluation of the same step.
+    images:  of the batch.
+    """
+
+    process: Process
+    labels: Sequence[float]
+    images: int
+
+
+class Course:
+    """One run of a policy.
+
+    Raises:
+        SettingError: if the policy cannot guide this run.
+        ScheduleError: if the labels do not fall.
+    """
+
+    def __init__(self, policy: Guidance, plan: Planned) -> None:
+        self.kind = plan.process.prediction
+        grid = grid_at_labels(plan.process.fixed, [label for label, _ in groupby(plan.labels)])
+        network = Network(
+            forward=_never,
+            schedule=grid.schedule,
+            prediction=self.kind,
+            shape=(),
+            decode=lambda x: x,  # they are latents
+            name="the pipeline's network",
+        )
+        setup = Setup(network, solver("ddim").on(grid), grid, plan.images)
+        policy.check(setup)
+        self.guide = policy.begin(setup)
+        self.moments = list(_moments(plan.labels, grid.nodes))
+        self.asks: tuple[Ask, ...] = ()
+
+    def ask(self, n: int) -> tuple[Ask, ...]:
+        """What the policy wants of evaluation n."""
+        if n >= len(self.moments):
+            raise SettingError(
+                f"this run has {len(self.moments)} evaluations by its scheduler's timesteps, and"
+                f" the pipeline asks for number {n + 1}; its guidance cannot be told where it is"
+            )
+        self.moment = self.moments[n]
+        self.asks = self.guide.ask(self.moment)
+        if self.asks[-1].branch is not Branch.COND:
+            raise SettingError(
+                "a scale of 0 is the unconditional prediction alone; pass the negative prompt as"
+                " the prompt instead"
+            )
+        return self.asks
+
+    def combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The network's raw output (B, *) as guided, from one per ask, at the state x (B, *).
+
+        In between it is float64 where the device has that, so that the way to x0 and back leaves no
+        trace; where the policy returns the conditional prediction, it is that output itself.
+        """
+        node, wide = self.moment.node, _wide(x)
+        states = [wide if ask.rows is None else wide[ask.rows] for ask in self.asks]
+        x0s = [_x0(raw, state, node, self.kind) for raw, state in zip(raws, states, strict=True)]
+        guided = self.guide.combine(x0s, wide, self.moment)
+        if guided is x0s[-1]:
+            return raws[-1]
+        return read(guided, wide, node, self.kind).to(raws[-1].dtype)
+
+
+def known(scheduler: Any) -> tuple[Process, list[float]]:
+    """What a diffusers scheduler, or ours, says of the network, and the labels of its plan.
+
+    Raises:
+        ModelError: if its config does not say enough; SettingError for EDM's preconditioning.
+    """
+    process = getattr(scheduler, "process", None) or Process.of(scheduler.config)
+    if process.prediction is Prediction.EDM:
+        raise SettingError(
+            "the outputs of a network in EDM's preconditioning cannot be guided here; sample with"
+            " Sampler.from_pipeline"
+        )
+    return process, torch.as_tensor(scheduler.timesteps).tolist()
+
+
+def nearest(label: float, labels: Sequence[float]) -> int:
+    """The first of the labels that is nearest to one."""
+    if not labels:
+        raise SettingError("this scheduler has no timesteps yet; call set_timesteps before")
+    return min(range(len(labels)), key=lambda n: abs(labels[n] - label))
+
+
+def check_policy(policy: Guidance) -> None:
+    """Raises SettingError for what cannot be done without driving the solver or another network."""
+    if not isinstance(policy, Guidance):
+        raise SettingError(
+            f"{policy!r} is no guidance policy; take one of fewstep.samplers.guidance, such as"
+            " AdaptiveGuidance(7.5)"
+        )
+    if policy.rewrites:
+        raise SettingError(
+            "rewrite_history reaches into the solver, which is the pipeline's here; drop it, or"
+            " sample with Sampler.from_pipeline"
+        )
+    for each in nested(policy):
+        if isinstance(each, BOUND):
+            raise SettingError(
+                f"{each.name} guidance needs a solver or a second network of ours, which a pipeline"
+                " does not have; sample with Sampler.from_pipeline, or take adaptive or interval"
+            )
+
+
+def nested(policy: Guidance) -> Iterator[Guidance]:
+    """A policy and those inside it, outermost first."""
+    inner: Guidance | None = policy
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "inner", None)
+
+
+def _moments(labels: Sequence[float], nodes: Sequence[Node]) -> Iterator[Moment]:
+    for step, (_, same) in enumerate(groupby(labels)):
+        for stage, _ in enumerate(same):
+            yield Moment(nodes[step], step, stage)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+
+
+def _x0(raw: Tensor, state: Tensor, node: Node, kind: Prediction) -> Tensor:
+    return back(_wide(raw), state, node, kind)
+
+
+def _never(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+    raise SettingError("in a pipeline the network is called by the pipeline")

@@ -1,0 +1,338 @@
+"""Our guidance policies inside diffusers pipelines.
+
+>>> with guided(pipe, AdaptiveGuidance(7.5)) as ledger:
+...     image = pipe("a cat", guidance_scale=7.5).images[0]
+>>> print(ledger)
+
+A pipeline combines two predictions as u + w (c - u), and few can be told to stop. But whatever w
+is, G + w (G - G) = G. So the network is answered for: of a doubled batch only the rows that the
+policy asks for are evaluated, the second of two calls is left out, and both halves that the
+pipeline gets are G, the prediction as the policy guides it. The scheduler, where a step ends, is
+watched: if it is handed anything but G, the run ends with an error instead of another guidance.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.denoiser import Ask
+from ...models.errors import SettingError
+from ...models.ledger import Ledger
+from ..guidance.base import Guidance
+from .course import Course, Planned, check_policy, known, nearest
+
+SLOTS = ("unet", "transformer", "transformer_2")
+SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
+FAR = 0.02  # of the first label: what a label rounded to bfloat16 may be off
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pipeline asks for its two predictions.
+
+    turns:  in two calls, the conditional one first; else in one, whose batch is [u, c].
+    unit:   what labels are divided by where the network is told them.
+    from_data: the network is told 1 - label / unit.
+    sign:   -1 where the pipeline negates the network's output.
+    normed: it gives the guided prediction the norm of the conditional one, along the last axis.
+    """
+
+    turns: bool
+    unit: float = 1.0
+    from_data: bool = False
+    sign: float = 1.0
+    normed: bool = False
+
+    def label(self, told: float) -> float:
+        return self.unit * (1.0 - told if self.from_data else told)
+
+
+HALVES = Layout(turns=False)
+TURNS = Layout(turns=True)
+LAYOUTS = {
+    "StableDiffusionPipeline": HALVES,
+    "StableDiffusionImg2ImgPipeline": HALVES,
+    "StableDiffusionInpaintPipeline": HALVES,
+    "StableDiffusionXLPipeline": HALVES,
+    "StableDiffusion3Pipeline": HALVES,
+    "PixArtAlphaPipeline": HALVES,
+    "PixArtSigmaPipeline": HALVES,
+    "SanaPipeline": HALVES,
+    "CogVideoXPipeline": HALVES,
+    "LTXPipeline": HALVES,
+    "AuraFlowPipeline": Layout(turns=False, unit=1000.0),
+    "FluxPipeline": Layout(turns=True, unit=1000.0),
+    "FluxImg2ImgPipeline": Layout(turns=True, unit=1000.0),
+    "QwenImagePipeline": Layout(turns=True, unit=1000.0, normed=True),
+    "Lumina2Pipeline": Layout(turns=True, unit=1000.0, from_data=True, sign=-1.0),
+    "HunyuanVideoPipeline": TURNS,
+    "WanPipeline": TURNS,
+}
+
+
+@contextmanager
+def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
+    """Runs of a pipeline inside this context are guided by a policy of ours.
+
+    The pipeline's own scale only has to switch its guidance on (guidance_scale or true_cfg_scale
+    above 1, with a negative prompt where it wants one); the scale that counts is the policy's.
+
+    Args:
+        pipe: a pipeline of diffusers, one of `LAYOUTS`, with any scheduler whose config says how
+            the network was trained, `SolverScheduler` too.
+        policy: any but linear-ag, cfg-pp and auto; not with rewrite_history.
+
+    Yields:
+        The ledger: the rows that the network really evaluated.
+
+    Raises:
+        SettingError: for a pipeline or a policy that this cannot be done for, and, while the
+            pipeline runs or at the end, if its guidance was not the policy's.
+    """
+    check_policy(policy)
+    run = Run(pipe, policy, _layout(pipe))
+    with ExitStack() as undo:
+        for module in _networks(pipe):
+            undo.enter_context(_replaced(module, "forward", run.network))
+        undo.enter_context(_replaced(pipe.scheduler, "set_timesteps", run.plan))
+        undo.enter_context(_replaced(pipe.scheduler, "step", run.step))
+        yield run.ledger
+    if not run.ledger.calls:
+        raise SettingError(
+            f"{run.name} was not run inside this context with the scheduler and network it had at"
+            " its start, so nothing was guided; call pipe(...) within it"
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the network by a pipeline of that name."""
+
+    pipe: str
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    @property
+    def x(self) -> Tensor:
+        """What the network reads (rows, *)."""
+        found = self.args[0] if self.args else self.named.get("hidden_states")
+        if not isinstance(found, Tensor):
+            raise SettingError(f"{self.pipe} calls its network in a way that is not known here")
+        return found
+
+    @property
+    def told(self) -> float:
+        """The time that the network is told."""
+        value = self.named["timestep"] if "timestep" in self.named else self.args[1]
+        return float(torch.as_tensor(value).max())
+
+    def on(self, index: Tensor | None = None) -> Tensor:
+        """The network's output for all rows, or for some."""
+        args, named = self.args, dict(self.named)
+        if index is not None:
+            rows = len(self.x)
+            args = tuple(_rows(value, rows, index) for value in args)
+            named |= {
+                key: _rows(value, rows, index) for key, value in named.items() if key not in SHARED
+            }
+        out = self.forward(*args, **named)
+        if not isinstance(out, tuple) or not isinstance(out[0], Tensor):
+            raise SettingError(
+                f"the network of {self.pipe} answers with {type(out).__name__}, not with a tuple,"
+                " and so it cannot be guided here"
+            )
+        return out[0]
+
+
+class Run:
+    """The runs of a pipeline, one after the other, and where the present one is."""
+
+    def __init__(self, pipe: Any, policy: Guidance, layout: Layout) -> None:
+        self.pipe, self.policy, self.layout = pipe, policy, layout
+        self.name = type(pipe).__name__
+        self.ledger = Ledger()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.course: Course | None = None
+        self.n = self.calls = 0
+        self.cond = self.held = torch.empty(0)  # the answer to the first of two calls, and a copy
+        self.result: Tensor | None = None  # what the scheduler has to be handed
+        self.since = time.perf_counter()
+
+    def plan(self, original: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """`set_timesteps` of the scheduler: a new run begins."""
+        self._forget()
+        return original(*args, **named)
+
+    def network(self, original: Callable[..., Any], *args: Any, **named: Any) -> tuple[Tensor]:
+        """`forward` of the network."""
+        call = Call(self.name, original, args, named)
+        self.calls += 1
+        if self.calls > (2 if self.layout.turns else 1):
+            raise self._odd("calls its network more often in one step than for two predictions")
+        if not self.layout.turns:
+            return (self._halves(call),)
+        return (self._first(call) if self.calls == 1 else self._second(call),)
+
+    def step(self, original: Callable[..., Any], output: Tensor, *args: Any, **named: Any) -> Any:
+        """`step` of the scheduler: it has to be handed what the policy made."""
+        if self.result is None:
+            if self.calls == 0:
+                raise self._odd(
+                    "calls another network than at the start (offloading: one context a call)"
+                )
+            raise self._unguided()
+        self._check(output, self.result * self.layout.sign)
+        self.n, self.calls, self.result = self.n + 1, 0, None
+        now = time.perf_counter()
+        self.ledger.seconds, self.since = self.ledger.seconds + now - self.since, now
+        return original(output, *args, **named)
+
+    def _halves(self, call: Call) -> Tensor:
+        """The answer to a batch [u, c]: the guided prediction twice."""
+        images = len(call.x) // 2
+        u, c = call.x[:images], call.x[images:]
+        if self.course is None and (len(call.x) % 2 or not torch.equal(u, c)):
+            raise self._unguided()
+        asks = self._ask(call, images)
+        rows = [
+            torch.arange(images, device=c.device) if ask.rows is None else ask.rows for ask in asks
+        ]
+        index = torch.cat([*rows[:-1], rows[-1] + images])
+        raws = torch.split(call.on(None if len(index) == len(call.x) else index), [*map(len, rows)])
+        self._count(images, len(index))
+        self.result = self._combine(raws, c)
+        return torch.cat([self.result, self.result])
+
+    def _first(self, call: Call) -> Tensor:
+        """The answer to the conditional one of two calls."""
+        asks = self._ask(call, len(call.x))
+        self.cond = call.on()
+        self._count(len(call.x), len(call.x))
+        if len(asks) == 1:
+            self.result = self._combine([self.cond], call.x)
+            return self.result
+        self.held = self.cond.clone()
+        return self.held
+
+    def _second(self, call: Call) -> Tensor:
+        """The answer to the unconditional one; what the pipeline holds since the first follows."""
+        if self.result is None and self.course is not None:
+            uncond = call.on(self.course.asks[0].rows)
+            self._count(0, len(uncond))
+            self.result = self.held.copy_(self._combine([uncond, self.cond], call.x))
+        assert self.result is not None
+        return self.result
+
+    def _ask(self, call: Call, images: int) -> tuple[Ask, ...]:
+        if self.course is None:
+            self.course = self._begun(call, images)
+        return self.course.ask(self.n)
+
+    def _begun(self, call: Call, images: int) -> Course:
+        """The course of a run, at the first call of its network."""
+        if getattr(self.pipe, "_guidance_rescale", 0.0):
+            raise SettingError(
+                f"{self.name} would rescale the guidance (guidance_rescale), which is the policy's"
+                " here; drop it, or take the policy CFG(scale, rescale=...)"
+            )
+        process, labels = known(self.pipe.scheduler)
+        start = self._place(self.layout.label(call.told), labels)
+        self.ledger.images += images
+        return Course(self.policy, Planned(process, labels[start:], images))
+
+    def _place(self, label: float, labels: Sequence[float]) -> int:
+        """Which of a scheduler's timesteps the network was told: a run may begin later on."""
+        place = nearest(label, labels)
+        if abs(labels[place] - label) > FAR * max(labels):
+            raise self._odd(f"tells its network a time ({label:g}) that its scheduler has not")
+        return place
+
+    def _combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The guided output; what a network adds to it, a learned sigma, is the conditional one."""
+        assert self.course is not None
+        last, width = raws[-1], min(x.shape[1], raws[-1].shape[1])
+        told = [self.layout.sign * raw[:, :width] for raw in raws]
+        made = self.layout.sign * self.course.combine(told, x[:, :width])
+        if self.layout.normed:
+            made = made * (last.norm(dim=-1, keepdim=True) / made.norm(dim=-1, keepdim=True))
+        return made if width == last.shape[1] else torch.cat([made, last[:, width:]], dim=1)
+
+    def _count(self, images: int, rows: int) -> None:
+        self.ledger.count(images, rows)
+        self.ledger.count_step(self.n, rows)
+
+    def _check(self, handed: Tensor, result: Tensor) -> None:
+        """What the scheduler is handed, to the bit; a learned sigma is cut off by then."""
+        wanted = result if handed.shape == result.shape else result[:, : handed.shape[1]]
+        same = handed.shape == wanted.shape
+        if not same or not torch.allclose(handed, wanted.to(handed), 0.0, 0.0, equal_nan=True):
+            raise self._odd("hands its scheduler something else than its guided prediction")
+
+    def _unguided(self) -> SettingError:
+        return SettingError(
+            f"{self.name} makes no unconditional prediction in this run, so there is nothing to"
+            " guide with; pass guidance_scale (Flux, QwenImage, HunyuanVideo: true_cfg_scale) above"
+            " 1, and a negative prompt where it takes one"
+        )
+
+    def _odd(self, what: str) -> SettingError:
+        return SettingError(
+            f"{self.name} {what}, so a policy cannot guide it; guide it by its own scale, or sample"
+            " with Sampler.from_pipeline"
+        )
+
+
+def _layout(pipe: Any) -> Layout:
+    name = type(pipe).__name__
+    if name not in LAYOUTS:
+        raise SettingError(
+            f"how {name} makes its two predictions is not known here; known: {', '.join(LAYOUTS)}."
+            " Sampler.from_pipeline takes any policy, and PolicyGuider is for modular pipelines"
+        )
+    return LAYOUTS[name]
+
+
+def _networks(pipe: Any) -> list[nn.Module]:
+    found = [getattr(pipe, slot, None) for slot in SLOTS]
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """A method answered for, with itself as the first argument; its signature stays."""
+    original, own = getattr(owner, name), vars(owner).get(name)
+    if hasattr(original, "_guided"):
+        raise SettingError("this pipeline is guided already; leave that context before another one")
+
+    @functools.wraps(original)
+    def ours(*args: Any, **named: Any) -> Any:
+        return answer(original, *args, **named)
+
+    ours._guided = True  # type: ignore[attr-defined]
+    setattr(owner, name, ours)
+    try:
+        yield
+    finally:
+        if vars(owner).get(name) is ours:  # else model offloading has put its own there
+            setattr(owner, name, own) if own is not None else delattr(owner, name)
+
+
+def _rows(value: Any, rows: int, index: Tensor) -> Any:
+    """The rows of every tensor of a batch; tensors that are of no batch stay."""
+    if isinstance(value, Tensor):
+        whole = value.ndim == 0 or len(value) != rows
+        return value if whole else value.index_select(0, index.to(value.device))
+    if isinstance(value, Mapping):
+        return {key: _rows(each, rows, index) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_rows(each, rows, index) for each in value)
+    return value

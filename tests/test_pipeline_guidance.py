@@ -1,0 +1,401 @@
+"""Our guidance policies inside diffusers pipelines, with tiny random networks."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_pipes
+import torch
+from diffusers import ClassifierFreeGuidance, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
+from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
+from tiny_pipes import PIPES, POOLED, call, pipeline, text
+
+from fewstep import SolverScheduler
+from fewstep.models.errors import FewstepError, SettingError
+from fewstep.samplers.guidance import (
+    APG,
+    CFG,
+    AdaptiveGuidance,
+    CFGPlusPlus,
+    Interval,
+    Thresholded,
+    Unguided,
+)
+from fewstep.samplers.pipelines import guidance as module
+from fewstep.samplers.pipelines.guidance import HALVES, LAYOUTS, guided
+from fewstep.samplers.pipelines.guider import PolicyGuider
+
+STEPS = 5
+NAMES = [name for name, pipe in PIPES.items() if pipe.cls in LAYOUTS and name != "flux-fill"]
+NEGATIVE = {
+    "negative_prompt_embeds": text(1, 5, 12, seed=1),
+    f"negative_{POOLED}": text(1, 10, seed=3),
+}
+TRUE = {"true_cfg_scale": 3.0}
+SWITCHED_ON = {
+    "flux": TRUE | NEGATIVE,
+    "flux-img2img": TRUE | NEGATIVE,
+    "hunyuan": TRUE | NEGATIVE | {"negative_prompt_attention_mask": torch.ones(1, 5)},
+    "qwen": TRUE,
+    "lumina2": {"guidance_scale": 3.0, "cfg_normalization": False},
+}
+SOON = AdaptiveGuidance(3.0, threshold=-0.99, need=1, warmup=2)  # two guided steps
+
+
+def on(name: str) -> dict:
+    return {"num_inference_steps": STEPS} | SWITCHED_ON.get(name, {"guidance_scale": 3.0})
+
+
+def network(pipe):
+    return getattr(pipe, "transformer", None) or pipe.unet
+
+
+def counting(pipe) -> list[tuple]:
+    """Notes (x, rows, output) of every call that reaches the network itself."""
+    net, seen = network(pipe), []
+    own = net.forward
+
+    def forward(*args, **named):
+        x = args[0] if args else named["hidden_states"]
+        out = own(*args, **named)
+        seen.append((x, len(x), out[0]))
+        return out
+
+    net.forward = forward
+    return seen
+
+
+def close(a, b, share=1e-5):
+    return float((a - b).abs().max() / b.abs().max()) < share
+
+
+def evaluations(name: str) -> int:
+    """Of a run of STEPS: PNDM asks once more, and strength 0.5 skips steps."""
+    return {"sd": 6, "sd-inpaint": 6, "sd-img2img": 3, "flux-img2img": 3}.get(name, STEPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipeline_is_guided_as_by_itself_and_then_stops(name):
+    """Off is its own guidance; without guidance it is its own conditional run; between, fewer."""
+    pipe, evals = pipeline(name), evaluations(name)
+    own = call(name, pipe, **on(name))
+    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as ledger:
+        full = call(name, pipe, **on(name))
+    assert close(full, own)
+    assert (ledger.evaluations, ledger.rows, ledger.images) == (evals, 2 * evals, 1)
+    seen = counting(pipe)
+    with guided(pipe, SOON) as ledger:
+        short = call(name, pipe, **on(name))
+    again = name in ("sd", "sd-inpaint")  # PNDM asks twice in its second step
+    assert ledger.rows == sum(rows for _, rows, _ in seen) == evals + 2 + again
+    assert not close(short, own, 1e-4)
+    with guided(pipe, Unguided()) as ledger:
+        alone = call(name, pipe, **on(name))
+    off = {"guidance_scale": 1.0, "num_inference_steps": STEPS}
+    plain = {"num_inference_steps": STEPS} if "true_cfg_scale" in on(name) else off
+    plain |= {"true_cfg_scale": 1.0} if name == "qwen" else {}
+    assert close(alone, call(name, pipe, **plain))
+    assert ledger.rows == evals
+
+
+def scale_off(pipe, step, label, held):
+    """Diffusers' own way where it has one: from the third step on, the conditional half."""
+    if step == 1:
+        pipe._guidance_scale = 1.0
+        if "Wan" not in type(pipe).__name__:
+            held = {key: value[-1:] if key != "latents" else value for key, value in held.items()}
+    return held
+
+
+@pytest.mark.parametrize("name", ["sd-v", "sdxl", "sd3", "wan"])
+def test_stopping_is_what_a_callback_would_have_done(name):
+    pipe = pipeline(name)
+    tensors = [key for key in pipe._callback_tensor_inputs if "negative" not in key]
+    given = on(name) | {"callback_on_step_end_tensor_inputs": tensors}
+    wanted = call(name, pipe, callback_on_step_end=scale_off, **given)
+    with guided(pipe, SOON):
+        assert close(call(name, pipe, **on(name)), wanted)
+    with guided(pipe, Interval(CFG(3.0), 0.0, 0.4, in_="step")) as ledger:
+        assert close(call(name, pipe, **on(name)), wanted)
+    assert ledger.rows_per_step == (2, 2, 1, 1, 1)
+
+
+def cosines(name: str, pipe, seen) -> list[float]:
+    """Of the two x0 of each step, by diffusers' own constants."""
+    scheduler, found = pipe.scheduler, []
+    sign = -1.0 if name == "lumina2" else 1.0
+    pairs = seen if len(seen) == STEPS else zip(seen[1::2], seen[::2], strict=True)
+    for n, pair in enumerate(pairs):
+        if len(seen) == STEPS:
+            x, (u, c) = pair[0][:1], pair[2].chunk(2)
+        else:
+            x, u, c = pair[0][0], pair[0][2], pair[1][2]
+        if name == "sd-v":
+            kept = scheduler.alphas_cumprod[int(scheduler.timesteps[n])]
+            u, c = (kept**0.5 * x - (1 - kept) ** 0.5 * each for each in (u, c))
+        else:
+            u, c = (x - scheduler.sigmas[n] * sign * each for each in (u, c))
+        found.append(float(torch.cosine_similarity(u.flatten(), c.flatten(), dim=0)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["sd-v", "sd3", "aura", "flux", "lumina2", "wan"])
+def test_it_stops_where_the_two_predictions_of_x0_agree(name):
+    pipe = pipeline(name)
+    if name == "wan":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    seen = counting(pipe)
+    call(name, pipe, **on(name))
+    gammas = cosines(name, pipe, seen)
+    for stop in (2, 3, 4):  # the step after the first that exceeds the threshold
+        below, reached = max(gammas[1 : stop - 1], default=-1.0), gammas[stop - 1]
+        if reached <= max(below, gammas[0]):
+            continue
+        threshold = (max(below, gammas[0]) + reached) / 2
+        with guided(pipe, AdaptiveGuidance(3.0, threshold=threshold, need=1, warmup=1)) as ledger:
+            call(name, pipe, **on(name))
+        assert ledger.rows_per_step == tuple(2 if n < stop else 1 for n in range(STEPS)), gammas
+        return
+    pytest.fail(f"no step of {name} can be told from the ones before it: {gammas}")
+
+
+@pytest.mark.parametrize("name", ["sd-v", "wan"])
+def test_images_of_a_batch_stop_one_by_one(name):
+    """Rows are chosen, not halves: an image in a batch is what it is alone."""
+    pipe = pipeline(name)
+    if name == "wan":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    embeds = {
+        key: torch.cat([text(1, 5, 12, seed=seed), text(1, 5, 12, seed=seed + 7)])
+        for key, seed in (("prompt_embeds", 0), ("negative_prompt_embeds", 1))
+    }
+    each = [{key: value[n : n + 1] for key, value in embeds.items()} for n in (0, 1)]
+    seen, first = counting(pipe), []
+    for n in (0, 1):
+        del seen[:]
+        call(name, pipe, seed=n, **on(name) | each[n])
+        first.append(cosines(name, pipe, seen)[0])
+    threshold = sum(first) / 2
+    policy = AdaptiveGuidance(3.0, threshold=threshold, need=1, warmup=1, batch="per-sample")
+    alone, rows = [], []
+    for n in (0, 1):
+        with guided(pipe, policy) as ledger:
+            alone.append(call(name, pipe, seed=n, **on(name) | each[n]))
+        rows.append(ledger.rows)
+    assert rows[0] != rows[1]
+    assert min(rows) == STEPS + 1
+    del seen[:]
+    noises = [torch.Generator().manual_seed(n) for n in (0, 1)]
+    with guided(pipe, policy) as ledger:
+        both = call(name, pipe, **on(name) | embeds | {"generator": noises})
+    assert close(both, torch.cat(alone))
+    assert ledger.rows == sum(count for _, count, _ in seen) == sum(rows)
+
+
+def test_other_rules_and_two_runs_in_one_context():
+    pipe = pipeline("sd3")
+    with guided(pipe, APG(3.0)) as ledger:
+        first, second = (call("sd3", pipe, **on("sd3")) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not close(first, call("sd3", pipe, **on("sd3")), 1e-3)
+    assert (ledger.images, ledger.nfe, ledger.rows_per_image) == (2, STEPS, 2 * STEPS)
+
+
+@pytest.mark.parametrize("name", ["sana", "flux", "ltx", "qwen", "wan"])
+def test_half_precision(name):
+    """Some pipelines go on in float32 from there, and the scheduler's check is to the bit."""
+    pipe = pipeline(name)
+    network(pipe).to(torch.bfloat16)
+    given = {
+        key: value.bfloat16() if isinstance(value, torch.Tensor) and "mask" not in key else value
+        for key, value in (PIPES[name].call | on(name)).items()
+    }
+    own = call(name, pipe, **given)
+    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)):
+        assert close(call(name, pipe, **given).float(), own.float(), 0.05)
+    with guided(pipe, SOON) as ledger:
+        call(name, pipe, **given)
+    assert ledger.rows == STEPS + 2
+
+
+def test_networks_that_read_or_answer_more_channels(monkeypatch):
+    """Inpainting reads a mask too; a learned sigma is a second half of the answer."""
+    wide = replace(PIPES["sd-inpaint"], config={"in_channels": 9, "out_channels": 4})
+    monkeypatch.setitem(tiny_pipes.PIPES, "sd-inpaint", wide)
+    shape = network(pipeline("pixart")).config
+    assert shape.out_channels == 2 * shape.in_channels
+    pipe = pipeline("sd-inpaint")
+    own = call("sd-inpaint", pipe, **on("sd-inpaint"))
+    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)):
+        assert close(call("sd-inpaint", pipe, **on("sd-inpaint")), own)
+
+
+@pytest.mark.parametrize("solver", ["unipc-2", "heun", "dpmpp-2s"])
+def test_with_our_own_scheduler(solver):
+    pipe = pipeline("sd3")
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver=solver)
+    own = call("sd3", pipe, **on("sd3"))
+    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as full:
+        assert close(call("sd3", pipe, **on("sd3")), own)
+    with guided(pipe, SOON) as ledger:
+        call("sd3", pipe, **on("sd3"))
+    assert ledger.evaluations == pipe.scheduler.nfe < ledger.rows < full.rows
+
+
+def broken(*_):
+    raise RuntimeError("in mid-run")
+
+
+def test_everything_is_put_back_even_after_an_error():
+    pipe = pipeline("flux")
+    own = call("flux", pipe, **on("flux"))
+    with pytest.raises(RuntimeError, match="in mid-run"), guided(pipe, SOON):
+        call("flux", pipe, **on("flux"), callback_on_step_end=broken)
+    assert "forward" not in vars(pipe.transformer)
+    assert not {"step", "set_timesteps"} & vars(pipe.scheduler).keys()
+    assert torch.equal(call("flux", pipe, **on("flux")), own)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "said"),
+    [
+        ("ddpm", SOON, "DDPMPipeline makes its two predictions is not known.*WanPipeline"),
+        ("dit", SOON, "DiTPipeline"),
+        ("sd", CFGPlusPlus(), "cfg-pp guidance needs a solver"),
+        ("sd", Interval(CFGPlusPlus(), 0.0, 1.0), "cfg-pp guidance needs a solver"),
+        ("sd", replace(SOON, rewrite_history=True), "rewrite_history"),
+        ("sd", 3.0, "3.0 is no guidance policy"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(name, policy, said):
+    with pytest.raises(SettingError, match=said), guided(pipeline(name), policy):
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "own", "said"),
+    [
+        ("sd-v", SOON, {"guidance_scale": 1.0}, "makes no unconditional prediction"),
+        ("pixart", SOON, {"guidance_scale": 1.0}, "makes no unconditional prediction"),
+        ("flux", SOON, {"true_cfg_scale": 1.0}, "makes no unconditional prediction"),
+        ("lumina2", SOON, {"cfg_trunc_ratio": 0.3}, "makes no unconditional prediction"),
+        ("sd-v", SOON, {"guidance_rescale": 0.5}, "guidance_rescale"),
+        ("sd-v", CFG(0.0), {}, "scale of 0"),
+        ("sd-v", Thresholded(CFG(3.0)), {}, "latents, which have no range"),
+        (
+            "sd3",
+            SOON,
+            {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 1.0},
+            "more often in one step",
+        ),
+    ],
+)
+def test_a_run_that_is_not_guided_so_ends_with_an_error(name, policy, own, said):
+    pipe = pipeline(name)
+    with pytest.raises(FewstepError, match=said), guided(pipe, policy):
+        call(name, pipe, **on(name) | own)
+
+
+@pytest.mark.parametrize("name", ["dit", "lumina2", "qwen", "flux"])
+def test_a_pipeline_of_another_structure_is_found_out(name, monkeypatch):
+    """The scheduler is handed something else, or the network is not called as it should be."""
+    monkeypatch.setitem(module.LAYOUTS, PIPES[name].cls, HALVES)
+    pipe = pipeline(name)
+    with pytest.raises(SettingError, match=PIPES[name].cls), guided(pipe, CFG(3.0)):
+        call(name, pipe, **on(name))
+
+
+def test_nothing_run_another_scheduler_or_another_context_is_an_error():
+    pipe = pipeline("sd-v")
+    with pytest.raises(SettingError, match="nothing was guided"), guided(pipe, SOON):
+        pass
+    with (
+        pytest.raises(SettingError, match="guided already"),
+        guided(pipe, SOON),
+        guided(pipe, SOON),
+    ):
+        pytest.fail("it began")
+
+
+def exchanged_scheduler(pipe):
+    call("sd-v", pipe, **on("sd-v"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    call("sd-v", pipe, **on("sd-v"))
+
+
+def exchanged_network(pipe):
+    """As model offloading does after every call."""
+    del pipe.unet.forward
+    call("sd-v", pipe, **on("sd-v"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(exchanged_scheduler, "number 6"), (exchanged_network, "another network")]
+)
+def test_what_is_exchanged_within_the_context_is_found_out(change, said):
+    pipe = pipeline("sd-v")
+    with pytest.raises(SettingError, match=said), guided(pipe, SOON):
+        change(pipe)
+
+
+BLOCKS = {"wan": WanDenoiseStep, "sdxl": StableDiffusionXLDenoiseStep}
+TEXTS = {
+    "prompt_embeds": text(2, 5, 12),
+    "negative_prompt_embeds": text(2, 5, 12, seed=1),
+    "pooled_prompt_embeds": text(2, 10, seed=2),
+    "negative_pooled_prompt_embeds": text(2, 10, seed=3),
+    "add_time_ids": torch.ones(2, 6),
+    "negative_add_time_ids": torch.ones(2, 6),
+}
+STATES = {
+    "wan": {"latents": text(2, 4, 2, 8, 8, seed=9), "dtype": torch.float32} | TEXTS,
+    "sdxl": {"latents": 14 * text(2, 2, 8, 8, seed=9), "denoiser_input_fields": TEXTS},
+}
+
+
+def modular(name: str, base, guider):
+    pipe = BLOCKS[name]().init_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    slot = "unet" if name == "sdxl" else "transformer"
+    parts = {slot: network(base), "scheduler": base.scheduler, "guider": guider}
+    pipe.update_components(**parts)
+    base.scheduler.set_timesteps(STEPS)
+    plan = {"timesteps": base.scheduler.timesteps, "num_inference_steps": STEPS}
+    return pipe(**plan, **STATES[name]).get("latents")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_guider_of_modular_pipelines(name):
+    base = pipeline(name)
+    base.scheduler = FlowMatchEulerDiscreteScheduler() if name == "wan" else base.scheduler
+    own = modular(name, base, ClassifierFreeGuidance(guidance_scale=3.0))
+    guider = PolicyGuider(AdaptiveGuidance(3.0, threshold=1.0), base.scheduler)
+    assert close(modular(name, base, guider), own)
+    assert guider.num_conditions == 2  # the text encoder of the next run asks
+    guider = guider.new(policy=SOON)
+    seen = counting(base)
+    short = modular(name, base, guider)
+    modular(name, base, guider)
+    assert guider.ledger.rows == sum(rows for _, rows, _ in seen) == 2 * 2 * (STEPS + 2)
+    assert guider.ledger.rows_per_step == (2, 2, 1, 1, 1)
+    assert guider.ledger.nfe == STEPS
+    span = Interval(CFG(3.0), 0.0, 0.4, in_="step")
+    assert close(modular(name, base, guider.new(policy=span)), short)
+    own = modular(name, base, ClassifierFreeGuidance(guidance_scale=3.0, stop=0.4))
+    assert close(short, own)
+
+
+def test_a_guider_that_cannot_guide_says_so():
+    base = pipeline("sdxl")
+    with pytest.raises(SettingError, match="rewrite_history"):
+        PolicyGuider(replace(SOON, rewrite_history=True), base.scheduler)
+    other = DDIMScheduler.from_config(base.scheduler.config)
+    other.set_timesteps(STEPS + 2)
+    with pytest.raises(SettingError, match="where its guider's scheduler is not"):
+        modular("sdxl", base, PolicyGuider(SOON, other))
+    with pytest.raises(SettingError, match="whole batches"):
+        PolicyGuider(replace(SOON, batch="per-sample"), base.scheduler)
+    with pytest.raises(SettingError, match="SD3Transformer2DModel is not known"):
+        PolicyGuider(SOON, base.scheduler).prepare_models(pipeline("sd3").transformer)
+    with pytest.raises(SettingError, match="not kept in a config"):
+        PolicyGuider.from_config({})
