@@ -247,7 +247,8 @@ def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
         branch="cond", stage=0, index=0, kind="skip", error=None, rows=2, computed=0.0, skipped=()
     )
     cache = CacheLedger(calls=[call], share=lambda call: 0.25)
-    one, two = (Partial.empty({"pool": 3}, [Need(output="pool", form="statistics")]) for _ in range(2))
+    needs = [Need(output="pool", form="statistics")]
+    one, two = (Partial.empty({"pool": 3}, needs) for _ in range(2))
     one.count(Ledger(images=2, rows=8, cache=cache), Clock())
     assert one.effective == 2.0
     one.save(tmp_path / "p.npz")
