@@ -1,6 +1,8 @@
 """Our guidance policies inside diffusers pipelines, with tiny random networks."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_pipes
@@ -21,12 +23,12 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
 )
-from fewstep.samplers.pipelines import guidance as module
-from fewstep.samplers.pipelines.guidance import HALVES, LAYOUTS, guided
+from fewstep.samplers.pipelines.guidance import HALVES, LAYOUTS, TURNS, guided
 from fewstep.samplers.pipelines.guider import PolicyGuider
 
 STEPS = 5
-NAMES = [name for name, pipe in PIPES.items() if pipe.cls in LAYOUTS and name != "flux-fill"]
+ALPHA = replace(PIPES["pixart"], cls="PixArtAlphaPipeline")
+NAMES = ["pixart-alpha", *(name for name, pipe in PIPES.items() if pipe.cls in LAYOUTS)]
 NEGATIVE = {
     "negative_prompt_embeds": text(1, 5, 12, seed=1),
     f"negative_{POOLED}": text(1, 10, seed=3),
@@ -40,6 +42,12 @@ SWITCHED_ON = {
     "lumina2": {"guidance_scale": 3.0, "cfg_normalization": False},
 }
 SOON = AdaptiveGuidance(3.0, threshold=-0.99, need=1, warmup=2)  # two guided steps
+
+
+@pytest.fixture(autouse=True)
+def alpha(monkeypatch):
+    """One more tiny pipeline, here only."""
+    monkeypatch.setitem(PIPES, "pixart-alpha", ALPHA)
 
 
 def on(name: str) -> dict:
@@ -96,6 +104,10 @@ def test_a_pipeline_is_guided_as_by_itself_and_then_stops(name):
     plain |= {"true_cfg_scale": 1.0} if name == "qwen" else {}
     assert close(alone, call(name, pipe, **plain))
     assert ledger.rows == evals
+
+
+def test_every_known_pipeline_is_tried():
+    assert {PIPES[name].cls for name in NAMES} == LAYOUTS.keys()
 
 
 def scale_off(pipe, step, label, held):
@@ -242,6 +254,47 @@ def test_with_our_own_scheduler(solver):
     assert ledger.evaluations == pipe.scheduler.nfe < ledger.rows < full.rows
 
 
+def test_the_scale_that_counts_is_the_policys_and_that_is_said():
+    pipe = pipeline("sd3")
+    wanted = call("sd3", pipe, **on("sd3"))
+    said = "the policy's scale 3, not .* guidance_scale=5"
+    with pytest.warns(UserWarning, match=said), guided(pipe, CFG(3.0)):
+        found = call("sd3", pipe, **on("sd3") | {"guidance_scale": 5.0})
+    assert close(found, wanted)
+
+
+def test_a_repeated_timestep_is_no_step_of_its_own():
+    """PNDM asks twice in its second step; two steps in a row have to agree."""
+    pipe, policy = pipeline("sd"), replace(SOON, need=2, warmup=1)
+    with guided(pipe, policy) as ledger:
+        call("sd", pipe, **on("sd"))
+    assert ledger.rows_per_step == (2, 2, 2, 1, 1, 1)
+
+
+def test_wan_with_two_networks():
+    """2.2: one for much noise, one for little; both are answered for."""
+    second = network(pipeline("wan"))
+    pipe = pipeline("wan", transformer_2=second, boundary_ratio=0.8)
+    own = call("wan", pipe, **on("wan"))
+    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as ledger:
+        assert close(call("wan", pipe, **on("wan")), own)
+    assert ledger.rows == 2 * STEPS
+    with guided(pipe, SOON) as ledger:
+        call("wan", pipe, **on("wan"))
+    assert ledger.rows == STEPS + 2
+    assert "forward" not in vars(second)
+
+
+def test_the_example_of_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "guidance.md").read_text()
+    (block,) = [
+        each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "guided(" in each
+    ]
+    known = {"pipe": pipeline("sd3"), "prompt": PIPES["sd3"].call | {"num_inference_steps": STEPS}}
+    exec(block.replace('"a cat"', "**prompt"), known)
+    assert known["ledger"].rows > STEPS
+
+
 def broken(*_):
     raise RuntimeError("in mid-run")
 
@@ -296,12 +349,23 @@ def test_a_run_that_is_not_guided_so_ends_with_an_error(name, policy, own, said)
         call(name, pipe, **on(name) | own)
 
 
-@pytest.mark.parametrize("name", ["dit", "lumina2", "qwen", "flux"])
-def test_a_pipeline_of_another_structure_is_found_out(name, monkeypatch):
-    """The scheduler is handed something else, or the network is not called as it should be."""
-    monkeypatch.setitem(module.LAYOUTS, PIPES[name].cls, HALVES)
+UNSIGNED = replace(LAYOUTS["Lumina2Pipeline"], sign=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "said"),
+    [
+        ("dit", HALVES, "the network of DiTPipeline answers with"),
+        ("qwen", HALVES, "QwenImagePipeline makes no unconditional prediction"),
+        ("lumina2", UNSIGNED, "Lumina2Pipeline hands its scheduler something else"),
+        ("flux", TURNS, "FluxPipeline tells its network a time"),
+        ("sd3", TURNS, "StableDiffusion3Pipeline makes no unconditional prediction"),
+    ],
+)
+def test_a_pipeline_of_another_structure_is_found_out(name, layout, said, monkeypatch):
+    monkeypatch.setitem(LAYOUTS, PIPES[name].cls, layout)
     pipe = pipeline(name)
-    with pytest.raises(SettingError, match=PIPES[name].cls), guided(pipe, CFG(3.0)):
+    with pytest.raises(SettingError, match=said), guided(pipe, CFG(3.0)):
         call(name, pipe, **on(name))
 
 
@@ -371,10 +435,10 @@ def test_the_guider_of_modular_pipelines(name):
     own = modular(name, base, ClassifierFreeGuidance(guidance_scale=3.0))
     guider = PolicyGuider(AdaptiveGuidance(3.0, threshold=1.0), base.scheduler)
     assert close(modular(name, base, guider), own)
-    assert guider.num_conditions == 2  # the text encoder of the next run asks
     guider = guider.new(policy=SOON)
     seen = counting(base)
     short = modular(name, base, guider)
+    assert guider.num_conditions == 2  # the text encoder of the next run asks
     modular(name, base, guider)
     assert guider.ledger.rows == sum(rows for _, rows, _ in seen) == 2 * 2 * (STEPS + 2)
     assert guider.ledger.rows_per_step == (2, 2, 1, 1, 1)

@@ -13,6 +13,7 @@ watched: if it is handed anything but G, the run ends with an error instead of a
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import Guidance
-from .course import Course, Planned, check_policy, known, nearest
+from .course import Course, Planned, check_policy, known, nearest, nested
 
 SLOTS = ("unet", "transformer", "transformer_2")
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
@@ -81,7 +82,8 @@ def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
     """Runs of a pipeline inside this context are guided by a policy of ours.
 
     The pipeline's own scale only has to switch its guidance on (guidance_scale or true_cfg_scale
-    above 1, with a negative prompt where it wants one); the scale that counts is the policy's.
+    above 1, with a negative prompt where it wants one); the scale that counts is the policy's. A
+    warning says so where the pipeline's can be read and is another one.
 
     Args:
         pipe: a pipeline of diffusers, one of `LAYOUTS`, with any scheduler whose config says how
@@ -244,10 +246,23 @@ class Run:
                 f"{self.name} would rescale the guidance (guidance_rescale), which is the policy's"
                 " here; drop it, or take the policy CFG(scale, rescale=...)"
             )
+        self._say_whose_scale()
         process, labels = known(self.pipe.scheduler)
         start = self._place(self.layout.label(call.told), labels)
         self.ledger.images += images
         return Course(self.policy, Planned(process, labels[start:], images))
+
+    def _say_whose_scale(self) -> None:
+        """Where the pipeline's own scale can be read, it shall not be another one unnoticed."""
+        own = getattr(self.pipe, "_guidance_scale", None)
+        scale = next((each.scale for each in nested(self.policy) if hasattr(each, "scale")), 1.0)
+        read = hasattr(type(self.pipe), "do_classifier_free_guidance")  # else it is no such scale
+        if read and own not in (None, scale) and scale > 1.0:
+            warnings.warn(
+                f"{self.name} is guided with the policy's scale {scale:g}, not with its own"
+                f" guidance_scale={own:g}; pass guidance_scale={scale:g}",
+                stacklevel=2,
+            )
 
     def _place(self, label: float, labels: Sequence[float]) -> int:
         """Which of a scheduler's timesteps the network was told: a run may begin later on."""
