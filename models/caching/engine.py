@@ -8,6 +8,7 @@ it, is in `stack_engine.py` (a stretch of blocks), `module_engine.py` (sub-modul
 
 import inspect
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,7 @@ class Verdict:
     rows: tuple[int, ...]
 
 
-class Engine:
+class Engine(ABC):
     """What all kinds of caches have in common.
 
     root:   the network, without its compiled shell.
@@ -292,17 +293,17 @@ class Engine:
 
     # What kinds of caches differ in
 
+    @abstractmethod
     def skipped(self, call: CallState) -> tuple[str, ...]:
         """The parts that a call did not run, for the rows that were not computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """The parts that may be skipped, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hooked(self) -> list[Part]:
         """The modules below the root that are not simply run."""
-        raise NotImplementedError
 
     def cost(self) -> Cost | None:
         """FLOPs of a full call and of its parts; None before the first call."""

@@ -55,12 +55,11 @@ class Order:
 
 
 @dataclass
-class Differences:
-    """The differences of one tensor; holds copies, so the tensor itself may be overwritten."""
+class Held:
+    """Differences of one tensor; copies, so that the tensor itself may be overwritten."""
 
     order: Order
     held: list[Tensor] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)  # of the full calls, newest first
 
     def __bool__(self) -> bool:
         return bool(self.held)
@@ -73,6 +72,13 @@ class Differences:
     def expected_bytes(self) -> int:
         """What will be held once the order has grown to its degree."""
         return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
+
+
+@dataclass
+class Differences(Held):
+    """Where all rows have the same full calls, at `times`, newest first."""
+
+    times: list[int] = field(default_factory=list)
 
     def update(self, x: Tensor, index: int) -> None:
         """Takes the true value at a full call; a change of shape, dtype or device starts anew.
@@ -104,23 +110,10 @@ class Differences:
 
 
 @dataclass
-class RowDifferences:
-    """The same, where each row has full calls of its own: row b of (B, *) was full at times[b]."""
+class RowDifferences(Held):
+    """Where each row has full calls of its own: row b of (B, *) was full at times[b]."""
 
-    order: Order
-    held: list[Tensor] = field(default_factory=list)
     times: list[list[int]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.held)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.held)
-
-    @property
-    def expected_bytes(self) -> int:
-        return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
 
     def update(self, x: Tensor, index: int, rows: Sequence[int] | None = None) -> None:
         """Takes the true values of some rows (b, *), or of all of them (B, *)."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from .engine import Engine, Part
+from .engine import CallState, Engine, Part
 from .family import Stack
 from .guess import observe
 
@@ -17,6 +17,9 @@ class Unobserved(Engine):
     """
 
     give_way: Callable[[Stack], Engine]
+
+    def skipped(self, call: CallState) -> tuple[str, ...]:
+        return ()
 
     def parts(self) -> dict[str, nn.Module]:
         return {}
