@@ -120,6 +120,8 @@ def sample(
             run = run_from_png(from_png)
             network = load(run.model, dtype=run.dtype, device=run.device)
         else:
+            if force and schedule is None and cache is None:
+                raise SettingError("--force is for --schedule and --cache; give one of them")
             network = load(model, dtype=dtype, device=device)
             chosen, labels = _images(network, seed, seeds, classes, per_class)
             run = Run(
@@ -403,13 +405,14 @@ def bench_guidance(
     """
     with _errors(), _warnings():
         from fewstep.eval.guidance_front import POLICIES, Bench, Front
-        from fewstep.eval.guidance_table import check_outputs, draw, lines
+        from fewstep.eval.guidance_table import draw, lines
+        from fewstep.eval.report import Outputs
         from fewstep.eval.store import Store
         from fewstep.samplers.images import check_writable
         from fewstep.samplers.run import parse_ranges
 
         check_writable(store)
-        check_outputs(table, plot)
+        Outputs(table, plot).checked()
         budgets = parse_ranges(rows)
         front = Front(
             models=tuple(model or ("fashion-dit", "fashion-unet")),

@@ -5,30 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..models.errors import SettingError, UnknownNameError
-from ..samplers.images import check_writable
 from .guidance_front import HONEST, METRIC, Panel, cost, panels
 from .panels import draw_panels
-from .report import COLOURS, KINDS, MARKERS
+from .report import COLOURS, MARKERS
 from .store import Row
 
 BUDGETS = (12, 16, 20, 24, 32, 40)
-TABLES = ("md", "csv")
-
-
-def check_outputs(table: str, plot: Path | None) -> None:
-    """Raises FewstepError, before anything is measured, for what cannot be written."""
-    if table not in TABLES:
-        raise UnknownNameError("table", table, TABLES)
-    if plot is None:
-        return
-    check_writable(plot)
-    if plot.suffix.lower() not in KINDS:
-        raise SettingError(f"{str(plot)!r} must end in {', '.join(KINDS)}")
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise SettingError("matplotlib is not installed; pip install 'fewstep[report]'")
 
 
 def lines(rows: Sequence[Row], table: str = "md") -> Iterator[str]:

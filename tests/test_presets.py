@@ -122,3 +122,9 @@ def test_searched_schedules_are_for_their_network(name):
     network = load(facts["model"])
     make_plan(network.schedule, schedule).solver.check_network(network)
     assert name.startswith(f"{facts['model']}-nfe{schedule.nfe}")
+
+
+def test_force_alone_is_refused():
+    said = CliRunner().invoke(app, ["sample", "--force"])
+    assert said.exit_code == 2
+    assert "--force is for --schedule and --cache" in said.output
