@@ -2,7 +2,8 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page caching check
+.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page caching \
+	guidance editing check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -79,5 +80,22 @@ caching:
 		printf '\n![front](caching.png)\n\n'; \
 		$(CACHING) --plot docs/caching.png --quiet) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
+
+# The measured tables of docs/guidance-results.md: about an hour on two cores. Stopped, it goes on.
+GUIDANCE = $(PYTHON) -m fewstep.cli bench guidance --store results/guidance.jsonl --quiet
+GUIDED = --model fashion-unet --images 24 --fit-images 128
+guidance:
+	OMP_NUM_THREADS=1 $(GUIDANCE) --model fashion-dit --fit-images 128 > /dev/null
+	OMP_NUM_THREADS=1 $(GUIDANCE) $(GUIDED) > /dev/null
+	(printf '# Guidance: results\n\nWritten by `make guidance`; docs/guidance.md says what a figure is.\n'; \
+		printf '\n![front](guidance.png)\n\n'; \
+		$(GUIDANCE) --model fashion-dit --fit-images 128 --plot docs/guidance.png; \
+		printf '\n![front](guidance-unet.png)\n\n'; \
+		$(GUIDANCE) $(GUIDED) --plot docs/guidance-unet.png) > results/guidance-page.md
+	mv results/guidance-page.md docs/guidance-results.md
+
+# The table of docs/editing.md: half an hour on one core.
+editing:
+	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench inversion --store results/inversion.jsonl
 
 check: lint types test slow

@@ -91,7 +91,7 @@ def sample(
         str | None,
         typer.Option(help="Name[:key=value,...], see `fewstep list caches`; or a .json."),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 32,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="The grid picture.")] = Path("samples.png"),
@@ -280,7 +280,7 @@ def stats(
     nodes: Annotated[int, typer.Option(help="Intervals of the tables.")] = 120,
     cfg_scale: Annotated[float, typer.Option(help="Guidance scale they shall serve.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Samples evaluated at once.")] = 64,
+    batch: Annotated[int, typer.Option(help="Samples evaluated at once.")] = 32,
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
 ) -> None:
     """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
@@ -382,7 +382,7 @@ def bench_guidance(
             " Default: many. cfg, to compare with, is always measured."
         ),
     ] = None,
-    steps: Annotated[str, typer.Option(help="Of all policies, as 6-14,16.")] = "6-14,16,18,20",
+    steps: Annotated[str, typer.Option(help="Of all policies, as 6-14,16.")] = "6,8-12,14,16,20",
     rows: Annotated[str, typer.Option(help="Network rows per image to be shown.")] = "12-40",
     solver: Annotated[str, typer.Option(help="Of all runs, as in sample.")] = "dpmpp-2m",
     grid_type: Annotated[str | None, typer.Option(help="The same.")] = None,
@@ -627,7 +627,7 @@ def fit_linear_ag(
     ] = "2,2",
     ridge: Annotated[float, typer.Option(help="Of the least squares, relative.")] = 1e-6,
     images: Annotated[int, typer.Option(help="That it is fitted to, in memory at once.")] = 256,
-    batch: Annotated[int, typer.Option(help="Network rows at once.")] = 128,
+    batch: Annotated[int, typer.Option(help="Network rows at once.")] = 32,
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
 ) -> None:
     """Fits the weights of past outputs that stand in for the unconditional branch."""
@@ -701,7 +701,7 @@ def fid_nfe(
     ] = None,
     n: Annotated[int, typer.Option("--n", "--images", help="Images of each figure.")] = 2000,
     blocks: Annotated[int, typer.Option(help="Figures with further seeds, 3 for a spread.")] = 1,
-    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 128,
+    batch: Annotated[int, typer.Option(help="Images sampled at once.")] = 32,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
     sweep: Annotated[
         Path | None, typer.Option(help="JSON with all the choices above, instead of them.")
@@ -880,7 +880,7 @@ def search(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of Inception, if not found.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Noises run at once.")] = 128,
+    batch: Annotated[int, typer.Option(help="Noises run at once.")] = 32,
     dtype: Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
     plot: Annotated[
@@ -1056,7 +1056,7 @@ def bench_inversion(
     steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30",
     grid_type: Annotated[str | None, typer.Option(help="Of all runs, as in sample.")] = None,
     t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 32,
     store: Annotated[Path, typer.Option(help="Where figures are kept and found again.")] = Path(
         "inversion.jsonl"
     ),

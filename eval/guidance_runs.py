@@ -29,7 +29,7 @@ class Images:
     """
 
     count: int = 256
-    batch: int = 128
+    batch: int = 32
     first: int = FIRST_SEED
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ class RoundTrips:
     steps: Sequence[int] = (15, 30)
     grid: str | None = None
     t_min: float | None = None
-    batch: int = 64
+    batch: int = 32
 
     def cells(self, sampler: Sampler) -> list[Cell]:
         """All that can be measured; raises SettingError for a solver that cannot invert."""

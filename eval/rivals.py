@@ -101,7 +101,7 @@ class RivalSampler:
         *,
         class_labels: int | Sequence[int] | None = None,
         guidance: Guidance | None = None,
-        batch: int = 64,
+        batch: int = 32,
     ) -> Result:
         """One image per seed; see `Sampler`."""
         guidance = guidance or Unguided()

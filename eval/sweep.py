@@ -81,7 +81,7 @@ class Sweep(Strict):
     floor: str | None = None
     n: Annotated[int, Field(ge=2)] = 2000
     blocks: Annotated[int, Field(ge=1)] = 1
-    batch: Annotated[int, Field(ge=1)] = 128
+    batch: Annotated[int, Field(ge=1)] = 32
     dtype: str = "fp32"
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 

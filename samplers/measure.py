@@ -72,7 +72,7 @@ class Measurement:
     source: str = "data"
     cfg_scale: float = 1.0
     nodes: int = 120
-    batch: int = 64
+    batch: int = 32
     seed: int = 0
     partial: Path | None = None
 

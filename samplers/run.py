@@ -58,7 +58,7 @@ class Run(BaseModel):
     threshold: float | None = None
     guidance_spec: str | None = None
     cache: str | None = None
-    batch: int = 64
+    batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
     columns: int | None = None

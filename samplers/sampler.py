@@ -94,7 +94,7 @@ class Sampler:
         negative: Conditions | None = None,
         guidance: Guidance | None = None,
         cache: Policy | None = None,
-        batch: int = 64,
+        batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
         **choices: Any,

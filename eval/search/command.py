@@ -52,7 +52,7 @@ class Request:
     predictor: bool = False
     reference: str | None = None
     weights: Path | None = None
-    batch: int = 128
+    batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
 

@@ -106,7 +106,7 @@ class Problem:
     cfg_scale: float = 1.0
     teacher: Teacher = Teacher()
     cache: Path | None = None
-    batch: int = 128
+    batch: int = 32
     ledger: Ledger = field(default_factory=Ledger)
     _blocks: dict[str, Block] = field(default_factory=dict, init=False, repr=False)
 
