@@ -54,7 +54,8 @@ POLICIES = (
         for tail in (2, 3)
         for space in ("x0", "eps")
     ),
-    *(f"guidance-forecast:order=0,every=3,warmup=5,tail=2,space={space}" for space in ("x0", "eps")),
+    "guidance-forecast:order=0,every=3,warmup=5,tail=2,space=x0",
+    "guidance-forecast:order=0,every=3,warmup=5,tail=2,space=eps",
     *(f"{FITTED}:every=2,warmup={warmup}" for warmup in (1, 3)),
     f"{FITTED}:warmup=4,tail=2",
     *(f"adaptive:threshold={threshold}" for threshold in (0.9, 0.95, 0.98, 0.99, 0.999)),
