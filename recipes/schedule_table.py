@@ -1,0 +1,81 @@
+"""The table of docs/search.md: searched schedules beside the best hand-made ones.
+
+    python recipes/schedule_table.py [NAME ...]
+
+Both are measured again, on the test noises of the search and against a run of 200 evaluations; the
+hand-made ones are the three that were best in the search's own log.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from searched_schedules import LOGS, jobs
+
+from fewstep.eval.search.log import Trial, ranked
+from fewstep.eval.search.objective import objective
+from fewstep.eval.search.problem import Problem
+from fewstep.models.load import load
+from fewstep.solvers import Schedule
+from fewstep.solvers.presets import preset
+
+RIVALS = 3
+HEADER = (
+    "| schedule | distance | best hand-made | its distance | ratio | network rows | minutes |\n"
+    "|---|---:|---|---:|---:|---:|---:|\n"
+)
+
+
+def measured(name: str) -> str:
+    """A row of the table."""
+    model, scale, nfe = jobs()[name]
+    folder, found = LOGS / f"{model}-cfg{scale:g}", preset(name)
+    facts = found.provenance
+    problem = _problem(model, scale, facts, folder)
+    distance = _distance(problem, found)
+    rivals = {rival: _distance(problem, made) for rival, made in _rivals(folder, nfe)}
+    best, least = min(rivals.items(), key=lambda rival: rival[1])
+    rows, minutes = facts["budget"]["model_evals"], facts["budget"]["seconds"] / 60
+    return (
+        f"| `{name}` | {distance:.4f} | {best} | {least:.4f} | {distance / least:.2f} |"
+        f" {rows:,} | {minutes:.0f} |\n"
+    )
+
+
+def _problem(model: str, scale: float, facts: dict[str, Any], folder: Path) -> Problem:
+    """The search's test noises, and the usual teacher of 200 evaluations."""
+    seeds = {
+        block: range(facts[f"{short}_seeds"][0], facts[f"{short}_seeds"][1] + 1)
+        for block, short in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
+    network, labels = load(model), tuple(facts["labels"])
+    return Problem(network, **seeds, labels=labels, cfg_scale=scale, cache=folder / "teacher")
+
+
+def _distance(problem: Problem, schedule: Schedule) -> float:
+    aim = objective("terminal", problem.network)
+    return aim(problem, schedule, problem.block("test"))
+
+
+def _rivals(folder: Path, nfe: int) -> Iterator[tuple[str, Schedule]]:
+    lines = (line for path in folder.glob("worker-*.jsonl") for line in path.open())
+    trials = ranked(Trial.model_validate_json(line) for line in lines)
+    named = [t for t in trials if t.strategy == "grid" and t.schedule.nfe == nfe]
+    for trial in named[:RIVALS]:
+        yield str(trial.schedule.provenance["label"]), trial.schedule
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("names", nargs="*", metavar="NAME", help="such as fashion-dit-nfe5")
+    options = asked.parse_args()
+    sys.stdout.write(HEADER)
+    for name in options.names or jobs():
+        sys.stdout.write(measured(name))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
