@@ -45,7 +45,7 @@ def request(name: str, budget: str) -> Request:
         log=LOGS / f"{model}-cfg{scale:g}",
         cfg_scale=scale,
         teacher_nfe=60,
-        noises="1024,128,256",
+        noises="1024,128,256" if scale == 1.0 else "512,128,256",
         scored=128,
     )
 
