@@ -1,6 +1,7 @@
 """Gauss-Newton on tables: sensitivities, steps and its strategy."""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from fewstep.eval.search.guided import guided_schedule
 from fewstep.eval.search.newton import Point, Sensitivities, damped, products
 from fewstep.eval.search.objective import rmse
 from fewstep.eval.search.run import evaluate
-from fewstep.eval.search.strategies import Proposal, strategy
-from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE
+from fewstep.eval.search.strategies import Proposal, refine, strategy
+from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE, Line
 from fewstep.models.denoiser import Network
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
@@ -186,8 +187,19 @@ def test_the_first_rounds_start_from_others(tmp_path):
     assert task.log.trials[parents[9]].strategy == "refine"
 
 
-def test_the_ladder_of_starts(tmp_path):
+@pytest.mark.parametrize(
+    ("found", "tried"), [([0.9, 0.8], 0), ([0.9, 0.899], 1), ([0.9, 0.95, 0.899], 2), ([1.0], 1)]
+)
+def test_a_round_that_gains_next_to_nothing_does_not_count(found, tried):
+    """Else small steps would go on for ever."""
+    trial = [SimpleNamespace(id=str(i), rank=(score, str(i))) for i, score in enumerate(found)]
+    made = tuple(trial[i] for i in range(len(found)) for _ in FACTORS)
+    assert Line(SimpleNamespace(id="root", rank=(1.0, "root")), made).tried == tried
+
+
+def test_the_ladder_of_starts(tmp_path, monkeypatch):
     """Each start has a round, the best ones have four, the best goes on alone."""
+    monkeypatch.setattr(refine, "LADDER", ((6, 1), (3, 4)))
     task = task_of(tmp_path)
     for grid in ("uniform", "beta", "logsnr", "beta:alpha=2.0", "uniform"):
         nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid

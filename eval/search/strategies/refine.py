@@ -18,14 +18,15 @@ from ..newton import Point, damped, products, times_of
 from ..problem import Block
 from .base import Proposal, Task, register
 
-LADDER = ((6, 1), (3, 4))  # so many of the best starts get so many rounds; then the best alone
+LADDER = ((6, 1), (4, 4))  # so many of the best starts get so many rounds; then the best alone
 APART = 0.02  # of the range, which one of the times of another start must differ by
 BATCH = 64  # noises of a first round at least
 RESIDUALS = 1 << 15  # numbers of their ends at least, where samples are small
 THEN = 4  # times as many in later rounds: a few noises in a hundred decide the error
 FIRST = 1e-2  # damping
 FACTORS = (0.1, 1.0, 10.0)
-PATIENCE = 4  # rounds without a new best after which a start is left
+WORTH = 3e-3  # of its score, which a round must gain to count
+PATIENCE = 2  # rounds that do not count after which a start is left
 MORE = 2  # times as many noises in each of them,
 STRONGER = 30.0  # and so much more damping, which repeats none
 
@@ -48,8 +49,13 @@ class Line:
 
     @property
     def tried(self) -> int:
-        """Rounds from the best that did not better it."""
-        return sum(trial.parent == self.best.id for trial in self.made) // len(FACTORS)
+        """Rounds in a row, up to now, that gained next to nothing."""
+        least, tried = self.root.rank[0], 0
+        for n in range(self.rounds):
+            found = ranked(self.made[n * len(FACTORS) : (n + 1) * len(FACTORS)])[0].rank[0]
+            tried = 0 if found < (1.0 - WORTH) * least else tried + 1
+            least = min(least, found)
+        return tried
 
     @property
     def noises(self) -> int:
