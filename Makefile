@@ -64,9 +64,13 @@ results-page:
 		fi) > results/page.md
 	mv results/page.md docs/results.md
 
-# The measured tables of docs/caching-results.md: about an hour on one core, then times. Stopped, it
+# The measured tables of docs/caching-results.md: half an hour on one core, then times. Stopped, it
 # goes on where it was. cache-dit is measured if it is installed: pip install -e '.[rivals]'.
-CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl
+CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl --quiet
+FRONT = --solver dpmpp-2m --solver unipc-2
+EULER = fashion-dit --solver ddim --cache taylorseer:interval=4,order=1,level=last-block \
+	--cache taylorseer:interval=3,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
+	--cache cg-taylor:threshold=0.1,lead=2 --cache taylorseer:interval=4,order=1
 TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
 	--cache taylorseer:interval=4,order=1,level=last-block --cache taylorseer:interval=4,order=1 \
 	--cache taylorseer:interval=5,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
@@ -74,24 +78,31 @@ TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
 	--cache diffusers-taylorseer:cache_interval=4,max_order=1,disable_cache_before_step=2 \
 	--cache diffusers-first-block:threshold=0.1
 caching:
-	OMP_NUM_THREADS=1 $(CACHING) --quiet > /dev/null
-	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) --quiet > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(FRONT) > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) > /dev/null
 	(printf '# Caches: results\n\nWritten by `make caching`; docs/caching.md says what a figure is.\n'; \
 		printf '\n![front](caching.png)\n\n'; \
-		$(CACHING) --plot docs/caching.png --quiet) > results/caching-page.md
+		$(CACHING) $(FRONT) --plot docs/caching.png; \
+		printf '\n# With an Euler solver\n\n'; $(CACHING) $(EULER); \
+		printf '\n# Times\n\n'; $(CACHING) $(TIMED)) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
 
 # The measured tables of docs/guidance-results.md: about an hour on two cores. Stopped, it goes on.
-GUIDANCE = $(PYTHON) -m fewstep.cli bench guidance --store results/guidance.jsonl --quiet
-GUIDED = --model fashion-unet --images 24 --fit-images 128
+GUIDANCE = $(PYTHON) -m fewstep.cli bench guidance --store results/guidance.jsonl --quiet \
+	--fit-images 128
+GUIDED = --model fashion-dit --cfg-scale 3
+LESS = --model fashion-dit --steps 6,8,10,12,16,20 --cfg-scale 2
+SMALL = --model fashion-unet --images 24 --steps 8,10,12,16
 guidance:
-	OMP_NUM_THREADS=1 $(GUIDANCE) --model fashion-dit --fit-images 128 > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(GUIDED) > /dev/null
+	OMP_NUM_THREADS=1 $(GUIDANCE) $(LESS) > /dev/null
+	OMP_NUM_THREADS=1 $(GUIDANCE) $(SMALL) > /dev/null
 	(printf '# Guidance: results\n\nWritten by `make guidance`; docs/guidance.md says what a figure is.\n'; \
-		printf '\n![front](guidance.png)\n\n'; \
-		$(GUIDANCE) --model fashion-dit --fit-images 128 --plot docs/guidance.png; \
+		printf '\n![front](guidance.png)\n\n'; $(GUIDANCE) $(GUIDED) --plot docs/guidance.png; \
+		printf '\n![front](guidance-2.png)\n\n'; $(GUIDANCE) $(LESS) --plot docs/guidance-2.png; \
 		printf '\n![front](guidance-unet.png)\n\n'; \
-		$(GUIDANCE) $(GUIDED) --plot docs/guidance-unet.png) > results/guidance-page.md
+		$(GUIDANCE) $(SMALL) --plot docs/guidance-unet.png) > results/guidance-page.md
 	mv results/guidance-page.md docs/guidance-results.md
 
 # The table of docs/editing.md: half an hour on one core.
