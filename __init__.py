@@ -6,26 +6,51 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "APG": ".samplers.guidance",
+    "AdaptiveGuidance": ".samplers.guidance",
+    "AutoGuidance": ".samplers.guidance",
     "CFG": ".samplers.guidance",
-    "EDM": ".models.schedule",
+    "CFGPlusPlus": ".samplers.guidance",
+    "CFGZeroStar": ".samplers.guidance",
+    "CGTaylor": ".models.caching",
     "Cosine": ".models.schedule",
+    "DeepCache": ".models.caching",
     "Denoiser": ".models.denoiser",
+    "EDM": ".models.schedule",
+    "Editor": ".samplers.editing",
     "FewstepError": ".models.errors",
+    "FirstBlock": ".models.caching",
+    "FixedMask": ".models.caching",
     "GaussianMixture": ".models.gaussian",
+    "GuidanceForecast": ".samplers.guidance",
+    "Interval": ".samplers.guidance",
     "Ledger": ".models.ledger",
+    "LinearAG": ".samplers.guidance",
+    "MagCache": ".models.caching",
+    "MagnitudeAware": ".samplers.guidance",
     "Network": ".models.denoiser",
     "Node": ".models.schedule",
+    "PerturbedAttention": ".samplers.guidance",
+    "PolicyGuider": ".samplers.pipelines.guider",
     "Prediction": ".models.prediction",
     "RectifiedFlow": ".models.schedule",
     "Sampler": ".samplers.sampler",
     "Schedule": ".solvers.schedule_data",
+    "Size": ".models.families",
     "SolverScheduler": ".samplers.scheduler",
+    "TaylorSeer": ".models.caching",
+    "TeaCache": ".models.caching",
     "Thresholded": ".samplers.guidance",
     "TimeGrid": ".models.schedule",
     "VPDiscrete": ".models.schedule",
     "VPLinear": ".models.schedule",
+    "caching": ".models.caching",
+    "encoded": ".models.families",
     "from_module": ".models.adapters",
+    "guided": ".samplers.pipelines.guidance",
+    "invert": ".samplers.inversion",
     "load": ".models.load",
+    "reconstruct": ".samplers.inversion",
     "solver": ".solvers.base",
     "time_grid": ".samplers.grid",
 }
@@ -37,3 +62,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

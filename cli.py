@@ -608,6 +608,7 @@ def calibrate(
 
 @fit_app.command(name="linear-ag")
 def fit_linear_ag(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A network as in sample.")],
     cfg_scale: Annotated[float, typer.Option(help="Guidance scale that it is for.")],
     out: Annotated[Path, typer.Option(help="The file of weights, .json.")],
@@ -637,6 +638,9 @@ def fit_linear_ag(
         from fewstep.models.load import load
         from fewstep.samplers.images import check_writable, write_bytes
 
+        if mask is not None:
+            kept = set(ctx.params) - {"every", "warmup", "tail"}
+            _refuse(ctx, kept, "--mask is the whole pattern")
         check_writable(out)
         what = Fit(
             solver=solver,
@@ -950,10 +954,13 @@ def search(
 
 @app.command()
 def invert(
-    image: Annotated[Path, typer.Argument(help="A picture of the network's size and mode.")],
+    image: Annotated[Path, typer.Argument(help="Of a size and mode that the network takes.")],
     model: Annotated[str, typer.Option(help="A network as in sample.")] = DEFAULT_MODEL,
     class_: Annotated[
         int | None, typer.Option("--class", help="What the picture shows. Default: no class.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The same for networks with text. Default: the empty prompt.")
     ] = None,
     solver: Annotated[
         str, typer.Option(help="Name[:key=value,...] of one that runs both ways.")
@@ -984,6 +991,7 @@ def invert(
 
         for path in filter(None, (out, strip)):
             check_writable(path)
+        _either(class_, prompt, "--class", "--prompt")
         sampler = Sampler.from_pretrained(model, device=device)
         x = read_picture(image, sampler.network)
         found = inversion.invert(
@@ -991,6 +999,7 @@ def invert(
             x,
             solver=solver,
             class_labels=class_,
+            prompt=prompt,
             progress=not quiet,
             nfe=nfe,
             steps=steps,
@@ -1008,11 +1017,18 @@ def invert(
 
 @app.command()
 def edit(
-    image: Annotated[Path, typer.Argument(help="A picture of the network's size and mode.")],
-    to_class: Annotated[int, typer.Option(help="What it shall show.")],
+    image: Annotated[Path, typer.Argument(help="Of a size and mode that the network takes.")],
     model: Annotated[str, typer.Option(help="A network as in sample.")] = DEFAULT_MODEL,
     from_class: Annotated[
         int | None, typer.Option(help="What it shows. Default: no class.")
+    ] = None,
+    to_class: Annotated[int | None, typer.Option(help="What it shall show.")] = None,
+    from_prompt: Annotated[
+        str | None, typer.Option(help="What it shows, for networks with text. Default: empty.")
+    ] = None,
+    to_prompt: Annotated[str | None, typer.Option(help="What it shall show.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What it shall not show, for guided editors.")
     ] = None,
     editor: Annotated[
         str, typer.Option(help="Name[:key=value,...]; see `fewstep list editors`.")
@@ -1025,7 +1041,7 @@ def edit(
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
     quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
 ) -> None:
-    """Changes the class of a picture and keeps what it can of it."""
+    """Changes what a picture shows, a class or a prompt, and keeps what it can of it."""
     with _errors(), _warnings():
         from fewstep.samplers.editing import Editor
         from fewstep.samplers.images import check_writable, to_pil
@@ -1035,12 +1051,17 @@ def edit(
 
         for path in filter(None, (out, strip)):
             check_writable(path)
+        source = _either(from_class, from_prompt, "--from-class", "--from-prompt")
+        target = _either(to_class, to_prompt, "--to-class", "--to-prompt")
+        if target is None:
+            raise SettingError("say what the picture shall show: --to-class or --to-prompt")
         sampler = Sampler.from_pretrained(model, device=device)
         x, edits = read_picture(image, sampler.network), Editor(sampler, editor)
-        found = edits(x, source=from_class, target=to_class, seeds=[seed])
+        found = edits(x, source=source, target=target, negative=negative_prompt, seeds=[seed])
         write_png(found.images[0], out)
         if strip is not None:
-            back = reconstruct(sampler, invert(sampler, x, class_labels=from_class))
+            there = invert(sampler, x, class_labels=from_class, prompt=from_prompt)
+            back = reconstruct(sampler, there)
             write_strip([*to_pil(x), *back.images, *found.images], strip)
         if not quiet:
             typer.echo(f"{out}: {found.ledger}")
@@ -1216,6 +1237,13 @@ def _guidance(ctx: typer.Context, spec: str, scale: float) -> str:
     typed = source is not None and source.name == "COMMANDLINE"
     named_guidance(spec, scale if typed else None)
     return spec
+
+
+def _either(label: int | None, prompt: str | None, *names: str) -> int | str | None:
+    """The class or the prompt, whichever was given."""
+    if label is not None and prompt is not None:
+        raise SettingError(f"give {' or '.join(names)}, not both")
+    return label if prompt is None else prompt
 
 
 def _interval(text: str) -> tuple[float, float]:

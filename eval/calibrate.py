@@ -259,15 +259,24 @@ class Saving:
         """
         from ..models.load import load
         from ..samplers.guidance import AdaptiveGuidance
-        from ..samplers.plan import named_guidance
+        from ..samplers.plan import named_guidance, parse_spec
         from .guidance_calibration import similarity_log
         from .guidance_runs import Images, plan_of
 
         found = named_guidance(self.guidance, self.cfg_scale)
         if not isinstance(found, AdaptiveGuidance):
-            raise SettingError(f"only adaptive guidance has such a threshold, not {self.guidance}")
+            raise SettingError(
+                f"only adaptive guidance has such a threshold, not {self.guidance}; write"
+                " --guidance adaptive"
+            )
         if self.cfg_scale == 1.0:
             raise SettingError("a guidance scale of 1 is no guidance; give --cfg-scale 3")
+        ignored = parse_spec(self.guidance)[1].keys() - {"scale", "space", "warmup", "need"}
+        if ignored:
+            raise SettingError(
+                "the threshold is what is looked for, of images judged by themselves; drop"
+                f" {', '.join(sorted(ignored))}"
+            )
         network = load(self.model, device=self.device)
         plan = plan_of(network, self.solver, self.nfe, self.grid)
         images = Images(count=self.images)

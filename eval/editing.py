@@ -24,7 +24,12 @@ from .inversion import labelled_images
 from .metrics import PairMetric, metric
 
 FRESH = "fresh samples"
-EDITORS = ("rf-edit", "uni-edit", "rf-inversion", "flow-edit")
+EDITORS = (  # the published settings of the last three were found on text-to-image networks
+    "rf-edit",
+    "uni-edit:alpha=0.75,omega=1",
+    "rf-inversion:guidance=3,stop=0.3",
+    "flow-edit:n_max=20",
+)
 SHOWN = 10  # images in a strip
 
 

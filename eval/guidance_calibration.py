@@ -53,7 +53,8 @@ class Similarity:
         if not 0.0 < saving <= most:
             raise SettingError(
                 f"adaptive guidance of these {self.steps} steps saves between 0 and {most:.3f} of"
-                f" the network rows with a warm-up of {warmup}, not {saving:g}"
+                f" the network rows with a warm-up of {warmup}, not {saving:g}; ask for less, or"
+                " give a shorter warm-up, as adaptive:warmup=1"
             )
         candidates: list[float] = torch.sort(self.gamma.flatten()).values.tolist()
         low, high = -1, len(candidates) - 1  # candidate -1 stands for no threshold at all

@@ -20,7 +20,7 @@ from ..models.probe import sketch
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.linear_ag import LinearWeights, Outputs, Weights, fit, signature
 from ..samplers.guidance.pattern import Pattern
-from ..samplers.guidance.settings import Checked
+from ..samplers.guidance.settings import Checked, check_scale
 from .guidance_runs import Images, plan_of, run_guided
 
 
@@ -44,8 +44,11 @@ class Fit(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_scale(self.scale)
         if self.scale == 1.0:
-            raise SettingError("a scale of 1 is no guidance, so there is nothing to fit")
+            raise SettingError(
+                "a scale of 1 is no guidance, so there is nothing to fit; give --cfg-scale 3"
+            )
 
 
 def fitted(network: Network, what: Fit, images: Images, *, progress: bool = False) -> LinearWeights:

@@ -54,10 +54,12 @@ def from_pipeline(pipe: Any) -> Network:
     module = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if module is None:
         raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
+    vae = getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
     return from_checkpoint(
         module,
         {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
-        decode=decoder_of(getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)),
+        decode=decoder_of(vae),
+        encode=encoder_of(vae),
         name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
     )
 
@@ -174,3 +176,18 @@ def decoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
         return image.float()
 
     return decode
+
+
+def encoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
+    """What makes latents of images in [-1, 1], by the mode of the posterior; None without a VAE."""
+    if vae is None:
+        return None
+    scale = vae.config.get("scaling_factor") or 1.0
+    offset = vae.config.get("shift_factor") or 0.0
+
+    def encode(images: Tensor) -> Tensor:
+        found = vae.encode(images.to(_where(vae, "dtype", images.dtype)), return_dict=False)[0]
+        latents: Tensor = found if isinstance(found, Tensor) else found.mode()
+        return (latents.float() - offset) * scale
+
+    return encode

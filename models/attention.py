@@ -34,11 +34,13 @@ class Taps:
     pattern: of the full names (`re.fullmatch`) of its attention modules; they are numbered from 0
              in the order of the network.
     first:   (a, b): by default those from a b-th of their number on are tapped.
+    text:    whether their V holds the tokens of the text beside those of the image.
     """
 
     classes: tuple[str, ...]
     pattern: str
     first: tuple[int, int] = (1, 2)
+    text: bool = False
 
     def chosen(self, count: int) -> tuple[int, ...]:
         """The numbers of the modules tapped by default."""
@@ -47,8 +49,8 @@ class Taps:
 
 BLOCKS = r"transformer_blocks\.\d+"
 TAPS = (
-    Taps(("FluxTransformer2DModel",), rf"single_{BLOCKS}\.attn", (20, 38)),
-    Taps(("HunyuanVideoTransformer3DModel",), rf"single_{BLOCKS}\.attn", (21, 40)),
+    Taps(("FluxTransformer2DModel",), rf"single_{BLOCKS}\.attn", (20, 38), text=True),
+    Taps(("HunyuanVideoTransformer3DModel",), rf"single_{BLOCKS}\.attn", (21, 40), text=True),
     Taps(("SD3Transformer2DModel", "QwenImageTransformer2DModel"), rf"{BLOCKS}\.attn"),
     Taps(("WanTransformer3DModel",), r"blocks\.\d+\.attn1"),
     Taps(("DiTTransformer2DModel", "PixArtTransformer2DModel"), rf"{BLOCKS}\.attn1"),
@@ -86,16 +88,45 @@ def projections(
             " from_module from a torch module, or take an editor that needs none, such as flow-edit"
         )
     root = uncompiled(module)
-    taps = _taps(root)
-    found = [each for name, each in root.named_modules() if re.fullmatch(taps.pattern, name)]
-    found = [each for each in found if isinstance(getattr(each, "to_v", None), nn.Module)]
+    found = list(self_attention(root).values())
     if not found:
         raise ModelError(
             f"this {type(root).__name__} has no self-attention whose values could be kept; take an"
             " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
         )
-    chosen = taps.chosen(len(found)) if layers is None else _checked(layers, len(found))
-    return tuple(_projection(layer, found[layer]) for layer in chosen)
+    count = len(found)
+    chosen = _taps(root).chosen(count) if layers is None else _checked(layers, count)
+    return tuple(projection(layer, found[layer]) for layer in chosen)
+
+
+def holds_text(module: nn.Module) -> bool:
+    """Whether V of a network's tapped layers holds text, so that both passes need it equally long.
+
+    Raises:
+        UnknownNameError: if nothing is known of its architecture.
+    """
+    return _taps(uncompiled(module)).text
+
+
+def self_attention(root: nn.Module) -> dict[str, nn.Module]:
+    """The self-attention modules of a network by name, in its order.
+
+    Raises:
+        UnknownNameError: if nothing is known of its architecture.
+    """
+    found = re.compile(_taps(root).pattern)
+    return {
+        name: each
+        for name, each in root.named_modules()
+        if found.fullmatch(name) and isinstance(getattr(each, "to_v", None), nn.Module)
+    }
+
+
+def projection(layer: int, attention: Any) -> Projection:
+    """The module that computes V: `to_v`, or `to_qkv` after diffusers' fuse_qkv_projections."""
+    fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
+    width = int(attention.to_v.weight.shape[0])
+    return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
 
 
 def _taps(root: nn.Module) -> Taps:
@@ -114,13 +145,6 @@ def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:
             f" {count} self-attention layers of this network"
         )
     return tuple(sorted(layers))
-
-
-def _projection(layer: int, attention: Any) -> Projection:
-    """The module that computes V: `to_v`, or `to_qkv` after diffusers' fuse_qkv_projections."""
-    fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
-    width = int(attention.to_v.weight.shape[0])
-    return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
 
 
 class Store(StrEnum):

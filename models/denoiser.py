@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .errors import ModelError, NonFiniteError
 from .ledger import Ledger
 from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
 from .schedule import Node, NoiseSchedule
+
+if TYPE_CHECKING:
+    from .families import Prompts
 
 CPU = torch.device("cpu")
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
@@ -53,11 +56,13 @@ class Network:
     num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
     null_class:  the label that stands for "no class"; None if there is none.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
+    encode:      the way back; None likewise, or if there is none.
     needs:       names of the conditions it cannot be called without.
     device:      where the network lives, and its samples with it.
     name:        what the user called it.
     module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
                  plain function.
+    prompts:     what makes conditions of prompts; None if it is asked without.
     """
 
     forward: Forward
@@ -67,10 +72,12 @@ class Network:
     num_classes: int = 0
     null_class: int | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
     needs: tuple[str, ...] = ()
     device: torch.device = CPU
     name: str = ""
     module: nn.Module | None = None
+    prompts: "Prompts | None" = None
 
     @property
     def sigma_data(self) -> float:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .denoiser import Network
 from .errors import ModelError, UnknownNameError
+from .families import FAMILIES, default_size, family_of, network_of
+from .families.checks import asks_for_text, no_adapter
 from .schedule import noise_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -57,13 +60,22 @@ def load(
         return source
     kind, where = _dtype(dtype or "fp32"), checked_device(device or "cpu")
     if not isinstance(source, str | Path):
-        return from_pipeline(_moved(source, kind if dtype else None, where if device else None))
+        return _of_pipeline(_moved(source, kind if dtype else None, where if device else None))
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _from_folder(folder, kind, where)
     local = bool(str(source)) and Path(source).is_dir()
     folder = Path(source) if local else _from_hub(str(source))
     return replace(_from_folder(folder, kind, where), name=str(source))
+
+
+def _of_pipeline(pipe: Any) -> Network:
+    """The network of a pipeline, at the size that it draws by default."""
+    if family_of(pipe) is not None:
+        return network_of(pipe, default_size(pipe))
+    if asks_for_text(pipe):
+        raise no_adapter(pipe, FAMILIES)
+    return from_pipeline(pipe)
 
 
 def _moved(pipe: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
@@ -93,7 +105,7 @@ def checked_device(name: str | torch.device) -> torch.device:
 
 def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Network:
     if (folder / "model_index.json").is_file():
-        return from_pipeline(_pipeline(folder, dtype, device))
+        return _of_pipeline(_pipeline(folder, dtype, device))
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{str(folder)!r} holds neither a pipeline (model_index.json) nor a checkpoint"
@@ -161,18 +173,32 @@ def _pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _loading(folder: Path, from_pretrained: Any, dtype: torch.dtype, **options: Any) -> Any:
-    from diffusers.utils import logging
-
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        return from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
+        with _no_bars():
+            return from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {str(folder)!r}: {reason}") from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of diffusers, and of transformers where it is in use."""
+    from diffusers.utils import is_transformers_available, logging
+
+    talking: list[Any] = [logging]
+    if is_transformers_available():
+        from transformers.utils import logging as texts
+
+        talking.append(texts)
+    shown = [each for each in talking if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bar:
-            logging.enable_progress_bar()
+        for each in shown:
+            each.enable_progress_bar()
 
 
 def _from_hub(name: str) -> Path:

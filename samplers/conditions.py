@@ -52,7 +52,8 @@ def check_branches(
     if guidance.needs(grid) - branches.keys():
         raise SettingError(
             f"{network.name} has no unconditional branch (no null class and no negative"
-            " conditions), so it cannot be guided; use a guidance scale of 1"
+            " conditions), so it cannot be guided so; use a guidance scale of 1, or pag, which"
+            " needs no such branch"
         )
 
 

@@ -19,17 +19,20 @@ from tqdm.auto import tqdm
 from ..models.caching import attached
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
+from ..models.families import fitted
 from ..models.ledger import Ledger
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver
 from ..solvers.base import Asked
-from .conditions import Conditions, branches_of, check_branches
+from .conditions import Branches, Conditions, check_branches
 from .guidance import Guidance, Setup, Unguided
 from .images import write_whole
 from .loop import integrate
 from .plan import named_solver
 from .route import DEFAULT_SOLVER, Route, route, route_of, state_dtype
 from .sampler import Result, Sampler
+from .source import Given, placed
+from .wanted import Negative, branches_for
 
 NOISE, CHUNK = "noise", "fewstep"
 
@@ -41,6 +44,7 @@ class Inversion:
     noise:      (B, *) float64, the state at the first node of the grid.
     route:      the solvers and the grid.
     labels:     the class of each image, or None.
+    prompt:     the prompt of all images, or one each; None if there was none.
     trajectory: (steps + 1, B, *) from data to noise, if asked for.
     ledger:     what it cost.
     """
@@ -50,6 +54,7 @@ class Inversion:
     labels: tuple[int, ...] | None
     trajectory: Tensor | None
     ledger: Ledger
+    prompt: str | tuple[str, ...] | None = None
 
     def save(self, path: Path, **told: Any) -> None:
         """Writes the noise as float32 .safetensors, whose metadata say how to go back.
@@ -60,7 +65,7 @@ class Inversion:
 
         times = [node.t for node in self.route.grid]
         solver, labels = _spec(self.route.settings), self.labels
-        facts = {"solver": solver, "labels": labels, "times": times, **told}
+        facts = {"solver": solver, "labels": labels, "prompt": self.prompt, "times": times, **told}
         noise = self.noise.float().contiguous().cpu()
         body = save({NOISE: noise}, {CHUNK: json.dumps(facts)})
 
@@ -79,21 +84,24 @@ class Inversion:
                 facts = json.loads((file.metadata() or {})[CHUNK])
                 noise = file.get_tensor(NOISE).double()
             settings, labels = named_solver(facts["solver"]), facts["labels"]
+            prompt = facts.get("prompt")
             route = route_of(settings, TimeGrid.of(schedule, facts["times"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SettingError(
                 f"{str(path)!r} holds no inversion that can be read ({error}); make one with"
                 " fewstep invert"
             ) from error
-        return cls(noise, route, labels and tuple(labels), None, Ledger(images=len(noise)))
+        prompt = tuple(prompt) if isinstance(prompt, list) else prompt
+        return cls(noise, route, labels and tuple(labels), None, Ledger(images=len(noise)), prompt)
 
 
 def invert(
     sampler: Sampler,
-    image: Tensor,
+    image: Given,
     *,
     solver: str | SolverSettings = DEFAULT_SOLVER,
     class_labels: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
     conditions: Conditions | None = None,
     trajectory: bool = False,
     progress: bool = False,
@@ -102,10 +110,12 @@ def invert(
     """The noise that an image comes from, under its own condition and without guidance.
 
     Args:
-        image: (B, *) in the network's own space, finite: pictures in [-1, 1], or latents.
+        image: a PIL picture or a list of them, or (B, *), finite: pictures in [-1, 1], or latents.
         solver: one of `invertible`, with settings.
         class_labels: of the images; None is the null class where there is one.
-        conditions: further keyword tensors of the network.
+        prompt: one for all images or one each, where the network has a pipeline around it; None is
+            the empty prompt. A network distilled for guidance is told 1.
+        conditions: further keyword tensors of the network, instead of a prompt.
         trajectory: keep the states at all nodes.
         progress: show a bar in a terminal once the run has taken a second.
         choices: nfe or steps, grid and t_min, as `route` takes them.
@@ -113,9 +123,9 @@ def invert(
     Raises:
         SettingError: for an image of another shape or with NaN, and for all that `route` refuses.
     """
-    network = sampler.network
+    network, image = placed(sampler.network, image)
     x, way = checked_image(network, image), route(network, solver, **choices)
-    branches = branches_of(network, len(x), class_labels, conditions, None)
+    branches = _branches(network, len(x), class_labels, conditions, prompt=prompt)
     denoiser = Denoiser(network, branches, Ledger(images=len(x)))
     states = [x * way.rising[0].alpha]
 
@@ -131,7 +141,8 @@ def invert(
     labels = branches[Branch.COND].get("class_labels")
     told = None if labels is None else tuple(labels.tolist())
     kept = torch.stack(states).cpu() if trajectory else None
-    return Inversion(noise.cpu(), way, told, kept, denoiser.ledger)
+    text = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
+    return Inversion(noise.cpu(), way, told, kept, denoiser.ledger, text)
 
 
 def reconstruct(
@@ -139,17 +150,23 @@ def reconstruct(
     inversion: Inversion,
     *,
     class_labels: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
     conditions: Conditions | None = None,
+    negative: Negative = None,
     guidance: Guidance | None = None,
 ) -> Result:
     """The image that a noise leads to on the grid it was found on.
 
-    class_labels: None for those of the inversion; another is a plain edit.
-    conditions:   further keyword tensors; those of the inversion lead back to its image.
+    class_labels, prompt: None for those of the inversion; another is a plain edit.
+    conditions: further keyword tensors; those of the inversion lead back to its image.
+    negative:   prompts or tensors of the unconditional branch, as `Editor` takes them.
     """
-    network, way, noise = sampler.network, inversion.route, inversion.noise
+    way, noise = inversion.route, inversion.noise
+    network = fitted(sampler.network, tuple(noise.shape[1:]))
     labels = inversion.labels if class_labels is None else class_labels
-    branches = branches_of(network, len(noise), labels, conditions, None)
+    prompt = inversion.prompt if prompt is None and conditions is None else prompt
+    n = len(noise)
+    branches = _branches(network, n, labels, conditions, prompt=prompt, negative=negative)
     guidance = guidance or Unguided()
     check_branches(network, branches, guidance, way.grid)
     back = way.back.on(way.grid)
@@ -158,6 +175,23 @@ def reconstruct(
     with torch.no_grad(), _timed(denoiser.ledger):
         x = integrate(denoiser, back, way.grid, on_device(network, noise), guidance)
     return Result(decoded(network, x / way.grid.nodes[-1].alpha), denoiser.ledger)
+
+
+def _branches(
+    network: Network,
+    n: int,
+    labels: int | Sequence[int] | None,
+    conditions: Conditions | None,
+    *,
+    prompt: str | Sequence[str] | None,
+    negative: Negative = None,
+) -> Branches:
+    """The conditions of n images: a prompt, or a class and tensors."""
+    if prompt is not None and (labels is not None or conditions is not None):
+        raise SettingError("a prompt stands alone; drop class_labels and conditions")
+    if conditions is None:
+        return branches_for(network, n, labels if prompt is None else prompt, negative)
+    return branches_for(network, n, conditions, negative, labels=labels)
 
 
 def walk(
@@ -199,6 +233,7 @@ def on_device(network: Network, x: Tensor) -> Tensor:
     return x.to(network.device, state_dtype(network))
 
 
+@torch.no_grad()
 def decoded(network: Network, x: Tensor) -> Tensor:
     """Float32 samples on the CPU, decoded where the network has a VAE."""
     x = x.float()

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.caching import Policy, cache
-from ..models.errors import SettingError
+from ..models.errors import SettingError, UnknownNameError
 from ..models.schedule import NoiseSchedule, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
 from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
-from .guidance import CFG, Guidance, Unguided, guidance, settings_of
+from .guidance import CFG, Guidance, guidance, is_needed, settings_of
 from .guidance import names as guidance_names
 
 DEFAULT_SOLVER = "unipc-2"
@@ -81,7 +81,7 @@ def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -
     final = Final.named(choices.get("final", Final.ZERO))
     if choices.keys() - {"nfe", "final"} or final != Final.ZERO:
         return None
-    scale = 1.0 if isinstance(guided, Unguided) else None
+    scale = 1.0 if guided.off else None
     if isinstance(guided, CFG) and guided == CFG(guided.scale):  # guided throughout
         scale = guided.scale
     name = None if scale is None else best_preset(model, choices.get("nfe", DEFAULT_NFE), scale)
@@ -111,16 +111,18 @@ def named_guidance(spec: str, scale: float | None = None) -> Guidance:
     `cfg:scale=3+interval:low=0.3,high=5` is `Interval(CFG(3.0), 0.3, 5.0)`.
 
     scale: taken where the first policy is given none, and otherwise the same; a wrapper that comes
-        first wraps `CFG` of this scale.
+        first wraps `CFG` of this scale, or without one what it wraps by default.
 
     Raises:
         FewstepError: for names, settings and combinations that cannot be.
     """
-    first, *wrappers = re.split(rf"\+(?=(?:{'|'.join(_wrappers())})\b)", spec)
-    if parse_spec(first)[0] in _wrappers():
-        if scale is None:
-            raise SettingError(f"{spec!r} wraps another guidance; write cfg:scale=2+{spec}")
-        first, wrappers = f"cfg:scale={scale!r}", [first, *wrappers]
+    outer = "|".join(_wrappers())
+    first, *wrappers = re.split(rf"\+(?=[a-z-]+:|(?:{outer})(?:\+|$))", spec)
+    name = parse_spec(first)[0]
+    if name in _wrappers() and scale is not None:
+        first, wrappers, scale = f"cfg:scale={scale!r}", [first, *wrappers], None
+    elif name in _wrappers(needy=True):
+        raise SettingError(f"{spec!r} wraps another guidance; write cfg:scale=2+{spec}")
     name, settings = parse_spec(first)
     if scale is not None and settings.setdefault("scale", scale) != scale:
         raise SettingError(
@@ -129,15 +131,17 @@ def named_guidance(spec: str, scale: float | None = None) -> Guidance:
     found = guidance(name, **settings)
     for each in wrappers:
         name, settings = parse_spec(each)
+        if name not in _wrappers():
+            raise UnknownNameError("guidance that goes around another", name, _wrappers())
         found = guidance(name, inner=found, **settings)
     return found
 
 
-def _wrappers() -> list[str]:
-    """The names of guidance that has another one inside."""
-    return [
-        name for name in guidance_names() if "inner" in (each.name for each in settings_of(name))
-    ]
+def _wrappers(*, needy: bool = False) -> list[str]:
+    """The names of guidance that has another one inside; of those that must be given it."""
+    every = [(name, each) for name in guidance_names() for each in settings_of(name)]
+    inner = [(name, each) for name, each in every if each.name == "inner"]
+    return [name for name, each in inner if not needy or is_needed(each)]
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

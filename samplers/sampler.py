@@ -20,7 +20,7 @@ from ..models.load import load
 from ..models.schedule import Node
 from ..solvers import Bound
 from .conditions import Conditions, branches_of, check_branches, denoisers_of, rows_of
-from .guidance import Guidance, Setup, Unguided
+from .guidance import Guidance, Setup, policy_of
 from .images import Picture, to_pil
 from .loop import Callback, integrate, stage_calls
 from .noise import Noise, checked_seeds
@@ -71,7 +71,7 @@ class Sampler:
         """The sampler of a live diffusers pipeline, whatever scheduler it holds.
 
         size: of what is sampled, for networks that are asked with a prompt (`models.families`);
-            their conditions are `encoded(pipe, size, prompt=...)`.
+            their conditions are `encoded(pipe, size, prompt=...)`. None is the pipeline's own.
 
         Raises:
             ModelError: if the network cannot be called without its pipeline.
@@ -121,7 +121,7 @@ class Sampler:
         """
         if batch < 1:
             raise SettingError(f"batch must be at least 1, not {batch}")
-        guidance, seeds = guidance or Unguided(), checked_seeds(seeds)
+        guidance, seeds = policy_of(guidance), checked_seeds(seeds)
         default = default_schedule(self.network.name, choices, guidance)
         plan = self.plan(**choices) if default is None else self.plan(solver=default)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)

@@ -20,28 +20,21 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
-from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..models.errors import SettingError, UnknownNameError
+from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Schedule
-from .pipelines.planning import Choices, Numbers, Wanted, stored
+from .pipelines.border import Generators, answer_like, drawing, state_of, version_of
+from .pipelines.choosing import chosen
+from .pipelines.planning import Choices, Numbers, Wanted, floats, stored
 from .pipelines.process import Process
-from .pipelines.stepper import Draw, Question, Stepper, calls_per_step, questions
+from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
 from .plan import Plan
 
-logger = logging.get_logger(__name__)
-
-DEFAULTS = {"solver": None, "grid": None, "nfe": None, "schedule": None, "final": "zero"}
-NOT_TAKEN_OVER = ("clip_sample", "thresholding")
 SAME_LABEL = 1e-3  # labels this near are one; they come back as float32
-
-
-Generators = Generator | list[Generator] | None
 
 
 @dataclass
@@ -77,7 +70,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """See `from_config`, which takes the same; base is the config of another scheduler."""
         text, table = stored(schedule)
-        grid = grid if grid is None or isinstance(grid, str) else [float(t) for t in grid]
+        grid = grid if isinstance(grid, str) else floats("grid", grid)
         self.process = Process.of(base)
         self.choices = Choices(solver, grid, nfe, table, final)
         self.choices.check(self.process)
@@ -102,12 +95,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             config: `pipe.scheduler.config`; what it says of the network is kept.
             return_unused_kwargs: return (scheduler, {}) as diffusers does; nothing is unused.
-            own: what shall run, and changes to the config.
+            own: what shall run, and changes to the config; one without effect is refused.
                 solver: `name` or `name:key=value,...`; unipc-2 if not given.
                 grid: `name`, `name:key=value,...`, or falling times that end where the run shall.
                     By default uniform times on flow, as its pipelines use, and elsewhere the one
                     that the config's use_karras_sigmas and its like ask for, or `make_plan`'s.
                 nfe: a budget of evaluations in place of a number of steps.
+                    use_karras_sigmas=True and its like name one, too.
                 schedule: a `Schedule`, a file of one, or the name of a preset.
                 final: "zero", "sigma_min" or "denoise".
 
@@ -120,18 +114,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "from_config takes a config, such as pipe.scheduler.config; for a folder use"
                 " SolverScheduler.from_pretrained(folder)"
             )
-        base = {key: value for key, value in config.items() if key not in DEFAULTS}
-        _say_what_is_left(base)
-        kept = {key: config[key] for key in DEFAULTS if key in config}
-        if own.get("solver") is not None:
-            kept |= {"schedule": None}
-        if own.get("schedule") is not None:
-            kept |= {"solver": None, "grid": None, "nfe": None}
-        for key in own.keys() - DEFAULTS.keys() - base.keys():
-            raise UnknownNameError("scheduler setting", key, [*DEFAULTS, *base])
-        base |= {key: value for key, value in own.items() if key not in DEFAULTS}
-        chosen = {key: value for key, value in own.items() if key in DEFAULTS}
-        made = cls(base, **{**DEFAULTS, **kept, **chosen})
+        base, what = chosen(config, own)
+        made = cls(base, **what)
         return (made, {}) if return_unused_kwargs else made
 
     def set_timesteps(
@@ -183,8 +167,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         time strength * t_max.
         """
         plan, asked = self._planned(), self._questions
-        if not 0 <= begin_index < len(asked):
-            raise SettingError(f"begin index {begin_index} is not in 0..{len(asked) - 1}")
+        if begin_index not in range(len(asked)):
+            none = "; nothing is left to run, so raise strength" * (begin_index == len(asked))
+            raise SettingError(f"begin index {begin_index!r} is not in 0..{len(asked) - 1}{none}")
         self._forget()
         self._begin = self._index = begin_index
         if begin_index > 0:
@@ -220,15 +205,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise SettingError(f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver")
         if use_clipped_model_output:
             raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
-        run, noise = self._running(), _drawing(generator)
+        run, noise = self._running(), drawing(generator)
         if run.begun:
             self._take_over(run, sample)
         else:
-            run.begin(_state(sample), noise)
-        x0 = combine(self._weights[self._index], run.asked, _answer(model_output, run.asked))
+            run.begin(state_of(sample), noise)
+        x0 = combine(self._weights[self._index], run.asked, answer_like(model_output, run.asked))
         state = run.answer(x0, noise).to(sample.dtype)
         self._index, self.x0 = self._index + 1, x0
-        self._handed = state, _version(state)
+        self._handed = state, version_of(state)
         return Output(prev_sample=state, pred_original_sample=x0) if return_dict else (state, x0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -239,22 +224,27 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         node = self._questions[min(self._index, len(self._questions) - 1)].node
         return sample * self.process.prediction.input_scale(node, self.process.sigma_data)
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise for clean samples (B, *) at labels (B,), or (1,) for all.
+    def add_noise(
+        self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float
+    ) -> Tensor:
+        """alpha x0 + sigma noise for clean samples (B, *) at labels (B,), or one for all.
 
         The labels are read on the host, as the pipelines that ask for this do themselves.
 
         Raises:
             ScheduleError: for a label that no node has.
+            SettingError: for another number of labels.
         """
-        x0 = _state(original_samples)
-        nodes = [self._labelled(label) for label in timesteps.flatten().tolist()]
+        x0 = state_of(original_samples)
+        nodes = [self._labelled(label) for label in torch.as_tensor(timesteps).flatten().tolist()]
+        if len(nodes) not in (1, rows := max(len(x0), len(noise))):
+            raise SettingError(f"{len(nodes)} labels for {rows} samples; give one, or one for each")
         weights = x0.new_tensor([[node.alpha, node.sigma] for node in nodes])
         alpha, sigma = weights.T.reshape(2, -1, *(1,) * (x0.ndim - 1))
-        noisy: Tensor = alpha * x0 + sigma * _state(noise)
+        noisy: Tensor = alpha * x0 + sigma * state_of(noise)
         return noisy.to(original_samples.dtype)
 
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+    def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor) -> Tensor:
         """`add_noise` as flow pipelines call it."""
         return self.add_noise(sample, noise, timestep)
 
@@ -334,12 +324,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"the sample has shape {tuple(sample.shape)}, but this run is of"
                 f" {tuple(run.asked.shape)}; call set_timesteps before another one"
             )
-        if sample is handed and _version(sample) == version:
+        if sample is handed and version_of(sample) == version:
             return
         if sample is handed or handed.dtype == run.asked.dtype:
-            run.replace(_state(sample))
+            run.replace(state_of(sample))
         else:
-            run.replace(run.asked + (_state(sample) - _state(handed)))
+            run.replace(run.asked + (state_of(sample) - state_of(handed)))
 
     def _labelled(self, label: float) -> Node:
         """The node of a label: an evaluation's where there is one, for labels are rounded."""
@@ -348,39 +338,3 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if abs(schedule.label(question.node) - label) < SAME_LABEL:
                 return question.node
         return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)
-
-
-def _say_what_is_left(base: Mapping[str, Any]) -> None:
-    for key in NOT_TAKEN_OVER:
-        if base.get(key):
-            logger.warning(f"{key} of the config is not taken over: it belongs to its own solver")
-
-
-def _state(sample: Tensor) -> Tensor:
-    """A sample as the state is held: float32, or float64 if it is that."""
-    return sample.to(torch.promote_types(sample.dtype, torch.float32))
-
-
-def _answer(output: Tensor, x: Tensor) -> Tensor:
-    """The network's output in the state's dtype and shape."""
-    if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
-        output = output[:, : x.shape[1]]
-    if output.shape != x.shape:
-        raise SettingError(
-            f"the network answered {tuple(output.shape)} to a state of {tuple(x.shape)}; they must"
-            " be equal, or the answer may have twice the channels (learned sigma)"
-        )
-    return output.to(x.dtype)
-
-
-def _version(tensor: Tensor) -> int:
-    """Tells whether a tensor was changed in place; inference tensors do not, and count as not."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _drawing(generator: Generators) -> Draw:
-    def draw(x: Tensor) -> Tensor:
-        noise: Tensor = randn_tensor(x.shape, generator, x.device, x.dtype)
-        return noise
-
-    return draw

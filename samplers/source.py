@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
+from ..models.families import fitted
 from .images import Picture, contact_sheet, write_whole
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+Given = Tensor | Picture | Sequence[Picture]  # an image in Python
 ENLARGED = 256  # pixels a side that small pictures of a strip are enlarged to
 
 
@@ -25,18 +27,64 @@ def read_picture(path: Path, network: Network) -> Tensor:
 
     Raises:
         SettingError: if it cannot be read, or its size or mode is not the network's.
+
+    A network with a VAE takes colour, and `placed` says of what size.
     """
-    if network.decode is not None or len(network.shape) != 3 or network.shape[0] not in MODES:
+    return _pixels(_opened(path), network, repr(str(path)))
+
+
+def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
+    """The network for images of their size, and the images as its states (B, *).
+
+    Pictures, and tensors (B, 3, H, W) in [-1, 1], are encoded where the network has a VAE; where it
+    has a pipeline too, it then samples their size. Other tensors are states already.
+
+    Raises:
+        SettingError: for pictures that the network does not take.
+    """
+    if not isinstance(image, Tensor):
+        image = as_tensor(network, image)
+    if network.encode is None or image.ndim != 4 or image.shape[1] != 3:
+        alike = image.shape[1:2] == network.shape[:1]
+        return fitted(network, tuple(image.shape[1:])) if alike else network, image
+    _check_pixels(image, network)
+    with torch.no_grad():
+        latents = network.encode(image.to(network.device))
+    found = fitted(network, tuple(latents.shape[1:]))
+    if found.shape != latents.shape[1:]:
+        per = image.shape[-1] // latents.shape[-1]
+        height, width = (n * per for n in found.shape[-2:])
         raise SettingError(
-            f"{network.name} draws latents {network.shape}, which no picture file holds; encode the"
-            " picture with its VAE and call invert or Editor from Python"
+            f"{network.name} takes pictures of {width}x{height} pixels, not of"
+            f" {image.shape[-1]}x{image.shape[-2]}: crop or resize it"
         )
-    channels, height, width = network.shape
+    return found, latents
+
+
+def as_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor:
+    """Pictures of one size as (B, C, H, W) in [-1, 1]; raises SettingError for a wrong mode."""
+    listed = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not listed or not all(isinstance(each, Image.Image) for each in listed):
+        raise SettingError("give a PIL image, a list of them, or a tensor (B, C, H, W) in [-1, 1]")
+    if len({each.size for each in listed}) > 1:
+        raise SettingError("pictures of one batch must have one size; edit them one by one")
+    return torch.cat([_pixels(each, network, "the picture") for each in listed])
+
+
+def _pixels(image: Picture, network: Network, called: str) -> Tensor:
+    """A picture as (1, C, H, W) in [-1, 1]."""
+    free = network.encode is not None  # a VAE takes colour of many sizes
+    drawn = network.decode is None and len(network.shape) == 3 and network.shape[0] in MODES
+    if not free and not drawn:
+        raise SettingError(
+            f"{network.name} draws samples of shape {network.shape}, which no picture holds, and"
+            " has no VAE that encodes pictures"
+        )
+    channels, height, width = (3, image.height, image.width) if free else network.shape
     wanted = f"a {width}x{height} picture in {'grey' if channels == 1 else MODES[channels]}"
-    image = _opened(path)
     if image.size != (width, height):
         raise SettingError(
-            f"{str(path)!r} has {image.width}x{image.height} pixels; {network.name} takes {wanted}:"
+            f"{called} has {image.width}x{image.height} pixels; {network.name} takes {wanted}:"
             " crop or resize it"
         )
     pixels = np.asarray(image)
@@ -44,11 +92,26 @@ def read_picture(path: Path, network: Network) -> Tensor:
         pixels = pixels[..., 0]
     elif image.mode != MODES[channels]:
         raise SettingError(
-            f"{str(path)!r} has mode {image.mode}; {network.name} takes {wanted}: convert it to"
+            f"{called} has mode {image.mode}; {network.name} takes {wanted}: convert it to"
             f" mode {MODES[channels]}"
         )
     rows = torch.from_numpy(pixels.copy()).reshape(height, width, channels)
     return rows.permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def _check_pixels(image: Tensor, network: Network) -> None:
+    """Raises SettingError if these are no pixels that the VAE and the network take whole."""
+    fits = image.is_floating_point() and bool((image.abs() <= 1.0 + 1e-3).all())
+    if not fits or not len(image):
+        raise SettingError("pixels must be floats in [-1, 1] without NaN; 0..255 is x / 127.5 - 1")
+    multiple = 1 if network.prompts is None else network.prompts.multiple
+    height, width = image.shape[-2:]
+    if height % multiple or width % multiple or not min(height, width):
+        wide, high = (max(multiple, n // multiple * multiple) for n in (width, height))
+        raise SettingError(
+            f"{network.name} takes sides that are multiples of {multiple} pixels, not"
+            f" {width}x{height}; crop or resize the picture to {wide}x{high}"
+        )
 
 
 def write_strip(pictures: Sequence[Picture], path: Path) -> None:

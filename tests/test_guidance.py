@@ -112,7 +112,7 @@ def test_off_is_cfg_to_the_bit_twice(policy):
         assert torch.equal(ends(TWO_M, 8, policy), true)
 
 
-@pytest.mark.parametrize("name", sorted(set(names()) - {"interval", "threshold", "cfg-pp"}))
+@pytest.mark.parametrize("name", sorted(set(names()) - {"interval", "threshold", "cfg-pp", "pag"}))
 def test_scale_one_costs_one_branch_and_is_no_guidance_to_the_bit(name):
     needs = {"auto": {"network": network()}}
     if name == "linear-ag":
@@ -519,7 +519,9 @@ def conditional():
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(names()) - {"interval", "threshold", "linear-ag"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(names()) - {"interval", "threshold", "linear-ag", "pag"})
+)
 def test_every_policy_samples(conditional, name):
     own = {"cfg-pp": {}, "auto": {"scale": 2.0, "network": conditional.network}}
     policy = guidance(name, **own.get(name, {"scale": 2.0}))
@@ -553,7 +555,7 @@ WRONG = [
     ("cfg", {"scale": "much"}, "takes numbers"),
     ("cfg", {"scale": 2.0, "rescale": 1.5}, "rescale"),
     ("cfg", {"scale": 2.0, "interval": (2.0, 1.0)}, "empty"),
-    ("cfg", {"scale": 2.0, "interval": "all"}, "no guidance interval"),
+    ("cfg", {"scale": 2.0, "interval": "all"}, r"write interval=\[0.3,5\]"),
     ("cfg-pp", {"scale": 3.0}, r"\[0, 1\]"),
     ("apg", {"scale": 2.0, "norm": 0.0}, "norm"),
     ("guidance-forecast", {"scale": 2.0, "order": 3}, "order"),
@@ -563,6 +565,7 @@ WRONG = [
     ("interval", {"inner": CFG(2.0), "low": 2.0, "high": 1.0}, "empty"),
     ("interval", {"inner": CFG(2.0), "low": 0.0, "high": 2.0, "in": "step"}, "from 0 to 1"),
     ("auto", {"scale": 2.0}, "auto needs network"),
+    ("auto", {"scale": 2.0, "network": 3}, "a Network, or a name or folder"),
 ]
 
 
@@ -589,12 +592,14 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
     refused("never asks for the conditional", guidance=zero)
     other = replace(conditional.network, shape=(1, 4, 4), name="other")
     refused("one shape: .* has .*1, 2, 2.*other .*1, 4, 4", guidance=AutoGuidance(2.0, other))
-    other = replace(conditional.network, schedule=RectifiedFlow(shift=3.0))
-    refused("one noise process", guidance=AutoGuidance(2.0, other))
+    other = replace(conditional.network, schedule=RectifiedFlow(shift=3.0), name="other")
+    refused("'shift': 1.0}, other {'shift': 3.0}", guidance=AutoGuidance(2.0, other))
+    for value in ("cfg:scale=2", 2.0, CFG):
+        refused("no guidance policy; pass one", guidance=value)
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(names()) - {"interval", "threshold", "auto", "linear-ag"})
+    "name", sorted(set(names()) - {"interval", "threshold", "auto", "linear-ag", "pag"})
 )
 def test_an_unconditional_network_cannot_be_guided(name):
     own = {} if name == "cfg-pp" else {"scale": 2.0}
@@ -638,6 +643,10 @@ def test_a_spec_names_a_policy_and_what_narrows_it():
         named_guidance("cfg:scale=2", 3.0)
     with pytest.raises(SettingError, match="wraps another guidance"):
         named_guidance("interval:low=0,high=1")
+    with pytest.raises(FewstepError, match="another 'intervall'; did you mean 'interval'"):
+        named_guidance("cfg:scale=2+intervall:low=0,high=1")
+    with pytest.raises(FewstepError, match="another 'cfg'; known: interval, pag, threshold"):
+        named_guidance("cfg:scale=2+cfg:scale=3")
 
 
 def test_caches_and_guidance_go_together():

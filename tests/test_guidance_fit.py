@@ -331,8 +331,8 @@ def test_bad_guidance_is_one_line(folder, words, text):
 
 
 def test_fitting_from_the_command_line(folder):
-    words = ["fit", "linear-ag", "fashion-dit", "--cfg-scale", "2", "--nfe", "4", "--warmup", "1"]
-    result = CliRunner().invoke(app, [*words, "--images", "4", "--out", "w.json"])
+    words = ["fit", "linear-ag", "fashion-dit", "--cfg-scale", "2", "--nfe", "4"]
+    result = CliRunner().invoke(app, [*words, "--warmup", "1", "--images", "4", "--out", "w.json"])
     assert result.exit_code == 0, result.output
     *_, command = result.output.strip().splitlines()
     assert command == (
@@ -343,6 +343,9 @@ def test_fitting_from_the_command_line(folder):
     for extra, text in (
         (["--mask", "1111"], "skips no step"),
         (["--mask", "0101"], "begins with 1"),
+        (["--mask", "1010", "--every", "3"], "drop every"),
+        (["--cfg-scale", "nan"], "must be a number, not nan"),
+        (["--cfg-scale", "1"], "give --cfg-scale 3"),
         (["--terms", "2"], "write DIFFERENCES,CHANGES"),
         (["--warmup", "0"], "at least 1"),
         (["--solver", "heun", "--nfe", "5"], "several evaluations"),
@@ -351,6 +354,21 @@ def test_fitting_from_the_command_line(folder):
         assert refused.exit_code == 2
         assert text in refused.output
     assert not (folder / "v.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["adaptive", "--cfg-scale", "1"], "give --cfg-scale 3"),
+        (["adaptive:threshold=0.9", "--cfg-scale", "2"], "drop threshold"),
+        (["adaptive:landing=hold,batch=mean", "--cfg-scale", "2"], "drop batch, landing"),
+        (["pag", "--cfg-scale", "2"], "write --guidance adaptive"),
+    ],
+)
+def test_a_calibration_ignores_nothing(words, text):
+    refused = CliRunner().invoke(app, ["calibrate", "fashion-dit", "--guidance", *words])
+    assert refused.exit_code == 2
+    assert text in refused.output.replace("\n", " ")
 
 
 def test_the_front_from_the_command_line(folder):

@@ -208,7 +208,7 @@ def test_pictures_that_do_not_fit_are_refused(mode, size, match, tmp_path):
     from PIL import Image
 
     Image.new(mode, size).save(tmp_path / "x.png")
-    network = SimpleNamespace(shape=(1, 8, 8), decode=None, name="net")
+    network = SimpleNamespace(shape=(1, 8, 8), decode=None, encode=None, name="net")
     with pytest.raises(SettingError, match=match):
         read_picture(tmp_path / "x.png", network)
     with pytest.raises(SettingError, match="there is no file"):
@@ -220,13 +220,13 @@ def test_a_picture_is_read_as_it_was_written(tmp_path):
     (picture,) = to_pil(pixels)
     picture.save(tmp_path / "x.png")
     picture.convert("RGB").save(tmp_path / "rgb.png")
-    network = SimpleNamespace(shape=(1, 8, 8), decode=None, name="net")
+    network = SimpleNamespace(shape=(1, 8, 8), decode=None, encode=None, name="net")
     for name in ("x.png", "rgb.png"):
         torch.testing.assert_close(
             read_picture(tmp_path / name, network), pixels, atol=5e-3, rtol=0
         )
-    latents = SimpleNamespace(shape=(4, 8, 8), decode=abs, name="net")
-    with pytest.raises(SettingError, match="latents"):
+    latents = SimpleNamespace(shape=(4, 8, 8), decode=abs, encode=None, name="net")
+    with pytest.raises(SettingError, match="no VAE that encodes"):
         read_picture(tmp_path / "x.png", latents)
     write_strip([picture, picture], tmp_path / "strip.png")
     from PIL import Image

@@ -8,22 +8,14 @@ import diffusers
 import numpy as np
 import pytest
 import tiny
-import tiny_pipes
 import torch
-from tiny_pipes import PIPES, SHIFTED, STABLE, call, pipeline
+from tiny_pipes import PIPES, call, ours_like, pipeline, reference, times_of
 from torch import Tensor
 
-from fewstep import SolverScheduler
+from fewstep import CFG, Interval, SolverScheduler, guided
 from fewstep.models.errors import SettingError
 
 STEPS = 4
-DDIM = ("DDIMScheduler", STABLE | {"clip_sample": False, "timestep_spacing": "trailing"})
-REFERENCE = {  # a scheduler of diffusers and the solver that is the same; else SHIFTED and euler
-    **dict.fromkeys(("sd", "sd-img2img", "sd-inpaint", "sdxl", "pixart", "dit", "ddpm"), DDIM),
-    "sd-v": (DDIM[0], DDIM[1] | {"prediction_type": "v_prediction"}),
-    "cogvideox": PIPES["cogvideox"].scheduler,
-    "wan": SHIFTED,
-}
 
 
 def fitted(name: str, **own):
@@ -52,26 +44,13 @@ def steps_of(name: str) -> int:
     return STEPS // 2 if "img2img" in name else STEPS
 
 
-def times_of(scheduler) -> list[float]:
-    """Where a reference's steps begin, as times of our schedule, and the end."""
-    labels = scheduler.timesteps.double().tolist()
-    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
-        taus, k = [label / 1000 for label in labels], scheduler.config.shift
-        return [*(tau / (k - (k - 1) * tau) for tau in taus), 0.0]
-    return [*((label + 1) / 1000 for label in labels), 0.0]
-
-
 @pytest.mark.parametrize("name", PIPES)
 def test_the_image_is_that_of_the_scheduler_of_diffusers(name):
     """The same solver on the same grid: what remains is rounding, as labels and sigmas are float32
     there, and random networks enlarge it."""
-    cls, settings = REFERENCE.get(name, PIPES[name].scheduler)
-    reference = getattr(diffusers, cls)(**settings)
-    pipe = pipeline(name, scheduler=reference)
+    pipe = pipeline(name, scheduler=reference(name))
     wanted = tensor(call(name, pipe, num_inference_steps=STEPS))
-    solver = "euler" if cls.startswith("Flow") else "ddim"
-    grid = None if settings.get("use_dynamic_shifting") else times_of(pipe.scheduler)
-    pipe.scheduler = SolverScheduler.from_config(reference.config, solver=solver, grid=grid)
+    pipe.scheduler = ours_like(pipe.scheduler)
     found = tensor(call(name, pipe, num_inference_steps=STEPS))
     assert pipe.scheduler.nfe == steps_of(name)
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
@@ -212,6 +191,18 @@ def test_pain_22_guidance_can_end_within_a_run():
     assert not torch.equal(cut, call("sd", pipe, num_inference_steps=4))
 
 
+def test_pain_22_an_interval_of_guidance_costs_only_what_lies_in_it():
+    pipe = fitted("sd", solver="dpmpp-2m")
+    whole = call("sd", pipe, num_inference_steps=6, guidance_scale=3.0)
+    ends = {}
+    for name, low in (("all", 0.0), ("part", 0.5)):
+        with guided(pipe, Interval(CFG(3.0), low, 100.0)) as ledger:
+            ends[name] = call("sd", pipe, num_inference_steps=6), ledger.rows
+    assert (ends["all"][1], ends["part"][1]) == (12, 6 + sum(pipe.scheduler.sigmas[:-1] > 0.5))
+    torch.testing.assert_close(ends["all"][0], whole, rtol=1e-4, atol=1e-3)
+    assert not torch.equal(ends["part"][0], ends["all"][0])
+
+
 def test_pain_05_two_pipelines_with_one_network_in_two_threads():
     first = fitted("flux", solver="unipc-3")
     second = pipeline("flux", transformer=first.transformer)
@@ -223,6 +214,8 @@ def test_pain_05_two_pipelines_with_one_network_in_two_threads():
     def work(key: str) -> None:
         found[key] = call("flux", pipes_[key], num_inference_steps=5)
 
+    turns = threading.Barrier(2, timeout=10)  # so that the calls of both alternate
+    first.transformer.register_forward_pre_hook(lambda *_: (turns.wait(), None)[1])
     threads = [threading.Thread(target=work, args=(key,)) for key in pipes_]
     for thread in threads:
         thread.start()
@@ -272,37 +265,6 @@ def test_inpainting_keeps_what_the_mask_keeps():
     ends = [each["latents"][keep] for each in seen]
     assert keep.any()
     assert (ends[-1] - ends[-2]).abs().max() < 3.0  # an image with the noise of the last node
-
-
-CONTROL = ("in_channels", "block_out_channels", "norm_num_groups", "attention_head_dim")
-CONTROL = (*CONTROL, "down_block_types", "cross_attention_dim")
-
-
-def test_controlnet_works_beside_it():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        net = tiny.network("unet-condition")
-        own = {key: net.config[key] for key in CONTROL} | {
-            "conditioning_embedding_out_channels": (4, 8)
-        }
-        control = diffusers.ControlNetModel(**own).eval()
-    parts = {"controlnet": control, "unet": net, "requires_safety_checker": False}
-    cls = diffusers.StableDiffusionControlNetPipeline
-    given = dict.fromkeys(cls._get_signature_keys(cls)[0]) | parts | tiny_pipes.vae()
-    for key in ("text_encoder", "tokenizer"):
-        given[key] = None
-    reference = getattr(diffusers, DDIM[0])(**DDIM[1])
-    pipe = cls(**{**given, "scheduler": reference})
-    pipe.set_progress_bar_config(disable=True)
-    asked = dict(PIPES["sd"].call, image=torch.rand(1, 3, 16, 16), num_inference_steps=4)
-    ends = []
-    for scheduler in (reference, None):
-        times = times_of(pipe.scheduler) if scheduler is None else None
-        if scheduler is None:
-            made = SolverScheduler.from_config(reference.config, solver="ddim", grid=times)
-            pipe.scheduler = made
-        ends.append(pipe(**asked, generator=torch.Generator().manual_seed(0))[0])
-    assert (ends[0] - ends[1]).abs().max() < 2e-4 * ends[0].abs().max()
 
 
 def test_offloading_changes_nothing():

@@ -6,11 +6,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny_pipes import PIPES, call, pipeline
+from tiny_pipes import PIPES, call, pipeline, text
 
 from fewstep import CFG, Sampler, SolverScheduler
-from fewstep.models.errors import ModelError
-from fewstep.models.families import Size, encoded, family_of
+from fewstep.models.errors import FewstepError, ModelError, SettingError
+from fewstep.models.families import Size, encoded
 from fewstep.models.families.base import pack, unpack
 
 # pipeline: (size, the tensors it is asked with, guidance scale of two branches)
@@ -27,6 +27,11 @@ ROWS = {
     "sana": (Size(192, 192), MASKED, 4.5),
     "qwen": (Size(64, 64), ("prompt_embeds", "prompt_embeds_mask"), None),
     "wan": (Size(64, 64, frames=5), TEXTS[:2], 5.0),
+    "lumina2": (Size(64, 64), MASKED, 4.0),
+    "aura": (Size(64, 64), MASKED, 3.5),
+    "ltx": (Size(128, 128, frames=9), MASKED, 3.0),
+    "cogvideox": (Size(64, 64, frames=5), TEXTS[:2], 6.0),
+    "hunyuan": (Size(64, 64, frames=5), (*TEXTS[:3:2], "prompt_attention_mask"), None),
 }
 
 
@@ -35,8 +40,10 @@ def texts_of(name: str) -> dict:
 
 
 def packed_like(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Flux and Qwen hand out their latents packed."""
-    return pack(found) if found.ndim > wanted.ndim else found
+    """Flux, Qwen and LTX hand out their latents packed."""
+    if found.ndim <= wanted.ndim:
+        return found
+    return pack(found) if found.ndim == 4 else found.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("solver", ["unipc-3", "heun"])
@@ -46,6 +53,7 @@ def test_the_sampler_gives_what_the_pipeline_gives(name, solver):
     size, _, scale = ROWS[name]
     pipe = pipeline(name)
     own = {"guidance_scale": scale} if scale else {"true_cfg_scale": 1.0}
+    own |= {"cfg_normalization": False} if name == "lumina2" else {}
     conditions, negative = encoded(pipe, size, **texts_of(name))
     assert (negative is not None) == (scale is not None)
     sampler = Sampler.from_pipeline(pipe, size)
@@ -59,6 +67,10 @@ def test_the_sampler_gives_what_the_pipeline_gives(name, solver):
     undecoded = Sampler(latent(sampler.network))
     found = packed_like(undecoded([0], **given, **plan).samples, wanted)
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+    if solver == "unipc-3":  # shifted alike: by the same number of tokens
+        *nodes, _ = undecoded.plan(steps=4, **chosen).grid.nodes
+        labels = [sampler.network.schedule.label(node) for node in nodes]
+        torch.testing.assert_close(torch.tensor(labels), pipe.scheduler.timesteps)
 
 
 def latent(network):
@@ -102,11 +114,117 @@ def test_packing_is_undone():
     assert torch.equal(pack(x), diffusers.FluxPipeline._pack_latents(x, 2, 3, 6, 4))
 
 
-def test_a_network_without_adapter_says_what_to_do():
-    pipe = pipeline("lumina2")
-    assert family_of(pipe) is None
-    with pytest.raises(ModelError, match=r"no adapter for Lumina2\w+, .*SolverScheduler"):
+REFUSED = {
+    "flux2": (Size(64, 64), r"no adapter for Flux2\w+, only for .*SolverScheduler"),
+    "flux-fill": (Size(64, 64), "reads 24 channels and answers 4: .*SolverScheduler"),
+    "ddpm": (Size(64, 64), r"not asked with a prompt; use Sampler.from_pipeline\(pipe\)"),
+    "sd": (Size(64, 64, frames=9), "draws pictures, not 9 frames"),
+    "sdxl": (Size(64, 64, guidance=7.5), r"not told a guidance scale; .* guidance=CFG\(7.5\)"),
+    "sd3": (Size(1, 64), "64x1 is less than one patch"),
+    "sana": ((64, 64), r"size=\(64, 64\) must be a Size"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_an_adapter_cannot_do_is_refused(name):
+    size, message = REFUSED[name]
+    with pytest.raises(FewstepError, match=message):
+        Sampler.from_pipeline(pipeline(name), size)
+
+
+def test_a_network_without_adapter_is_refused_without_a_size_too():
+    with pytest.raises(ModelError, match=r"no adapter for Flux2\w+, only for .*SolverScheduler"):
+        Sampler.from_pipeline(pipeline("flux2"))
+
+
+@pytest.mark.parametrize("part", ["controlnet", "transformer_2"])
+def test_a_second_network_is_not_left_out(part):
+    pipe = pipeline("wan")
+    setattr(pipe, part, pipe.transformer)
+    with pytest.raises(ModelError, match=f"WanPipeline calls its {part} too.*SolverScheduler"):
         Sampler.from_pipeline(pipe, Size(64, 64))
+
+
+def test_rotary_networks_of_cogvideox_are_refused():
+    pipe = pipeline("cogvideox")
+    pipe.transformer.register_to_config(use_rotary_positional_embeddings=True)
+    with pytest.raises(ModelError, match=r"rotary embeddings.*SolverScheduler"):
+        Sampler.from_pipeline(pipe, Size(64, 64))
+
+
+@pytest.mark.parametrize("value", [0, -8, 64.0, "64", True])
+def test_sizes_are_whole_numbers(value):
+    with pytest.raises(SettingError, match=r"height=.* must be a positive whole number"):
+        Size(value, 64)
+
+
+def test_the_scale_that_a_network_is_told_counts():
+    pipe = pipeline("flux")
+    told = [encoded(pipe, Size(64, 64, guidance=g), **texts_of("flux"))[0] for g in (None, 3.5, 7)]
+    assert [float(each["guidance"]) for each in told] == [3.5, 3.5, 7.0]
+
+
+ASKED_WRONGLY = {
+    "nothing": ({}, "give prompt= or prompt_embeds="),
+    "no encoder": ({"prompt": "a cat"}, "no text encoder to read a prompt with"),
+    "no encoder for the other": (
+        {"prompt_embeds": torch.zeros(1, 5, 12), "negative_prompt": "a dog"},
+        "no text encoder to read a prompt with",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASKED_WRONGLY)
+def test_prompts_that_cannot_be_encoded_say_why(case):
+    texts, message = ASKED_WRONGLY[case]
+    with pytest.raises(ModelError, match=message):
+        encoded(pipeline("sd"), Size(16, 16), **texts)
+
+
+NEGATIVE = {"negative_prompt_embeds": text(1, 5, 12, seed=1)}
+NEGATIVE |= {"negative_pooled_prompt_embeds": text(1, 10, seed=3)}
+ONE_AT_A_TIME = {  # what else the pipeline is asked with to be guided by two branches
+    "flux": NEGATIVE,
+    "qwen": {},
+    "hunyuan": NEGATIVE | {"negative_prompt_attention_mask": torch.ones(1, 5)},
+}
+
+
+@pytest.mark.parametrize("name", ONE_AT_A_TIME)
+def test_pipelines_that_encode_one_prompt_at_a_time_are_guided(name):
+    """True guidance beside or instead of the scale that the network is told."""
+    pipe, size = pipeline(name), ROWS[name][0]
+    texts = {key: value for key, value in PIPES[name].call.items() if "prompt" in key}
+    texts |= ONE_AT_A_TIME[name]
+    conditions, negative = encoded(pipe, size, **texts)
+    assert not torch.equal(negative["encoder_hidden_states"], conditions["encoder_hidden_states"])
+    sampler = Sampler.from_pipeline(pipe, size)
+    chosen = {"solver": "unipc-2", "grid": "uniform"}
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, **chosen)
+    wanted = call(name, pipe, num_inference_steps=3, true_cfg_scale=3.0, **texts)
+    given = {"conditions": conditions, "negative": negative, "guidance": CFG(3.0)}
+    undecoded = Sampler(latent(sampler.network))
+    found = packed_like(undecoded([0], **given, steps=3, **chosen).samples, wanted)
+    if name == "qwen":  # whose pipeline gives the guided prediction the norm of the conditional
+        assert found.isfinite().all()
+    else:
+        assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+
+
+def test_no_negative_prompt_is_none():
+    texts = {"prompt_embeds": torch.zeros(1, 5, 12), "negative_prompt_embeds": None}
+    assert encoded(pipeline("sd"), Size(16, 16), **texts)[1] is None
+
+
+def test_conditions_are_known_and_complete():
+    pipe, size = pipeline("sdxl"), Size(16, 16)
+    conditions, _ = encoded(pipe, size, **texts_of("sdxl"))
+    sampler, plan = Sampler.from_pipeline(pipe, size), {"solver": "ddim", "steps": 2}
+    with pytest.raises(FewstepError, match="no condition 'time_id'; did you mean 'time_ids'"):
+        sampler([0], conditions={**conditions, "time_id": torch.ones(1, 6)}, **plan)
+    conditions.pop("time_ids")
+    with pytest.raises(ModelError, match="needs time_ids"):
+        sampler([0], conditions=conditions, **plan)
 
 
 def test_pain_24_our_driver_for_pipelines_that_replace_schedulers():

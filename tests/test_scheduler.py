@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 
 import diffusers
@@ -15,6 +16,7 @@ from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
+from fewstep.samplers.scheduler import Output
 from fewstep.solvers import names, solver
 from fewstep.solvers.presets import preset
 from fewstep.solvers.schedule_data import Compiled
@@ -22,6 +24,7 @@ from fewstep.solvers.schedule_data import Compiled
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VP = diffusers.DDIMScheduler(**SD, clip_sample=False).config
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+DYNAMIC = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config
 EDM = diffusers.EDMEulerScheduler().config
 SHAPE = (2, 4, 4)
 CONFIGS = {"vp": VP, "flow": FLOW, "edm": EDM}
@@ -221,12 +224,54 @@ def test_terminal_shift_is_that_of_diffusers():
     torch.testing.assert_close(scheduler.sigmas, rival.sigmas)
 
 
-def test_karras_flags_of_a_config_are_kept():
-    config = diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True).config
-    flagged, named = ours(config), ours(VP, grid="karras")
+LU = diffusers.DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True).config
+FLAGGED = {
+    "vp": (diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True).config, {}, VP, "karras"),
+    "lu": (
+        diffusers.DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True).config,
+        {},
+        VP,
+        "logsnr",
+    ),
+    "flow": (
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_beta_sigmas=True).config,
+        {},
+        FLOW,
+        "beta",
+    ),
+    "asked for": (VP, {"use_karras_sigmas": True}, VP, "karras"),
+    "dropped": (
+        diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True).config,
+        {"use_karras_sigmas": False},
+        VP,
+        "quadratic",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLAGGED)
+def test_karras_flags_and_their_like_are_grids(case):
+    config, own, plain, grid = FLAGGED[case]
+    flagged, named = ours(config, **own), ours(plain, grid=grid)
     flagged.set_timesteps(6)
     named.set_timesteps(6)
     assert torch.equal(flagged.sigmas, named.sigmas)
+
+
+def test_what_is_not_taken_over_is_said(caplog):
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        ours(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).config)
+        ours(diffusers.DDIMScheduler(**SD).config)
+        assert "distilled" not in " ".join(caplog.messages)
+        ours(diffusers.LCMScheduler(**SD).config)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = " ".join(caplog.messages)
+    assert "stochastic_sampling of the config is not taken over" in said
+    assert "clip_sample of the config is not taken over" in said
+    assert "distilled to its own update; keep it" in said
 
 
 @pytest.mark.parametrize(("solver", "nfe", "steps"), [("unipc-2", 7, 7), ("heun", 9, 5)])
@@ -358,6 +403,14 @@ def test_a_scheduler_is_saved_and_loaded(own, tmp_path):
     assert torch.equal(run(made, noise()), run(loaded, noise()))
 
 
+def test_the_folder_of_another_scheduler_is_taken(tmp_path):
+    diffusers.DDIMScheduler(**SD, clip_sample=False).save_pretrained(tmp_path)
+    loaded = SolverScheduler.from_pretrained(tmp_path, solver="heun")
+    assert (loaded.config.solver, loaded.process) == ("heun", ours(loaded.config).process)
+    with pytest.raises(FewstepError, match="no scheduler setting 'solvr'; did you mean 'solver'"):
+        SolverScheduler.from_pretrained(tmp_path, solvr="heun")
+
+
 def test_configs_go_both_ways():
     scheduler = ours(VP, solver="heun")
     back = diffusers.DDIMScheduler.from_config(scheduler.config)
@@ -370,9 +423,19 @@ def test_configs_go_both_ways():
     assert ours(table.config, solver="ddim").config.schedule is None
 
 
-def test_settings_of_the_config_can_be_changed():
-    scheduler = ours(VP, prediction_type="v_prediction")
-    assert scheduler.process.prediction == "v"
+CHANGES = [
+    (VP, {"prediction_type": "v_prediction"}, lambda own: own.process.prediction == "v"),
+    (FLOW, {"shift": 5.0}, lambda own: own.process.fixed.shift == 5.0),
+    (VP, {"beta_end": 0.02}, lambda own: own.process.fixed.beta_end == 0.02),
+    (DYNAMIC, {"max_shift": 0.9}, lambda own: own.config.max_shift == 0.9),  # pipelines read it
+    (DYNAMIC, {"shift": 5.0, "use_dynamic_shifting": False}, lambda own: not own.process.dynamic),
+    (VP, {"timestep_spacing": "leading"}, lambda own: True),  # as it is
+]
+
+
+@pytest.mark.parametrize(("config", "own", "holds"), CHANGES)
+def test_settings_of_the_config_can_be_changed(config, own, holds):
+    assert holds(ours(config, **own))
 
 
 # bad input
@@ -387,14 +450,18 @@ BAD = {
     "label": (VP, {}, {"timesteps": [1000.5, 900]}, "outside the vp schedule"),
     "sigma": (VP, {}, {"sigmas": [80.0, 1.0]}, "sigma=80 lies outside the network's schedule"),
     "grid": (VP, {"grid": "karras"}, {"timesteps": [900, 400]}, "has grid already"),
-    "zero": (VP, {}, {"num_inference_steps": 0}, "at least 1 step"),
+    "zero": (VP, {}, {"num_inference_steps": 0}, "=0 must be a positive whole"),
+    "text": (VP, {}, {"num_inference_steps": "4"}, "='4' must be a positive whole number"),
+    "half": (VP, {}, {"num_inference_steps": 4.5}, "=4.5 must be a positive whole number"),
+    "budget": (VP, {}, {"nfe": True}, "nfe=True must be a positive whole number"),
+    "two sizes": (VP, {"grid": [1.0, 0.5, 0.0]}, {"nfe": 7}, "the grid takes 2 evaluations, not"),
+    "one number": (VP, {}, {"sigmas": 3.0}, "sigmas must be a list of numbers, not 3.0"),
+    "words": (VP, {}, {"timesteps": ["first"]}, "timesteps must be a list of numbers"),
+    "table budget": (VP, {"schedule": "ays-sd15-nfe10"}, {"nfe": 7}, "takes 10 evaluations, not"),
     "table": (VP, {"schedule": "ays-sd15-nfe10"}, {"num_inference_steps": 9}, "is 10 steps, not 9"),
-    "mu": (
-        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config,
-        {},
-        {"num_inference_steps": 4},
-        "pass mu=",
-    ),
+    "mu": (DYNAMIC, {}, {"num_inference_steps": 4}, "pass mu="),
+    "mu text": (DYNAMIC, {}, {"num_inference_steps": 4, "mu": "big"}, "mu='big' is no shift"),
+    "mu far": (DYNAMIC, {}, {"num_inference_steps": 4, "mu": 1e6}, "is no shift; give a number"),
 }
 
 
@@ -413,6 +480,22 @@ BASE = solver("ddim").encode(make_plan(ours(VP).process.fixed, steps=1).grid)
 GUIDED = BASE.model_copy(update={"compiled": ONE_STEP})
 CANNOT = {
     "solver": (VP, {"solver": "unipc3"}, "did you mean 'unipc-3'"),
+    "no solver": (VP, {"solver": ""}, "no solver ''; known"),
+    "solver 3": (VP, {"solver": 3}, "solver=3 must be a name"),
+    "grid 3": (VP, {"grid": 3}, "grid must be a list of numbers, not 3"),
+    "nfe true": (VP, {"nfe": True}, "nfe=True must be a positive whole number"),
+    "nfe beside a grid": (
+        VP,
+        {"nfe": 5, "grid": [1.0, 0.5, 0.0]},
+        "takes 2 evaluations, not nfe=5",
+    ),
+    "spacing": (VP, {"timestep_spacing": "trailing"}, "changes nothing here; .* with grid="),
+    "order": (VP, {"solver_order": 3}, "solver_order=3 changes nothing here; choose with solver="),
+    "clipping": (VP, {"thresholding": True}, "no prediction is clipped here"),
+    "shift of a dynamic one": (DYNAMIC, {"shift": 5.0}, "add use_dynamic_shifting=False"),
+    "no effect": (VP, {"set_alpha_to_one": False}, "changes nothing here; drop it"),
+    "two grids": (VP, {"use_karras_sigmas": True, "grid": "beta"}, "drop all but one"),
+    "kind": (FLOW, {"shift": "three"}, "shift of the scheduler config must be a number"),
     "setting": (VP, {"solvr": "ddim"}, "did you mean 'solver'"),
     "adaptive": (VP, {"solver": "ode-dopri5"}, "unipc-2, or Sampler"),
     "velocity": (VP, {"solver": "euler"}, "edm, flow schedules only"),
@@ -453,6 +536,39 @@ def test_step_says_what_is_missing():
         scheduler.step(noise(), 0, noise(), eta=0.5)
     with pytest.raises(SettingError, match=r"answered \(2, 1, 4, 4\)"):
         scheduler.step(noise()[:, :1], 0, noise())
+    with pytest.raises(SettingError, match=r"as a tensor, not a Output; pass its \.sample"):
+        scheduler.step(Output(noise()), 0, noise())
     scheduler.step(noise(), 0, noise())
     with pytest.raises(SettingError, match="call set_timesteps before another"):
         scheduler.step(noise(3), 0, noise(3))
+
+
+@pytest.mark.parametrize(
+    ("generator", "message"),
+    [
+        (7, "must be a torch.Generator or a list"),
+        ([torch.Generator()] * 3, "3 generators for 2 images; give one for each"),
+        ([torch.Generator()], "1 generators for 2 images"),
+    ],
+)
+def test_generators_are_checked_where_noise_is_drawn(generator, message):
+    scheduler = ours(VP, solver="ddpm")
+    scheduler.set_timesteps(3)
+    with pytest.raises(SettingError, match=message):
+        scheduler.step(noise(), 0, noise(), generator=generator)
+
+
+def test_noise_is_added_at_one_label_or_one_for_each():
+    scheduler = ours(VP)
+    one = scheduler.add_noise(noise(3), noise(3, 1), 500)
+    assert torch.equal(one, scheduler.add_noise(noise(3), noise(3, 1), torch.tensor([500] * 3)))
+    with pytest.raises(SettingError, match="2 labels for 3 samples"):
+        scheduler.add_noise(noise(3), noise(3, 1), torch.tensor([500, 20]))
+
+
+@pytest.mark.parametrize("begin", [None, 1.5, "2", -1])
+def test_a_begin_index_is_a_number_of_an_evaluation(begin):
+    scheduler = ours(VP)
+    scheduler.set_timesteps(4)
+    with pytest.raises(SettingError, match=r"is not in 0\.\.3$"):
+        scheduler.set_begin_index(begin)

@@ -12,6 +12,8 @@ import diffusers
 import tiny
 import torch
 
+from fewstep import SolverScheduler
+
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
 
@@ -219,3 +221,36 @@ AURA = {**tiny.HEADS, "sample_size": 8, "patch_size": 2, "in_channels": 2, "out_
 AURA |= {"num_mmdit_layers": 1, "num_single_dit_layers": 1, "joint_attention_dim": 12}
 AURA |= {"caption_projection_dim": 16, "pos_embed_max_size": 64}
 AURA_NET = tiny.Tiny("AuraFlowTransformer2DModel", AURA, dict)
+
+
+DDIM = ("DDIMScheduler", STABLE | {"clip_sample": False, "timestep_spacing": "trailing"})
+SCHEDULERS = {  # of diffusers, where ours has the same solver; else SHIFTED and euler
+    **dict.fromkeys(("sd", "sd-img2img", "sd-inpaint", "sdxl", "pixart", "dit", "ddpm"), DDIM),
+    "sd-v": (DDIM[0], DDIM[1] | {"prediction_type": "v_prediction"}),
+    "cogvideox": PIPES["cogvideox"].scheduler,
+    "wan": SHIFTED,
+}
+
+
+def reference(name: str) -> Any:
+    """A scheduler of diffusers whose solver is one of ours."""
+    cls, settings = SCHEDULERS.get(name, PIPES[name].scheduler)
+    return getattr(diffusers, cls)(**settings)
+
+
+def ours_like(planned: Any) -> Any:
+    """Ours with the solver of such a scheduler and the grid of its last run."""
+    flow = isinstance(planned, diffusers.FlowMatchEulerDiscreteScheduler)
+    own: dict[str, Any] = {"solver": "euler" if flow else "ddim"}
+    if not planned.config.get("use_dynamic_shifting"):  # else it is that of every flow pipeline
+        own["grid"] = times_of(planned)
+    return SolverScheduler.from_config(planned.config, **own)
+
+
+def times_of(scheduler: Any) -> list[float]:
+    """Where a reference's steps begin, as times of our schedule, and the end."""
+    labels = scheduler.timesteps.double().tolist()
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        taus, k = [label / 1000 for label in labels], scheduler.config.shift
+        return [*(tau / (k - (k - 1) * tau) for tau in taus), 0.0]
+    return [*((label + 1) / 1000 for label in labels), 0.0]

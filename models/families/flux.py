@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Conditions, Family, Size, module_of, pack, tensor_of, unpack
+from .base import Family, Size, guidance_told, module_of, pack, tensor_of, unpack
 
 
 def packed_shape(pipe: Any, size: Size) -> tuple[int, int, int]:
@@ -36,13 +36,6 @@ def _places(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(place[:, :1]), place], dim=1).to(x.dtype)
 
 
-def guidance_told(pipe: Any, size: Size) -> Conditions:
-    """The scale that a distilled network is told; the others take none."""
-    if not module_of(pipe).config.get("guidance_embeds"):
-        return {}
-    return {"guidance": torch.tensor([size.guidance])}
-
-
 FAMILY = Family(
     classes=("FluxTransformer2DModel",),
     returns=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
@@ -52,5 +45,6 @@ FAMILY = Family(
     },
     shape=packed_shape,
     call=_call,
-    extra=guidance_told,
+    extra=guidance_told(3.5),
+    packs=2,
 )

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Family, pack, tensor_of, unpack
-from .flux import guidance_told, packed_shape
-from .wan import unscaled
+from .base import Family, guidance_told, pack, tensor_of, unpack
+from .flux import packed_shape
+from .wan import scaled, unscaled
 
 
 def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -23,6 +23,10 @@ def _decode(vae: Any, latents: Tensor) -> Tensor:
     return unscaled(vae, latents.unsqueeze(2))[:, :, 0]
 
 
+def _encode(vae: Any, images: Tensor) -> Tensor:
+    return scaled(vae, images.unsqueeze(2))[:, :, 0]
+
+
 FAMILY = Family(
     classes=("QwenImageTransformer2DModel",),
     returns=("prompt_embeds", "prompt_embeds_mask"),
@@ -32,6 +36,8 @@ FAMILY = Family(
     },
     shape=packed_shape,
     call=_call,
-    extra=guidance_told,
+    extra=guidance_told(3.5),
+    packs=2,
     decode=_decode,
+    encode=_encode,
 )

@@ -5,13 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Family, Size, module_of, tensor_of
-
-
-def _shape(pipe: Any, size: Size) -> tuple[int, int, int, int]:
-    per, frames = int(pipe.vae_scale_factor_spatial), int(pipe.vae_scale_factor_temporal)
-    channels = int(module_of(pipe).config["in_channels"])
-    return channels, (size.frames - 1) // frames + 1, size.height // per, size.width // per
+from .base import Family, tensor_of, video_shape
 
 
 def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -20,19 +14,32 @@ def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:
     """The VAE's video (B, C, F, H, W) of latents that were scaled channel by channel."""
-    shape = (1, -1, 1, 1, 1)
-    mean, spread = (latents.new_tensor(vae.config[f"latents_{key}"]) for key in ("mean", "std"))
-    plain = latents * spread.view(shape) + mean.view(shape)
+    mean, spread = _statistics(vae, latents)
     dtype = next(vae.parameters()).dtype
-    video: Tensor = vae.decode(plain.to(dtype), return_dict=False)[0]
+    video: Tensor = vae.decode((latents * spread + mean).to(dtype), return_dict=False)[0]
     return video.float()
+
+
+def scaled(vae: Any, video: Tensor) -> Tensor:
+    """The way back of `unscaled`, by the mode of the VAE's posterior."""
+    dtype = next(vae.parameters()).dtype
+    latents: Tensor = vae.encode(video.to(dtype), return_dict=False)[0].mode().float()
+    mean, spread = _statistics(vae, latents)
+    return (latents - mean) / spread
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel (1, C, 1, 1, 1)."""
+    found = (like.new_tensor(vae.config[f"latents_{key}"]) for key in ("mean", "std"))
+    mean, spread = (values.view(1, -1, 1, 1, 1) for values in found)
+    return mean, spread
 
 
 FAMILY = Family(
     classes=("WanTransformer3DModel",),
     returns=("prompt_embeds", "negative_prompt_embeds"),
     conditions={"encoder_hidden_states": "prompt_embeds"},
-    shape=_shape,
+    shape=video_shape,
     call=_call,
     images=False,
 )

@@ -1,7 +1,7 @@
 """`Editor`: a network and an editing rule, ready to be given images."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
-from ..conditions import Branches, Conditions, branches_of
 from ..images import Picture, to_pil
 from ..inversion import checked_image, decoded
 from ..noise import Noise, checked_seeds
 from ..sampler import Sampler
+from ..source import Given, placed
+from ..wanted import Negative, Wanted, branches_for
 from .base import EditorSettings, named_editor
 from .scene import Scene
-
-Wanted = int | Sequence[int] | Conditions | None  # class labels, or named tensors
 
 
 @dataclass(frozen=True)
@@ -65,43 +64,42 @@ class Editor:
 
     def __call__(
         self,
-        image: Tensor,
+        image: Given,
         *,
         source: Wanted = None,
         target: Wanted = None,
-        negative: Conditions | None = None,
+        negative: Negative = None,
         seeds: Sequence[int] | None = None,
     ) -> Edit:
         """Edits a batch of images.
 
         Args:
-            image: (B, *) in the network's own space: pictures in [-1, 1], or latents.
-            source: what the images are: a class, one class each, or named condition tensors; None
-                is the null class where there is one.
+            image: a PIL picture or a list of them, or (B, *): pictures in [-1, 1], or latents. A
+                network with a pipeline around it works at the size of the picture.
+            source: what the images are: a class, a prompt, one of these each, or named condition
+                tensors; None is the null class or the empty prompt where there is one.
             target: the same for what they shall become.
-            negative: conditions of the unconditional branch, for guided editors.
+            negative: a prompt or condition tensors of the unconditional branch, for guided editors;
+                None beside prompts is the pipeline's own, mostly the empty prompt. A network
+                distilled for guidance is told the editor's scale instead if there is none.
             seeds: one per image, for editors that draw noise. Default: 0, 1, ...
 
         Raises:
             SettingError: for an image or conditions that the network does not take.
             ModelError: if the editor needs what the network has not, such as self-attention.
         """
-        network = self.sampler.network
+        network, image = placed(self.sampler.network, image)
         x = checked_image(network, image)
         noise = Noise(_seeds(seeds, len(x)), network.shape)
-        source_of, target_of = (self._branches(len(x), w, negative) for w in (source, target))
+        source_of, target_of = (
+            branches_for(network, len(x), wanted, negative) for wanted in (source, target)
+        )
         scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
         start = time.perf_counter()
         with torch.no_grad():
             samples = decoded(network, self.settings.edit(scene))
         scene.ledger.seconds = time.perf_counter() - start
         return Edit(samples, scene.ledger, scene.held, scene.predicted)
-
-    def _branches(self, n: int, wanted: Wanted, negative: Conditions | None) -> Branches:
-        network = self.sampler.network
-        if isinstance(wanted, Mapping):
-            return branches_of(network, n, None, wanted, negative)
-        return branches_of(network, n, wanted, None, negative)
 
 
 def _seeds(seeds: Sequence[int] | None, n: int) -> list[int]:

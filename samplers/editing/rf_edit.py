@@ -17,14 +17,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ...models.attention import Mode, Place, Store, Tape, projections
-from ...models.denoiser import Network
+from ...models.attention import Mode, Place, Store, Tape, holds_text, projections
+from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
+from ...models.families.base import TEXT
 from ...models.schedule import Node
+from ..conditions import Branches
 from ..guidance import CFG
 from ..inversion import walk
 from ..loop import integrate
 from ..route import Route, route
+from ..wanted import told
 from .base import EditorInfo, Steps, register
 from .scene import Scene, check_guided
 
@@ -35,7 +38,8 @@ class RFEdit:
     """solver:   any of `inversion.invertible`.
     steps:    of each way.
     inject:   steps in which V is shared, at most `steps`; 0 is inversion and sampling.
-    guidance: scale on the way back; the inversion has none.
+    guidance: scale on the way back; the inversion has none. Networks that are told a scale are told
+              this one, and 1 on the way there.
     layers:   numbers of the self-attention layers; None for the architecture's own choice.
     store:    "auto", "cpu" (pinned host memory) or "device".
     grid:     a name, as `route` takes it.
@@ -53,7 +57,8 @@ class RFEdit:
     t_min: float | None = None
 
     def edit(self, scene: Scene) -> Tensor:
-        check_guided(scene.target, self.guidance, scene.network.name)
+        target, scale = told(scene.network, scene.target, self.guidance)
+        check_guided(target, scale, scene.network.name)
         way = route(
             scene.network,
             self.solver,
@@ -63,9 +68,9 @@ class RFEdit:
         )
         if not self.inject:
             return self._back(scene, way, self._there(scene, way, None), None)
-        tape = Tape(
-            projections(scene.network.module, self.layers), shared(way, self.inject), self.store
-        )
+        taps = projections(scene.network.module, self.layers)
+        _check_texts(scene, target if scale != 1.0 else {Branch.COND: target[Branch.COND]})
+        tape = Tape(taps, shared(way, self.inject), self.store)
         with tape.on():
             noise = self._there(scene, way, tape)
             edited = self._back(scene, way, noise, tape)
@@ -86,12 +91,13 @@ class RFEdit:
         """The image of the target."""
         counted, start = _counted(scene.network, tape, Mode.REPLACE, way.calls()[1])
         start(0, 0)
+        target, scale = told(scene.network, scene.target, self.guidance)
         x = integrate(
-            scene.denoiser(scene.target, counted),
+            scene.denoiser(target, counted),
             way.back.on(way.grid),
             way.grid,
             noise,
-            CFG(self.guidance),
+            CFG(scale),
             callback=lambda n, *_: start(n + 1, n + 1),
         )
         return x / way.grid.nodes[-1].alpha
@@ -108,6 +114,21 @@ def shared(way: Route, inject: int) -> frozenset[Place]:
     there, back = way.calls()
     least = [min(a, b) for a, b in zip(reversed(there), back, strict=True)]
     return frozenset((i, stage) for i in range(inject) for stage in range(least[i]))
+
+
+def _check_texts(scene: Scene, target: Branches) -> None:
+    """Raises SettingError if V holds texts of more than one length, before anything is run."""
+    module = scene.network.module
+    if module is None or not holds_text(module):
+        return
+    branches = [scene.source[Branch.COND], *target.values()]
+    lengths = {each[TEXT].shape[1] for each in branches if TEXT in each}
+    if len(lengths) > 1:
+        raise SettingError(
+            f"V of {scene.network.name} holds the tokens of the text, and these are"
+            f" {' and '.join(map(str, sorted(lengths)))} tokens long: pad the embeddings to one"
+            " length, or give the prompts themselves, which the pipeline pads"
+        )
 
 
 @plain

@@ -10,6 +10,7 @@ from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ..conditions import Branches
 from ..noise import Noise
+from ..wanted import told
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Scene:
 
     def velocity(self, x: Tensor, node: Node, branches: Branches, scale: float = 1.0) -> Tensor:
         """v = eps - x0 = dx/dsigma on rectified flow, guided by u + scale (c - u)."""
+        branches, scale = told(self.network, branches, scale)
         slope = self.network.schedule.slope(node.t)[1]
         denoiser = self.denoiser(branches)
         if scale == 1.0:
@@ -57,5 +59,5 @@ def check_guided(branches: Branches, scale: float, name: str) -> None:
     if scale != 1.0 and Branch.UNCOND not in branches:
         raise SettingError(
             f"{name} has no unconditional branch (no null class and no negative conditions), so it"
-            f" cannot be guided by {scale:g}; set the guidance of the editor to 1"
+            f" cannot be guided by {scale:g}; set the guidance of the editor to 1, or give negative"
         )

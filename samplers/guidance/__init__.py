@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided
+from .base import Guidance, Guide, Moment, Setup, Unguided, policy_of
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -12,7 +12,8 @@ from .history import History
 from .interval import Interval
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
-from .registry import guidance, names, policy_class, settings_of
+from .pag import PerturbedAttention
+from .registry import guidance, is_needed, names, policy_class, settings_of
 from .threshold import Thresholded
 
 __all__ = [
@@ -30,11 +31,14 @@ __all__ = [
     "LinearAG",
     "MagnitudeAware",
     "Moment",
+    "PerturbedAttention",
     "Setup",
     "Thresholded",
     "Unguided",
     "guidance",
+    "is_needed",
     "names",
     "policy_class",
+    "policy_of",
     "settings_of",
 ]

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import InstanceOf
+from pydantic import BeforeValidator, InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
@@ -18,6 +18,12 @@ from .registry import register
 from .settings import Scaled
 
 WEAK = (Ask(Branch.WEAK), Ask(Branch.COND))
+
+
+def _network(given: Any) -> Any:
+    if not isinstance(given, str | Network):
+        raise ValueError("it takes a Network, or a name or folder as load takes it")
+    return given
 
 
 @register
@@ -35,7 +41,7 @@ class AutoGuidance(Scaled):
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "arXiv:2406.02507"
 
-    network: str | InstanceOf[Network]
+    network: Annotated[str | InstanceOf[Network], BeforeValidator(_network)]
 
     def needs(self, grid: TimeGrid) -> set[Branch]:
         return {Branch.COND}
@@ -85,7 +91,7 @@ def _check_alike(strong: Network, weak: Network) -> None:
     facts = {
         "shape": (strong.shape, weak.shape),
         "number of classes": (strong.num_classes, weak.num_classes),
-        "noise process": (process_of(strong.schedule), process_of(weak.schedule)),
+        "noise process": _processes(strong, weak),
     }
     for what, (mine, theirs) in facts.items():
         if mine != theirs:
@@ -93,3 +99,13 @@ def _check_alike(strong: Network, weak: Network) -> None:
                 f"autoguidance takes two networks of one {what}: {strong.name} has {mine},"
                 f" {weak.name} {theirs}; take a smaller or earlier version of {strong.name}"
             )
+
+
+def _processes(strong: Network, weak: Network) -> tuple[Any, Any]:
+    """Their families; of one family, the parameters that differ."""
+    mine, theirs = process_of(strong.schedule), process_of(weak.schedule)
+    if mine["family"] != theirs["family"]:
+        return mine["family"], theirs["family"]
+    own, others = mine["params"], theirs["params"]
+    other = [name for name in own if own[name] != others[name]]
+    return {name: own[name] for name in other}, {name: others[name] for name in other}

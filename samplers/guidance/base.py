@@ -168,3 +168,15 @@ class Unguided(Guidance):
 
     def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
         return outputs[0]
+
+
+def policy_of(given: Guidance | None) -> Guidance:
+    """What a caller hands over, None for no guidance; raises SettingError if it is no policy."""
+    if given is None:
+        return Unguided()
+    if not isinstance(given, Guidance):
+        raise SettingError(
+            f"{given!r} is no guidance policy; pass one of fewstep.samplers.guidance, such as"
+            " CFG(2.0), or what samplers.plan.named_guidance('cfg:scale=2') makes of a text"
+        )
+    return given

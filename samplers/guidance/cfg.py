@@ -57,7 +57,9 @@ class CFG(Guidance):
         try:
             low, high = map(float, self.interval)
         except (TypeError, ValueError):
-            raise SettingError(f"{self.interval!r} is no guidance interval (low, high)") from None
+            raise SettingError(
+                f"{self.interval!r} is no guidance interval (low, high); write interval=[0.3,5]"
+            ) from None
         return Span(low, high)
 
     @property

@@ -52,7 +52,7 @@ def guidance(name: str, **settings: Any) -> Guidance:
     given = {key.rstrip("_"): value for key, value in settings.items()}
     for key in given.keys() - known.keys():
         raise UnknownNameError(f"setting of {name}", key, known)
-    missing = [key for key in known.keys() - given.keys() if _needed(known[key])]
+    missing = [key for key in known.keys() - given.keys() if is_needed(known[key])]
     if missing:
         wanted = sorted(missing)
         example = ",".join(f"{key}=..." for key in wanted)
@@ -60,5 +60,6 @@ def guidance(name: str, **settings: Any) -> Guidance:
     return cls(**{f"{key}_" if iskeyword(key) else key: v for key, v in given.items()})
 
 
-def _needed(field: "Field[Any]") -> bool:
+def is_needed(field: "Field[Any]") -> bool:
+    """Whether a policy cannot be made without this setting."""
     return field.default is MISSING and field.default_factory is MISSING

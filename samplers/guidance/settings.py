@@ -30,7 +30,7 @@ class Checked:
             try:
                 value = adapter.validate_python(given)
             except ValidationError as error:
-                said = error.errors(include_url=False)[0]["msg"]
+                said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
                 called = getattr(self, "name", cls.__name__)
                 raise SettingError(f"{called}: {name.rstrip('_')}={given!r}: {said}") from error
             object.__setattr__(self, name, value)

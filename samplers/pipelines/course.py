@@ -17,13 +17,13 @@ from ...models.errors import SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import Node
 from ...solvers import solver
-from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG
+from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention
 from ..guidance.base import Guidance, Moment, Setup
 from ..guidance.space import back, read
 from .process import Process
 from .times import grid_at_labels
 
-BOUND = (CFGPlusPlus, LinearAG, AutoGuidance)  # to a solver, or to a second network
+BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ GRID_FLAGS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "logsnr",
 }
 
 
@@ -39,9 +41,13 @@ class Wanted:
         cls, steps: int | None, nfe: int | None, mu: float | None, **listed: Numbers | None
     ) -> "Wanted":
         """Raises SettingError if there are two lists, or a list and another number of steps."""
-        sigmas, labels = (_floats(listed[name]) for name in ("sigmas", "timesteps"))
+        sigmas, labels = (floats(name, listed[name]) for name in ("sigmas", "timesteps"))
         if sigmas is not None and labels is not None:
             raise SettingError("give sigmas or timesteps, not both; each determines the other")
+        if [] in (sigmas, labels):
+            raise SettingError("an empty list of times is no run; list one per step")
+        _check_count("num_inference_steps", steps)
+        _check_count("nfe", nfe)
         return cls(steps, nfe, sigmas, labels, mu)
 
     @property
@@ -69,8 +75,9 @@ class Choices:
     def check(self, process: Process) -> None:
         """Raises FewstepError for names and combinations that cannot be."""
         Final.named(self.final)
-        if self.nfe is not None and not (isinstance(self.nfe, int) and self.nfe > 0):
-            raise SettingError(f"nfe={self.nfe!r} must be a positive whole number of evaluations")
+        _check_count("nfe", self.nfe)
+        if not (self.solver is None or isinstance(self.solver, str)):
+            raise SettingError(f"solver={self.solver!r} must be a name, as in solver='unipc-3'")
         if self.table is not None:
             if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
                 raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
@@ -86,7 +93,7 @@ class Choices:
 
     @property
     def settings(self) -> SolverSettings:
-        return named_solver(self.solver or DEFAULT_SOLVER)
+        return named_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
 
     def plan(self, process: Process, wanted: Wanted) -> Plan:
         """The run; raises FewstepError if there is none such."""
@@ -130,6 +137,8 @@ class Choices:
         else:
             return self._named(schedule, {"steps": wanted.steps}, config)
         _check_steps(what, plan.grid.steps, wanted.steps)
+        if (self.table is not None or isinstance(self.grid, list)) and nfe not in (None, plan.nfe):
+            raise SettingError(f"{what} takes {plan.nfe} evaluations, not nfe={nfe}; drop nfe")
         return plan
 
     def _named(
@@ -141,11 +150,10 @@ class Choices:
 
 
 def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
-    """The grid where none is chosen: the one its pipelines use on flow, else what its flags say."""
-    if isinstance(schedule, RectifiedFlow):
-        return "uniform"
+    """The grid where none is chosen: what its flags say, else uniform on flow, as pipelines do."""
     asked = [grid for flag, grid in GRID_FLAGS.items() if config.get(flag)]
-    return asked[0] if asked else default_grid(schedule)
+    usual = "uniform" if isinstance(schedule, RectifiedFlow) else default_grid(schedule)
+    return asked[0] if asked else usual
 
 
 def stored(schedule: Schedule | str | Path | None) -> tuple[str | None, Schedule | None]:
@@ -171,10 +179,15 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
         )
 
 
-def _floats(values: Numbers | None) -> list[float] | None:
-    if values is None:
-        return None
-    found = [float(value) for value in values]
-    if not found:
-        raise SettingError("an empty list of times is no run; list one per step")
-    return found
+def floats(name: str, values: Numbers | None) -> list[float] | None:
+    """A list of numbers as Python floats; raises SettingError for anything else."""
+    try:
+        return None if values is None else [float(value) for value in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"{name} must be a list of numbers, not {values!r}") from error
+
+
+def _check_count(name: str, value: int | None) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (value is None or (whole and value > 0)):
+        raise SettingError(f"{name}={value!r} must be a positive whole number")

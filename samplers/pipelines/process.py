@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ...models.diffusers_config import REFUSED, from_scheduler_config
 from ...models.errors import ModelError, SettingError
@@ -12,6 +12,10 @@ from ...models.prediction import Prediction
 from ...models.schedule import NoiseSchedule
 
 OURS = "SolverScheduler"
+NUMBERS = {
+    *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
+    *("shift_terminal", "sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Process:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Process":
         """Raises ModelError, naming the field, if the config does not say enough."""
+        _check_numbers(config)
         kept = {key: value for key, value in config.items() if not key.startswith("_")}
         own = str(config.get("_class_name", ""))
         name = kept.get("base_class") or (own if own not in ("", OURS) else _class_of(kept))
@@ -41,6 +46,11 @@ class Process:
     def dynamic(self) -> bool:
         """Whether a flow network's times are shifted by the size of the image."""
         return self.fixed.family == "flow" and bool(self.config.get("use_dynamic_shifting"))
+
+    @property
+    def facts(self) -> tuple[NoiseSchedule, Prediction, bool]:
+        """All that a run depends on, with the times of a dynamic network shifted by mu = 1."""
+        return self.schedule(1.0), self.prediction, self.dynamic
 
     @property
     def sigma_data(self) -> float:
@@ -55,6 +65,10 @@ class Process:
                 "this network shifts its times by the size of the image (use_dynamic_shifting);"
                 " pass mu= to set_timesteps, as the pipeline does"
             )
+        if not (isinstance(mu, SupportsFloat) and abs(float(mu)) < 100.0):
+            raise SettingError(
+                f"mu={mu!r} is no shift; give a number, as pipelines do: 0.5 to 1.15"
+            )
         linear = self.config.get("time_shift_type") == "linear"
         return _read(self.config, float(mu) if linear else math.exp(mu))[0]
 
@@ -68,6 +82,12 @@ def _read(config: Mapping[str, Any], shift: float | None) -> tuple[NoiseSchedule
         raise ModelError(
             f"{reason}; so no solver of ours can run in its pipeline, keep its own scheduler"
         ) from error
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    for key in sorted(NUMBERS & config.keys()):
+        if not (config[key] is None or isinstance(config[key], int | float)):
+            raise ModelError(f"{key} of the scheduler config must be a number, not {config[key]!r}")
 
 
 def _class_of(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,170 @@
+"""A network whose attention is switched off in places: what perturbed-attention guidance leaves.
+
+In the chosen self-attention layers the map softmax(q k / sqrt(d)) is replaced by the identity, so
+that every token keeps its own value: what `to_v` returned goes into `to_out` unmixed. Whatever else
+the layer does (norms, biases, the residual) stays. It is the same module, hooked for one call and
+restored after it, so it needs no memory of its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from .attention import Projection, projection, self_attention
+from .caching.family import uncompiled
+from .denoiser import Network
+from .errors import ModelError, SettingError
+from .schedule import Node
+
+KNOWN = (
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SanaTransformer2DModel",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "WanTransformer3DModel",
+)
+
+
+def perturbed(network: Network, layers: Sequence[int] | None = None) -> Network:
+    """The network with the identity in place of the attention maps of some layers.
+
+    layers: numbers of its self-attention layers, from 0 in the order of the module; None takes
+            those of a UNet's middle block, as published (arXiv:2403.17377), and of a transformer,
+            or a UNet without attention there, the layer number n // 2 of n.
+
+    It has no module of its own that a cache could be put on.
+
+    Raises:
+        ModelError: for a network whose attention cannot be reached so: a plain function, one that
+            is compiled, one of another kind than `KNOWN`, or one whose layers attend to text.
+        SettingError: for layers that it does not have.
+    """
+    spots = _spots(network.module, layers)
+
+    def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+        with _identity(spots):
+            return network.forward(x, node, conditions)
+
+    return replace(network, forward=forward, module=None, name=f"perturbed {network.name}")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One layer: where its V is computed and where its result is projected out."""
+
+    name: str
+    value: Projection
+    out: nn.Module
+
+
+class Swap:
+    """Carries V past the attention of one layer, in one call."""
+
+    def __init__(self, spot: Spot) -> None:
+        self.spot, self.reached = spot, False
+        self.held: Tensor | None = None
+
+    def keep(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        """After the projection of V."""
+        self.held = out[..., -self.spot.value.width :]
+
+    def give(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Before the projection of the result, which takes V in its place."""
+        mixed, *rest = args
+        value, self.held, self.reached = self.held, None, True
+        if value is None or value.shape != mixed.shape:
+            raise ModelError(
+                f"the attention {self.spot.name} returns something else than a mix of its own"
+                " tokens, so it cannot be perturbed; give other layers"
+            )
+        return (value.to(mixed.dtype), *rest)
+
+
+@contextmanager
+def _identity(spots: Sequence[Spot]) -> Iterator[None]:
+    """Hooks the layers and takes every hook off again."""
+    swaps = [Swap(spot) for spot in spots]
+    handles = []
+    try:
+        for swap in swaps:
+            handles.append(swap.spot.value.module.register_forward_hook(swap.keep))
+            handles.append(swap.spot.out.register_forward_pre_hook(swap.give))
+        yield
+        _check_reached(swaps)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_reached(swaps: Sequence[Swap]) -> None:
+    missed = [swap.spot.name for swap in swaps if not swap.reached]
+    if missed:
+        raise ModelError(
+            f"the network was called without its layer {missed[0]}, so nothing was perturbed;"
+            " give other layers"
+        )
+
+
+def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]:
+    if module is None:
+        raise ModelError(
+            "this network is a plain function, whose attention cannot be reached; make it with"
+            " from_module from a torch module, or take guidance that needs none, such as cfg"
+        )
+    root = uncompiled(module)
+    if root is not module or any(_is_compiled(each) for each in root.modules()):
+        raise ModelError(
+            "a compiled network does not see that its attention is perturbed; take the network as"
+            " it was before torch.compile"
+        )
+    found = _found(root)
+    return [_spot(layer, *found[layer]) for layer in _chosen(found, layers)]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return vars(module).get("_compiled_call_impl") is not None
+
+
+def _found(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The self-attention layers by name, in their order."""
+    if not any(base.__name__ in KNOWN for base in type(root).__mro__):
+        raise ModelError(
+            f"the attention of {type(root).__name__} cannot be perturbed: it is not known, or text"
+            f" and image share it; known are {', '.join(KNOWN)}"
+        )
+    own = [each for each in self_attention(root).items() if not _attends_to_text(each[1])]
+    if not own:
+        raise ModelError(f"this {type(root).__name__} has no self-attention to perturb; take cfg")
+    return own
+
+
+def _attends_to_text(attention: nn.Module) -> bool:
+    return bool(getattr(attention, "is_cross_attention", False))
+
+
+def _chosen(found: Sequence[tuple[str, Any]], layers: Sequence[int] | None) -> Sequence[int]:
+    if layers is None:
+        middle = [n for n, (name, _) in enumerate(found) if name.startswith("mid_block.")]
+        return middle or [len(found) // 2]
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(len(found))):
+        raise SettingError(
+            f"layers={list(layers)} must be different numbers of self-attention layers; this"
+            f" network has {_listed(found)}"
+        )
+    return sorted(layers)
+
+
+def _listed(found: Sequence[tuple[str, Any]]) -> str:
+    """The layers by number and name, as far as they fit a line."""
+    named = [f"{n} ({name})" for n, (name, _) in enumerate(found)]
+    return ", ".join(named if len(named) <= 8 else [*named[:4], "..", *named[-3:]])
+
+
+def _spot(layer: int, name: str, attention: Any) -> Spot:
+    out = attention.to_out
+    first = out[0] if isinstance(out, nn.ModuleList | nn.Sequential) else out
+    return Spot(name, projection(layer, attention), first)

@@ -1,0 +1,63 @@
+"""What passes between a pipeline and a run: states, the network's answers, and noise."""
+
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+
+from ...models.errors import SettingError
+from .stepper import Draw
+
+Generators = Generator | list[Generator] | None
+
+
+def state_of(sample: Tensor) -> Tensor:
+    """A sample as the state is held: float32, or float64 if it is that."""
+    return sample.to(torch.promote_types(sample.dtype, torch.float32))
+
+
+def answer_like(output: Any, x: Tensor) -> Tensor:
+    """The network's output in the state's dtype and shape, without a learned sigma.
+
+    Raises:
+        SettingError: if it is no tensor, or none of this shape.
+    """
+    if not isinstance(output, Tensor):
+        raise SettingError(
+            f"step takes the network's output as a tensor, not a {type(output).__name__}; pass its"
+            " .sample, or call the network with return_dict=False"
+        )
+    if output.shape != x.shape and output.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+        output = output[:, : x.shape[1]]
+    if output.shape != x.shape:
+        raise SettingError(
+            f"the network answered {tuple(output.shape)} to a state of {tuple(x.shape)}; they must"
+            " be equal, or the answer may have twice the channels (learned sigma)"
+        )
+    answer: Tensor = output.to(x.dtype)
+    return answer
+
+
+def version_of(tensor: Tensor) -> int:
+    """Tells whether a tensor was changed in place; inference tensors do not, and count as not."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def drawing(generator: Generators) -> Draw:
+    """Standard normal noise of what a pipeline hands to `step`: of a list, one for each row."""
+
+    def draw(x: Tensor) -> Tensor:
+        each = generator if isinstance(generator, list) else [generator]
+        if not all(one is None or isinstance(one, Generator) for one in each):
+            raise SettingError(
+                f"generator={generator!r} must be a torch.Generator or a list of them"
+            )
+        if isinstance(generator, list) and len(generator) != len(x):
+            raise SettingError(
+                f"{len(generator)} generators for {len(x)} images; give one for each"
+            )
+        noise: Tensor = randn_tensor(x.shape, generator, x.device, x.dtype)
+        return noise
+
+    return draw

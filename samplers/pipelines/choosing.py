@@ -1,0 +1,97 @@
+"""What `SolverScheduler.from_config` is told: what shall run, and changes to what a config says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.utils import logging
+
+from ...models.errors import ModelError, SettingError, UnknownNameError
+from .planning import GRID_FLAGS
+from .process import Process
+
+logger = logging.get_logger(__name__)
+
+DEFAULTS = {"solver": None, "grid": None, "nfe": None, "schedule": None, "final": "zero"}
+NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
+OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
+READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+INSTEAD = {  # of fields that say what runs in diffusers: what says it here
+    "timestep_spacing": "say where the steps lie with grid=, as in grid='uniform'",
+    "steps_offset": "say where the steps lie with grid=, as in grid='uniform'",
+    "algorithm_type": "choose with solver=, as in solver='dpmpp-2m'",
+    "solver_order": "choose with solver=, as in solver='unipc-3'",
+    "solver_type": "set it with the solver, as in solver='unipc-2:solver_type=bh1'",
+    "final_sigmas_type": "say how the run ends with final=, 'zero' or 'sigma_min'",
+    "stochastic_sampling": "take a stochastic solver, such as solver='sa-solver'",
+    "clip_sample": "no prediction is clipped here",
+    "thresholding": "no prediction is clipped here",
+}
+
+
+def chosen(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The config of the network, with what own changes in it, and the choices of what shall run.
+
+    Of the choices in the config those hold that own does not replace: a solver takes the place of
+    a schedule and the other way round. use_karras_sigmas and its like are grids.
+
+    Raises:
+        UnknownNameError: for a setting that does not exist.
+        SettingError: for a change that would change nothing.
+    """
+    base = {key: value for key, value in config.items() if key not in DEFAULTS}
+    kept = {key: config[key] for key in DEFAULTS if key in config}
+    own = _with_grid_named(own)
+    picked = {key: value for key, value in own.items() if key in DEFAULTS}
+    changes = {key: value for key, value in own.items() if key not in DEFAULTS}
+    if picked.get("solver") is not None:
+        kept |= {"schedule": None}
+    if picked.get("schedule") is not None:
+        kept |= {"solver": None, "grid": None, "nfe": None}
+    _say_what_is_left(base)
+    _check_changes(base, changes)
+    return base | changes, {**DEFAULTS, **kept, **picked}
+
+
+def _with_grid_named(own: Mapping[str, Any]) -> dict[str, Any]:
+    """use_karras_sigmas=True, as diffusers has it, is grid="karras"."""
+    flags = [flag for flag in GRID_FLAGS if own.get(flag)]
+    asked = flags + [key for key in ("grid", "schedule") if own.get(key) is not None]
+    if flags and len(asked) > 1:
+        raise SettingError(f"{' and '.join(asked)} each say where the steps lie; drop all but one")
+    rest = {key: value for key, value in own.items() if not (key in GRID_FLAGS and value)}
+    return rest | ({"grid": GRID_FLAGS[flags[0]]} if flags else {})
+
+
+def _check_changes(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Raises for a change of the config that does not exist or has no effect here."""
+    public = [key for key in base if not key.startswith("_")]
+    for key, value in changes.items():
+        if key not in public and key not in INSTEAD and key not in GRID_FLAGS:
+            raise UnknownNameError("scheduler setting", key, [*DEFAULTS, *public])
+        rest = {other: changes[other] for other in changes if other != key}
+        if base.get(key) != value and not _matters(key, base | rest, base | changes):
+            raise SettingError(f"{key}={value!r} changes nothing here; {_instead(key, base)}")
+
+
+def _instead(key: str, base: Mapping[str, Any]) -> str:
+    if key == "shift" and base.get("use_dynamic_shifting"):
+        return "this network shifts by the size of its images; add use_dynamic_shifting=False"
+    return INSTEAD.get(key, "drop it, and choose what runs with solver= and grid=")
+
+
+def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    found = Process.of(after)
+    if key in GRID_FLAGS or (key in READ_BY_PIPELINES and found.dynamic):
+        return True
+    try:
+        return Process.of(before).facts != found.facts
+    except ModelError:  # it is what makes the config one that can be read
+        return True
+
+
+def _say_what_is_left(base: Mapping[str, Any]) -> None:
+    for key in NOT_TAKEN_OVER:
+        if base.get(key):
+            logger.warning(f"{key} of the config is not taken over: it belongs to its own solver")
+    if OF_DISTILLED & base.keys():
+        logger.warning("a network of this config is distilled to its own update; keep it for that")

@@ -1,0 +1,106 @@
+"""What a user says that an image is or shall be: a class, a prompt, or named tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Branch, Network
+from ..models.errors import SettingError
+from .conditions import Branches, Conditions, branches_of
+
+Wanted = int | str | Sequence[int] | Sequence[str] | Conditions | None
+Negative = str | Sequence[str] | Conditions | None
+TOLD = "guidance"  # the condition by which networks distilled for guidance are told its scale
+
+
+def branches_for(
+    network: Network,
+    n: int,
+    wanted: Wanted,
+    negative: Negative = None,
+    *,
+    labels: int | Sequence[int] | None = None,
+) -> Branches:
+    """The conditions of n images, by branch.
+
+    Args:
+        wanted: a class or one for each image, a prompt or one for each, or named tensors; None is
+            the null class or the empty prompt, where there is one.
+        negative: of the unconditional branch: prompts beside prompts, tensors beside tensors. None
+            beside prompts is what `Prompts.conditions` says.
+        labels: classes beside named tensors.
+
+    Beside prompts a network distilled for guidance is told 1; `told` tells it another scale.
+
+    Raises:
+        SettingError: for a class where the network takes prompts and the other way round.
+    """
+    if isinstance(wanted, Mapping):
+        return branches_of(network, n, labels, wanted, _tensors(network, negative))
+    if network.prompts is not None:
+        return _of_prompts(network, n, wanted, negative)
+    if _texts(wanted) is not None:
+        raise SettingError(f"{network.name} takes no prompt; {_instead(network)}")
+    classes = cast(int | Sequence[int] | None, wanted)
+    return branches_of(network, n, classes, None, _tensors(network, negative))
+
+
+def _of_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
+    """The conditions of one prompt or n."""
+    assert network.prompts is not None
+    texts = _texts(wanted)
+    if wanted is not None and texts is None:
+        raise SettingError(
+            f"{network.name} takes prompts and no classes; say what is to be seen, as in"
+            ' "a photo of a cat"'
+        )
+    if isinstance(negative, Mapping):
+        raise SettingError("negative holds tensors beside a prompt; give a prompt there too")
+    for each in (texts, negative):
+        if not isinstance(each, str | None) and len(each) not in (1, n):
+            raise SettingError(f"{len(each)} prompts for {n} images; give one, or one for each")
+    found, other = network.prompts.conditions("" if texts is None else texts, negative)
+    return told(network, branches_of(network, n, None, found, other), 1.0)[0]
+
+
+def told(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
+    """Conditions and a scale for two branches that together guide by a scale.
+
+    A network distilled for guidance is told the scale where no negative is given, and 1 beside a
+    negative; the others are told nothing.
+    """
+    if TOLD not in branches[Branch.COND]:
+        return branches, scale
+    number, rest = (1.0, scale) if Branch.UNCOND in branches else (scale, 1.0)
+    unit = 1.0 if network.prompts is None else network.prompts.unit
+    return {
+        branch: {**each, TOLD: torch.full_like(each[TOLD], number * unit)}
+        for branch, each in branches.items()
+    }, rest
+
+
+def _texts(wanted: object) -> str | Sequence[str] | None:
+    """The prompt or prompts; None if it is none."""
+    if isinstance(wanted, str):
+        return wanted
+    if not isinstance(wanted, Sequence) or not wanted:
+        return None
+    return wanted if all(isinstance(each, str) for each in wanted) else None
+
+
+def _tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | None:
+    if negative is None or isinstance(negative, Mapping):
+        return negative
+    if network.prompts is None:
+        raise SettingError(f"{network.name} takes no prompt, and so no negative one; drop it")
+    raise SettingError("negative is a prompt beside tensors; give named tensors there too")
+
+
+def _instead(network: Network) -> str:
+    if network.num_classes:
+        return f"give a class from 0 to {network.num_classes - 1}"
+    if network.needs:
+        return f"give named tensors: {', '.join(network.needs)}"
+    return "it draws without any condition"

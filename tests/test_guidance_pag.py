@@ -1,0 +1,362 @@
+"""Perturbed-attention guidance: the identity map, the sum, the network restored, refusals."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from guided import grid_of
+from laws import solver
+
+from fewstep import RectifiedFlow, Sampler, from_module
+from fewstep.models.caching import TaylorSeer
+from fewstep.models.denoiser import Branch
+from fewstep.models.errors import FewstepError, ModelError, SettingError
+from fewstep.models.load import load
+from fewstep.models.perturbed import KNOWN, perturbed
+from fewstep.models.schedule import TimeGrid
+from fewstep.samplers.guidance import (
+    CFG,
+    AdaptiveGuidance,
+    AutoGuidance,
+    GuidanceForecast,
+    Interval,
+    Moment,
+    PerturbedAttention,
+    Setup,
+    Thresholded,
+    Unguided,
+    guidance,
+)
+from fewstep.samplers.pipelines.course import check_policy
+from fewstep.samplers.plan import default_schedule, named_guidance
+
+FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
+NODE = RectifiedFlow().at(0.6)
+PAG = PerturbedAttention
+
+
+def bare(module, call):
+    """A network whose conditions are the arguments of a call, and whose module is the tiny one."""
+
+    def forward(x, node, conditions):
+        return module(**call)[0]
+
+    return replace(load("fashion-dit"), forward=forward, module=module)
+
+
+def answer(network):
+    with torch.inference_mode():
+        return network.forward(torch.zeros(2, 1), NODE, {})
+
+
+def attention_of(module, layer):
+    """Its self-attention layers are found here by the name of their class alone."""
+    found = [
+        each
+        for name, each in module.named_modules()
+        if hasattr(each, "to_v") and not name.endswith("attn2")
+    ]
+    return found[layer]
+
+
+def traces(module):
+    """Everything that a hook or a wrapper would leave behind."""
+    return {
+        name: (len(each._forward_hooks), len(each._forward_pre_hooks), sorted(vars(each)))
+        for name, each in module.named_modules()
+    }
+
+
+# The identity map
+
+
+class Watch:
+    """Sees what one attention layer is given and what it returns."""
+
+    def __init__(self, attention):
+        self.attention = attention
+        self.handle = attention.register_forward_hook(self.see, with_kwargs=True)
+
+    def see(self, module, args, kwargs, out):
+        self.given = args[0] if args else kwargs["hidden_states"]
+        self.returned = out
+
+
+def by_hand(attention, x):
+    """Attention whose map is the identity, written out: norm, V, I V, projection, residual."""
+    tokens = x
+    if x.ndim == 4:
+        tokens = x.flatten(2)
+        norm = getattr(attention, "group_norm", None)
+        tokens = tokens if norm is None else norm(tokens)
+        tokens = tokens.transpose(1, 2)
+    value = attention.to_v(tokens)
+    heads = value.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+    mixed = torch.eye(tokens.shape[1]).expand(*heads.shape[:2], -1, -1) @ heads
+    out = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+    out = out.transpose(1, 2).reshape(x.shape) if x.ndim == 4 else out
+    out = out + x if getattr(attention, "residual_connection", False) else out
+    return out / getattr(attention, "rescale_output_factor", 1.0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_token_gets_its_own_value(name):
+    module = tiny.network(name)
+    network = bare(module, tiny.inputs(name))
+    layer = FAMILIES[name]
+    plain, watch = answer(network), Watch(attention_of(module, layer))
+    found = answer(perturbed(network, [layer]))
+    with torch.inference_mode():
+        torch.testing.assert_close(watch.returned, by_hand(watch.attention, watch.given))
+    assert (found - plain).abs().max() > 1e-3 * plain.abs().max()  # it is not the same network
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_network_is_left_exactly_as_it_was(name):
+    module = tiny.network(name)
+    network = bare(module, tiny.inputs(name))
+    before, plain = traces(module), answer(network)
+    view = perturbed(network)
+    first = answer(view)
+    assert traces(module) == before
+    assert torch.equal(answer(network), plain)
+    assert torch.equal(answer(view), first)
+
+
+def test_it_is_restored_when_the_call_fails():
+    module = tiny.network("dit")
+    before, plain = traces(module), answer(bare(module, tiny.inputs("dit")))
+    broken = bare(module, {**tiny.inputs("dit"), "timestep": None})
+    with pytest.raises((RuntimeError, TypeError, AttributeError)):
+        answer(perturbed(broken))
+    unmixed = bare(module, tiny.inputs("dit"))
+    module.transformer_blocks[1].attn1.to_out[0].register_forward_pre_hook(
+        lambda m, args: (_ for _ in ()).throw(ValueError("in the middle")), prepend=True
+    )
+    with pytest.raises(ValueError, match="in the middle"):
+        answer(perturbed(unmixed, [1]))
+    module.transformer_blocks[1].attn1.to_out[0]._forward_pre_hooks.clear()
+    assert traces(module) == before
+    assert torch.equal(answer(unmixed), plain)
+
+
+def test_fused_projections_are_split():
+    module = tiny.network("unet-condition")
+    network = bare(module, tiny.inputs("unet-condition"))
+    whole = answer(perturbed(network, [1]))
+    module.fuse_qkv_projections()
+    torch.testing.assert_close(answer(perturbed(network, [1])), whole)
+
+
+def test_which_layers_are_taken_by_default():
+    same = lambda a, b: torch.equal(answer(a), answer(b))  # noqa: E731
+    deep = bare(tiny.network("dit", num_layers=5), tiny.inputs("dit"))
+    assert same(perturbed(deep), perturbed(deep, [2]))
+    assert not same(perturbed(deep), perturbed(deep, [1]))
+    unet = tiny.network("unet")
+    names = [name for name, each in unet.named_modules() if hasattr(each, "to_v")]
+    middle = [n for n, name in enumerate(names) if name.startswith("mid_block")]
+    assert 0 < len(middle) < len(names)
+    network = bare(unet, tiny.inputs("unet"))
+    assert same(perturbed(network), perturbed(network, middle))
+    assert not same(perturbed(network), perturbed(network, [0]))
+
+
+# The sum
+
+
+class Fixed:
+    """A guide's outputs: weak, uncond and cond of one moment."""
+
+    weak, uncond, cond, x = torch.randn(4, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def setup_of(network, **facts):
+    grid = grid_of(4, schedule=network.schedule)
+    return Setup(network, solver("ddim").on(grid), grid, 3, **facts)
+
+
+@pytest.mark.parametrize(
+    ("inner", "own"),
+    [
+        (Unguided(), Fixed.cond),
+        (CFG(2.0), Fixed.uncond + 2.0 * (Fixed.cond - Fixed.uncond)),
+        (CFG(0.0), Fixed.uncond),
+        (GuidanceForecast(2.0), Fixed.uncond + 2.0 * (Fixed.cond - Fixed.uncond)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_the_published_sum(inner, own):
+    setup = setup_of(load("fashion-dit"))
+    guide = PAG(3.0, inner=inner).begin(setup)
+    asks = [ask.branch for ask in guide.ask(Moment(setup.grid.nodes[0]))]
+    assert asks[0] is Branch.WEAK
+    assert asks[-1] is Branch.COND
+    given = {Branch.WEAK: Fixed.weak, Branch.UNCOND: Fixed.uncond, Branch.COND: Fixed.cond}
+    outputs = [given[branch] for branch in asks]
+    found = guide.combine(outputs, Fixed.x, Moment(setup.grid.nodes[0]))
+    torch.testing.assert_close(found, own + 3.0 * (Fixed.cond - Fixed.weak))
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return Sampler.from_pretrained("fashion-dit")
+
+
+CALL = {"class_labels": 3, "solver": "unipc-2", "nfe": 4}
+
+
+@pytest.mark.parametrize("inner", [Unguided(), CFG(2.0), Interval(CFG(2.0), 0.0, 0.5, "step")])
+def test_off_is_the_guidance_inside_to_the_bit_and_costs_nothing(dit, inner):
+    off = dit(range(2), guidance=PAG(0.0, inner=inner), **CALL)
+    plain = dit(range(2), guidance=inner, **CALL)
+    assert torch.equal(off.samples, plain.samples)
+    assert off.ledger.rows == plain.ledger.rows
+    assert off.ledger.calls == plain.ledger.calls
+
+
+def test_off_takes_the_schedule_that_no_guidance_takes():
+    found = [
+        default_schedule("fashion-dit", {"nfe": 5}, each)
+        for each in (Unguided(), PAG(0.0), AdaptiveGuidance(1.0), PAG(1.0))
+    ]
+    assert found[0] is not None
+    assert found[0] == found[1] == found[2]
+    assert found[3] is None
+
+
+def test_rows_are_counted_and_the_network_is_itself_again(dit):
+    before, plain = traces(dit.network.module), dit(range(3), **CALL).samples
+    alone = dit(range(3), guidance=PAG(1.0), batch=2, **CALL)
+    assert (alone.ledger.rows_per_image, alone.ledger.calls) == (8, 2 * 8)
+    both = dit(range(3), guidance=PAG(1.0, inner=CFG(2.0)), **CALL)
+    assert both.ledger.rows_per_step == (3, 3, 3, 3)
+    part = dit(range(3), guidance=Interval(PAG(1.0), 0.5, 1.0, "step"), **CALL)
+    assert part.ledger.rows_per_step == (1, 1, 2, 2)
+    assert traces(dit.network.module) == before
+    assert torch.equal(dit(range(3), **CALL).samples, plain)
+    assert not torch.equal(alone.samples, plain)
+    alone = dit([2], guidance=PAG(1.0), **CALL)
+    torch.testing.assert_close(
+        both.samples[2:], dit([2], guidance=PAG(1.0, inner=CFG(2.0)), **CALL).samples
+    )
+
+
+def test_one_step_by_hand(dit):
+    """DDIM from pure noise to t = 0 is x0 itself."""
+    network = dit.network
+    grid = TimeGrid.of(network.schedule, [1.0, 0.0])
+    found = dit(range(2), class_labels=3, solver="ddim", grid=[1.0, 0.0], guidance=PAG(2.0))
+    from fewstep.models.denoiser import Denoiser
+    from fewstep.samplers.noise import Noise
+
+    x = Noise(range(2), network.shape).draw()
+    labels = {Branch.COND: {"class_labels": torch.tensor([3, 3])}}
+    with torch.inference_mode():
+        ((c,), (p,)) = (
+            Denoiser(each, labels).x0(x, grid.nodes[0])
+            for each in (network, perturbed(network, [3]))
+        )
+    torch.testing.assert_close(found.samples, c + 2.0 * (c - p))
+
+
+def test_a_network_without_classes_is_guided():
+    module = tiny.network("unet", num_class_embeds=None)
+    network = from_module(
+        module, schedule=RectifiedFlow(), prediction="flow", shape=(2, 8, 8), name="alone"
+    )
+    found = Sampler(network)([0, 1], nfe=3, guidance=PAG(2.0))
+    assert found.ledger.rows_per_image == 6
+    assert torch.isfinite(found.samples).all()
+    with pytest.raises(SettingError, match="no unconditional branch"):
+        Sampler(network)([0], nfe=3, guidance=PAG(2.0, inner=CFG(2.0)))
+
+
+# What is refused
+
+
+def refused(text, dit, policy, **call):
+    with pytest.raises(FewstepError, match=text):
+        dit(range(2), guidance=policy, **{**CALL, **call})
+
+
+def test_runs_that_cannot_be_guided_so(dit):
+    refused("drop the cache", dit, PAG(), cache=TaylorSeer(interval=2))
+    refused("one weaker network", dit, PAG(inner=PAG()))
+    refused("one weaker network", dit, PAG(inner=AutoGuidance(2.0, dit.network)))
+    history = Interval(CFG(2.0), 0.0, 0.5, "step", rewrite_history=True)
+    refused("drop rewrite_history", dit, PAG(inner=history))
+    refused(r"0 \(transformer_blocks.0.attn1\), .*5 \(", dit, PAG(layers=(1, 6)))
+    for layers in ((), (2, 2), (-1,)):
+        refused("different numbers", dit, PAG(layers=layers))
+    with pytest.raises(SettingError, match="a pipeline"):
+        check_policy(Interval(PAG(), 0.0, 0.5, "step"))
+    dit(range(2), guidance=PAG(0.0, inner=CFG(2.0)), cache=TaylorSeer(interval=2), **CALL)
+
+
+def test_networks_whose_attention_cannot_be_reached(dit):
+    function = replace(dit.network, module=None)
+    refused("plain function", Sampler(function), PAG())
+    with pytest.raises(ModelError, match="plain function"):
+        PAG().check(setup_of(function))
+    with pytest.raises(ModelError, match="plain function"):  # nor is a perturbed one perturbed
+        perturbed(perturbed(dit.network))
+    compiled = replace(dit.network, module=torch.compile(tiny.network("dit")))
+    refused("before torch.compile", Sampler(compiled), PAG())
+    regional = tiny.network("dit")
+    regional.transformer_blocks[0].compile()
+    with pytest.raises(ModelError, match="before torch"):
+        perturbed(bare(regional, {}))
+    for name in ("sd3", "flux", "cogvideox"):
+        with pytest.raises(ModelError, match=f"{tiny.TINY[name].cls} cannot .* known are DiT"):
+            perturbed(bare(tiny.network(name), {}))
+    blind = replace(dit.network, module=torch.nn.Linear(2, 2))
+    refused("attention of Linear cannot be perturbed", Sampler(blind), PAG())
+    text = tiny.network("unet-condition", only_cross_attention=True)
+    with pytest.raises(SettingError, match=r"has 0 \(mid_block[^,]*$"):  # the others see text
+        perturbed(bare(text, {}), [1])
+    plain = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    with pytest.raises(ModelError, match="no self-attention"):
+        perturbed(bare(tiny.network("unet", add_attention=False, **plain), {}))
+    assert {tiny.TINY[name].cls for name in FAMILIES} == set(KNOWN)
+
+
+def test_a_layer_that_is_not_called_or_mixes_otherwise_is_an_error():
+    module = tiny.network("dit")
+    idle = replace(bare(module, {}), forward=lambda x, node, conditions: x)
+    with pytest.raises(ModelError, match=r"without its layer transformer_blocks.1.attn1"):
+        answer(perturbed(idle, [1]))
+    module.transformer_blocks[1].attn1.to_v.register_forward_hook(lambda m, args, out: out[:, :2])
+    with pytest.raises(ModelError, match="mix of its own"):
+        answer(perturbed(bare(module, tiny.inputs("dit")), [1]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"scale": -1.0}, "scale=-1.0: .*greater than or equal to 0"),
+        ({"scale": float("inf")}, "finite"),
+        ({"scale": "much"}, "scale='much'"),
+        ({"layers": 3}, r"layers=\[2,3\]"),
+        ({"layers": "mid"}, r"layers=\[2,3\]"),
+        ({"layers": [1.5]}, "layers"),
+        ({"inner": 2.0}, "inner"),
+        ({"layer": [1]}, "did you mean 'layers'"),
+    ],
+)
+def test_bad_settings(settings, text):
+    with pytest.raises(FewstepError, match=text):
+        guidance("pag", **settings)
+
+
+def test_it_is_typed_alone_and_inside_and_around():
+    assert named_guidance("pag") == PAG()
+    assert named_guidance("pag:scale=2,layers=[2,3]") == PAG(2.0, layers=(2, 3))
+    assert named_guidance("cfg:scale=2+pag:scale=1") == PAG(1.0, inner=CFG(2.0))
+    assert named_guidance("pag:scale=1", 2.0) == PAG(1.0, inner=CFG(2.0))
+    narrow = named_guidance("pag:scale=1+interval:low=0,high=0.5,in=step")
+    assert narrow == Interval(PAG(1.0), 0.0, 0.5, "step")
+    assert named_guidance("threshold:quantile=0.9") == Thresholded(quantile=0.9)
+    with pytest.raises(SettingError, match="wraps another guidance"):
+        named_guidance("interval:low=0,high=1+pag:scale=1")
