@@ -20,6 +20,7 @@ from ..samplers.grid import default_grid
 from ..samplers.guidance import Setup
 from ..samplers.plan import make_plan, named_cache, named_schedule, named_solver, parse_spec
 from ..samplers.run import Run, parse_ranges
+from ..solvers import Schedule
 from ..solvers.presets import preset_names
 from ..solvers.schedule_data import first_problem
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
@@ -197,9 +198,14 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
         found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
     for path in entry.solvers:
         if not _is_name(path):
-            found.append(({"schedule": named_schedule(path)}, None))
+            found.append(({"schedule": _called(named_schedule(path), Path(path).stem)}, None))
     found += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
     return found
+
+
+def _called(schedule: Schedule, name: str) -> Schedule:
+    """With the name that tables show."""
+    return schedule.model_copy(update={"provenance": {**schedule.provenance, "name": name}})
 
 
 def _files(solver: str | None) -> dict[str, str]:

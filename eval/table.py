@@ -207,7 +207,7 @@ def row_line(row: Row) -> str:
 
 
 def _schedule_label(schedule: Schedule) -> str:
-    return f"schedule {schedule.provenance.get('name', '')}".strip()
+    return str(schedule.provenance.get("name", "schedule"))
 
 
 def _mixed(rows: Sequence[Row]) -> Iterator[str]:

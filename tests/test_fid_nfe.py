@@ -169,8 +169,8 @@ def test_schedule_files_bring_their_own_budget(tmp_path):
     plan = solver("unipc-2").encode(time_grid("beta", RectifiedFlow(), 5))
     (tmp_path / "five.json").write_text(plan.dump())
     chosen = sweep(solvers=["unipc-2", "five.json"], nfe="5")
-    found = {row.protocol.images.run.solver: row.value for row in bench(chosen).run()}
-    assert found[None] == pytest.approx(found["unipc-2"], rel=1e-9)
+    found = {setting_label(row.protocol.images): row.value for row in bench(chosen).run()}
+    assert found["five"] == pytest.approx(found["unipc-2 beta"], rel=1e-9)
 
 
 # ---- figures
