@@ -187,6 +187,16 @@ class Found:
             ),
         )
 
+    def written(self, out: Path) -> str:
+        """Writes the file of the chosen setting, and says in one line what it costs."""
+        file = self.file()
+        file.write(out)
+        name, figures = file.cache.partition(":")[0], file.figures
+        return (
+            f"{out}: {name}, {figures.effective:.2f} of {file.nfe} evaluations,"
+            f" {file.metric} {figures.quality:.4g}"
+        )
+
     def lines(self) -> Iterator[str]:
         """The front as a table; what is good enough is marked."""
         quality = self.question.quality

@@ -14,7 +14,7 @@ from ..models.errors import SettingError
 from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
-from .images import Picture, write_whole
+from .images import Picture, contact_sheet, write_whole
 from .plan import default_schedule, named_cache, named_guidance
 from .sampler import Result, Sampler
 
@@ -147,6 +147,17 @@ def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
     write_whole(path, write)
 
 
+def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = None) -> None:
+    """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own."""
+    nfe = result.ledger.nfe
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(result.images):
+            name = f"{run.seeds[i]:06d}" + ("" if run.classes is None else f"-{run.classes[i]}")
+            save_png(image, folder / f"{name}.png", run.of_image(i), nfe)
+    save_png(contact_sheet(result.images, run.columns), out, run, nfe)
+
+
 def run_from_png(path: Path) -> Run:
     """The run stored in a PNG; raises SettingError if the file is broken or holds none."""
     try:
@@ -183,6 +194,15 @@ def parse_ranges(text: str) -> list[int]:
             raise SettingError(f"the range {part.strip()!r} must rise, by less than a million")
         numbers.extend(range(low, high + 1))
     return numbers
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """`0.3,5` -> (0.3, 5.0); raises SettingError for anything else."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise SettingError(f"{text!r} is no interval; write LOW,HIGH as in 0.3,5") from None
+    return low, high
 
 
 def format_ranges(numbers: tuple[int, ...]) -> str:

@@ -41,7 +41,7 @@ def refused(result, *parts):
 def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
     result = sample("--nfe", 3)
     assert result.exit_code == 0, result.output
-    assert re.search(r"64 images \| NFE 3 \| 3 network rows per image \| 3 calls", result.output)
+    assert re.search(r"64 images \| NFE 3 \| 3 network rows per image \| 6 calls", result.output)
     with Image.open("samples.png") as image:
         assert image.size == (8 * 34 + 2, 8 * 34 + 2)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]

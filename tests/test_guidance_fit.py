@@ -343,7 +343,8 @@ def test_fitting_from_the_command_line(folder):
     for extra, text in (
         (["--mask", "1111"], "skips no step"),
         (["--mask", "0101"], "begins with 1"),
-        (["--mask", "1010", "--every", "3"], "drop every"),
+        (["--mask", "1010", "--every", "3"], "drop every\n"),
+        (["--mask", "1010", "--tail", "0", "--warmup", "1"], "drop tail, warmup"),
         (["--cfg-scale", "nan"], "must be a number, not nan"),
         (["--cfg-scale", "1"], "give --cfg-scale 3"),
         (["--terms", "2"], "write DIFFERENCES,CHANGES"),

@@ -169,7 +169,9 @@ def measured(net, samples=64, nodes=40, **settings):
     data = GAUSSIAN.means[0] + GAUSSIAN.stds[0] * torch.randn(
         samples, 4, generator=generator, dtype=torch.float64
     )
-    return measure(net, Measurement(data=data.reshape(-1, 2, 1, 2), nodes=nodes, **settings))
+    return measure(
+        net, Measurement(data=data.reshape(-1, 2, 1, 2), nodes=nodes, batch=64, **settings)
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

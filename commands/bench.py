@@ -1,0 +1,86 @@
+"""`fewstep bench overhead | accuracy | search-toy | inception | command`: small measurements."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import echo, one_line_errors
+from .options import Batch, Budgets, Seed
+
+
+def overhead(
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Runs of each solver; the median counts.")] = 40,
+) -> None:
+    """Time and tensor operations of solver steps, beside diffusers' schedulers."""
+    with one_line_errors():
+        from ..eval.overhead import report
+
+        typer.echo(report(steps, repeats))
+
+
+def accuracy(
+    model: Annotated[str, typer.Argument(help="toy, or a network as in sample.")] = "toy",
+    solver: Annotated[
+        list[str] | None, typer.Option(help="Name[:key=value,...]; repeat it. Default: all.")
+    ] = None,
+    nfe: Budgets = "4-6,8,10,12,15,20,25,50",
+) -> None:
+    """Distance from the exact solution for each solver and budget."""
+    with one_line_errors():
+        from ..eval.accuracy import report
+        from ..samplers.run import parse_ranges
+
+        echo(report(model, solver or [], parse_ranges(nfe)))
+
+
+def search_toy(
+    nfe: Annotated[int, typer.Option(help="Network evaluations of each schedule.")] = 5,
+    candidates: Annotated[int, typer.Option(help="Of each evolution.")] = 1500,
+    iterations: Annotated[int, typer.Option(help="Of each descent.")] = 3000,
+    noises: Annotated[int, typer.Option(help="That descents learn from.")] = 4096,
+    seed: Seed = 0,
+    predictor: Annotated[
+        bool,
+        typer.Option(
+            "--predictor", help="Evolve with and without the predictor, three seeds each."
+        ),
+    ] = False,
+) -> None:
+    """Schedule search on a closed-form law: terminal error of named, evolved and trained ones."""
+    with one_line_errors():
+        from ..eval.search.toy_bench import ToyBench, report
+
+        bench = ToyBench(
+            nfe=nfe,
+            candidates=candidates,
+            iterations=iterations,
+            many=noises,
+            seed=seed,
+            predictor=predictor,
+        )
+        echo(report(bench))
+
+
+def inception(
+    weights: Annotated[
+        Path | None, typer.Option(help="The TorchScript. Default: the eval extra's.")
+    ] = None,
+    batch: Batch = 16,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 5,
+) -> None:
+    """Time and agreement of the Inception features beside the TorchScript they come from."""
+    with one_line_errors():
+        from ..eval.inception_speed import report
+
+        typer.echo(report(weights, batch, repeats))
+
+
+def command(
+    repeats: Annotated[int, typer.Option(help="Runs of each command.")] = 3,
+) -> None:
+    """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
+    from ..eval.command import report
+
+    typer.echo(report(repeats))

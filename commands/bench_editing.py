@@ -1,0 +1,84 @@
+"""`fewstep bench inversion` and `fewstep bench edit`: pictures there and back, and changed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import echo, one_line_errors, one_line_warnings
+from .options import (
+    DEFAULT_MODEL,
+    Batch,
+    FirstImages,
+    GridOfAll,
+    LabelledData,
+    Model,
+    QuietTable,
+    StoreFile,
+)
+
+
+def inversion(
+    model: Model = DEFAULT_MODEL,
+    data: LabelledData = "fashion-mnist-32:test",
+    images: FirstImages = 256,
+    solver: Annotated[list[str] | None, typer.Option(help="Repeat it. Default: all kinds.")] = None,
+    nfe: Annotated[str, typer.Option(help="Evaluations each way, as 12,24,60.")] = "12,24,60",
+    steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30",
+    grid_type: GridOfAll = None,
+    t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None,
+    batch: Batch = 32,
+    store: StoreFile = Path("inversion.jsonl"),
+    quiet: QuietTable = False,
+) -> None:
+    """PSNR of images after inversion and reconstruction, for all solvers in one table."""
+    with one_line_errors(), one_line_warnings():
+        from ..eval.inversion import SOLVERS, RoundTrips, lines
+        from ..samplers.images import check_writable
+        from ..samplers.run import parse_ranges
+
+        check_writable(store)
+        table = RoundTrips(
+            model=model,
+            data=data,
+            images=images,
+            solvers=tuple(solver or SOLVERS),
+            nfe=parse_ranges(nfe),
+            steps=parse_ranges(steps),
+            grid=grid_type,
+            t_min=t_min,
+            batch=batch,
+        )
+        echo(lines(table.run(store, progress=not quiet)))
+
+
+def edit(
+    model: Model = DEFAULT_MODEL,
+    data: LabelledData = "fashion-mnist-32:test",
+    images: FirstImages = 40,
+    editor: Annotated[
+        list[str] | None, typer.Option(help="As in edit; repeat it. Default: all.")
+    ] = None,
+    distance: Annotated[
+        str, typer.Option(help="To the source: lpips, ssim, rmse or rel-l2.")
+    ] = "lpips",
+    strip: Annotated[
+        Path | None, typer.Option(help="A PNG: sources, fresh samples, each editor's edits.")
+    ] = None,
+    quiet: QuietTable = False,
+) -> None:
+    """Class edits of real images: how many arrive, and how much of the source they keep."""
+    with one_line_errors(), one_line_warnings():
+        from ..eval.editing import EDITORS, ClassEdits, lines
+        from ..samplers.images import check_writable
+
+        if strip is not None:
+            check_writable(strip)
+        edits = ClassEdits(
+            model=model,
+            data=data,
+            images=images,
+            editors=tuple(editor or EDITORS),
+            distance=distance,
+        )
+        echo(lines(edits.run(strip, progress=not quiet), distance))

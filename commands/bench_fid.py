@@ -1,0 +1,155 @@
+"""`fewstep bench fid-nfe` and `fewstep bench table`: image quality against evaluations."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import one_line_errors, one_line_warnings, refuse_typed
+from .options import (
+    DEFAULT_MODEL,
+    BatchSampled,
+    Budgets,
+    CfgInterval,
+    Dtype,
+    Html,
+    Plot,
+    QuietTable,
+    StoreFile,
+    TableText,
+)
+
+BESIDE_SWEEP = {"sweep", "weights", "device", "store", "table", "plot", "html", "quiet"}
+
+
+def fid_nfe(
+    ctx: typer.Context,
+    model: Annotated[
+        list[str] | None, typer.Option(help="As in sample; repeat it. Default: fashion-dit.")
+    ] = None,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Name[:key=value,...] or a schedule file *.json; repeat it."),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="A scheduler of diffusers, name[:argument=value,...]; repeat it."),
+    ] = None,
+    grid_type: Annotated[
+        list[str] | None, typer.Option(help="Of the named solvers, as in sample; repeat it.")
+    ] = None,
+    final: Annotated[str, typer.Option(help="How runs end, as in sample.")] = "zero",
+    nfe: Budgets = "4-6,8,10",
+    cfg_scale: Annotated[
+        list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 1, off.")
+    ] = None,
+    cfg_interval: CfgInterval = None,
+    guidance: Annotated[
+        list[str] | None, typer.Option(help="Policy as in sample; repeat it. Default: cfg.")
+    ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Cache as in sample; repeat it. Default: none.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="fd-small, fid, or another of `fewstep list metrics`.")
+    ] = "fd-small",
+    reference: Annotated[
+        str | None, typer.Option(help="Images or statistics. Default: that of fd-small.")
+    ] = None,
+    floor: Annotated[
+        str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "--images", help="Images of each figure.")] = 2000,
+    blocks: Annotated[int, typer.Option(help="Figures with further seeds, 3 for a spread.")] = 1,
+    batch: BatchSampled = 32,
+    dtype: Dtype = "fp32",
+    sweep: Annotated[
+        Path | None, typer.Option(help="JSON with all the choices above, instead of them.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the metric's network, if not found.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; one GPU per process.")] = "cpu",
+    store: StoreFile = Path("results.jsonl"),
+    table: TableText = "md",
+    plot: Plot = None,
+    html: Html = None,
+    quiet: QuietTable = False,
+) -> None:
+    """Image quality against network evaluations, for solvers, schedules and diffusers' own.
+
+    Finished figures are in the store and are not drawn again: a run that was stopped goes on where
+    it was. `accelerate launch -m fewstep.cli bench fid-nfe ...` shares the work among processes.
+    """
+    with one_line_errors(), one_line_warnings():
+        from tqdm.auto import tqdm
+
+        from ..eval.distributed import team
+        from ..eval.fid_nfe import Bench
+        from ..eval.judge import judge
+        from ..eval.report import Outputs
+        from ..eval.store import Store
+        from ..eval.sweep import Entry, Sweep, checked
+        from ..eval.table import row_line
+        from ..samplers.images import check_writable
+        from ..samplers.run import parse_interval
+
+        check_writable(store)
+        outputs = Outputs(table, plot, html).checked()
+        if sweep is not None:
+            names = ctx.params.keys() - BESIDE_SWEEP
+            refuse_typed(ctx, names, "--sweep holds all choices")
+            chosen = Sweep.load(sweep)
+        else:
+            entry = checked(
+                Entry,
+                models=model or [DEFAULT_MODEL],
+                solvers=solver or [],
+                rivals=rival or [],
+                grids=grid_type or [],
+                final=final,
+                nfe=nfe,
+                cfg_scales=cfg_scale or [1.0],
+                cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
+                guidances=guidance or [],
+                caches=cache or [],
+            )
+            chosen = checked(
+                Sweep,
+                metric=metric,
+                reference=reference,
+                floor=floor,
+                n=n,
+                blocks=blocks,
+                batch=batch,
+                dtype=dtype,
+                entries=[entry],
+            )
+        us = team(device)
+        kept_rows = Store(store)
+        bench = Bench(chosen, judge(chosen, us.device, weights), kept_rows, us)
+        for row in bench.run(progress=not quiet):
+            if not quiet:
+                tqdm.write(row_line(row), file=sys.stderr)
+        if us.leads:
+            remarks = [*bench.plan.refused, *kept_rows.broken]
+            typer.echo(outputs.write(bench.rows(), remarks, [store]))
+
+
+def fid_table(
+    stores: Annotated[list[Path], typer.Argument(help="Files that fid-nfe has written.")],
+    table: TableText = "md",
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """The table of all figures in some stores; refuses rows that cannot be compared."""
+    with one_line_errors():
+        from ..eval.report import Outputs
+        from ..eval.store import Store
+
+        outputs = Outputs(table, plot, html).checked()
+        found = [Store.existing(path) for path in stores]
+        rows = {row.hash: row for each in found for row in each.rows.values()}
+        broken = [line for each in found for line in each.broken]
+        typer.echo(outputs.write(list(rows.values()), broken, stores))

@@ -1,0 +1,148 @@
+"""What holds for every command: it is registered, explains itself, and repeats nobody's options."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.commands.console import one_line_errors, one_line_warnings, refuse_typed, typed
+from fewstep.models.errors import SettingError
+
+FILES = sorted((Path(__file__).parents[1] / "commands").glob("*.py"))
+SHARED = {"__init__", "console", "options"}
+MODULES = [import_module(f"fewstep.commands.{f.stem}") for f in FILES if f.stem not in SHARED]
+
+
+def named(group=app, before=()):
+    """The words of every command -> its function."""
+    for each in group.registered_commands:
+        yield (*before, each.name), each.callback
+    for each in group.registered_groups:
+        yield from named(each.typer_instance, (*before, each.name))
+
+
+COMMANDS = dict(named())
+
+
+def test_every_public_function_of_a_group_is_a_command():
+    own = {
+        function
+        for module in MODULES
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert own == set(COMMANDS.values())
+    assert len(own) == len(COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_names_every_option_and_says_what_it_is(words):
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    assert command.help
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert max(parameter.opts, key=len).lower() in result.output.lower()
+
+
+def test_no_two_commands_write_the_same_option():
+    """What several share stands in options.py, so that its help cannot drift apart."""
+    options = ast.parse((FILES[0].parent / "options.py").read_text()).body
+    shared = {ast.unparse(each.value) for each in options if isinstance(each, ast.Assign)}
+    seen, twice = {}, []
+    for path in FILES:
+        for function in ast.walk(ast.parse(path.read_text())):
+            for each in function.args.args if isinstance(function, ast.FunctionDef) else ():
+                if each.annotation is None or "Annotated" not in (text := ast.unparse(each)):
+                    continue
+                here = f"{path.stem}.{function.name}"
+                if text in seen or ast.unparse(each.annotation) in shared:
+                    twice.append((each.arg, seen.get(text, "options"), here))
+                seen[text] = here
+    assert not twice
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "constant"),
+    [
+        (("sample",), "sample", "BESIDE_REPLAY"),
+        (("search",), "search", "OF_TOY"),
+        (("search",), "search", "NOT_OF_ROWS"),
+        (("bench", "fid-nfe"), "bench_fid", "BESIDE_SWEEP"),
+    ],
+)
+def test_lists_of_options_name_options(words, file, constant):
+    """A misspelt one would be refused, or taken, in silence."""
+    names = getattr(import_module(f"fewstep.commands.{file}"), constant)
+    assert names <= inspect.signature(COMMANDS[words]).parameters.keys()
+
+
+def test_no_help_needs_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from fewstep.cli import app\n"
+        f"for words in {[list(words) for words in COMMANDS]}:\n"
+        "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0\n"
+        "sys.exit(' '.join({'torch', 'diffusers', 'numpy', 'PIL'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert done.returncode == 0
+
+
+def run(body, *words):
+    """One command whose options are --first, --second-one; the body gets its context."""
+    app = typer.Typer()
+
+    @app.command()
+    def _command(ctx: typer.Context, first: int = 1, second_one: int = 2) -> None:
+        with one_line_errors(), one_line_warnings():
+            body(ctx)
+
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_only_what_was_typed_is_refused_even_if_it_is_the_default():
+    def body(ctx):
+        typer.echo(f"{typed(ctx, 'first')} {typed(ctx, 'second_one')}")
+        refuse_typed(ctx, {"second_one", "first"}, "no choices here")
+
+    assert run(body).output == "False False\n"
+    result = run(body, "--second-one", 2)
+    assert result.exit_code == 2
+    assert result.output == "False True\nerror: no choices here; drop second-one\n"
+    assert run(body, "--second-one", 3, "--first", 1).stderr.endswith("drop first, second-one\n")
+
+
+def test_errors_are_one_line_and_bugs_keep_their_traceback():
+    def wrong(ctx):
+        raise SettingError("one\n  two")
+
+    def bug(ctx):
+        raise ZeroDivisionError
+
+    result = run(wrong)
+    assert (result.exit_code, result.stderr) == (2, "error: one two\n")
+    assert isinstance(run(bug).exception, ZeroDivisionError)
+
+
+def test_warnings_come_once_and_last_even_after_an_error():
+    def body(ctx):
+        warnings.warn("later", stacklevel=1)
+        warnings.warn("later", stacklevel=1)  # Python itself drops it only from the same line
+        warnings.warn("another", stacklevel=1)
+        typer.echo("done")
+        raise SettingError("no")
+
+    result = run(body)
+    assert result.output == "done\nwarning: later\nwarning: another\nerror: no\n"
