@@ -88,25 +88,36 @@ caching:
 		printf '\n# Times\n\n'; $(CACHING) $(TIMED)) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
 
-# The measured tables of docs/guidance-results.md: about an hour on two cores. Stopped, it goes on.
+# The measured tables of docs/guidance-results.md: half an hour on two cores. Stopped, it goes on.
 GUIDANCE = $(PYTHON) -m fewstep.cli bench guidance --store results/guidance.jsonl --quiet \
 	--fit-images 128
-GUIDED = --model fashion-dit --cfg-scale 3
-LESS = --model fashion-dit --steps 6,8,10,12,16,20 --cfg-scale 2
-SMALL = --model fashion-unet --images 24 --steps 8,10,12,16
+FORECAST = guidance-forecast:order=0
+SOME = --guidance $(FORECAST),warmup=3,space=eps --guidance $(FORECAST),warmup=4,tail=2,space=eps \
+	--guidance $(FORECAST),warmup=4,tail=2,space=x0 --guidance $(FORECAST),warmup=5,tail=3,space=eps \
+	--guidance guidance-forecast:order=1,warmup=3,space=eps --guidance linear-ag:every=2,warmup=3 \
+	--guidance linear-ag:warmup=4,tail=2 --guidance adaptive:threshold=0.95 \
+	--guidance adaptive:threshold=0.98 --guidance adaptive:threshold=0.99 \
+	--guidance adaptive:threshold=0.98,rewrite_history=true \
+	--guidance adaptive:threshold=0.98,landing=hold \
+	--guidance cfg+interval:low=0,high=0.6,in=step \
+	--guidance cfg+interval:low=0,high=0.6,in=step,rewrite_history=true
+ALL = --model fashion-dit --steps 6,8,10,12,14,16,20 --cfg-scale 3
+LESS = --model fashion-dit --steps 8,10,12,16 --cfg-scale 2 $(SOME)
+UNET = --model fashion-unet --images 24 --steps 8,10,12,16 $(SOME)
 guidance:
-	OMP_NUM_THREADS=1 $(GUIDANCE) $(GUIDED) > /dev/null
+	OMP_NUM_THREADS=1 $(GUIDANCE) $(ALL) > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(LESS) > /dev/null
-	OMP_NUM_THREADS=1 $(GUIDANCE) $(SMALL) > /dev/null
+	OMP_NUM_THREADS=1 $(GUIDANCE) $(UNET) > /dev/null
 	(printf '# Guidance: results\n\nWritten by `make guidance`; docs/guidance.md says what a figure is.\n'; \
-		printf '\n![front](guidance.png)\n\n'; $(GUIDANCE) $(GUIDED) --plot docs/guidance.png; \
+		printf '\n![front](guidance.png)\n\n'; $(GUIDANCE) $(ALL) --plot docs/guidance.png; \
 		printf '\n![front](guidance-2.png)\n\n'; $(GUIDANCE) $(LESS) --plot docs/guidance-2.png; \
 		printf '\n![front](guidance-unet.png)\n\n'; \
-		$(GUIDANCE) $(SMALL) --plot docs/guidance-unet.png) > results/guidance-page.md
+		$(GUIDANCE) $(UNET) --plot docs/guidance-unet.png) > results/guidance-page.md
 	mv results/guidance-page.md docs/guidance-results.md
 
 # The table of docs/editing.md: half an hour on one core.
 editing:
-	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench inversion --store results/inversion.jsonl
+	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench inversion --store results/inversion.jsonl \
+		--nfe 24,60 --steps 15
 
 check: lint types test slow
