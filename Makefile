@@ -76,7 +76,8 @@ TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
 	--cache taylorseer:interval=5,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
 	--cache cg-taylor:threshold=0.1,lead=1 --cache first-block:threshold=0.1,lead=1,order=1 \
 	--cache diffusers-taylorseer:cache_interval=4,max_order=1,disable_cache_before_step=2 \
-	--cache diffusers-first-block:threshold=0.1
+	--cache diffusers-first-block:threshold=0.1 --cache cg-taylor:threshold=1e-6 \
+	--cache taylorseer:interval=1
 caching:
 	OMP_NUM_THREADS=1 $(CACHING) $(FRONT) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
