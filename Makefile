@@ -67,7 +67,8 @@ results-page:
 # The measured tables of docs/caching-results.md: half an hour on one core, then times. Stopped, it
 # goes on where it was. cache-dit is measured if it is installed: pip install -e '.[rivals]'.
 CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl --quiet
-FRONT = --solver dpmpp-2m --solver unipc-2
+FRONT = fashion-dit --solver dpmpp-2m --solver unipc-2
+UNETS = fashion-unet --solver dpmpp-2m --steps 30,50
 EULER = fashion-dit --solver ddim --cache taylorseer:interval=4,order=1,level=last-block \
 	--cache taylorseer:interval=3,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
 	--cache cg-taylor:threshold=0.1,lead=2 --cache taylorseer:interval=4,order=1
@@ -80,11 +81,14 @@ TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
 	--cache taylorseer:interval=1
 caching:
 	OMP_NUM_THREADS=1 $(CACHING) $(FRONT) > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(UNETS) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) > /dev/null
 	(printf '# Caches: results\n\nWritten by `make caching`; docs/caching.md says what a figure is.\n'; \
 		printf '\n![front](caching.png)\n\n'; \
 		$(CACHING) $(FRONT) --plot docs/caching.png; \
+		printf '\n![front](caching-unet.png)\n\n'; \
+		$(CACHING) $(UNETS) --plot docs/caching-unet.png; \
 		printf '\n# With an Euler solver\n\n'; $(CACHING) $(EULER); \
 		printf '\n# Times\n\n'; $(CACHING) $(TIMED)) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
