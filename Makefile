@@ -69,6 +69,10 @@ results-page:
 CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl --quiet
 FRONT = fashion-dit --solver dpmpp-2m --solver unipc-2
 UNETS = fashion-unet --solver dpmpp-2m --steps 30,50
+TS = taylorseer:interval
+MANY = fashion-dit --images 200 --solver dpmpp-2m --steps 34,40,50 --budgets 11,12,13,14 \
+	$(foreach n,3 4 5,$(foreach k,1 2,--cache $(TS)=$(n),order=$(k),level=last-block \
+		--cache $(TS)=$(n),order=$(k)))
 EULER = fashion-dit --solver ddim --cache taylorseer:interval=4,order=1,level=last-block \
 	--cache taylorseer:interval=3,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
 	--cache cg-taylor:threshold=0.1,lead=2 --cache taylorseer:interval=4,order=1
@@ -81,12 +85,14 @@ TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
 	--cache taylorseer:interval=1
 caching:
 	OMP_NUM_THREADS=1 $(CACHING) $(FRONT) > /dev/null
+	OMP_NUM_THREADS=1 $(CACHING) $(MANY) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(UNETS) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) > /dev/null
 	(printf '# Caches: results\n\nWritten by `make caching`; docs/caching.md says what a figure is.\n'; \
 		printf '\n![front](caching.png)\n\n'; \
 		$(CACHING) $(FRONT) --plot docs/caching.png; \
+		printf '\n# On 200 noises\n\n'; $(CACHING) $(MANY); \
 		printf '\n![front](caching-unet.png)\n\n'; \
 		$(CACHING) $(UNETS) --plot docs/caching-unet.png; \
 		printf '\n# With an Euler solver\n\n'; $(CACHING) $(EULER); \
