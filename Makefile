@@ -67,7 +67,7 @@ results-page:
 # The measured tables of docs/caching-results.md: half an hour on one core, then times. Stopped, it
 # goes on where it was. cache-dit is measured if it is installed: pip install -e '.[rivals]'.
 CACHING = $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl --quiet
-FRONT = fashion-dit --solver dpmpp-2m --solver unipc-2
+FRONT = fashion-dit --solver dpmpp-2m --solver unipc-2 --steps 20,30,40
 UNETS = fashion-unet --solver dpmpp-2m --steps 30,50
 TS = taylorseer:interval
 MANY = fashion-dit --images 200 --solver dpmpp-2m --steps 34,40,50 --budgets 11,12,13,14 \
