@@ -76,7 +76,7 @@ MANY = fashion-dit --images 200 --solver dpmpp-2m --steps 34,40 --budgets 11,12,
 EULER = fashion-dit --solver ddim --cache taylorseer:interval=4,order=1,level=last-block \
 	--cache taylorseer:interval=3,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
 	--cache cg-taylor:threshold=0.1,lead=2 --cache taylorseer:interval=4,order=1
-TIMED = fashion-dit --solver dpmpp-2m --steps 50 --time 5 \
+TIMED = fashion-dit --images 16 --solver dpmpp-2m --steps 50 --time 5 \
 	--cache taylorseer:interval=4,order=1,level=last-block --cache taylorseer:interval=4,order=1 \
 	--cache taylorseer:interval=5,order=1,level=last-block --cache cg-taylor:threshold=0.05,lead=1 \
 	--cache cg-taylor:threshold=0.1,lead=1 --cache first-block:threshold=0.1,lead=1,order=1 \
