@@ -82,7 +82,8 @@ def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     patterns = ("models/embedded/*/*.*", "eval/embedded/*/*.*", "eval/templates/*.html")
     patterns = (*patterns, "solvers/presets/*.json")
-    data = {f"fewstep/{p.relative_to(ROOT)}" for pattern in patterns for p in ROOT.glob(pattern)}
+    found = (path for pattern in patterns for path in ROOT.glob(pattern))
+    data = {f"fewstep/{p.relative_to(ROOT)}" for p in found if "__pycache__" not in p.parts}
     code = {f"fewstep/{path.relative_to(ROOT)}" for path in FILES}
     assert all(any(ROOT.glob(pattern)) for pattern in patterns)
     assert names == code | data | {"fewstep/__init__.py", "fewstep/cli.py", "fewstep/py.typed"}

@@ -24,6 +24,7 @@ POWERS = (1.0, 2.0)
 GAP = 0.02  # nearest nodes in lam
 APART = 3  # first steps whose weights are not summed at few steps: the sum is too unstable there
 FEW = 7
+METHODS = ("SLSQP", "L-BFGS-B")  # the first finds more, but has been seen to return its start
 
 
 @register("dmn")
@@ -54,8 +55,12 @@ def best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
     def objective(logits: Array) -> float:
         return float(np.log(error_bound(lams(logits), process, power)))
 
-    found = minimize(objective, np.zeros(steps), method="SLSQP", options={"maxiter": 500})
-    return lams(found.x) if found.fun < objective(np.zeros(steps)) else even
+    start = np.zeros(steps)
+    for method in METHODS:
+        found = minimize(objective, start, method=method, options={"maxiter": 500})
+        if found.fun < objective(start):
+            return lams(found.x)
+    return even
 
 
 def error_bound(lams: Array, process: NoiseSchedule, power: float) -> float:
