@@ -19,7 +19,7 @@ from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem
 from fewstep.models.load import load
 from fewstep.solvers import Schedule
-from fewstep.solvers.presets import preset
+from fewstep.solvers.presets import preset, preset_names
 
 RIVALS = 3
 HEADER = (
@@ -72,7 +72,7 @@ def main() -> None:
     asked.add_argument("names", nargs="*", metavar="NAME", help="such as fashion-dit-nfe5")
     options = asked.parse_args()
     sys.stdout.write(HEADER)
-    for name in options.names or jobs():
+    for name in options.names or [name for name in jobs() if name in preset_names()]:
         sys.stdout.write(measured(name))
         sys.stdout.flush()
 

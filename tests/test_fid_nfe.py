@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -446,3 +447,9 @@ def test_an_empty_partial_refuses_what_the_extractor_lacks():
     part.count(Ledger(images=4), part.clock)
     origin = SimpleNamespace(name="fake", sha256="", resize="")
     assert features_of(part, metric("fd").needs, origin).n == 4
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "results").glob("*.json")))
+def test_the_sweeps_of_the_results_page_name_what_there_is(path):
+    cells = plan_cells(Sweep.load(path), fake_judge(20).measure, lru_cache(load)).cells
+    assert cells
