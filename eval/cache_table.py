@@ -7,8 +7,7 @@ from typing import Any
 
 from .cache_figures import UNCACHED, Figure, Panel, panels
 from .cache_front import TO_EXACT
-from .panels import draw_panels
-from .report import COLOURS, MARKERS
+from .panels import beside, draw_panels, labelled, points
 
 BUDGETS = (8, 10, 12, 14, 18, 25)
 REACH = 1.08  # a budget is taken for the figures up to so much above it: costs are no whole numbers
@@ -93,8 +92,7 @@ def best(panel: Panel, name: str, budget: float) -> Figure | None:
 def _cell(panel: Panel, found: Figure | None) -> str:
     if found is None or found.error is None:
         return ""
-    ratio = share(panel, found)
-    return f"{found.error:.4f}" + ("" if math.isnan(ratio) else f" ({ratio:.2f})")
+    return beside(found.error, share(panel, found))
 
 
 def _timed(panel: Panel) -> Iterator[str]:
@@ -128,12 +126,9 @@ def _panel(axis: Any, panel: Panel, names: Sequence[str]) -> None:
         if name == UNCACHED or not shown:
             continue
         places = [each.effective for each in shown]
-        errors = [each.error for each in shown]
-        style = {"color": COLOURS[i % len(COLOURS)], "label": name}
-        axis.scatter(places, errors, marker=MARKERS[i % len(MARKERS)], s=12, **style)
+        errors = [each.error or math.nan for each in shown]
+        points(axis, i, name, places, errors)
     honest = [(each.effective, panel.honest(each.effective)) for each in panel.family(UNCACHED)]
     if honest:
         axis.plot(*zip(*honest, strict=True), "k-o", markersize=4, label="fewer steps, best solver")
-    axis.set(title=panel.model, xlabel="effective evaluations", ylabel=TO_EXACT, yscale="log")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=6)
+    labelled(axis, panel.model, "effective evaluations", TO_EXACT)

@@ -1,13 +1,11 @@
 """The table and the plot of `fewstep bench guidance`."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .guidance_front import HONEST, METRIC, Panel, cost, panels
-from .panels import draw_panels
-from .report import COLOURS, MARKERS
+from .panels import beside, draw_panels, labelled, points
 from .store import Row
 
 BUDGETS = (12, 16, 20, 24, 32, 40)
@@ -66,8 +64,7 @@ def _cell(panel: Panel, name: str, budget: int) -> str:
     best = _best(panel, name, budget)
     if best is None:
         return ""
-    ratio = best.value / panel.honest(budget)
-    return f"{best.value:.4f}" + ("" if math.isnan(ratio) else f" ({ratio:.2f})")
+    return beside(best.value, best.value / panel.honest(budget))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -84,8 +81,5 @@ def _panel(axis: Any, panel: Panel, names: Sequence[str]) -> None:
         if name == HONEST:
             axis.plot(places, errors, "k-o", markersize=4, label="full CFG, fewer steps", zorder=3)
             continue
-        style = {"color": COLOURS[i % len(COLOURS)], "label": name}
-        axis.scatter(places, errors, marker=MARKERS[i % len(MARKERS)], s=14, **style)
-    axis.set(title=panel.title, xlabel="network rows per image", ylabel=METRIC, yscale="log")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=6)
+        points(axis, i, name, places, errors)
+    labelled(axis, panel.title, "network rows per image", METRIC)

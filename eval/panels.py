@@ -8,6 +8,7 @@ from typing import IO, Any, TypeVar
 
 from ..models.errors import SettingError
 from ..samplers.images import write_whole
+from .report import COLOURS, MARKERS
 
 P = TypeVar("P")
 
@@ -50,3 +51,21 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
         if a <= at <= b:
             return math.exp(math.log(e) + (at - a) / (b - a) * math.log(f / e))
     return next((error for cost, error in points if cost == at), math.nan)
+
+
+def points(axis: Any, i: int, name: str, places: Sequence[float], errors: Sequence[float]) -> None:
+    """The settings of the i-th policy, each a mark."""
+    style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    axis.scatter(places, errors, s=13, label=name, **style)
+
+
+def labelled(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
+    """The frame of a panel of errors, on a logarithmic scale."""
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=6)
+
+
+def beside(error: float, ratio: float) -> str:
+    """An error and, where it is known, its share of the honest row's."""
+    return f"{error:.4f}" + ("" if math.isnan(ratio) else f" ({ratio:.2f})")
