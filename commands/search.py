@@ -32,7 +32,8 @@ def search(
     strategy: Annotated[
         str,
         typer.Option(
-            help="auto, or names with commas: grid dmn gits klub oss evolve grad refine; guided."
+            help="auto, or names with commas: grid dmn gits klub oss evolve grad grow refine;"
+            " guided."
         ),
     ] = "auto",
     objective: Annotated[

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from fewstep.eval.search import newton
 from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.log import Trial
 from fewstep.eval.search.newton import Point, Sensitivities, damped, products
 from fewstep.eval.search.objective import rmse
 from fewstep.eval.search.run import evaluate
@@ -185,6 +186,18 @@ def test_the_first_rounds_start_from_others(tmp_path):
     assert {trial.strategy for trial in first} == {"grid"}
     assert len({trial.schedule.t for trial in first}) == 3
     assert task.log.trials[parents[9]].strategy == "refine"
+
+
+def test_a_broken_round_of_a_start_that_is_no_longer_one_is_left(tmp_path):
+    task = task_of(tmp_path)
+    refined(task, 2)  # of three
+    grids = ("uniform", "beta", "logsnr", "quadratic", "karras", "beta:alpha=2.0", "uniform:shift=3")
+    for grid in grids:
+        nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
+        made = solver("unipc-2").encode(nodes)
+        task.log.append(Trial.of(made, 1e-9, strategy="grid", seed=0, evals=18))
+    proposal = next(iter(strategy("refine")(task)))
+    assert task.log.trials[proposal.parent].score == 1e-9
 
 
 @pytest.mark.parametrize(

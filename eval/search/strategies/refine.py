@@ -84,11 +84,11 @@ def refine(task: Task) -> Iterator[Proposal]:
 
 def _next(task: Task) -> tuple[Line, Trial] | None:
     """The line of the next round and where it starts: one that was broken off is taken up."""
-    lines, own = _lines(task), _own(task)
-    if len(own) % len(FACTORS):
-        (line,) = (line for line in lines if own[-1] in line.made)
-        start = task.log.trials[own[-1].parent or ""]
-        return Line(line.root, line.made[: -(len(own) % len(FACTORS))]), start
+    lines = _lines(task)
+    for line in lines:
+        if over := len(line.made) % len(FACTORS):
+            start = task.log.trials[line.made[-1].parent or ""]
+            return Line(line.root, line.made[:-over]), start
     usable = [line for line in lines if line.tried < PATIENCE]
     for count, rounds in LADDER:
         for line in usable[:count]:

@@ -1,0 +1,76 @@
+"""Starts with one more evaluation: they end where the smaller schedule did."""
+
+from dataclasses import replace
+
+import pytest
+from test_search_gradient import task_of
+from test_search_newton import unipc, with_afs
+from test_search_problem import small
+from torch.testing import assert_close
+
+from fewstep.eval.search.budget import Meter
+from fewstep.eval.search.run import evaluate
+from fewstep.eval.search.size import Size
+from fewstep.eval.search.strategies import Proposal, strategy
+from fewstep.eval.search.strategies.grow import grown
+from fewstep.samplers.grid import time_grid
+from fewstep.solvers import solver
+from fewstep.solvers.compiled import compiled, violations
+
+PROBLEM = small(cfg_scale=1.0)
+
+
+@pytest.mark.parametrize("schedule", [unipc(), with_afs()], ids=["plain", "afs"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_grown_schedule_ends_where_it_did(schedule, place):
+    block, made = PROBLEM.block("train"), grown(schedule, place)
+    assert made.nfe == schedule.nfe + 1
+    assert_close(PROBLEM.ends(made, block), PROBLEM.ends(schedule, block), rtol=1e-5, atol=1e-6)
+    tau = compiled(made).tau
+    assert tau[: place + 1] + tau[place + 2 :] == compiled(schedule).tau
+    assert tau[place] > tau[place + 1] > (*tau, schedule.t[-1])[place + 2]
+
+
+def test_the_new_state_is_that_of_its_time():
+    """Where the table was exact for constant predictions, it still is."""
+    made = grown(unipc(), 1)
+    table, process = compiled(made), made.process.schedule()
+    nodes = [process.at(t) for t in (*table.tau, made.t[-1])]
+    assert violations(table, nodes).state < 1e-12
+    assert violations(table, nodes).predictions < 1e-12
+
+
+def larger(folder, nfe):
+    """A task of more evaluations on a log that knows one schedule of three."""
+    task = task_of(folder)
+    return replace(
+        task,
+        size=Size(nfe),
+        meter=Meter(task.meter.budget, task.log, Size(nfe), lambda: PROBLEM.evaluations, 18),
+    )
+
+
+@pytest.mark.parametrize(("nfe", "places"), [(4, 3), (5, 4), (7, 6)])
+def test_starts_are_as_good_as_what_they_were_made_of(tmp_path, nfe, places):
+    task = larger(tmp_path, nfe)
+    (parent,) = task.log.trials.values()
+    for proposal in strategy("grow")(task):
+        assert evaluate(task, "grow", proposal)
+    assert len(task.best()) == places
+    assert {trial.parent for trial in task.best()} == {parent.id}
+    assert {trial.schedule.nfe for trial in task.best()} == {nfe}
+    assert [t.score for t in task.best()] == pytest.approx([parent.score] * places, rel=1e-4)
+
+
+def test_without_anything_smaller_there_are_none(tmp_path):
+    assert list(strategy("grow")(task_of(tmp_path))) == []
+
+
+def test_it_takes_the_best_of_the_largest_that_is_smaller(tmp_path):
+    task = larger(tmp_path, 6)
+    nodes = time_grid("uniform", PROBLEM.network.schedule, 5)
+    of_five = [solver(name).encode(nodes) for name in ("unipc-2", "ddim")]
+    for schedule in of_five:
+        evaluate(replace(task, size=Size(5)), "grid", Proposal(schedule))
+    best = min((task.log.trials[s.schedule_id] for s in of_five), key=lambda trial: trial.rank)
+    assert {proposal.parent for proposal in strategy("grow")(task)} == {best.id}
