@@ -32,8 +32,8 @@ def search(
     strategy: Annotated[
         str,
         typer.Option(
-            help="auto, or names with commas: grid dmn gits klub oss evolve grad grow refine;"
-            " guided."
+            help="auto, or names with commas: grid dmn gits klub oss evolve fit grad grow"
+            " refine."
         ),
     ] = "auto",
     objective: Annotated[

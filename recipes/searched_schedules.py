@@ -38,7 +38,7 @@ def request(name: str, budget: str) -> Request:
     return Request(
         model=model,
         sizes=(Size(nfe),),
-        strategies="grid,refine",
+        strategies="grid,fit,grow,refine",
         objective="terminal",
         budget=budget,
         out=OUT / f"{name}.json",

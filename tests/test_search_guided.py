@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from random import Random
 
@@ -38,6 +39,7 @@ from fewstep.models.errors import ModelError, SettingError
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import Schedule, solver
 
+SIX = Size(6, "rows")
 QUICK = {"fine": 12, "iterations": 10, "batch": 6, "every": 5}
 
 
@@ -46,7 +48,7 @@ def searching(folder, count=40, rows=6, **fields):
     return Search(
         problem=problem,
         objective=objective("terminal", problem.network),
-        space=Space(process=problem.network.schedule),
+        space=fields.pop("space", None) or Space(process=problem.network.schedule),
         size=fields.pop("size", Size(rows, "rows")),
         budget=Budget("candidates", count),
         folder=folder,
@@ -105,7 +107,7 @@ def test_guided_steps_spend_the_rows():
 
 @pytest.mark.parametrize("rows", [2, 3, 7, 16])
 def test_mutants_are_placements_of_the_same_rows(rows):
-    rng, seen = Random(0), set(spread(rows, 20))
+    rng, seen = Random(0), set(spread(Size(rows, "rows"), 20))
     for _ in range(2000):
         child = mutated(rng.choice(sorted(seen, key=str)), 20, rng)
         if child is None:
@@ -119,8 +121,16 @@ def test_mutants_are_placements_of_the_same_rows(rows):
         seen.add(child)
     if rows == 7:
         assert {len(each.nodes) for each in seen} >= {4, 5, 6}
-    with pytest.raises(SettingError, match="do not fit into a grid of 1 steps"):
-        spread(16, 1)
+    with pytest.raises(SettingError, match="16 rows cannot be placed on a grid of 1 steps"):
+        spread(Size(16, "rows"), 1)
+
+
+def test_mutants_of_an_nfe_only_move():
+    rng, (placed,) = Random(0), spread(Size(4), 20)
+    assert placed == Placement((0, 5, 10, 15), ())
+    children = {mutated(placed, 20, rng) for _ in range(500)} - {None}
+    assert len(children) > 10
+    assert all((len(child.nodes), child.both) == (4, ()) for child in children)
 
 
 def columns_of(task):
@@ -156,9 +166,9 @@ def test_the_judge_says_what_least_squares_leaves(tmp_path):
 
 def test_the_search_of_placements_betters_what_it_starts_from(tmp_path):
     judge = Judge(branched(task_of(tmp_path))[1])
-    found = placements(judge, 6, 400, Random(0))
-    assert found[0] in placements(judge, 6, 400, Random(0))[:1]
-    assert judge(found[0]) < 0.7 * min(map(judge, spread(6, 12)))
+    found = placements(judge, SIX, 400, Random(0))
+    assert found[0] in placements(judge, SIX, 400, Random(0))[:1]
+    assert judge(found[0]) < 0.7 * min(map(judge, spread(SIX, 12)))
     assert [judge(each) for each in found] == sorted(judge(each) for each in found)
 
 
@@ -240,7 +250,45 @@ def test_a_descent_starts_from_the_fitted_table_in_orthogonal_columns(tmp_path):
             parameters.free[-1, column] -= 0.1
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale):
+    """Its first row is the projection of the teacher's state on the noise and the prediction."""
+    task = task_of(tmp_path, problem=small(cfg_scale=scale), size=Size(3), strategies=("fit",))
+    problem, block, (states, _) = task.problem, task.scored, branched(task)
+    made = fitted(problem, block, states, fine_grid(task), Placement((0, 4, 8), ()))
+    assert (made.nfe, made.rows, made.compiled.U) == (3, 3, None)
+    node = fine_grid(task).nodes[0]
+    u, c = problem.answers(block, states[0], node, (Branch.UNCOND, Branch.COND))
+    guided = u + scale * (c - u)
+    assert_close(problem.answers(block, states[0], node, None)[0], guided, rtol=1e-4, atol=1e-5)
+    first = (made.compiled.A[0], made.compiled.B[0][0])
+    assert first == pytest.approx(fit([states[0], guided], states[4]).tolist(), abs=1e-4)
+    theory = solver("dpmpp-2m").encode(time_grid("beta", task.space.process, 3))
+    test = problem.block("test")
+    assert rmse(problem.ends(made, test), test) < 0.9 * rmse(problem.ends(theory, test), test)
+
+
 # The strategies
+
+
+def test_placements_of_an_nfe_are_proposed(tmp_path):
+    search = searching(tmp_path, 20, size=Size(3), strategies=("fit",))
+    run(search)
+    found = Log(tmp_path).own
+    assert len(found) >= 6
+    assert {size_of(trial.schedule) for trial in found} == {Size(3)}
+    assert len({trial.schedule.t for trial in found}) == len(found)
+    times = [node.t for node in fine_grid(task_of(tmp_path)).nodes]
+    placed = [[times.index(t) for t in trial.schedule.t] for trial in found[:3]]
+    assert all(
+        max(abs(i - j) for i, j in zip(*pair, strict=True)) >= 3 for pair in combinations(placed, 2)
+    )
+
+
+def test_times_that_are_not_free_are_not_placed(tmp_path):
+    space = Space(process=small().network.schedule, free=frozenset({"order"}))
+    task = task_of(tmp_path, size=Size(3), space=space)
+    assert list(strategies.strategy("fit")(task)) == []
 
 
 def test_a_search_at_rows_betters_full_guidance_at_equal_rows(tmp_path):
@@ -250,7 +298,7 @@ def test_a_search_at_rows_betters_full_guidance_at_equal_rows(tmp_path):
     assert re.fullmatch(r"[\w-]+ on \S+, both branches at [\d,]+", found.baseline[0])
     assert found.scores["test"] < 0.9 * found.baseline[1]
     by = {trial.strategy for trial in Log(tmp_path).own}
-    assert {"grid", "guided"} <= by
+    assert {"grid", "fit"} <= by
     again = run(searching(tmp_path, 60))
     assert again.schedule == found.schedule
     assert again.scores == found.scores
@@ -267,8 +315,8 @@ class Killed(Exception):
 def test_killed_and_started_again_is_as_uninterrupted(tmp_path):
     """Candidates, in order; the kill comes while a fitted one is scored."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(searching(whole, 30, strategies=("grid", "guided")))
-    search = searching(broken, 30, strategies=("grid", "guided"))
+    run(searching(whole, 30, strategies=("grid", "fit")))
+    search = searching(broken, 30, strategies=("grid", "fit"))
     inner, calls = search.objective, []
 
     class Dying:
@@ -288,7 +336,7 @@ def test_killed_and_started_again_is_as_uninterrupted(tmp_path):
 
 
 def test_neighbours_of_the_best_are_tried_and_none_twice(tmp_path):
-    search = searching(tmp_path, 60, strategies=("guided",))
+    search = searching(tmp_path, 60, strategies=("fit",))
     run(search)
     log = Log(tmp_path)
     labels = [trial.schedule.provenance["label"] for trial in log.own]
@@ -306,7 +354,7 @@ def test_a_network_without_gradients_is_fitted_all_the_same(tmp_path):
     problem = replace(plain, network=replace(plain.network, forward=forward))
     with pytest.warns(UserWarning, match="strategy grad was left out.*lets no gradients through"):
         found = run(searching(tmp_path, 60, problem=problem))
-    assert found.schedule.provenance["strategy"] in ("guided", "refine")
+    assert found.schedule.provenance["strategy"] in ("fit", "refine")
     with pytest.raises(ModelError, match="lets no gradients through"):
         run(searching(tmp_path, 90, problem=problem, strategies=("grid", "grad")))
 
@@ -316,8 +364,7 @@ def test_a_network_without_gradients_is_fitted_all_the_same(tmp_path):
     [
         ({"rows": 1}, "at least 2 network rows, not 1"),
         ({"rows": 0}, "rows must be at least 1, not 0"),
-        ({"strategies": ("grid", "evolve")}, "evolve cannot search network rows; grid, guided"),
-        ({"size": Size(4), "strategies": ("guided",)}, "give rows instead of an NFE"),
+        ({"strategies": ("grid", "evolve")}, "evolve cannot search network rows; grid, fit"),
         ({"problem": small()}, "rows are searched under guidance"),
         ({"count": 0.5}, "too small for one candidate, which takes 36 network rows at 6 rows"),
     ],
@@ -359,7 +406,7 @@ def in_two_processes(folder, **fields):
 
 
 def test_two_processes_fit_different_placements(tmp_path):
-    in_two_processes(tmp_path, count=60, strategies=("guided",))
+    in_two_processes(tmp_path, count=60, strategies=("fit",))
     files = sorted(tmp_path.glob("worker-*.jsonl"))
     lines = [line for path in files for line in path.read_text().splitlines()]
     labels = [Trial.model_validate_json(line).schedule.provenance["label"] for line in lines]
@@ -441,7 +488,6 @@ def test_the_command_finds_a_schedule_of_so_many_rows():
         ),
         ((*NET, "--rows", 5, "--free", "times"), "drop free"),
         ((*NET, "--rows", 5, "--strategy", "evolve"), "evolve cannot search network rows"),
-        ((*NET, "--nfe", 5, "--strategy", "guided"), "guided searches network rows"),
         ((*NET, "--rows", 5, "--budget", "evals=9"), "which takes 15 network rows at 5 rows"),
         (("toy", "--rows", 5), "give a guidance scale other than 1"),
     ],

@@ -191,13 +191,36 @@ def test_the_first_rounds_start_from_others(tmp_path):
 def test_a_broken_round_of_a_start_that_is_no_longer_one_is_left(tmp_path):
     task = task_of(tmp_path)
     refined(task, 2)  # of three
-    grids = ("uniform", "beta", "logsnr", "quadratic", "karras", "beta:alpha=2.0", "uniform:shift=3")
+    grids = (
+        "uniform",
+        "beta",
+        "logsnr",
+        "quadratic",
+        "karras",
+        "beta:alpha=2.0",
+        "polyexponential",
+    )
     for grid in grids:
         nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
         made = solver("unipc-2").encode(nodes)
         task.log.append(Trial.of(made, 1e-9, strategy="grid", seed=0, evals=18))
     proposal = next(iter(strategy("refine")(task)))
     assert task.log.trials[proposal.parent].score == 1e-9
+
+
+def test_every_strategy_has_a_start(tmp_path, monkeypatch):
+    """What one of them gives may score worse and have the better valley behind it."""
+    monkeypatch.setattr(refine, "LADDER", ((2, 1), (2, 4)))
+    task = task_of(tmp_path)
+    for i, grid in enumerate(("uniform", "beta", "quadratic", "karras")):
+        nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
+        name = "fit" if grid == "karras" else "grid"
+        task.log.append(
+            Trial.of(solver("unipc-2").encode(nodes), 0.01 * i, strategy=name, seed=0, evals=18)
+        )
+    refined(task, 6)
+    parents = [trial.parent for trial in task.log.own if trial.strategy == "refine"]
+    assert {task.log.trials[parents[i]].strategy for i in (0, 3)} == {"grid", "fit"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Guided schedules whose every row is fitted to the teacher by least squares, step after step.
+"""Schedules whose every row is fitted to the teacher by least squares, step after step.
 
 Step n is given the weights with which the noise and the columns so far come nearest to the
 teacher's state at its end; then the network is asked there. So one run of the fitted noises finds
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...models.schedule import TimeGrid
 from ...solvers import Schedule
-from ...solvers.guided import BOTH
 from .guided import table_of
 from .placement import Placement, solved
 from .problem import Block, Problem
@@ -36,12 +35,11 @@ def fitted(
     x, rows = states[0], []
     columns = [x]
     for step, after in enumerate((*placed.nodes[1:], None)):
-        branches = BOTH if step in placed.guided else BOTH[1:]
-        columns += problem.answers(block, x, nodes[step], branches)
+        columns += problem.answers(block, x, nodes[step], placed.branches(placed.nodes[step]))
         weights = fit(columns, block.ends if after is None else states[after])
         x = sum((w * c for w, c in zip(weights.tolist(), columns, strict=True)), 0.0 * x)
         rows.append(weights.tolist())
-    table = table_of(rows, [node.t for node in nodes], placed.guided)
+    table = table_of(rows, [node.t for node in nodes], placed.guided if placed.both else None)
     body = encoded(THEORY, TimeGrid(grid.schedule, (*nodes, grid.nodes[-1])))
     return Schedule.model_validate({**body.model_dump(), "compiled": table})
 

@@ -62,23 +62,26 @@ def _places(steps: int, guided: Sequence[int]) -> tuple[list[int], int]:
 
 
 def table_of(
-    rows: Sequence[Sequence[float]], tau: Sequence[float], guided: Sequence[int]
+    rows: Sequence[Sequence[float]], tau: Sequence[float], guided: Sequence[int] | None
 ) -> Compiled:
     """The table whose states are these rows: weights of the noise, then of each step's columns.
 
-    A row may be longer than the columns there are when its step is made; the rest is not read.
+    Without guided steps, None, the guidance stays outside. A row may be longer than the columns
+    there are when its step is made; the rest is not read.
     """
-    places, _ = _places(len(rows), guided)
+    both = guided or ()
+    places, _ = _places(len(rows), both)
     each = range(1, len(rows) + 1)
+    branched = tuple(
+        tuple(rows[n - 1][c - 1] if j in both else 0.0 for j, c in enumerate(places[:n]))
+        for n in each
+    )
     return Compiled(
         A=tuple(row[0] for row in rows),
         B=tuple(tuple(rows[n - 1][c] for c in places[:n]) for n in each),
-        U=tuple(
-            tuple(rows[n - 1][c - 1] if j in guided else 0.0 for j, c in enumerate(places[:n]))
-            for n in each
-        ),
+        U=None if guided is None else branched,
         tau=tuple(tau),
-        guided=tuple(guided),
+        guided=tuple(both),
     )
 
 

@@ -105,9 +105,7 @@ class Point:
         """The schedule that runs the moved table."""
         tau = [self.coordinate.time(float(u)) for u in self.u]
         rows = [row.tolist() for row in self.rows]
-        table = table_of(rows, tau, self.table.guided)
-        if self.table.U is None:
-            table = table.model_copy(update={"U": None})
+        table = table_of(rows, tau, None if self.table.U is None else self.table.guided)
         return Schedule.model_validate({**self.base.model_dump(), "compiled": table})
 
 
@@ -198,12 +196,8 @@ class Sensitivities:
     def _answers(self, n: int, states: Tensor, u: float) -> list[Tensor]:
         """The columns of step n at states (k, n, *): (k, n, *) each."""
         node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
-        guidance, branches = self.problem.guidance, self.point.branches(n)
         block = self.block.pick(list(range(len(self.block))) * len(states))
-        asked = branches or guidance.branches(node)
-        found = self.problem.answers(block, states.flatten(0, 1), node, asked)
-        if branches is None:
-            found = [guidance.combine(found, node)]
+        found = self.problem.answers(block, states.flatten(0, 1), node, self.point.branches(n))
         return [each.reshape(states.shape) for each in found]
 
 

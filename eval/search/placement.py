@@ -1,6 +1,7 @@
-"""Where a guided run asks the network, and how well that can go, judged without asking it.
+"""Where a run asks the network, and how well that can go, judged without asking it.
 
-A run of N steps of which K evaluate the unconditional branch too costs N + K rows. If every step
+A guided run of N steps of which K evaluate the unconditional branch too costs N + K rows; one that
+weighs what the guidance makes of them has N evaluations. If every step
 gives what is nearest to the teacher's state among all combinations of the noise and the columns so
 far, its error is that of a least-squares problem. With the teacher's own columns in place of the
 run's, that problem needs their inner products only: one matrix, taken once, judges thousands of
@@ -14,7 +15,10 @@ from random import Random
 import torch
 from torch import Tensor
 
+from ...models.denoiser import Branch
 from ...models.errors import SettingError
+from ...solvers.guided import BOTH
+from .size import Size
 
 RIDGE = 1e-7  # of each column's own size, for columns that are nearly combinations of others
 SEEDS = 15  # a mutant comes from one of so many of the best
@@ -26,7 +30,7 @@ class Placement:
     """The nodes of a grid where a run asks for the conditional branch, and those where for both.
 
     nodes: rising, from 0.
-    both:  some of them, rising.
+    both:  some of them, rising; none where it asks for what the guidance makes of the branches.
     """
 
     nodes: tuple[int, ...]
@@ -40,6 +44,12 @@ class Placement:
     def guided(self) -> tuple[int, ...]:
         """The steps that ask both branches."""
         return tuple(step for step, node in enumerate(self.nodes) if node in self.both)
+
+    def branches(self, node: int) -> tuple[Branch, ...] | None:
+        """What is asked for at a node; None leaves it to the guidance."""
+        if not self.both:
+            return None
+        return BOTH if node in self.both else BOTH[1:]
 
     def __str__(self) -> str:
         return "nodes " + ",".join(f"{n}*" if n in self.both else f"{n}" for n in self.nodes)
@@ -108,21 +118,21 @@ def solved(products: Tensor, against: Tensor) -> Tensor:
     return weights
 
 
-def spread(rows: int, last: int) -> list[Placement]:
+def spread(size: Size, last: int) -> list[Placement]:
     """Nodes evenly on a grid of `last` steps, with every choice of guided steps."""
     found = []
-    for steps, guided in guided_steps(rows):
+    for steps, guided in guided_steps(size.amount) if size.unit == "rows" else [(size.amount, ())]:
         nodes = tuple(i * last // steps for i in range(steps))
         if len(set(nodes)) == steps:
             found.append(Placement(nodes, tuple(nodes[i] for i in guided)))
     if not found:
-        raise SettingError(f"{rows} rows do not fit into a grid of {last} steps")
+        raise SettingError(f"{size} cannot be placed on a grid of {last} steps")
     return found
 
 
-def placements(judge: Judge, rows: int, tries: int, rng: Random) -> list[Placement]:
+def placements(judge: Judge, size: Size, tries: int, rng: Random) -> list[Placement]:
     """What so many mutations of evenly spread nodes lead to, best first by the judge."""
-    known = {each: judge(each) for each in spread(rows, judge.steps)}
+    known = {each: judge(each) for each in spread(size, judge.steps)}
     best = sorted(known, key=known.__getitem__)
     for _ in range(tries):
         child = mutated(rng.choice(best[:SEEDS]), judge.steps, rng)
@@ -133,9 +143,10 @@ def placements(judge: Judge, rows: int, tries: int, rng: Random) -> list[Placeme
 
 
 def mutated(placed: Placement, last: int, rng: Random) -> Placement | None:
-    """A neighbour of the same rows: a node moved, guidance moved, or a row spent otherwise."""
+    """A neighbour of the same size: a node moved, guidance moved, or a row spent otherwise."""
     nodes, both = set(placed.nodes), set(placed.both)
-    rng.choice((_move, _move, _swap, _split, _join))(nodes, both, last, rng)
+    moves = (_move, _move, _swap, _split, _join) if both else (_move,)
+    rng.choice(moves)(nodes, both, last, rng)
     fits = min(nodes) == 0 and max(nodes) < last and both <= nodes
     if not fits or len(nodes) + len(both) != placed.rows:
         return None

@@ -193,9 +193,16 @@ class Problem:
         return Denoiser(self.network, rows_of(branches, slice(None)), self.ledger)
 
     def answers(
-        self, block: Block, x: Tensor, node: Node, branches: Sequence[Branch]
+        self, block: Block, x: Tensor, node: Node, branches: Sequence[Branch] | None
     ) -> list[Tensor]:
-        """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`."""
+        """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`.
+
+        Without branches it is the one x0 that the guidance makes of its own.
+        """
+        if branches is None:
+            guidance = self.guidance
+            asked = self.answers(block, x, node, guidance.branches(node))
+            return [guidance.combine(asked, node)]
         parts = []
         for i in range(0, len(block), self.batch):
             rows = slice(i, i + self.batch)

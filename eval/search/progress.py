@@ -27,7 +27,7 @@ COLOURS = {
     "evolve": "#2a9d4a",
     "grad": "#d9541e",
     "refine": "#b5179e",
-    "guided": "#d9541e",
+    "fit": "#d9541e",
 }
 
 

@@ -23,10 +23,10 @@ from .size import Size
 from .space import Space
 from .strategies import Proposal, Task, names, strategy
 
-AUTO = ("grid", "gits", "klub", "oss", "evolve", "grad", "grow", "refine")
-OF_ROWS = ("grid", "guided", "grad", "refine")  # those that can search network rows
+AUTO = ("grid", "gits", "klub", "oss", "fit", "evolve", "grad", "grow", "refine")
+OF_ROWS = ("grid", "fit", "grad", "refine")  # those that can search network rows
 # of the budget; these use what they get
-SHARES = {"evolve": 0.15, "guided": 0.3, "grad": 0.1, "grow": 0.05, "refine": 0.5}
+SHARES = {"evolve": 0.15, "fit": 0.15, "grad": 0.1, "grow": 0.05, "refine": 0.5}
 FINITE_SHARES = {"grid": 0.15}  # at most; others that end by themselves 0.05
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too
@@ -90,8 +90,6 @@ class Search:
     def _check_size(self) -> None:
         """Rows are searched by strategies of their own, and under guidance."""
         if self.size.unit == "nfe":
-            if "guided" in self.strategies:
-                raise SettingError("guided searches network rows; give rows instead of an NFE")
             self.space.base(self.size.amount)
             return
         if wrong := [name for name in self.strategies if name not in OF_ROWS]:

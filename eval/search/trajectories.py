@@ -86,27 +86,30 @@ def chain(task: Task) -> Tensor:
 
 
 def branched(task: Task) -> tuple[Tensor, Tensor]:
-    """The guided teacher on the fine grid: its states, and how all it saw goes together.
+    """The teacher on the fine grid: its states, and how all it saw goes together.
 
     States are (M + 1, n, *) of the noises that candidates are scored on, in float32. The other is
     the Gram matrix (3 M + 1, 3 M + 1) in float64 of the M + 1 states, the M conditional and the M
-    unconditional predictions: inner products over noises and dimensions.
+    unconditional predictions: inner products over noises and dimensions. Where a schedule weighs
+    what the guidance makes of them, that stands for both.
     """
-    states, gram = kept(task, f"branched-{len(task.scored)}", partial(_branched, task))
+    name = "branched" if task.size.unit == "rows" else "combined"
+    states, gram = kept(task, f"{name}-{len(task.scored)}", partial(_branched, task))
     return states, gram
 
 
 def _branched(task: Task) -> tuple[Tensor, Tensor]:
-    grid, problem, cond, uncond = fine_grid(task), task.problem, [], []
-    scale = problem.cfg_scale
+    problem, branches = task.problem, BOTH if task.size.unit == "rows" else None
+    cond, uncond = [], []
 
     def predict(x: Tensor, node: Node) -> Tensor:
-        u, c = problem.answers(task.scored, x, node, BOTH)
+        found = problem.answers(task.scored, x, node, branches)
+        u, c = found[0], found[-1]
         cond.append(c)
         uncond.append(u)
-        return u + scale * (c - u)
+        return u + problem.cfg_scale * (c - u) if branches else c
 
-    states = _driven(grid, task.scored, predict)
+    states = _driven(fine_grid(task), task.scored, predict)
     columns = torch.cat([states, torch.stack(cond), torch.stack(uncond)]).flatten(2)
     each = (columns[:, i].double() for i in range(columns.shape[1]))
     return states, sum((one @ one.T for one in each), torch.zeros(()))

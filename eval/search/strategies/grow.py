@@ -2,7 +2,8 @@
 
 Between evaluations n and n + 1 of its table a state z' is put,
 
-    z' = a z_n + b z_{n+1},  a alpha_n + b alpha_{n+1} = alpha',  a sigma_n + b sigma_{n+1} = sigma',
+    z' = a z_n + b z_{n+1},
+    a alpha_n + b alpha_{n+1} = alpha',  a sigma_n + b sigma_{n+1} = sigma',
 
 and the network is asked there; all other states are left as they are, so that the new prediction
 has no weight yet and the run ends where it did. `refine` gives it one.
@@ -54,8 +55,8 @@ def grown(schedule: Schedule, place: int) -> Schedule:
     width = place + 2  # the noise and the predictions before the new one
     later = [[*row[:width], 0.0, *row[width:]] for row in rows[place + 1 :]]
     tau = [*table.tau[: place + 1], node.t, *table.tau[place + 1 :]]
-    made = table_of([*rows[1 : place + 1], between, *later], tau, ())
-    return _with(schedule, made.model_copy(update={"U": None}), place + 1)
+    made = table_of([*rows[1 : place + 1], between, *later], tau, None)
+    return _with(schedule, made, place + 1)
 
 
 def _between(

@@ -6,8 +6,9 @@ best valley behind it shows after some rounds only: so the best starts that diff
 get a round each, the best few of them some more, and the best one the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..newton import Point, damped, products, times_of
 from ..problem import Block
 from .base import Proposal, Task, register
 
-LADDER = ((6, 1), (4, 4))  # so many of the best starts get so many rounds; then the best alone
+LADDER = ((8, 1), (4, 4))  # so many of the best starts get so many rounds; then the best alone
 APART = 0.02  # of the range, which one of the times of another start must differ by
 BATCH = 64  # noises of a first round at least
 RESIDUALS = 1 << 15  # numbers of their ends at least, where samples are small
@@ -110,20 +111,29 @@ def _lines(task: Task) -> list[Line]:
 
 
 def _roots(task: Task) -> list[Trial]:
-    """The best of other strategies whose times differ, this process's share of them."""
+    """The best of each other strategy, the second best, and so on; this process's share of them.
+
+    What another strategy makes of its schedules is not comparable by score before the first round.
+    """
+    found = [trial for trial in task.best() if trial.score is not None and not _is_step(trial)]
+    by = {trial.strategy: None for trial in found}  # in the order of their best
+    each = (_apart([t for t in found if t.strategy == name]) for name in by)
+    in_turn = (trial for turn in zip_longest(*each) for trial in turn if trial is not None)
+    chosen, worker = _apart(in_turn), task.log.worker
+    return chosen[worker :: _workers(task)] or chosen[worker % max(len(chosen), 1) :][:1]
+
+
+def _apart(trials: Iterable[Trial]) -> list[Trial]:
+    """The first few of which no two have the same times."""
     chosen: list[tuple[Trial, Tensor]] = []
-    for trial in (t for t in task.best() if t.score is not None and not _is_step(t)):
-        if len(chosen) == LADDER[0][0]:
-            break
+    for trial in trials:
         u = times_of(trial.schedule)
-        if all(_apart(u, other) for _, other in chosen):
+        if len(chosen) < LADDER[0][0] and all(_differ(u, other) for _, other in chosen):
             chosen.append((trial, u))
-    worker = task.log.worker
-    mine = chosen[worker :: _workers(task)] or chosen[worker % max(len(chosen), 1) :][:1]
-    return [trial for trial, _ in mine]
+    return [trial for trial, _ in chosen]
 
 
-def _apart(u: Tensor, other: Tensor) -> bool:
+def _differ(u: Tensor, other: Tensor) -> bool:
     return len(u) != len(other) or float((u - other).abs().max()) > APART
 
 

@@ -1,7 +1,8 @@
-"""Guided schedules at a number of network rows: where each branch is asked, all weights fitted.
+"""Where the network is asked, and all weights fitted: schedules of an NFE, or of network rows.
 
-A guided run of the teacher is taken once. From it placements are judged by the thousand; the best
-are fitted to it, step after step, and scored; further ones are neighbours of the best by score.
+A run of the teacher is taken once. From it placements are judged by the thousand; the best are
+fitted to it, step after step, and scored; further ones are neighbours of the best by score. At a
+number of rows a placement also says where the unconditional branch is asked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,15 @@ from .base import Proposal, Task, random_of, register
 TRIES = 4000  # mutations on the way to the first placements
 KEEN = 5  # later ones are neighbours of so many of the best
 DRAWN = 40  # of which the judge chooses one
+FIRSTS = 8  # placements of an NFE, and one of each number of steps that rows can be spent on,
+APART = 3  # nodes from each other
 
 
-@register("guided")
-def guided(task: Task) -> Iterator[Proposal]:
-    """Fitted placements without end."""
+@register("fit")
+def fit(task: Task) -> Iterator[Proposal]:
+    """Fitted placements without end; none of an NFE if the times may not vary."""
+    if task.size.unit == "nfe" and "times" not in task.space.free:
+        return
     states, gram = branched(task)
     search = _Search(task, fine_grid(task), states, Judge(gram))
     while (placed := search.next()) is not None:
@@ -67,7 +72,7 @@ class _Search:
         return {self._placed(trial.schedule) for trial in self._fits()}
 
     def _fits(self) -> list[Trial]:
-        return [trial for trial in self.task.best() if trial.strategy == "guided"]
+        return [trial for trial in self.task.best() if trial.strategy == "fit"]
 
     def _placed(self, schedule: Schedule) -> Placement:
         times = [node.t for node in self.grid.nodes]
@@ -76,20 +81,26 @@ class _Search:
         return Placement(nodes, tuple(nodes[step] for step in steps))
 
     def _firsts(self) -> Sequence[Placement]:
-        """The best of each number of steps, by the judge."""
+        """The best by the judge that differ."""
         if self._first is None:
-            task = self.task
-            best: dict[int, Placement] = {}
+            task, chosen = self.task, list[Placement]()
             rng = Random(f"{task.seed} placements")  # the same in every process
-            for placed in placements(self.judge, task.size.amount, TRIES, rng):
-                best.setdefault(len(placed.nodes), placed)
-            self._first = tuple(best.values())
+            for placed in placements(self.judge, task.size, TRIES, rng):
+                near = [each for each in chosen if len(each.nodes) == len(placed.nodes)]
+                count = 1 if placed.both else FIRSTS
+                if len(near) < count and all(_apart(placed, each) for each in near):
+                    chosen.append(placed)
+            self._first = tuple(chosen)
         return self._first
 
     def _neighbour(self, tried: set[Placement]) -> Placement | None:
-        own = len([trial for trial in self.task.log.own if trial.strategy == "guided"])
+        own = len([trial for trial in self.task.log.own if trial.strategy == "fit"])
         rng = random_of(self.task, f"{own} {len(self.passed - tried)}")
         best = [self._placed(trial.schedule) for trial in self._fits()[:KEEN]] or self._firsts()
         drawn = (mutated(rng.choice(best), self.judge.steps, rng) for _ in range(DRAWN))
         fresh = {placed for placed in drawn if placed is not None} - tried - self.passed
         return min(fresh, key=lambda placed: (self.judge(placed), str(placed)), default=None)
+
+
+def _apart(placed: Placement, other: Placement) -> bool:
+    return max(abs(a - b) for a, b in zip(placed.nodes, other.nodes, strict=True)) >= APART
