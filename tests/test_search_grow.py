@@ -11,11 +11,13 @@ from torch.testing import assert_close
 from fewstep.eval.search.budget import Meter
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import Size
+from fewstep.eval.search.space import DEFAULT
 from fewstep.eval.search.strategies import Proposal, strategy
-from fewstep.eval.search.strategies.grow import grown
+from fewstep.eval.search.strategies.grow import grown, preceded
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.compiled import compiled, violations
+from fewstep.solvers.schedule_data import MeanImage
 
 PROBLEM = small(cfg_scale=1.0)
 
@@ -29,6 +31,24 @@ def test_a_grown_schedule_ends_where_it_did(schedule, place):
     tau = compiled(made).tau
     assert tau[: place + 1] + tau[place + 2 :] == compiled(schedule).tau
     assert tau[place] > tau[place + 1] > (*tau, schedule.t[-1])[place + 2]
+
+
+@pytest.mark.parametrize("afs", ["zero", MeanImage.of([0.3, -0.2, 0.1, 0.4], (2, 1, 2))])
+def test_a_first_step_that_costs_nothing_leaves_the_end(afs):
+    block, made = PROBLEM.block("train"), preceded(unipc(), afs)
+    assert (made.nfe, len(made.steps), made.afs) == (3, 4, afs)
+    assert_close(PROBLEM.ends(made, block), PROBLEM.ends(unipc(), block), rtol=1e-5, atol=1e-6)
+
+
+def test_where_it_is_free_it_is_a_start(tmp_path):
+    task = task_of(tmp_path, free=DEFAULT | {"afs"})
+    task = replace(task, space=replace(task.space, afs=("zero",)))
+    (proposal,) = strategy("grow")(task)
+    assert proposal.schedule.afs == "zero"
+    assert proposal.parent == task.best()[0].id
+    assert evaluate(task, "grow", proposal)
+    assert task.best()[0].score == pytest.approx(task.best()[1].score, rel=1e-4)
+    assert {task.size.fits(trial.schedule) for trial in task.best()} == {True}
 
 
 def test_the_new_state_is_that_of_its_time():

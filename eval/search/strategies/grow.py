@@ -1,4 +1,4 @@
-"""The best schedule of fewer evaluations with one more in it: a start that is as good as that one.
+"""The best schedule so far with one step more in it: a start that is as good as that one.
 
 Between evaluations n and n + 1 of its table a state z' is put,
 
@@ -6,30 +6,43 @@ Between evaluations n and n + 1 of its table a state z' is put,
     a alpha_n + b alpha_{n+1} = alpha',  a sigma_n + b sigma_{n+1} = sigma',
 
 and the network is asked there; all other states are left as they are, so that the new prediction
-has no weight yet and the run ends where it did. `refine` gives it one.
+has no weight yet and the run ends where it did. `refine` gives it one. Where a constant may stand
+for a first evaluation, that is a step before all others, likewise without weight at first.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Literal
 
 from ....models.schedule import Node
 from ....solvers import Schedule
 from ....solvers.compiled import compiled
 from ....solvers.guided import weights_of
-from ....solvers.schedule_data import Compiled, StepSpec
+from ....solvers.schedule_data import Compiled, MeanImage, StepSpec
 from ..guided import table_of
 from ..log import Trial
 from ..parameters import Coordinate
 from ..size import Size
 from .base import Proposal, Task, register
 
+Afs = Literal["zero"] | MeanImage | None
+
 
 @register("grow")
 def grow(task: Task) -> Iterator[Proposal]:
-    """One proposal for each place of the new evaluation; none if nothing smaller was searched."""
-    parent = _smaller(task)
-    if parent is None:
-        return
+    """One proposal for each place of a new evaluation, and for each constant that is free."""
+    if (smaller := _smaller(task)) is not None:
+        yield from _larger(task, smaller)
+    same = next((t for t in task.best() if t.score is not None and t.schedule.afs is None), None)
+    if same is not None and "afs" in task.space.free:
+        for afs in task.space.afs:
+            label = {"label": f"NFE {task.nfe} with a first step that costs nothing"}
+            yield Proposal(
+                preceded(same.schedule, afs).model_copy(update={"provenance": label}), same.id
+            )
+
+
+def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
     schedule = parent.schedule
     while schedule.nfe < task.nfe - 1:
         schedule = grown(schedule, _widest(schedule))
@@ -50,13 +63,26 @@ def grown(schedule: Schedule, place: int) -> Schedule:
     table, coordinate = compiled(schedule), Coordinate(schedule.process.schedule())
     here, there = _gaps(schedule)[place]
     node = coordinate.schedule.at(coordinate.time(sum(_ends(coordinate, here, there)) / 2.0))
-    rows = [[1.0], *(weights_of(table, n) for n in range(table.steps))]
+    rows = _rows(table)
     between = _between(rows[place], rows[place + 1], here, there, node)
     width = place + 2  # the noise and the predictions before the new one
     later = [[*row[:width], 0.0, *row[width:]] for row in rows[place + 1 :]]
     tau = [*table.tau[: place + 1], node.t, *table.tau[place + 1 :]]
     made = table_of([*rows[1 : place + 1], between, *later], tau, None)
-    return _with(schedule, made, place + 1)
+    return _with(schedule, made, place + 1, None)
+
+
+def preceded(schedule: Schedule, afs: Afs) -> Schedule:
+    """The schedule with a step before its first evaluation that takes a constant for one."""
+    table = compiled(schedule)
+    rows = [[1.0, 0.0], *([row[0], 0.0, *row[1:]] for row in _rows(table)[1:])]
+    made = table_of(rows, [schedule.t[0], *table.tau], None)
+    return _with(schedule, made, 1, afs)
+
+
+def _rows(table: Compiled) -> list[list[float]]:
+    """Weights of all states, the noise included."""
+    return [[1.0], *(weights_of(table, n) for n in range(table.steps))]
 
 
 def _between(
@@ -70,16 +96,16 @@ def _between(
     return [a * x + b * y for x, y in zip(padded, after, strict=True)]
 
 
-def _with(schedule: Schedule, table: Compiled, place: int) -> Schedule:
+def _with(schedule: Schedule, table: Compiled, place: int, afs: Afs) -> Schedule:
     """The schedule that runs the table; a step more says where it came from."""
     t, steps = schedule.t, schedule.steps
     return Schedule(
         process=schedule.process,
         t=(*t[:place], (t[place - 1] + t[place]) / 2.0, *t[place:]),
-        afs=schedule.afs,
+        afs=schedule.afs if afs is None else afs,
         steps=(*steps[:place], StepSpec(), *steps[place:]),
         compiled=table,
-        nfe=schedule.nfe + 1,
+        nfe=schedule.nfe + (afs is None),
     )
 
 
