@@ -3,7 +3,8 @@
     python recipes/schedule_table.py [NAME ...]
 
 Both are measured again, on the test noises of the search and against a run of 200 evaluations; the
-hand-made ones are the three that were best in the search's own log.
+hand-made ones are the three that were best in the search's own log. Relative is the distance as a
+share of the root mean square of where that run ends.
 """
 
 import argparse
@@ -17,30 +18,33 @@ from searched_schedules import LOGS, jobs
 from fewstep.eval.search.log import Trial, ranked
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem
+from fewstep.eval.search.size import Size
 from fewstep.models.load import load
 from fewstep.solvers import Schedule
 from fewstep.solvers.presets import preset, preset_names
 
 RIVALS = 3
 HEADER = (
-    "| schedule | distance | best hand-made | its distance | ratio | network rows | minutes |\n"
-    "|---|---:|---|---:|---:|---:|---:|\n"
+    "| schedule | distance | relative | best hand-made | its distance | ratio | network rows"
+    " | minutes |\n"
+    "|---|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
 
 def measured(name: str) -> str:
     """A row of the table."""
-    model, scale, nfe = jobs()[name]
+    model, scale, size = jobs()[name]
     folder, found = LOGS / f"{model}-cfg{scale:g}", preset(name)
     facts = found.provenance
     problem = _problem(model, scale, facts, folder)
     distance = _distance(problem, found)
-    rivals = {rival: _distance(problem, made) for rival, made in _rivals(folder, nfe)}
+    rivals = {rival: _distance(problem, made) for rival, made in _rivals(folder, size)}
     best, least = min(rivals.items(), key=lambda rival: rival[1])
     rows, minutes = facts["budget"]["model_evals"], facts["budget"]["seconds"] / 60
+    size = float(problem.block("test").ends.square().mean().sqrt())
     return (
-        f"| `{name}` | {distance:.4f} | {best} | {least:.4f} | {distance / least:.2f} |"
-        f" {rows:,} | {minutes:.0f} |\n"
+        f"| `{name}` | {distance:.4f} | {distance / size:.4f} | {best} | {least:.4f} |"
+        f" {distance / least:.2f} | {rows:,} | {minutes:.0f} |\n"
     )
 
 
@@ -59,10 +63,10 @@ def _distance(problem: Problem, schedule: Schedule) -> float:
     return aim(problem, schedule, problem.block("test"))
 
 
-def _rivals(folder: Path, nfe: int) -> Iterator[tuple[str, Schedule]]:
+def _rivals(folder: Path, size: Size) -> Iterator[tuple[str, Schedule]]:
     lines = (line for path in folder.glob("worker-*.jsonl") for line in path.open())
     trials = ranked(Trial.model_validate_json(line) for line in lines)
-    named = [t for t in trials if t.strategy == "grid" and t.schedule.nfe == nfe]
+    named = [t for t in trials if t.strategy == "grid" and size.fits(t.schedule)]
     for trial in named[:RIVALS]:
         yield str(trial.schedule.provenance["label"]), trial.schedule
 

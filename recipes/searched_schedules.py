@@ -2,10 +2,12 @@
 
     python recipes/searched_schedules.py [NAME ...] [--budget 10m]
 
-NAME is such as fashion-dit-nfe5 or fashion-unet-nfe8-cfg2; none is all of them. Each is searched in
-results/search, goes on there when it was stopped, and is written among the presets. A schedule that
-does not come nearer to the teacher than the best hand-made solver is written too: nothing takes it
-by default, and `fewstep list schedules` shows both figures.
+NAME is such as fashion-dit-nfe5, fashion-unet-nfe8-cfg2 or fashion-dit-rows16-cfg3; none is all of
+them. Each is searched in results/search, goes on there when it was stopped, and is written among
+the presets. A schedule that does not come nearer to the teacher than the best hand-made solver is
+written too: nothing takes it by default, and `fewstep list schedules` shows both figures.
+
+The order matters: a search also starts from what the same folder has of fewer evaluations.
 """
 
 import argparse
@@ -22,31 +24,38 @@ MODELS = ("fashion-dit", "fashion-unet")
 NFES = {1.0: (4, 5, 6, 8, 10), 2.0: (5, 8)}  # guidance scale -> evaluations
 
 
-def jobs() -> dict[str, tuple[str, float, int]]:
-    """Name -> network, guidance scale, evaluations."""
-    return {
-        f"{model}-nfe{nfe}" + ("" if scale == 1.0 else f"-cfg{scale:g}"): (model, scale, nfe)
+def jobs() -> dict[str, tuple[str, float, Size]]:
+    """Name -> network, guidance scale, size."""
+    found = [
+        (model, scale, Size(nfe))
         for scale, nfes in NFES.items()
         for model in MODELS
         for nfe in nfes
-    }
+    ]
+    found.append(("fashion-dit", 3.0, Size(16, "rows")))
+    return {_name(*each): each for each in found}
+
+
+def _name(model: str, scale: float, size: Size) -> str:
+    return f"{model}-{size.mark}" + ("" if scale == 1.0 else f"-cfg{scale:g}")
 
 
 def request(name: str, budget: str) -> Request:
     """The search of a name; those of one network and guidance share their teacher's ends."""
-    model, scale, nfe = jobs()[name]
+    model, scale, size = jobs()[name]
+    rows = size.unit == "rows"
     return Request(
         model=model,
-        sizes=(Size(nfe),),
-        strategies="grid,fit,grow,refine",
+        sizes=(size,),
+        strategies="grid,fit,grad,refine" if rows else "grid,fit,grow,refine",
         objective="terminal",
         budget=budget,
         out=OUT / f"{name}.json",
         log=LOGS / f"{model}-cfg{scale:g}",
         cfg_scale=scale,
         teacher_nfe=60,
-        noises="1024,128,256" if scale == 1.0 else "512,128,256",
-        scored=128,
+        noises="1024,128,256" if scale == 1.0 else f"512,{256 if rows else 128},256",
+        scored=256 if rows else 128,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.eval.search.size import size_of
 from fewstep.models.errors import ScheduleError, UnknownNameError
 from fewstep.models.load import embedded_names, load
 from fewstep.samplers.guidance import CFG, Unguided
@@ -121,7 +122,7 @@ def test_searched_schedules_are_for_their_network(name):
     assert facts["model"] in embedded_names()
     network = load(facts["model"])
     make_plan(network.schedule, schedule).solver.check_network(network)
-    assert name.startswith(f"{facts['model']}-nfe{schedule.nfe}")
+    assert name.startswith(f"{facts['model']}-{size_of(schedule).mark}")
 
 
 def test_force_alone_is_refused():
