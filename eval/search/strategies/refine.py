@@ -1,20 +1,23 @@
 """Gauss-Newton steps on tables, from schedules that other strategies found; see `search.newton`.
 
-Each round takes the sensitivities of a schedule on the next batch of training noises and proposes a
-step for each of three dampings, whose middle one is that of the last success. Which start has the
-best valley behind it shows after some rounds only: so the best starts that differ in their times
-get a round each, the best few of them some more, and the best one the rest.
+Each round takes the sensitivities of a schedule on the next batch of training noises, steps with
+three dampings, whose middle one is that of the last success, and proposes the best of the three. A
+few noises, whose ends another sample would take elsewhere, decide much of the error: so steps are
+told apart on more noises than candidates are scored on. Which start has the best valley behind it
+shows after some rounds only: so the best starts that differ in their times get a round each, the
+best few of them some more, and the best one the rest.
 """
 
+import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any
+from itertools import takewhile, zip_longest
 
 from torch import Tensor
 
 from ....solvers import Schedule
-from ..log import Trial, ranked
+from ..log import Trial
 from ..newton import Point, damped, products, times_of
 from ..problem import Block
 from .base import Proposal, Task, register
@@ -23,7 +26,8 @@ LADDER = ((8, 1), (4, 4))  # so many of the best starts get so many rounds; then
 APART = 0.02  # of the range, which one of the times of another start must differ by
 BATCH = 64  # noises of a first round at least
 RESIDUALS = 1 << 15  # numbers of their ends at least, where samples are small
-THEN = 4  # times as many in later rounds: a few noises in a hundred decide the error
+THEN = 4  # times as many in later rounds
+WIDE = 512  # noises that the steps of a round are told apart on
 FIRST = 1e-2  # damping
 FACTORS = (0.1, 1.0, 10.0)
 WORTH = 3e-3  # of its score, which a round must gain to count
@@ -34,34 +38,30 @@ STRONGER = 30.0  # and so much more damping, which repeats none
 
 @dataclass(frozen=True)
 class Line:
-    """A start and what the rounds have made of it, in order."""
+    """A start and what the rounds have made of it, one trial each, in order."""
 
     root: Trial
     made: tuple[Trial, ...]
 
     @property
     def best(self) -> Trial:
-        return ranked((self.root, *self.made))[0]
+        """The last one that was worth its round."""
+        return next((trial for trial in reversed(self.made) if _gained(trial)), self.root)
 
     @property
-    def rounds(self) -> int:
-        """That are finished."""
-        return len(self.made) // len(FACTORS)
+    def rank(self) -> tuple[float, str]:
+        """Lines are sorted by it: what is known of the best on most noises."""
+        return _wide(self.best) or self.best.rank[0], self.root.id
 
     @property
     def tried(self) -> int:
         """Rounds in a row, up to now, that gained next to nothing."""
-        least, tried = self.root.rank[0], 0
-        for n in range(self.rounds):
-            found = ranked(self.made[n * len(FACTORS) : (n + 1) * len(FACTORS)])[0].rank[0]
-            tried = 0 if found < (1.0 - WORTH) * least else tried + 1
-            least = min(least, found)
-        return tried
+        return len(list(takewhile(lambda trial: not _gained(trial), reversed(self.made))))
 
     @property
     def noises(self) -> int:
         """Of the next round, in batches."""
-        batches = THEN if self.rounds else 1
+        batches = THEN if self.made else 1
         return int(batches * MORE**self.tried)
 
     @property
@@ -71,31 +71,38 @@ class Line:
         return last * STRONGER**self.tried
 
 
+def _wide(trial: Trial) -> float | None:
+    """The score on the wider block, where a round has told it."""
+    value = trial.schedule.provenance.get("wide")
+    return None if value is None else float(value)
+
+
+def _gained(trial: Trial) -> bool:
+    """Whether a round lowered that score by what a round must."""
+    facts = trial.schedule.provenance
+    return bool(facts["wide"] < (1.0 - WORTH) * facts["before"])
+
+
 @register("refine")
 def refine(task: Task) -> Iterator[Proposal]:
     """From the best schedules of every strategy; from the space's own if there are none."""
     if not _roots(task) and task.size.unit == "nfe":
         yield Proposal(task.space.base(task.nfe))
-    while (found := _next(task)) is not None:
-        made, (line, start) = len(_own(task)), found
-        yield from _steps(task, start, line)
+    while (line := _next(task)) is not None:
+        made = len(_own(task))
+        yield _round(task, line)
         if len(_own(task)) == made:  # others made the same
             return
 
 
-def _next(task: Task) -> tuple[Line, Trial] | None:
-    """The line of the next round and where it starts: one that was broken off is taken up."""
-    lines = _lines(task)
-    for line in lines:
-        if over := len(line.made) % len(FACTORS):
-            start = task.log.trials[line.made[-1].parent or ""]
-            return Line(line.root, line.made[:-over]), start
-    usable = [line for line in lines if line.tried < PATIENCE]
+def _next(task: Task) -> Line | None:
+    """The line of the next round."""
+    usable = [line for line in _lines(task) if line.tried < PATIENCE]
     for count, rounds in LADDER:
         for line in usable[:count]:
-            if line.rounds < rounds:
-                return line, line.best
-    return (usable[0], usable[0].best) if usable else None
+            if len(line.made) < rounds:
+                return line
+    return usable[0] if usable else None
 
 
 def _lines(task: Task) -> list[Line]:
@@ -107,7 +114,7 @@ def _lines(task: Task) -> list[Line]:
             if trial.parent in known:
                 known[trial.id] = trial
         lines.append(Line(root, tuple(known.values())[1:]))
-    return sorted(lines, key=lambda line: line.best.rank)
+    return sorted(lines, key=lambda line: line.rank)
 
 
 def _roots(task: Task) -> list[Trial]:
@@ -137,27 +144,40 @@ def _differ(u: Tensor, other: Tensor) -> bool:
     return len(u) != len(other) or float((u - other).abs().max()) > APART
 
 
-def _steps(task: Task, start: Trial, line: Line) -> Iterator[Proposal]:
-    """The proposals of one round."""
-    point, free = Point.of(start.schedule), "times" in task.space.free
+def _round(task: Task, line: Line) -> Proposal:
+    """The best step from the best of a line, better than that or not."""
+    start, free = line.best, "times" in task.space.free
+    point = Point.of(start.schedule)
     gram, against = products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
+    found: list[tuple[float, float, Schedule]] = []
     for factor in FACTORS:
-        damping = factor * line.damping
+        damping = min(max(factor * line.damping, 1e-6), 1e3)
         moved = point.moved(damped(gram, against, damping)).schedule()
-        facts: dict[str, Any] = {
-            "label": f"refine from {_label(line.root.schedule)}",
-            "damping": min(max(damping, 1e-6), 1e3),
-        }
-        yield Proposal(moved.model_copy(update={"provenance": facts}), start.id)
+        found.append((_told(task, moved), damping, moved))
+    wide, damping, best = min(found, key=lambda each: each[:2])
+    facts = {
+        "label": f"refine from {_label(line.root.schedule)}",
+        "damping": damping,
+        "before": _wide(start) or _told(task, start.schedule),
+        "wide": wide,
+    }
+    return Proposal(best.model_copy(update={"provenance": facts}), start.id)
+
+
+def _told(task: Task, schedule: Schedule) -> float:
+    """The objective on the wider block; infinite where it is not finite."""
+    train = task.problem.block("train")
+    value = task.objective(task.problem, schedule, train.first(min(WIDE, len(train))))
+    return value if math.isfinite(value) else sys.float_info.max
 
 
 def _noises(task: Task, batches: int) -> Block:
     """Those of the next round; others for every process."""
     train = task.problem.block("train")
     size = max(BATCH, RESIDUALS // train.noise[0].numel()) * batches
-    turn = len(_own(task)) // len(FACTORS) * _workers(task) + task.log.worker
+    turn = len(_own(task)) * _workers(task) + task.log.worker
     return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
 
 
@@ -171,7 +191,7 @@ def _own(task: Task) -> list[Trial]:
 
 
 def _is_step(trial: Trial) -> bool:
-    return trial.strategy == "refine" and trial.parent is not None
+    return trial.strategy == "refine" and _wide(trial) is not None
 
 
 def _workers(task: Task) -> int:
