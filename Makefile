@@ -2,8 +2,8 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small schedules results results-page caching \
-	guidance editing check
+.PHONY: dev lint types test slow wheel bench docs fd-small networks schedules results results-page \
+	caching guidance editing gpu-check check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -38,6 +38,17 @@ fd-small:
 	fewstep data fashion-mnist
 	$(PYTHON) recipes/train_fd_small.py
 	$(PYTHON) recipes/measure_fd_small.py
+
+# The embedded networks, minutes each on a GPU (docs/training.md). Stopped, it goes on where it was.
+NETWORKS ?= fashion-unet fashion-dit cifar-unet cifar-dit cifar-edm
+MINUTES ?= 8
+networks:
+	fewstep data fashion-mnist
+	fewstep data cifar10
+	for name in $(NETWORKS); do \
+		$(PYTHON) -m accelerate.commands.launch recipes/train_network.py $$name \
+			--minutes $(MINUTES) --out trained/$$name || exit 1; \
+	done
 
 # The schedules that come with the package: published ones in seconds, searched ones in hours.
 schedules:
@@ -130,5 +141,10 @@ guidance:
 editing:
 	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench inversion --store results/inversion.jsonl \
 		--nfe 24,60 --steps 15
+
+# On a machine with a CUDA device: the tests that need one, then the figures of docs/gpu.md.
+gpu-check:
+	$(PYTHON) -m pytest -m gpu -n0; tests=$$?; \
+		$(PYTHON) -m fewstep.cli bench gpu --store results/gpu.jsonl && exit $$tests
 
 check: lint types test slow

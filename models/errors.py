@@ -32,3 +32,7 @@ class ModelError(FewstepError):
 
 class NonFiniteError(ModelError, ArithmeticError):
     """The network returned NaN or infinity."""
+
+
+class MemoryLackError(FewstepError, MemoryError):
+    """A device or the host has too little memory for what was asked."""

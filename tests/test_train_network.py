@@ -1,0 +1,813 @@
+"""The recipe that trains the embedded networks, on networks and images that take no time."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_network
+from PIL import Image
+from safetensors.torch import load_file
+from training import loop, pixels, run, store, table, task
+from training.recipe import Recipe, Times, build, parameters_of, recipe_of, written
+
+from fewstep.eval.data import in_memory
+from fewstep.models.denoiser import Branch, Denoiser
+from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
+from fewstep.models.load import WEIGHTS, card, load
+from fewstep.models.prediction import x0_from
+from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SIDE = 8
+CLASSES = ("left", "right", "whole")
+UNET = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+    "norm_num_groups": 4,
+}
+SHARED = {"data": "halves", "shape": (1, SIDE, SIDE), "classes": CLASSES, "batch": 16}
+SHARED |= {"unmirrored": ("left", "right"), "warmup": 2, "rate": 3e-3, "ema": 0.9}
+DIT = Recipe(
+    name="tiny-dit",
+    model="DiTTransformer2DModel",
+    config={
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "patch_size": 4,
+        "norm_num_groups": 8,
+    },
+    schedule={"family": "flow", "params": {}},
+    prediction="flow",
+    times=Times("logit-normal"),
+    zeroed=table.DIT_ZEROS,
+    **SHARED,
+)
+VP = Recipe(
+    name="tiny-vp",
+    model="UNet2DModel",
+    config=UNET,
+    schedule=table.VP,
+    prediction="eps",
+    times=Times("steps"),
+    zeroed=("conv_out",),
+    **SHARED,
+)
+TINY_EDM = replace(
+    VP,
+    name="tiny-edm",
+    schedule=table.EDM,
+    prediction="edm",
+    times=Times("log-normal", mean=-1.2, std=1.2),
+)
+TINY = {recipe.name: recipe for recipe in (DIT, VP, TINY_EDM)}
+
+
+def halves(n=60):
+    """Grey noise with one half, or all, brighter: class i % 3."""
+    drawn = np.random.default_rng(0).integers(0, 60, (n, 1, SIDE, SIDE))
+    for i in range(n):
+        columns = [slice(0, SIDE // 2), slice(SIDE // 2, SIDE), slice(0, SIDE)][i % 3]
+        drawn[i, :, :, columns] += 190
+    return in_memory("halves", drawn.astype(np.uint8), torch.arange(n) % 3)
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch):
+    """Made-up images, few nodes, and a clean accelerator after each test."""
+    monkeypatch.setattr(pixels, "images_of", lambda source: halves())
+    monkeypatch.setattr(task, "NODES", 2048)
+    monkeypatch.setattr(store, "PER_CLASS", 2)
+    monkeypatch.setattr(store, "NFE", 4)
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = False
+
+
+def new_run(recipe=DIT):
+    return run.Run(recipe, train_network.started())
+
+
+def trained(recipe, steps, folder, of=None):
+    """A run after that many steps; `of` says how long the whole training is to be."""
+    place = loop.Place(folder, 1e9)
+    here = new_run(recipe)
+    if place.checkpoint.exists():
+        here.restore(place.checkpoint)
+    here.start(compiled=False)
+    if of is None:
+        loop.train(here, loop.Budget(steps=steps), place)
+    else:
+        stop_after(here, steps - here.steps)
+        with pytest.raises(loop.Stopped):
+            loop.train(here, loop.Budget(steps=of), place)
+    return here
+
+
+def stop_after(here, steps, number=signal.SIGTERM):
+    """Sends this process a signal in the middle of its step of that number."""
+    inner, count = here.step, iter(range(steps))
+
+    def step(rate):
+        if next(count) == steps - 1:
+            os.kill(os.getpid(), number)
+        inner(rate)
+
+    here.step = step
+
+
+def command(*words):
+    """The script's exit code, as if these words had been typed."""
+    try:
+        train_network.main.__globals__["sys"].argv[1:] = map(str, words)
+        train_network.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def typed(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["train_network.py"])
+    monkeypatch.setattr(train_network, "RECIPES", TINY)
+    return command(*words)
+
+
+def folder_state(folder):
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".jsonl"
+    }
+
+
+# What the network is asked and should answer.
+
+
+def edm_by_table_1(x0, eps, sigma, data=0.5):
+    """F of arXiv:2206.00364, table 1 and eq. 8."""
+    skip = data**2 / (sigma**2 + data**2)
+    out = sigma * data / math.sqrt(sigma**2 + data**2)
+    return (x0 - skip * (x0 + sigma * eps)) / out
+
+
+EXPECTED = {
+    "eps": lambda x0, eps, a, s: eps,
+    "x0": lambda x0, eps, a, s: x0,
+    "v": lambda x0, eps, a, s: a * eps - s * x0,
+    "flow": lambda x0, eps, a, s: eps - x0,
+    "edm": lambda x0, eps, a, s: edm_by_table_1(x0, eps, s),
+}
+
+
+@pytest.mark.parametrize("prediction", EXPECTED)
+def test_the_right_answer_is_the_formula_of_each_prediction(prediction):
+    recipe = replace(TINY_EDM if prediction == "edm" else DIT, prediction=prediction)
+    asked, (x0, eps) = task.nodes(recipe), (0.7, -1.3)
+    for i in (0, 500, 1024, 2000, 2047):
+        alpha, sigma = float(asked.alpha[i]), float(asked.sigma[i])
+        expected = EXPECTED[prediction](x0, eps, alpha, sigma)
+        found = float(asked.p[i]) * x0 + float(asked.q[i]) * eps
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_edm_reads_scaled_states_and_the_logarithm_of_sigma():
+    asked = task.nodes(TINY_EDM)
+    sigma = asked.sigma.double()
+    torch.testing.assert_close(asked.scale.double(), (sigma**2 + 0.25).rsqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(asked.label.double(), sigma.log() / 4, rtol=1e-5, atol=1e-6)
+    assert torch.equal(asked.alpha, torch.ones(2048))
+
+
+def test_laws_of_times(monkeypatch):
+    logit = torch.tensor(task.times(Times("logit-normal", 0.5, 0.8), RectifiedFlow())).logit()
+    log = torch.tensor(task.times(Times("log-normal", -1.2, 1.2), EDM())).log()
+    for found, mean, std in ((logit, 0.5, 0.8), (log, -1.2, 1.2)):
+        assert float(found.mean()) == pytest.approx(mean, abs=1e-3)
+        assert float(found.std()) == pytest.approx(std, rel=5e-3)
+    steps = task.times(Times("steps"), VPDiscrete(num_train_timesteps=50))
+    assert steps == [(n + 1) / 50 for n in range(50)]
+    even = task.times(Times("uniform"), RectifiedFlow())
+    assert np.allclose(np.diff(even), (1.0 - 1e-3) / 2048)
+    assert even[0] > 1e-3 > even[0] - (even[1] - even[0])
+    assert even[-1] < 1.0
+
+
+def test_the_edm_law_reaches_the_noise_that_sampling_starts_from(monkeypatch):
+    """All but; 80 itself would be one draw of 600,000."""
+    monkeypatch.undo()
+    assert max(task.times(table.RECIPES["cifar-edm"].times, EDM())) > 0.95 * EDM().sigma_max
+
+
+@pytest.mark.parametrize(
+    ("law", "schedule"),
+    [("steps", EDM()), ("logit-normal", EDM()), ("log-normal", RectifiedFlow())],
+    ids=str,
+)
+def test_a_law_that_does_not_fit_is_refused(law, schedule):
+    with pytest.raises(SettingError, match=f"{law}.*{schedule.family}"):
+        task.times(Times(law), schedule)
+
+
+@torch.inference_mode()
+def asked_and_read(here, network, row):
+    """The loss at one node, and the loss that x0 as a sampler reads it stands for."""
+    x0, labels = here.pixels.drawn(5)
+    rows = ([row] * 5, None, None, None)
+    at = task.Asked(*(column[rows] for column in vars(here.asked).values()))
+    node = here.recipe.process.at(task.times(here.recipe.times, here.recipe.process)[row])
+    eps = torch.randn_like(x0)
+    x_t = at.alpha * x0 + at.sigma * eps
+    loss = float(here.loss(x0, labels, at, eps))
+    read = Denoiser(network, {Branch.COND: {"class_labels": labels}}).x0(x_t, node)[0]
+    _, weight = x0_from(here.recipe.predicts, node, network.sigma_data)
+    return loss, float((read - x0).square().mean()) / weight**2
+
+
+@pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
+def test_what_is_trained_is_what_the_sampler_reads(recipe, tmp_path):
+    """The stored network behind the library's Denoiser against the loss's own call of it."""
+    here = trained(recipe, 3, tmp_path)
+    store.write_network(tmp_path, recipe, here.averaged(), {**FACTS, "loss": 1.0})
+    network = load(tmp_path)
+    here.call = network.module
+    for row in (3, 700):
+        loss, read = asked_and_read(here, network, row)
+        assert read == pytest.approx(loss, rel=1e-3)
+        assert loss > 1e-3
+
+
+FACTS = {"steps": 3, "seconds": 1.0, "device": "cpu", "images_per_second": 48.0}
+
+
+# The images.
+
+
+def test_images_are_flipped_only_where_allowed():
+    drawn = pixels.pixels_of(replace(DIT, unmirrored=("left",)))
+    torch.manual_seed(0)
+    x0, labels = drawn.drawn(400)
+    assert float(x0.min()) >= -1.0
+    assert float(x0.max()) <= 1.0
+    left = x0[:, 0, :, : SIDE // 2].mean((1, 2)) > x0[:, 0, :, SIDE // 2 :].mean((1, 2))
+    assert bool(left[labels == 0].all())
+    share = float(left[labels == 1].float().mean())
+    assert 0.35 < share < 0.65
+    bright = float(x0[labels == 2].mean())
+    assert bright == pytest.approx((30 + 190) / 127.5 - 1.0, abs=0.05)
+
+
+def test_wrong_images_are_refused(monkeypatch):
+    with pytest.raises(SettingError, match="no class 'top'"):
+        pixels.pixels_of(replace(DIT, unmirrored=("top",)))
+    with pytest.raises(SettingError, match="3 classes of shape"):
+        pixels.pixels_of(replace(DIT, classes=("left", "right"), unmirrored=()))
+    with pytest.raises(SettingError, match="is for 3 of shape"):
+        pixels.pixels_of(replace(DIT, shape=(3, 8, 8)))
+    bare = replace(halves(), labels=None)
+    monkeypatch.setattr(pixels, "images_of", lambda source: bare)
+    with pytest.raises(SettingError, match="has no classes"):
+        pixels.pixels_of(DIT)
+
+
+def test_classes_are_dropped_as_often_as_the_recipe_says():
+    here, told = new_run(replace(DIT, batch=600, label_dropout=0.25)), []
+    inner = here.loss
+
+    def loss(x0, labels, *rest):
+        told.append(labels)
+        return inner(x0, labels, *rest)
+
+    here.loss = loss
+    here.backward()
+    assert float((told[0] == 3).float().mean()) == pytest.approx(0.25, abs=0.06)
+
+
+# The networks.
+
+
+@pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
+def test_networks_begin_at_zero_and_repeat(recipe):
+    x, time = torch.randn(4, 1, SIDE, SIDE), torch.full((4,), 0.5)
+    labels = torch.tensor([0, 1, 2, 3])
+    network = build(recipe).train()
+    assert not network(x, timestep=time, class_labels=labels, return_dict=False)[0].any()
+    again = build(recipe)
+    pairs = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_dit_keeps_the_labels_it_is_given():
+    """Its own dropout would replace them a second time, in each block by itself."""
+    embedders = [each for each in build(DIT).train().modules() if hasattr(each, "token_drop")]
+    assert len(embedders) == 1
+    labels = torch.zeros(200, dtype=torch.long)
+    assert embedders[0](labels).unique(dim=0).shape[0] == 1
+    assert embedders[0].embedding_table.num_embeddings == len(CLASSES) + 1
+
+
+def test_a_pattern_that_fits_nothing_is_refused():
+    with pytest.raises(SettingError, match=r"no module '\*\.nothing'"):
+        build(replace(DIT, zeroed=("*.nothing",)))
+    with pytest.raises(SettingError, match="cannot be built"):
+        build(replace(DIT, config={"depth": 3}))
+    with pytest.raises(UnknownNameError, match="VQModel"):
+        build(replace(DIT, model="VQModel"))
+
+
+@pytest.mark.parametrize("name", table.RECIPES)
+def test_recipes_are_of_the_asked_size_and_complete(name):
+    recipe = table.RECIPES[name]
+    size = parameters_of(recipe)
+    assert 1e6 < size < 8e6
+    assert recipe.data != "cifar10" or size > 3e6
+    assert recipe.process.family == recipe.schedule["family"]
+    assert len(recipe.classes) == 10
+    assert recipe_of(name, table.RECIPES) is recipe
+    monkey = replace(recipe, schedule={"family": "vp"})
+    with pytest.raises(SettingError, match="is written"):
+        monkey.process  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["fashion-unet", "fashion-dit"])
+def test_fashion_recipes_make_the_embedded_networks_again(name):
+    folder, recipe = files("fewstep.models") / "embedded" / name, table.RECIPES[name]
+    kept = json.loads((folder / "config.json").read_text())
+    with torch.device("meta"):
+        made = dict(build(recipe).config)
+    names = kept.keys() - {"_class_name", "_diffusers_version"}
+    assert {each: listed(made[each]) for each in names} == {each: kept[each] for each in names}
+    facts = card(name)
+    assert facts["class"] == recipe.model
+    assert facts["prediction"] == recipe.prediction
+    assert facts["schedule"] == dict(recipe.schedule)
+    assert tuple(facts["class_names"]) == recipe.classes
+
+
+def listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_recipes_go_through_json(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(written(TINY_EDM))
+    assert recipe_of(str(path), {}) == recipe_of(str(path), {})
+    assert written(recipe_of(str(path), {})) == written(TINY_EDM)
+    path.write_text(written(DIT).replace('"batch":16', '"batch":0'))
+    with pytest.raises(SettingError, match="batch"):
+        recipe_of(str(path), {})
+    path.write_text(written(DIT).replace('"batch"', '"bach"'))
+    with pytest.raises(SettingError, match="bach"):
+        recipe_of(str(path), {})
+
+
+# The steps.
+
+
+def test_the_rate_rises_and_falls_to_nothing():
+    assert loop.rate(1.0, 4, 0, 0.0) == 0.25
+    assert loop.rate(1.0, 4, 3, 0.0) == 1.0
+    assert loop.rate(2.0, 4, 99, 0.5) == pytest.approx(1.0)
+    assert loop.rate(1.0, 4, 99, 1.0) == 0.0
+
+
+def test_a_budget_is_minutes_or_steps():
+    assert loop.Budget(minutes=2).used(5, 30.0) == 0.25
+    assert loop.Budget(steps=20).used(5, 1e9) == 0.25
+    assert loop.Budget(minutes=1).used(0, 61.0) == 1.0
+    for wrong in ({}, {"minutes": 1, "steps": 1}, {"minutes": 0}, {"steps": 0}):
+        with pytest.raises(SettingError, match=r"give either --minutes|must be"):
+            loop.Budget(**wrong)
+    with pytest.raises(SettingError, match="above 0"):
+        loop.Budget(minutes=math.nan)
+
+
+def test_the_average_follows_its_formula():
+    here = new_run()
+    here.start(compiled=False)
+    expected = [each.clone() for each in here.average]
+    for k in range(12):
+        here.step(1e-2)
+        decay = min(0.9, (1 + k) / (10 + k))
+        for mean, weight in zip(expected, here.parameters, strict=True):
+            mean.mul_(decay).add_(weight.detach(), alpha=1 - decay)
+    for mean, found in zip(expected, here.averaged().values(), strict=True):
+        torch.testing.assert_close(found, mean)
+        assert found.dtype == torch.float32
+    moved = zip(here.average, here.parameters, strict=True)
+    assert any(not torch.equal(mean, weight) for mean, weight in moved)
+
+
+def test_each_step_draws_its_own_batch():
+    here = new_run()
+    first = float(here.backward())
+    assert float(here.backward()) == first
+    here.progress.steps = 1
+    assert float(here.backward()) != first
+
+
+@pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
+def test_training_lowers_the_loss_below_that_of_the_mean(recipe, tmp_path):
+    """The mean of the images as x0 and 0 as eps: what an answer that reads nothing can reach."""
+    here = new_run(replace(recipe, batch=64, rate=1e-2, warmup=5))
+    x0 = here.pixels.images.float() / 127.5 - 1.0
+    p, q = here.asked.p[:, None], here.asked.q[:, None]
+    mean_loss = float((p**2 * (x0 - x0.mean(0)).square().mean() + q**2).mean())
+    here.start(compiled=False)
+    loop.train(here, loop.Budget(steps=80), loop.Place(tmp_path, 1e9))
+    assert np.mean(list(here.progress.losses)[-10:]) < 0.6 * mean_loss
+
+
+def fail_at(here, steps):
+    """The loss is NaN at those steps."""
+    inner = here.loss
+    here.loss = lambda *batch: inner(*batch) * (math.nan if here.steps in steps else 1.0)
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing():
+    here = new_run()
+    here.start(compiled=False)
+    fail_at(here, {2, 3, 6})
+    for _ in range(8):
+        before = [each.clone() for each in here.parameters]
+        moments = [each["exp_avg"].clone() for each in here.optimizer.state.values()]
+        here.step(1e-2)
+        kept = all(map(torch.equal, before, here.parameters))
+        assert kept == (here.steps - 1 in {2, 3, 6})
+        if kept:
+            now = [each["exp_avg"] for each in here.optimizer.state.values()]
+            assert all(map(torch.equal, moments, now))
+    here.read()
+    assert here.progress.skipped == 3
+    assert here.progress.in_a_row == 0
+    assert len(here.progress.losses) == 5
+    assert math.isfinite(here.progress.loss)
+
+
+def test_twenty_of_them_in_a_row_end_the_training(tmp_path):
+    trained(DIT, 3, tmp_path, of=100)
+    kept = folder_state(tmp_path)
+    here = new_run()
+    here.restore(tmp_path / loop.CHECKPOINT)
+    here.start(compiled=False)
+    fail_at(here, set(range(5, 10)) | set(range(11, 100)))
+    with pytest.raises(NonFiniteError, match="up to step 31"):
+        loop.train(here, loop.Budget(steps=100), loop.Place(tmp_path, 1e9))
+    assert folder_state(tmp_path) == kept
+
+
+# Stopping and going on.
+
+
+def same_training(a, b):
+    mine, its = (run.kept(each / loop.CHECKPOINT) for each in (a, b))
+    assert mine["progress"].pop("seconds") > 0.0
+    its["progress"].pop("seconds")
+    assert mine["progress"] == its["progress"]
+    assert mine["network"].keys() == its["network"].keys()
+    for name, value in mine["network"].items():
+        assert torch.equal(value, its["network"][name])
+    assert all(map(torch.equal, mine["average"], its["average"]))
+    states = zip(
+        mine["optimizer"]["state"].values(), its["optimizer"]["state"].values(), strict=True
+    )
+    for state, other in states:
+        assert all(torch.equal(value, other[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
+def test_a_resumed_training_is_the_uninterrupted_one(recipe, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    trained(recipe, 9, whole)
+    trained(recipe, 4, parts, of=9)
+    torch.rand(7)  # other work in between draws numbers too
+    trained(recipe, 7, parts, of=9)
+    trained(recipe, 9, parts)
+    same_training(whole, parts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(number, tmp_path):
+    before = signal.getsignal(number)
+    here = new_run()
+    here.start(compiled=False)
+    stop_after(here, 3, number)
+    with pytest.raises(loop.Stopped, match="at step 3") as stopped:
+        loop.train(here, loop.Budget(steps=50), loop.Place(tmp_path, 1e9))
+    assert stopped.value.code == 128 + number
+    assert run.kept(tmp_path / loop.CHECKPOINT)["progress"]["steps"] == 3
+    assert signal.getsignal(number) == before
+
+
+def test_the_seconds_of_before_count(tmp_path, monkeypatch):
+    """The clock moves by 0.01 s at each look; 0.1 of 3 s are left."""
+    ticks = itertools.count()
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.01 * next(ticks))
+    here = new_run()
+    here.start(compiled=False)
+    here.progress.seconds = 2.9
+    loop.train(here, loop.Budget(minutes=0.05), loop.Place(tmp_path, 1e9))
+    assert here.progress.seconds == pytest.approx(3.0, abs=0.02)
+    assert here.steps < 12
+
+
+def test_checkpoints_are_whole_and_as_often_as_asked(tmp_path, monkeypatch):
+    saved = []
+    here = new_run()
+    here.start(compiled=False)
+    monkeypatch.setattr(run.Run, "save", lambda self, path: saved.append(self.steps))
+    loop.train(here, loop.Budget(steps=5), loop.Place(tmp_path, 1e-9))
+    assert saved == [1, 2, 3, 4, 5]
+
+
+def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
+    here = trained(DIT, 2, tmp_path, of=9)
+    kept = folder_state(tmp_path)
+
+    def half(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(SettingError, match="No space left"):
+        here.save(tmp_path / loop.CHECKPOINT)
+    assert folder_state(tmp_path) == kept
+
+
+def test_other_and_damaged_checkpoints_are_refused(tmp_path):
+    trained(DIT, 2, tmp_path, of=9)
+    place = loop.Place(tmp_path, 60.0)
+    assert store.check_out(place, DIT)
+    with pytest.raises(SettingError, match="'tiny-dit', not of 'tiny-vp'"):
+        store.check_out(place, VP)
+    with pytest.raises(SettingError, match="batch = 16, not 8"):
+        store.check_out(place, replace(DIT, batch=8))
+    whole = place.checkpoint.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"hello"):
+        place.checkpoint.write_bytes(damaged)
+        with pytest.raises(SettingError, match="cannot go on from"):
+            store.check_out(place, DIT)
+
+
+def test_a_finished_network_is_not_written_over(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not store.check_out(loop.Place(tmp_path, 60.0), DIT)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(SettingError, match=r"holds card\.json"):
+        store.check_out(loop.Place(tmp_path, 60.0), DIT)
+
+
+def test_the_log_goes_on_from_the_checkpoint(tmp_path):
+    log = tmp_path / loop.LOG
+    rows = [{"step": step, "loss": 1.0} for step in (2, 4, 6)]
+    log.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 8, "lo')
+    here = trained(DIT, 5, tmp_path)
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in found] == [5]  # nothing was kept, so all rows were lost steps
+    log.write_text(log.read_text() + '{"step": 7, "loss": 1.0}\n{"st')
+    trained(DIT, 8, tmp_path)
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in found] == [5, 8]
+    assert found[-1]["rate"] == 0.0
+    assert found[0]["loss"] == pytest.approx(here.progress.loss, abs=1e-6)
+    assert found[0]["images_per_second"] > 0.0
+
+
+# The compiler and memory.
+
+
+def test_what_cannot_be_compiled_is_trained_uncompiled(monkeypatch):
+    def broken(module):
+        def call(*args, **names):
+            raise RuntimeError("no compiler\nlong story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    here = new_run()
+    assert here.start(compiled=True) == "RuntimeError: no compiler"
+    plain = new_run()
+    plain.start(compiled=False)
+    for each in (here, plain):
+        each.step(1e-2)
+    assert all(map(torch.equal, here.parameters, plain.parameters))
+
+
+def test_what_is_compiled_is_used(monkeypatch):
+    calls = []
+
+    def compiler(module):
+        return lambda *args, **names: calls.append(1) or module(*args, **names)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    here = new_run()
+    assert here.start(compiled=True) == ""
+    assert all(each.grad is None for each in here.parameters)
+    here.step(1e-2)
+    assert len(calls) == 2
+
+
+# The command.
+
+
+def test_one_command_leaves_a_network_to_sample_from(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "deep" / "tiny"
+    assert typed(monkeypatch, "tiny-edm", "--steps", 6, "--out", out) == 0
+    assert "written to" in capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    written_first = {WEIGHTS, "config.json", "card.json", "samples.png"}
+    assert names == written_first | {"checkpoint.pt", "log.jsonl"}
+    network = load(out)
+    assert network.schedule == EDM()
+    assert network.null_class == 3
+    facts = json.loads((out / "card.json").read_text())
+    assert facts.keys() >= card("fashion-dit").keys()
+    assert facts["trained"]["steps"] == 6
+    assert "6 steps of AdamW" in facts["training"]
+    assert facts["parameters"] == parameters_of(TINY_EDM)
+    stored = load_file(out / WEIGHTS)
+    assert {each.dtype for each in stored.values()} == {torch.float16}
+    average = run.kept(out / "checkpoint.pt")["average"]
+    names = [name for name, _ in build(TINY_EDM).named_parameters()]
+    for name, value in zip(names, average, strict=True):
+        assert torch.equal(stored[name], value.half())
+    with Image.open(out / "samples.png") as sheet:
+        assert sheet.size == (2 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2)
+    before = folder_state(out)
+    assert typed(monkeypatch, "tiny-edm", "--steps", 6, "--out", out) == 0
+    assert folder_state(out).keys() == before.keys()
+    assert folder_state(out)[WEIGHTS] == before[WEIGHTS]
+
+
+def test_minutes_end_a_training(tmp_path, monkeypatch):
+    start = time.perf_counter()
+    assert typed(monkeypatch, "tiny-vp", "--minutes", 0.01, "--out", tmp_path / "x") == 0
+    facts = json.loads((tmp_path / "x" / "card.json").read_text())["trained"]
+    assert 0.6 <= facts["seconds"] < time.perf_counter() - start
+    assert facts["steps"] > 1
+    last = json.loads((tmp_path / "x" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["rate"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a recipe: tiny-dit"),
+        (("tiny-dti", "--steps", 1), "did you mean 'tiny-dit'"),
+        (("nowhere.json", "--steps", 1), "cannot read 'nowhere.json'"),
+        (("tiny-dit",), "either --minutes or --steps"),
+        (("tiny-dit", "--minutes", 1, "--steps", 1), "either --minutes or --steps"),
+        (("tiny-dit", "--minutes", 0), "--minutes must be above 0"),
+        (("tiny-dit", "--steps", -1), "--steps must be at least 1"),
+        (("tiny-dit", "--steps", 1, "--batch", 0), "--batch must be at least 1"),
+        (("tiny-dit", "--steps", 1, "--save-every", 0), "--save-every must be above 0"),
+        (("tiny-dit", "--steps", 1, "--out", __file__), "is a file"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_code_2(words, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert typed(monkeypatch, *words) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_say_what_fetches_them_and_leave_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(written(replace(DIT, data="cifar10")))
+    monkeypatch.setattr(sys, "argv", ["train_network.py"])
+    assert command(recipe, "--steps", 1, "--out", tmp_path / "out") == 2
+    assert "`fewstep data cifar10` fetches it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_lack_of_memory_says_what_to_lower(monkeypatch, capsys, tmp_path):
+    def step(self, rate):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(run.Run, "step", step)
+    assert typed(monkeypatch, "tiny-dit", "--steps", 3, "--out", tmp_path / "x") == 2
+    told = capsys.readouterr().err
+    assert "out of memory" in told
+    assert "--batch 8" in told
+
+
+def test_the_list_names_every_recipe(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_network.py"])
+    assert command("--list") == 0
+    told = capsys.readouterr().out
+    assert all(f"\n{name} " in told for name in table.RECIPES)
+
+
+# The page.
+
+PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+
+
+@pytest.mark.parametrize("name", table.RECIPES)
+def test_the_page_says_what_the_recipes_are(name):
+    recipe = table.RECIPES[name]
+    (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{name}` "))
+    assert f"{parameters_of(recipe) / 1e6:.2f} M" in row
+    assert f"| {recipe.prediction} |" in row
+    assert recipe.model in row or recipe.data != "cifar10"
+
+
+def test_the_recipe_on_the_page_is_one(tmp_path):
+    path = tmp_path / "page.json"
+    path.write_text(PAGE.partition("```json")[2].partition("```")[0])
+    assert f"{parameters_of(recipe_of(str(path), {})):,} parameters" in PAGE
+
+
+# In processes of their own. The images are made up, so the script is started by a few lines.
+
+DRIVER = f"""
+import sys
+sys.path[:0] = [{str(RECIPES)!r}, {str(Path(__file__).parent)!r}]
+import test_train_network as here
+here.pixels.images_of = lambda source: here.halves()
+here.task.NODES, here.store.PER_CLASS, here.store.NFE = 2048, 2, 4
+here.train_network.RECIPES = here.TINY
+here.train_network.main()
+"""
+
+
+def driver(tmp_path):
+    path = tmp_path / "driver.py"
+    path.write_text(DRIVER)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on(tmp_path, monkeypatch):
+    options = ["tiny-dit", "--steps", "200", "--out", str(tmp_path / "parts")]
+    words = [sys.executable, driver(tmp_path), *options, "--save-every", "0.05"]
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = tmp_path / "parts" / loop.CHECKPOINT
+    end = time.monotonic() + 100
+    while not kept.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    done = run.kept(kept)["progress"]["steps"]
+    assert 0 < done < 200
+    assert typed(monkeypatch, *options) == 0
+    (tmp_path / "whole").mkdir()
+    trained(DIT, 200, tmp_path / "whole")
+    same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_batch_and_one_writes(tmp_path):
+    out = tmp_path / "two"
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words += ["--standalone", driver(tmp_path), "tiny-dit", "--steps", "8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, "--out", str(out)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1
+    assert len((out / "log.jsonl").read_text().splitlines()) == 1
+    facts = json.loads((out / "card.json").read_text())
+    assert facts["trained"]["device"] == "2 x cpu"
+    assert facts["trained"]["steps"] == 8
+    assert load(out).num_classes == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
+def test_on_a_gpu(recipe, tmp_path):
+    """bf16, the fused optimizer, the compiler, the average, and a step that is skipped."""
+    here = new_run(replace(recipe, batch=64, rate=1e-2, warmup=5))
+    assert here.device.type == "cuda"
+    assert here.start(compiled=True) == ""
+    fail_at(here, {30, 31})
+    loop.train(here, loop.Budget(steps=200), loop.Place(tmp_path, 1e9))
+    losses = list(here.progress.losses)
+    assert here.progress.skipped == 2
+    assert all(each.dtype == torch.float32 for each in here.average)
+    again = new_run(here.recipe)
+    again.restore(tmp_path / loop.CHECKPOINT)
+    assert again.steps == 200
+    assert np.mean(losses[-10:]) < 0.8
+    store.write_network(tmp_path, here.recipe, again.averaged(), {**FACTS, "loss": 1.0})
+    store.draw(tmp_path, again.device, len(CLASSES))
