@@ -14,6 +14,7 @@ from fewstep.commands import (
     bench_editing,
     bench_fid,
     bench_fronts,
+    bench_gpu,
     calibrate,
     data,
     editing,
@@ -58,6 +59,7 @@ BENCH: Commands = {
     "fid-nfe": bench_fid.fid_nfe,
     "table": bench_fid.fid_table,
     "command": bench.command,
+    "gpu": bench_gpu.gpu,
     "inversion": bench_editing.inversion,
     "edit": bench_editing.edit,
 }

@@ -53,5 +53,5 @@ def refuse_typed(ctx: typer.Context, names: Set[str], reason: str) -> None:
     """Raises SettingError if one of these parameters was typed: it would be ignored."""
     found = [name for name in names if typed(ctx, name)]
     if found:
-        options = ", ".join(sorted(name.replace("_", "-") for name in found))
+        options = ", ".join(sorted(name.strip("_").replace("_", "-") for name in found))
         raise SettingError(f"{reason}; drop {options}")

@@ -13,8 +13,15 @@ DEFAULT_MODEL = "fashion-dit"
 # The network and where it runs.
 Model = Annotated[str, typer.Argument(help="A network as in sample.")]
 ModelOption = Annotated[str, typer.Option(help="A network as in sample.")]
-Dtype = Annotated[str, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
+Dtype = Annotated[str, typer.Option(help="Of the network: fp32, tf32, bf16 or fp16.")]
 Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network (torch.compile).")]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Memory layout of convolutions; for UNets on GPUs.")
+]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="Record calls and runs once, and replay them.")
+]
 BatchSampled = Annotated[int, typer.Option(help="Images sampled at once.")]
 Batch = Annotated[int, typer.Option(help="Images at once.")]
 

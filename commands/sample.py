@@ -12,6 +12,9 @@ from .options import (
     BatchSampled,
     CfgInterval,
     CfgScale,
+    ChannelsLast,
+    Compile,
+    CudaGraph,
     Device,
     Dtype,
     GridType,
@@ -75,6 +78,9 @@ def sample(
     batch: BatchSampled = 32,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
+    compile_: Compile = False,
+    channels_last: ChannelsLast = False,
+    cuda_graph: CudaGraph = False,
     out: Annotated[Path, typer.Option(help="The grid picture.")] = Path("samples.png"),
     save_images: Annotated[
         Path | None, typer.Option(help="Folder for every image as a PNG of its own.")
@@ -88,6 +94,7 @@ def sample(
     """Draws a grid of images and prints what it cost."""
     with one_line_errors(), one_line_warnings():
         from ..models.load import load
+        from ..models.speed import Speed
         from ..samplers.cache_file import resolved
         from ..samplers.images import check_folder, check_writable
         from ..samplers.run import Run, as_json, parse_interval, run_from_png, save_pictures
@@ -100,11 +107,12 @@ def sample(
             names = ctx.params.keys() - BESIDE_REPLAY
             refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
             run = run_from_png(from_png)
-            network = load(run.model, dtype=run.dtype, device=run.device)
+            network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
         else:
             if force and schedule is None and cache is None:
                 raise SettingError("--force is for --schedule and --cache; give one of them")
-            network = load(model, dtype=dtype, device=device)
+            speed = Speed(compile_, channels_last, cuda_graph)
+            network = load(model, dtype=dtype, device=device, speed=speed)
             chosen, labels = _images(network, seed, seeds, classes, per_class)
             run = Run(
                 model=model,
@@ -123,6 +131,7 @@ def sample(
                 batch=batch,
                 dtype=dtype,
                 device=device,
+                speed=None if speed == Speed() else speed,
                 columns=per_class or 8 if classes and not seeds else None,
             ).settled()
             if cache is not None:

@@ -32,8 +32,7 @@ def search(
     strategy: Annotated[
         str,
         typer.Option(
-            help="auto, or names with commas: grid dmn gits klub oss evolve fit grad grow"
-            " refine."
+            help="auto, or names with commas: grid dmn gits klub oss evolve fit grad grow refine."
         ),
     ] = "auto",
     objective: Annotated[

@@ -14,9 +14,11 @@ from .errors import ModelError, NonFiniteError
 from .ledger import Ledger
 from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
 from .schedule import Node, NoiseSchedule
+from .transfer import Reading
 
 if TYPE_CHECKING:
     from .families import Prompts
+    from .graphs import Graphs
 
 CPU = torch.device("cpu")
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
@@ -63,6 +65,7 @@ class Network:
     module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
                  plain function.
     prompts:     what makes conditions of prompts; None if it is asked without.
+    graphs:      what its calls are recorded in (`models.speed`); None if they are not.
     """
 
     forward: Forward
@@ -78,6 +81,7 @@ class Network:
     name: str = ""
     module: nn.Module | None = None
     prompts: "Prompts | None" = None
+    graphs: "Graphs | None" = None
 
     @property
     def sigma_data(self) -> float:
@@ -94,6 +98,7 @@ class Denoiser:
     cache:      the cache on the network, which is told what each call is.
     others:     who answers a branch that is not this network's; it counts in a ledger of its own,
                 and its rows and calls in this one too.
+    unchecked:  the sums of outputs that `check` has yet to look at.
 
     The state keeps its dtype: `forward` casts to the network's own dtype and back.
     """
@@ -104,7 +109,7 @@ class Denoiser:
     stage: int = 0
     cache: Attachment | None = None
     others: "Mapping[Branch, Denoiser]" = field(default_factory=dict)
-    _unchecked: list[tuple[Node, Tensor]] = field(default_factory=list)
+    unchecked: list[tuple[Node, Tensor]] = field(default_factory=list)
 
     def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """The predicted clean sample (B, *), one per branch; of an `Ask` for k rows, (k, *)."""
@@ -152,13 +157,24 @@ class Denoiser:
         Every output leaves its sum on its device, in float64, where it cannot overflow. On a CPU it
         is read at once; elsewhere that would stall the device, so the loop asks once, at the end.
         """
-        for other in self.others.values():
-            other.check()
-        pending, self._unchecked = self._unchecked, []
-        if not pending:
-            return
-        sums = torch.stack([total for _, total in pending]).tolist()
-        for (node, _), total in zip(pending, sums, strict=True):
+        self.check_later()()
+
+    def check_later(self) -> Callable[[], None]:
+        """`check` in two parts: the sums go to the host now, what is returned waits for them."""
+        others = [other.check_later() for other in self.others.values()]
+        pending, self.unchecked = self.unchecked, []
+        sums = Reading(torch.stack([total for _, total in pending])) if pending else None
+
+        def check() -> None:
+            for other in others:
+                other()
+            if sums is not None:
+                self._judge([node for node, _ in pending], sums.numbers())
+
+        return check
+
+    def _judge(self, nodes: Sequence[Node], sums: Sequence[float]) -> None:
+        for node, total in zip(nodes, sums, strict=True):
             if not math.isfinite(total):
                 raise NonFiniteError(
                     f"the network {self.network.name!r} returned NaN or infinity at t={node.t:g}"
@@ -187,10 +203,10 @@ class Denoiser:
         return self.network.forward(x_in, node, self._conditions(asks))
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
-        """Notes an output for `check`."""
+        """Notes an output for `check`; a run that is recorded leaves its sums for the end."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
-        self._unchecked.append((node, out.sum(dtype=wide)))
-        if out.device.type == "cpu":
+        self.unchecked.append((node, out.sum(dtype=wide)))
+        if out.device.type == "cpu" and Reading.allowed:
             self.check()
 
     def _other(self, x_t: Tensor, node: Node, ask: Ask) -> Tensor:

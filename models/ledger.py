@@ -178,6 +178,14 @@ class Ledger:
         self.evaluations += images
         self.rows += rows
 
+    def add(self, other: "Ledger") -> None:
+        """Records the calls of another ledger, as when a recorded run is replayed."""
+        self.calls += other.calls
+        self.evaluations += other.evaluations
+        self.rows += other.rows
+        for n, rows in other.steps.items():
+            self.count_step(n, rows)
+
     @property
     def effective_nfe(self) -> float:
         """Evaluations per image in units of one without a cache, by FLOPs."""

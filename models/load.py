@@ -16,10 +16,18 @@ from .denoiser import Network
 from .errors import ModelError, UnknownNameError
 from .families import FAMILIES, default_size, family_of, network_of
 from .families.checks import asks_for_text, no_adapter
+from .memory import memory_advice
 from .schedule import noise_schedule
+from .speed import Speed, faster, in_tf32
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TF32 = "tf32"
+DTYPES = {
+    "fp32": torch.float32,
+    TF32: torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def embedded_names() -> list[str]:
@@ -42,6 +50,7 @@ def load(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    speed: Speed | None = None,
 ) -> Network:
     """A network ready to sample from.
 
@@ -50,12 +59,26 @@ def load(
             a card.json or scheduler_config.json beside its weights); a hub id `owner/name`; a live
             diffusers pipeline; or a `Network`, which is returned as it is.
         dtype: "fp32", "bf16", "fp16" or torch's own, of the network's weights; states stay
-            float32. None is fp32, and for a live pipeline what it has.
+            float32. "tf32" is fp32 whose matrix products may round to TF32 on a GPU. None is fp32,
+            and for a live pipeline what it has.
         device: a torch device; None is cpu, and for a live pipeline where it is.
+        speed: how it is run, such as `Speed(compile=True)`; None as it is.
 
     Raises:
         ModelError: if nothing is found there, or what is found cannot be sampled from.
+        SettingError: if it cannot be run so; see `faster`.
+        MemoryLackError: if its weights do not fit on the device.
     """
+    doing, advice = f"loading {str(source)[:80]!r}", "take dtype bf16, or a device with more memory"
+    with memory_advice(doing, advice):
+        network = _found(source, dtype, device)
+    network = in_tf32(network) if dtype == TF32 else network
+    return network if speed is None else faster(network, speed)
+
+
+def _found(
+    source: Any, dtype: str | torch.dtype | None, device: str | torch.device | None
+) -> Network:
     if isinstance(source, Network):
         return source
     kind, where = _dtype(dtype or "fp32"), checked_device(device or "cpu")

@@ -14,6 +14,7 @@ from ..models.denoiser import Denoiser
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
+from ..models.transfer import sent
 from ..solvers import GuidedExecutor, Revision, Rewritable, Solver, drive, retold
 from ..solvers.base import Asked, Split
 from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
@@ -40,6 +41,24 @@ def integrate(
         SettingError: if noise is wanted and there is none, or if a guidance stands beside a solver
             that brings its own.
     """
+    x = carry(denoiser, solver, grid, x, guidance, callback, noise)
+    denoiser.check()
+    return x
+
+
+def carry(
+    denoiser: Denoiser,
+    solver: Solver[Any],
+    grid: TimeGrid,
+    x: Tensor,
+    guidance: Guidance,
+    callback: Callback | None = None,
+    noise: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """`integrate` without its look at what the network returned, for which a host has to wait.
+
+    Call `denoiser.check()` once the result is wanted.
+    """
     _check_guidance(solver, guidance)
     guide = guidance.begin(Setup(denoiser.network, solver, grid, len(x)))
     answers, state = Answers(denoiser, guide, noise, x), solver.init()
@@ -52,7 +71,6 @@ def integrate(
         denoiser.ledger.count_step(n, denoiser.ledger.rows - before)
         if callback is not None:
             callback(n, s, x, answers.x0, denoiser.ledger)
-    denoiser.check()
     return x
 
 
@@ -99,6 +117,20 @@ class Answers:
         return x0
 
 
+def adds_noise(solver: Solver[Any], grid: TimeGrid) -> bool:
+    """Whether a run asks for noise, by a dry run."""
+    x, state, asked = torch.zeros(1, 1, 1, 1), solver.init(), False
+
+    def answer(x_t: Tensor, node: Asked) -> Tensor:
+        nonlocal asked
+        asked = asked or node is None
+        return torch.stack([x_t] * len(node.branches)) if isinstance(node, Split) else x_t
+
+    for t, s in pairwise(grid.nodes):
+        x, state = drive(solver.step(x, state, t, s), answer)
+    return asked
+
+
 def stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
     """How often a run will ask for x0 as the first, second, .. of its step, by a dry run."""
     asked: Counter[int] = Counter()
@@ -129,4 +161,4 @@ def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:
 def _fresh(noise: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
     if noise is None:
         raise SettingError("this solver adds noise; give integrate a source of it")
-    return noise().to(x)
+    return sent(noise(), x.device, x.dtype)

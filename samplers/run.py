@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .. import __version__
 from ..models.errors import SettingError
+from ..models.speed import Speed
 from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
@@ -37,7 +38,7 @@ class Run(BaseModel):
     guidance_spec: another guidance, as `named_guidance` takes it with cfg_scale.
     cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
               on the others in it.
-    batch, dtype, device: they change the last bits of the pixels.
+    batch, dtype, device, speed: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
     """
@@ -61,6 +62,7 @@ class Run(BaseModel):
     batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
+    speed: Speed | None = None
     columns: int | None = None
     version: str = __version__
 

@@ -1,10 +1,11 @@
 """`Sampler`: a network, ready to be asked for images."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ from ..models.errors import SettingError
 from ..models.families import Size, network_of
 from ..models.ledger import Ledger
 from ..models.load import load
+from ..models.memory import memory_advice
 from ..models.schedule import Node
+from ..models.speed import Speed
+from ..models.transfer import Reading, sent
 from ..solvers import Bound
 from .conditions import Conditions, branches_of, check_branches, denoisers_of, rows_of
 from .guidance import Guidance, Setup, policy_of
 from .images import Picture, to_pil
-from .loop import Callback, integrate, stage_calls
+from .loop import Callback, carry, stage_calls
 from .noise import Noise, checked_seeds
 from .plan import Plan, default_schedule, make_plan
+from .recorded import Course, course
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Sampler:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        speed: Speed | None = None,
     ) -> "Sampler":
         """The sampler of anything that `models.load.load` takes."""
-        return cls(load(source, dtype=dtype, device=device))
+        return cls(load(source, dtype=dtype, device=device, speed=speed))
 
     @classmethod
     def from_pipeline(cls, pipe: Any, size: Size | None = None) -> "Sampler":
@@ -118,6 +124,7 @@ class Sampler:
         Raises:
             FewstepError: for anything that cannot be run, before the network is called.
             NonFiniteError: if the network returns NaN or infinity.
+            MemoryLackError: if a batch does not fit on the device.
         """
         if batch < 1:
             raise SettingError(f"batch must be at least 1, not {batch}")
@@ -130,40 +137,84 @@ class Sampler:
         size = min(batch, len(seeds))
         guidance.check(Setup(self.network, plan.solver, plan.grid, size, plan.adaptive, cached))
         _check_cache(cache, plan)
-        ledger, parts = Ledger(images=len(seeds)), []
+        ledger, networks = Ledger(images=len(seeds)), guidance.networks(self.network)
         chunks = [slice(i, i + batch) for i in range(0, len(seeds), batch)]
         start = time.perf_counter()
         on = nullcontext() if cache is None else caching(self.network, cache)
-        with on, _bar(progress, plan.grid.steps * len(chunks), callback) as step_done:
+        doing, advice = f"sampling {size} images at once", "lower batch, or take dtype bf16"
+        bar = _bar(progress, plan.grid.steps * len(chunks), callback)
+        with on, bar as step_done, memory_advice(doing, advice):
             held = attached(self.network)
             before = 0 if held is None else len(held.ledger.calls)
-            for rows in chunks:
-                own = rows_of(branches, rows)
-                others = denoisers_of(guidance.networks(self.network), own)
-                denoiser = Denoiser(self.network, own, ledger, cache=held, others=others)
-                parts.append(self._draw(denoiser, plan, seeds[rows], guidance, step_done))
+            asked = [
+                Denoiser(self.network, own, ledger, cache=held, others=denoisers_of(networks, own))
+                for own in (rows_of(branches, rows) for rows in chunks)
+            ]
+            whole = course(asked[0], plan, guidance, choices, watched=callback is not None)
+            way = Way(plan, guidance, whole, step_done)
+            drawn = (way.draw(each, seeds[rows]) for each, rows in zip(asked, chunks, strict=True))
+            parts = [draft.home() for draft in _ahead(drawn)]
             ledger.seconds = time.perf_counter() - start
         ledger.cache = None if held is None else held.ledger.since(before)
         return Result(torch.cat(parts), ledger)  # joined here, they are ordinary tensors again
 
-    def _draw(
-        self,
-        denoiser: Denoiser,
-        plan: Plan,
-        seeds: Sequence[int],
-        guidance: Guidance,
-        callback: Callback,
-    ) -> Tensor:
-        """One batch from its noise to its decoded samples."""
-        if denoiser.cache is not None:
-            denoiser.cache.begin(stage_calls(plan.solver, plan.grid))
-        scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
-        noise = Noise(seeds, self.network.shape)
+
+@dataclass(frozen=True)
+class Draft:
+    """A batch on its way to the host.
+
+    check: raises NonFiniteError if the network returned NaN or infinity for it.
+    """
+
+    samples: Reading
+    check: Callable[[], None]
+
+    def home(self) -> Tensor:
+        """The samples; raises as `check`."""
+        self.check()
+        return self.samples.tensor()
+
+
+@dataclass(frozen=True)
+class Way:
+    """From noise to samples, for one batch after the other.
+
+    whole:    what a recorded run is replayed by; None to go step by step.
+    callback: called after each step.
+    """
+
+    plan: Plan
+    guidance: Guidance
+    whole: Course | None
+    callback: Callback
+
+    def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> Draft:
+        """One batch from its noise to its decoded samples; a GPU is not waited for."""
+        network, grid = denoiser.network, self.plan.grid
+        noise = Noise(seeds, network.shape)
         with torch.inference_mode():
-            x = noise.draw().to(self.network.device) * scale
-            x = integrate(denoiser, plan.solver, plan.grid, x, guidance, callback, noise.draw)
-            x = x if self.network.decode is None else self.network.decode(x)
-        return x.cpu()
+            x = sent(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
+            if self.whole is not None:
+                x = self.whole.run(denoiser, x)
+                for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here
+                    self.callback(n, node, x, x, denoiser.ledger)
+            else:
+                x = self._stepped(denoiser, x, noise)
+            x = x if network.decode is None else network.decode(x)
+            return Draft(Reading(x), denoiser.check_later())
+
+    def _stepped(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
+        solver, grid = self.plan.solver, self.plan.grid
+        if denoiser.cache is not None:
+            denoiser.cache.begin(stage_calls(solver, grid))
+        return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
+
+
+def _ahead(drafts: Iterator[Draft]) -> Iterator[Draft]:
+    """The same one later, so that the next batch is under way when one is waited for."""
+    for draft, _ in pairwise(chain(drafts, [None])):
+        if draft is not None:
+            yield draft
 
 
 def _check_cache(cache: Policy | None, plan: Plan) -> None:

@@ -33,6 +33,7 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
+from ..models.transfer import sent
 from .base import Revision, SolverInfo, Step, register
 from .model_statistics import ModelStatistics
 from .multistep import LowerOrderFinal, orders
@@ -93,7 +94,9 @@ class Piece:
 
     def to(self, x: Tensor) -> "Piece":
         """The same numbers in the dtype and on the device of a state."""
-        return Piece(self.x.to(x), tuple(weight.to(x) for weight in self.f), self.shift.to(x))
+        weights = tuple(sent(weight, x.device, x.dtype) for weight in self.f)
+        slope, shift = (sent(each, x.device, x.dtype) for each in (self.x, self.shift))
+        return Piece(slope, weights, shift)
 
 
 @plain(frozen=True, eq=False)
@@ -109,7 +112,8 @@ class Stage:
 
     def to(self, x: Tensor) -> "Stage":
         corrector = None if self.corrector is None else self.corrector.to(x)
-        return Stage(self.level.to(x), corrector, self.predictor.to(x))
+        level = sent(self.level, x.device, x.dtype)
+        return Stage(level, corrector, self.predictor.to(x))
 
 
 class Memory(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..models.denoiser import Branch, Network
 from ..models.schedule import Node
+from ..models.transfer import Constant
 from .base import Query, Split
 from .executor import Executor, check_network, mean_of
 from .schedule_data import Compiled, Schedule
@@ -38,6 +39,7 @@ class GuidedExecutor:
         self.nodes = [process.at(t) for t in self.table.tau]
         self.weights = [weights_of(self.table, n) for n in range(self.table.steps)]
         self.given, self.mean = schedule.afs is not None, mean_of(schedule)
+        self._mean = Constant(torch.zeros(()) if self.mean is None else self.mean)
         self.schedule = schedule
 
     def check_network(self, network: Network) -> None:
@@ -53,7 +55,7 @@ class GuidedExecutor:
         """The row numbered `state.n`."""
         n, tensors = state.n, state.tensors or (x,)
         if n == 0 and self.given:
-            stand_in = torch.zeros_like(x) if self.mean is None else self.mean.to(x).expand_as(x)
+            stand_in = self._mean.on(x).expand_as(x)
             tensors = (*tensors, stand_in)
         else:
             branches = branches_at(self.table, n)

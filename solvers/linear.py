@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node
+from ..models.transfer import Constant
 from .base import Query, Revision
 
 # What a state is written in: ("x", n), the state at node n; ("x0", n) and ("eps", n), the two
@@ -72,6 +74,8 @@ class LinearSteps:
     def __init__(self, rows: Sequence[Row], starts: Sequence[int] = ()) -> None:
         self.rows = tuple(rows)
         self.starts = tuple(starts) or tuple(range(len(self.rows)))
+        given = next((row.given for row in self.rows if row.given is not None), None)
+        self._constant = Constant(torch.zeros(()) if given is None else given)
 
     def init(self) -> Memory:
         return Memory()
@@ -83,7 +87,7 @@ class LinearSteps:
         row, kept = self.rows[state.n], state.kept
         x_s = x * row.x
         if row.given is not None:
-            x0 = row.given.to(x)
+            x0 = self._constant.on(x)
             x_s = x_s + row.x0 * x0
         elif row.query is None:
             x0 = x.new_zeros(()).expand_as(x)

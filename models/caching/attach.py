@@ -22,6 +22,16 @@ from .unet_engine import UNetEngine
 from .unobserved import Unobserved
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a cache did in a run: its calls, its bytes, and what each network was called with."""
+
+    calls: list[CacheCall]
+    bytes_held: int
+    bytes_predicted: int
+    samples: list[Any]
+
+
 @dataclass
 class Attachment:
     """A cache on a network, or on both of a pipeline with two.
@@ -50,6 +60,21 @@ class Attachment:
         """The next call carries these branches as one batch, in this order."""
         for engine in self.engines:
             engine.said = (tuple(branches), stage)
+
+    def record(self, start: int) -> "Record":
+        """The calls from the start-th on, taken out of the ledger."""
+        calls = self.ledger.calls[start:]
+        del self.ledger.calls[start:]
+        held, expected = self.ledger.bytes_held, self.ledger.bytes_predicted
+        return Record(calls, held, expected, [engine.sample for engine in self.engines])
+
+    def replayed(self, record: "Record") -> None:
+        """What was recorded in a CUDA graph ran once, without anything here being called."""
+        self.ledger.calls.extend(record.calls)
+        self.ledger.bytes_held = max(self.ledger.bytes_held, record.bytes_held)
+        self.ledger.bytes_predicted = max(self.ledger.bytes_predicted, record.bytes_predicted)
+        for engine, sample in zip(self.engines, record.samples, strict=True):
+            engine.sample = engine.sample or sample
 
     def detach(self) -> None:
         """Takes every hook off and leaves the network as it was; the ledger stays readable."""

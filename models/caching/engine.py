@@ -124,6 +124,7 @@ class Engine(ABC):
     ledger: what was done.
     calls:  the length of a run by stage, where it is known: a function asked once per run.
     group:  processes that hold shards of one call and must decide alike.
+    sample: the arguments of one call, from which its cost is counted.
     """
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
@@ -137,7 +138,7 @@ class Engine(ABC):
         self.context: str | None = None
         self.active = True
         self._lengths: dict[int, int | None] = {}
-        self._sample: tuple[Any, Any] | None = None
+        self.sample: tuple[Any, Any] | None = None
         self._cost: Cost | None = None
         self._time = _position(root, ("timestep", "timesteps", "t"))
 
@@ -198,8 +199,8 @@ class Engine(ABC):
         self.state = CallState(place, self._track(place, x), len(x))
         length = self.length(place.stage)
         self.state.full = True if self.policy.off else self._forced(self.state, length)
-        if self._sample is None:
-            self._sample = (tuple(args), dict(kwargs))
+        if self.sample is None:
+            self.sample = (tuple(args), dict(kwargs))
         return self.state
 
     def finish(self, call: CallState) -> None:
@@ -307,10 +308,10 @@ class Engine(ABC):
 
     def cost(self) -> Cost | None:
         """FLOPs of a full call and of its parts; None before the first call."""
-        if self._cost is None and self._sample is not None:
+        if self._cost is None and self.sample is not None:
             self.active = False
             try:
-                self._cost = measure(self.root, self.parts(), *self._sample)
+                self._cost = measure(self.root, self.parts(), *self.sample)
             finally:
                 self.active = True
         return self._cost

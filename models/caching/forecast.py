@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..transfer import sent
+
 Basis = Literal["published", "newton"]
 
 
@@ -123,7 +125,7 @@ class RowDifferences(Held):
             self.times = [[index] for _ in range(len(new))]
             return
         chosen = list(range(len(self.times))) if rows is None else list(rows)
-        at = torch.tensor(chosen, device=x.device)
+        at = sent(torch.tensor(chosen), x.device)
         for j in range(self.order.degree + 1):
             before = self.held[j].index_select(0, at)
             self.held[j].index_copy_(0, at, new)
@@ -175,7 +177,7 @@ def _alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    column = torch.tensor(values, dtype=like.dtype, device=like.device)
+    column = sent(torch.tensor(values, dtype=like.dtype), like.device)
     return column.reshape(-1, *[1] * (like.ndim - 1))
 
 

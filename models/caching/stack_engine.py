@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
+from ..transfer import Reading, sent
 from .base import StackPolicy
 from .engine import Answer, Arguments, CallState, Engine, Memory, Part
 from .family import Block, Stack, State
@@ -173,7 +174,7 @@ class StackEngine(Engine):
             sums = sums.sum(dim=1, keepdim=True)
         if self.group is not None:
             torch.distributed.all_reduce(sums, group=self.group)
-        difference, size = sums.tolist()
+        difference, size = Reading(sums).numbers()
         ratios = [a / b if b > 0.0 else float("nan") for a, b in zip(difference, size, strict=True)]
         if self.gate.reduce == "per-sample":
             images = len(ratios) // branches
@@ -277,13 +278,13 @@ def _worst(errors: Sequence[float]) -> float:
 
 
 def _select(x: Tensor, rows: Sequence[int]) -> Tensor:
-    return x.index_select(0, torch.tensor(rows, device=x.device))
+    return x.index_select(0, sent(torch.tensor(rows), x.device))
 
 
 def _scatter(whole: Any, part: Any, rows: Sequence[int]) -> Any:
     if whole is None or part is None:
         return None
-    return whole.index_copy(0, torch.tensor(rows, device=whole.device), part)
+    return whole.index_copy(0, sent(torch.tensor(rows), whole.device), part)
 
 
 def _rows(name: str, value: Any, call: CallState) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch
 from ...models.errors import SettingError
 from ...models.prediction import Prediction
+from ...models.transfer import Reading, sent
 from .base import BOTH, COND, Guide, Moment, Setup
 from .extrapolate import Differences
 from .registry import register
@@ -98,10 +99,10 @@ class AdaptiveGuide(Guide):
 
     def __init__(self, policy: AdaptiveGuidance, setup: Setup) -> None:
         self.policy, self.kind = policy, prediction_of(policy.space, setup.grid.schedule)
-        self.hits = [0] * setup.images
+        self.hits, self.device = [0] * setup.images, setup.network.device
         self.on = [True] * setup.images  # whether an image is guided still
         self.asked: Tensor | None = None  # its rows, if not all
-        self.gamma: Tensor | None = None  # of the last step, read at the next
+        self.gamma: Reading | None = None  # of the last step, read at the next
         self.past = Differences(0 if policy.landing == "hold" else 1, "lam", Prediction.EPS)
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
@@ -117,8 +118,8 @@ class AdaptiveGuide(Guide):
         """Reads the gamma of the step before, which decides this one."""
         if self.gamma is None:
             return
-        gamma: list[float] = self.gamma.tolist()
-        device, self.gamma = self.gamma.device, None
+        gamma: list[float] = self.gamma.numbers()
+        self.gamma = None
         if self.policy.batch == "mean":
             gamma = [sum(gamma) / len(gamma)] * len(gamma)
         rows = [row for row, on in enumerate(self.on) if on]
@@ -128,7 +129,7 @@ class AdaptiveGuide(Guide):
         if self.policy.batch == "per-sample":
             self.on = [on and not end for on, end in zip(self.on, done, strict=True)]
             kept = [row for row, on in enumerate(self.on) if on]
-            self.asked = torch.tensor(kept, device=device)
+            self.asked = sent(torch.tensor(kept), self.device)
         elif all(done):
             self.on = [False] * len(self.on)
 
@@ -149,7 +150,7 @@ class AdaptiveGuide(Guide):
     ) -> None:
         x = x if rows is None else x[rows]
         a, b = (read(each, x, moment.node, self.kind) for each in (cond, uncond))
-        self.gamma = similarity(a, b)
+        self.gamma, self.device = Reading(similarity(a, b)), x.device
 
     def _some(self, uncond: Tensor, cond: Tensor, rows: Tensor, moment: Moment) -> Tensor:
         """Guided in some rows; in the others as after the end."""
@@ -157,7 +158,7 @@ class AdaptiveGuide(Guide):
             out = cond.clone()
         else:
             out = self._landed(cond, moment)
-            gone = per_row(torch.tensor(self.on, device=cond.device), cond)
+            gone = per_row(sent(torch.tensor(self.on), cond.device), cond)
             known = torch.zeros_like(cond).index_copy(0, rows, cond[rows] - uncond)
             self._keep(known * gone + self.past.at(moment.node) * (1.0 - gone), moment)
         out[rows] = torch.lerp(uncond, cond[rows], self.policy.scale)

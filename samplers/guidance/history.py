@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...models.transfer import sent
 from ...solvers import Revision
 from .space import per_row
 
@@ -71,4 +72,4 @@ def _where(rows: tuple[bool, ...], a: Tensor, b: Tensor) -> Tensor:
         return a
     if not any(rows):
         return b
-    return torch.where(per_row(torch.tensor(rows, device=a.device), a).bool(), a, b)
+    return torch.where(per_row(sent(torch.tensor(rows), a.device), a).bool(), a, b)

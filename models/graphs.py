@@ -1,0 +1,262 @@
+"""CUDA graphs: work on tensors is recorded once and replayed, without the host launching kernels.
+
+A graph holds kernels with the addresses they read and write, so a replay needs its inputs copied to
+where they were, and its outputs copied away before the next one. What the host decided while it was
+recorded (shapes, branches, coefficients, which blocks a cache ran) is fixed in it: all of that is
+the key under which a graph is found. Work that lets the host wait for the device cannot be
+recorded; it is run as it is, and one warning says why.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .caching import attached
+from .transfer import Reading
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], Any]], tuple[Any, Replay]]
+MOST = 16  # graphs of one network; of more shapes than that, the oldest are recorded anew
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One graph: where its inputs are read, where its outputs are left, and what runs it.
+
+    work: what was recorded, whose constants the graph reads and which must not be freed.
+    """
+
+    inputs: list[Tensor]
+    outputs: Any
+    replay: Replay
+    work: Callable[[Any], Any]
+
+
+class CudaCapture:
+    """Records work in a CUDA graph, all in one pool of memory.
+
+    The pool can be shared since replays follow each other on one stream and nobody reads outputs
+    after the next one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
+        """Raises RuntimeError if the host waits for the device anywhere in it."""
+        with torch.cuda.device(self.device):
+            return self._recorded(work)
+
+    def _recorded(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
+        streams: Any = torch.cuda
+        here, aside = streams.current_stream(), streams.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside), _no_waiting():
+            work()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            outputs = work()
+        return outputs, graph.replay
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Every wait of the host for the device raises, outside a recording, where it does no harm."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@dataclass
+class Graphs:
+    """What was recorded of one network.
+
+    module:  the network; when its weights have moved, everything is recorded anew.
+    capture: runs work, a function without arguments, once more, records it and returns its outputs
+             and what replays it into them: a `CudaCapture`.
+    """
+
+    module: nn.Module
+    capture: Capture
+    _held: dict[Hashable, Captured | None] = field(default_factory=dict)
+    _failed: set[Hashable] = field(default_factory=set)
+    _said: set[tuple[str, str]] = field(default_factory=set)
+    _weights: tuple[int, ...] = ()
+
+    recording: ClassVar[bool] = False  # of any network: one recording cannot hold another
+
+    def run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
+        """work(inputs), replayed if it can be.
+
+        The first time it runs as it is, which leaves libraries and compilers ready; the second time
+        it is recorded, so that what is run only once costs nothing.
+
+        Args:
+            work: of tensors on one device to tensors, and nothing else that matters.
+            key: what it depends on beside the inputs; inputs of another shape are another graph.
+            inputs: tensors and plain values in tuples, lists and dicts.
+            what: its name in a warning.
+        """
+        tensors: list[Tensor] = []
+        if not self._possible() or not _is_hashable(
+            found := (key, _mode(), _described(inputs, tensors))
+        ):
+            return work(inputs)
+        self._check_weights()
+        if found in self._failed or found not in self._held:
+            self._keep(found, None)
+            return work(inputs)
+        graph = self._held[found] or self._recorded(work, inputs, what)
+        if graph is None:
+            self._failed.add(found)
+            return work(inputs)
+        self._held[found] = graph
+        for own, given in zip(graph.inputs, tensors, strict=True):
+            own.copy_(given, non_blocking=True)
+        graph.replay()
+        return _cloned(graph.outputs)
+
+    def refuse(self, what: str, why: str) -> None:
+        """Says, once, what is not recorded."""
+        if (what, why) not in self._said:
+            self._said.add((what, why))
+            warnings.warn(f"{what} is not recorded in a CUDA graph: {why}", stacklevel=3)
+
+    def _possible(self) -> bool:
+        """Not while recording, with gradients, or where somebody watches single operations."""
+        watched = torch._C._len_torch_dispatch_stack() > 0
+        return not (Graphs.recording or torch.is_grad_enabled() or watched)
+
+    def _check_weights(self) -> None:
+        now = tuple(each.data_ptr() for each in self._parameters())
+        if now != self._weights:
+            self._held.clear()
+            self._failed.clear()
+            self._weights = now
+
+    def _parameters(self) -> list[Tensor]:
+        if "_listed" not in vars(self):  # walking a large network takes longer than a replay
+            self._listed = [*self.module.parameters(), *self.module.buffers()]
+        return self._listed
+
+    def _keep(self, key: Hashable, graph: Captured | None) -> None:
+        while len(self._held) >= MOST:
+            del self._held[next(iter(self._held))]
+        self._held[key] = graph
+
+    def _recorded(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
+        own: list[Tensor] = []
+        static = _copied(inputs, own)
+        try:
+            with _recording():
+                outputs, replay = self.capture(lambda: work(static))
+            _check_plain(outputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:
+            self.refuse(what, (str(error).strip() or type(error).__name__).splitlines()[0])
+            return None
+        return Captured(own, outputs, replay, work)
+
+
+def graphed(module: nn.Module, graphs: Graphs) -> None:
+    """Records the calls of a module, in place; around its compiled call if it has one.
+
+    With a cache on it its calls run as they are: what the cache decides is inside them.
+    """
+    held = vars(module)
+    if isinstance(held.get("_compiled_call_impl"), Call):
+        held["_compiled_call_impl"].graphs = graphs
+        return
+    inner = held.get("_compiled_call_impl") or module._call_impl
+    held["_compiled_call_impl"] = Call(module, inner, graphs)
+
+
+@dataclass
+class Call:
+    """What runs when the module is called."""
+
+    module: nn.Module
+    inner: Callable[..., Any]
+    graphs: Graphs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if attached(self.module) is not None:
+            return self.inner(*args, **kwargs)
+        name = f"the network {type(self.module).__name__}"
+        return self.graphs.run(self._run, None, (args, kwargs), name)
+
+    def _run(self, given: Any) -> Any:
+        args, kwargs = given
+        return self.inner(*args, **kwargs)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    Graphs.recording, Reading.allowed = True, False
+    try:
+        yield
+    finally:
+        Graphs.recording, Reading.allowed = False, True
+
+
+def _mode() -> Hashable:
+    """What torch itself is set to, which kernels depend on."""
+    precision = torch.get_float32_matmul_precision()
+    return torch.is_inference_mode_enabled(), torch.is_autocast_enabled(), precision
+
+
+def _described(tree: Any, tensors: list[Tensor]) -> Any:
+    """What a graph depends on of its inputs; the tensors themselves are collected."""
+    if isinstance(tree, Tensor):
+        tensors.append(tree)
+        return tree.shape, tree.dtype, tree.device
+    if isinstance(tree, dict):
+        return tuple((name, _described(each, tensors)) for name, each in tree.items())
+    if type(tree) in (list, tuple):
+        return type(tree), tuple(_described(each, tensors) for each in tree)
+    return type(tree), tree
+
+
+def _copied(tree: Any, tensors: list[Tensor]) -> Any:
+    """The same with tensors of its own, in the order of `_described`."""
+    if isinstance(tree, Tensor):
+        tensors.append(tree.clone())
+        return tensors[-1]
+    if isinstance(tree, dict):
+        return {name: _copied(each, tensors) for name, each in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_copied(each, tensors) for each in tree)
+    return tree
+
+
+def _cloned(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, dict):
+        return {name: _cloned(each) for name, each in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_cloned(each) for each in tree)
+    return tree
+
+
+def _check_plain(outputs: Any) -> None:
+    if type(outputs) not in (tuple, list, dict) and not isinstance(outputs, Tensor):
+        raise TypeError(f"it returns a {type(outputs).__name__}, whose tensors cannot be told")
+
+
+def _is_hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,65 @@
+"""Tensors on their way between host and device, without either waiting for the other.
+
+On a CPU both are plain reads. On a GPU `x.to(device)` of ordinary memory, `.tolist()` and `.item()`
+stall the host until the device has done all that it was told, which empties its queue.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device; the host does not wait.
+
+    It goes through page-locked memory, which its allocator keeps until the copy is done.
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, dtype, non_blocking=True)
+
+
+class Constant:
+    """A tensor that never changes, copied once to each place where it is wanted."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._at = {(x.device, x.dtype): x}
+
+    def on(self, like: Tensor) -> Tensor:
+        """It on the device and in the dtype of another tensor."""
+        key = like.device, like.dtype
+        if key not in self._at:
+            self._at[key] = sent(next(iter(self._at.values())), *key)
+        return self._at[key]
+
+
+class Reading:
+    """A tensor that the host will want: its copy starts now and is waited for when it is read."""
+
+    allowed: ClassVar[bool] = True
+
+    def __init__(self, x: Tensor) -> None:
+        self._host, self._done = x.detach(), None
+        events: Any = torch.cuda
+        if x.device.type == "cuda":
+            self._host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._host.copy_(x, non_blocking=True)
+            self._done = events.Event()
+            self._done.record(torch.cuda.current_stream(x.device))
+
+    def tensor(self) -> Tensor:
+        """The same on the CPU.
+
+        Raises:
+            RuntimeError: while a CUDA graph is recorded, which holds no decisions of the host.
+        """
+        if not Reading.allowed:
+            raise RuntimeError("the host reads numbers that the device has computed")
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.cpu()
+
+    def numbers(self) -> Any:
+        """What `tolist` gives: floats, in lists as deep as the tensor."""
+        return self.tensor().tolist()

@@ -1,0 +1,119 @@
+"""A whole run as one CUDA graph: every call of the network and every update of the solver.
+
+All coefficients are numbers of the host, so the graph of a run depends on what was chosen, on the
+shapes and on nothing else. A second run with the same choices and shapes records it, later ones
+replay it.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..models.caching import Attachment
+from ..models.caching.attach import Record
+from ..models.denoiser import Denoiser
+from ..models.graphs import Graphs
+from ..models.ledger import Ledger
+from ..models.schedule import Node
+from .guidance import Guidance
+from .loop import adds_noise, carry, stage_calls
+from .plan import Plan
+
+WHAT = "the whole run"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a recorded run left on the host: its counts and where its outputs belong."""
+
+    ledger: Ledger
+    nodes: list[Node]
+    cached: Record | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run that can be recorded, with the choices that tell it from others."""
+
+    plan: Plan
+    guidance: Guidance
+    graphs: Graphs
+    key: Hashable
+
+    def run(self, denoiser: Denoiser, x: Tensor) -> Tensor:
+        """As `carry`; what it cost is counted in the denoiser's ledgers."""
+        conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
+        work = partial(self._work, denoiser)
+        x, sums, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
+        denoiser.ledger.add(told.ledger)
+        denoiser.unchecked += zip(told.nodes, sums, strict=True)
+        if denoiser.cache is not None:
+            denoiser.cache.replayed(told.cached)
+        return x
+
+    def _work(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], Told]:
+        x, conditions = given
+        own = replace(denoiser, conditions=conditions, ledger=Ledger(), unchecked=[])
+        cache = denoiser.cache
+        before = 0 if cache is None else len(cache.ledger.calls)
+        if cache is not None:
+            cache.begin(stage_calls(self.plan.solver, self.plan.grid))
+        x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
+        told = Told(
+            own.ledger,
+            [node for node, _ in own.unchecked],
+            None if cache is None else cache.record(before),
+        )
+        return x, [total for _, total in own.unchecked], told
+
+
+def course(
+    denoiser: Denoiser, plan: Plan, guidance: Guidance, choices: Mapping[str, Any], watched: bool
+) -> Course | None:
+    """How to record such runs; None where the network is run as it is, or with a warning why.
+
+    watched: somebody wants to see the state after every step.
+    """
+    graphs = denoiser.network.graphs
+    if graphs is None:
+        return None
+    policy = None if denoiser.cache is None else denoiser.cache.policy
+    key = (tuple(sorted(choices.items())), guidance, policy)
+    why = _why_not(denoiser, plan, key, watched)
+    if why is None:
+        return Course(plan, guidance, graphs, key)
+    graphs.refuse(WHAT, why)
+    return None
+
+
+def _why_not(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
+    calls = "; the calls of the network are"
+    if denoiser.cache is not None and _has_gate(denoiser.cache):
+        name = denoiser.cache.policy.info.name
+        return f"{name} looks at the network in mid-call; it runs without, calls included"
+    if plan.adaptive:
+        return f"the solver chooses its own steps{calls}"
+    if adds_noise(plan.solver, plan.grid):
+        return f"the solver adds noise from the host{calls}"
+    if denoiser.others:
+        return f"the guidance asks another network as well{calls}"
+    if watched:
+        return f"a callback wants to see every step{calls}"
+    if not _is_hashable(key):
+        return f"its choices hold lists, which cannot be told from others{calls}"
+    return None
+
+
+def _has_gate(cache: Attachment) -> bool:
+    return any(getattr(engine.policy, "gate", None) is not None for engine in cache.engines)
+
+
+def _is_hashable(key: Hashable) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True

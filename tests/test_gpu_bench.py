@@ -1,0 +1,142 @@
+"""`fewstep bench gpu` at tiny sizes on the CPU: its figures, its store, its table."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.eval import gpu_bench
+from fewstep.eval.gpu_bench import TINY, Bench, Large, Small
+from fewstep.eval.gpu_networks import TINY_DIT, TINY_FLUX, dit, flux
+from fewstep.eval.gpu_timing import Figure, Figures, seconds, table
+from fewstep.models.errors import SettingError
+from fewstep.samplers.sampler import Sampler
+
+CPU = torch.device("cpu")
+QUICK = replace(TINY, steps=6)
+
+
+def test_seconds_takes_turns_and_leaves_the_first_runs_out(monkeypatch):
+    order, now = [], [0.0]
+    costs = {"a": [90.0, 90.0, 1.0, 3.0, 2.0], "b": [90.0, 90.0, 20.0, 30.0, 10.0]}
+
+    def work(name):
+        def run():
+            order.append(name)
+            now[0] += costs[name][order.count(name) - 1]
+
+        return run
+
+    monkeypatch.setattr("fewstep.eval.gpu_timing.time.perf_counter", lambda: now[0])
+    found = seconds({name: work(name) for name in costs}, CPU, repeats=3, warm=2)
+    assert found == {"a": 2.0, "b": 20.0}
+    assert order == ["a", "b"] * 5
+
+
+def test_figures_are_found_again_and_half_lines_and_other_machines_are_left(tmp_path):
+    path, figure = tmp_path / "x.jsonl", Figure("job", "what", 1.5, "x", 3.0)
+    Figures(path, "cpu").add([figure])
+    path.write_bytes(path.read_bytes() + b'{"job": "half')
+    other = json.loads(path.read_text().splitlines()[0]) | {"torch": "1.0", "job": "old"}
+    with path.open("a") as file:
+        file.write("\n" + json.dumps(other))
+    figures = Figures(path, "cpu")
+    assert figures.held == {"job": [figure]}
+    figures.add([replace(figure, job="next")])
+    assert list(Figures(path, "cpu").held) == ["job", "next"]
+    assert Figures(path, "cuda").held == {}
+    with pytest.raises(SettingError, match="cannot write"):
+        Figures(tmp_path / "none" / "x.jsonl", "cpu").add([figure])
+
+
+def test_the_table_says_what_was_asked_and_judges_where_it_may():
+    figures = [
+        Figure("a", "ratio", 2.0, "x", 3.0),
+        Figure("a", "share", 1.04, "x", 1.05, "most"),
+        Figure("b", "speed", 7.0, " images/s"),
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(figures, True)][2:]
+    assert rows == [
+        ["a", "ratio", "2x", "at least 3x", "NOT MET"],
+        ["", "share", "1.04x", "at most 1.05x", "met"],
+        ["b", "speed", "7 images/s", "", ""],
+    ]
+    assert "MET" not in "".join(table(figures, False))
+
+
+@pytest.mark.parametrize(("make", "size"), [(dit, TINY_DIT), (flux, TINY_FLUX)])
+def test_a_sized_network_is_what_its_size_says(make, size):
+    network = make(size, CPU, torch.bfloat16)
+    found = next(network.module.parameters())
+    assert (found.dtype, torch.get_default_dtype()) == (torch.bfloat16, torch.float32)
+    names = ("transformer_blocks", "single_transformer_blocks")
+    blocks = [getattr(network.module, name, ()) for name in names]
+    assert sum(map(len, blocks)) == sum(size.layers)
+    seen = []
+    block = blocks[0][0]
+    block.register_forward_pre_hook(
+        lambda m, a, k: seen.append([*a, *k.values()][0]), with_kwargs=True
+    )
+    labels = {"class_labels": 1} if network.num_classes else {}
+    assert Sampler(network)(range(1), steps=1, **labels).samples.isfinite().all()
+    assert seen[0].shape[-2:] == (size.tokens - size.text, size.heads * size.width)
+
+
+def test_jobs_measure_what_they_say():
+    small = Small("fashion-dit", 1, CPU, QUICK).figures("small")
+    named = {each.what: each for each in small}
+    ratio = named["eager"].value / named["diffusers eager"].value
+    assert named["eager over diffusers eager"].value == pytest.approx(ratio)
+    assert named["eager over diffusers eager"].asked == 3.0
+    large = Large(TINY_DIT, dit, CPU, QUICK)
+    cached = {each.what: each.value for each in large.cached("taylorseer, last block")("c")}
+    full = 2 + (QUICK.steps - 2) // 4
+    assert cached["full over evaluated blocks"] == pytest.approx(QUICK.steps / full)
+    allowed = cached["speed-up"] / cached["full over evaluated blocks"]
+    assert cached["speed-up of what the blocks allow"] == pytest.approx(allowed)
+    run = {each.what: each.value for each in large.overhead("o")}
+    share = run[f"run of {QUICK.steps} steps"] / (run["one call of the network"] * QUICK.steps)
+    assert run["solver and guidance"] == pytest.approx(100.0 * (1e3 * share - 1.0))
+
+
+def test_the_loop_of_a_pipeline_gives_the_images_of_ours():
+    """Else the two would not be timed at the same work."""
+    small = Small("fashion-dit", 2, CPU, QUICK)
+    theirs = small._theirs(small._network(gpu_bench.Speed()))()
+    ours = small._ours(small._network(gpu_bench.Speed()))()
+    assert theirs[0].shape == ours.samples.shape
+    assert float((theirs[0] - ours.samples).square().mean().sqrt()) < 0.2
+
+
+def test_a_job_that_fails_is_remarked_upon_and_the_others_go_on(tmp_path, monkeypatch):
+    def jobs(self):
+        yield "bad", lambda name: 1 / 0
+        yield "good", lambda name: [Figure(name, "what", 1.0)]
+
+    monkeypatch.setattr(Bench, "_jobs", jobs)
+    bench = Bench(Figures(tmp_path / "x.jsonl", "cpu"), CPU, QUICK)
+    bench.run(progress=False)
+    assert bench.remarks == ["bad: ZeroDivisionError: division by zero"]
+    assert [each.job for each in bench.rows()] == ["good"]
+
+
+def test_the_command_measures_once_and_says_that_it_ran_on_the_cpu(tmp_path, monkeypatch):
+    ran = []
+
+    def jobs(self):
+        yield "one", lambda name: [ran.append(name) or Figure(name, "what", 1.0, "x", 3.0)]
+
+    monkeypatch.setattr(Bench, "_jobs", jobs)
+    words = ["bench", "gpu", "--device", "cpu", "--tiny", "--store", str(tmp_path / "x.jsonl")]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*words, "--quiet"])
+        assert done.exit_code == 0
+        assert done.stdout.startswith("A run on cpu, tiny sizes: it shows that the benchmark works")
+    assert ran == ["one"]
+    for extra in (["--device", "nowhere"], ["--store", str(tmp_path)]):
+        done = CliRunner().invoke(app, [*words, *extra])
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")

@@ -1,0 +1,116 @@
+"""No run lets the host wait for its device, unless a gate has to.
+
+A tensor on the device "meta" has no values: whatever reads one on the host fails on it, as it would
+stall a GPU. Copies from the host must be asked for without waiting, and constants are copied once.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from laws import DETERMINISTIC, FIXED, solver
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep import RectifiedFlow, VPDiscrete, from_module
+from fewstep.models.denoiser import Branch, Denoiser
+from fewstep.models.transfer import Constant, Reading, sent
+from fewstep.samplers.grid import time_grid
+from fewstep.samplers.guidance import Thresholded, Unguided
+from fewstep.samplers.loop import carry
+from fewstep.samplers.plan import named_guidance
+from fewstep.solvers import Schedule, executor
+from fewstep.solvers.schedule_data import MeanImage
+
+META = torch.device("meta")
+UNGATED = ["apg:scale=2", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "cfg-pp", "cfg-zero:scale=2"]
+UNGATED += ["guidance-forecast:scale=2", "magnitude:scale=2", "cfg:scale=2+interval:low=0.3,high=5"]
+
+
+class Copies(TorchDispatchMode):
+    """Copies from the host to the device: those that are waited for, and how many there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting, self.all = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket.__name__ == "_to_copy" and args[0].device != out.device:
+            self.all += 1
+            if not kwargs.get("non_blocking"):
+                self.waiting.append(tuple(out.shape))
+        return out
+
+
+def on_nothing(schedule, scale=0.5):
+    """A network whose samples have no values."""
+
+    def network(x, time, w=None):
+        return x * scale if w is None else x * w.reshape(-1, 1, 1, 1)
+
+    made = from_module(network, schedule=schedule, prediction="x0", shape=(1, 2, 2))
+    return replace(made, device=META)
+
+
+def driven(ready, grid, guidance, conditions=None):
+    """The copies of a run; a row of noise is drawn on the CPU where it is asked for."""
+    denoiser = Denoiser(on_nothing(grid.schedule), conditions or {})
+    x = torch.zeros(2, 1, 2, 2, device=META)
+    with torch.no_grad(), Copies() as copies:
+        x = carry(denoiser, ready, grid, x, guidance, noise=lambda: torch.zeros(2, 1, 2, 2))
+    assert x.device == META
+    assert copies.waiting == []
+    return copies.all
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_no_solver_reads_its_state(name):
+    settings, schedule = solver(name), RectifiedFlow()
+    if settings.info.families and "flow" not in settings.info.families:
+        schedule = VPDiscrete()
+    grid = time_grid("logsnr", schedule, 6)
+    ready = settings.on(grid)
+    if name == "dpm-solver-v3":
+        driven(ready, grid, Unguided())  # copies its tables, at its first run alone
+    copied = driven(ready, grid, Unguided())
+    assert copied == 0 if name in DETERMINISTIC else 0 < copied <= 12  # its noise
+
+
+@pytest.mark.parametrize("spec", UNGATED)
+def test_no_guidance_without_a_gate_reads_what_the_network_answers(spec):
+    grid = time_grid("logsnr", RectifiedFlow(), 6)
+    w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
+    for guidance in (named_guidance(spec), Thresholded(named_guidance(spec))):
+        assert driven(solver("unipc-2").on(grid), grid, guidance, w) == 0
+
+
+def test_a_gate_does_and_is_seen_by_this_test():
+    grid = time_grid("logsnr", RectifiedFlow(), 6)
+    w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
+    with pytest.raises(NotImplementedError, match="meta"):
+        driven(solver("ddim").on(grid), grid, named_guidance("adaptive:scale=2,warmup=1"), w)
+
+
+def test_a_mean_image_is_copied_once_for_all_runs():
+    grid = time_grid("logsnr", RectifiedFlow(), 5)
+    body = solver("unipc-2").encode(grid).model_dump()
+    mean = MeanImage.of([0.1, 0.2, 0.3, 0.4], (1, 2, 2)).model_dump()
+    ready = executor(Schedule.model_validate({**body, "afs": mean, "nfe": 4}))
+    assert [driven(ready, grid, Unguided()) for _ in range(3)] == [1, 0, 0]
+
+
+def test_a_constant_keeps_its_value_and_knows_its_places():
+    made = Constant(torch.tensor([1.0, 2.0]))
+    half = torch.zeros(1, dtype=torch.float16)
+    assert made.on(half).dtype is torch.float16
+    assert made.on(half) is made.on(half)
+    assert made.on(torch.zeros(1)).tolist() == [1.0, 2.0]
+
+
+def test_sending_and_reading_on_a_cpu_copy_nothing():
+    x = torch.tensor([[1.5, float("inf")]])
+    assert sent(x, x.device) is x
+    assert sent(x, x.device, torch.float64).dtype is torch.float64
+    assert Reading(x).numbers() == [[1.5, float("inf")]]
+    assert Reading(x).tensor().data_ptr() == x.data_ptr()
