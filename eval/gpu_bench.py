@@ -111,7 +111,7 @@ class Bench:
             try:
                 with memory_advice(name, "it needs a device with more"), _quiet():
                     self.figures.add(job(name))
-            except Exception as error:  # a device is lent for minutes: the other jobs go on
+            except Exception as error:  # one job that fails must not cost the others
                 kind = "" if isinstance(error, FewstepError) else f"{type(error).__name__}: "
                 self.remarks.append(f"{name}: {kind}{' '.join(str(error).split())[:200]}")
             if self.device.type == "cuda":
