@@ -759,7 +759,13 @@ def driver(tmp_path):
 def test_a_killed_training_goes_on(tmp_path, monkeypatch):
     options = ["tiny-dit", "--steps", "200", "--out", str(tmp_path / "parts")]
     words = [sys.executable, driver(tmp_path), *options, "--save-every", "0.05"]
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    threads = str(torch.get_num_threads())  # sums in other parts round otherwise
+    child = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+    )
     kept = tmp_path / "parts" / loop.CHECKPOINT
     end = time.monotonic() + 100
     while not kept.exists() and time.monotonic() < end:
