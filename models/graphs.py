@@ -107,7 +107,7 @@ class Graphs:
             what: its name in a warning.
         """
         tensors: list[Tensor] = []
-        if not self._possible() or not _is_hashable(
+        if not self._possible() or not is_hashable(
             found := (key, _mode(), _described(inputs, tensors))
         ):
             return work(inputs)
@@ -254,7 +254,8 @@ def _check_plain(outputs: Any) -> None:
         raise TypeError(f"it returns a {type(outputs).__name__}, whose tensors cannot be told")
 
 
-def _is_hashable(key: Any) -> bool:
+def is_hashable(key: Any) -> bool:
+    """Whether a value can be told from others, as the key of a graph must."""
     try:
         hash(key)
     except TypeError:

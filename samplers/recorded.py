@@ -15,7 +15,7 @@ from torch import Tensor
 from ..models.caching import Attachment
 from ..models.caching.attach import Record
 from ..models.denoiser import Denoiser
-from ..models.graphs import Graphs
+from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
 from .guidance import Guidance
@@ -102,18 +102,10 @@ def _why_not(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> st
         return f"the guidance asks another network as well{calls}"
     if watched:
         return f"a callback wants to see every step{calls}"
-    if not _is_hashable(key):
+    if not is_hashable(key):
         return f"its choices hold lists, which cannot be told from others{calls}"
     return None
 
 
 def _has_gate(cache: Attachment) -> bool:
     return any(getattr(engine.policy, "gate", None) is not None for engine in cache.engines)
-
-
-def _is_hashable(key: Hashable) -> bool:
-    try:
-        hash(key)
-    except TypeError:
-        return False
-    return True
