@@ -52,14 +52,10 @@ def batch_of(task: Task) -> Block:
 
 def predictor(problem: Problem, block: Block) -> Predict:
     """The guided x0 (B, *) of a block's batch, counted in the problem's ledger."""
-    denoiser, guidance = problem.denoiser(block), problem.guidance
 
     def predict(x: Tensor, node: Node) -> Tensor:
-        with torch.no_grad():
-            x_in = x.to(problem.network.device)
-            outputs = denoiser.x0(x_in, node, guidance.branches(node))
-            denoiser.check()
-            return guidance.combine(outputs, node).cpu()
+        (found,) = problem.answers(block, x, node, None)
+        return found
 
     return predict
 
