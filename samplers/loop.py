@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..models.transfer import sent
-from ..solvers import GuidedExecutor, Revision, Rewritable, Solver, drive, retold
+from ..solvers import GuidedExecutor, Revision, Rewritable, Solver, drive, dry_run, retold
 from ..solvers.base import Asked, Split
 from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
 
@@ -118,36 +118,14 @@ class Answers:
 
 
 def adds_noise(solver: Solver[Any], grid: TimeGrid) -> bool:
-    """Whether a run asks for noise, by a dry run."""
-    x, state, asked = torch.zeros(1, 1, 1, 1), solver.init(), False
-
-    def answer(x_t: Tensor, node: Asked) -> Tensor:
-        nonlocal asked
-        asked = asked or node is None
-        return torch.stack([x_t] * len(node.branches)) if isinstance(node, Split) else x_t
-
-    for t, s in pairwise(grid.nodes):
-        x, state = drive(solver.step(x, state, t, s), answer)
-    return asked
+    """Returns whether a run asks for noise, by a dry run."""
+    return any(None in step for step in dry_run(solver, grid.nodes))
 
 
 def stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
-    """How often a run will ask for x0 as the first, second, .. of its step, by a dry run."""
-    asked: Counter[int] = Counter()
-    x, state, stage = torch.zeros(1, 1, 1, 1), solver.init(), 0
-
-    def answer(x_t: Tensor, node: Asked) -> Tensor:
-        nonlocal stage
-        if node is None:
-            return x_t
-        asked[stage] += 1
-        stage += 1
-        return torch.stack([x_t] * len(node.branches)) if isinstance(node, Split) else x_t
-
-    for t, s in pairwise(grid.nodes):
-        stage = 0
-        x, state = drive(solver.step(x, state, t, s), answer)
-    return asked
+    """Returns how often a run asks for x0 as the first, second, .. call of its step."""
+    counts = (len(step) - step.count(None) for step in dry_run(solver, grid.nodes))
+    return Counter(chain.from_iterable(map(range, counts)))
 
 
 def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:

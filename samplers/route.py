@@ -13,7 +13,6 @@ there. Other processes have no network there at all; their clean end is t_min of
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError
 from ..models.schedule import Node, RectifiedFlow, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, drive, names, solver
-from ..solvers.base import Asked, Query
+from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver
+from ..solvers.base import Query
 from ..solvers.fireflow import FireFlowSteps
 from ..solvers.heun import HeunSteps
 from ..solvers.linear import LinearSteps, rows_of
@@ -68,7 +67,8 @@ class Route:
     def calls(self) -> tuple[list[int], list[int]]:
         """Evaluations in each step of both ways, by a dry run."""
         there, back = self.solvers
-        return _calls(there, self.rising), _calls(back, self.grid.nodes)
+        ways = dry_run(there, self.rising), dry_run(back, self.grid.nodes)
+        return list(map(len, ways[0])), list(map(len, ways[1]))
 
 
 def invertible() -> list[str]:
@@ -178,21 +178,6 @@ def _within(nfe: int, settings: SolverSettings, of: Callable[[int], Route]) -> R
         name = settings.info.name
         raise SettingError(f"{name} cannot invert in exactly {nfe} evaluations; {near} it can")
     return found[nfe]
-
-
-def _calls(solver: Solver[Any], nodes: Sequence[Node]) -> list[int]:
-    """Evaluations in each step over some nodes."""
-    x, state, counts = torch.zeros(1, 1, 1, 1, dtype=torch.float64), solver.init(), []
-    for t, s in pairwise(nodes):
-        asked: list[Asked] = []
-
-        def answer(x_t: Tensor, node: Asked, asked: list[Asked] = asked) -> Tensor:
-            asked.append(node)
-            return x_t
-
-        x, state = drive(solver.step(x, state, t, s), answer)
-        counts.append(len(asked))
-    return counts
 
 
 def checked_solver(given: Any) -> SolverSettings:

@@ -9,7 +9,8 @@ own loop, by a pipeline that calls the network itself, and by a dry run that onl
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -210,19 +211,26 @@ def retold(
         return result
 
 
+def dry_run(solver: Solver[Any], nodes: Sequence[Node]) -> tuple[tuple[Asked, ...], ...]:
+    """Returns what each step between consecutive nodes asks, in order, without a network.
+
+    Every question about a state is answered by that state itself, so the solver must ask the same
+    whatever it is told; adaptive solvers do not.
+    """
+    x, state, steps = torch.zeros(1, 1, 1, 1, dtype=torch.float64), solver.init(), []
+    for t, s in pairwise(nodes):
+        asked: list[Asked] = []
+        x, state = drive(solver.step(x, state, t, s), partial(_echo, asked))
+        steps.append(tuple(asked))
+    return tuple(steps)
+
+
 def queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
-    """The nodes at which a run will ask for x0, found by a dry run; their number is its NFE."""
-    asked: list[Node] = []
+    """Returns the nodes at which a run asks for x0, by a dry run; their number is its NFE."""
+    asked = chain.from_iterable(dry_run(solver, grid.nodes))
+    return [each.node if isinstance(each, Split) else each for each in asked if each is not None]
 
-    def answer(x: Tensor, node: Asked) -> Tensor:
-        if isinstance(node, Split):
-            asked.append(node.node)
-            return torch.stack([x] * len(node.branches))
-        if node is not None:
-            asked.append(node)
-        return x
 
-    x, state = torch.zeros(1, 1, 1, 1), solver.init()
-    for t, s in pairwise(grid.nodes):
-        x, state = drive(solver.step(x, state, t, s), answer)
-    return asked
+def _echo(asked: list[Asked], x: Tensor, node: Asked) -> Tensor:
+    asked.append(node)
+    return torch.stack([x] * len(node.branches)) if isinstance(node, Split) else x
