@@ -383,11 +383,9 @@ def judged(metric: str, samples: Tensor, target: Tensor) -> float:
     """
     if metric in (TO_EXACT, TO_UNCACHED):
         return float((samples - target).norm() / target.norm())
-    from .metrics.base import PairMetric
-    from .metrics.base import metric as named
+    from .metrics import pair_metric
 
-    found = named(metric.partition(" ")[0])
-    assert isinstance(found, PairMetric)
+    found = pair_metric(metric.partition(" ")[0])
     shown, wanted = (each.clamp(-1.0, 1.0) for each in (samples, target))
     return float(found.function(shown, wanted).mean())
 

@@ -21,7 +21,7 @@ from ..samplers.sampler import Sampler
 from ..samplers.source import write_sheet
 from .extractors.small import CLASSES, load_small
 from .inversion import labelled_images
-from .metrics import PairMetric, metric
+from .metrics import PairMetric, pair_metric
 
 FRESH = "fresh samples"
 EDITORS = (  # the published settings of the last three were found on text-to-image networks
@@ -65,8 +65,10 @@ class ClassEdits:
         """One entry per editor, and the fresh samples first.
 
         Raises:
+            UnknownNameError: for a distance that does not exist.
             SettingError: for a network of other classes, or a distance that compares whole sets.
         """
+        distance = pair_metric(self.distance)
         sampler = Sampler.from_pretrained(self.model)
         if sampler.network.num_classes != CLASSES:
             raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")
@@ -75,7 +77,7 @@ class ClassEdits:
         target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
         seeds = range(len(x))
         fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))
-        judged = _Judge(x, target, self.distance)
+        judged = _Judge(x, target, distance)
         found = [judged(FRESH, fresh.samples, fresh.ledger.nfe, fresh.ledger.rows / len(x))]
         bar = tqdm(self.editors, disable=None if progress else True, leave=False)
         for name, editor in zip(bar, editors, strict=True):
@@ -90,11 +92,8 @@ class ClassEdits:
 class _Judge:
     """Holds edits against their targets and sources."""
 
-    def __init__(self, x: Tensor, target: Sequence[int], distance: str) -> None:
-        found = metric(distance)
-        if not isinstance(found, PairMetric):
-            raise SettingError(f"{distance} compares sets of images; take lpips, ssim or rmse")
-        self.x, self.target, self.distance = x, torch.tensor(target), found
+    def __init__(self, x: Tensor, target: Sequence[int], distance: PairMetric) -> None:
+        self.x, self.target, self.distance = x, torch.tensor(target), distance
         self.network = load_small()
 
     def __call__(self, name: str, samples: Tensor, nfe: float, rows: float) -> Edited:

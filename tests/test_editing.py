@@ -445,8 +445,15 @@ def test_list_of_editors_names_all_settings():
 def test_table_of_edits():
     found = Edited("rf-edit", 0.75, 0.1234, 60, 90, IMAGE)
     assert "| rf-edit | 75.0% | 0.123 | 60 | 90 |" in list(lines([found], "lpips"))
-    with pytest.raises(SettingError, match="compares sets"):
-        ClassEdits(images=1, editors=(), distance="fid").run()
+
+
+def test_the_distance_of_edits_is_checked_before_a_network_or_images_are_looked_for():
+    for distance, match in (
+        ("fid", "compares sets of images; take one of lpips"),
+        ("lpip", "lpips"),
+    ):
+        with pytest.raises(FewstepError, match=match):
+            ClassEdits(model="nowhere", data="nowhere", distance=distance).run()
 
 
 @pytest.fixture

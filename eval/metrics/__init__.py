@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Metric, PairMetric, SetMetric, listing, metric, names
+from .base import Metric, PairMetric, SetMetric, listing, metric, names, pair_metric
 from .features import Features, Gather, Need
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
@@ -19,4 +19,5 @@ __all__ = [
     "listing",
     "metric",
     "names",
+    "pair_metric",
 ]

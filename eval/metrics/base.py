@@ -84,6 +84,20 @@ def metric(name: str) -> Metric:
     return _TABLE[name]
 
 
+def pair_metric(name: str) -> PairMetric:
+    """Returns the metric of pairs with that name.
+
+    Raises:
+        UnknownNameError: if there is no metric of that name.
+        SettingError: if it compares sets of images.
+    """
+    found = metric(name)
+    if not isinstance(found, PairMetric):
+        pairs = [each for each in names() if isinstance(_TABLE[each], PairMetric)]
+        raise SettingError(f"{name} compares sets of images; take one of {', '.join(pairs)}")
+    return found
+
+
 def listing() -> list[tuple[str, ...]]:
     """A header and a row per metric: the table of `fewstep list metrics`."""
     rows: list[tuple[str, ...]] = [("metric", "of", "better", "features", "rule", "source")]
