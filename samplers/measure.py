@@ -39,6 +39,7 @@ from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.probe import answer
 from ..models.schedule import Node, process_of
+from ..models.seeds import make_generator
 from ..solvers.model_statistics import Facts, ModelStatistics
 from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
@@ -134,7 +135,7 @@ class _Task:
 
     def moments(self) -> Moments:
         """Means over the samples, float64 on the CPU: l, e, x, d and the products in PAIRS."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.what.seed + self.number)
+        generator = make_generator(1_000_003 * self.what.seed + self.number)
         sums: Moments = {}
         for rows in _chunks(len(self.what.data), self.what.batch):
             x0 = self.what.data[rows].float()
@@ -237,7 +238,7 @@ def _drawn(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
 
 def _probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
     """A noise image, the conditions of the first sample and what the network answers."""
-    x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(1, *network.shape, generator=make_generator(seed))
     kept = {name: value.cpu().clone() for name, value in conditions.items()}
     return {"x": x, **kept, "x0": answer(network, x, kept)}
 

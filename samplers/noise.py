@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..models.errors import SettingError
+from ..models.seeds import make_generator
 
 
 class Noise:
@@ -13,7 +14,7 @@ class Noise:
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [make_generator(seed) for seed in seeds]
 
     def draw(self) -> Tensor:
         """The next (len(seeds), *shape), float32 on the CPU."""

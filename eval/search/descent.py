@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...models.errors import FewstepError, NonFiniteError, SettingError
+from ...models.seeds import make_generator
 from ...samplers.images import write_bytes
 from ...solvers import Schedule
 from .guided import parameters_of
@@ -135,7 +136,7 @@ class _Run:
             {"params": self.parameters.weights(), "lr": descent.weights},
         ]
         self.adam = torch.optim.Adam(groups)
-        self.generator = torch.Generator().manual_seed(descent.seed)
+        self.generator = make_generator(descent.seed)
         self.key = self._key(start)
         values = self.parameters.values()
         self.state = _State(average=values, best=self.parameters.values())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...models.seeds import seed_everything
 from ...solvers import Schedule
 from ...solvers.schedule_data import StepSpec
 from .log import Trial
@@ -53,7 +54,7 @@ class Ranking(nn.Module):
 def fit(trials: Sequence[Trial], seed: int = 0) -> Ranking:
     """A predictor trained on trials with finite scores; the same ones give the same one."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_everything(seed)
         ranking = Ranking()
         inputs = _inputs([trial.schedule for trial in trials])
         worth = _ranks([trial.rank for trial in trials])

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...models.denoiser import Denoiser, Network
 from ...models.prediction import Prediction
 from ...models.schedule import EDM, Node
+from ...models.seeds import make_generator
 from ...samplers.grid import Final, time_grid
 from ...samplers.guidance import Unguided
 from ...samplers.loop import integrate
@@ -104,7 +105,7 @@ def _normal(generator: torch.Generator, *size: int) -> Tensor:
 @cache
 def mixture(seed: int = 0) -> LowRankMixture:
     """The law of the toy; other seeds give others of its kind."""
-    g = torch.Generator().manual_seed(seed)
+    g = make_generator(seed)
     means = 0.45 * _normal(g, COMPONENTS, DIMENSIONS)
     weights = torch.softmax(0.5 * _normal(g, COMPONENTS), 0)
     profile = torch.logspace(-0.2, -1.6, RANK, dtype=F64) * math.sqrt(1.5)

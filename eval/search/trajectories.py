@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...models.schedule import Node, TimeGrid
+from ...models.seeds import make_generator
 from ...samplers.grid import default_grid
 from ...samplers.images import write_bytes
 from ...solvers import Executor, drive
@@ -142,7 +143,7 @@ def _run(task: Task) -> tuple[Tensor, Tensor]:
 def _noised(task: Task) -> tuple[Tensor]:
     block, nodes = batch_of(task), noisy_nodes(task)
     predict = predictor(task.problem, block)
-    generator = torch.Generator().manual_seed(task.seed)
+    generator = make_generator(task.seed)
     y, kappa, out = block.ends, 0.0, []
     for node in reversed(nodes):
         fresh = torch.randn(y.shape, generator=generator)

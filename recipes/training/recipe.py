@@ -13,6 +13,7 @@ from torch import nn
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import NoiseSchedule, noise_schedule
+from fewstep.models.seeds import seed_everything
 
 # Of each class that can be trained: the setting that takes the number of classes, and how many
 # labels it wants to be told there. The UNet has no null class of its own, the DiT adds one.
@@ -146,7 +147,7 @@ def build(recipe: Recipe) -> nn.Module:
     channels, side, _ = recipe.shape
     setting, extra = MODELS[recipe.model]
     sizes = {"in_channels": channels, "out_channels": channels, "sample_size": side}
-    torch.manual_seed(recipe.seed)
+    seed_everything(recipe.seed)
     try:
         cls = getattr(diffusers, recipe.model)
         network: nn.Module = cls(**recipe.config, **sizes, **{setting: len(recipe.classes) + extra})
