@@ -24,11 +24,9 @@ from ..models.schedule import Node, RectifiedFlow, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver
 from ..solvers.base import Query
 from ..solvers.fireflow import FireFlowSteps
-from ..solvers.heun import HeunSteps
 from ..solvers.linear import LinearSteps, rows_of
 from ..solvers.multistep import Encoder
-from ..solvers.ode import FixedSteps
-from ..solvers.rf_solver import RungeKuttaSteps
+from ..solvers.runge_kutta import RungeKuttaSteps
 from ..solvers.schedule_data import StepSpec
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
@@ -38,7 +36,7 @@ from .plan import make_plan, named_solver
 DEFAULT_SOLVER = "rf-solver"
 DEFAULT_NFE = 30
 CLEAN = 1e-6  # t of the clean end on rectified flow
-BETWEEN_ANY_NODES = (RungeKuttaSteps, HeunSteps, FireFlowSteps, UniInvSteps, FixedSteps)
+BETWEEN_ANY_NODES = (RungeKuttaSteps, FireFlowSteps, UniInvSteps)
 WAY_BACK = {"uni-inv": "euler"}  # made for the way to the noise; this is what goes with it
 
 

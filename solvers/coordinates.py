@@ -1,4 +1,4 @@
-"""The straight coordinate of a process, and steps that call the network several times.
+"""The straight coordinate of a process.
 
 With y = x / scale and tau = sigma / scale the probability-flow ODE is
 
@@ -10,7 +10,7 @@ so that tau = kappa and the slope is eps.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,9 +22,6 @@ from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from .base import Query
 
 Stages = Generator[Query, Tensor, Tensor]
-Tableau = Sequence[Sequence[float]]  # row i: what state i + 1 takes of the slopes 0 .. i
-
-EULER: Tableau = ((1.0,),)
 
 
 class Velocity(NamedTuple):
@@ -39,19 +36,28 @@ class Straight:
 
     end:     the last node of the grid, after which nothing needs to be kept.
     denoise: the step to sigma = 0 is one evaluation, whatever the method; see `TimeGrid`.
+    flow:    whether the scale is alpha + sigma, as on rectified flow, and not alpha.
     """
 
     schedule: NoiseSchedule
     end: Node
     denoise: bool
+    flow: bool
 
     @classmethod
     def of(cls, grid: TimeGrid) -> "Straight":
-        return cls(grid.schedule, grid.nodes[-1], grid.denoise)
+        """Returns the coordinate that suits the process of a grid."""
+        flow = grid.schedule.family == "flow"
+        return cls(grid.schedule, grid.nodes[-1], grid.denoise, flow)
+
+    @classmethod
+    def flow_of(cls, grid: TimeGrid) -> "Straight":
+        """Returns the coordinate of rectified flow, which holds on every process."""
+        return cls(grid.schedule, grid.nodes[-1], grid.denoise, True)
 
     def scale(self, node: Node) -> float:
         """What x is divided by."""
-        return node.alpha + node.sigma if self._flow else node.alpha
+        return node.alpha + node.sigma if self.flow else node.alpha
 
     def tau(self, node: Node) -> float:
         return node.sigma / self.scale(node)
@@ -60,14 +66,16 @@ class Straight:
         """The schedule's node with this tau."""
         if tau == 0.0:
             return self.schedule.at(self.schedule.t_zero)
-        if tau == 1.0 and self._flow:
+        if tau == 1.0 and self.flow:
             return self.schedule.at_lam(-math.inf)
-        return self.schedule.at_lam((math.log1p(-tau) if self._flow else 0.0) - math.log(tau))
+        return self.schedule.at_lam((math.log1p(-tau) if self.flow else 0.0) - math.log(tau))
 
     def between(self, t: Node, s: Node, share: float) -> Node:
         """The node at tau_t + share (tau_s - tau_t)."""
+        if share in (0.0, 1.0):
+            return s if share else t
         start = self.tau(t)
-        return s if share == 1.0 else self.node_at(start + share * (self.tau(s) - start))
+        return self.node_at(start + share * (self.tau(s) - start))
 
     def slope(self, node: Node) -> Linear:
         """dy/dtau as weights of x and x0."""
@@ -87,10 +95,6 @@ class Straight:
         """The state at node s."""
         return Velocity() if s == self.end else Velocity((slope,))
 
-    @property
-    def _flow(self) -> bool:
-        return self.schedule.family == "flow"
-
 
 def check_noisy(t: Node) -> None:
     """Raises ScheduleError at sigma = 0, where x0 does not determine the slope of the path."""
@@ -98,42 +102,3 @@ def check_noisy(t: Node) -> None:
         raise ScheduleError(
             f"a step cannot start at t={t.t:g}, where sigma is 0; start at the schedule's t_min"
         )
-
-
-def runge_kutta(line: Straight, x: Tensor, t: Node, s: Node, tableau: Tableau) -> Stages:
-    """One explicit Runge-Kutta step on dy/dtau; state i lies at tau_t + sum(tableau[i]) h.
-
-    The slopes are k_j = (y_j - x0_j) / tau_j, and each state is written as weights of x_t and the
-    x0_j alone.
-    """
-    check_noisy(t)
-    h = line.tau(s) - line.tau(t)
-    nodes = [t, *(line.between(t, s, math.fsum(row)) for row in tableau[:-1])]
-    reach = [h / line.tau(node) for node in nodes]
-    rows = []
-    for i, node in enumerate([*nodes[1:], s]):
-        shares = _shares(tableau[: i + 1], reach)
-        scale = line.scale(node)
-        rows.append([(1.0 + sum(shares)) * scale / line.scale(t), *(-g * scale for g in shares)])
-    return (yield from stages(x, nodes, rows))
-
-
-def _shares(tableau: Tableau, reach: Sequence[float]) -> list[float]:
-    """g with y_i = y + sum_j g_j (y - x0_j): from the last slope back to the first."""
-    *inner, outer = tableau
-    shares = [0.0] * len(outer)
-    for j in reversed(range(len(outer))):
-        later = sum(shares[i] * inner[i - 1][j] for i in range(j + 1, len(outer)))
-        shares[j] = reach[j] * (outer[j] + later)
-    return shares
-
-
-def stages(x: Tensor, nodes: Sequence[Node], rows: Sequence[Sequence[float]]) -> Stages:
-    """Asks for x0 at each node in turn; state i + 1 is rows[i] times (x, x0_0, .. x0_i)."""
-    state, x0s = x, []
-    for node, (first, *rest) in zip(nodes, rows, strict=True):
-        x0s.append((yield state, node))
-        state = x * first
-        for weight, x0 in zip(rest, x0s, strict=True):
-            state.add_(x0, alpha=weight)
-    return state

@@ -5,7 +5,8 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from .base import SolverInfo, register
-from .ode import Embedded, Tableau
+from .ode import Embedded
+from .runge_kutta import Tableau
 
 _STEP = (
     14005451 / 335480064,

@@ -15,11 +15,11 @@ from dataclasses import dataclass as plain
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, Step, register
-from .coordinates import EULER, Straight, runge_kutta
+from .base import SolverInfo, register
+from .coordinates import Straight
+from .runge_kutta import EULER, RungeKuttaSteps, Tableau, midpoint
 
 
 @register
@@ -32,21 +32,15 @@ class DPM2:
     )
 
     def on(self, grid: TimeGrid) -> "DPM2Steps":
-        return DPM2Steps(Straight.of(grid))
+        return DPM2Steps(Straight.of(grid), EULER)
 
 
 @plain(frozen=True, slots=True)
-class DPM2Steps:
-    """The rule as a Runge-Kutta step whose first state stands at (tau_m - tau_t) / h."""
+class DPM2Steps(RungeKuttaSteps):
+    """The rule as a Runge-Kutta step whose second stage stands at (tau_m - tau_t) / h."""
 
-    line: Straight
-
-    def init(self) -> None:
-        return None
-
-    def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        root = math.sqrt(self.line.tau(s))
+    def tableau_at(self, t: Node, s: Node) -> Tableau:
+        if not (root := math.sqrt(self.line.tau(s))):
+            return EULER
         # (tau_m - tau_t) / (tau_s - tau_t) with the common factor taken out
-        share = 1.0 / (1.0 + root / math.sqrt(self.line.tau(t))) if t.sigma else 0.0
-        tableau = ((share,), (0.0, 1.0)) if root else EULER
-        return (yield from runge_kutta(self.line, x, t, s, tableau)), None
+        return midpoint(1.0 / (1.0 + root / math.sqrt(self.line.tau(t))), 1.0)

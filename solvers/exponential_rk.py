@@ -20,12 +20,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
-from ..models.schedule import Node, NoiseSchedule, TimeGrid
-from .base import SolverInfo, Step, register
-from .coordinates import check_noisy, stages
+from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
+from .coordinates import Straight
 from .phi import phi
+from .runge_kutta import StageRows, StageSteps
 
 Weights = list[list[float]]  # h a_ij of each inner state, and h b_j
 
@@ -44,7 +44,7 @@ class RES2S:
     c2: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     def on(self, grid: TimeGrid) -> "ExponentialSteps":
-        return ExponentialSteps(grid.schedule, (self.c2,), self._weights)
+        return ExponentialSteps(Straight.of(grid), (self.c2,), self._weights)
 
     def _weights(self, h: float) -> Weights:
         second = phi(2, -h) / self.c2
@@ -67,7 +67,7 @@ class RES3S:
     c3: Annotated[float, Field(ge=2 / 3, le=1.0)] = 1.0
 
     def on(self, grid: TimeGrid) -> "ExponentialSteps":
-        return ExponentialSteps(grid.schedule, (self.c2, self.c3), self._weights)
+        return ExponentialSteps(Straight.of(grid), (self.c2, self.c3), self._weights)
 
     def _weights(self, h: float) -> Weights:
         c2, c3 = self.c2, self.c3
@@ -83,25 +83,20 @@ def _row(c: float, h: float, *later: float) -> list[float]:
 
 
 @plain(frozen=True, slots=True)
-class ExponentialSteps:
+class ExponentialSteps(StageSteps):
     """Steps through the places lam_t + c h, with the weights of x0 as a function of h."""
 
-    schedule: NoiseSchedule
     places: Sequence[float]
     weights: Callable[[float], Weights]
 
-    def init(self) -> None:
-        return None
-
-    def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        check_noisy(t)
+    def stage_rows(self, t: Node, s: Node) -> StageRows:
         if t.alpha == 0.0 or s.sigma == 0.0:
             ratio = s.sigma / t.sigma
-            return (yield from stages(x, [t], [[ratio, s.alpha - t.alpha * ratio]])), None
-        h = s.lam - t.lam
-        inner = [s if c == 1.0 else self.schedule.at_lam(t.lam + c * h) for c in self.places]
+            return StageRows((t,), ((ratio, s.alpha - t.alpha * ratio),))
+        h, at = s.lam - t.lam, self.line.schedule.at_lam
+        inner = [s if c == 1.0 else at(t.lam + c * h) for c in self.places]
         rows = [
-            [node.sigma / t.sigma, *(node.alpha * weight for weight in row)]
+            (node.sigma / t.sigma, *(node.alpha * weight for weight in row))
             for node, row in zip([*inner, s], self.weights(h), strict=True)
         ]
-        return (yield from stages(x, [t, *inner], rows)), None
+        return StageRows((t, *inner), tuple(rows))

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..models.schedule import Node, TimeGrid
 from .base import Query, SolverInfo, Step, register
-from .coordinates import Straight, check_noisy, stages
+from .coordinates import Straight, check_noisy
+from .runge_kutta import HEUN, RungeKuttaSteps
 
 Level = Annotated[float, Field(ge=0.0)]
 
@@ -49,38 +50,25 @@ class Heun:
 
     def on(self, grid: TimeGrid) -> "HeunSteps":
         gamma = min(self.s_churn / (grid.steps - grid.denoise), math.sqrt(2.0) - 1.0)
-        return HeunSteps(Straight.of(grid), self, gamma)
+        return HeunSteps(Straight.of(grid), HEUN, self, gamma)
 
 
 @plain(frozen=True, slots=True)
-class HeunSteps:
+class HeunSteps(RungeKuttaSteps):
     """Heun's steps; gamma: by how much the noise is raised where churn applies."""
 
-    line: Straight
     churn: Heun
     gamma: float
 
-    def init(self) -> None:
-        return None
-
     def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        """The rule written as weights of x, x0 and x0', two and three tensor operations."""
-        check_noisy(t)
+        """The tableau's step, from the raised noise where there is churn."""
         if self.gamma and not self.line.denoises(s):
             x, t = yield from self._churned(x, t)
-        scale_t, scale_s = self.line.scale(t), self.line.scale(s)
-        tau_t, tau_s = self.line.tau(t), self.line.tau(s)
-        r = (tau_s - tau_t) / tau_t  # y' = (1 + r) y - r x0
-        euler = [(1 + r) * scale_s / scale_t, -r * scale_s]
-        if s.sigma == 0.0:
-            return (yield from stages(x, [t], [euler])), None
-        q = (tau_s - tau_t) / tau_s  # y_s = y + r (y - x0) / 2 + q (y' - x0') / 2
-        first = (1 + (r + q * (1 + r)) / 2) * scale_s / scale_t
-        heun = [first, -r * (1 + q) / 2 * scale_s, -q / 2 * scale_s]
-        return (yield from stages(x, [t, s], [euler, heun])), None
+        return (yield from self.run_stages(x, t, s)), None
 
     def _churned(self, x: Tensor, t: Node) -> Generator[Query, Tensor, tuple[Tensor, Node]]:
         """x and t with the noise raised by 1 + gamma, or as they are."""
+        check_noisy(t)
         schedule = self.line.schedule
         lam = max(t.lam - math.log1p(self.gamma), schedule.at(schedule.t_max).lam)
         if lam >= t.lam or not self.churn.s_min <= t.sigma / t.alpha <= self.churn.s_max:

@@ -22,7 +22,6 @@ Equations I, sec. II.4, and II as to E'); after a rejection, by 0.9 E^{-0.85 / q
 step to sigma = 0 is x_s = alpha_s x0.
 """
 
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass as plain
 from typing import ClassVar
@@ -31,39 +30,12 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ..models.schedule import Node, NoiseSchedule, TimeGrid
+from ..models.schedule import Node, TimeGrid
 from .adaptive import MaxCalls, Positive, check_calls, error_norm
 from .base import Query, SolverInfo, register
+from .coordinates import Straight
+from .runge_kutta import RK4, RungeKuttaSteps, Tableau
 
-Row = tuple[float, ...]
-
-
-@plain(frozen=True, slots=True)
-class Tableau:
-    """A Runge-Kutta method.
-
-    a: what stage i takes of the slopes before it, for i = 1, 2, ...; their sums are c_i.
-    b: what the step takes of all slopes.
-    e: b minus the weights of the embedded method; empty if there is none.
-    c: the places of the stages, c_0 = 0.
-    """
-
-    c: Row
-    a: tuple[Row, ...]
-    b: Row
-    e: Row = ()
-
-    @property
-    def first_same_as_last(self) -> bool:
-        """Whether the last stage is the step itself, so that its slope starts the next one."""
-        return self.b == (*self.a[-1], 0.0)
-
-
-RK4 = Tableau(
-    c=(0.0, 0.5, 0.5, 1.0),
-    a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-)
 BOGACKI_SHAMPINE = Tableau(
     c=(0.0, 1 / 2, 3 / 4, 1.0),
     a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
@@ -141,7 +113,7 @@ class Embedded:
     max_calls: MaxCalls = 10_000
 
     def on(self, grid: TimeGrid) -> "EmbeddedSteps":
-        return EmbeddedSteps(self.tableau, grid.schedule, self)
+        return EmbeddedSteps(Straight.flow_of(grid), self)
 
 
 @register
@@ -198,63 +170,18 @@ class ClassicalRK4:
         name="ode-rk4", order=4, calls_per_step=4, source="arXiv:2011.13456 sec. 4.3"
     )
 
-    def on(self, grid: TimeGrid) -> "FixedSteps":
-        return FixedSteps(RK4, grid.schedule)
+    def on(self, grid: TimeGrid) -> RungeKuttaSteps:
+        return RungeKuttaSteps(Straight.flow_of(grid), RK4)
 
 
 @plain(frozen=True, slots=True)
-class Stages:
-    """One trial of a tableau on a noise schedule."""
+class EmbeddedSteps:
+    """As many accepted trials per step as it takes; the state is the number of calls so far.
 
-    tableau: Tableau
-    schedule: NoiseSchedule
+    Slopes are formed here, not merged into weights of x0: the error is a small difference of them.
+    """
 
-    def slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
-        """dy/dtau = (y - x0) / tau at the node."""
-        scale = node.alpha + node.sigma
-        x0 = yield (y if scale == 1.0 else y * scale), node
-        return torch.sub(y, x0).mul_(scale / node.sigma)
-
-    def trial(
-        self, y: Tensor, k: Tensor, t: Node, e: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, list[Tensor]]]:
-        """(y_e, all slopes) from y and its slope k at t."""
-        slopes, h, y_i = [k], _tau(e) - _tau(t), y
-        for c, row in zip(self.tableau.c[1:], self.tableau.a, strict=True):
-            y_i = _moved(y, row, slopes, h)
-            slopes.append((yield from self.slope(y_i, e if c == 1.0 else self.at(_tau(t) + c * h))))
-        if not self.tableau.first_same_as_last:
-            y_i = _moved(y, self.tableau.b, slopes, h)
-        return y_i, slopes
-
-    def at(self, tau: float) -> Node:
-        """The node at this tau."""
-        return self.schedule.at_lam(math.log1p(-tau) - math.log(tau))
-
-
-@plain(frozen=True, slots=True)
-class FixedSteps(Stages):
-    """One trial per step of the grid, whatever its error."""
-
-    def init(self) -> None:
-        return None
-
-    def step(
-        self, x: Tensor, state: None, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, None]]:
-        """From t to s; by x0 alone if s is clean data."""
-        if s.sigma == 0.0:
-            return (yield x, t) * s.alpha, None
-        y = x / (t.alpha + t.sigma)
-        k = yield from self.slope(y, t)
-        y, _ = yield from self.trial(y, k, t, s)
-        return y * (s.alpha + s.sigma), None
-
-
-@plain(frozen=True, slots=True)
-class EmbeddedSteps(Stages):
-    """As many accepted trials per step as it takes; the state is the number of calls so far."""
-
+    line: Straight
     settings: Embedded
 
     def init(self) -> int:
@@ -266,28 +193,44 @@ class EmbeddedSteps(Stages):
         """From t to s; by x0 alone if s is clean data."""
         if s.sigma == 0.0:
             return (yield x, t) * s.alpha, state + 1
-        y = x / (t.alpha + t.sigma)
-        k = yield from self.slope(y, t)
+        y = x / self.line.scale(t)
+        k = yield from self._slope(y, t)
         y, state = yield from self._trials(y, k, state + 1, t, s)
-        return y * (s.alpha + s.sigma), state
+        return y * self.line.scale(s), state
 
     def _trials(
         self, y: Tensor, k: Tensor, calls: int, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
         """Trials from t, where the slope is k, until one that ends at s is accepted."""
-        own, pace = self.settings, Pace(self.settings.info.order, self.settings.h_init)
+        own, tau = self.settings, self.line.tau
+        pace = Pace(own.info.order, own.h_init)
         while t is not s:
-            left = _tau(t) - _tau(s)
-            e = s if pace.h > left * (1 - 1e-9) else self.at(_tau(t) - pace.h)
-            h = _tau(e) - _tau(t)
-            y_e, slopes = yield from self.trial(y, k, t, e)
+            e = s if pace.h > (tau(t) - tau(s)) * (1 - 1e-9) else self.line.node_at(tau(t) - pace.h)
+            h = tau(e) - tau(t)
+            y_e, slopes = yield from self._trial(y, k, t, e)
             calls += len(slopes) - 1
-            wrong = _moved(torch.zeros_like(y), self.tableau.e, slopes, h)
+            wrong = _moved(torch.zeros_like(y), own.tableau.e, slopes, h)
             if pace.accepts(error_norm(wrong, own.atol, own.rtol, y, y_e), -h):
                 y, k, t = y_e, slopes[-1], e
             if t is not s:
                 check_calls(own.info.name, calls, own.max_calls, t)
         return y, calls
+
+    def _trial(
+        self, y: Tensor, k: Tensor, t: Node, e: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, list[Tensor]]]:
+        """(y_e, all slopes) from y and its slope k at t; the last stage is the step itself."""
+        tableau, slopes, h, y_i = self.settings.tableau, [k], self.line.tau(e) - self.line.tau(t), y
+        for share, row in zip(tableau.c[1:], tableau.a, strict=True):
+            y_i = _moved(y, row, slopes, h)
+            slopes.append((yield from self._slope(y_i, self.line.between(t, e, share))))
+        return y_i, slopes
+
+    def _slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
+        """dy/dtau = (y - x0) / tau at the node."""
+        scale = self.line.scale(node)
+        x0 = yield (y if scale == 1.0 else y * scale), node
+        return torch.sub(y, x0).mul_(scale / node.sigma)
 
 
 class Pace:
@@ -308,10 +251,6 @@ class Pace:
         self.h = h * min(max(factor, 0.2), 1.0 if self.rejected else 10.0)
         self.before, self.rejected = max(error, 1e-4), False
         return True
-
-
-def _tau(node: Node) -> float:
-    return node.sigma / (node.alpha + node.sigma)
 
 
 def _moved(y: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:

@@ -10,16 +10,15 @@ The paper writes a Taylor step, y_t + h d + (h^2 / 2) (d' - d) / (h / 2) (arXiv:
 that is theta = 1/2, y_t + h d', the explicit midpoint method.
 """
 
-from dataclasses import dataclass as plain
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
-from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, Step, register
-from .coordinates import EULER, Straight, Tableau, runge_kutta
+from ..models.schedule import TimeGrid
+from .base import SolverInfo, register
+from .coordinates import Straight
+from .runge_kutta import RALSTON_3, RungeKuttaSteps, midpoint
 
 
 @register
@@ -39,8 +38,7 @@ class RFSolver:
     theta: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
-        second = 0.5 / self.theta
-        return RungeKuttaSteps(Straight.of(grid), ((self.theta,), (1.0 - second, second)))
+        return RungeKuttaSteps(Straight.of(grid), midpoint(self.theta, 0.5 / self.theta))
 
 
 @register
@@ -57,21 +55,4 @@ class RFSolver3:
     )
 
     def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
-        return RungeKuttaSteps(Straight.of(grid), ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)))
-
-
-@plain(frozen=True, slots=True)
-class RungeKuttaSteps:
-    """Steps of one tableau, Euler's where it would evaluate the network at sigma = 0."""
-
-    line: Straight
-    tableau: Tableau
-
-    def init(self) -> None:
-        return None
-
-    def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        probes_end = s.sigma == 0.0 and any(sum(row) == 1.0 for row in self.tableau[:-1])
-        euler = probes_end or self.line.denoises(s)
-        tableau = EULER if euler else self.tableau
-        return (yield from runge_kutta(self.line, x, t, s, tableau)), None
+        return RungeKuttaSteps(Straight.of(grid), RALSTON_3)
