@@ -34,7 +34,7 @@ def inversion(
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
     with one_line_errors(), one_line_warnings():
         from ..eval.inversion import SOLVERS, RoundTrips, lines
-        from ..samplers.images import check_writable
+        from ..models.files import check_writable
         from ..samplers.run import parse_ranges
 
         check_writable(store)
@@ -70,7 +70,7 @@ def edit(
     """Class edits of real images: how many arrive, and how much of the source they keep."""
     with one_line_errors(), one_line_warnings():
         from ..eval.editing import EDITORS, ClassEdits, lines
-        from ..samplers.images import check_writable
+        from ..models.files import check_writable
 
         if strip is not None:
             check_writable(strip)

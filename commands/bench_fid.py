@@ -92,7 +92,7 @@ def fid_nfe(
         from ..eval.store import Store
         from ..eval.sweep import Entry, Sweep, checked
         from ..eval.table import row_line
-        from ..samplers.images import check_writable
+        from ..models.files import check_writable
         from ..samplers.run import parse_interval
 
         check_writable(store)

@@ -155,7 +155,7 @@ def _checked(store: Path, table: str, plot: Path | None) -> "Store":
     """The store of figures, if all that is asked for can be written."""
     from ..eval.report import Outputs
     from ..eval.store import Store
-    from ..samplers.images import check_writable
+    from ..models.files import check_writable
 
     check_writable(store)
     Outputs(table, plot).checked()

@@ -24,8 +24,8 @@ def gpu(
     with one_line_errors():
         from ..eval.gpu_bench import TINY, Bench, Scale
         from ..eval.gpu_timing import Figures, table
+        from ..models.files import check_writable
         from ..models.load import checked_device
-        from ..samplers.images import check_writable
 
         where = checked_device(device)
         check_writable(store)

@@ -116,8 +116,8 @@ def fit_linear_ag(
     with one_line_errors():
         from ..eval.guidance_fit import Fit, fitted, pattern_of, terms_of
         from ..eval.guidance_runs import Images
+        from ..models.files import check_writable, write_bytes
         from ..models.load import load
-        from ..samplers.images import check_writable, write_bytes
 
         if mask is not None:
             refuse_typed(ctx, {"every", "warmup", "tail"}, "--mask is the whole pattern")

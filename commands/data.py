@@ -94,8 +94,8 @@ def stats(
     """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
     with one_line_errors():
         from ..eval.stats import measurement
+        from ..models.files import check_writable
         from ..models.load import load
-        from ..samplers.images import check_writable
         from ..samplers.measure import measure, write_statistics
 
         check_writable(out)

@@ -39,8 +39,9 @@ def invert(
 ) -> None:
     """Finds the noise that a picture comes from, and says how well it comes back."""
     with one_line_errors(), one_line_warnings():
+        from ..models.files import check_writable
         from ..samplers import inversion
-        from ..samplers.images import check_writable, to_pil
+        from ..samplers.images import to_pil
         from ..samplers.sampler import Sampler
         from ..samplers.source import decibels, read_picture, write_strip
 
@@ -97,8 +98,9 @@ def edit(
 ) -> None:
     """Changes what a picture shows, a class or a prompt, and keeps what it can of it."""
     with one_line_errors(), one_line_warnings():
+        from ..models.files import check_writable
         from ..samplers.editing import Editor
-        from ..samplers.images import check_writable, to_pil
+        from ..samplers.images import to_pil
         from ..samplers.inversion import invert, reconstruct
         from ..samplers.sampler import Sampler
         from ..samplers.source import read_picture, write_png, write_strip

@@ -93,10 +93,10 @@ def sample(
 ) -> None:
     """Draws a grid of images and prints what it cost."""
     with one_line_errors(), one_line_warnings():
+        from ..models.files import check_folder, check_writable
         from ..models.load import load
         from ..models.speed import Speed
         from ..samplers.cache_file import resolved
-        from ..samplers.images import check_folder, check_writable
         from ..samplers.run import Run, as_json, parse_interval, run_from_png, save_pictures
         from ..samplers.sampler import Sampler
 

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from ..models.caching import MagCache, Policy, TeaCache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
+from ..models.files import make_folder
 from ..models.load import load
 from ..samplers.cache_file import spec_of
 from ..samplers.guidance import CFG
@@ -348,7 +349,7 @@ class Bench:
         """The images of an uncached run, or of the converged one, from the folder of them."""
         cell = cell or Cell(model, self.front.reference, self.front.reference_nfe)
         folder = self.store.path.with_name(f"{self.store.path.name}.reference")
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         count = self.front.images
         call = self._call(cell, count)
         return teacher(

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
+from ..models.files import check_writable
 from ..models.probe import sketch
 from ..samplers.cache_file import CacheFile, Figures
-from ..samplers.images import check_writable
 from .cache_figures import Figure
 from .cache_front import QUALITIES, Bench, Front
 from .cache_policies import DEEP, FITTED, GATED, TAYLOR

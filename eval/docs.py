@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..models.files import make_folder, write_bytes
 from ..solvers import SolverInfo, SolverSettings, names, solver
 
 NOTE = "Written from the docstrings by `make docs`; do not edit.\n"
@@ -27,11 +28,13 @@ def pages() -> dict[str, str]:
 
 def write(folder: Path) -> None:
     """Writes all pages into a folder and removes those of modules that are gone."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    written = pages()
+    for name, text in written.items():
+        write_bytes(folder / name, text.encode())
     for old in folder.glob("*.md"):
-        old.unlink()
-    for name, text in pages().items():
-        (folder / name).write_text(text, encoding="utf-8")
+        if old.name not in written:
+            old.unlink()
 
 
 def _index(families: dict[str, list[SolverSettings]]) -> str:

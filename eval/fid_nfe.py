@@ -20,11 +20,13 @@ from tqdm.auto import tqdm
 
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import FewstepError
+from ..models.files import make_folder, remove_file
 from ..models.ledger import Ledger
 from ..models.load import load
-from ..samplers.images import contact_sheet, to_pil, to_uint8, write_whole
+from ..samplers.images import contact_sheet, to_pil, to_uint8
 from ..samplers.run import Run, save_png
 from ..samplers.sampler import Result, Sampler
+from ..samplers.source import write_png
 from .data import images_of
 from .distributed import Team
 from .judge import Judge
@@ -119,7 +121,7 @@ class Bench:
                 if self.team.leads:
                     self.store.append(row)
                     yield row
-                self._part_path(cell).unlink(missing_ok=True)
+                remove_file(self._part_path(cell))
         if self.team.leads and self._parts.is_dir() and not any(self._parts.iterdir()):
             self._parts.rmdir()
 
@@ -178,7 +180,7 @@ class Bench:
             start = now
             advance(ledger.rows)
             if now - saved > pause:
-                path.parent.mkdir(exist_ok=True)
+                make_folder(path.parent)
                 part.save(path)
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, SAVE_REST * (saved - now))
@@ -209,13 +211,13 @@ class Bench:
     def _keep_pictures(self, protocol: Protocol, images: Drawn, result: Result) -> None:
         """The first images in two rows, for the report; the picture can be replayed."""
         path = picture_path(self.store.path, protocol.hash)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         sheet = contact_sheet(to_pil(result.samples[:PICTURES]), columns=PICTURES // 2)
         run = _run_of(images, images.run.seeds[:PICTURES])
         if images.rival is None:
             save_png(sheet, path, run, result.ledger.nfe)
         else:
-            write_whole(path, lambda file: sheet.save(file, format="PNG"))
+            write_png(sheet, path)
 
 
 def picture_path(store: Path, digest: str) -> Path:

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
+from ..models.files import make_folder, write_bytes
 from ..models.load import load
 from ..samplers.guidance import CFG, GuidanceForecast
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked
-from ..samplers.images import write_bytes
 from ..samplers.plan import named_guidance, named_solver, parse_spec
 from ..samplers.run import Run
 from ..samplers.sampler import Sampler
@@ -288,7 +288,7 @@ class Bench:
 
     def _beside(self, name: str) -> Path:
         folder = self.store.path.with_name(f"{self.store.path.name}.{name}")
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         return folder
 
 

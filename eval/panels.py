@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ..models.errors import SettingError
-from ..samplers.images import write_whole
+from ..models.files import write_whole
 from .report import COLOURS, MARKERS
 
 P = TypeVar("P")

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.files import write_whole
 from ..models.ledger import Ledger
-from ..samplers.images import write_whole
 from .extractors import Extractor, origin_of
 from .metrics import Features, Need
 from .metrics.features import Splits

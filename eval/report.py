@@ -12,7 +12,7 @@ from statistics import mean
 from typing import IO, Any
 
 from ..models.errors import SettingError, UnknownNameError
-from ..samplers.images import check_writable, write_whole
+from ..models.files import check_writable, write_bytes, write_whole
 from .fid_nfe import picture_path
 from .store import Row
 from .table import Point, Table, as_csv, details, markdown, means, number, row_line
@@ -71,17 +71,12 @@ class Outputs:
             kind = _kind(self.plot).removeprefix(".")
             write_whole(self.plot, lambda file: _curves(table, file, kind))
         if self.page is not None:
-            body = page(table, stores).encode()
-            write_whole(self.page, lambda file: _into(file, body))
+            write_bytes(self.page, page(table, stores).encode())
         return TEXTS[self.text](table)
 
 
 def _kind(path: Path) -> str:
     return path.suffix.lower()
-
-
-def _into(file: IO[bytes], body: bytes) -> None:
-    file.write(body)
 
 
 def page(table: Table, stores: Sequence[Path]) -> str:

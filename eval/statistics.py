@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.errors import FewstepError
-from ..samplers.images import write_whole
+from ..models.files import write_whole
 
 Array = NDArray[np.float64]
 # The keys in an npz by output: mean, covariance, rows of features.
@@ -119,11 +119,7 @@ def save_npz(path: Path, statistics: Mapping[str, Statistics], rows: Mapping[str
         if each.origin is not None:
             arrays["origin"] = np.array(json.dumps(asdict(each.origin)))
     arrays |= {KEYS[output][2]: each for output, each in rows.items()}
-
-    def write(file: IO[bytes]) -> None:
-        np.savez(file, **arrays)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def load_npz(path: Path) -> tuple[dict[str, Statistics], dict[str, Any]]:

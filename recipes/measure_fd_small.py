@@ -25,7 +25,8 @@ from fewstep.eval.data import ImageSet, images_of
 from fewstep.eval.extractors import origin_of
 from fewstep.eval.extractors.small import NAME, SmallExtractor, load_small
 from fewstep.eval.statistics import Moments, Statistics, frechet
-from fewstep.samplers.images import to_uint8, write_whole
+from fewstep.models.files import write_bytes
+from fewstep.samplers.images import to_uint8
 from fewstep.samplers.sampler import Sampler
 
 Distance = Callable[[Tensor], float]
@@ -61,7 +62,7 @@ def main() -> None:
         found[key] = samples(options.images, options.blocks, distance)
     report(found)
     text = json.dumps(rounded(found), indent=2) + "\n"
-    write_whole(options.out / "measured.json", lambda file: file.write(text.encode()))
+    write_bytes(options.out / "measured.json", text.encode())
 
 
 def on_test_images(test: ImageSet, distance: Distance) -> dict[str, object]:

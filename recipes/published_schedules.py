@@ -11,10 +11,10 @@ relaxation in brackets, and a star for the corrector.
 import re
 from pathlib import Path
 
+from fewstep.models.files import write_bytes
 from fewstep.models.schedule import EDM, NoiseSchedule, process_of
 from fewstep.models.vp import VPDiscrete, VPLinear
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.images import write_bytes
 from fewstep.solvers import Schedule, solver
 from fewstep.solvers.multistep import Encoder
 from fewstep.solvers.schedule_data import Process, StepSpec

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fewstep.eval.data import ImageSet, images_of
 from fewstep.eval.extractors.small import FEATURES, NAME, Layer, SmallNetwork
-from fewstep.samplers.images import write_whole
+from fewstep.models.files import make_folder, write_bytes, write_whole
 
 SEED = 0
 BATCH = 128
@@ -39,7 +39,7 @@ def main() -> None:
     asked.add_argument("--out", type=Path, default=OUT)
     options = asked.parse_args()
     train, test = images_of("fashion-mnist-32"), images_of("fashion-mnist-32:test")
-    options.work.mkdir(parents=True, exist_ok=True)
+    make_folder(options.work)
     trained = fit(train, options.epochs, options.work / f"of-{options.epochs}-epochs.pt")
     network = scaled(halved(folded(trained)), train)
     write(network, options.out, options.epochs, accuracy(network, test))
@@ -126,10 +126,8 @@ def resumed(checkpoint: Path, parts: dict[str, object]) -> int:
 
 
 def keep(checkpoint: Path, epochs: int, parts: dict[str, object]) -> None:
-    temporary = checkpoint.with_suffix(".new")
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"epochs": epochs, **states}, temporary)
-    temporary.replace(checkpoint)
+    write_whole(checkpoint, lambda file: torch.save({"epochs": epochs, **states}, file))
 
 
 @torch.no_grad()
@@ -180,11 +178,11 @@ def accuracy(network: SmallNetwork, images: ImageSet) -> float:
 
 def write(network: SmallNetwork, out: Path, epochs: int, measured: float) -> None:
     """Convolutions in half precision; the scale and the head, which are small, in single."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     small = {name: each.contiguous() for name, each in network.state_dict().items()}
     stored = {name: each.half() if each.ndim == 4 else each for name, each in small.items()}
     content = save(stored)
-    write_whole(out / "model.safetensors", lambda file: file.write(content))
+    write_bytes(out / "model.safetensors", content)
     facts = {
         "name": NAME,
         "data": "Fashion-MNIST, 60000 training images in the middle of 32x32 zeros",
@@ -196,8 +194,7 @@ def write(network: SmallNetwork, out: Path, epochs: int, measured: float) -> Non
         "license": "Apache-2.0",
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    card = (json.dumps(facts, indent=2) + "\n").encode()
-    write_whole(out / "config.json", lambda file: file.write(card))
+    write_bytes(out / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
     print(f"test accuracy {100 * measured:.2f} %, written to {out}")
 
 

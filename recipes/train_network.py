@@ -22,6 +22,7 @@ from training.store import check_out, draw, write_network
 from training.table import RECIPES
 
 from fewstep.models.errors import FewstepError, SettingError
+from fewstep.models.files import make_folder
 from fewstep.models.memory import memory_advice
 
 
@@ -87,7 +88,7 @@ def _run(recipe: Recipe, budget: Budget, place: Place, compiled: bool) -> None:
     if resumed:
         run.restore(place.checkpoint)
     accelerator.wait_for_everyone()
-    place.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(place.folder)
     if problem := run.start(compiled):
         accelerator.print(f"training goes on uncompiled: {problem}", file=sys.stderr)
     train(run, budget, place)

@@ -17,9 +17,9 @@ from .. import __version__
 from ..models.caching import Policy
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
+from ..models.files import write_bytes
 from ..models.probe import alike, sketch
 from ..solvers.schedule_data import first_problem
-from .images import write_bytes
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER, named_cache
 from .run import Run
 

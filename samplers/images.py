@@ -1,17 +1,13 @@
-"""Samples as pictures: tensors to PIL, grids, and files written whole or not at all."""
+"""Samples as pictures: tensors to PIL and grids of them."""
 
 import math
-import os
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.errors import ModelError, SettingError
+from ..models.errors import ModelError
 
 Picture = Image.Image
 
@@ -45,59 +41,3 @@ def contact_sheet(
     for i, image in enumerate(images):
         sheet.paste(image, (padding + i % columns * width, padding + i // columns * height))
     return sheet
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file under a temporary name beside it and renames it, so that no half is ever left.
-
-    Raises:
-        SettingError: if the folder does not exist or cannot be written to.
-    """
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SettingError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def write_bytes(path: Path, body: bytes) -> None:
-    """`write_whole` of bytes that are at hand."""
-
-    def write(file: IO[bytes]) -> None:
-        file.write(body)
-
-    write_whole(path, write)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_writable(path: Path) -> None:
-    """Raises SettingError if a picture could not be written there, before anything is computed."""
-    if path.is_dir():
-        raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise SettingError(f"the folder {str(path.parent)!r} does not exist; create it first")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise SettingError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def check_folder(path: Path) -> None:
-    """Raises SettingError if a folder for pictures could not be made there or written to."""
-    existing = next(each for each in (path, *path.parents) if each.exists())
-    if not existing.is_dir():
-        raise SettingError(f"cannot create folder {str(path)!r}: {str(existing)!r} is a file")
-    check_writable(existing / ".png")

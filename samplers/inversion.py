@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from ..models.caching import attached
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.families import fitted
+from ..models.files import write_bytes
 from ..models.ledger import Ledger
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, check_branches
 from .guidance import Guidance, Setup, Unguided
-from .images import write_whole
 from .loop import integrate
 from .plan import named_solver
 from .route import DEFAULT_SOLVER, Route, route, route_of, state_dtype
@@ -68,11 +68,7 @@ class Inversion:
         facts = {"solver": solver, "labels": labels, "prompt": self.prompt, "times": times, **told}
         noise = self.noise.float().contiguous().cpu()
         body = save({NOISE: noise}, {CHUNK: json.dumps(facts)})
-
-        def write(file: IO[bytes]) -> None:
-            file.write(body)
-
-        write_whole(path, write)
+        write_bytes(path, body)
 
     @classmethod
     def load(cls, path: Path, schedule: NoiseSchedule) -> "Inversion":

@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
+from ..models.files import make_folder, write_bytes
 from ..models.probe import answer
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
@@ -45,7 +46,6 @@ from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
 from .grid import lam_ends
 from .guidance import CFG
-from .images import write_bytes
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
@@ -254,7 +254,7 @@ def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
     held = _read(path, key)
     if held is None:
         held = task.moments()
-        task.what.partial.mkdir(parents=True, exist_ok=True)
+        make_folder(task.what.partial)
         write_bytes(path, save(held, {"key": key}))
     return held
 

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -11,11 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .. import __version__
 from ..models.errors import SettingError
+from ..models.files import make_folder, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded
-from .images import Picture, contact_sheet, write_whole
+from .images import Picture, contact_sheet
 from .plan import default_schedule, named_cache, named_guidance
 from .sampler import Result, Sampler
 
@@ -142,18 +143,14 @@ def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
     chunks = PngInfo()
     chunks.add_text("parameters", run.describe(nfe))
     chunks.add_text(CHUNK, run.model_dump_json(exclude_none=True))
-
-    def write(file: IO[bytes]) -> None:
-        image.save(file, format="PNG", pnginfo=chunks)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
 
 
 def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = None) -> None:
     """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own."""
     nfe = result.ledger.nfe
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for i, image in enumerate(result.images):
             name = f"{run.seeds[i]:06d}" + ("" if run.classes is None else f"-{run.classes[i]}")
             save_png(image, folder / f"{name}.png", run.of_image(i), nfe)

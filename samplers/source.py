@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.families import fitted
-from .images import Picture, contact_sheet, write_whole
+from ..models.files import write_whole
+from .images import Picture, contact_sheet
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Given = Tensor | Picture | Sequence[Picture]  # an image in Python
@@ -129,11 +129,7 @@ def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int
 
 def write_png(picture: Picture, path: Path) -> None:
     """One picture as PNG, whole or not at all."""
-
-    def write(file: IO[bytes]) -> None:
-        picture.save(file, format="PNG")
-
-    write_whole(path, write)
+    write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
 def decibels(samples: Tensor, reference: Tensor) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import __version__
 from ..models.denoiser import Network
 from ..models.errors import SettingError
+from ..models.files import write_bytes
 from ..models.schedule import process_of
 from ..solvers import SolverSettings
-from .images import write_bytes
 from .plan import named_solver
 from .sampler import Sampler
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.models.errors import ModelError, SettingError
-from fewstep.samplers.images import contact_sheet, to_pil, to_uint8, write_whole
+from fewstep.models.files import write_whole
+from fewstep.samplers.images import contact_sheet, to_pil, to_uint8
 from fewstep.samplers.run import Run, format_ranges, parse_ranges, run_from_png, save_png
 
 

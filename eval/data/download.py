@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 
 from ...models.errors import SettingError
+from ...models.files import make_folder
 from .errors import DataError
 
 ATTEMPTS = 3
@@ -39,7 +40,7 @@ def download(url: str, path: Path) -> Path:
     part = path.with_name(f"{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
     for attempt in range(ATTEMPTS):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             if _continue(url, part):
                 os.replace(part, path)
                 return path
@@ -113,7 +114,7 @@ def downloaded_by(command: list[str], folder: Path, pattern: str) -> Path:
 
     if shutil.which(command[0]) is None:
         raise DataError(f"{command[0]} is not on this machine")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     found = sorted(folder.glob(pattern))
     if done.returncode or not found:

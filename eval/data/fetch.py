@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...models.errors import SettingError, UnknownNameError
-from ...samplers.images import check_folder, write_whole
+from ...models.files import check_folder, make_folder, write_whole
 from .archives import Files, read_files
 from .cache import cache_folder
 from .download import download, downloaded_by
@@ -96,7 +96,7 @@ def _whole(known: DataSet, folder: Path) -> bool:
 def _keep(folder: Path, splits: Mapping[str, Split]) -> None:
     """Writes every array under a temporary name first; a half is never seen."""
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for split, (images, labels) in splits.items():
         for name, array in ((f"{split}-labels", labels), (split, images)):
 
@@ -140,7 +140,7 @@ def _debian(known: DataSet, package: str) -> Iterator[Files]:
     """The package, without installing it: `apt-get download` needs no root."""
     folder = _downloads(known)
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with TemporaryDirectory(dir=folder) as temporary:
         path = downloaded_by(["apt-get", "download", package], Path(temporary), "*.deb")
         yield read_files(path, known.file_names)

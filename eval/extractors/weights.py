@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ...models.errors import FewstepError
-from ...samplers.images import check_folder, write_whole
+from ...models.files import check_folder, make_folder, write_bytes
 from ..data.cache import cache_folder
 from ..data.download import download
 
@@ -110,7 +110,7 @@ def _safetensors(content: bytes, where: str) -> Weights:
 
 def _downloaded(source: Source, folder: Path) -> Weights:
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / source.url.rpartition("/")[2]
     try:
         path = path if path.is_file() else download(source.url, path)
@@ -127,13 +127,9 @@ def _keep(weights: Weights, path: Path) -> None:
     """Into the cache; a folder that cannot be written to costs the next run's time and no more."""
     try:
         check_folder(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         content = save_safetensors({name: each.contiguous() for name, each in weights.items()})
-
-        def write(file: IO[bytes]) -> None:
-            file.write(content)
-
-        write_whole(path, write)
+        write_bytes(path, content)
     except FewstepError as error:
         warnings.warn(f"the weights are not kept: {error}", stacklevel=2)
 

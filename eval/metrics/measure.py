@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...models.errors import FewstepError, SettingError
-from ...samplers.images import check_folder
+from ...models.files import check_folder, make_folder
 from ..data import ImageSet, images_of
 from ..data.cache import cache_folder
 from ..extractors import Extractor, origin_of
@@ -125,7 +125,7 @@ def reference_features(
         found = gathered(reference, needs, extractor, how)
     try:
         check_folder(kept.parent)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(kept.parent)
         found.save(kept)
     except FewstepError as error:
         warnings.warn(f"the reference's features are not kept: {error}", stacklevel=2)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import SettingError, UnknownNameError
+from ...models.files import check_folder, check_writable, make_folder, write_bytes
 from ...models.load import load
-from ...samplers.images import check_folder, check_writable, write_bytes
 from ...samplers.run import parse_ranges
 from ...solvers.schedule_data import MeanImage
 from . import toy
@@ -123,7 +123,7 @@ def prepared(request: Request) -> list[Search]:
     known = {"reference": request.reference, "weights": request.weights}
     aim = objective(request.objective, problem.network, **known)  # type: ignore[arg-type]
     kept = request.folder / "teacher"
-    kept.mkdir(parents=True, exist_ok=True)
+    make_folder(kept)
     problem = replace(problem, cache=kept)
     space = Space(
         process=problem.network.schedule,

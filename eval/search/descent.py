@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...models.errors import FewstepError, NonFiniteError, SettingError
+from ...models.files import write_bytes
 from ...models.seeds import make_generator
-from ...samplers.images import write_bytes
 from ...solvers import Schedule
 from .guided import parameters_of
 from .objective import rmse

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...samplers.images import write_bytes
+from ...models.files import write_bytes
 from .log import Trial
 from .size import Size
 from .strategies import Task

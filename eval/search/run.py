@@ -10,8 +10,8 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import ModelError, SettingError
+from ...models.files import write_bytes
 from ...models.probe import alike, sketch
-from ...samplers.images import write_bytes
 from ...solvers import Schedule
 from ...solvers.schedule_data import ANSWER
 from .budget import Budget, Meter

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ...models.files import write_bytes
 from ...models.schedule import Node, TimeGrid
 from ...models.seeds import make_generator
 from ...samplers.grid import default_grid
-from ...samplers.images import write_bytes
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
 from ...solvers.guided import BOTH

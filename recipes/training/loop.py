@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from tqdm import tqdm
 
 from fewstep.models.errors import SettingError
-from fewstep.samplers.images import write_bytes
+from fewstep.models.files import write_bytes
 
 from .run import Run
 

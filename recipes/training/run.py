@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fewstep.models.errors import NonFiniteError, SettingError
-from fewstep.samplers.images import write_whole
+from fewstep.models.files import write_whole
 
 from .pixels import Pixels, pixels_of
 from .recipe import Recipe, build, written
@@ -188,11 +188,7 @@ class Run:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
-
-        def write(file: IO[bytes]) -> None:
-            torch.save(content, file)
-
-        write_whole(path, write)
+        write_whole(path, lambda file: torch.save(content, file))
 
     def restore(self, path: Path) -> None:
         """Goes on from a file of `save`.

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fewstep.eval.data import DATA_SETS, PADDED
 from fewstep.models.errors import ModelError, SettingError
+from fewstep.models.files import check_folder, write_bytes
 from fewstep.models.load import WEIGHTS
 from fewstep.models.schedule import process_of
-from fewstep.samplers.images import check_folder, contact_sheet, write_bytes
+from fewstep.samplers.images import contact_sheet
 from fewstep.samplers.sampler import Sampler
 
 from .loop import Place
@@ -56,7 +57,7 @@ def write_network(
         ModelError: if a weight is too large for half precision.
     """
     network = _halved(build(recipe), average)
-    with TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
+    with TemporaryDirectory() as temporary:
         network.save_pretrained(temporary)
         body = (Path(temporary) / WEIGHTS).read_bytes()
         write_bytes(folder / WEIGHTS, body)

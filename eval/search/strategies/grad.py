@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ....models.errors import ScheduleError, SettingError
-from ....samplers.images import write_bytes
+from ....models.files import write_bytes
 from ....solvers import Schedule
 from ..descent import Descent, descend
 from .base import Proposal, Task, register

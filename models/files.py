@@ -1,0 +1,197 @@
+"""Files that are written whole or not at all, and what may be written where.
+
+A file is written under a hidden name in its own folder and then renamed. The hidden name follows
+from the file's, and one process at a time writes it: what a killed process has left of a file is
+known by its name, and is gone once that file is written again.
+"""
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from .errors import SettingError
+from .locks import hold
+
+UNFINISHED, LOCK = ".fewstep-new", ".fewstep-lock"  # what hidden names end in
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file under a hidden name beside it and renames it, so that no half is ever seen.
+
+    A link is followed to the file that it names. A file that is replaced keeps its permissions.
+
+    Raises:
+        SettingError: for what `check_writable` refuses, or if writing fails, on a full disk.
+    """
+    try:
+        target = _checked(path)
+        with hold(_beside(target, LOCK)):
+            _replace(target, write)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_bytes(path: Path, body: bytes) -> None:
+    """`write_whole` of bytes that are at hand."""
+    write_whole(path, lambda file: file.write(body))
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file, if it is there, and what a killed process has left of it."""
+    try:
+        for each in (path, _beside(path, UNFINISHED), _beside(path, LOCK)):
+            each.unlink(missing_ok=True)
+    except OSError as error:
+        raise SettingError(f"cannot remove {str(path)!r}: {_reason(error)}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; raises SettingError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
+
+
+def check_writable(path: Path, *suffixes: str) -> None:
+    """Raises SettingError if a file could not be written there, before anything is computed.
+
+    Only a regular file is replaced, and none that is marked as read-only, whoever asks for it.
+
+    suffixes: that the name may end in, as ".png"; none for any.
+    """
+    if str(path) == "-":
+        raise SettingError("'-' is no file; give the name of a file to write")
+    try:
+        _try_folder(_checked(path).parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise SettingError(f"{str(path)!r} must end in {', '.join(suffixes)}")
+
+
+def check_folder(path: Path) -> None:
+    """Raises SettingError if a folder could not be made there or written to."""
+    try:
+        existing = next(each for each in (path, *path.parents) if _exists(each))
+        if not existing.is_dir():
+            raise SettingError(f"cannot create folder {str(path)!r}: {str(existing)!r} is a file")
+        _try_folder(existing)
+    except OSError as error:
+        raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
+
+
+def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Raises SettingError if a file would be written twice, or over one that is read.
+
+    Names of one file are the same, also through links. None stands for what was not given.
+    """
+    written: list[Path] = []
+    for path in filter(None, outputs):
+        for other in filter(None, inputs):
+            if is_same_file(path, other):
+                raise SettingError(
+                    f"{str(path)!r} would be written over {str(other)!r}, which is read; give"
+                    " another name"
+                )
+        if any(is_same_file(path, other) for other in written):
+            raise SettingError(f"{str(path)!r} would be written twice; give two names")
+        written.append(path)
+
+
+def is_same_file(a: Path, b: Path) -> bool:
+    """Returns whether two names are of one file, which need not be there yet."""
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    with suppress(OSError):
+        return a.samefile(b)
+    return False
+
+
+def check_regular(path: Path) -> None:
+    """Raises SettingError for what is there and is no file: a folder, a device or a pipe."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SettingError(f"cannot read {str(path)!r}: {_reason(error)}") from error
+    if not stat.S_ISREG(mode):
+        raise SettingError(f"cannot read {str(path)!r}: it is {_kind(mode)}, not a file")
+
+
+def _checked(path: Path) -> Path:
+    """The file that a name or a link stands for, if it may be written or replaced."""
+    target = Path(os.path.realpath(path))
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            parent = path.parent if target.parent == path.parent.resolve() else target.parent
+            raise SettingError(
+                f"the folder {str(parent)!r} does not exist; create it first"
+            ) from None
+        return target
+    if stat.S_ISDIR(found.st_mode):
+        raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
+    if not stat.S_ISREG(found.st_mode):
+        raise SettingError(
+            f"cannot write {str(path)!r}: it is {_kind(found.st_mode)}, not a file; give another"
+            " name"
+        )
+    if not found.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
+        raise SettingError(f"cannot write {str(path)!r}: it is read-only; give another name")
+    return target
+
+
+def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    new = _beside(target, UNFINISHED)
+    new.unlink(missing_ok=True)  # of a process that was killed: the lock is ours
+    try:
+        with new.open("xb") as file:
+            write(file)
+        if target.exists():
+            new.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(new, target)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    """A hidden name for a file, of one length whatever the file's name is."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".{digest}{suffix}")
+
+
+def _try_folder(folder: Path) -> None:
+    """Raises OSError if no file can be made in a folder."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _exists(path: Path) -> bool:
+    """`Path.exists`, which takes a name that is too long, or a loop of links, for none."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def _unwritable(path: Path, error: OSError) -> SettingError:
+    return SettingError(f"cannot write {str(path)!r}: {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
