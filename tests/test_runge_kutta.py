@@ -582,8 +582,8 @@ def test_heun_without_churn_is_the_same_to_the_bit(process, dtype):
         x = x * ((1 + (r + q * (1 + r)) / 2) * scale_s / scale_t)
         x.add_(x0, alpha=-r * (1 + q) / 2 * scale_s).add_(x0_s, alpha=-q / 2 * scale_s)
     plain = run(solver("heun"), grid, begin, MIXTURE.x0)
-    for settings in ({"s_churn": 0.0, "s_noise": 1.1}, {"s_churn": 9.0, "s_min": 1e3}):
-        assert torch.equal(run(solver("heun", **settings), grid, begin, MIXTURE.x0), plain)
+    for choices in ({"s_churn": 0.0, "s_noise": 1.1}, {"s_churn": 9.0, "s_min": 1e3}):
+        assert torch.equal(run(solver("heun", **choices), grid, begin, MIXTURE.x0), plain)
     if dtype == torch.float32:
         assert torch.equal(plain, x)
     assert_close(plain, x, rtol=4e-15, atol=4e-15)
