@@ -56,14 +56,16 @@ _HOMES = {
     "solver": ".solvers.base",
     "time_grid": ".samplers.grid",
 }
+_SERVED = {"SchedulerMixin": "diffusers"}  # by which diffusers knows what it may load from here
 __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name where it is first used: importing fewstep costs no torch."""
-    if name not in _HOMES:
+    home = _HOMES.get(name) or _SERVED.get(name)
+    if home is None:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(home, __name__), name)
 
 
 def __dir__() -> list[str]:

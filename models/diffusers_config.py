@@ -16,6 +16,16 @@ from .schedule import (
     dynamic_shift,
 )
 
+OURS = "SolverScheduler"  # whose config names the class it comes from as "base_class"
+FACTS = (  # all that is read of a config here
+    *("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas"),
+    *("rescale_betas_zero_snr", "snr_shift_scale", "prediction_type", "use_flow_sigmas"),
+    *("shift", "flow_shift", "shift_terminal", "use_dynamic_shifting", "time_shift_type"),
+    *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+    *("sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max", "s", "scaler"),
+    *("timestep_type", "invert_sigmas"),
+)
+SHIFTS = ("shift", "flow_shift")  # one fact: of flow schedulers, and of those that can be flow too
 FLOW_CLASSES = ("FlowMatch", "Helios", "LTXEulerAncestralRF")
 
 _DISCRETE = "it runs on discrete tokens, which have no alpha and sigma"
@@ -54,7 +64,7 @@ def from_scheduler_config(
         ModelError: if the config belongs to a process without alpha and sigma, or to a network
             whose output is none of ours; the message says which.
     """
-    name = str(config.get("base_class") or config.get("_class_name", ""))  # ours names its base
+    name = class_name_of(config)
     if config.get("invert_sigmas"):
         raise ModelError(f"{name} runs from data to noise (invert_sigmas), which is not supported")
     if name in REFUSED:
@@ -83,8 +93,21 @@ def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
     return bool(asked) or name.startswith(FLOW_CLASSES)
 
 
+def class_name_of(config: Mapping[str, Any]) -> str:
+    """The scheduler that a config is of: of one of ours, the one that it comes from."""
+    name = str(config.get("_class_name") or "")
+    return str(config.get("base_class") or "") if name in ("", OURS) else name
+
+
+def shift_key_of(config: Mapping[str, Any]) -> str:
+    """The key of a flow network's shift. A converted config may have both: one is a leftover."""
+    flow = class_name_of(config).startswith(FLOW_CLASSES)
+    own, other = SHIFTS if flow else reversed(SHIFTS)
+    return other if own not in config and other in config else own
+
+
 def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
-    shift = config.get("shift", config.get("flow_shift", 1.0))
+    shift = config.get(shift_key_of(config), 1.0)
     if config.get("use_dynamic_shifting"):
         shift = _dynamic(config, tokens)
     return RectifiedFlow(

@@ -9,7 +9,7 @@ pipelines hold, so there `scale_model_input` is the identity and `init_noise_sig
 networks, alpha = 1, they are c_in and the first sigma. It is float32 at least, and cast at the
 border only. Evaluations are counted, never looked up by their time.
 
-Saved pipelines name this module, so it stays where it is.
+Pipelines saved by version 0.1 name this module, so it stays where it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,15 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
+from ..models.diffusers_config import shift_key_of
 from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Schedule
 from .pipelines.border import Generators, answer_like, drawing, state_of, version_of
-from .pipelines.choosing import chosen
-from .pipelines.planning import Choices, Numbers, Wanted, floats, stored
+from .pipelines.choosing import read_choices
+from .pipelines.live_config import changed_values, current_values, write_values
+from .pipelines.planning import Choices, Numbers, Wanted
 from .pipelines.process import Process
 from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
@@ -55,6 +57,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     nfe:       evaluations so far.
     """
 
+    __module__ = "fewstep"  # which a saved pipeline names, and its user imports
     order = 1
     config_name = "scheduler_config.json"
 
@@ -69,13 +72,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         final: str = "zero",
     ) -> None:
         """See `from_config`, which takes the same; base is the config of another scheduler."""
-        text, table = stored(schedule)
-        grid = grid if isinstance(grid, str) else floats("grid", grid)
-        self.process = Process.of(base)
-        self.choices = Choices(solver, grid, nfe, table, final)
-        self.choices.check(self.process)
-        own = {"solver": solver, "grid": grid, "nfe": nfe, "schedule": text, "final": final}
-        self.register_to_config(**{**self.process.config, **own})
+        choices = Choices.of(solver=solver, grid=grid, nfe=nfe, schedule=schedule, final=final)
+        self._decide(Process.of(base), choices)
+        unset = {key: base[key] for key in base if key == "_use_default_values"}
+        self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
         self.timesteps = self.sigmas = torch.empty(0)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
@@ -114,7 +114,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "from_config takes a config, such as pipe.scheduler.config; for a folder use"
                 " SolverScheduler.from_pretrained(folder)"
             )
-        base, what = chosen(config, own)
+        base, what = read_choices(config, own)
         made = cls(base, **what)
         return (made, {}) if return_unused_kwargs else made
 
@@ -129,6 +129,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Plans a run; everything about an earlier one is forgotten.
 
+        What was changed in the config since, however it was written there, counts from here on.
+
         Args:
             num_inference_steps: steps, not evaluations.
             device: of `timesteps`.
@@ -142,6 +144,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             FewstepError: for what cannot be planned.
         """
+        self._follow_config()
         wanted = Wanted.of(num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps)
         plan = self.choices.plan(self.process, wanted)
         self._questions = questions(plan)
@@ -158,6 +161,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         expected = self.order * (plan.grid.steps - plan.grid.denoise)
         self._uneven = not wanted.listed and len(nodes) > max(expected, plan.grid.steps)
         self._forget()
+
+    def set_shift(self, shift: float) -> None:
+        """Shifts the times of a flow network by another factor, from the next set_timesteps on.
+
+        Raises:
+            SettingError: if the network is no flow, or is shifted by the size of its images.
+        """
+        self._change({shift_key_of(self.config): shift})
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Starts at a later evaluation, the first of a step; multistep solvers start there anew.
@@ -271,6 +282,26 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.process.config.get("num_train_timesteps", 1000))
+
+    def _decide(self, process: Process, choices: Choices) -> None:
+        choices.check(process)
+        self.process, self.choices = process, choices
+        self._read = {**process.config, **choices.config}
+
+    def _follow_config(self) -> None:
+        """Takes over what was changed in the config since it was last read.
+
+        Raises:
+            FewstepError: for a change that cannot be, or would change nothing.
+        """
+        if changes := changed_values(current_values(self.config, self._read), self._read):
+            self._change(changes)
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        base, what = read_choices(self._read, changes)
+        self._decide(Process.of(base), Choices.of(**what))
+        unset = [key for key in self.config.get("_use_default_values", ()) if key not in changes]
+        write_values(self.config, {**self._read, "_use_default_values": unset})
 
     def _forget(self) -> None:
         """Ready for the first evaluation of a run."""

@@ -1,5 +1,6 @@
 """What `from fewstep import ...` gives, and that the documents use it."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -47,5 +48,9 @@ def test_an_unknown_name_is_an_attribute_error():
         fewstep.Sampelr  # noqa: B018
 
 
-def test_the_scheduler_keeps_the_module_that_saved_pipelines_name():
-    assert fewstep.SolverScheduler.__module__ == "fewstep.samplers.scheduler"
+def test_the_scheduler_is_of_the_module_that_users_import():
+    """diffusers writes it into a saved pipeline, and looks there for the bases of its parts."""
+    assert fewstep.SolverScheduler.__module__ == "fewstep"
+    assert issubclass(fewstep.SolverScheduler, fewstep.SchedulerMixin)
+    assert "SchedulerMixin" not in fewstep.__all__
+    assert importlib.import_module("fewstep.samplers.scheduler").SolverScheduler

@@ -1,6 +1,8 @@
 """`SolverScheduler` inside diffusers pipelines, with tiny random networks."""
 
 import inspect
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -274,15 +276,61 @@ def test_offloading_changes_nothing():
     assert torch.equal(call("flux", pipe, num_inference_steps=3), plain)
 
 
-def test_a_pipeline_is_saved_and_loaded_with_it(tmp_path):
+LOADING = """
+import diffusers
+pipe = diffusers.DiffusionPipeline.from_pretrained({folder!r}, **{how})
+pipe.scheduler.set_timesteps(4)
+assert pipe.scheduler.timesteps.tolist() == {labels}, pipe.scheduler.timesteps
+assert pipe.scheduler.config.solver == "unipc-3"
+pipe.set_progress_bar_config(disable=True)
+assert pipe(num_inference_steps=4).images
+"""
+REFUSAL = """
+import diffusers
+try:
+    diffusers.DiffusionPipeline.from_pretrained({folder!r})
+except ValueError as error:
+    assert "import fewstep before calling `from_pretrained`" in str(error), error
+else:
+    raise AssertionError("diffusers imports what a folder names")
+"""
+
+
+def run_anew(*parts: str) -> None:
+    """Runs code in a process that has imported nothing."""
+    code = "\n".join(parts)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a saved pipeline, with the labels of its four steps."""
     pipe = fitted("ddpm", solver="unipc-3", grid="karras")
     pipe.save_pretrained(tmp_path)
-    index = (tmp_path / "model_index.json").read_text()
-    assert '"fewstep.samplers.scheduler"' in index
-    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert type(loaded.scheduler) is SolverScheduler
-    assert np.array_equal(*(call("ddpm", each, num_inference_steps=4) for each in (pipe, loaded)))
+    pipe.scheduler.set_timesteps(4)
+    return {"folder": str(tmp_path), "labels": pipe.scheduler.timesteps.tolist(), "how": {}}
+
+
+def test_a_saved_pipeline_loads_in_a_new_process_that_imports_us(saved, tmp_path):
+    run_anew(REFUSAL.format(**saved), "import fewstep", LOADING.format(**saved))
+    index = tmp_path / "model_index.json"
+    assert '"fewstep",\n    "SolverScheduler"' in index.read_text()
+
+
+@pytest.mark.slow
+def test_a_pipeline_saved_by_version_01_loads_where_its_module_is_imported(saved, tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace('"fewstep"', '"fewstep.samplers.scheduler"'))
+    run_anew("import fewstep.samplers.scheduler", LOADING.format(**saved))
+
+
+@pytest.mark.slow
+def test_a_saved_pipeline_loads_on_trust_where_it_brings_the_import(saved, tmp_path):
+    """The file that docs/pipelines.md names; nothing is imported before."""
+    file = tmp_path / "scheduler" / "fewstep.py"
+    file.write_text("from fewstep import SolverScheduler\n")
+    run_anew(LOADING.format(**saved | {"how": {"trust_remote_code": True}}))
 
 
 def test_pain_24_a_pipeline_that_replaces_its_scheduler_can_be_given_it_afterwards():

@@ -5,7 +5,9 @@ from typing import Any
 
 from diffusers.utils import logging
 
+from ...models.diffusers_config import FACTS, SHIFTS, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
+from .live_config import attributes_of, is_same
 from .planning import GRID_FLAGS
 from .process import Process
 
@@ -14,6 +16,7 @@ logger = logging.get_logger(__name__)
 DEFAULTS = {"solver": None, "grid": None, "nfe": None, "schedule": None, "final": "zero"}
 NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
 OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
+AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs
 READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 INSTEAD = {  # of fields that say what runs in diffusers: what says it here
     "timestep_spacing": "say where the steps lie with grid=, as in grid='uniform'",
@@ -28,7 +31,7 @@ INSTEAD = {  # of fields that say what runs in diffusers: what says it here
 }
 
 
-def chosen(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """The config of the network, with what own changes in it, and the choices of what shall run.
 
     Of the choices in the config those hold that own does not replace: a solver takes the place of
@@ -36,8 +39,9 @@ def chosen(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str,
 
     Raises:
         UnknownNameError: for a setting that does not exist.
-        SettingError: for a change that would change nothing.
+        SettingError: for a change that would change nothing, or a config with two values of one.
     """
+    _check_attributes(config, own)
     base = {key: value for key, value in config.items() if key not in DEFAULTS}
     kept = {key: config[key] for key in DEFAULTS if key in config}
     own = _with_grid_named(own)
@@ -47,9 +51,43 @@ def chosen(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str,
         kept |= {"schedule": None}
     if picked.get("schedule") is not None:
         kept |= {"solver": None, "grid": None, "nfe": None}
-    _say_what_is_left(base)
-    _check_changes(base, changes)
-    return base | changes, {**DEFAULTS, **kept, **picked}
+    _say_what_is_left(base | changes)
+    _check_changes(base, _with_one_shift(base, changes))
+    changes |= _shifts(base, changes)
+    return base | changes | _still_defaults(base, changes), {**DEFAULTS, **kept, **picked}
+
+
+def _with_one_shift(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes with the shift, which has two names, under the one that counts in this config."""
+    shifts, main = _shifts(base, changes), shift_key_of(base)
+    if any(shifts[key] != changes[key] for key in SHIFTS if key in changes):
+        raise SettingError("shift and flow_shift are one number; give one of them")
+    rest = {key: value for key, value in changes.items() if key not in SHIFTS}
+    return rest | ({main: shifts[main]} if shifts else {})
+
+
+def _shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The shift under all names that it has, if it is changed: none shall keep the old value."""
+    values = [changes[key] for key in SHIFTS if key in changes]
+    names = {shift_key_of(base), *(key for key in SHIFTS if key in base or key in changes)}
+    return dict.fromkeys(names, values[0]) if values else {}
+
+
+def _still_defaults(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The fields that nobody set, for which another class takes its own defaults."""
+    fields = base.get("_use_default_values", ())
+    return {"_use_default_values": [key for key in fields if key not in changes]} if fields else {}
+
+
+def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises where `config.x = value` was typed, which leaves the item as it was."""
+    for key, value in attributes_of(config).items():
+        matters = key in (*FACTS, *GRID_FLAGS, *DEFAULTS) and key not in own
+        if matters and not is_same(value, config.get(key)):
+            raise SettingError(
+                f"this config has {key}={value!r} as an attribute and {config.get(key)!r} as an"
+                f" item; say which, as in from_config(config, {key}={value!r})"
+            )
 
 
 def _with_grid_named(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,10 +104,11 @@ def _check_changes(base: dict[str, Any], changes: dict[str, Any]) -> None:
     """Raises for a change of the config that does not exist or has no effect here."""
     public = [key for key in base if not key.startswith("_")]
     for key, value in changes.items():
-        if key not in public and key not in INSTEAD and key not in GRID_FLAGS:
-            raise UnknownNameError("scheduler setting", key, [*DEFAULTS, *public])
+        if key not in {*public, *INSTEAD, *GRID_FLAGS, *FACTS}:
+            raise UnknownNameError("scheduler setting", key, sorted({*DEFAULTS, *public, *FACTS}))
         rest = {other: changes[other] for other in changes if other != key}
-        if base.get(key) != value and not _matters(key, base | rest, base | changes):
+        same = is_same(value, base.get(key)) or _agrees(key, value)
+        if not same and not _matters(key, base | rest, base | changes):
             raise SettingError(f"{key}={value!r} changes nothing here; {_instead(key, base)}")
 
 
@@ -77,6 +116,12 @@ def _instead(key: str, base: Mapping[str, Any]) -> str:
     if key == "shift" and base.get("use_dynamic_shifting"):
         return "this network shifts by the size of its images; add use_dynamic_shifting=False"
     return INSTEAD.get(key, "drop it, and choose what runs with solver= and grid=")
+
+
+def _agrees(key: str, value: Any) -> bool:
+    """Tells whether a value says what holds here anyway."""
+    off = key in NOT_TAKEN_OVER and value is False
+    return off or (key in AS_PIPELINES_PUT_IT and bool(value == AS_PIPELINES_PUT_IT[key]))
 
 
 def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

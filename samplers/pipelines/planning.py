@@ -72,6 +72,27 @@ class Choices:
     table: Schedule | None
     final: str
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        solver: str | None = None,
+        grid: str | Numbers | None = None,
+        nfe: int | None = None,
+        schedule: Schedule | str | Path | None = None,
+        final: str = "zero",
+    ) -> "Choices":
+        """What `SolverScheduler.from_config` is told of them."""
+        times = grid if isinstance(grid, str) else floats("grid", grid)
+        return cls(solver, times, nfe, _read_schedule(schedule), final)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The same as a config carries it: a schedule as JSON text."""
+        text = None if self.table is None else self.table.dump()
+        rest = {"solver": self.solver, "grid": self.grid, "nfe": self.nfe, "final": self.final}
+        return rest | {"schedule": text}
+
     def check(self, process: Process) -> None:
         """Raises FewstepError for names and combinations that cannot be."""
         Final.named(self.final)
@@ -156,20 +177,12 @@ def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
     return asked[0] if asked else usual
 
 
-def stored(schedule: Schedule | str | Path | None) -> tuple[str | None, Schedule | None]:
-    """A schedule as JSON text, which a config can carry, and as itself.
-
-    schedule: itself, its JSON text, a file, or the name of a preset.
-    """
-    if schedule is None:
-        return None, None
-    if isinstance(schedule, Schedule):
-        found = schedule
-    elif str(schedule).lstrip().startswith("{"):
-        found = Schedule.parse(str(schedule))
-    else:
-        found = named_schedule(str(schedule))
-    return found.dump(), found
+def _read_schedule(schedule: Schedule | str | Path | None) -> Schedule | None:
+    """A schedule: itself, its JSON text, a file, or the name of a preset."""
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    text = str(schedule)
+    return Schedule.parse(text) if text.lstrip().startswith("{") else named_schedule(text)
 
 
 def _check_steps(what: str, has: int, asked: int | None) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
-from ...models.diffusers_config import REFUSED, from_scheduler_config
+from ...models.diffusers_config import REFUSED, SHIFTS, class_name_of, from_scheduler_config
 from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import NoiseSchedule
 
-OURS = "SolverScheduler"
 NUMBERS = {
     *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
     *("shift_terminal", "sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max"),
@@ -36,9 +35,7 @@ class Process:
         """Raises ModelError, naming the field, if the config does not say enough."""
         _check_numbers(config)
         kept = {key: value for key, value in config.items() if not key.startswith("_")}
-        own = str(config.get("_class_name", ""))
-        name = kept.get("base_class") or (own if own not in ("", OURS) else _class_of(kept))
-        kept["base_class"] = name
+        kept["base_class"] = class_name_of(config) or _class_of(kept)
         schedule, prediction = _read(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
         return cls(kept, schedule, prediction)
 
@@ -74,7 +71,7 @@ class Process:
 
 
 def _read(config: Mapping[str, Any], shift: float | None) -> tuple[NoiseSchedule, Prediction]:
-    own = {} if shift is None else {"use_dynamic_shifting": False, "shift": shift}
+    own = {} if shift is None else {**dict.fromkeys(SHIFTS, shift), "use_dynamic_shifting": False}
     try:
         return from_scheduler_config({**config, "_class_name": config["base_class"], **own})
     except ModelError as error:
