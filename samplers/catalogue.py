@@ -8,12 +8,12 @@ from typing import Any
 from ..models.caching import names as cache_names
 from ..models.caching import policy_class
 from ..models.load import card, embedded_names
+from ..models.registry import settings_of
 from ..solvers import names, solver
 from ..solvers.presets import preset, preset_names
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import names as guidance_names
 from .guidance import policy_class as guidance_class
-from .guidance import settings_of
 
 Rows = list[tuple[str, ...]]
 
@@ -84,7 +84,7 @@ def _guidance() -> Rows:
     rows: Rows = [("guidance", "rule", "settings", "source")]
     for name in guidance_names():
         cls = guidance_class(name)
-        options = [_setting(each) for each in settings_of(name) if each.name != "inner"]
+        options = [_setting(each) for each in settings_of(cls) if each.name != "inner"]
         rows.append((name, _first_line(cls), " ".join(options), cls.source))
     return rows
 
@@ -100,10 +100,7 @@ def _caches() -> Rows:
     for name in cache_names():
         cls = policy_class(name)
         info = cls.info
-        options = [
-            f.name if f.default is MISSING else f"{f.name}={_plain(f.default)}"
-            for f in fields(cls)  # type: ignore[arg-type]
-        ]
+        options = [_setting(each) for each in settings_of(cls)]
         rows.append((name, info.runs_on, info.decides, info.keeps, " ".join(options), info.source))
     return rows
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from ..models.caching import Policy, cache
 from ..models.errors import SettingError, UnknownNameError
+from ..models.registry import is_needed, settings_of
 from ..models.schedule import NoiseSchedule, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
 from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
-from .guidance import CFG, Guidance, guidance, is_needed, settings_of
+from .guidance import CFG, Guidance, guidance, policy_class
 from .guidance import names as guidance_names
 
 DEFAULT_SOLVER = "unipc-2"
@@ -139,7 +140,7 @@ def named_guidance(spec: str, scale: float | None = None) -> Guidance:
 
 def _wrappers(*, needy: bool = False) -> list[str]:
     """The names of guidance that has another one inside; of those that must be given it."""
-    every = [(name, each) for name in guidance_names() for each in settings_of(name)]
+    every = [(name, each) for name in guidance_names() for each in settings_of(policy_class(name))]
     inner = [(name, each) for name, each in every if each.name == "inner"]
     return [name for name, each in inner if not needy or is_needed(each)]
 

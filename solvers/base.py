@@ -8,17 +8,17 @@ own loop, by a pipeline that calls the network itself, and by a dry run that onl
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from ..models.denoiser import Branch, Network
-from ..models.errors import ScheduleError, SettingError, UnknownNameError
+from ..models.errors import ScheduleError
+from ..models.registry import SettingsRegistry
 from ..models.schedule import Node, TimeGrid
 
 State = TypeVar("State")
@@ -127,43 +127,19 @@ class SolverSettings(Protocol):
         ...
 
 
-_TABLE: dict[str, type[SolverSettings]] = {}
-T = TypeVar("T")
+SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver")
+
+register, names = SOLVERS.register, SOLVERS.names
 
 
-def register(cls: type[T]) -> type[T]:
-    """Adds a `SolverSettings` class under its `info.name`; a name can be taken once."""
-    name = cast(type[SolverSettings], cls).info.name
-    if name in _TABLE:
-        raise ValueError(
-            f"two solvers are named {name!r}: {_TABLE[name].__module__} and {cls.__module__};"
-            " give one of them another SolverInfo.name"
-        )
-    _TABLE[name] = cast(type[SolverSettings], cls)
-    return cls
+def solver(name: str, /, **settings: Any) -> SolverSettings:
+    """Returns the settings registered under a name; keywords are the fields of its dataclass.
 
-
-def names() -> list[str]:
-    """All registered solver names, sorted."""
-    return sorted(_TABLE)
-
-
-def solver(name: str, **settings: Any) -> SolverSettings:
-    """The settings registered under a name; keywords are the fields of its dataclass."""
-    if name not in _TABLE:
-        raise UnknownNameError("solver", name, _TABLE)
-    cls = _TABLE[name]
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in settings.keys() - set(known):
-        if not known:
-            raise SettingError(f"{name} has no settings, so {key!r} cannot be set")
-        raise UnknownNameError(f"setting of {name}", key, known)
-    try:
-        return cls(**settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingError(f"{name}: {where}={first['input']!r}: {first['msg']}") from error
+    Raises:
+        UnknownNameError: for an unknown name or setting.
+        SettingError: for a setting that is missing or out of range; it names the setting.
+    """
+    return SOLVERS.make(name, **settings)
 
 
 def check_family(info: SolverInfo, grid: TimeGrid) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...models.errors import SettingError, UnknownNameError
+from ...models.errors import SettingError
+from ...models.registry import Registry
 from .features import Features, Need
 
 Better = Literal["low", "high"]
@@ -62,26 +63,14 @@ class PairMetric:
 
 
 Metric = SetMetric | PairMetric
-_TABLE: dict[str, Metric] = {}
+METRICS: Registry[Metric] = Registry("metric")
+
+names, metric = METRICS.names, METRICS.get
 
 
 def register(metric: Metric) -> None:
     """Adds a metric under its name, which can be taken once."""
-    if metric.name in _TABLE:
-        raise ValueError(f"two metrics are named {metric.name!r}; give one of them another name")
-    _TABLE[metric.name] = metric
-
-
-def names() -> list[str]:
-    """All metrics, sorted."""
-    return sorted(_TABLE)
-
-
-def metric(name: str) -> Metric:
-    """The metric of that name; raises UnknownNameError if there is none."""
-    if name not in _TABLE:
-        raise UnknownNameError("metric", name, _TABLE)
-    return _TABLE[name]
+    METRICS.add(metric.name, metric)
 
 
 def pair_metric(name: str) -> PairMetric:
@@ -93,7 +82,7 @@ def pair_metric(name: str) -> PairMetric:
     """
     found = metric(name)
     if not isinstance(found, PairMetric):
-        pairs = [each for each in names() if isinstance(_TABLE[each], PairMetric)]
+        pairs = [each for each in names() if isinstance(METRICS.get(each), PairMetric)]
         raise SettingError(f"{name} compares sets of images; take one of {', '.join(pairs)}")
     return found
 
@@ -102,7 +91,7 @@ def listing() -> list[tuple[str, ...]]:
     """A header and a row per metric: the table of `fewstep list metrics`."""
     rows: list[tuple[str, ...]] = [("metric", "of", "better", "features", "rule", "source")]
     for name in names():
-        each = _TABLE[name]
+        each = METRICS.get(name)
         rule = (each.function.__doc__ or "").strip().splitlines()[0]
         of, features = "pairs", "-"
         if isinstance(each, SetMetric):

@@ -7,12 +7,12 @@ formula and nothing else.
 
 import json
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from ...models.errors import SettingError, UnknownNameError
+from ...models.registry import SettingsRegistry
 from ..plan import parse_spec
 from .scene import Scene
 
@@ -46,40 +46,19 @@ class EditorSettings(Protocol):
         ...
 
 
-_TABLE: dict[str, type[EditorSettings]] = {}
-T = TypeVar("T")
+EDITORS: SettingsRegistry[EditorSettings] = SettingsRegistry("editor")
+
+register, names = EDITORS.register, EDITORS.names
 
 
-def register(cls: type[T]) -> type[T]:
-    """Adds an `EditorSettings` class under its `info.name`; a name can be taken once."""
-    found = cast(type[EditorSettings], cls)
-    name = found.info.name
-    if name in _TABLE:
-        raise ValueError(f"two editors are named {name!r}; give one another EditorInfo.name")
-    _TABLE[name] = found
-    return cls
+def editor(name: str, /, **settings: Any) -> EditorSettings:
+    """Returns the settings registered under a name; keywords are the fields of its dataclass.
 
-
-def names() -> list[str]:
-    """All registered editor names, sorted."""
-    return sorted(_TABLE)
-
-
-def editor(name: str, **settings: Any) -> EditorSettings:
-    """The settings registered under a name; keywords are the fields of its dataclass."""
-    if name not in _TABLE:
-        raise UnknownNameError("editor", name, _TABLE)
-    cls: Any = _TABLE[name]
-    known = [field.name for field in fields(cls)]
-    for key in settings.keys() - set(known):
-        raise UnknownNameError(f"setting of {name}", key, known)
-    try:
-        found: EditorSettings = cls(**settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingError(f"{name}: {where}={first['input']!r}: {first['msg']}") from error
-    return found
+    Raises:
+        UnknownNameError: for an unknown name or setting.
+        SettingError: for a setting that is missing or out of range; it names the setting.
+    """
+    return EDITORS.make(name, **settings)
 
 
 def named_editor(spec: str) -> EditorSettings:
@@ -92,7 +71,7 @@ def listing() -> list[tuple[str, ...]]:
     """A header and a row per editor: the table of `fewstep list editors`."""
     rows: list[tuple[str, ...]] = [("editor", "runs on", "settings", "source")]
     for name in names():
-        cls: Any = _TABLE[name]
+        cls: Any = EDITORS.get(name)
         options = [f"{each.name}={_plain(each.default)}" for each in fields(cls)]
         where = ", ".join(cls.info.families) or "all"
         rows.append((name, where, " ".join(options), cls.info.source))

@@ -13,7 +13,7 @@ from .interval import Interval
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .pag import PerturbedAttention
-from .registry import guidance, is_needed, names, policy_class, settings_of
+from .registry import guidance, names, policy_class
 from .threshold import Thresholded
 
 __all__ = [
@@ -36,9 +36,7 @@ __all__ = [
     "Thresholded",
     "Unguided",
     "guidance",
-    "is_needed",
     "names",
     "policy_class",
     "policy_of",
-    "settings_of",
 ]

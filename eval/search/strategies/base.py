@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from ....models.errors import UnknownNameError
+from ....models.registry import Registry
 from ....solvers import Schedule
 from ..budget import Meter
 from ..log import Log, Trial
@@ -71,28 +71,16 @@ def random_of(task: Task, mark: str) -> Random:
 
 
 Strategy = Callable[[Task], Iterator[Proposal]]
-_TABLE: dict[str, Strategy] = {}
+STRATEGIES: Registry[Strategy] = Registry("strategy")
+
+names, strategy = STRATEGIES.names, STRATEGIES.get
 
 
 def register(name: str) -> Callable[[Strategy], Strategy]:
     """Adds a strategy under a name; a name can be taken once."""
 
     def add(strategy: Strategy) -> Strategy:
-        if name in _TABLE:
-            raise ValueError(f"two strategies are named {name!r}; rename one of them")
-        _TABLE[name] = strategy
+        STRATEGIES.add(name, strategy)
         return strategy
 
     return add
-
-
-def names() -> list[str]:
-    """All registered strategies, sorted."""
-    return sorted(_TABLE)
-
-
-def strategy(name: str) -> Strategy:
-    """The strategy of a name; raises UnknownNameError."""
-    if name not in _TABLE:
-        raise UnknownNameError("strategy", name, _TABLE)
-    return _TABLE[name]

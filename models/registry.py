@@ -1,0 +1,130 @@
+"""Values by name, and settings classes that are made from names: one behaviour for all of them.
+
+A settings class is a frozen dataclass. Once it is registered, every way to make it raises the same
+errors: the registry's `make`, a spec string, and its own constructor.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields
+from functools import wraps
+from keyword import iskeyword
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from .errors import FewstepError, SettingError, UnknownNameError
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class Registry(Generic[T]):
+    """Values by name; a name can be taken once.
+
+    noun: the word for one value in errors, such as "solver".
+    """
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._values: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def names(self) -> list[str]:
+        """Returns every name, sorted."""
+        return sorted(self._values)
+
+    def add(self, name: str, value: T) -> None:
+        """Adds a value; raises ValueError if another one has its name."""
+        if name in self._values:
+            raise ValueError(
+                f"two {self.noun}s are named {name!r}: {self._values[name]!r} and {value!r}; give"
+                " one of them another name"
+            )
+        self._values[name] = value
+
+    def get(self, name: str) -> T:
+        """Returns the value of a name; raises UnknownNameError if there is none."""
+        if not isinstance(name, str) or name not in self._values:
+            raise UnknownNameError(self.noun, name, self._values)
+        return self._values[name]
+
+
+class SettingsRegistry(Registry[type[T]]):
+    """Settings classes by name, which is their `info.name`, or `name` where they have no `info`."""
+
+    def register(self, cls: type[C]) -> type[C]:
+        """Adds a dataclass; from then on its constructor raises the errors of `make`."""
+        facts: Any = cls
+        name = getattr(facts, "info", facts).name
+        self.add(name, facts)
+        setattr(cls, "__init__", _checking(name, facts))  # noqa: B010  # mypy refuses the plain form
+        return cls
+
+    def make(self, name: str, /, **settings: Any) -> T:
+        """Returns the settings of a name; keywords are the fields of its dataclass.
+
+        A field whose name Python reserves, such as `in_`, is known without the bar too.
+
+        Raises:
+            UnknownNameError: for an unknown name or setting.
+            SettingError: for a setting that is missing or out of range; it names the setting.
+        """
+        return self.get(name)(**settings)
+
+
+def settings_of(cls: Any) -> "list[Field[Any]]":
+    """Returns the fields that a settings class is made from."""
+    return [field for field in fields(cls) if field.init]
+
+
+def is_needed(field: "Field[Any]") -> bool:
+    """Returns whether settings cannot be made without this field."""
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _checking(name: str, cls: Any) -> Callable[..., None]:
+    """Returns the class's constructor with errors that name the setting."""
+    make = cls.__init__
+
+    @wraps(make)
+    def init(self: Any, *args: Any, **settings: Any) -> None:
+        given = {f"{key}_" if iskeyword(key) else key: value for key, value in settings.items()}
+        if type(self) is cls:
+            _check_names(name, settings_of(cls), len(args), given)
+        try:
+            make(self, *args, **given)
+        except ValidationError as error:
+            raise _setting_error(name, error) from error
+
+    return init
+
+
+def _check_names(
+    name: str, known: "list[Field[Any]]", positional: int, given: dict[str, Any]
+) -> None:
+    """Raises for a setting that does not exist, one too many, or one that is missing."""
+    called = {field.name.rstrip("_"): field for field in known}
+    for key in sorted(given.keys() - {field.name for field in known}):
+        if not called:
+            raise SettingError(f"{name} has no settings, so {key!r} cannot be set")
+        raise UnknownNameError(f"setting of {name}", key, called)
+    if positional > len(known):
+        raise SettingError(f"{name} has {len(known)} settings, but {positional} were given")
+    open_ = [field for field in known[positional:] if field.name not in given and is_needed(field)]
+    if open_:
+        missing = sorted(field.name.rstrip("_") for field in open_)
+        example = ",".join(f"{key}=..." for key in missing)
+        raise SettingError(f"{name} needs {', '.join(missing)}; write {name}:{example}")
+
+
+def _setting_error(name: str, error: ValidationError) -> FewstepError:
+    """Returns the first problem in one line; errors of ours stay as they are."""
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, FewstepError):
+        return cause
+    where = ".".join(map(str, first["loc"])).rstrip("_")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return SettingError(f"{name}: {where}={first['input']!r}: {message}")
