@@ -43,9 +43,10 @@ class CFG(Guidance):
     rescale: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
-        for value in (self.scale, self.rescale):
+        for key in ("scale", "rescale"):
+            value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise SettingError(f"cfg takes numbers, not {value!r}; write cfg:scale=2")
+                raise SettingError(f"cfg: {key}={value!r}: it must be a number, as in cfg:scale=2")
         check_scale(self.scale)
         if not 0.0 <= self.rescale <= 1.0:
             raise SettingError(f"cfg: rescale lies in [0, 1], not {self.rescale:g}; 0 is off")
