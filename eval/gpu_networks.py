@@ -100,10 +100,10 @@ def flux(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
             "img_ids": _places(size.side // 2),
             "txt_ids": torch.zeros(size.text, 3),
         }
-    schedule = RectifiedFlow()
+    schedule = RectifiedFlow(time_scale=1)
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        time = torch.full((len(x),), schedule.label(node) / 1000.0, device=x.device)
+        time = torch.full((len(x),), schedule.label(node), device=x.device)
         out = module(hidden_states=x.to(dtype), timestep=time, **prompt, return_dict=False)[0]
         return out.to(x.dtype)  # type: ignore[no-any-return]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .denoiser import Forward, Network
 from .diffusers_config import from_scheduler_config
-from .errors import ModelError
+from .errors import ModelError, SettingError
 from .prediction import Prediction
-from .schedule import Node, NoiseSchedule
+from .schedule import EDM, Node, NoiseSchedule
 
 Module = nn.Module | Callable[..., Tensor]
 
@@ -30,23 +30,41 @@ def from_module(
         module: called with x (B, *shape) and a float32 tensor (B,) of network times. A diffusers
             model is recognised; so are outputs with twice the channels, whose second half (a
             learned sigma) is split off.
-        schedule: the noise schedule it was trained on; `EDM()` with prediction "edm" is the EDM
-            preconditioning, `EDM(time_label="sigma")` with "x0" a network preconditioned already.
+        schedule: the noise schedule it was trained on, and what it is told as its time:
+            `RectifiedFlow(time_scale=1)` for t in [0, 1], 1000 for networks of diffusers. `EDM()`
+            with prediction "edm" is the EDM preconditioning, `EDM(time_label="sigma")` with "x0" a
+            network preconditioned already.
         prediction: what it returns.
         shape: one sample without the batch axis.
         facts: further fields of `Network`, such as num_classes, null_class, decode and name.
+
+    Raises:
+        SettingError: if the schedule does not say what the network is told as its time.
+        UnknownNameError: for a prediction that does not exist.
     """
     module = module.eval() if isinstance(module, nn.Module) else module
+    kind = Prediction.named(prediction)
+    _check_time(schedule, kind)
     return Network(
         forward=_forward(module, schedule),
         schedule=schedule,
-        prediction=Prediction.named(prediction),
+        prediction=kind,
         shape=tuple(shape),
         device=_where(module, "device", torch.device("cpu")),
         needs=_needs(module),
         module=module if isinstance(module, nn.Module) else None,
         **{"name": type(module).__name__, **facts},
     )
+
+
+def _check_time(schedule: NoiseSchedule, prediction: Prediction) -> None:
+    """Raises SettingError if a schedule leaves open what a network is told as its time."""
+    schedule.label(schedule.at(schedule.t_max))
+    if prediction is not Prediction.EDM and isinstance(schedule, EDM) and not schedule.time_label:
+        raise SettingError(
+            f"EDM does not say how a network that predicts {prediction} is told the time: write"
+            ' EDM(time_label="sigma") for sigma itself, time_label="c_noise" for ln(sigma) / 4'
+        )
 
 
 def from_pipeline(pipe: Any) -> Network:

@@ -1,18 +1,27 @@
 """A network behind one face: x_t and a node in, x0 (or eps, velocity, score) out."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .caching import Attachment
-from .errors import ModelError, NonFiniteError
+from .errors import FewstepError, ModelError, NonFiniteError
 from .ledger import Ledger
-from .prediction import Linear, Prediction, combine, eps_from, velocity_from, x0_from
+from .prediction import (
+    Linear,
+    Prediction,
+    combine,
+    eps_from,
+    usual_size,
+    velocity_from,
+    x0_from,
+)
 from .schedule import Node, NoiseSchedule
 from .transfer import Reading
 
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
+TOO_LARGE = 10.0  # times the size that an answer has for data of about one unit
 
 
 class Branch(StrEnum):
@@ -44,6 +54,17 @@ class Ask:
 
 
 Asks = Sequence[Branch | Ask]  # a branch alone is wanted for all rows
+
+
+class Unread(NamedTuple):
+    """The size of one output, which the host has yet to look at.
+
+    norm: the root of the sum of its squares, on the output's own device.
+    """
+
+    node: Node
+    values: int
+    norm: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +119,8 @@ class Denoiser:
     cache:      the cache on the network, which is told what each call is.
     others:     who answers a branch that is not this network's; it counts in a ledger of its own,
                 and its rows and calls in this one too.
-    unchecked:  the sums of outputs that `check` has yet to look at.
+    unchecked:  the outputs that `check` has yet to look at.
+    sized:      whether it has looked at the first.
 
     The state keeps its dtype: `forward` casts to the network's own dtype and back.
     """
@@ -109,7 +131,8 @@ class Denoiser:
     stage: int = 0
     cache: Attachment | None = None
     others: "Mapping[Branch, Denoiser]" = field(default_factory=dict)
-    unchecked: list[tuple[Node, Tensor]] = field(default_factory=list)
+    unchecked: list[Unread] = field(default_factory=list)
+    sized: bool = False
 
     def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """The predicted clean sample (B, *), one per branch; of an `Ask` for k rows, (k, *)."""
@@ -154,33 +177,59 @@ class Denoiser:
     def check(self) -> None:
         """Raises NonFiniteError if any output so far held NaN or infinity.
 
-        Every output leaves its sum on its device, in float64, where it cannot overflow. On a CPU it
-        is read at once; elsewhere that would stall the device, so the loop asks once, at the end.
+        Warns if the first output is far larger than any that data of about one unit leads to, as it
+        is where the network was told its time in other units than in training.
+
+        Every output leaves its norm on its device, in float64, where it cannot overflow. On a CPU
+        it is read at once; elsewhere that would stall the device, so the loop asks once, at the
+        end.
         """
         self.check_later()()
 
     def check_later(self) -> Callable[[], None]:
-        """`check` in two parts: the sums go to the host now, what is returned waits for them."""
+        """`check` in two parts: the norms go to the host now, what is returned waits for them."""
         others = [other.check_later() for other in self.others.values()]
         pending, self.unchecked = self.unchecked, []
-        sums = Reading(torch.stack([total for _, total in pending])) if pending else None
+        norms = Reading(torch.stack([each.norm for each in pending])) if pending else None
 
         def check() -> None:
             for other in others:
                 other()
-            if sums is not None:
-                self._judge([node for node, _ in pending], sums.numbers())
+            if norms is not None:
+                self._judge(pending, norms.numbers())
 
         return check
 
-    def _judge(self, nodes: Sequence[Node], sums: Sequence[float]) -> None:
-        for node, total in zip(nodes, sums, strict=True):
-            if not math.isfinite(total):
+    def _judge(self, outputs: Sequence[Unread], norms: Sequence[float]) -> None:
+        for (node, *_), norm in zip(outputs, norms, strict=True):
+            if not math.isfinite(norm):
                 raise NonFiniteError(
-                    f"the network {self.network.name!r} returned NaN or infinity at t={node.t:g}"
-                    f" (network time {self.network.schedule.label(node):g}); try --dtype fp32, or"
-                    " check that its schedule and prediction are the ones it was trained with"
+                    f"the network {self.network.name!r} returned NaN or infinity at"
+                    f" {self._place(node)}; try --dtype fp32, or check that its schedule and"
+                    " prediction are the ones it was trained with"
                 )
+        if not self.sized:
+            self.sized = True
+            self._judge_size(outputs[0], norms[0])
+
+    def _judge_size(self, first: Unread, norm: float) -> None:
+        network = self.network
+        usual = usual_size(network.prediction, first.node, max(1.0, network.sigma_data))
+        if norm > TOO_LARGE * usual * math.sqrt(first.values):
+            warnings.warn(
+                f"the first answer of {network.name!r}, at {self._place(first.node)}, is more than"
+                f" {TOO_LARGE:g} times as large as it can be for data of about one unit; check the"
+                f" units and the direction of the time that it is told, and that it predicts"
+                f" {network.prediction}",
+                stacklevel=2,
+            )
+
+    def _place(self, node: Node) -> str:
+        """A time in words, with the network's own where the schedule says what that is."""
+        try:
+            return f"t={node.t:g} (network time {self.network.schedule.label(node):g})"
+        except FewstepError:  # a function may well do without
+            return f"t={node.t:g}"
 
     def _read(self, x_t: Tensor, node: Node, branches: Asks, weights: Linear) -> tuple[Tensor, ...]:
         asks = list(map(_ask, branches))
@@ -203,9 +252,10 @@ class Denoiser:
         return self.network.forward(x_in, node, self._conditions(asks))
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
-        """Notes an output for `check`; a run that is recorded leaves its sums for the end."""
+        """Notes an output for `check`; a run that is recorded leaves its norms for the end."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
-        self.unchecked.append((node, out.sum(dtype=wide)))
+        norm = torch.linalg.vector_norm(out, dtype=wide)
+        self.unchecked.append(Unread(node, out.numel(), norm))
         if out.device.type == "cpu" and Reading.allowed:
             self.check()
 

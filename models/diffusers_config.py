@@ -77,7 +77,7 @@ def from_scheduler_config(
     if name.startswith("EDM"):
         return _edm(name, config), Prediction.EDM
     if name == "ScoreSdeVpScheduler":
-        return VPLinear(*_required(config, "beta_min", "beta_max")), Prediction.EPS
+        return _score_sde(config), Prediction.EPS
     if name == "DDPMWuerstchenScheduler" and config.get("scaler", 1.0) == 1.0:
         return Cosine(config.get("s", 0.008), time_scale=1.0), Prediction.EPS
     if config.get("timestep_type") == "continuous" or "beta_schedule" not in config:
@@ -131,6 +131,11 @@ def _dynamic(config: Mapping[str, Any], tokens: int | None) -> float:
         max_tokens=config.get("max_image_seq_len", 4096),
     )
     return math.log(shift) if config.get("time_shift_type") == "linear" else shift
+
+
+def _score_sde(config: Mapping[str, Any]) -> VPLinear:
+    low, high = _required(config, "beta_min", "beta_max")
+    return VPLinear(low, high, time_scale=999.0)
 
 
 def _edm(name: str, config: Mapping[str, Any]) -> EDM:

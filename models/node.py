@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from .errors import ScheduleError
+from .errors import ScheduleError, SettingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,22 @@ class NoiseSchedule(Protocol):
     def noise_scale(self, node: Node) -> float:
         """Standard deviation of the noise that sampling starts from at this node."""
         ...
+
+
+def scaled_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -> float:
+    """What a network is told of a time in [0, 1]; a scale of None was never stated.
+
+    Raises:
+        SettingError: without a scale, since networks told t and networks told 1000 t look alike.
+    """
+    if time_scale is None:
+        name, usual = type(schedule).__name__, 999 if schedule.family == "vp-linear" else 1000
+        raise SettingError(
+            f"{name} does not say in which units its network is told the time: write"
+            f" {name}(time_scale=1) if it was trained with t in [0, 1], time_scale={usual} if it is"
+            f" told {usual} t"
+        )
+    return time_scale * time
 
 
 def check_range(inside: bool, t: float, schedule: NoiseSchedule) -> None:

@@ -26,6 +26,8 @@ class Prediction(StrEnum):
     x0:   the clean sample.
     v:    alpha eps - sigma x0 (arXiv:2202.00512, app. D).
     flow: eps - x0, the velocity of the straight path (arXiv:2209.03003).
+    flow-to-data: x0 - eps, the same velocity for a time that runs from noise at 0 to data at 1
+          (arXiv:2210.02747); the schedule's `noise_at` says which time the network is told.
     edm:  the raw output F of an EDM-preconditioned network (arXiv:2206.00364, eq. 7): with
           y = x_t / alpha and kappa = sigma / alpha, the network reads c_in y and
           x0 = c_skip y + c_out F.
@@ -35,6 +37,7 @@ class Prediction(StrEnum):
     X0 = "x0"
     V = "v"
     FLOW = "flow"
+    FLOW_TO_DATA = "flow-to-data"
     EDM = "edm"
 
     @classmethod
@@ -77,6 +80,8 @@ def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) ->
             return a / (a * a + s * s), -s / (a * a + s * s)
         case Prediction.FLOW:
             return 1.0 / (a + s), -s / (a + s)
+        case Prediction.FLOW_TO_DATA:
+            return 1.0 / (a + s), s / (a + s)
         case Prediction.EDM:
             total = s * s + a * a * sigma_data**2
             return a * sigma_data**2 / total, s * sigma_data / math.sqrt(total)
@@ -99,17 +104,33 @@ def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -
             return s / (a * a + s * s), a / (a * a + s * s)
         case Prediction.FLOW:
             return 1.0 / (a + s), a / (a + s)
+        case Prediction.FLOW_TO_DATA:
+            return 1.0 / (a + s), -a / (a + s)
         case Prediction.EDM:
             total = s * s + a * a * sigma_data**2
             return s / total, -a * sigma_data / math.sqrt(total)
+
+
+def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:
+    """The root mean square of a network's outputs where x0 has that of `data`."""
+    match kind:
+        case Prediction.EPS | Prediction.EDM:
+            return 1.0
+        case Prediction.X0:
+            return data
+        case Prediction.V:
+            return math.hypot(node.alpha, node.sigma * data)
+        case Prediction.FLOW | Prediction.FLOW_TO_DATA:
+            return math.hypot(1.0, data)
 
 
 def velocity_from(
     kind: Prediction, node: Node, slope: tuple[float, float], sigma_data: float = EDM_SIGMA_DATA
 ) -> Linear:
     """Weights of dx/dt = alpha' x0 + sigma' eps, where slope = (alpha', sigma') at the node."""
-    if kind is Prediction.FLOW and slope[0] == -slope[1]:  # d sigma (eps - x0): holds at both ends
-        return 0.0, slope[1]
+    signs = {Prediction.FLOW: 1.0, Prediction.FLOW_TO_DATA: -1.0}
+    if kind in signs and slope[0] == -slope[1]:  # d sigma (eps - x0): holds at both ends
+        return 0.0, signs[kind] * slope[1]
     (a, b), (c, d) = x0_from(kind, node, sigma_data), eps_from(kind, node, sigma_data)
     return slope[0] * a + slope[1] * c, slope[0] * b + slope[1] * d
 
@@ -134,7 +155,7 @@ def convert(
 ) -> Tensor:
     """A network output read as another prediction; shapes (B, *) in and out.
 
-    v = alpha eps - sigma x0, flow = eps - x0, and for edm
+    v = alpha eps - sigma x0, flow = eps - x0 = -(flow-to-data), and for edm
     F = (sigma x0 - alpha sigma_data^2 eps) / (sigma_data sqrt(sigma^2 + alpha^2 sigma_data^2)).
     """
     if source is target:
@@ -155,6 +176,8 @@ def _target_weights(
         p, q = -node.sigma, node.alpha
     elif target is Prediction.FLOW:
         p, q = -1.0, 1.0
+    elif target is Prediction.FLOW_TO_DATA:
+        p, q = 1.0, -1.0
     else:  # edm
         root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
         p, q = node.sigma / root, -node.alpha * sigma_data**2 / root

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from .errors import ScheduleError, SettingError, UnknownNameError
-from .node import Node, NoiseSchedule, check_range
+from .node import Node, NoiseSchedule, check_range, scaled_time
 from .vp import Cosine, VPDiscrete, VPLinear
 
 __all__ = [
@@ -34,7 +34,8 @@ __all__ = [
 class EDM:
     """Variance exploding: alpha = 1, sigma = t (arXiv:2206.00364).
 
-    time_label: "c_noise" tells the network ln(sigma) / 4, "sigma" tells it sigma.
+    time_label: "c_noise" tells the network ln(sigma) / 4, "sigma" tells it sigma; None is not
+                stated, and c_noise for networks in the EDM preconditioning.
     sigma_data: standard deviation of the data, used by the EDM preconditioning.
     """
 
@@ -42,12 +43,12 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
-    time_label: str = "c_noise"
+    time_label: str | None = None
 
     t_zero: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if self.time_label not in ("c_noise", "sigma"):
+        if self.time_label not in ("c_noise", "sigma", None):
             raise UnknownNameError("EDM time label", self.time_label, ("c_noise", "sigma"))
 
     @property
@@ -80,16 +81,22 @@ class RectifiedFlow:
     """Straight paths: alpha = 1 - tau, sigma = tau (arXiv:2209.03003), at a shifted time.
 
     tau = shift t / (1 + (shift - 1) t), t in [0, 1] (arXiv:2403.03206, eq. 23). A shift k moves lam
-    by -log k and spends more steps on noise. The network's label is time_scale * tau.
+    by -log k and spends more steps on noise. The network's label is time_scale * tau, or
+    time_scale * (1 - tau) where it was trained with noise at time 0.
 
     shift:    3 for Stable Diffusion 3 and SANA; see `dynamic_shift` for Flux.
     terminal: the last tau before 0 of a uniform grid, if the grid is to be stretched there (LTX).
+    time_scale: 1 for networks trained with t in [0, 1], 1000 for those of diffusers. None is not
+              stated, which is enough for a grid; a network has to be told.
+    noise_at: the network's own time of pure noise before the scale, 1 or 0; the prediction that
+              goes with 0 is mostly "flow-to-data".
     """
 
     family: ClassVar[str] = "flow"
     shift: float = 1.0
     terminal: float | None = None
-    time_scale: float = 1000.0
+    time_scale: float | None = None
+    noise_at: int = 1
 
     t_min: ClassVar[float] = 1e-3
     t_max: ClassVar[float] = 1.0
@@ -98,6 +105,10 @@ class RectifiedFlow:
     def __post_init__(self) -> None:
         if not self.shift > 0.0:
             raise SettingError(f"shift={self.shift:g} must be positive; 1 is no shift")
+        if self.noise_at not in (0, 1):
+            raise SettingError(
+                f"noise_at={self.noise_at!r} must be 1 (t = 0 is data) or 0 (t = 0 is noise)"
+            )
 
     def at(self, t: float) -> Node:
         check_range(0.0 <= t <= 1.0, t, self)
@@ -116,7 +127,7 @@ class RectifiedFlow:
         return -d_sigma, d_sigma
 
     def label(self, node: Node) -> float:
-        return self.time_scale * node.sigma
+        return scaled_time(self, self.time_scale, node.sigma if self.noise_at else node.alpha)
 
     def noise_scale(self, node: Node) -> float:
         return 1.0
@@ -177,7 +188,7 @@ def same_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     return _path(a) == _path(b)
 
 
-NAMES_AND_RANGES = {"shift", "terminal", "time_scale", "time_label", "sigma_data"}
+NAMES_AND_RANGES = {"shift", "terminal", "time_scale", "noise_at", "time_label", "sigma_data"}
 NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max"}
 
 

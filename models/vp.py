@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from .errors import SettingError, UnknownNameError
-from .node import Node, check_range
+from .node import Node, check_range, scaled_time
 
 
 def _half_log_snr(log_alpha: float) -> float:
@@ -189,14 +189,15 @@ class VPLinear(_VariancePreserving):
     """Continuous VP with beta(t) = beta_0 + t (beta_1 - beta_0) (arXiv:2011.13456, eq. 33).
 
     ln(alpha_t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2, t in [0, 1]. The label is
-    t * time_scale: 999 for the networks of that paper, 1 for networks that are told t itself.
+    t * time_scale: 999 for the networks of that paper, 1 for networks that are told t itself;
+    None is not stated, which is enough for a grid.
     """
 
     family: ClassVar[str] = "vp-linear"
     beta_0: float = 0.1
     beta_1: float = 20.0
     t_min: float = 1e-3
-    time_scale: float = 999.0
+    time_scale: float | None = None
 
     t_max: ClassVar[float] = 1.0
     t_zero: ClassVar[float] = 0.0
@@ -216,21 +217,22 @@ class VPLinear(_VariancePreserving):
         return _vp_slope(self.at(t), rate)
 
     def label(self, node: Node) -> float:
-        return self.time_scale * node.t
+        return scaled_time(self, self.time_scale, node.t)
 
 
 @dataclass(frozen=True)
 class Cosine(_VariancePreserving):
     """alpha_t = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), s = 0.008 (arXiv:2102.09672).
 
-    Unstable near t = 1, where lam falls without bound, so sampling starts at t_max = 0.9946.
+    Unstable near t = 1, where lam falls without bound, so sampling starts at t_max = 0.9946. The
+    label is t * time_scale; None is not stated, which is enough for a grid.
     """
 
     family: ClassVar[str] = "vp-cosine"
     s: float = 0.008
     t_min: float = 1e-3
     t_max: float = 0.9946
-    time_scale: float = 1000.0
+    time_scale: float | None = None
 
     t_zero: ClassVar[float] = 0.0
 
@@ -250,7 +252,7 @@ class Cosine(_VariancePreserving):
         return _vp_slope(self.at(t), rate)
 
     def label(self, node: Node) -> float:
-        return self.time_scale * node.t
+        return scaled_time(self, self.time_scale, node.t)
 
     def _angle(self, t: float) -> float:
         return math.pi / 2 * (t + self.s) / (1.0 + self.s)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.caching import Attachment
 from ..models.caching.attach import Record
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, Unread
 from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
@@ -27,10 +27,14 @@ WHAT = "the whole run"
 
 @dataclass(frozen=True)
 class Told:
-    """What a recorded run left on the host: its counts and where its outputs belong."""
+    """What a recorded run left on the host.
+
+    ledger:  its counts.
+    outputs: the node of each output, and its number of values.
+    """
 
     ledger: Ledger
-    nodes: list[Node]
+    outputs: list[tuple[Node, int]]
     cached: Record | None
 
 
@@ -47,9 +51,12 @@ class Course:
         """As `carry`; what it cost is counted in the denoiser's ledgers."""
         conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
         work = partial(self._work, denoiser)
-        x, sums, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
+        x, norms, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
         denoiser.ledger.add(told.ledger)
-        denoiser.unchecked += zip(told.nodes, sums, strict=True)
+        denoiser.unchecked += [
+            Unread(node, values, norm)
+            for (node, values), norm in zip(told.outputs, norms, strict=True)
+        ]
         if denoiser.cache is not None:
             denoiser.cache.replayed(told.cached)
         return x
@@ -64,10 +71,10 @@ class Course:
         x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
         told = Told(
             own.ledger,
-            [node for node, _ in own.unchecked],
+            [(each.node, each.values) for each in own.unchecked],
             None if cache is None else cache.record(before),
         )
-        return x, [total for _, total in own.unchecked], told
+        return x, [each.norm for each in own.unchecked], told
 
 
 def course(

@@ -500,7 +500,7 @@ def labelled(gain):
 
     return from_module(
         forward,
-        schedule=RectifiedFlow(),
+        schedule=RectifiedFlow(time_scale=1000),
         prediction="flow",
         shape=(1, 2, 2),
         num_classes=2,

@@ -15,7 +15,14 @@ from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.prediction import Prediction, combine, x0_from
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, VPLinear
 
-SCHEDULES = [VPDiscrete(), VPLinear(), Cosine(), EDM(), EDM(sigma_data=1.3), RectifiedFlow(3.0)]
+SCHEDULES = [
+    VPDiscrete(),
+    VPLinear(time_scale=999),
+    Cosine(time_scale=1000),
+    EDM(),
+    EDM(sigma_data=1.3),
+    RectifiedFlow(3.0, time_scale=1000),
+]
 COND, UNCOND = Branch.COND, Branch.UNCOND
 SHAPE = (2, 1, 2)
 
@@ -91,14 +98,14 @@ def labelled(x, time, class_labels):
 
 
 def two_branches():
-    network = from_module(labelled, schedule=VPLinear(), prediction="v", shape=SHAPE)
+    network = from_module(labelled, schedule=VPLinear(time_scale=999), prediction="v", shape=SHAPE)
     labels = {COND: tensor(1.0, 2.0, 3.0), UNCOND: tensor(5.0, 5.0, 5.0)}
     return Denoiser(network, {branch: {"class_labels": v} for branch, v in labels.items()})
 
 
 @pytest.mark.parametrize("view", [Denoiser.x0, Denoiser.eps, Denoiser.velocity, Denoiser.score])
 def test_two_branches_as_one_batch_equal_two_calls(view):
-    x_t, node = noise(3, *SHAPE), VPLinear().at(0.5)
+    x_t, node = noise(3, *SHAPE), VPLinear(time_scale=999).at(0.5)
     together = view(two_branches(), x_t, node, (COND, UNCOND))
     apart = [view(two_branches(), x_t, node, (branch,))[0] for branch in (COND, UNCOND)]
     assert all(map(torch.equal, together, apart))
@@ -109,7 +116,7 @@ def test_two_branches_as_one_batch_equal_two_calls(view):
 
 
 def test_a_call_is_counted_once_and_its_rows_per_branch():
-    denoiser, node = two_branches(), VPLinear().at(0.5)
+    denoiser, node = two_branches(), VPLinear(time_scale=999).at(0.5)
     denoiser.x0(noise(3, *SHAPE), node)
     denoiser.eps(noise(3, *SHAPE), node, (COND, UNCOND))
     ledger = denoiser.ledger
@@ -135,9 +142,11 @@ def test_one_number_that_is_not_finite_stops_the_run(bad):
         out[1, 0, 0, 1] = bad
         return out
 
-    wrapped = from_module(network, schedule=VPLinear(), prediction="eps", shape=SHAPE, name="mine")
+    wrapped = from_module(
+        network, schedule=VPLinear(time_scale=999), prediction="eps", shape=SHAPE, name="mine"
+    )
     with pytest.raises(NonFiniteError, match=r"'mine' returned NaN .* at t=0\.5 .*time 499\.5"):
-        Denoiser(wrapped).x0(noise(3, *SHAPE), VPLinear().at(0.5))
+        Denoiser(wrapped).x0(noise(3, *SHAPE), VPLinear(time_scale=999).at(0.5))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -145,9 +154,9 @@ def test_on_a_gpu_the_check_waits_until_it_is_asked_for():
     def network(x, time):
         return torch.full_like(x, math.nan)
 
-    wrapped = from_module(network, schedule=VPLinear(), prediction="eps", shape=SHAPE)
+    wrapped = from_module(network, schedule=VPLinear(time_scale=999), prediction="eps", shape=SHAPE)
     denoiser = Denoiser(wrapped)
-    denoiser.x0(noise(3, *SHAPE).cuda(), VPLinear().at(0.5))
+    denoiser.x0(noise(3, *SHAPE).cuda(), VPLinear(time_scale=999).at(0.5))
     with pytest.raises(NonFiniteError, match=r"t=0\.5"):
         denoiser.check()
     denoiser.check()  # asked and answered
@@ -171,7 +180,7 @@ def test_branches_must_have_the_same_conditions():
 
 def test_an_answer_that_is_no_tensor():
     network = from_module(
-        lambda x, time: (x,), schedule=RectifiedFlow(), prediction="x0", shape=SHAPE
+        lambda x, time: (x,), schedule=RectifiedFlow(time_scale=1), prediction="x0", shape=SHAPE
     )
     with pytest.raises(ModelError, match="a tuple; wrap it"):
         Denoiser(network).x0(torch.zeros(1, *SHAPE), RectifiedFlow().at(0.5))
@@ -223,7 +232,12 @@ def test_only_the_network_works_in_its_own_dtype(state, weights):
 def test_facts_of_a_module():
     module = Recorder().train()
     network = from_module(
-        module, schedule=EDM(), prediction="epsilon", shape=[2, 1, 2], num_classes=3, null_class=3
+        module,
+        schedule=EDM(time_label="sigma"),
+        prediction="epsilon",
+        shape=[2, 1, 2],
+        num_classes=3,
+        null_class=3,
     )
     assert not module.training
     assert (network.name, network.needs) == ("Recorder", ("class_labels",))
@@ -241,22 +255,24 @@ def test_facts_of_a_module():
     ],
 )
 def test_a_plain_function_says_what_it_needs(function, needs):
-    network = from_module(function, schedule=VPLinear(), prediction="x0", shape=SHAPE)
+    network = from_module(function, schedule=VPLinear(time_scale=999), prediction="x0", shape=SHAPE)
     assert network.needs == needs
 
 
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(UnknownNameError, match="no prediction 'noise'"):
-        from_module(lambda x, t: x, schedule=VPLinear(), prediction="noise", shape=SHAPE)
+        from_module(
+            lambda x, t: x, schedule=VPLinear(time_scale=999), prediction="noise", shape=SHAPE
+        )
 
 
 def test_a_learned_sigma_is_split_off():
-    x_t, node = noise(3, *SHAPE), VPLinear().at(0.5)
+    x_t, node = noise(3, *SHAPE), VPLinear(time_scale=999).at(0.5)
 
     def answer(x, time):
         return torch.cat([x + 1.0, torch.full_like(x, 99.0)], dim=1)
 
-    network = from_module(answer, schedule=VPLinear(), prediction="eps", shape=SHAPE)
+    network = from_module(answer, schedule=VPLinear(time_scale=999), prediction="eps", shape=SHAPE)
     close(Denoiser(network).eps(x_t, node), (x_t + 1.0,))
 
 
@@ -265,10 +281,13 @@ def test_a_learned_sigma_is_split_off():
 )
 def test_an_answer_of_another_shape_is_refused(shape):
     network = from_module(
-        lambda x, t: torch.zeros(shape), schedule=VPLinear(), prediction="eps", shape=SHAPE
+        lambda x, t: torch.zeros(shape),
+        schedule=VPLinear(time_scale=999),
+        prediction="eps",
+        shape=SHAPE,
     )
     with pytest.raises(ModelError, match=r"answered \(.* to a state of shape \(3, 2, 1, 2\)"):
-        Denoiser(network).x0(noise(3, *SHAPE), VPLinear().at(0.5))
+        Denoiser(network).x0(noise(3, *SHAPE), VPLinear(time_scale=999).at(0.5))
 
 
 @every_schedule
@@ -322,10 +341,14 @@ def test_x0_holds_at_both_ends():
 
 def test_x0_keeps_the_dtype_of_the_state():
     x_t = noise(3, *SHAPE, dtype=torch.float32)
-    assert mixture().x0(x_t, VPLinear().at(0.5)).dtype == torch.float32
+    assert mixture().x0(x_t, VPLinear(time_scale=999).at(0.5)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("schedule", [VPLinear(), Cosine(), EDM(), RectifiedFlow(3.0)], ids=str)
+@pytest.mark.parametrize(
+    "schedule",
+    [VPLinear(time_scale=999), Cosine(time_scale=1000), EDM(), RectifiedFlow(3.0, time_scale=1000)],
+    ids=str,
+)
 def test_flow_map_is_the_flow_of_the_velocity(schedule):
     """Against 1000 Runge-Kutta steps of the denoiser's own velocity, evenly spaced in log t."""
     law, x = gaussian(), noise(5, 4)
@@ -352,7 +375,7 @@ def test_flow_map_composes_inverts_and_keeps_the_shape():
 
 
 def test_a_mixture_has_no_flow_map():
-    node = VPLinear().at(0.5)
+    node = VPLinear(time_scale=999).at(0.5)
     with pytest.raises(ModelError, match=r"use GaussianMixture\.single"):
         mixture().flow_map(noise(3, *SHAPE), node, node)
 
@@ -373,13 +396,13 @@ def test_isotropic_stds_broadcast():
     law = mixture()
     wide = GaussianMixture(law.means, law.stds[:, :1].expand(3, 4), law.weights)
     narrow = GaussianMixture(law.means, law.stds[:, :1], law.weights)
-    x_t, node = noise(3, *SHAPE), VPLinear().at(0.3)
+    x_t, node = noise(3, *SHAPE), VPLinear(time_scale=999).at(0.3)
     close(narrow.x0(x_t, node), wide.x0(x_t, node))
     close(narrow.draw(5, SHAPE, rng()), wide.draw(5, SHAPE, rng()))
 
 
 def test_a_network_without_sigma_data_takes_the_usual_one():
-    network = mixture().network(VPLinear(), SHAPE)
+    network = mixture().network(VPLinear(time_scale=999), SHAPE)
     assert isinstance(network, Network)
     assert network.sigma_data == 0.5
     assert mixture().network(EDM(sigma_data=1.3), SHAPE).sigma_data == 1.3

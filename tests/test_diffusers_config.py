@@ -26,13 +26,13 @@ OTHERS = {  # all that are neither refused nor here are VPDiscrete
     "DDPMWuerstchenScheduler": (Cosine(time_scale=1.0), Prediction.EPS),
     "EDMDPMSolverMultistepScheduler": (EDM(), Prediction.EDM),
     "EDMEulerScheduler": (EDM(), Prediction.EDM),
-    "FlowMatchEulerDiscreteScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "FlowMatchHeunDiscreteScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "FlowMatchLCMScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "HeliosDMDScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "HeliosScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "LTXEulerAncestralRFScheduler": (RectifiedFlow(), Prediction.FLOW),
-    "ScoreSdeVpScheduler": (VPLinear(), Prediction.EPS),
+    "FlowMatchEulerDiscreteScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "FlowMatchHeunDiscreteScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "FlowMatchLCMScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "HeliosDMDScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "HeliosScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "LTXEulerAncestralRFScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "ScoreSdeVpScheduler": (VPLinear(time_scale=999), Prediction.EPS),
 }
 VP = sorted(CLASSES.keys() - REFUSED.keys() - OTHERS.keys())
 BETA_SETTINGS = [
@@ -130,7 +130,7 @@ def test_the_wuerstchen_and_sde_schedules():
         assert schedule.at(t).alpha ** 2 == pytest.approx(expected, rel=1e-5)
         assert schedule.label(schedule.at(t)) == t
     config = {"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.2, "beta_max": 10}
-    assert from_scheduler_config(config)[0] == VPLinear(0.2, 10)
+    assert from_scheduler_config(config)[0] == VPLinear(0.2, 10, time_scale=999)
 
 
 # Flow
@@ -176,7 +176,7 @@ def test_flow_asked_of_a_general_scheduler(name, asked):
 
 def test_flow_with_a_terminal():
     config = config_of("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
-    assert from_scheduler_config(config)[0] == RectifiedFlow(terminal=0.1)
+    assert from_scheduler_config(config)[0] == RectifiedFlow(terminal=0.1, time_scale=1000)
 
 
 def test_flow_from_data_to_noise_is_refused():

@@ -35,7 +35,12 @@ def dit(schedule=None, prediction="flow", **facts):
     module = tiny("dit")
     facts = {**FACTS, **facts}
     return Sampler(
-        from_module(module, schedule=schedule or RectifiedFlow(), prediction=prediction, **facts)
+        from_module(
+            module,
+            schedule=schedule or RectifiedFlow(time_scale=1000),
+            prediction=prediction,
+            **facts,
+        )
     )
 
 

@@ -40,7 +40,7 @@ from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
 
 SHAPE = (1, 2, 2)
-FLOW = GAUSSIAN.network(RectifiedFlow(), SHAPE, Prediction.FLOW)
+FLOW = GAUSSIAN.network(RectifiedFlow(time_scale=1000), SHAPE, Prediction.FLOW)
 NETWORKS = {"flow": FLOW, "vp": GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS)}
 
 

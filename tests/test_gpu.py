@@ -73,7 +73,7 @@ def _exact_convolutions(monkeypatch):
 def process_of(settings):
     if settings.info.families and "flow" not in settings.info.families:
         return VPDiscrete(), Prediction.EPS
-    return RectifiedFlow(), Prediction.FLOW
+    return RectifiedFlow(time_scale=1000), Prediction.FLOW
 
 
 # The same as on the CPU
@@ -259,7 +259,11 @@ def test_a_network_that_reads_its_input_is_run_as_it_is():
             return x * self.weight * (1.0 if float(time[0]) > 0.5 else 2.0)
 
     made = from_module(
-        Reads().to(GPU), schedule=RectifiedFlow(), prediction="x0", shape=(1, 2, 2), name="reads"
+        Reads().to(GPU),
+        schedule=RectifiedFlow(time_scale=1000),
+        prediction="x0",
+        shape=(1, 2, 2),
+        name="reads",
     )
     wanted = Sampler(made)(range(4), batch=2, nfe=4)
     recorded = faster(made, Speed(cuda_graph=True))

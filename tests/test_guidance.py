@@ -510,7 +510,7 @@ def conditional():
     return Sampler(
         from_module(
             net,
-            schedule=RectifiedFlow(),
+            schedule=RectifiedFlow(time_scale=1000),
             prediction="flow",
             shape=(1, 2, 2),
             num_classes=2,

@@ -264,7 +264,11 @@ def test_one_step_by_hand(dit):
 def test_a_network_without_classes_is_guided():
     module = tiny.network("unet", num_class_embeds=None)
     network = from_module(
-        module, schedule=RectifiedFlow(), prediction="flow", shape=(2, 8, 8), name="alone"
+        module,
+        schedule=RectifiedFlow(time_scale=1000),
+        prediction="flow",
+        shape=(2, 8, 8),
+        name="alone",
     )
     found = Sampler(network)([0, 1], nfe=3, guidance=PAG(2.0))
     assert found.ledger.rows_per_image == 6

@@ -183,7 +183,11 @@ def test_noise_file_brings_the_image_back(tmp_path):
 @pytest.fixture(scope="module")
 def dit():
     facts = {"num_classes": 10, "null_class": 10, "shape": (2, 8, 8)}
-    return Sampler(from_module(tiny("dit"), schedule=RectifiedFlow(), prediction="flow", **facts))
+    return Sampler(
+        from_module(
+            tiny("dit"), schedule=RectifiedFlow(time_scale=1000), prediction="flow", **facts
+        )
+    )
 
 
 def test_classes_travel_with_the_noise(dit, tmp_path):

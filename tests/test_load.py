@@ -193,14 +193,17 @@ def test_a_checkpoint_folder_with_a_card(checkpoint):
     (checkpoint / "scheduler_config.json").unlink()
     write_card(checkpoint)
     network = load(str(checkpoint))
-    assert (network.schedule, network.prediction) == (RectifiedFlow(3.0), Prediction.FLOW)
+    assert (network.schedule, network.prediction) == (
+        RectifiedFlow(3.0, time_scale=1000),
+        Prediction.FLOW,
+    )
     assert (network.num_classes, network.null_class) == (7, 7)
 
 
 def write_card(folder, **changes):
     facts = {
         "name": "mine",
-        "schedule": {"family": "flow", "params": {"shift": 3.0}},
+        "schedule": {"family": "flow", "params": {"shift": 3.0, "time_scale": 1000}},
         "prediction": "flow",
         "shape": [1, 8, 8],
         "num_classes": 7,
@@ -263,7 +266,7 @@ def test_a_live_pipeline_keeps_its_dtype_unless_another_is_asked_for():
 
 def test_a_live_pipeline_with_a_scheduler_made_in_code():
     network = load(DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler(shift=3.0)))
-    assert network.schedule == RectifiedFlow(3.0)
+    assert network.schedule == RectifiedFlow(3.0, time_scale=1000)
 
 
 def test_a_shift_by_size_takes_the_size_of_the_pipeline(tmp_path):

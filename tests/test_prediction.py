@@ -19,6 +19,7 @@ from fewstep.models.prediction import (
 from fewstep.models.schedule import EDM, Cosine, Node, RectifiedFlow, VPDiscrete, VPLinear
 
 EPS, X0, V, FLOW, RAW = Prediction.EPS, Prediction.X0, Prediction.V, Prediction.FLOW, Prediction.EDM
+TO_DATA = Prediction.FLOW_TO_DATA
 SCHEDULES = [VPDiscrete(), VPLinear(), Cosine(), EDM(), RectifiedFlow(), RectifiedFlow(3.0)]
 
 scale = st.floats(0.05, 20.0)
@@ -52,6 +53,7 @@ def truth(kind, x0, eps, node, sigma_data=0.5):
         X0: x0,
         V: a * eps - s * x0,
         FLOW: eps - x0,
+        TO_DATA: x0 - eps,
         RAW: (s * x0 - a * sigma_data**2 * eps) / weight,
     }[kind]
 

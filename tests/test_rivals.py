@@ -17,8 +17,8 @@ SHAPE = (1, 2, 2)
 NETWORKS = {
     "vp": GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS),
     "vp-v": GAUSSIAN.network(VPDiscrete("scaled_linear", 0.00085, 0.012), SHAPE, Prediction.V),
-    "flow": GAUSSIAN.network(RectifiedFlow(), SHAPE, Prediction.FLOW),
-    "flow-3": GAUSSIAN.network(RectifiedFlow(shift=3.0), SHAPE, Prediction.FLOW),
+    "flow": GAUSSIAN.network(RectifiedFlow(time_scale=1000), SHAPE, Prediction.FLOW),
+    "flow-3": GAUSSIAN.network(RectifiedFlow(shift=3.0, time_scale=1000), SHAPE, Prediction.FLOW),
 }
 RUNS = [
     (kind, name)

@@ -39,7 +39,7 @@ def labelled(x, time, class_labels):
 def conditional():
     network = from_module(
         labelled,
-        schedule=RectifiedFlow(),
+        schedule=RectifiedFlow(time_scale=1000),
         prediction="flow",
         shape=(1, 2, 2),
         num_classes=2,
@@ -157,7 +157,9 @@ def test_tensor_conditions_reach_the_network_by_branch():
         return x * 0 + shift.reshape(-1, 1, 1, 1)
 
     sampler = Sampler(
-        from_module(network, schedule=RectifiedFlow(), prediction="x0", shape=(1, 2, 2))
+        from_module(
+            network, schedule=RectifiedFlow(time_scale=1000), prediction="x0", shape=(1, 2, 2)
+        )
     )
     each = torch.tensor([[1.0], [2.0], [3.0]])
     result = sampler(range(3), conditions={"shift": each}, nfe=3, batch=2)
@@ -197,7 +199,10 @@ def test_low_precision_networks_keep_a_float32_state():
 
 def test_nan_stops_the_run_at_its_first_call():
     seen = []
-    broken = counted(replace(gaussian(), forward=lambda x, node, c: x * torch.nan), seen)
+    broken = counted(
+        replace(gaussian(RectifiedFlow(time_scale=1)), forward=lambda x, node, c: x * torch.nan),
+        seen,
+    )
     with pytest.raises(NonFiniteError, match=r"t=1 .*fp32"):
         Sampler(broken)([0], nfe=5)
     assert len(seen) == 1

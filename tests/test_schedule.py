@@ -34,12 +34,12 @@ SCHEDULES = {
     "sigmoid": VPDiscrete("sigmoid"),
     "zero_snr": VPDiscrete("scaled_linear", 8.5e-4, 0.012, zero_snr=True),
     "trained": VPDiscrete(trained_betas=(0.1, 0.3, 0.2, 0.7)),
-    "vp-linear": VPLinear(),
-    "cosine": Cosine(),
+    "vp-linear": VPLinear(time_scale=999),
+    "cosine": Cosine(time_scale=1000),
     "edm": EDM(),
     "edm-sigma": EDM(time_label="sigma"),
-    "flow": RectifiedFlow(),
-    "flow-3": RectifiedFlow(shift=3.0),
+    "flow": RectifiedFlow(time_scale=1000),
+    "flow-3": RectifiedFlow(shift=3.0, time_scale=1000),
 }
 VP = {name: s for name, s in SCHEDULES.items() if s.family.startswith("vp")}
 BOUNDED = {name: s for name, s in SCHEDULES.items() if s.family != "edm"}
@@ -169,7 +169,9 @@ def test_a_shift_translates_lam(shift, t):
     plain, shifted = RectifiedFlow().at(t), RectifiedFlow(shift).at(t)
     assert shifted.lam == pytest.approx(plain.lam - math.log(shift), abs=1e-9)
     assert shifted.alpha + shifted.sigma == pytest.approx(1.0, abs=1e-15)
-    assert RectifiedFlow(shift).label(shifted) == pytest.approx(1000 * shifted.sigma)
+    assert RectifiedFlow(shift, time_scale=1000).label(shifted) == pytest.approx(
+        1000 * shifted.sigma
+    )
 
 
 @over(SCHEDULES)

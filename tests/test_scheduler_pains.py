@@ -323,5 +323,5 @@ def test_pain_26_states_are_float32_whatever_the_network_is(dtype):
 
 
 def test_processes_are_those_of_the_configs():
-    assert made(FLOW).process.fixed == RectifiedFlow(shift=3.0)
+    assert made(FLOW).process.fixed == RectifiedFlow(shift=3.0, time_scale=1000)
     assert made(VP).process.fixed == VPDiscrete("scaled_linear", 0.00085, 0.012)

@@ -66,7 +66,7 @@ def driven(ready, grid, guidance, conditions=None):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_no_solver_reads_its_state(name):
-    settings, schedule = solver(name), RectifiedFlow()
+    settings, schedule = solver(name), RectifiedFlow(time_scale=1000)
     if settings.info.families and "flow" not in settings.info.families:
         schedule = VPDiscrete()
     grid = time_grid("logsnr", schedule, 6)
@@ -79,21 +79,21 @@ def test_no_solver_reads_its_state(name):
 
 @pytest.mark.parametrize("spec", UNGATED)
 def test_no_guidance_without_a_gate_reads_what_the_network_answers(spec):
-    grid = time_grid("logsnr", RectifiedFlow(), 6)
+    grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 6)
     w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
     for guidance in (named_guidance(spec), Thresholded(named_guidance(spec))):
         assert driven(solver("unipc-2").on(grid), grid, guidance, w) == 0
 
 
 def test_a_gate_does_and_is_seen_by_this_test():
-    grid = time_grid("logsnr", RectifiedFlow(), 6)
+    grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 6)
     w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
     with pytest.raises(NotImplementedError, match="meta"):
         driven(solver("ddim").on(grid), grid, named_guidance("adaptive:scale=2,warmup=1"), w)
 
 
 def test_a_mean_image_is_copied_once_for_all_runs():
-    grid = time_grid("logsnr", RectifiedFlow(), 5)
+    grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 5)
     body = solver("unipc-2").encode(grid).model_dump()
     mean = MeanImage.of([0.1, 0.2, 0.3, 0.4], (1, 2, 2)).model_dump()
     ready = executor(Schedule.model_validate({**body, "afs": mean, "nfe": 4}))

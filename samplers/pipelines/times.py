@@ -76,12 +76,12 @@ def _at_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
 
 def _time_of(schedule: NoiseSchedule, label: float) -> float:
     match schedule:
-        case RectifiedFlow(shift=k, time_scale=scale):
-            tau = label / scale
+        case RectifiedFlow(shift=k, time_scale=scale, noise_at=end) if scale:
+            tau = label / scale if end else 1.0 - label / scale
             return tau / (k - (k - 1.0) * tau)
         case VPDiscrete(num_train_timesteps=n):
             return (label + 1.0) / n
-        case VPLinear(time_scale=scale) | Cosine(time_scale=scale):
+        case VPLinear(time_scale=scale) | Cosine(time_scale=scale) if scale:
             return label / scale
         case EDM(time_label="sigma"):
             return label

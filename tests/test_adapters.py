@@ -1,0 +1,131 @@
+"""Networks from elsewhere: the conventions that `from_module` takes, and what it says of slips."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep import EDM, Cosine, RectifiedFlow, Sampler, VPLinear, from_module
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.errors import SettingError
+from fewstep.models.schedule import noise_schedule
+from fewstep.samplers.noise import Noise
+
+MEAN, STD = 0.3, 0.2
+SHAPE = (1, 4, 4)
+
+
+def velocity(x, tau):
+    """E[eps - x0 | x] of data N(MEAN, STD^2) at x = (1 - tau) x0 + tau eps; tau (B,)."""
+    tau = tau.reshape(-1, 1, 1, 1)
+    off = x - (1 - tau) * MEAN
+    var = ((1 - tau) * STD) ** 2 + tau**2
+    return (tau - (1 - tau) * STD**2) / var * off - MEAN
+
+
+CONVENTIONS = {  # the function as it was trained, and how that is said
+    "t = 1 is noise": (velocity, {"time_scale": 1}, "flow"),
+    "t = 1000 is noise": (lambda x, t: velocity(x, t / 1000), {"time_scale": 1000}, "flow"),
+    "t = 0 is noise": (
+        lambda x, t: -velocity(x, 1 - t),
+        {"time_scale": 1, "noise_at": 0},
+        "flow-to-data",
+    ),
+    "t = 0 is noise, of 1000": (
+        lambda x, t: -velocity(x, 1 - t / 1000),
+        {"time_scale": 1000, "noise_at": 0},
+        "flow-to-data",
+    ),
+    "t = 0 is noise, slope upwards": (
+        lambda x, t: velocity(x, 1 - t),
+        {"time_scale": 1, "noise_at": 0},
+        "flow",
+    ),
+}
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("function", "facts", "prediction"), CONVENTIONS.values(), ids=CONVENTIONS)
+def test_every_convention_of_flow_gives_the_data(function, facts, prediction, shift):
+    """The exact flow of N(m, s^2) takes noise z to m + s z."""
+    schedule = RectifiedFlow(shift, **facts)
+    network = from_module(function, schedule=schedule, prediction=prediction, shape=SHAPE)
+    with warnings.catch_warnings(action="error"):
+        result = Sampler(network)(range(4), solver="unipc-3", steps=100)
+    expected = MEAN + STD * Noise(range(4), SHAPE).draw()
+    torch.testing.assert_close(result.samples, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "advice"),
+    [
+        (RectifiedFlow(), "flow", r"write RectifiedFlow\(time_scale=1\) .* time_scale=1000"),
+        (RectifiedFlow(3.0, noise_at=0), "flow-to-data", "time_scale=1"),
+        (VPLinear(), "eps", r"write VPLinear\(time_scale=1\)"),
+        (Cosine(), "v", r"write Cosine\(time_scale=1\)"),
+        (noise_schedule("flow"), "flow", "time_scale=1"),
+        (EDM(), "x0", r'write EDM\(time_label="sigma"\)'),
+    ],
+    ids=str,
+)
+def test_the_units_of_the_time_are_never_assumed(schedule, prediction, advice):
+    facts = {"prediction": prediction, "shape": SHAPE}
+    with pytest.raises(SettingError, match=advice):
+        from_module(lambda x, t: x, schedule=schedule, **facts)
+    stated = {"time_label": "sigma"} if isinstance(schedule, EDM) else {"time_scale": 1}
+    network = from_module(lambda x, t: x, schedule=replace(schedule, **stated), **facts)
+    node = network.schedule.at(0.25)
+    assert network.schedule.label(node) == pytest.approx(
+        0.5 if schedule == RectifiedFlow(3.0, noise_at=0) else 0.25
+    )
+
+
+def test_a_network_is_told_0_or_1_at_noise_and_nothing_else():
+    assert RectifiedFlow(time_scale=1000, noise_at=0).label(RectifiedFlow().at(1.0)) == 0.0
+    assert RectifiedFlow(time_scale=1000, noise_at=0).label(RectifiedFlow().at(0.0)) == 1000.0
+    with pytest.raises(SettingError, match=r"noise_at=2 must be 1 \(t = 0 is data\) or 0"):
+        RectifiedFlow(noise_at=2)
+
+
+# The look at the first answer
+
+
+def test_a_time_in_wrong_units_is_seen_at_the_first_answer():
+    """A network that was trained on [0, 1] and grows linearly beyond, as layers with ReLU do."""
+
+    def network(x, t):
+        inside = t.clamp(0.0, 1.0)
+        return velocity(x, inside) + (t - inside).reshape(-1, 1, 1, 1)
+
+    def samples(scale):
+        schedule = RectifiedFlow(time_scale=scale)
+        made = from_module(network, schedule=schedule, prediction="flow", shape=SHAPE)
+        return Sampler(made)(range(8), nfe=10).samples
+
+    with warnings.catch_warnings(action="error"):
+        assert samples(1).abs().max() < 1.5
+    with pytest.warns(UserWarning, match=r"time 1000\), is more than 10 times.*check the units"):
+        assert samples(1000).abs().max() > 100
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "flow-to-data", "edm"])
+def test_the_first_answer_is_judged_by_what_the_network_predicts(prediction):
+    """Nine times the usual size passes, eleven times does not, and later answers are not judged."""
+    schedule = EDM() if prediction == "edm" else RectifiedFlow(time_scale=1)
+    node, x = schedule.at(0.5), torch.zeros(2, *SHAPE)
+    usual = {"v": math.sqrt(0.5), "flow": math.sqrt(2.0), "flow-to-data": math.sqrt(2.0)}
+
+    def denoiser(times):
+        value = times * usual.get(prediction, 1.0)
+        facts = {"schedule": schedule, "prediction": prediction, "shape": SHAPE}
+        return Denoiser(from_module(lambda x, t: torch.full_like(x, value), **facts))
+
+    with warnings.catch_warnings(action="error"):
+        denoiser(9.0).x0(x, node)
+    loud = denoiser(11.0)
+    with pytest.warns(UserWarning, match=f"that it predicts {prediction}"):
+        loud.x0(x, node)
+    with warnings.catch_warnings(action="error"):
+        loud.x0(x, node)
