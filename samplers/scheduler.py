@@ -7,7 +7,8 @@ It drives the same generator steps as `loop.integrate`; the pipeline calls the n
 The state is alpha x0 + sigma eps on every schedule. That is what variance-preserving and flow
 pipelines hold, so there `scale_model_input` is the identity and `init_noise_sigma` 1; for EDM
 networks, alpha = 1, they are c_in and the first sigma. It is float32 at least, and cast at the
-border only. Evaluations are counted, never looked up by their time.
+border only. Evaluations are counted; the timesteps that a pipeline hands over say where it begins,
+and are held against the count where that costs no wait for a device.
 
 Pipelines saved by version 0.1 name this module, so it stays where it is.
 """
@@ -25,18 +26,18 @@ from torch import Tensor
 from ..models.diffusers_config import shift_key_of
 from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
-from ..models.schedule import Node, TimeGrid
+from ..models.schedule import Node
 from ..solvers import Schedule
 from .pipelines.border import Generators, answer_like, drawing, state_of, version_of
 from .pipelines.choosing import read_choices
+from .pipelines.labels import Labels
+from .pipelines.late import late_stepper, refusal
 from .pipelines.live_config import changed_values, current_values, write_values
 from .pipelines.planning import Choices, Numbers, Wanted
 from .pipelines.process import Process
 from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
 from .plan import Plan
-
-SAME_LABEL = 1e-3  # labels this near are one; they come back as float32
 
 
 @dataclass
@@ -76,7 +77,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._decide(Process.of(base), choices)
         unset = {key: base[key] for key in base if key == "_use_default_values"}
         self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
-        self.timesteps = self.sigmas = torch.empty(0)
+        self._labels = Labels()
+        self.timesteps, self.sigmas = self._labels.tensor, torch.empty(0)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
         self._questions: list[Question] = []
@@ -151,8 +153,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._plan, nodes = plan, [question.node for question in self._questions]
         kind, data = self.process.prediction, self.process.sigma_data
         self._weights = [x0_from(kind, node, data) for node in nodes]
-        labels = [plan.grid.schedule.label(node) for node in nodes]
-        self.timesteps = torch.tensor(labels, dtype=torch.float32, device=device)
+        self._labels = Labels([plan.grid.schedule.label(node) for node in nodes], device)
+        self.timesteps = self._labels.tensor
         flow = plan.grid.schedule.family == "flow"
         ends = [*nodes, plan.grid.nodes[-1]]
         self.sigmas = torch.tensor([node.sigma if flow else node.kappa for node in ends])
@@ -171,7 +173,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._change({shift_key_of(self.config): shift})
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Starts at a later evaluation, the first of a step; multistep solvers start there anew.
+        """Starts at a later evaluation; multistep solvers start there anew.
+
+        It should be the first of a step. Where a pipeline comes out within one, as those do that
+        take evaluations for steps, what is left of it is done by DDIM.
 
         `strength` of an image-to-image pipeline comes out here: it skips round(N (1 - strength)) of
         N steps, so the noise added is that of the node there; with grid="uniform" it is at the
@@ -179,7 +184,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         plan, asked = self._planned(), self._questions
         if begin_index not in range(len(asked)):
-            none = "; nothing is left to run, so raise strength" * (begin_index == len(asked))
+            late = isinstance(begin_index, int) and begin_index >= len(asked)
+            none = "; nothing is left to run, so raise strength" * late
             raise SettingError(f"begin index {begin_index!r} is not in 0..{len(asked) - 1}{none}")
         self._forget()
         self._begin = self._index = begin_index
@@ -201,7 +207,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             model_output: (B, *) of any float dtype; a second half of the channels, a learned
                 sigma, is dropped.
-            timestep: not used; evaluations are counted.
+            timestep: the entry of `timesteps` whose evaluation this is. A run begins at that of its
+                first, unless a begin index was set. Numbers and copies of entries will do; None
+                is the next. A copy on an accelerator is read at the beginning only.
             sample: (B, *) what the network was asked about. If it is not what the last step
                 returned, it takes its place.
             eta: 0; there is a solver for every noise.
@@ -210,12 +218,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             use_clipped_model_output: what DDIMPipeline passes; not True, as nothing is clipped.
 
         Raises:
-            SettingError: before set_timesteps, after the last evaluation, or for another eta.
+            SettingError: before set_timesteps, after the last evaluation, for the timestep of
+                another one, one that no run can begin at, or for another eta.
         """
         if eta:
             raise SettingError(f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver")
         if use_clipped_model_output:
             raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
+        if (index := self._evaluation(timestep)) != self._index:
+            self.set_begin_index(index)
         run, noise = self._running(), drawing(generator)
         if run.begun:
             self._take_over(run, sample)
@@ -231,8 +242,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """What the network reads of a state (B, *): c_in times it on EDM, elsewhere itself."""
         if self.process.prediction is not Prediction.EDM:
             return sample
-        self._planned()
-        node = self._questions[min(self._index, len(self._questions) - 1)].node
+        node = self._questions[min(self._evaluation(timestep), len(self._questions) - 1)].node
         return sample * self.process.prediction.input_scale(node, self.process.sigma_data)
 
     def add_noise(
@@ -249,7 +259,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x0 = state_of(original_samples)
         nodes = [self._labelled(label) for label in torch.as_tensor(timesteps).flatten().tolist()]
         if len(nodes) not in (1, rows := max(len(x0), len(noise))):
-            raise SettingError(f"{len(nodes)} labels for {rows} samples; give one, or one for each")
+            none = "; if nothing is left to run, raise strength" * (not nodes)
+            raise SettingError(
+                f"{len(nodes)} labels for {rows} samples; give one, or one for each{none}"
+            )
         weights = x0.new_tensor([[node.alpha, node.sigma] for node in nodes])
         alpha, sigma = weights.T.reshape(2, -1, *(1,) * (x0.ndim - 1))
         noisy: Tensor = alpha * x0 + sigma * state_of(noise)
@@ -273,7 +286,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def begin_index(self) -> int | None:
-        """The evaluation that a run starts with; None if that was not said, which is 0."""
+        """The evaluation that a run starts with, as it was set or its first timestep said.
+
+        None is 0, and not set.
+        """
         return self._begin
 
     @property
@@ -316,22 +332,22 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._plan
 
     def _later(self, plan: Plan, rest: list[Question]) -> Stepper:
-        """What runs the rest of a plan, with no memory of what came before it."""
         if self.choices.table is not None:
             raise SettingError(
                 "a schedule goes all the way from noise to data; use strength=1, or a named solver"
             )
-        grid = TimeGrid(plan.grid.schedule, plan.grid.nodes[rest[0].step :], plan.grid.denoise)
-        later = Plan(self.choices.settings.on(grid), grid)
-        same = [question.node for question in questions(later)] == [each.node for each in rest]
-        if not same or self._uneven:
-            name = self.choices.settings.info.name
-            raise SettingError(
-                f"{name} cannot start at call {rest[0].stage + 1} of step {rest[0].step + 1}:"
-                " pipelines count on as many calls in every step; change strength, or take a"
-                " solver with one evaluation per step, such as unipc-2"
-            )
-        return Stepper(later.solver, grid.nodes)
+        if self._uneven:
+            raise refusal(self.choices.settings, rest[0])
+        return late_stepper(plan, self.choices.settings, rest)
+
+    def _evaluation(self, timestep: Any) -> int:
+        """The number of the current evaluation, or of the one that a run begins with by this."""
+        self._planned()
+        if self._begin is None and not (self._stepper and self._stepper.begun):
+            return self._labels.begin(timestep, [question.stage for question in self._questions])
+        if self._index < len(self._questions):
+            self._labels.check(timestep, self._index)
+        return self._index
 
     def _running(self) -> Stepper:
         plan = self._planned()
@@ -364,8 +380,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _labelled(self, label: float) -> Node:
         """The node of a label: an evaluation's where there is one, for labels are rounded."""
-        for question in self._questions:
-            schedule = self._planned().grid.schedule
-            if abs(schedule.label(question.node) - label) < SAME_LABEL:
-                return question.node
+        for n in self._labels.near(label):
+            return self._questions[n].node
         return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)

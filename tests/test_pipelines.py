@@ -59,7 +59,7 @@ def test_the_image_is_that_of_the_scheduler_of_diffusers(name):
 
 
 COUNTED = [(name, solver) for name in PIPES for solver in ("heun", "unipc-3")]
-COUNTED.remove(("flux-img2img", "heun"))  # its strength falls into a step, which is refused below
+COUNTED.remove(("flux-img2img", "heun"))  # it takes half of seven evaluations; see below
 
 
 @pytest.mark.parametrize(("name", "solver"), COUNTED)
@@ -243,12 +243,6 @@ def test_strength_starts_at_the_noise_of_its_step():
     call("sd-img2img", pipe, num_inference_steps=10, strength=0.3)
     assert (pipe.scheduler.begin_index, pipe.scheduler.nfe) == (7, 3)
     assert pipe.scheduler.timesteps[7] == pytest.approx(0.3 * 1000 - 1)
-
-
-def test_a_strength_that_falls_into_a_step_is_refused():
-    """Flux takes evaluations for steps, and half of seven is the second call of a step."""
-    with pytest.raises(SettingError, match="heun cannot start at call 2 of step 2"):
-        call("flux-img2img", fitted("flux-img2img", solver="heun"), num_inference_steps=4)
 
 
 def test_inpainting_keeps_what_the_mask_keeps():

@@ -295,10 +295,11 @@ def test_an_edit_between_two_steps_moves_the_state_by_what_it_is():
     for how in ("none", "new", "in place"):
         scheduler = ours(VP, solver="dpmpp-2m")
         scheduler.set_timesteps(timesteps=[900, 600, 300])
-        x = scheduler.step(noise(), 0, noise(seed=1), return_dict=False)[0]
+        first, second, _ = scheduler.timesteps
+        x = scheduler.step(noise(), first, noise(seed=1), return_dict=False)[0]
         x = x + 1.0 if how == "new" else x.add_(1.0) if how == "in place" else x
         out = x0_answer(scheduler, x, torch.zeros_like(x))
-        found.append(scheduler.step(out, 0, x, return_dict=False)[0])
+        found.append(scheduler.step(out, second, x, return_dict=False)[0])
     t, s = (scheduler.process.fixed.at((label + 1) / 1000) for label in (600, 300))
     gain = torch.full_like(x, s.sigma / t.sigma)
     torch.testing.assert_close(found[1] - found[0], gain, rtol=1e-4, atol=1e-5)
@@ -331,7 +332,7 @@ def test_learned_sigma_is_dropped():
     for out in (noise(seed=1), torch.cat([noise(seed=1), noise(seed=2)], dim=1)):
         scheduler = ours(VP)
         scheduler.set_timesteps(3)
-        outs.append(scheduler.step(out, 0, noise(), return_dict=False)[0])
+        outs.append(scheduler.step(out, None, noise(), return_dict=False)[0])
     assert torch.equal(*outs)
 
 
@@ -530,17 +531,18 @@ def test_what_cannot_run_says_why(case):
 def test_step_says_what_is_missing():
     scheduler = ours(VP)
     with pytest.raises(SettingError, match="call set_timesteps"):
-        scheduler.step(noise(), 0, noise())
+        scheduler.step(noise(), 999, noise())
     scheduler.set_timesteps(2)
+    _, second = scheduler.timesteps
     with pytest.raises(SettingError, match="solver='ddpm'"):
-        scheduler.step(noise(), 0, noise(), eta=0.5)
+        scheduler.step(noise(), 999, noise(), eta=0.5)
     with pytest.raises(SettingError, match=r"answered \(2, 1, 4, 4\)"):
-        scheduler.step(noise()[:, :1], 0, noise())
+        scheduler.step(noise()[:, :1], 999, noise())
     with pytest.raises(SettingError, match=r"as a tensor, not a Output; pass its \.sample"):
-        scheduler.step(Output(noise()), 0, noise())
-    scheduler.step(noise(), 0, noise())
+        scheduler.step(Output(noise()), 999, noise())
+    scheduler.step(noise(), 999, noise())
     with pytest.raises(SettingError, match="call set_timesteps before another"):
-        scheduler.step(noise(3), 0, noise(3))
+        scheduler.step(noise(3), second, noise(3))
 
 
 @pytest.mark.parametrize(
@@ -555,7 +557,7 @@ def test_generators_are_checked_where_noise_is_drawn(generator, message):
     scheduler = ours(VP, solver="ddpm")
     scheduler.set_timesteps(3)
     with pytest.raises(SettingError, match=message):
-        scheduler.step(noise(), 0, noise(), generator=generator)
+        scheduler.step(noise(), 999, noise(), generator=generator)
 
 
 def test_noise_is_added_at_one_label_or_one_for_each():

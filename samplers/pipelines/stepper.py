@@ -12,7 +12,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.schedule import Node
 from ...solvers import Solver
-from ...solvers.base import Query, Split, Step
+from ...solvers.base import Query, Split, Step, dry_run
 from ..plan import Plan
 
 GUIDED = (
@@ -22,6 +22,10 @@ GUIDED = (
 AFS = (
     "this schedule takes its first step without the network (afs), and a pipeline always calls it"
     " first; use it with Sampler, or a schedule without afs"
+)
+NOISE_FIRST = (
+    "this solver begins by adding noise, and a pipeline asks the network first; use it with"
+    " Sampler, or without noise in its first step (s_churn=0, or a smaller s_max)"
 )
 Draw = Callable[[Tensor], Tensor]  # a state -> standard normal noise like it
 
@@ -116,20 +120,23 @@ class Stepper:
 
 
 def questions(plan: Plan) -> list[Question]:
-    """The evaluations of a run, in order, found by a dry run.
+    """Returns the evaluations of a run, in order.
 
     Raises:
-        SettingError: if the schedule brings its own guidance, or does not begin with the network.
+        SettingError: if the schedule brings its own guidance, or the run does not begin with the
+            network at the first node.
     """
-    stepper, found = Stepper(plan.solver, plan.grid.nodes), list[Question]()
-    start = torch.ones(1, 1, 1, 1)
-    x = stepper.begin(start, torch.zeros_like)
-    if stepper.n > 0 or not torch.equal(x, start):
+    asked = dry_run(plan.solver, plan.grid.nodes)
+    if any(isinstance(node, Split) for step in asked for node in step):
+        raise SettingError(GUIDED)
+    if not asked[0]:
         raise SettingError(AFS)
-    while not stepper.over:
-        stage = found[-1].stage + 1 if found and found[-1].step == stepper.n else 0
-        found.append(Question(stepper.n, stage, stepper.node))
-        x = stepper.answer(x, torch.zeros_like)
+    if asked[0][0] != plan.grid.nodes[0]:
+        raise SettingError(NOISE_FIRST)
+    found = list[Question]()
+    for step, nodes in enumerate(asked):
+        calls = [node for node in nodes if isinstance(node, Node)]
+        found += [Question(step, stage, node) for stage, node in enumerate(calls)]
     return found
 
 
