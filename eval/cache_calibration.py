@@ -23,6 +23,7 @@ from ..models.caching import MagCache, TeaCache
 from ..models.caching.family import Stack, describe
 from ..models.denoiser import Network
 from ..models.errors import SettingError
+from ..models.hold import hold
 from ..samplers.sampler import Sampler
 
 DEGREE = 4  # of the published polynomials
@@ -125,7 +126,7 @@ def observed(network: Network, seeds: int, **call: Any) -> Observed:
     if network.module is None:
         raise SettingError(f"{network.name} is a plain function; a cache needs its module")
     stack, found = describe(network.module), Observed()
-    with _watched(stack, _Watcher(stack, found)):
+    with hold(network.module, alone=True), _watched(stack, _Watcher(stack, found)):
         Sampler(network)(range(seeds), batch=seeds, **call)
     return found
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .caching.family import uncompiled
 from .errors import ModelError, SettingError, UnknownNameError
+from .modules import uncompiled
 
 Place = tuple[int, int]  # (interval, stage)
 Key = tuple[int, int, int]  # (interval, stage, layer)

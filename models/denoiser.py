@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .caching import Attachment
 from .errors import FewstepError, ModelError, NonFiniteError
+from .hold import hold
 from .ledger import Ledger
 from .prediction import (
     Linear,
@@ -85,6 +86,8 @@ class Network:
     name:        what the user called it.
     module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
                  plain function.
+    hooks:       the module that its calls hook and restore, alone in it meanwhile (`hold`); None if
+                 they change nothing.
     prompts:     what makes conditions of prompts; None if it is asked without.
     graphs:      what its calls are recorded in (`models.speed`); None if they are not.
     """
@@ -101,6 +104,7 @@ class Network:
     device: torch.device = CPU
     name: str = ""
     module: nn.Module | None = None
+    hooks: nn.Module | None = None
     prompts: "Prompts | None" = None
     graphs: "Graphs | None" = None
 
@@ -249,7 +253,8 @@ class Denoiser:
         if self.cache is not None:
             _check_whole(asks)
             self.cache.announce([ask.branch for ask in asks], self.stage)
-        return self.network.forward(x_in, node, self._conditions(asks))
+        with hold(self.network.module):
+            return self.network.forward(x_in, node, self._conditions(asks))
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
         """Notes an output for `check`; a run that is recorded leaves its norms for the end."""

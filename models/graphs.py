@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .caching import attached
+from .hold import hold
 from .transfer import Reading
 
 Replay = Callable[[], None]
@@ -95,7 +96,7 @@ class Graphs:
     recording: ClassVar[bool] = False  # of any network: one recording cannot hold another
 
     def run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
-        """work(inputs), replayed if it can be.
+        """work(inputs), replayed if it can be, by one thread at a time.
 
         The first time it runs as it is, which leaves libraries and compilers ready; the second time
         it is recorded, so that what is run only once costs nothing.
@@ -106,6 +107,10 @@ class Graphs:
             inputs: tensors and plain values in tuples, lists and dicts.
             what: its name in a warning.
         """
+        with hold(self.module, alone=True):
+            return self._run(work, key, inputs, what)
+
+    def _run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
         tensors: list[Tensor] = []
         if not self._possible() or not is_hashable(
             found := (key, _mode(), _described(inputs, tensors))

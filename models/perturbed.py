@@ -3,7 +3,7 @@
 In the chosen self-attention layers the map softmax(q k / sqrt(d)) is replaced by the identity, so
 that every token keeps its own value: what `to_v` returned goes into `to_out` unmixed. Whatever else
 the layer does (norms, biases, the residual) stays. It is the same module, hooked for one call and
-restored after it, so it needs no memory of its own.
+restored after it, so it needs no memory of its own; meanwhile no other thread can run it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .attention import Projection, projection, self_attention
-from .caching.family import uncompiled
 from .denoiser import Network
 from .errors import ModelError, SettingError
+from .hold import hold
+from .modules import is_compiled, uncompiled
 from .schedule import Node
 
 KNOWN = (
@@ -46,10 +47,16 @@ def perturbed(network: Network, layers: Sequence[int] | None = None) -> Network:
     spots = _spots(network.module, layers)
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        with _identity(spots):
+        with hold(network.module, alone=True), _identity(spots):
             return network.forward(x, node, conditions)
 
-    return replace(network, forward=forward, module=None, name=f"perturbed {network.name}")
+    return replace(
+        network,
+        forward=forward,
+        module=None,
+        hooks=network.module,
+        name=f"perturbed {network.name}",
+    )
 
 
 @dataclass(frozen=True)
@@ -115,18 +122,13 @@ def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]
             "this network is a plain function, whose attention cannot be reached; make it with"
             " from_module from a torch module, or take guidance that needs none, such as cfg"
         )
-    root = uncompiled(module)
-    if root is not module or any(_is_compiled(each) for each in root.modules()):
+    if is_compiled(module):
         raise ModelError(
             "a compiled network does not see that its attention is perturbed; take the network as"
             " it was before torch.compile"
         )
-    found = _found(root)
+    found = _found(uncompiled(module))
     return [_spot(layer, *found[layer]) for layer in _chosen(found, layers)]
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return vars(module).get("_compiled_call_impl") is not None
 
 
 def _found(root: nn.Module) -> list[tuple[str, nn.Module]]:

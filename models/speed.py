@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .denoiser import Network
 from .errors import SettingError
 from .graphs import CudaCapture, Graphs, graphed
+from .hold import hold
 from .schedule import Node
 
 
@@ -51,10 +52,11 @@ def faster(network: Network, speed: Speed) -> Network:
             f"CUDA graphs need a CUDA device and {network.name} is on {network.device}; add"
             " --device cuda, or drop --cuda-graph"
         )
-    if speed.channels_last:
-        _in_channels_last(module, network.name)
-    if speed.compile:
-        _compiled(module, network.name)
+    with hold(module, alone=True):
+        if speed.channels_last:
+            _in_channels_last(module, network.name)
+        if speed.compile:
+            _compiled(module, network.name)
     if not speed.cuda_graph:
         return network
     return with_graphs(network, Graphs(module, CudaCapture(network.device)))
@@ -62,7 +64,9 @@ def faster(network: Network, speed: Speed) -> Network:
 
 def with_graphs(network: Network, graphs: Graphs) -> Network:
     """The network with its calls recorded in `graphs`, and whole runs by whoever drives it."""
-    graphed(_module(network), graphs)
+    module = _module(network)
+    with hold(module, alone=True):
+        graphed(module, graphs)
     return replace(network, graphs=graphs)
 
 

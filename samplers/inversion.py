@@ -21,6 +21,7 @@ from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.families import fitted
 from ..models.files import write_bytes
+from ..models.hold import hold
 from ..models.ledger import Ledger
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver
@@ -132,7 +133,7 @@ def invert(
         if trajectory:
             states.append(x)
 
-    with torch.no_grad(), _timed(denoiser.ledger), bar:
+    with torch.no_grad(), hold(network.module), _timed(denoiser.ledger), bar:
         noise = walk(denoiser, way, states[0], step_done)
     labels = branches[Branch.COND].get("class_labels")
     told = None if labels is None else tuple(labels.tolist())
@@ -168,7 +169,7 @@ def reconstruct(
     back = way.back.on(way.grid)
     guidance.check(Setup(network, back, way.grid, len(noise), False, False))
     denoiser = Denoiser(network, branches, Ledger(images=len(noise)))
-    with torch.no_grad(), _timed(denoiser.ledger):
+    with torch.no_grad(), hold(network.module), _timed(denoiser.ledger):
         x = integrate(denoiser, back, way.grid, on_device(network, noise), guidance)
     return Result(decoded(network, x / way.grid.nodes[-1].alpha), denoiser.ledger)
 
@@ -212,7 +213,9 @@ def walk(
 
 def checked_image(network: Network, image: Tensor) -> Tensor:
     """The image as a state; raises SettingError if it is no sample of the network."""
-    if attached(network) is not None:
+    with hold(network.module):  # a run in another thread takes its own cache off again
+        cached = attached(network) is not None
+    if cached:
         raise SettingError("take the cache off the network first: disable_cache(network)")
     if tuple(image.shape[1:]) != network.shape or not len(image):
         raise SettingError(

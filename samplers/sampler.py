@@ -1,35 +1,28 @@
 """`Sampler`: a network, ready to be asked for images."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..models.caching import Policy, attached, caching
-from ..models.denoiser import Denoiser, Network
+from ..models.caching import Policy
+from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.families import Size, network_of
 from ..models.ledger import Ledger
 from ..models.load import load
-from ..models.memory import memory_advice
-from ..models.schedule import Node
 from ..models.speed import Speed
-from ..models.transfer import Reading, sent
 from ..solvers import Bound
-from .conditions import Conditions, branches_of, check_branches, denoisers_of, rows_of
-from .guidance import Guidance, Setup, policy_of
+from .batches import Job
+from .conditions import Conditions, branches_of, check_branches
+from .guidance import Guidance, policy_of
 from .images import Picture, to_pil
-from .loop import Callback, carry, stage_calls
-from .noise import Noise, checked_seeds
+from .loop import Callback, stage_calls
+from .noise import checked_seeds
 from .plan import Plan, default_schedule, make_plan
-from .recorded import Course, course
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,10 @@ class Result:
 
 class Sampler:
     """Draws images from one network; holds no state between calls.
+
+    Threads can share it, and other samplers of the same network: each run gives what it gives
+    alone. Plain runs go side by side; runs with a cache, perturbed attention or compiled code have
+    the network to themselves, and others wait for them.
 
     >>> sampler = Sampler.from_pretrained("fashion-dit")
     >>> result = sampler(range(16), class_labels=3, solver="unipc-3", nfe=8, guidance=CFG(2.0))
@@ -133,88 +130,20 @@ class Sampler:
         plan = self.plan(**choices) if default is None else self.plan(solver=default)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
-        cached = cache is not None or attached(self.network) is not None
-        size = min(batch, len(seeds))
-        guidance.check(Setup(self.network, plan.solver, plan.grid, size, plan.adaptive, cached))
         _check_cache(cache, plan)
-        ledger, networks = Ledger(images=len(seeds)), guidance.networks(self.network)
-        chunks = [slice(i, i + batch) for i in range(0, len(seeds), batch)]
-        start = time.perf_counter()
-        on = nullcontext() if cache is None else caching(self.network, cache)
-        doing, advice = f"sampling {size} images at once", "lower batch, or take dtype bf16"
-        bar = _bar(progress, plan.grid.steps * len(chunks), callback)
-        with on, bar as step_done, memory_advice(doing, advice):
-            held = attached(self.network)
-            before = 0 if held is None else len(held.ledger.calls)
-            asked = [
-                Denoiser(self.network, own, ledger, cache=held, others=denoisers_of(networks, own))
-                for own in (rows_of(branches, rows) for rows in chunks)
-            ]
-            whole = course(asked[0], plan, guidance, choices, watched=callback is not None)
-            way = Way(plan, guidance, whole, step_done)
-            drawn = (way.draw(each, seeds[rows]) for each, rows in zip(asked, chunks, strict=True))
-            parts = [draft.home() for draft in _ahead(drawn)]
-            ledger.seconds = time.perf_counter() - start
-        ledger.cache = None if held is None else held.ledger.since(before)
-        return Result(torch.cat(parts), ledger)  # joined here, they are ordinary tensors again
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A batch on its way to the host.
-
-    check: raises NonFiniteError if the network returned NaN or infinity for it.
-    """
-
-    samples: Reading
-    check: Callable[[], None]
-
-    def home(self) -> Tensor:
-        """The samples; raises as `check`."""
-        self.check()
-        return self.samples.tensor()
-
-
-@dataclass(frozen=True)
-class Way:
-    """From noise to samples, for one batch after the other.
-
-    whole:    what a recorded run is replayed by; None to go step by step.
-    callback: called after each step.
-    """
-
-    plan: Plan
-    guidance: Guidance
-    whole: Course | None
-    callback: Callback
-
-    def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> Draft:
-        """One batch from its noise to its decoded samples; a GPU is not waited for."""
-        network, grid = denoiser.network, self.plan.grid
-        noise = Noise(seeds, network.shape)
-        with torch.inference_mode():
-            x = sent(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
-            if self.whole is not None:
-                x = self.whole.run(denoiser, x)
-                for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here
-                    self.callback(n, node, x, x, denoiser.ledger)
-            else:
-                x = self._stepped(denoiser, x, noise)
-            x = x if network.decode is None else network.decode(x)
-            return Draft(Reading(x), denoiser.check_later())
-
-    def _stepped(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
-        solver, grid = self.plan.solver, self.plan.grid
-        if denoiser.cache is not None:
-            denoiser.cache.begin(stage_calls(solver, grid))
-        return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
-
-
-def _ahead(drafts: Iterator[Draft]) -> Iterator[Draft]:
-    """The same one later, so that the next batch is under way when one is waited for."""
-    for draft, _ in pairwise(chain(drafts, [None])):
-        if draft is not None:
-            yield draft
+        job = Job(
+            self.network,
+            plan,
+            choices,
+            guidance,
+            seeds,
+            branches,
+            cache,
+            batch,
+            callback,
+            progress,
+        )
+        return Result(*job.run())
 
 
 def _check_cache(cache: Policy | None, plan: Plan) -> None:
@@ -226,17 +155,3 @@ def _check_cache(cache: Policy | None, plan: Plan) -> None:
         )
     if cache is not None:
         cache.check(stage_calls(plan.solver, plan.grid)[0])
-
-
-@contextmanager
-def _bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
-    """A callback that moves a progress bar of all steps and then calls the user's."""
-    off = None if progress else True  # None: off where nobody watches, in files and pipes
-    with tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False) as bar:
-
-        def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
-            bar.update()
-            if callback is not None:
-                callback(n, node, x, x0, ledger)
-
-        yield step_done

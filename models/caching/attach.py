@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, SettingError
+from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
+from ..modules import uncompiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
-from .family import Stack, describe, known_family, uncompiled
+from .family import Stack, describe, known_family
 from .guess import may_have_blocks
 from .module_engine import ModuleEngine
 from .stack_engine import StackEngine
@@ -78,9 +80,10 @@ class Attachment:
 
     def detach(self) -> None:
         """Takes every hook off and leaves the network as it was; the ledger stays readable."""
-        while self._undo:
-            self._undo.pop()()
-        self.reset()
+        with hold(*(engine.root for engine in self.engines), alone=True):
+            while self._undo:
+                self._undo.pop()()
+            self.reset()
         warn_of_zero_hits(self.ledger, self.policy)
 
     def _share(self, call: CacheCall) -> float:
@@ -103,7 +106,10 @@ def caching(
 def enable_cache(
     target: Any, policy: Policy, *, calls: int | None = None, group: Any = None
 ) -> Attachment:
-    """Puts a cache on a network until `disable_cache`.
+    """Puts a cache on a network until `disable_cache`, for all who run it, in any thread.
+
+    It waits for the runs of samplers in other threads. They hold the network for one run at a time,
+    and so wait for each other while a cache is on it; two runs of a pipeline are not kept apart.
 
     Args:
         target: a `Network`, a `Sampler`, a module of diffusers, or a pipeline with such modules.
@@ -119,27 +125,14 @@ def enable_cache(
         ModelError: if the network is of a kind that this policy cannot skip; of a transformer that
             no family lists, at its first call, which shows what it is made of (`observe`).
     """
-    from . import hooks
-
     roots = _networks(target)
-    for root in roots:
-        if hooks.found(root) is not None or getattr(root, "is_cache_enabled", False):
-            raise SettingError(
-                f"{type(root).__name__} has a cache already; take it off first with"
-                " disable_cache(network)"
-            )
-        if group is None and getattr(root, "_parallel_config", None) is not None:
-            raise SettingError(
-                f"{type(root).__name__} is split over processes, which must all decide alike; give"
-                " caching(..., group=) their process group"
-            )
-    ledger = CacheLedger(policy.info.name)
-    engines = [_engine(root, policy, ledger) for root in roots]
-    attachment = Attachment(policy, ledger, engines)
-    ledger.share, ledger.parts = attachment._share, len(engines[0].parts())
-    for engine in engines:
-        engine.count, engine.group = _count(target, calls), group
-        _hook(engine, attachment)
+    with hold(*roots, alone=True):
+        for root in roots:
+            _check_free(root, group)
+        attachment = _attachment(roots, policy)
+        for engine in attachment.engines:
+            engine.count, engine.group = _count(target, calls), group
+            _hook(engine, attachment)
     return attachment
 
 
@@ -164,6 +157,31 @@ def attached(target: Any) -> Attachment | None:
 
     hook = hooks.found(root)
     return None if hook is None else hook.attachment
+
+
+def _check_free(root: nn.Module, group: Any) -> None:
+    """Raises SettingError if no cache can be put on a network now."""
+    from . import hooks
+
+    name = type(root).__name__
+    if hooks.found(root) is not None or getattr(root, "is_cache_enabled", False):
+        raise SettingError(
+            f"{name} has a cache already; take it off first with disable_cache(network)"
+        )
+    if group is None and getattr(root, "_parallel_config", None) is not None:
+        raise SettingError(
+            f"{name} is split over processes, which must all decide alike; give"
+            " caching(..., group=) their process group"
+        )
+
+
+def _attachment(roots: Sequence[nn.Module], policy: Policy) -> Attachment:
+    """A cache for networks, not on them yet."""
+    ledger = CacheLedger(policy.info.name)
+    engines = [_engine(root, policy, ledger) for root in roots]
+    attachment = Attachment(policy, ledger, engines)
+    ledger.share, ledger.parts = attachment._share, len(engines[0].parts())
+    return attachment
 
 
 def _hook(engine: Engine, attachment: Attachment) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from .base import Moment, Policy
 from .contexts import Clock, Place
@@ -309,12 +310,16 @@ class Engine(ABC):
     def cost(self) -> Cost | None:
         """FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
-            self.active = False
-            try:
-                self._cost = measure(self.root, self.parts(), *self.sample)
-            finally:
-                self.active = True
+            with hold(self.root, alone=True):
+                self._cost = self._measured(self.sample)
         return self._cost
+
+    def _measured(self, sample: tuple[Any, Any]) -> Cost | None:
+        self.active = False
+        try:
+            return measure(self.root, self.parts(), *sample)
+        finally:
+            self.active = True
 
 
 def _position(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..modules import uncompiled
 
 IMAGE = "hidden_states"
 TEXT = "encoder_hidden_states"
@@ -232,12 +233,6 @@ def known_family(module: nn.Module) -> Family | None:
     bases = [base.__name__ for base in type(uncompiled(module)).__mro__]
     found = {name: each for each in families() for name in each.classes}
     return next((found[name] for name in bases if name in found), None)
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """The network inside what torch.compile returned; any other network itself."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
 
 
 def blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .family import Block, BlockGroup, Family, Stack, State, describe, parameters, uncompiled
+from ..modules import uncompiled
+from .family import Block, BlockGroup, Family, Stack, State, describe, parameters
 
 CACHED = r"(?!act_|.*norm)((\w+_)?(attn|attention)\w*|ff|ffn|ff_\w+|(\w+_)?mlp|feed_forward\w*)"
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SettingError
-from .family import uncompiled
+from ..modules import uncompiled
 
 
 @dataclass(frozen=True)

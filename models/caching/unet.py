@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SettingError
-from .family import uncompiled
+from ..modules import uncompiled
 
 KNOWN = ("UNet2DModel", "UNet2DConditionModel")
 PLAIN = ("", "Attn", "CrossAttn", "SimpleCrossAttn")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...models.errors import SettingError
+from ...models.hold import hold
 from ...models.ledger import Ledger
 from ..images import Picture, to_pil
 from ..inversion import checked_image, decoded
@@ -95,8 +96,8 @@ class Editor:
             branches_for(network, len(x), wanted, negative) for wanted in (source, target)
         )
         scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
-        start = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), hold(network.module):
+            start = time.perf_counter()
             samples = decoded(network, self.settings.edit(scene))
         scene.ledger.seconds = time.perf_counter() - start
         return Edit(samples, scene.ledger, scene.held, scene.predicted)

@@ -21,6 +21,7 @@ from ...models.attention import Mode, Place, Store, Tape, holds_text, projection
 from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
 from ...models.families.base import TEXT
+from ...models.hold import hold
 from ...models.schedule import Node
 from ..conditions import Branches
 from ..guidance import CFG
@@ -71,7 +72,7 @@ class RFEdit:
         taps = projections(scene.network.module, self.layers)
         _check_texts(scene, target if scale != 1.0 else {Branch.COND: target[Branch.COND]})
         tape = Tape(taps, shared(way, self.inject), self.store)
-        with tape.on():
+        with hold(scene.network.module, alone=True), tape.on():
             noise = self._there(scene, way, tape)
             edited = self._back(scene, way, noise, tape)
             tape.check()

@@ -1,0 +1,182 @@
+"""A call of the sampler once its arguments are checked: batch by batch from noise to samples."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models.caching import Attachment, Policy, attached, caching
+from ..models.denoiser import Branch, Denoiser, Network
+from ..models.hold import hold
+from ..models.ledger import Ledger
+from ..models.memory import memory_advice
+from ..models.modules import is_compiled
+from ..models.schedule import Node
+from ..models.transfer import Reading, sent
+from .conditions import Branches, denoisers_of, rows_of
+from .guidance import Guidance, Setup
+from .loop import Callback, carry, stage_calls
+from .noise import Noise
+from .plan import Plan
+from .recorded import Course, course
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a call of the sampler asks for.
+
+    choices:  what the plan was made of, as far as it was given.
+    cache:    put on the network for this job.
+    batch:    images sampled at once.
+    callback: called after each step, if given.
+    """
+
+    network: Network
+    plan: Plan
+    choices: Mapping[str, Any]
+    guidance: Guidance
+    seeds: Sequence[int]
+    branches: Branches
+    cache: Policy | None
+    batch: int
+    callback: Callback | None
+    progress: bool
+
+    def run(self) -> tuple[Tensor, Ledger]:
+        """Returns the samples (B, *) on the CPU and what they cost.
+
+        It holds the modules of its networks, and has them alone where it changes what runs in them.
+
+        Raises:
+            SettingError: if the network cannot be guided so with what is on it.
+        """
+        others = self.guidance.networks(self.network)
+        modules = (self.network.module, *(each.module for each in others.values()))
+        with hold(*modules, alone=self._changes_modules(others)):
+            cached = attached(self.network) is not None
+            self._check_guidance(cached or self.cache is not None)
+            with hold(self.network.module, alone=cached), self._cache_on() as cache:
+                return self._draw_all(others, cache)
+
+    def _changes_modules(self, others: Mapping[Branch, Network]) -> bool:
+        """Tells whether nobody else can run the modules meanwhile."""
+        networks = (self.network, *others.values())
+        compiled = any(each.module is not None and is_compiled(each.module) for each in networks)
+        return compiled or self.cache is not None or any(each.hooks for each in networks)
+
+    def _check_guidance(self, cached: bool) -> None:
+        size = min(self.batch, len(self.seeds))
+        plan = self.plan
+        setup = Setup(self.network, plan.solver, plan.grid, size, plan.adaptive, cached)
+        self.guidance.check(setup)
+
+    @contextmanager
+    def _cache_on(self) -> Iterator[Attachment | None]:
+        """The cache on the network, for the job or since before."""
+        with nullcontext() if self.cache is None else caching(self.network, self.cache):
+            yield attached(self.network)
+
+    def _draw_all(
+        self, others: Mapping[Branch, Network], cache: Attachment | None
+    ) -> tuple[Tensor, Ledger]:
+        ledger, before = (
+            Ledger(images=len(self.seeds)),
+            0 if cache is None else len(cache.ledger.calls),
+        )
+        chunks = [slice(i, i + self.batch) for i in range(0, len(self.seeds), self.batch)]
+        start = time.perf_counter()
+        size = min(self.batch, len(self.seeds))
+        doing, advice = f"sampling {size} images at once", "lower batch, or take dtype bf16"
+        steps = self.plan.grid.steps * len(chunks)
+        bar = _bar(self.progress, steps, self.callback)
+        with bar as step_done, memory_advice(doing, advice):
+            denoisers = [
+                Denoiser(self.network, own, ledger, cache=cache, others=denoisers_of(others, own))
+                for own in (rows_of(self.branches, rows) for rows in chunks)
+            ]
+            watched = self.callback is not None
+            whole = course(denoisers[0], self.plan, self.guidance, self.choices, watched=watched)
+            way = Way(self.plan, self.guidance, whole, step_done)
+            seeds = (self.seeds[rows] for rows in chunks)
+            parts = [draft.home() for draft in _ahead(map(way.draw, denoisers, seeds))]
+        ledger.seconds = time.perf_counter() - start
+        ledger.cache = None if cache is None else cache.ledger.since(before)
+        return torch.cat(parts), ledger  # joined here, they are ordinary tensors again
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A batch on its way to the host.
+
+    check: raises NonFiniteError if the network returned NaN or infinity for it.
+    """
+
+    samples: Reading
+    check: Callable[[], None]
+
+    def home(self) -> Tensor:
+        """The samples; raises as `check`."""
+        self.check()
+        return self.samples.tensor()
+
+
+@dataclass(frozen=True)
+class Way:
+    """From noise to samples, for one batch after the other.
+
+    whole:    what a recorded run is replayed by; None to go step by step.
+    callback: called after each step.
+    """
+
+    plan: Plan
+    guidance: Guidance
+    whole: Course | None
+    callback: Callback
+
+    def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> Draft:
+        """One batch from its noise to its decoded samples; a GPU is not waited for."""
+        network, grid = denoiser.network, self.plan.grid
+        noise = Noise(seeds, network.shape)
+        with torch.inference_mode():
+            x = sent(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
+            if self.whole is not None:
+                x = self.whole.run(denoiser, x)
+                for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here
+                    self.callback(n, node, x, x, denoiser.ledger)
+            else:
+                x = self._stepped(denoiser, x, noise)
+            x = x if network.decode is None else network.decode(x)
+            return Draft(Reading(x), denoiser.check_later())
+
+    def _stepped(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
+        solver, grid = self.plan.solver, self.plan.grid
+        if denoiser.cache is not None:
+            denoiser.cache.begin(stage_calls(solver, grid))
+        return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
+
+
+def _ahead(drafts: Iterator[Draft]) -> Iterator[Draft]:
+    """The same one later, so that the next batch is under way when one is waited for."""
+    for draft, _ in pairwise(chain(drafts, [None])):
+        if draft is not None:
+            yield draft
+
+
+@contextmanager
+def _bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
+    """A callback that moves a progress bar of all steps and then calls the user's."""
+    off = None if progress else True  # None: off where nobody watches, in files and pipes
+    with tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False) as bar:
+
+        def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
+            bar.update()
+            if callback is not None:
+                callback(n, node, x, x0, ledger)
+
+        yield step_done
