@@ -552,7 +552,7 @@ WRONG = [
     ("adaptive", {"scale": math.inf}, "must be a number"),
     ("adaptive", {"scale": 3.0, "treshold": 0.9}, "did you mean 'threshold'"),
     ("adaptve", {}, "did you mean 'adaptive'"),
-    ("cfg", {"scale": "much"}, "takes numbers"),
+    ("cfg", {"scale": "much"}, "scale=.much.: it must be a number"),
     ("cfg", {"scale": 2.0, "rescale": 1.5}, "rescale"),
     ("cfg", {"scale": 2.0, "interval": (2.0, 1.0)}, "empty"),
     ("cfg", {"scale": 2.0, "interval": "all"}, r"write interval=\[0.3,5\]"),
