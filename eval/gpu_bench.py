@@ -22,7 +22,7 @@ from ..models.errors import FewstepError
 from ..models.load import load
 from ..models.memory import memory_advice
 from ..models.speed import Speed
-from ..samplers.guidance import CFG, Guidance, Unguided
+from ..samplers.guidance import CFG, Guidance, Moment, Unguided
 from ..samplers.noise import Noise
 from ..samplers.sampler import Sampler
 from .cache_rivals import rival_run
@@ -337,7 +337,8 @@ class Large:
             for branch, label in held.items()
             if label is not None and network.num_classes
         }
-        return Denoiser(network, conditions), guidance.branches(network.schedule.at(0.5))
+        asked = guidance.stateless().ask(Moment(network.schedule.at(0.5)))
+        return Denoiser(network, conditions), tuple(ask.branch for ask in asked)
 
     def _rows(self, denoiser: Denoiser, branches: Sequence[Branch]) -> dict[str, Tensor]:
         held = [denoiser.conditions.get(branch, {}) for branch in branches]

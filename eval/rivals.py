@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Branch, Denoiser, Network
+from ..models.denoiser import Asks, Denoiser, Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.ledger import Ledger
 from ..models.prediction import Prediction, convert
 from ..models.schedule import Node, NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ..samplers.conditions import branches_of, check_branches, rows_of
-from ..samplers.guidance import Guidance, Thresholded, Unguided
+from ..samplers.guidance import Guidance, Moment, Thresholded, Unguided
 from ..samplers.noise import Noise
 from ..samplers.plan import parse_spec
 from ..samplers.sampler import Result
@@ -126,12 +126,13 @@ class RivalSampler:
 
     def _draw(self, denoiser: Denoiser, seeds: Sequence[int], guidance: Guidance) -> Tensor:
         scheduler, noise = self.make(self.steps), Noise(seeds, self.network.shape).draw()
-        scaled = getattr(scheduler, "scale_model_input", _unscaled)
+        scaled, guide = getattr(scheduler, "scale_model_input", _unscaled), guidance.stateless()
         with torch.inference_mode(), _quiet():
             x = noise.to(self.network.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
             for t, node in zip(scheduler.timesteps, self.nodes, strict=True):
-                x_in, asked = scaled(x, t), guidance.branches(node)
-                out = guidance.combine(_outputs(denoiser, x_in, node, asked), node)
+                x_in, moment = scaled(x, t), Moment(node)
+                outputs = _outputs(denoiser, x_in, node, guide.ask(moment))
+                out = guide.combine(outputs, x_in, moment)
                 x = scheduler.step(out, t, x, return_dict=False)[0]
             denoiser.check()
             return (x if self.network.decode is None else self.network.decode(x)).float().cpu()
@@ -141,9 +142,7 @@ def _unscaled(x: Tensor, t: Tensor) -> Tensor:
     return x
 
 
-def _outputs(
-    denoiser: Denoiser, x: Tensor, node: Node, branches: Sequence[Branch]
-) -> tuple[Tensor, ...]:
+def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple[Tensor, ...]:
     """What the network itself returns, one per branch, read through the denoiser that counts."""
     network = denoiser.network
     if network.prediction is Prediction.EPS:

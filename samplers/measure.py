@@ -45,7 +45,7 @@ from ..solvers.model_statistics import Facts, ModelStatistics
 from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
 from .grid import lam_ends
-from .guidance import CFG
+from .guidance import CFG, guided_x0
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
@@ -157,8 +157,7 @@ class _Task:
         return {"l": node.sigma * pulled * v.to(device), "e": e, "x": x, "d": d, **products}
 
     def _eps(self, denoiser: Denoiser, x: Tensor, node: Node) -> Tensor:
-        guidance = CFG(self.what.cfg_scale)
-        x0 = guidance.combine(denoiser.x0(x, node, guidance.branches(node)), node)
+        x0 = guided_x0(denoiser, CFG(self.what.cfg_scale), x, node)
         denoiser.check()
         return (x - node.alpha * x0) / node.sigma
 

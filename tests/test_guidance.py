@@ -32,6 +32,7 @@ from fewstep.samplers.guidance import (
     guidance,
     names,
 )
+from fewstep.samplers.guidance.base import BOTH
 from fewstep.samplers.guidance.extrapolate import Differences
 from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.guidance.space import back, per_x0, prediction_of, read, similarity
@@ -616,12 +617,10 @@ def test_a_policy_with_memory_is_no_rule_of_a_node():
         Interval(CFG(2.0), 0, 0.5, "step"),
     ):
         with pytest.raises(SettingError, match="take cfg"):
-            policy.branches(NODE)
-        with pytest.raises(SettingError, match="take cfg"):
-            policy.combine([U, C], NODE)
-    inside = Interval(CFG(3.0), 0.0, math.inf)
-    assert inside.branches(NODE) == (Branch.UNCOND, Branch.COND)
-    torch.testing.assert_close(inside.combine([U, C], NODE), plain(3.0))
+            policy.stateless()
+    inside = Interval(CFG(3.0), 0.0, math.inf).stateless()
+    assert inside.ask(Moment(NODE)) == BOTH
+    torch.testing.assert_close(inside.combine([U, C], C, Moment(NODE)), plain(3.0))
 
 
 # Typed guidance

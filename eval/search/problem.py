@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...models.denoiser import Branch, Denoiser, Network
+from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ...samplers.conditions import branches_of, check_branches, rows_of
-from ...samplers.guidance import CFG, Guidance, Unguided
+from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
 from ...samplers.noise import Noise, checked_seeds
 from ...samplers.plan import make_plan
@@ -192,17 +192,15 @@ class Problem:
         branches = branches_of(self.network, len(block), block.labels, None, None)
         return Denoiser(self.network, rows_of(branches, slice(None)), self.ledger)
 
-    def answers(
-        self, block: Block, x: Tensor, node: Node, branches: Sequence[Branch] | None
-    ) -> list[Tensor]:
+    def answers(self, block: Block, x: Tensor, node: Node, branches: Asks | None) -> list[Tensor]:
         """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`.
 
         Without branches it is the one x0 that the guidance makes of its own.
         """
         if branches is None:
-            guidance = self.guidance
-            asked = self.answers(block, x, node, guidance.branches(node))
-            return [guidance.combine(asked, node)]
+            guide, moment = self.guidance.stateless(), Moment(node)
+            outputs = self.answers(block, x, node, guide.ask(moment))
+            return [guide.combine(outputs, x, moment)]
         parts = []
         for i in range(0, len(block), self.batch):
             rows = slice(i, i + self.batch)

@@ -12,6 +12,7 @@ from ... import __version__
 from ...models.errors import ModelError, SettingError
 from ...models.files import write_bytes
 from ...models.probe import alike, sketch
+from ...samplers.guidance import Moment
 from ...solvers import Schedule
 from ...solvers.schedule_data import ANSWER
 from .budget import Budget, Meter
@@ -68,7 +69,8 @@ class Search:
     @property
     def candidate_rows(self) -> int:
         """Network rows of one candidate."""
-        branches = len(self.problem.guidance.branches(self.problem.network.schedule.at(0.5)))
+        somewhere = Moment(self.problem.network.schedule.at(0.5))
+        branches = len(self.problem.guidance.stateless().ask(somewhere))
         return self.noises * self.size.amount * (branches if self.size.unit == "nfe" else 1)
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided, policy_of
+from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0, policy_of
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -36,6 +36,7 @@ __all__ = [
     "Thresholded",
     "Unguided",
     "guidance",
+    "guided_x0",
     "names",
     "policy_class",
     "policy_of",

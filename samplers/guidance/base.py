@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...models.denoiser import Ask, Branch, Network
+from ...models.denoiser import Ask, Branch, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Rewritable, Solver, queries
 
 COND = (Ask(Branch.COND),)
+UNCOND = (Ask(Branch.UNCOND),)
 BOTH = (Ask(Branch.UNCOND), Ask(Branch.COND))
 
 
@@ -109,8 +110,9 @@ class Guidance:
         return False
 
     def needs(self, grid: TimeGrid) -> set[Branch]:
-        """The branches that may be asked for on this grid."""
-        return {branch for node in grid.nodes for branch in self.branches(node)}
+        """Returns the branches that may be asked for on this grid."""
+        guide = self.stateless()
+        return {ask.branch for node in grid.nodes for ask in guide.ask(Moment(node))}
 
     def check(self, setup: Setup) -> None:
         """Raises SettingError, before the network is called, if this run cannot be guided so."""
@@ -120,11 +122,11 @@ class Guidance:
         return {}
 
     def begin(self, setup: Setup) -> Guide:
-        """The guide of one batch; a policy without memory is its own."""
-        return Memoryless(self)
+        """Returns the guide of one batch."""
+        return self.stateless()
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
-        """What a policy without memory evaluates at a node.
+    def stateless(self) -> Guide:
+        """Returns the guide of a policy that needs nothing of a run but the node.
 
         Raises:
             SettingError: for all others, which have to be shown a run from its start.
@@ -133,24 +135,15 @@ class Guidance:
             f"{self.name} guidance depends on the course of a run and cannot be used here; take cfg"
         )
 
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        """What a policy without memory makes of it; raises as `branches`."""
-        raise SettingError(
-            f"{self.name} guidance depends on the course of a run and cannot be used here; take cfg"
-        )
 
-
-@dataclass(frozen=True)
-class Memoryless(Guide):
-    """The guide of a policy that needs nothing of a run."""
-
-    policy: Guidance
+class Conditional(Guide):
+    """The conditional branch alone."""
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        return tuple(map(Ask, self.policy.branches(moment.node)))
+        return COND
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
-        return self.policy.combine(outputs, moment.node)
+        return outputs[0]
 
 
 @dataclass(frozen=True)
@@ -163,11 +156,8 @@ class Unguided(Guidance):
     def off(self) -> bool:
         return True
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
-        return (Branch.COND,)
-
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        return outputs[0]
+    def stateless(self) -> Guide:
+        return Conditional()
 
 
 def policy_of(given: Guidance | None) -> Guidance:
@@ -180,3 +170,13 @@ def policy_of(given: Guidance | None) -> Guidance:
             " CFG(2.0), or what samplers.plan.named_guidance('cfg:scale=2') makes of a text"
         )
     return given
+
+
+def guided_x0(denoiser: Denoiser, policy: Guidance, x: Tensor, node: Node) -> Tensor:
+    """Returns the x0 (B, *) that a policy which needs nothing of a run makes at a state x (B, *).
+
+    Raises:
+        SettingError: for a policy that has to be shown a run from its start.
+    """
+    guide, moment = policy.stateless(), Moment(node)
+    return guide.combine(denoiser.x0(x, node, guide.ask(moment)), x, moment)

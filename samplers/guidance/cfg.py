@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...models.denoiser import Branch
+from ...models.denoiser import Ask
 from ...models.errors import SettingError
-from ...models.schedule import Node
-from .base import Guidance, Setup
+from .base import BOTH, COND, UNCOND, Guidance, Guide, Moment, Setup
 from .registry import register
 from .settings import check_scale
 from .space import per_row, wide
@@ -71,17 +70,28 @@ class CFG(Guidance):
         if not self.off:
             self.span.check(setup.grid)
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
-        if self.off or not self.span.covers(node):
-            return (Branch.COND,)
-        return (Branch.UNCOND,) if self.scale == 0.0 else (Branch.UNCOND, Branch.COND)
+    def stateless(self) -> Guide:
+        return CFGGuide(self)
 
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
+
+@dataclass(frozen=True)
+class CFGGuide(Guide):
+    """Needs nothing of a run."""
+
+    policy: CFG
+
+    def ask(self, moment: Moment) -> tuple[Ask, ...]:
+        if self.policy.off or not self.policy.span.covers(moment.node):
+            return COND
+        return UNCOND if self.policy.scale == 0.0 else BOTH
+
+    def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if len(outputs) == 1:
             return outputs[0]
         uncond, cond = outputs
-        guided = torch.lerp(uncond, cond, self.scale)
-        return guided if self.rescale == 0.0 else _rescaled(guided, cond, self.rescale)
+        guided = torch.lerp(uncond, cond, self.policy.scale)
+        share = self.policy.rescale
+        return guided if share == 0.0 else _rescaled(guided, cond, share)
 
 
 def _rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:

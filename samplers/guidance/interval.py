@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
-from ...models.schedule import Node, TimeGrid
+from ...models.schedule import TimeGrid
 from .base import COND, Guidance, Guide, Moment, Setup
 from .registry import register
 from .settings import Checked
@@ -84,15 +84,10 @@ class Interval(Checked, Guidance):
     def begin(self, setup: Setup) -> Guide:
         return InsideGuide(self.span, self.inner.begin(setup), setup.grid.steps)
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
+    def stateless(self) -> Guide:
         if self.in_ == "step":
-            return super().branches(node)
-        return self.inner.branches(node) if self.span.covers(node) else (Branch.COND,)
-
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        if self.in_ == "step":
-            return super().combine(outputs, node)
-        return self.inner.combine(outputs, node) if self.span.covers(node) else outputs[0]
+            return super().stateless()
+        return InsideGuide(self.span, self.inner.stateless(), steps=1)
 
 
 class InsideGuide(Guide):

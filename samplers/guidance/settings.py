@@ -13,7 +13,7 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
-from .base import BOTH, Guidance, Guide, Memoryless, Moment, Setup, Unguided
+from .base import BOTH, Conditional, Guidance, Guide, Moment, Setup
 
 
 class Checked:
@@ -63,7 +63,7 @@ class Scaled(Checked, Guidance, ABC):
         return {Branch.COND} if self.off else {ask.branch for ask in BOTH}
 
     def begin(self, setup: Setup) -> Guide:
-        return Memoryless(Unguided()) if self.off else self.guide(setup)
+        return Conditional() if self.off else self.guide(setup)
 
     @abstractmethod
     def guide(self, setup: Setup) -> Guide:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
-from ...models.schedule import Node, TimeGrid
+from ...models.schedule import TimeGrid
 from .base import Guidance, Guide, Moment, Setup, Unguided
 from .registry import register
 from .settings import Checked
@@ -66,11 +66,8 @@ class Thresholded(Checked, Guidance):
     def begin(self, setup: Setup) -> Guide:
         return ClippedGuide(self, self.inner.begin(setup))
 
-    def branches(self, node: Node) -> tuple[Branch, ...]:
-        return self.inner.branches(node)
-
-    def combine(self, outputs: Sequence[Tensor], node: Node) -> Tensor:
-        return self.clip(self.inner.combine(outputs, node))
+    def stateless(self) -> Guide:
+        return ClippedGuide(self, self.inner.stateless())
 
     def clip(self, x0: Tensor) -> Tensor:
         """The rule itself, x0 (B, *) in and out."""
