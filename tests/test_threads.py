@@ -99,7 +99,9 @@ class Meeting(nn.Module):
 
 
 def test_plain_runs_go_side_by_side():
-    network = from_module(Meeting(), schedule=RectifiedFlow(), prediction="flow", shape=(1, 2, 2))
+    network = from_module(
+        Meeting(), schedule=RectifiedFlow(time_scale=1000), prediction="flow", shape=(1, 2, 2)
+    )
     sampler = Sampler(network)
     found = in_threads(*[lambda: sampler([0], nfe=3, guidance=CFG(1.0)).samples] * 2)
     assert torch.equal(*found)
