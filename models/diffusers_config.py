@@ -107,6 +107,11 @@ def shift_key_of(config: Mapping[str, Any]) -> str:
 
 
 def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
+    if "sigma_data" in config:
+        raise ModelError(
+            "a flow config with sigma_data is of a Cosmos pipeline, which scales the input and"
+            " output of its network itself, as for x0 + sigma eps"
+        )
     shift = config.get(shift_key_of(config), 1.0)
     if config.get("use_dynamic_shifting"):
         shift = _dynamic(config, tokens)

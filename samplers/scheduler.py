@@ -6,7 +6,9 @@
 It drives the same generator steps as `loop.integrate`; the pipeline calls the network in between.
 The state is alpha x0 + sigma eps on every schedule. That is what variance-preserving and flow
 pipelines hold, so there `scale_model_input` is the identity and `init_noise_sigma` 1; for EDM
-networks, alpha = 1, they are c_in and the first sigma. It is float32 at least, and cast at the
+networks, alpha = 1, they are c_in and the first sigma. Where the config is of a scheduler like
+EulerDiscrete, the pipeline is handed the state over alpha, x0 + (sigma / alpha) eps, as that
+scheduler has it; then they are alpha and 1 / alpha. It is float32 at least, and cast at the
 border only. Evaluations are counted; the timesteps that a pipeline hands over say where it begins,
 and are held against the count where that costs no wait for a device.
 
@@ -28,7 +30,7 @@ from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
 from ..models.schedule import Node
 from ..solvers import Schedule
-from .pipelines.border import Generators, answer_like, drawing, state_of, version_of
+from .pipelines.border import Generators, answer_like, drawing, rescale, state_of, version_of
 from .pipelines.choosing import read_choices
 from .pipelines.labels import Labels
 from .pipelines.late import late_stepper, refusal
@@ -38,6 +40,10 @@ from .pipelines.process import Process
 from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
 from .plan import Plan
+
+OTHER_STATE = (
+    "this pipeline scales sigma as for a state x0 + sigma eps; pass state='ve' to from_config"
+)
 
 
 @dataclass
@@ -71,9 +77,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         nfe: int | None = None,
         schedule: Schedule | str | Path | None = None,
         final: str = "zero",
+        state: str | None = None,
     ) -> None:
         """See `from_config`, which takes the same; base is the config of another scheduler."""
-        choices = Choices.of(solver=solver, grid=grid, nfe=nfe, schedule=schedule, final=final)
+        choices = Choices.of(
+            solver=solver, grid=grid, nfe=nfe, schedule=schedule, final=final, state=state
+        )
         self._decide(Process.of(base), choices)
         unset = {key: base[key] for key in base if key == "_use_default_values"}
         self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
@@ -106,6 +115,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     use_karras_sigmas=True and its like name one, too.
                 schedule: a `Schedule`, a file of one, or the name of a preset.
                 final: "zero", "sigma_min" or "denoise".
+                state: "ve" where the pipeline is to hold x0 + (sigma / alpha) eps, as it does with
+                    EulerDiscreteScheduler and its like, "vp" where it is not. By default as the
+                    class in the config has it; a config that was never saved does not name one.
 
         Raises:
             ModelError: if the config does not say how the network was trained.
@@ -231,26 +243,35 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if run.begun:
             self._take_over(run, sample)
         else:
-            run.begin(state_of(sample), noise)
+            run.begin(rescale(state_of(sample), 1.0 / self._outside(run.node)), noise)
         x0 = combine(self._weights[self._index], run.asked, answer_like(model_output, run.asked))
-        state = run.answer(x0, noise).to(sample.dtype)
+        state = rescale(run.answer(x0, noise), self._outside(run.node)).to(sample.dtype)
         self._index, self.x0 = self._index + 1, x0
         self._handed = state, version_of(state)
         return Output(prev_sample=state, pred_original_sample=x0) if return_dict else (state, x0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network reads of a state (B, *): c_in times it on EDM, elsewhere itself."""
-        if self.process.prediction is not Prediction.EDM:
+        """What the network reads of a state (B, *): c_in times it on EDM, alpha times it where the
+        pipeline holds it over alpha, elsewhere itself.
+
+        Raises:
+            SettingError: where sigma itself is to be scaled, as for such a state, but it is none.
+        """
+        if not (self._explodes or self.process.prediction is Prediction.EDM):
+            if sample.ndim == 0:
+                raise SettingError(OTHER_STATE)
             return sample
         node = self._questions[min(self._evaluation(timestep), len(self._questions) - 1)].node
-        return sample * self.process.prediction.input_scale(node, self.process.sigma_data)
+        c_in = self.process.prediction.input_scale(node, self.process.sigma_data)
+        return sample * (c_in / self._outside(node))
 
     def add_noise(
         self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float
     ) -> Tensor:
         """alpha x0 + sigma noise for clean samples (B, *) at labels (B,), or one for all.
 
-        The labels are read on the host, as the pipelines that ask for this do themselves.
+        It is what the pipeline holds, so it may be over alpha. The labels are read on the host, as
+        the pipelines that ask for this do themselves.
 
         Raises:
             ScheduleError: for a label that no node has.
@@ -263,7 +284,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise SettingError(
                 f"{len(nodes)} labels for {rows} samples; give one, or one for each{none}"
             )
-        weights = x0.new_tensor([[node.alpha, node.sigma] for node in nodes])
+        over = [self._outside(node) for node in nodes]
+        weights = x0.new_tensor(
+            [[node.alpha * k, node.sigma * k] for node, k in zip(nodes, over, strict=True)]
+        )
         alpha, sigma = weights.T.reshape(2, -1, *(1,) * (x0.ndim - 1))
         noisy: Tensor = alpha * x0 + sigma * state_of(noise)
         return noisy.to(original_samples.dtype)
@@ -277,7 +301,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """What pipelines multiply standard normal noise by to begin."""
         schedule = self.process.fixed
         first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
-        return schedule.noise_scale(first)
+        return schedule.noise_scale(first) * self._outside(first)
 
     @property
     def step_index(self) -> int | None:
@@ -298,6 +322,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.process.config.get("num_train_timesteps", 1000))
+
+    @property
+    def _explodes(self) -> bool:
+        return self.choices.explodes(self.process)
+
+    def _outside(self, node: Node) -> float:
+        """The factor from a state here to what the pipeline holds."""
+        return 1.0 / node.alpha if self._explodes else 1.0
 
     def _decide(self, process: Process, choices: Choices) -> None:
         choices.check(process)
@@ -373,10 +405,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if sample is handed and version_of(sample) == version:
             return
+        inside = 1.0 / self._outside(run.node)
         if sample is handed or handed.dtype == run.asked.dtype:
-            run.replace(state_of(sample))
+            run.replace(rescale(state_of(sample), inside))
         else:
-            run.replace(run.asked + (state_of(sample) - state_of(handed)))
+            change = rescale(state_of(sample) - state_of(handed), inside)
+            run.replace(run.asked + change)
 
     def _labelled(self, label: float) -> Node:
         """The node of a label: an evaluation's where there is one, for labels are rounded."""

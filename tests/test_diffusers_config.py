@@ -185,6 +185,14 @@ def test_flow_from_data_to_noise_is_refused():
         from_scheduler_config(config)
 
 
+def test_flow_that_a_cosmos_pipeline_scales_itself_is_refused():
+    """Its pipelines write EDM's sigmas into the config of a flow scheduler."""
+    scheduler = CLASSES["FlowMatchEulerDiscreteScheduler"](use_karras_sigmas=True)
+    scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002, sigma_data=1.0)
+    with pytest.raises(ModelError, match="sigma_data is of a Cosmos pipeline, which scales"):
+        from_scheduler_config(saved(scheduler))
+
+
 # EDM
 
 

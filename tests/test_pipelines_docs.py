@@ -18,6 +18,22 @@ EXAMPLES = [block for block in BLOCKS if "from_pretrained" in block]
 TINY_OF = {pipe.cls: name for name, pipe in tiny_pipes.PIPES.items() if name != "sd-v"}
 
 
+def test_every_pipeline_that_reads_sigmas_stands_in_the_table():
+    folder = Path(diffusers.__file__).parent / "pipelines"
+    sources = [file.read_text(encoding="utf-8") for file in folder.rglob("*.py")]
+    readers = {
+        name
+        for source in sources
+        if "scheduler.sigmas" in source
+        for name in re.findall(r"^class (\w+)\(", source, re.MULTILINE)
+        if not name.endswith("Output")
+    }
+    (section,) = re.findall(r"### Pipelines that read .*?\n(?=## )", TEXT, re.DOTALL)
+    named = set(re.findall(r"\w+(?:Pipeline\w*|Refiner)", section))
+    assert len(readers) > 20
+    assert readers == named
+
+
 class Stand:
     """A pipeline that is asked with a prompt and answers pictures, as the real one."""
 

@@ -38,11 +38,16 @@ def text(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def scheduler_of(cls: str, settings: dict[str, Any]) -> Any:
+    """A scheduler as `from_pretrained` makes it: its config says its class."""
+    return getattr(diffusers, cls).from_config({"_class_name": cls, **settings})
+
+
 def pipeline(name: str, **parts: Any) -> Any:
     pipe = PIPES[name]
     cls = getattr(diffusers, pipe.cls)
     settings = dict.fromkeys(cls._get_signature_keys(cls)[0])
-    made = getattr(diffusers, pipe.scheduler[0])(**pipe.scheduler[1])
+    made = scheduler_of(*pipe.scheduler)
     optional = {"requires_safety_checker"} & set(cls._get_signature_keys(cls)[1])
     net = AURA_NET if pipe.net == "aura" else tiny.TINY[pipe.net]
     given = {pipe.slot: tiny.built(net, **pipe.config), "scheduler": made, **pipe.parts()}
@@ -92,6 +97,7 @@ MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
 POOLED = "pooled_prompt_embeds"
 SMALL = {"height": 16, "width": 16, "guidance_scale": 3.0} | LATENT
 SD = _texts() | SMALL
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
 PNDM = ("PNDMScheduler", STABLE | {"skip_prk_steps": True, "steps_offset": 1})
 V = ("DDIMScheduler", STABLE | {"prediction_type": "v_prediction", "clip_sample": False})
 DPM = ("DPMSolverMultistepScheduler", {"beta_schedule": "linear", "beta_end": 0.02})
@@ -136,6 +142,17 @@ PIPES = {
         _texts(pooled=POOLED) | SMALL,
         vae,
         XL | {"projection_class_embeddings_input_dim": 58},
+        slot="unet",
+    ),
+    "latent-upscale": Pipe(
+        "StableDiffusionLatentUpscalePipeline",
+        "unet-condition",
+        ("EulerDiscreteScheduler", STABLE | {"prediction_type": "sample", **LEADING}),
+        _texts(pooled=POOLED)
+        | {"prompt": None, "image": text(1, 4, 4, 4, seed=6), "guidance_scale": 3.0}
+        | LATENT,
+        lambda: vae(4),
+        {"in_channels": 8, "out_channels": 5, "time_cond_proj_dim": 138},
         slot="unet",
     ),
     "sd3": Pipe("StableDiffusion3Pipeline", "sd3", SHIFTED, _texts(pooled=POOLED) | SIZE),
@@ -235,7 +252,7 @@ SCHEDULERS = {  # of diffusers, where ours has the same solver; else SHIFTED and
 def reference(name: str) -> Any:
     """A scheduler of diffusers whose solver is one of ours."""
     cls, settings = SCHEDULERS.get(name, PIPES[name].scheduler)
-    return getattr(diffusers, cls)(**settings)
+    return scheduler_of(cls, settings)
 
 
 def ours_like(planned: Any) -> Any:

@@ -17,6 +17,11 @@ def state_of(sample: Tensor) -> Tensor:
     return sample.to(torch.promote_types(sample.dtype, torch.float32))
 
 
+def rescale(x: Tensor, factor: float) -> Tensor:
+    """factor x, and x itself where the factor is 1."""
+    return x if factor == 1.0 else factor * x
+
+
 def answer_like(output: Any, x: Tensor) -> Tensor:
     """The network's output in the state's dtype and shape, without a learned sigma.
 

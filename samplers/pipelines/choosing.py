@@ -13,7 +13,7 @@ from .process import Process
 
 logger = logging.get_logger(__name__)
 
-DEFAULTS = {"solver": None, "grid": None, "nfe": None, "schedule": None, "final": "zero"}
+DEFAULTS = {**dict.fromkeys(("solver", "grid", "nfe", "schedule", "state")), "final": "zero"}
 NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
 OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
 AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.errors import SettingError
+from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings
 from ..grid import Final, default_grid
@@ -64,6 +64,8 @@ class Choices:
     nfe:    a budget that stands in for a number of steps.
     table:  a schedule that stands in for all of these.
     final:  as `make_plan` takes it.
+    state:  "vp" | "ve", what the pipeline holds of a variance-preserving network's state; None is
+        what the scheduler does that the config comes from.
     """
 
     solver: str | None
@@ -71,6 +73,7 @@ class Choices:
     nfe: int | None
     table: Schedule | None
     final: str
+    state: str | None = None
 
     @classmethod
     def of(
@@ -81,22 +84,34 @@ class Choices:
         nfe: int | None = None,
         schedule: Schedule | str | Path | None = None,
         final: str = "zero",
+        state: str | None = None,
     ) -> "Choices":
         """What `SolverScheduler.from_config` is told of them."""
         times = grid if isinstance(grid, str) else floats("grid", grid)
-        return cls(solver, times, nfe, _read_schedule(schedule), final)
+        return cls(solver, times, nfe, _read_schedule(schedule), final, state)
 
     @property
     def config(self) -> dict[str, Any]:
         """The same as a config carries it: a schedule as JSON text."""
         text = None if self.table is None else self.table.dump()
-        rest = {"solver": self.solver, "grid": self.grid, "nfe": self.nfe, "final": self.final}
+        rest = {key: getattr(self, key) for key in ("solver", "grid", "nfe", "final", "state")}
         return rest | {"schedule": text}
+
+    def explodes(self, process: Process) -> bool:
+        """Tells whether the pipeline holds x0 + (sigma / alpha) eps: the state divided by alpha."""
+        return process.explodes if self.state is None else self.state == "ve"
 
     def check(self, process: Process) -> None:
         """Raises FewstepError for names and combinations that cannot be."""
         Final.named(self.final)
         _check_count("nfe", self.nfe)
+        if self.state not in (None, "vp", "ve"):
+            raise UnknownNameError("state", str(self.state), ("vp", "ve"))
+        if self.state is not None and process.fixed.family != "vp":
+            raise SettingError(
+                f"state={self.state!r} is for variance-preserving networks, not for"
+                f" {process.fixed.family}; drop it"
+            )
         if not (self.solver is None or isinstance(self.solver, str)):
             raise SettingError(f"solver={self.solver!r} must be a name, as in solver='unipc-3'")
         if self.table is not None:

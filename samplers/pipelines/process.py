@@ -11,6 +11,11 @@ from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import NoiseSchedule
 
+EXPLODING = {  # they hold x0 + sigma eps and scale what the network reads
+    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
+    *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+    "LMSDiscreteScheduler",
+}
 NUMBERS = {
     *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
     *("shift_terminal", "sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max"),
@@ -43,6 +48,11 @@ class Process:
     def dynamic(self) -> bool:
         """Whether a flow network's times are shifted by the size of the image."""
         return self.fixed.family == "flow" and bool(self.config.get("use_dynamic_shifting"))
+
+    @property
+    def explodes(self) -> bool:
+        """Whether a variance-preserving network's own scheduler holds x0 + (sigma / alpha) eps."""
+        return self.fixed.family == "vp" and self.config["base_class"] in EXPLODING
 
     @property
     def facts(self) -> tuple[NoiseSchedule, Prediction, bool]:

@@ -51,7 +51,7 @@ class Stepper:
         self.n, self.state = 0, solver.init()
         self.sent: list[Tensor] = []  # the answers of this step
         self.x = self.asked = torch.zeros(())  # where the step begins; the state in question
-        self.node = nodes[0]  # where that state is
+        self.node = nodes[0]  # where that state is, and at the end the last sample
         self.begun = False
         self.live: Generator[Query, Tensor, tuple[Tensor, Any]] | None = None
 
@@ -103,7 +103,7 @@ class Stepper:
                 self.x, self.state = done.value
                 self.n, self.sent, answer = self.n + 1, [], None
                 if self.over:
-                    self.live = None
+                    self.live, self.node = None, self.pairs[-1][1]
                     return self.x
                 self.live = self._step()
                 continue
