@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .denoiser import Forward, Network
 from .diffusers_config import from_scheduler_config
 from .errors import ModelError, SettingError
-from .prediction import Prediction
+from .prediction import Prediction, check_terminal
 from .schedule import EDM, Node, NoiseSchedule
 
 Module = nn.Module | Callable[..., Tensor]
@@ -41,10 +41,12 @@ def from_module(
     Raises:
         SettingError: if the schedule does not say what the network is told as its time.
         UnknownNameError: for a prediction that does not exist.
+        ModelError: for eps on a schedule whose last timestep is pure noise.
     """
     module = module.eval() if isinstance(module, nn.Module) else module
     kind = Prediction.named(prediction)
     _check_time(schedule, kind)
+    check_terminal(kind, schedule)
     return Network(
         forward=_forward(module, schedule),
         schedule=schedule,

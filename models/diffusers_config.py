@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ModelError
-from .prediction import Prediction
+from .prediction import Prediction, check_terminal
 from .schedule import (
     EDM,
     Cosine,
@@ -85,7 +85,10 @@ def from_scheduler_config(
             f"{name or 'this config'} does not say how its network was trained (no discrete"
             " beta_schedule); pass schedule= and prediction="
         )
-    return _variance_preserving(config), Prediction.named(config.get("prediction_type", "epsilon"))
+    schedule = _variance_preserving(config)
+    prediction = Prediction.named(config.get("prediction_type", "epsilon"))
+    check_terminal(prediction, schedule)
+    return schedule, prediction
 
 
 def _is_flow(name: str, config: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from .errors import ModelError, UnknownNameError
-from .schedule import Node
+from .schedule import Node, NoiseSchedule
 
 Linear = tuple[float, float]  # (weight of x_t, weight of the network's output)
 
@@ -109,6 +109,21 @@ def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -
         case Prediction.EDM:
             total = s * s + a * a * sigma_data**2
             return s / total, -a * sigma_data / math.sqrt(total)
+
+
+def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
+    """Raises ModelError if outputs say nothing of x0 at the first timestep of a zero-SNR schedule.
+
+    There eps is the state itself up to rounding, which x0 = (x_t - sigma eps) / alpha enlarges by
+    1 / alpha = 4096 or more; networks of such schedules predict v or x0 (arXiv:2305.08891, sec. 3).
+    """
+    if kind is Prediction.EPS and getattr(schedule, "zero_snr", False):
+        raise ModelError(
+            "a zero-terminal-SNR schedule (rescale_betas_zero_snr) cannot be sampled with a network"
+            " that predicts eps, which says nothing of x0 at its first timestep: set"
+            " prediction_type='v_prediction' if the network was trained so, else"
+            " rescale_betas_zero_snr=False"
+        )
 
 
 def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:

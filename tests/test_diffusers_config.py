@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import SchedulerMixin, schedulers
 
+from fewstep import Sampler, from_module
 from fewstep.models.diffusers_config import REFUSED, from_scheduler_config
 from fewstep.models.errors import FewstepError, ModelError, UnknownNameError
 from fewstep.models.prediction import Prediction, combine, convert, x0_from
@@ -35,15 +36,16 @@ OTHERS = {  # all that are neither refused nor here are VPDiscrete
     "ScoreSdeVpScheduler": (VPLinear(time_scale=999), Prediction.EPS),
 }
 VP = sorted(CLASSES.keys() - REFUSED.keys() - OTHERS.keys())
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 BETA_SETTINGS = [
     {},
     {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},
     {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
     {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02},
-    {"beta_schedule": "scaled_linear", "beta_end": 0.012, "rescale_betas_zero_snr": True},
+    {"beta_schedule": "scaled_linear", "beta_end": 0.012} | ZERO_SNR,
     {"trained_betas": [0.1, 0.2, 0.05, 0.6], "num_train_timesteps": 4},
     {"snr_shift_scale": 1.0},
-    {"snr_shift_scale": 2.0, "rescale_betas_zero_snr": True},
+    {"snr_shift_scale": 2.0} | ZERO_SNR,
 ]
 
 
@@ -119,6 +121,28 @@ def test_predictions_mean_what_they_mean_in_diffusers(theirs, ours, t):
     x0 = convert(out, x_t, node, prediction, Prediction.X0)
     close(x0, scheduler.step(out, t, x_t).pred_original_sample, rtol=1e-3, atol=1e-4)
     assert schedule.label(node) == pytest.approx(t)
+
+
+def test_zero_terminal_snr_is_refused_with_eps_and_right_with_v():
+    """An imperfect network, whose answers are .1 % off: its data are N(.3, .5^2)."""
+    scheduler = CLASSES["DDIMScheduler"](rescale_betas_zero_snr=True)
+    for config in (saved(scheduler), {**saved(scheduler), "_class_name": "SolverScheduler"}):
+        with pytest.raises(ModelError, match="set prediction_type='v_prediction' if"):
+            from_scheduler_config(config)
+    schedule = VPDiscrete(zero_snr=True)
+
+    def answer(x, time):
+        abar = scheduler.alphas_cumprod[time.round().long()].reshape(-1, 1, 1, 1)
+        a, s = abar.sqrt(), (1.0 - abar).sqrt()
+        off = (x - a * 0.3) / (abar * 0.25 + s**2)
+        return (a * s * off - s * (0.3 + a * 0.25 * off)) * 1.001
+
+    with pytest.raises(ModelError, match="rescale_betas_zero_snr=False"):
+        from_module(answer, schedule=schedule, prediction="eps", shape=(1, 8, 8))
+    network = from_module(answer, schedule=schedule, prediction="v", shape=(1, 8, 8))
+    samples = Sampler(network)(range(32), solver="unipc-2", grid="uniform", steps=50).samples
+    assert samples.mean().item() == pytest.approx(0.3, abs=0.05)
+    assert samples.std().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_wuerstchen_and_sde_schedules():
