@@ -213,6 +213,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: Generators = None,
         return_dict: bool = True,
         use_clipped_model_output: bool | None = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> Output | tuple[Tensor, Tensor]:
         """The network's answer to the current evaluation in, the state for the next one out.
 
@@ -228,6 +229,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             generator: what stochastic solvers draw from; of a list, one per row.
             return_dict: False for a tuple (prev_sample, x0).
             use_clipped_model_output: what DDIMPipeline passes; not True, as nothing is clipped.
+            per_token_timesteps: the label of each token (B, T), which must be that of the step.
+                With it model_output is the negative of the network's, as in FlowMatchEuler.
 
         Raises:
             SettingError: before set_timesteps, after the last evaluation, for the timestep of
@@ -240,11 +243,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if (index := self._evaluation(timestep)) != self._index:
             self.set_begin_index(index)
         run, noise = self._running(), drawing(generator)
+        if per_token_timesteps is not None:
+            self._labels.check_tokens(per_token_timesteps, self._index)
         if run.begun:
             self._take_over(run, sample)
         else:
             run.begin(rescale(state_of(sample), 1.0 / self._outside(run.node)), noise)
-        x0 = combine(self._weights[self._index], run.asked, answer_like(model_output, run.asked))
+        answer = answer_like(model_output, run.asked)
+        answer = answer if per_token_timesteps is None else -answer
+        x0 = combine(self._weights[self._index], run.asked, answer)
         state = rescale(run.answer(x0, noise), self._outside(run.node)).to(sample.dtype)
         self._index, self.x0 = self._index + 1, x0
         self._handed = state, version_of(state)

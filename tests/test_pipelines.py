@@ -1,6 +1,7 @@
 """`SolverScheduler` inside diffusers pipelines, with tiny random networks."""
 
 import inspect
+import math
 import subprocess
 import sys
 import threading
@@ -43,7 +44,11 @@ def counted(pipe) -> SimpleNamespace:
 
 
 def steps_of(name: str) -> int:
-    return STEPS // 2 if "img2img" in name else STEPS
+    return int(STEPS * PIPES[name].call.get(strength_key(name), 1.0))
+
+
+def strength_key(name: str) -> str:
+    return "denoise_strength" if name == "ltx-condition" else "strength"
 
 
 @pytest.mark.parametrize("name", PIPES)
@@ -60,6 +65,7 @@ def test_the_image_is_that_of_the_scheduler_of_diffusers(name):
 
 COUNTED = [(name, solver) for name in PIPES for solver in ("heun", "unipc-3")]
 COUNTED.remove(("flux-img2img", "heun"))  # it takes half of seven evaluations; see below
+COUNTED.remove(("kandinsky-img2img", "heun"))  # it skips as many evaluations as it should steps
 
 
 @pytest.mark.parametrize(("name", "solver"), COUNTED)
@@ -243,6 +249,48 @@ def test_strength_starts_at_the_noise_of_its_step():
     call("sd-img2img", pipe, num_inference_steps=10, strength=0.3)
     assert (pipe.scheduler.begin_index, pipe.scheduler.nfe) == (7, 3)
     assert pipe.scheduler.timesteps[7] == pytest.approx(0.3 * 1000 - 1)
+
+
+STARTED_LATE = ("wan-v2v", "ltx-condition", "animatediff-v2v", "kandinsky-img2img", "flux-img2img")
+
+
+@pytest.mark.parametrize("name", STARTED_LATE)
+def test_at_every_strength_the_image_is_that_of_the_scheduler_of_diffusers(name):
+    """All but the last leave out timesteps without a word to the scheduler."""
+    for strength in (1.0, 0.6, 0.3):
+        asked = {"num_inference_steps": 10, strength_key(name): strength}
+        pipe = pipeline(name, scheduler=reference(name))
+        wanted = tensor(call(name, pipe, **asked))
+        pipe.scheduler = ours_like(pipe.scheduler)
+        found = tensor(call(name, pipe, **asked))
+        assert pipe.scheduler.nfe == round(10 * strength)
+        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("solver", ["heun", "rf-solver", "ode-rk4"])
+def test_flow_image_to_image_runs_from_every_strength(solver):
+    """Flux takes evaluations for steps, and half of seven is the second call of a step."""
+    pipe = fitted("flux-img2img", solver=solver)
+    for strength in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+        found = call("flux-img2img", pipe, num_inference_steps=4, strength=strength)
+        assert found.isfinite().all()
+        assert pipe.scheduler.nfe == math.ceil(len(pipe.scheduler.timesteps) * strength - 1e-9)
+        if solver != "rf-solver":  # whose last question is a midpoint
+            torch.testing.assert_close(found, pipe.scheduler.x0)
+
+
+def test_stable_diffusion_image_to_image_runs_with_runge_kutta():
+    pipe = fitted("sd-img2img", solver="ode-rk4")
+    found = call("sd-img2img", pipe, num_inference_steps=10, strength=0.8)
+    assert (pipe.scheduler.begin_index, pipe.scheduler.nfe) == (8, 29)
+    assert found.isfinite().all()
+
+
+def test_tokens_with_times_of_their_own_are_refused_by_name():
+    pipe = fitted("ltx-condition", solver="euler")
+    image = torch.rand(1, 3, 128, 128)
+    with pytest.raises(SettingError, match="per_token_timesteps gives some tokens the time 0 in a"):
+        call("ltx-condition", pipe, num_inference_steps=4, image=image)
 
 
 def test_inpainting_keeps_what_the_mask_keeps():

@@ -49,7 +49,7 @@ def pipeline(name: str, **parts: Any) -> Any:
     settings = dict.fromkeys(cls._get_signature_keys(cls)[0])
     made = scheduler_of(*pipe.scheduler)
     optional = {"requires_safety_checker"} & set(cls._get_signature_keys(cls)[1])
-    net = AURA_NET if pipe.net == "aura" else tiny.TINY[pipe.net]
+    net = (tiny.TINY | NETS)[pipe.net]
     given = {pipe.slot: tiny.built(net, **pipe.config), "scheduler": made, **pipe.parts()}
     built = cls(**{**settings, **dict.fromkeys(optional, False), **given, **parts})
     built.set_progress_bar_config(disable=True)
@@ -62,20 +62,40 @@ def call(name: str, pipe: Any, seed: int = 0, **own: Any) -> torch.Tensor:
 
 
 def vae(channels: int = 2) -> dict[str, Any]:
+    own = {"latent_channels": channels, "shift_factor": 0.1, "sample_size": 16}
+    return {"vae": _coder("AutoencoderKL", **IMAGES, **own)}
+
+
+def movq() -> dict[str, Any]:
+    return {"movq": _coder("VQModel", **IMAGES, latent_channels=4, num_vq_embeddings=8)}
+
+
+def wan_vae() -> dict[str, Any]:
+    own = {"base_dim": 4, "z_dim": 4, "dim_mult": [1] * 4, "num_res_blocks": 1}
+    scale = {"latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
+    return {"vae": _coder("AutoencoderKLWan", **own, **scale)}
+
+
+def ltx_vae() -> dict[str, Any]:
+    own = dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (4,) * 4)
+    own |= dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (1,) * 5)
+    return {"vae": _coder("AutoencoderKLLTXVideo", latent_channels=4, **own)}
+
+
+IMAGES = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (4, 4),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+}
+
+
+def _coder(cls: str, **config: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        made = diffusers.AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=channels,
-            shift_factor=0.1,
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=2,
-            sample_size=16,
-        )
-    return {"vae": made.eval()}
+        return getattr(diffusers, cls)(**config).eval()
 
 
 def _image(size: int = 16) -> torch.Tensor:
@@ -225,6 +245,44 @@ PIPES = {
     "aura": Pipe(
         "AuraFlowPipeline", "aura", SHIFTED, _texts(*MASKS) | SIZE | {"negative_prompt": None}
     ),
+    "wan-v2v": Pipe(
+        "WanVideoToVideoPipeline",
+        "wan",
+        UNIPC,
+        _texts() | SIZE | {"video": list(text(5, 3, 64, 64).sigmoid()), "strength": 0.5},
+        wan_vae,
+    ),
+    "ltx-condition": Pipe(
+        "LTXConditionPipeline",
+        "ltx",
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 1.0}),
+        _texts(*MASKS)
+        | {"height": 128, "width": 128, "num_frames": 9, "denoise_strength": 0.5}
+        | {"latents": text(1, 4, 2, 4, 4, seed=5)}
+        | LATENT,
+        ltx_vae,
+    ),
+    "animatediff-v2v": Pipe(
+        "AnimateDiffVideoToVideoPipeline",
+        "motion",
+        PNDM,
+        _texts()
+        | {"video": [list(text(4, 3, 16, 16).sigmoid())], "strength": 0.5, "guidance_scale": 3.0}
+        | {"enforce_inference_steps": False}
+        | LATENT,
+        vae,
+        slot="unet",
+    ),
+    "kandinsky-img2img": Pipe(
+        "KandinskyV22Img2ImgPipeline",
+        "kandinsky",
+        ("DDPMScheduler", {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}),
+        {"image": _image(64), "strength": 0.5, "height": 64, "width": 64, "guidance_scale": 3.0}
+        | {"image_embeds": text(1, 10), "negative_image_embeds": text(1, 10, seed=1)}
+        | LATENT,
+        movq,
+        slot="unet",
+    ),
     "ddpm": Pipe(
         "DDPMPipeline",
         "unet",
@@ -237,15 +295,32 @@ PIPES = {
 AURA = {**tiny.HEADS, "sample_size": 8, "patch_size": 2, "in_channels": 2, "out_channels": 2}
 AURA |= {"num_mmdit_layers": 1, "num_single_dit_layers": 1, "joint_attention_dim": 12}
 AURA |= {"caption_projection_dim": 16, "pos_embed_max_size": 64}
-AURA_NET = tiny.Tiny("AuraFlowTransformer2DModel", AURA, dict)
+MOTION = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "layers_per_block": 1}
+MOTION |= {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 12}
+MOTION |= {"down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion")}
+MOTION |= {"up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"), "num_attention_heads": 2}
+MOTION |= {"motion_num_attention_heads": 2, "motion_max_seq_length": 8}
+KANDINSKY = {"sample_size": 8, "in_channels": 4, "out_channels": 8, "layers_per_block": 1}
+KANDINSKY |= {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 12}
+KANDINSKY |= {"down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D")}
+KANDINSKY |= {"up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D")}
+KANDINSKY |= {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "attention_head_dim": 8}
+KANDINSKY |= {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
+KANDINSKY |= {"encoder_hid_dim": 10, "resnet_time_scale_shift": "scale_shift"}
+NETS = {
+    "aura": tiny.Tiny("AuraFlowTransformer2DModel", AURA, dict),
+    "motion": tiny.Tiny("UNetMotionModel", MOTION, dict),
+    "kandinsky": tiny.Tiny("UNet2DConditionModel", KANDINSKY, dict),
+}
 
 
 DDIM = ("DDIMScheduler", STABLE | {"clip_sample": False, "timestep_spacing": "trailing"})
 SCHEDULERS = {  # of diffusers, where ours has the same solver; else SHIFTED and euler
     **dict.fromkeys(("sd", "sd-img2img", "sd-inpaint", "sdxl", "pixart", "dit", "ddpm"), DDIM),
+    **dict.fromkeys(("animatediff-v2v", "kandinsky-img2img"), DDIM),
     "sd-v": (DDIM[0], DDIM[1] | {"prediction_type": "v_prediction"}),
     "cogvideox": PIPES["cogvideox"].scheduler,
-    "wan": SHIFTED,
+    **dict.fromkeys(("wan", "wan-v2v"), SHIFTED),
 }
 
 
@@ -259,7 +334,8 @@ def ours_like(planned: Any) -> Any:
     """Ours with the solver of such a scheduler and the grid of its last run."""
     flow = isinstance(planned, diffusers.FlowMatchEulerDiscreteScheduler)
     own: dict[str, Any] = {"solver": "euler" if flow else "ddim"}
-    if not planned.config.get("use_dynamic_shifting"):  # else it is that of every flow pipeline
+    listed = planned.config.get("use_dynamic_shifting") or planned.config.get("shift") == 1.0
+    if not listed:  # else the pipeline lists the times itself
         own["grid"] = times_of(planned)
     return SolverScheduler.from_config(planned.config, **own)
 

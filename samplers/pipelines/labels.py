@@ -81,6 +81,21 @@ class Labels:
                 " another run"
             )
 
+    def check_tokens(self, timesteps: Tensor, n: int) -> None:
+        """Raises SettingError unless the times (B, T) of all tokens are that of evaluation n.
+
+        Where they are no view of an entry of `tensor`, the host waits for them.
+        """
+        if self._entry(timesteps) == n:
+            return
+        for label in set(timesteps.flatten().tolist()):
+            if not abs(label - self.values[n]) <= self.rounding:
+                raise SettingError(
+                    f"per_token_timesteps gives some tokens the time {label:g} in a step at"
+                    f" {self.values[n]:g}, and a step of ours has one time; leave out the images"
+                    " that condition some of the frames, or keep FlowMatchEulerDiscreteScheduler"
+                )
+
     def _entry(self, timestep: Any) -> int | None:
         """Returns the entry of `tensor` that this is a view of, which its address tells."""
         if not isinstance(timestep, Tensor) or timestep.device != self.tensor.device:
