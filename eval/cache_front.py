@@ -15,7 +15,7 @@ Figures are kept in an append-only store and not measured again.
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -149,17 +149,25 @@ class Bench:
 
     def run(self, progress: bool = False) -> Iterator[Cell]:
         """Measures what is missing; yields each cell once its figures are in the store."""
-        waiting = [cell for cell in self.front.cells() if not self._has(cell, self._metrics(cell))]
-        for cell in tqdm(waiting, unit="run", disable=None if progress else True):
+        waiting = [cell for cell in self.front.cells() if not self._is_done(cell)]
+        turns = self.store.turns(waiting, self._work, self._is_done)
+        off = None if progress else True
+        for cell in tqdm(turns, total=len(waiting), unit="run", disable=off):
             try:
                 with _without_advice():
                     rows = self.measure(cell)
             except FewstepError as error:
                 self.note(cell, error)
                 continue
-            for row in rows:
-                self.store.append(row)
+            self.store.append(*rows)
             yield cell
+
+    def _is_done(self, cell: Cell) -> bool:
+        return self._has(cell, self._metrics(cell))
+
+    def _work(self, cell: Cell) -> str:
+        """What measuring a cell is called among all that ends in one store."""
+        return "".join(self.protocol(cell, metric).hash for metric in self._metrics(cell))
 
     def note(self, cell: Cell, error: FewstepError) -> None:
         """Remembers what was left out; the same reason once for all runs of a policy."""
@@ -217,17 +225,19 @@ class Bench:
     def time(self, repeats: int, progress: bool = False) -> Iterator[Cell]:
         """Medians of runs in turns with the uncached one, as their ratio; one group at a time."""
         groups = [
-            (Cell(model, solver, nfe), self.front.caches(model))
+            [Cell(model, solver, nfe, each) for each in (None, *self.front.caches(model))]
             for model in self.front.models
             for solver in self.front.solvers
             for nfe in self.front.steps
         ]
-        with tqdm(total=len(groups), unit="group", disable=None if progress else True) as bar:
-            for plain, wanted in groups:
-                cells = [Cell(plain.model, plain.solver, plain.nfe, each) for each in wanted]
-                waiting = [cell for cell in cells if not self._has(cell, (TIME,))]
-                yield from self._time_group(plain, waiting, repeats)
-                bar.update()
+        turns = self.store.turns(groups, str, lambda group: not self._untimed(group))
+        off = None if progress else True
+        for group in tqdm(turns, total=len(groups), unit="group", disable=off):
+            yield from self._time_group(group[0], self._untimed(group), repeats)
+
+    def _untimed(self, group: Sequence[Cell]) -> list[Cell]:
+        """The cached runs of a group, whose first is uncached, that have no time yet."""
+        return [cell for cell in group[1:] if not self._has(cell, (TIME,))]
 
     def _time_group(self, plain: Cell, cells: list[Cell], repeats: int) -> Iterator[Cell]:
         able = [cell for cell in cells if self._runs(cell)]

@@ -97,8 +97,7 @@ class Bench:
 
     def waiting(self) -> list[Cell]:
         """The cells that are not in the store, as rank 0 sees it."""
-        rows = self.store.rows
-        return self.team.led(lambda: [c for c in self.plan.cells if c.protocol.hash not in rows])
+        return self.team.led(lambda: [c for c in self.plan.cells if not self._is_done(c)])
 
     def rows(self) -> list[Row]:
         """The rows of this sweep that are in the store, in the order of its cells."""
@@ -115,15 +114,25 @@ class Bench:
         shared = sum(cell.rows for cell in waiting) / self.team.size
         off = None if progress and self.team.leads else True
         with tqdm(total=round(shared), unit="row", unit_scale=True, disable=off) as bar:
-            for cell in waiting:
+            for cell in self._turns(waiting):
                 bar.set_description(f"block {cell.block} NFE {cell.nfe or '-'}")
                 row = self.measure(cell, bar.update)
                 if self.team.leads:
                     self.store.append(row)
                     yield row
                 remove_file(self._part_path(cell))
-        if self.team.leads and self._parts.is_dir() and not any(self._parts.iterdir()):
-            self._parts.rmdir()
+
+    def _turns(self, waiting: Sequence[Cell]) -> Iterator[Cell]:
+        """The cells that are this team's to measure: rank 0 claims them from other teams."""
+        for cell in self.plan.cells:
+            if cell not in waiting:  # a process that was killed after its row has left its part
+                remove_file(self._part_path(cell))
+        turns = self.store.turns(waiting, lambda cell: cell.protocol.hash, self._is_done)
+        while (mine := self.team.led(lambda: next(turns, None))) is not None:
+            yield mine
+
+    def _is_done(self, cell: Cell) -> bool:
+        return cell.protocol.hash in self.store.rows
 
     def measure(self, cell: Cell, advance: Callable[[float], Any] = lambda rows: None) -> Row:
         """The row of one cell; that of rank 0 is of all processes."""
@@ -158,11 +167,7 @@ class Bench:
     def _part_path(self, cell: Cell) -> Path:
         team, batch = self.team, self.sweep.batch
         name = f"{cell.protocol.hash}-{batch}-{team.rank}-{team.size}.npz"
-        return self._parts / name
-
-    @property
-    def _parts(self) -> Path:
-        return self.store.path.with_name(f"{self.store.path.name}.parts")
+        return self.store.parts / name
 
     def _gather(self, cell: Cell, advance: Callable[[float], Any]) -> Partial:
         """This process's share of the images, drawn and taken through the extractor."""

@@ -105,9 +105,8 @@ class Bench:
 
     def run(self, progress: bool) -> None:
         """All jobs; a failing one is remarked upon and the next one goes on."""
-        for name, job in tqdm(list(self._jobs()), unit="job", disable=None if progress else True):
-            if name in self.figures.held:
-                continue
+        jobs, off = list(self._jobs()), None if progress else True
+        for name, job in tqdm(self.figures.turns(jobs), total=len(jobs), unit="job", disable=off):
             try:
                 with memory_advice(name, "it needs a device with more"), _quiet():
                     self.figures.add(job(name))
@@ -119,7 +118,8 @@ class Bench:
 
     def rows(self) -> list[Figure]:
         """All figures that were measured here, in the order of the jobs."""
-        return [each for name, _ in self._jobs() for each in self.figures.held.get(name, [])]
+        held = self.figures.held
+        return [each for name, _ in self._jobs() for each in held.get(name, [])]
 
     def _jobs(self) -> Iterator[tuple[str, Callable[[str], list[Figure]]]]:
         for network in self.scale.small:

@@ -1,10 +1,8 @@
 """Figures of one machine: measured side by side, kept as they come, printed as a table."""
 
-import json
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ..models.errors import SettingError
+from .row_store import KeyedRow, RowStore
 from .store import machine, versions
 
 HEADER = ("run", "what", "measured", "asked", "")
@@ -49,19 +47,48 @@ class Figure:
         return self.job, self.what, f"{self.value:.4g}{self.unit}", asked, said
 
 
-class Figures:
-    """A file of figures, one JSON line each, appended when they are measured.
+Job = Callable[[str], list[Figure]]  # from the name of what is run to what was measured
 
-    Those of another machine, of other versions and half lines are left where they are.
-    """
+
+class Timing(KeyedRow):
+    """A figure as it is stored, with where and by what it was measured."""
+
+    machine: str
+    fewstep: str
+    torch: str
+    diffusers: str
+    job: str
+    what: str
+    value: float
+    unit: str
+    asked: float | None
+    sense: Literal["least", "most"]
+
+    @property
+    def key(self) -> str:
+        where = (self.machine, self.fewstep, self.torch, self.diffusers)
+        return repr((where, self.job, self.what))
+
+    @property
+    def figure(self) -> Figure:
+        return Figure(**{each.name: getattr(self, each.name) for each in fields(Figure)})
+
+
+class Figures:
+    """A store of figures, of which those of this machine and these versions count."""
 
     def __init__(self, path: Path, where: str) -> None:
-        self.path = path
+        self.store = RowStore(path, Timing)
         self.here = {"machine": f"{where}, {machine()}", **versions()}
-        self.held: dict[str, list[Figure]] = {}
-        for line in _lines(path):
-            if (figure := self._own(line)) is not None:
-                self.held.setdefault(figure.job, []).append(figure)
+
+    @property
+    def held(self) -> dict[str, list[Figure]]:
+        """The figures of each job that was done here."""
+        found: dict[str, list[Figure]] = {}
+        for row in self.store.rows.values():
+            if self.here.items() <= row.model_dump().items():
+                found.setdefault(row.job, []).append(row.figure)
+        return found
 
     def add(self, figures: Iterable[Figure]) -> None:
         """Keeps the figures of one job; they have reached the disk when this returns.
@@ -69,30 +96,13 @@ class Figures:
         Raises:
             SettingError: if the file cannot be written.
         """
-        found = list(figures)
-        lines = "".join(json.dumps({**self.here, **asdict(each)}) + "\n" for each in found)
-        try:
-            with self.path.open("a+b") as file:
-                body = lines.encode()
-                file.seek(0, os.SEEK_END)
-                if file.tell() and not _ends_whole(self.path):
-                    body = b"\n" + body
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise SettingError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
-        for each in found:
-            self.held.setdefault(each.job, []).append(each)
+        self.store.append(*(Timing.model_validate(self.here | asdict(each)) for each in figures))
 
-    def _own(self, line: str) -> Figure | None:
-        try:
-            body = json.loads(line)
-            if any(body.pop(name) != value for name, value in self.here.items()):
-                return None
-            return Figure(**{each.name: body[each.name] for each in fields(Figure)})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
+    def turns(self, jobs: Sequence[tuple[str, Job]]) -> Iterator[tuple[str, Job]]:
+        """The jobs that are this process's to do; see `RowStore.turns`."""
+        return self.store.turns(
+            jobs, lambda job: (*self.here.values(), job[0]), lambda job: job[0] in self.held
+        )
 
 
 def table(figures: Iterable[Figure], judged: bool) -> Iterator[str]:
@@ -137,18 +147,3 @@ def wait_for(device: torch.device) -> None:
     """Until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SettingError(f"cannot read {str(path)!r}: {error.strerror}") from error
-
-
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

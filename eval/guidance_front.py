@@ -142,11 +142,10 @@ class Bench:
 
     def run(self, progress: bool = False) -> Iterator[Row]:
         """Measures what is missing and yields each row once it is in the store."""
-        known = {
-            (p.run.model, p.run.cfg_scale, p.run.guidance_spec, p.run.nfe) for p in self._held()
-        }
-        waiting = [cell for cell in self.front.cells() if self._key(cell) not in known]
-        for cell in tqdm(waiting, unit="run", disable=None if progress else True):
+        waiting = [cell for cell in self.front.cells() if not self._has(cell)]
+        turns = self.store.turns(waiting, lambda cell: (cell, self._measure()), self._has)
+        off = None if progress else True
+        for cell in tqdm(turns, total=len(waiting), unit="run", disable=off):
             try:
                 row = self.measure(cell)
             except FewstepError as error:
@@ -234,10 +233,8 @@ class Bench:
                 found.append(row)
         return found
 
-    def _held(self) -> list[Drawn]:
-        return [
-            row.protocol.images for row in self._alike() if isinstance(row.protocol.images, Drawn)
-        ]
+    def _has(self, cell: Cell) -> bool:
+        return self._key(cell) in map(self._key_of, self._alike())
 
     def _key(self, cell: Cell) -> tuple[str, float, str | None, int | None]:
         return cell.model, cell.scale, cell.policy, cell.steps

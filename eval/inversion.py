@@ -9,11 +9,11 @@ appended to a file of JSON lines and are not measured again.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,21 +23,20 @@ from ..samplers.route import checked_solver, route
 from ..samplers.sampler import Sampler
 from .data import images_of
 from .metrics.pairs import psnr
-from .protocol import weights_sha256
+from .protocol import Strict, weights_sha256
+from .row_store import KeyedRow, RowStore
 
 FLOW_SOLVERS = ("euler", "uni-inv", "fireflow", "heun", "rf-solver", "rf-solver:theta=0.667")
 SOLVERS = (*FLOW_SOLVERS, "rf-solver-3", "ode-rk4", "dpmpp-2m", "dpm-2m", "deis-3")
 Budget = Literal["nfe", "steps"]
 
 
-class Cell(BaseModel):
+class Cell(Strict):
     """What one figure is of.
 
     by, count: the budget of the way to the noise: evaluations, or steps.
     start, images: which images of the data.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     weights: str | None
@@ -50,15 +49,17 @@ class Cell(BaseModel):
     count: int
 
 
-class Figure(BaseModel):
+class Figure(KeyedRow):
     """A finished cell. nfe: evaluations there, and back; seconds: per image, both ways."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cell: Cell
     psnr: float
     nfe: tuple[float, float]
     seconds: float
+
+    @property
+    def key(self) -> str:
+        return self.cell.model_dump_json()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +100,19 @@ class RoundTrips:
             count=count,
         )
 
-    def run(self, store: Path, *, progress: bool = False) -> list[Figure]:
-        """Measures what the store has not, and returns all figures of the table."""
-        sampler, kept = Sampler.from_pretrained(self.model), {f.cell: f for f in _read(store)}
-        cells = self.cells(sampler)
-        wanted = [cell for cell in cells if cell not in kept]
-        images, labels = labelled_images(self.data, self.images) if wanted else (torch.empty(0), [])
-        for cell in tqdm(wanted, disable=None if progress else True, leave=False):
-            kept[cell] = figure = self._measured(cell, sampler, images, labels)
-            with store.open("a", encoding="utf-8") as file:
-                file.write(figure.model_dump_json() + "\n")
-        return [kept[cell] for cell in cells]
+    def run(self, path: Path, *, progress: bool = False) -> list[Figure]:
+        """Measures what the store at a path has not, and returns all figures of the table."""
+        store = RowStore(path, Figure)
+        store.check()
+        sampler = Sampler.from_pretrained(self.model)
+        cells = {cell.model_dump_json(): cell for cell in self.cells(sampler)}
+        waiting = [key for key in cells if key not in store.rows]
+        read = cache(lambda: labelled_images(self.data, self.images))
+        turns = store.turns(waiting, str, lambda key: key in store.rows)
+        off = None if progress else True
+        for key in tqdm(turns, total=len(waiting), disable=off, leave=False):
+            store.append(self._measured(cells[key], sampler, *read()))
+        return [store.rows[key] for key in cells]
 
     def _measured(
         self, cell: Cell, sampler: Sampler, images: Tensor, labels: Sequence[int]
@@ -169,13 +172,3 @@ def labelled_images(data: str, n: int) -> tuple[Tensor, list[int]]:
     if found.labels is None:
         raise SettingError(f"{data} has no classes; give fashion-mnist-32:test")
     return torch.cat(list(found.batches())).float() / 127.5 - 1.0, found.labels.tolist()
-
-
-def _read(store: Path) -> Iterator[Figure]:
-    """The figures of a file; half a line of a stopped run is passed over."""
-    text = store.read_text(encoding="utf-8") if store.is_file() else ""
-    for line in text.splitlines():
-        try:
-            yield Figure.model_validate_json(line)
-        except ValidationError:
-            continue

@@ -1,25 +1,17 @@
-"""The store of figures: one JSON line per finished cell, appended and never rewritten.
+"""The rows that quality benchmarks keep: a protocol, its figure and what that cost."""
 
-A line is written in one piece and reaches the disk before the next cell starts. If a run is killed
-while writing, the file ends in half a line: the next writer moves that half to `<store>.broken`
-and goes on, so nothing that was finished is lost or hidden.
-"""
-
-import fcntl
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Self
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from .. import __version__
 from ..models.errors import SettingError
-from ..solvers.schedule_data import first_problem
 from .protocol import Protocol, Strict
+from .row_store import KeyedRow, RowStore
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -57,7 +49,7 @@ class Clock(Strict):
         return self.total / work - 1.0 if work else 0.0
 
 
-class Row(Strict):
+class Row(KeyedRow):
     """One finished cell.
 
     hash:     of the protocol.
@@ -77,6 +69,14 @@ class Row(Strict):
     versions: dict[str, str]
     machine: str
     finished: datetime
+
+    @property
+    def key(self) -> str:
+        return self.hash
+
+    @property
+    def line(self) -> str:
+        return self.model_dump_json(exclude_none=True)
 
     @model_validator(mode="after")
     def _hash_is_its_own(self) -> Self:
@@ -98,94 +98,22 @@ class Row(Strict):
         )
 
 
-class Store:
-    """The rows of one file, by hash; of two with the same hash the later one counts.
-
-    path:   the file; it is made with the first row.
-    rows:   hash -> row, in the order of the file.
-    broken: what is wrong with each line that could not be read.
-    """
+class Store(RowStore[Row]):
+    """The rows of quality benchmarks."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {}
-        self.broken: list[str] = []
-        for number, line in enumerate(_lines(path), start=1):
-            try:
-                self._keep(Row.model_validate_json(line))
-            except ValidationError as error:
-                self.broken.append(f"line {number} of {str(path)!r}: {first_problem(error)}")
+        super().__init__(path, Row)
 
     @classmethod
     def existing(cls, path: Path) -> "Store":
         """The store of a file that is there; raises SettingError if it is not, or holds no row."""
         store = cls(path)
         if not store.rows:
-            why = store.broken[0] if store.broken else f"there is no row in {str(path)!r}"
-            raise SettingError(f"{why}; give a file that `fewstep bench fid-nfe` has written")
+            raise SettingError(
+                f"there is no row in {str(path)!r}; give a file that `fewstep bench fid-nfe` has"
+                " written"
+            )
         return store
-
-    def _keep(self, row: Row) -> None:
-        self.rows.pop(row.hash, None)
-        self.rows[row.hash] = row
-
-    def append(self, row: Row) -> None:
-        """Adds a row, which has reached the disk when this returns.
-
-        Raises:
-            SettingError: if the file cannot be written.
-        """
-        try:
-            with _locked(self.path) as file:
-                _set_half_line_aside(self.path, file)
-                file.seek(0, os.SEEK_END)
-                file.write(row.model_dump_json(exclude_none=True).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise SettingError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
-        self._keep(row)
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SettingError(f"cannot read {str(path)!r}: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """The file open for reading and appending, held by this process alone."""
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file  # closing it lets go
-
-
-def _set_half_line_aside(path: Path, file: IO[bytes]) -> None:
-    """Ends a last line without a newline: a whole row is kept, half a one goes to `.broken`."""
-    file.seek(0)
-    body = file.read()
-    start = body.rfind(b"\n") + 1
-    tail = body[start:]
-    if not tail:
-        return
-    if _is_row(tail):
-        file.write(b"\n")
-        return
-    with path.with_name(f"{path.name}.broken").open("ab") as aside:
-        aside.write(tail + b"\n")
-    file.truncate(start)
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        Row.model_validate_json(line)
-    except ValidationError:
-        return False
-    return True
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import SettingError
-from .locks import hold
+from .locks import clear_locks, hold
 
 UNFINISHED, LOCK = ".fewstep-new", ".fewstep-lock"  # what hidden names end in
 
@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         SettingError: for what `check_writable` refuses, or if writing fails, on a full disk.
     """
     try:
-        target = _checked(path)
+        target = resolve_target(path)
         with hold(_beside(target, LOCK)):
             _replace(target, write)
     except OSError as error:
@@ -51,9 +51,15 @@ def remove_file(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; raises SettingError if it cannot be."""
+    """Makes a folder and those above it, and clears it of what killed processes have left there.
+
+    Raises:
+        SettingError: if it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for lock in clear_locks(path, f".*{LOCK}"):
+            lock.with_name(lock.name.removesuffix(LOCK) + UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
         raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
 
@@ -62,17 +68,50 @@ def check_writable(path: Path, *suffixes: str) -> None:
     """Raises SettingError if a file could not be written there, before anything is computed.
 
     Only a regular file is replaced, and none that is marked as read-only, whoever asks for it.
+    What a killed process has left of the file is removed.
 
     suffixes: that the name may end in, as ".png"; none for any.
     """
     if str(path) == "-":
         raise SettingError("'-' is no file; give the name of a file to write")
     try:
-        _try_folder(_checked(path).parent)
+        target = resolve_target(path)
+        with hold(_beside(target, LOCK), wait=False) as mine:
+            if mine:
+                _beside(target, UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
     if suffixes and path.suffix.lower() not in suffixes:
         raise SettingError(f"{str(path)!r} must end in {', '.join(suffixes)}")
+
+
+def resolve_target(path: Path) -> Path:
+    """Returns the file that a name or a link stands for, if it may be written or replaced.
+
+    Raises:
+        SettingError: if it may not.
+        OSError: if the name cannot be looked up.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            parent = path.parent if target.parent == path.parent.resolve() else target.parent
+            raise SettingError(
+                f"the folder {str(parent)!r} does not exist; create it first"
+            ) from None
+        return target
+    if stat.S_ISDIR(found.st_mode):
+        raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
+    if not stat.S_ISREG(found.st_mode):
+        raise SettingError(
+            f"cannot write {str(path)!r}: it is {_kind(found.st_mode)}, not a file; give another"
+            " name"
+        )
+    if not found.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
+        raise SettingError(f"cannot write {str(path)!r}: it is read-only; give another name")
+    return target
 
 
 def check_folder(path: Path) -> None:
@@ -81,7 +120,8 @@ def check_folder(path: Path) -> None:
         existing = next(each for each in (path, *path.parents) if _exists(each))
         if not existing.is_dir():
             raise SettingError(f"cannot create folder {str(path)!r}: {str(existing)!r} is a file")
-        _try_folder(existing)
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
 
@@ -125,30 +165,6 @@ def check_regular(path: Path) -> None:
         raise SettingError(f"cannot read {str(path)!r}: it is {_kind(mode)}, not a file")
 
 
-def _checked(path: Path) -> Path:
-    """The file that a name or a link stands for, if it may be written or replaced."""
-    target = Path(os.path.realpath(path))
-    try:
-        found = target.stat()
-    except FileNotFoundError:
-        if not target.parent.is_dir():
-            parent = path.parent if target.parent == path.parent.resolve() else target.parent
-            raise SettingError(
-                f"the folder {str(parent)!r} does not exist; create it first"
-            ) from None
-        return target
-    if stat.S_ISDIR(found.st_mode):
-        raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
-    if not stat.S_ISREG(found.st_mode):
-        raise SettingError(
-            f"cannot write {str(path)!r}: it is {_kind(found.st_mode)}, not a file; give another"
-            " name"
-        )
-    if not found.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
-        raise SettingError(f"cannot write {str(path)!r}: it is read-only; give another name")
-    return target
-
-
 def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
     new = _beside(target, UNFINISHED)
     new.unlink(missing_ok=True)  # of a process that was killed: the lock is ours
@@ -166,12 +182,6 @@ def _beside(target: Path, suffix: str) -> Path:
     """A hidden name for a file, of one length whatever the file's name is."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.with_name(f".{digest}{suffix}")
-
-
-def _try_folder(folder: Path) -> None:
-    """Raises OSError if no file can be made in a folder."""
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def _exists(path: Path) -> bool:

@@ -47,6 +47,14 @@ def claim(path: Path, is_done: Callable[[], bool], *, wait: bool = False) -> Ite
         yield _enter(stack, path, wait) and not is_done()
 
 
+def clear_locks(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yields and then removes the files of locks in a folder whose holders were killed."""
+    for path in folder.glob(pattern):
+        with suppress(OSError), hold(path, wait=False) as mine:
+            if mine:
+                yield path
+
+
 def _enter(stack: ExitStack, path: Path, wait: bool) -> bool:
     for _ in range(ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)

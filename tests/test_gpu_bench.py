@@ -48,7 +48,7 @@ def test_figures_are_found_again_and_half_lines_and_other_machines_are_left(tmp_
     figures.add([replace(figure, job="next")])
     assert list(Figures(path, "cpu").held) == ["job", "next"]
     assert Figures(path, "cuda").held == {}
-    with pytest.raises(SettingError, match="cannot write"):
+    with pytest.raises(SettingError, match="does not exist; create it first"):
         Figures(tmp_path / "none" / "x.jsonl", "cpu").add([figure])
 
 

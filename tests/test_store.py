@@ -103,7 +103,7 @@ def test_figures_are_finite():
 
 
 def test_places_that_cannot_be_written_or_read(tmp_path):
-    with pytest.raises(SettingError, match="cannot write"):
+    with pytest.raises(SettingError, match="does not exist; create it first"):
         Store(tmp_path / "no" / "where.jsonl").append(row())
     with pytest.raises(SettingError, match="cannot read"):
         Store(tmp_path)

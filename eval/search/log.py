@@ -5,21 +5,22 @@ that a process that was killed goes on where it stopped, and several share one s
 server. A last line that was cut short by a kill is set aside, never counted.
 """
 
-import fcntl
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...models.errors import SettingError
+from ...models.files import make_folder
+from ...models.locks import claim, clear_locks
 from ...solvers import Schedule
 from ...solvers.schedule_data import first_problem
+from ..line_file import LineFile
 from .size import Size
 
 MAX_WORKERS = 1024
@@ -82,13 +83,13 @@ class Log:
         self.trials: dict[str, Trial] = {}
         self.own: list[Trial] = []
         self._synced = 0.0
-        self._read: dict[Path, int] = {}  # bytes of each file that have been taken in
-        try:
-            (folder / "claims").mkdir(parents=True, exist_ok=True)
-            self.worker, self._file = _free_file(folder)
-        except OSError as error:
-            raise SettingError(f"cannot keep a log in {str(folder)!r}: {error.strerror}") from error
-        _set_half_line_aside(self._path, self._file)
+        self._files: dict[Path, LineFile[Trial]] = {}
+        self._held = ExitStack()
+        for place in (folder, folder / "claims"):
+            make_folder(place)
+        for _ in clear_locks(folder / "claims", "*"):
+            pass
+        self.worker = self._free_worker()
         self.own = list(self._new(self._path))
         self.refresh()
 
@@ -98,7 +99,7 @@ class Log:
 
     def close(self) -> None:
         """Lets go of the worker's file, so that another process can take it up."""
-        self._file.close()
+        self._held.close()
 
     def refresh(self) -> None:
         """Takes in what other workers have written since.
@@ -117,37 +118,20 @@ class Log:
         Raises:
             SettingError: if the file cannot be written.
         """
-        line = trial.model_dump_json().encode() + b"\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-        except OSError as error:
-            raise SettingError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
-        self._read[self._path] = self._read.get(self._path, 0) + len(line)
+        sync = time.monotonic() - self._synced > SYNC_SECONDS
+        self._file(self._path).append([trial.model_dump_json()], sync=sync)
+        self._synced = time.monotonic() if sync else self._synced
         self.trials.setdefault(trial.id, trial)
         self.own.append(trial)
 
     @contextmanager
     def claim(self, id: str) -> Iterator[bool]:  # noqa: A002
-        """Whether this worker may evaluate a schedule: nobody has done it, nobody is at it.
+        """Yields whether this worker may evaluate a schedule: nobody has done it, nobody is at it.
 
         The claim is a file lock, so that it ends with the process that holds it.
         """
-        path = self.folder / "claims" / id
-        with path.open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            try:
-                self.refresh()
-                yield id not in self.trials
-            finally:
-                path.unlink(missing_ok=True)
+        with claim(self.folder / "claims" / id, lambda: self._has(id)) as mine:
+            yield mine
 
     def best(self, size: Size | None = None, count: int | None = None) -> list[Trial]:
         """The trials of a size, or all, best first; those that failed come last."""
@@ -158,17 +142,31 @@ class Log:
         lines = (trial.model_dump_json(exclude={"seconds"}) for trial in self.own)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    def _free_worker(self) -> int:
+        """The first worker whose file nobody holds, held from now on."""
+        for worker in range(MAX_WORKERS):
+            if self._held.enter_context(self._file(_path(self.folder, worker)).lock(wait=False)):
+                return worker
+        raise SettingError(
+            f"{MAX_WORKERS} workers hold files in {str(self.folder)!r}; end some of them"
+        )
+
+    def _has(self, id: str) -> bool:  # noqa: A002
+        self.refresh()
+        return id in self.trials
+
+    def _file(self, path: Path) -> LineFile[Trial]:
+        return self._files.setdefault(path, LineFile(path, Trial))
+
     def _new(self, path: Path) -> Iterator[Trial]:
         """The whole lines of a file that were not taken in before."""
-        start = self._read.get(path, 0)
-        with path.open("rb") as file:
-            file.seek(start)
-            body = file.read()
-        whole = body[: body.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            yield self._keep(_parsed(path, line, start))
-            start += len(line) + 1
-        self._read[path] = start
+        for number, trial in self._file(path).read():
+            if isinstance(trial, ValidationError):
+                raise SettingError(
+                    f"line {number} of {str(path)!r} is damaged ({first_problem(trial)}); delete"
+                    " that line to go on without it"
+                )
+            yield self._keep(trial)
 
     def _keep(self, trial: Trial) -> Trial:
         return self.trials.setdefault(trial.id, trial)
@@ -182,40 +180,3 @@ def ranked(trials: Iterable[Trial], size: Size | None = None) -> list[Trial]:
 
 def _path(folder: Path, worker: int) -> Path:
     return folder / f"worker-{worker}.jsonl"
-
-
-def _free_file(folder: Path) -> tuple[int, IO[bytes]]:
-    """The first worker's file that nobody holds, held from now on."""
-    for worker in range(MAX_WORKERS):
-        file = _path(folder, worker).open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-        else:
-            return worker, file
-    raise SettingError(f"{MAX_WORKERS} workers hold files in {str(folder)!r}; end some of them")
-
-
-def _set_half_line_aside(path: Path, file: IO[bytes]) -> None:
-    """Moves a last line without its newline to `.broken`: the kill that cut it came first."""
-    file.seek(0)
-    body = file.read()
-    start = body.rfind(b"\n") + 1
-    if not body[start:]:
-        return
-    with path.with_name(f"{path.name}.broken").open("ab") as aside:
-        aside.write(body[start:] + b"\n")
-    file.truncate(start)
-
-
-def _parsed(path: Path, line: bytes, start: int) -> Trial:
-    try:
-        return Trial.model_validate_json(line)
-    except ValidationError as error:
-        with path.open("rb") as file:
-            number = file.read(start).count(b"\n") + 1
-        raise SettingError(
-            f"line {number} of {str(path)!r} is damaged ({first_problem(error)}); delete that line"
-            " to go on without it"
-        ) from error
