@@ -34,10 +34,8 @@ def inversion(
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
     with one_line_errors(), one_line_warnings():
         from ..eval.inversion import SOLVERS, RoundTrips, lines
-        from ..models.files import check_writable
         from ..samplers.run import parse_ranges
 
-        check_writable(store)
         table = RoundTrips(
             model=model,
             data=data,
@@ -73,7 +71,7 @@ def edit(
         from ..models.files import check_writable
 
         if strip is not None:
-            check_writable(strip)
+            check_writable(strip, ".png")
         edits = ClassEdits(
             model=model,
             data=data,

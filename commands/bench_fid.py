@@ -92,11 +92,11 @@ def fid_nfe(
         from ..eval.store import Store
         from ..eval.sweep import Entry, Sweep, checked
         from ..eval.table import row_line
-        from ..models.files import check_writable
         from ..samplers.run import parse_interval
 
-        check_writable(store)
-        outputs = Outputs(table, plot, html).checked()
+        outputs = Outputs(table, plot, html).checked([store])
+        kept_rows = Store(store)
+        kept_rows.check()
         if sweep is not None:
             names = ctx.params.keys() - BESIDE_SWEEP
             refuse_typed(ctx, names, "--sweep holds all choices")
@@ -127,14 +127,13 @@ def fid_nfe(
                 entries=[entry],
             )
         us = team(device)
-        kept_rows = Store(store)
         bench = Bench(chosen, judge(chosen, us.device, weights), kept_rows, us)
         for row in bench.run(progress=not quiet):
             if not quiet:
                 tqdm.write(row_line(row), file=sys.stderr)
         if us.leads:
             remarks = [*bench.plan.refused, *kept_rows.broken]
-            typer.echo(outputs.write(bench.rows(), remarks, [store]))
+            typer.echo(outputs.write(bench.rows(), remarks, [kept_rows.path]))
 
 
 def fid_table(
@@ -148,8 +147,8 @@ def fid_table(
         from ..eval.report import Outputs
         from ..eval.store import Store
 
-        outputs = Outputs(table, plot, html).checked()
+        outputs = Outputs(table, plot, html).checked(stores)
         found = [Store.existing(path) for path in stores]
         rows = {row.hash: row for each in found for row in each.rows.values()}
         broken = [line for each in found for line in each.broken]
-        typer.echo(outputs.write(list(rows.values()), broken, stores))
+        typer.echo(outputs.write(list(rows.values()), broken, [each.path for each in found]))

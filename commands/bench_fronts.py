@@ -155,8 +155,8 @@ def _checked(store: Path, table: str, plot: Path | None) -> "Store":
     """The store of figures, if all that is asked for can be written."""
     from ..eval.report import Outputs
     from ..eval.store import Store
-    from ..models.files import check_writable
 
-    check_writable(store)
-    Outputs(table, plot).checked()
-    return Store(store)
+    Outputs(table, plot).checked([store])
+    kept = Store(store)
+    kept.check()
+    return kept

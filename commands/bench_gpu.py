@@ -24,11 +24,9 @@ def gpu(
     with one_line_errors():
         from ..eval.gpu_bench import TINY, Bench, Scale
         from ..eval.gpu_timing import Figures, table
-        from ..models.files import check_writable
         from ..models.load import checked_device
 
         where = checked_device(device)
-        check_writable(store)
         sizes = "tiny sizes" if tiny else "full sizes"
         bench = Bench(Figures(store, f"{where.type}, {sizes}"), where, TINY if tiny else Scale())
         bench.run(progress=not quiet)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..models.errors import SettingError
 from .console import echo, echo_left_out, one_line_errors, one_line_warnings, refuse_typed
 from .options import Device, Model
 
@@ -44,6 +43,7 @@ def calibrate(
     with one_line_errors(), one_line_warnings():
         from ..eval.calibrate import Found, Quality, Question, Saving
         from ..eval.report import Outputs
+        from ..models.files import check_writable
 
         if guidance is not None:
             names = {"quality", "cache", "out", "plot"}
@@ -62,9 +62,8 @@ def calibrate(
             echo(wanted.lines(progress=not quiet))
             return
         refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
-        if out.suffix != ".json":
-            raise SettingError(f"{str(out)!r} must end in .json, by which sample knows it")
-        Outputs(plot=plot).checked()
+        check_writable(out, ".json")
+        Outputs(plot=plot).checked([out])
         question = Question(
             model=network,
             solver=solver,
@@ -121,7 +120,7 @@ def fit_linear_ag(
 
         if mask is not None:
             refuse_typed(ctx, {"every", "warmup", "tail"}, "--mask is the whole pattern")
-        check_writable(out)
+        check_writable(out, ".json")
         what = Fit(
             solver=solver,
             nfe=nfe,

@@ -94,11 +94,14 @@ def stats(
     """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
     with one_line_errors():
         from ..eval.stats import measurement
-        from ..models.files import check_writable
+        from ..models.files import check_apart, check_writable
         from ..models.load import load
-        from ..samplers.measure import measure, write_statistics
+        from ..samplers.measure import check_partial, measure, write_statistics
 
-        check_writable(out)
+        partial = out.with_name(f"{out.name}.partial")
+        check_writable(out, ".safetensors")
+        check_apart([out], [None if data is None else Path(data)])
+        check_partial(partial)
         network = load(model, device=device)
         what = measurement(
             network,
@@ -109,7 +112,7 @@ def stats(
             cfg_scale=cfg_scale,
             seed=seed,
             batch=batch,
-            partial=out.with_name(f"{out.name}.partial"),
+            partial=partial,
         )
         write_statistics(measure(network, what, progress=True), out, what)
         typer.echo(f"{out}: {nodes} nodes, {len(what.data)} samples ({what.source})")

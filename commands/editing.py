@@ -39,14 +39,12 @@ def invert(
 ) -> None:
     """Finds the noise that a picture comes from, and says how well it comes back."""
     with one_line_errors(), one_line_warnings():
-        from ..models.files import check_writable
         from ..samplers import inversion
         from ..samplers.images import to_pil
         from ..samplers.sampler import Sampler
         from ..samplers.source import decibels, read_picture, write_strip
 
-        for path in filter(None, (out, strip)):
-            check_writable(path)
+        _check_outputs(out, ".safetensors", strip, image)
         _either(class_, prompt, "--class", "--prompt")
         sampler = Sampler.from_pretrained(model, device=device)
         x = read_picture(image, sampler.network)
@@ -98,15 +96,13 @@ def edit(
 ) -> None:
     """Changes what a picture shows, a class or a prompt, and keeps what it can of it."""
     with one_line_errors(), one_line_warnings():
-        from ..models.files import check_writable
         from ..samplers.editing import Editor
         from ..samplers.images import to_pil
         from ..samplers.inversion import invert, reconstruct
         from ..samplers.sampler import Sampler
         from ..samplers.source import read_picture, write_png, write_strip
 
-        for path in filter(None, (out, strip)):
-            check_writable(path)
+        _check_outputs(out, ".png", strip, image)
         source = _either(from_class, from_prompt, "--from-class", "--from-prompt")
         target = _either(to_class, to_prompt, "--to-class", "--to-prompt")
         if target is None:
@@ -121,6 +117,15 @@ def edit(
             write_strip([*to_pil(x), *back.images, *found.images], strip)
         if not quiet:
             typer.echo(f"{out}: {found.ledger}")
+
+
+def _check_outputs(out: Path, suffix: str, strip: Path | None, image: Path) -> None:
+    from ..models.files import check_apart, check_writable
+
+    check_writable(out, suffix)
+    if strip is not None:
+        check_writable(strip, ".png")
+    check_apart([out, strip], [image])
 
 
 def _either(label: int | None, prompt: str | None, *names: str) -> int | str | None:

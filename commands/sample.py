@@ -93,14 +93,23 @@ def sample(
 ) -> None:
     """Draws a grid of images and prints what it cost."""
     with one_line_errors(), one_line_warnings():
-        from ..models.files import check_folder, check_writable
+        from ..models.files import check_apart, check_folder, check_writable
         from ..models.load import load
         from ..models.speed import Speed
         from ..samplers.cache_file import resolved
-        from ..samplers.run import Run, as_json, parse_interval, run_from_png, save_pictures
+        from ..samplers.run import (
+            Run,
+            as_json,
+            check_pictures,
+            parse_interval,
+            run_from_png,
+            save_pictures,
+        )
         from ..samplers.sampler import Sampler
 
-        check_writable(out)
+        check_writable(out, ".png")
+        read = [from_png, *(Path(each) for each in (schedule, cache) if each)]
+        check_apart([out], read)
         if save_images is not None:
             check_folder(save_images)
         if from_png is not None:
@@ -136,6 +145,8 @@ def sample(
             ).settled()
             if cache is not None:
                 run = run.model_copy(update={"cache": resolved(cache, network, run, force)})
+        if save_images is not None:
+            check_pictures(run, out, save_images, read)
         result = run.execute(Sampler(network), progress=not quiet)
         save_pictures(run, result, out, save_images)
         if json_:

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
-from ..models.files import check_writable
 from ..models.probe import sketch
 from ..samplers.cache_file import CacheFile, Figures
 from .cache_figures import Figure
@@ -78,7 +77,6 @@ class Question:
 
     def bench(self, out: Path) -> Bench:
         """The runs to be made; their figures are kept beside the file that will be written."""
-        check_writable(out)
         front = Front(
             models=(self.model,),
             policies=("taylorseer",),
@@ -92,7 +90,9 @@ class Question:
             reference_nfe=0,
             quality=self.quality.metric,  # type: ignore[arg-type]
         )
-        bench = Bench(front, Store(out.with_name(f"{out.name}.figures.jsonl")), self.device)
+        store = Store(out.with_name(f"{out.name}.figures.jsonl"))
+        store.check()
+        bench = Bench(front, store, self.device)
         policies = tuple(tried(bench.network(self.model), self.caches))
         bench.front = front.with_policies(policies)
         return bench

@@ -79,6 +79,7 @@ class Figures:
 
     def __init__(self, path: Path, where: str) -> None:
         self.store = RowStore(path, Timing)
+        self.store.check()
         self.here = {"machine": f"{where}, {machine()}", **versions()}
 
     @property

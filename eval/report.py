@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from statistics import mean
 from typing import IO, Any
 
 from ..models.errors import SettingError, UnknownNameError
-from ..models.files import check_writable, write_bytes, write_whole
+from ..models.files import check_apart, check_writable, write_bytes, write_whole
 from .fid_nfe import picture_path
 from .store import Row
 from .table import Point, Table, as_csv, details, markdown, means, number, row_line
@@ -39,8 +39,8 @@ class Outputs:
     plot: Path | None = None
     page: Path | None = None
 
-    def checked(self) -> "Outputs":
-        """Itself, if all of it can be made.
+    def checked(self, others: Iterable[Path] = ()) -> "Outputs":
+        """Itself, if all of it can be made beside other files of the command.
 
         Raises:
             UnknownNameError: for another text.
@@ -48,10 +48,11 @@ class Outputs:
         """
         if self.text not in TEXTS:
             raise UnknownNameError("table", self.text, TEXTS)
-        for path in filter(None, (self.plot, self.page)):
-            check_writable(path)
-        if self.plot is not None and _kind(self.plot) not in KINDS:
-            raise SettingError(f"{str(self.plot)!r} must end in {', '.join(KINDS)}")
+        if self.plot is not None:
+            check_writable(self.plot, *KINDS)
+        if self.page is not None:
+            check_writable(self.page, ".html", ".htm")
+        check_apart([self.plot, self.page], others)
         wanted = {"matplotlib": self.plot or self.page, "jinja2": self.page}
         for name in (name for name, asked in wanted.items() if asked):
             if find_spec(name) is None:

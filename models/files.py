@@ -10,7 +10,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -131,26 +130,30 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = 
 
     Names of one file are the same, also through links. None stands for what was not given.
     """
-    written: list[Path] = []
+    read = {_identity(path): path for path in inputs if path is not None}
+    written: dict[object, Path] = {}
     for path in filter(None, outputs):
-        for other in filter(None, inputs):
-            if is_same_file(path, other):
-                raise SettingError(
-                    f"{str(path)!r} would be written over {str(other)!r}, which is read; give"
-                    " another name"
-                )
-        if any(is_same_file(path, other) for other in written):
-            raise SettingError(f"{str(path)!r} would be written twice; give two names")
-        written.append(path)
+        this = _identity(path)
+        if this in read:
+            raise SettingError(
+                f"{str(path)!r} would be written over {str(read[this])!r}, which is read; give"
+                " another name"
+            )
+        if this in written:
+            raise SettingError(
+                f"{str(path)!r} and {str(written[this])!r} are one file, which would be written"
+                " twice; give another name"
+            )
+        written[this] = path
 
 
-def is_same_file(a: Path, b: Path) -> bool:
-    """Returns whether two names are of one file, which need not be there yet."""
-    if os.path.realpath(a) == os.path.realpath(b):
-        return True
-    with suppress(OSError):
-        return a.samefile(b)
-    return False
+def _identity(path: Path) -> object:
+    """What two names of one file share, which need not be there yet."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def check_regular(path: Path) -> None:

@@ -23,8 +23,8 @@ the tables to those of the paper.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
-from ..models.files import make_folder, write_bytes
+from ..models.files import check_folder, make_folder, remove_file, write_bytes
 from ..models.probe import answer
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
@@ -48,6 +48,7 @@ from .grid import lam_ends
 from .guidance import CFG, guided_x0
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
+NODE_NAMES = "[0-9]" * 5 + ".safetensors"  # of the files that finished nodes are kept in
 STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
 PAIRS = ("ee", "ex", "xx", "ed", "xd", "dd")
 Moments = dict[str, Tensor]
@@ -116,10 +117,25 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
 
 
 def write_statistics(statistics: ModelStatistics, path: Path, what: Measurement) -> None:
-    """Writes the file that `ModelStatistics.load` reads, and removes the folder of nodes."""
+    """Writes the file that `ModelStatistics.load` reads, and removes the nodes that were kept."""
     write_bytes(path, statistics.to_bytes())
     if what.partial is not None:
-        shutil.rmtree(what.partial, ignore_errors=True)
+        for each in sorted(what.partial.glob(NODE_NAMES)):
+            if _key_in(each) is not None:
+                remove_file(each)
+        with suppress(OSError):  # something else lies there
+            what.partial.rmdir()
+
+
+def check_partial(folder: Path) -> None:
+    """Raises SettingError if finished nodes could not be kept in a folder without loss."""
+    check_folder(folder)
+    for each in folder.glob(NODE_NAMES):
+        if _key_in(each) is None:
+            raise SettingError(
+                f"{str(each)!r} is in the way of the nodes to be kept in {str(folder)!r}, and no"
+                " measurement has made it; move it, or give another --out"
+            )
 
 
 @dataclass(frozen=True)
@@ -256,6 +272,15 @@ def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
         make_folder(task.what.partial)
         write_bytes(path, save(held, {"key": key}))
     return held
+
+
+def _key_in(path: Path) -> str | None:
+    """What a kept node is of; None for a file that is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("key")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _read(path: Path, key: str) -> Moments | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .. import __version__
 from ..models.errors import SettingError
-from ..models.files import make_folder, write_whole
+from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
@@ -146,14 +147,30 @@ def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
     write_whole(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
 
 
+def picture_paths(run: Run, folder: Path) -> list[Path]:
+    """Returns where `save_pictures` puts each image: SEED-CLASS.png, or SEED.png."""
+    labels = [""] * len(run.seeds) if run.classes is None else [f"-{each}" for each in run.classes]
+    return [
+        folder / f"{seed:06d}{label}.png" for seed, label in zip(run.seeds, labels, strict=True)
+    ]
+
+
+def check_pictures(run: Run, out: Path, folder: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Raises SettingError if `save_pictures` could not write there, or over what is read."""
+    paths = dict.fromkeys(picture_paths(run, folder))
+    check_apart([out, *paths], inputs)
+    for path in paths:
+        if path.exists():
+            check_writable(path)
+
+
 def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = None) -> None:
     """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own."""
     nfe = result.ledger.nfe
     if folder is not None:
         make_folder(folder)
-        for i, image in enumerate(result.images):
-            name = f"{run.seeds[i]:06d}" + ("" if run.classes is None else f"-{run.classes[i]}")
-            save_png(image, folder / f"{name}.png", run.of_image(i), nfe)
+        for i, path in enumerate(picture_paths(run, folder)):
+            save_png(result.images[i], path, run.of_image(i), nfe)
     save_png(contact_sheet(result.images, run.columns), out, run, nfe)
 
 

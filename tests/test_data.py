@@ -708,3 +708,47 @@ def test_an_npz_that_is_cut_or_holds_something_else(tmp_path):
     (tmp_path / "c.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-100])
     with pytest.raises(DataError, match="no readable zip"):
         images_of(tmp_path / "c.npz")
+
+
+# What is there already
+
+
+def test_files_of_the_user_are_not_written_over(fashion, tmp_path):
+    """A folder with this set's own files is taken; another set's, or the user's own, is refused."""
+    _, files = fashion
+    mine, out = written(tmp_path / "mine", zipped(files)), tmp_path / "out"
+    out.mkdir()
+    np.save(out / "train.npy", np.arange(5))
+    own = (out / "train.npy").read_bytes()
+    with pytest.raises(SettingError, match=r"train\.npy' is there and is not of fashion-mnist"):
+        fetch("fashion-mnist", path=mine, out=out)
+    assert [path.name for path in out.iterdir()] == ["train.npy"]
+    assert (out / "train.npy").read_bytes() == own
+    (out / "train.npy").unlink()
+    for _ in range(2):
+        fetch("fashion-mnist", path=mine, out=out)
+    assert sorted(path.name for path in out.iterdir()) == CACHED
+
+
+def test_two_processes_that_fetch_one_set_download_it_once(fashion, monkeypatch):
+    """The second waits for the first, and then finds the set whole."""
+    splits, files = fashion
+    served = {f"/{name}": content for name, content in zipped(files).items()}
+    known, errors = DATA_SETS["fashion-mnist"], []
+
+    def run(url):
+        try:
+            fetch("fashion-mnist", source=f"{url}/")
+        except Exception as error:
+            errors.append(error)
+
+    with serving(served) as (url, asked):
+        threads = [threading.Thread(target=run, args=(url,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert len(asked) == len(known.forms[0].names)
+    same(images_of("fashion-mnist"), splits["train"][0])
+    assert not list(cache_folder().rglob("*.lock"))

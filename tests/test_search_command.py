@@ -131,7 +131,7 @@ SEEDS = ("--train-seeds", "0-3", "--validation-seeds", "3-5", "--test-seeds", "8
         (("toy", "--nfe", 5, "--scored", 0), "at least 1 noise, not 0"),
         (("toy", "--nfe", 5, "--cfg-scale", 2), "toy brings its own network"),
         (("toy", "--nfe", 5, "--out", "no/such/a.json"), "does not exist; create it first"),
-        (("toy", "--nfe", 5, "--plot", "a.png"), "--plot takes one .svg"),
+        (("toy", "--nfe", 5, "--plot", "a.png"), "must end in .svg"),
         (("toy", "--nfe", 5, "--reference", "x"), "toy brings its own"),
         (("fashion-dot", "--nfe", 5), "fashion-dot"),
         (("fashion-dit", "--nfe", 5, *SEEDS), "the blocks train and validation share seed 3"),

@@ -15,7 +15,7 @@ from fewstep.cli import app
 from fewstep.models.errors import NonFiniteError, ScheduleError, SettingError
 from fewstep.models.schedule import EDM, TimeGrid, VPLinear
 from fewstep.samplers.grid import lam_ends, time_grid
-from fewstep.samplers.measure import Measurement, measure, write_statistics
+from fewstep.samplers.measure import Measurement, check_partial, measure, write_statistics
 from fewstep.solvers import Schedule, drive
 from fewstep.solvers.executor import Executor
 from fewstep.solvers.model_statistics import ModelStatistics
@@ -278,6 +278,20 @@ def test_an_interrupted_measurement_goes_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_files_that_no_measurement_made_stay_in_its_folder(tmp_path):
+    folder = tmp_path / "out.partial"
+    measured(network(), nodes=6, partial=folder)
+    for name in ("notes.txt", "00002.safetensors"):
+        (folder / name).write_bytes(b"of the user")
+    with pytest.raises(SettingError, match=r"00002\.safetensors' is in the way"):
+        check_partial(folder)
+    what = Measurement(data=torch.zeros(2, 1), partial=folder)
+    write_statistics(measured(network(), nodes=6), tmp_path / "out", what)
+    assert sorted(path.name for path in folder.iterdir()) == ["00002.safetensors", "notes.txt"]
+    (folder / "00002.safetensors").unlink()
+    check_partial(folder)
+
+
 # Files and networks
 
 
@@ -367,10 +381,10 @@ def test_grids_beyond_the_tables_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing", "--out", "x"], "nothing"),
+        (["nothing", "--out", "x.safetensors"], "nothing"),
         (["fashion-dit", "--out", "no/folder/x"], "does not exist; create it first"),
-        (["fashion-dit", "--out", "x", "--nodes", "1"], "at least 2 nodes"),
-        (["fashion-dit", "--out", "x", "--data", "nowhere"], "nowhere"),
+        (["fashion-dit", "--out", "x.safetensors", "--nodes", "1"], "at least 2 nodes"),
+        (["fashion-dit", "--out", "x.safetensors", "--data", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_of_the_command(arguments, message, tmp_path, monkeypatch):

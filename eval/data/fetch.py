@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
-from typing import IO, Any
 
 import numpy as np
 import torch
 
 from ...models.errors import SettingError, UnknownNameError
 from ...models.files import check_folder, make_folder, write_whole
+from ...models.locks import hold
 from .archives import Files, read_files
 from .cache import cache_folder
 from .download import download, downloaded_by
@@ -49,11 +49,17 @@ def fetch(
     if path is not None and source is not None:
         raise SettingError("give the path of files you have, or a source to fetch from, not both")
     sources = _addresses(known, source)
-    if path is not None:
-        _keep(folder, known.decode(read_files(path, known.file_names)))
-    elif not _whole(known, folder):
-        check_folder(folder)
-        _download(known, folder, sources)
+    if path is None and _whole(known, folder):
+        return folder
+    check_folder(folder)
+    if out is not None:
+        _check_free(known, folder)
+    make_folder(_downloads(known).parent)
+    with hold(_downloads(known).with_suffix(".lock")):  # another process may be at it
+        if path is not None:
+            _keep(folder, known.decode(read_files(path, known.file_names)))
+        elif not _whole(known, folder):
+            _download(known, folder, sources)
     return folder
 
 
@@ -74,8 +80,9 @@ def kept_images(known: DataSet, split: str, folder: Path | None = None) -> Image
     where = folder or kept_folder(known.name)
     remedy = f"`fewstep data {known.name}` fetches it"
     try:
-        images = np.load(where / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(where / f"{split}-labels.npy", allow_pickle=False)
+        pixels, named = _array_paths(where, split)
+        images = np.load(pixels, mmap_mode="r", allow_pickle=False)
+        labels = np.load(named, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{known.name} is not in {str(where)!r}; {remedy}") from None
     except (OSError, ValueError, EOFError) as error:
@@ -86,6 +93,24 @@ def kept_images(known: DataSet, split: str, folder: Path | None = None) -> Image
     return in_memory(name, images, torch.from_numpy(labels.astype(np.int64)))
 
 
+def _check_free(known: DataSet, folder: Path) -> None:
+    """Raises SettingError for a folder of the user in which another file would be written over."""
+    for split in known.splits:
+        there = [each for each in _array_paths(folder, split) if each.exists()]
+        try:
+            if there:
+                kept_images(known, split, folder)
+        except DataError:
+            raise SettingError(
+                f"{str(there[0])!r} is there and is not of {known.name}; give --out another folder"
+            ) from None
+
+
+def _array_paths(folder: Path, split: str) -> tuple[Path, Path]:
+    """The files of the images and of the labels of a split."""
+    return folder / f"{split}.npy", folder / f"{split}-labels.npy"
+
+
 def _whole(known: DataSet, folder: Path) -> bool:
     try:
         return all(len(kept_images(known, split, folder)) for split in known.splits)
@@ -94,16 +119,12 @@ def _whole(known: DataSet, folder: Path) -> bool:
 
 
 def _keep(folder: Path, splits: Mapping[str, Split]) -> None:
-    """Writes every array under a temporary name first; a half is never seen."""
-    check_folder(folder)
+    """Writes every array, the images of a split last."""
     make_folder(folder)
     for split, (images, labels) in splits.items():
-        for name, array in ((f"{split}-labels", labels), (split, images)):
-
-            def write(file: IO[bytes], array: Any = array) -> None:
-                np.save(file, array, allow_pickle=False)
-
-            write_whole(folder / f"{name}.npy", write)
+        pixels, named = _array_paths(folder, split)
+        for path, array in ((named, labels), (pixels, images)):
+            write_whole(path, lambda file, array=array: np.save(file, array, allow_pickle=False))  # type: ignore[misc]
 
 
 def _download(known: DataSet, folder: Path, sources: Mapping[str, str]) -> None:
@@ -139,7 +160,6 @@ def _downloads(known: DataSet) -> Path:
 def _debian(known: DataSet, package: str) -> Iterator[Files]:
     """The package, without installing it: `apt-get download` needs no root."""
     folder = _downloads(known)
-    check_folder(folder)
     make_folder(folder)
     with TemporaryDirectory(dir=folder) as temporary:
         path = downloaded_by(["apt-get", "download", package], Path(temporary), "*.deb")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...models.errors import FewstepError
 from ...models.files import check_folder, make_folder, write_bytes
+from ...models.locks import hold
 from ..data.cache import cache_folder
 from ..data.download import download
 
@@ -72,12 +73,10 @@ def find_weights(source: Source, path: Path | None, installed: Path | None = Non
         return checked(source, source.read(_bytes(path)), str(path))
     kept = cache_folder() / "weights" / f"{source.name}.safetensors"
     if kept.is_file():
-        remedy = "delete it and it is made anew"
-        return checked(source, _safetensors(kept.read_bytes(), str(kept)), str(kept), remedy)
-    if installed is not None and installed.is_file():
-        weights = checked(source, source.read(_bytes(installed)), str(installed))
-    else:
-        weights = _downloaded(source, kept.parent)
+        return _kept(source, kept)
+    if installed is None or not installed.is_file():
+        return _downloaded(source, kept)
+    weights = checked(source, source.read(_bytes(installed)), str(installed))
     _keep(weights, kept)
     return weights
 
@@ -108,9 +107,25 @@ def _safetensors(content: bytes, where: str) -> Weights:
         raise WeightsError(f"{where!r} is damaged: {error}; delete it") from error
 
 
-def _downloaded(source: Source, folder: Path) -> Weights:
-    check_folder(folder)
-    make_folder(folder)
+def _kept(source: Source, path: Path) -> Weights:
+    remedy = "delete it and it is made anew"
+    return checked(source, _safetensors(path.read_bytes(), str(path)), str(path), remedy)
+
+
+def _downloaded(source: Source, kept: Path) -> Weights:
+    """The weights from their URL; of several processes one downloads them for all."""
+    check_folder(kept.parent)
+    make_folder(kept.parent)
+    with hold(kept.with_suffix(".lock")):
+        if kept.is_file():
+            return _kept(source, kept)
+        content = _fetched(source, kept.parent)
+        weights = checked(source, source.read(content), source.url)
+        _keep(weights, kept)
+        return weights
+
+
+def _fetched(source: Source, folder: Path) -> bytes:
     path = folder / source.url.rpartition("/")[2]
     try:
         path = path if path.is_file() else download(source.url, path)
@@ -120,7 +135,7 @@ def _downloaded(source: Source, folder: Path) -> Weights:
     path.unlink()
     if hashlib.sha256(content).hexdigest() != source.url_sha256:
         raise WeightsError(f"{source.url} gave another file than it should; {source.remedy}")
-    return checked(source, source.read(content), source.url)
+    return content
 
 
 def _keep(weights: Weights, path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import SettingError, UnknownNameError
-from ...models.files import check_folder, check_writable, make_folder, write_bytes
+from ...models.files import check_apart, check_folder, check_writable, make_folder, write_bytes
 from ...models.load import load
 from ...samplers.run import parse_ranges
 from ...solvers.schedule_data import MeanImage
@@ -21,6 +21,7 @@ from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
 
 SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
+REMEMBERED = ("search.json", "test.json", "grad-*.json")  # in the folder of the log
 AFS = ("none", "zero", "mean", "any")
 
 
@@ -104,14 +105,26 @@ def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
 
 
 def _check_places(request: Request) -> None:
-    check_writable(request.out)
     check_folder(request.folder)
+    outputs = [request.out_at(size) for size in request.sizes]
+    for path in outputs:
+        check_writable(path, ".json")
     if request.plot is not None:
-        if request.plot.suffix != ".svg" or len(request.sizes) > 1:
+        if len(request.sizes) > 1:
             raise SettingError(
                 "--plot takes one .svg; several NFEs have theirs in the log's folder"
             )
-        check_writable(request.plot)
+        check_writable(request.plot, ".svg")
+    check_apart([*outputs, request.plot], [request.weights, _file(request.reference)])
+    for path in outputs:
+        inside = path.parent.resolve() == request.folder.resolve()
+        if inside and any(path.match(name) for name in REMEMBERED):
+            raise SettingError(f"{str(path)!r} is a file of the search itself; give another name")
+
+
+def _file(name: str | None) -> Path | None:
+    """The file that a name may stand for."""
+    return None if name is None else Path(name)
 
 
 def prepared(request: Request) -> list[Search]:
