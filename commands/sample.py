@@ -197,7 +197,7 @@ def _schedule(name: str, force: bool) -> "Schedule":
 
 def _guidance(ctx: typer.Context, spec: str, scale: float) -> str:
     """The spec, if it can be had and a guidance scale that was typed agrees with it."""
-    from ..samplers.plan import named_guidance
+    from ..samplers.guidance import named_guidance
 
     named_guidance(spec, scale if typed(ctx, "cfg_scale") else None)
     return spec

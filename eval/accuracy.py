@@ -21,9 +21,9 @@ from ..models.schedule import EDM, Node
 from ..samplers.guidance import Unguided
 from ..samplers.loop import integrate
 from ..samplers.noise import Noise
-from ..samplers.plan import make_plan, named_solver
+from ..samplers.plan import make_plan
 from ..samplers.sampler import Sampler
-from ..solvers import names
+from ..solvers import names, take_solver
 from . import statistics
 from .statistics import Statistics
 
@@ -121,7 +121,7 @@ def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterat
 
 def fixed_solvers() -> list[str]:
     """All solvers that take a budget."""
-    return [name for name in names() if not named_solver(name).info.adaptive]
+    return [name for name in names() if not take_solver(name).info.adaptive]
 
 
 def cell(problem: Problem, name: str, nfe: int, measures: Sequence[Measure]) -> str:

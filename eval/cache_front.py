@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.caching import MagCache, Policy, TeaCache
+from ..models.caching import MagCache, Policy, TeaCache, take_cache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import make_folder
@@ -33,10 +33,10 @@ from ..models.load import load
 from ..samplers.cache_file import spec_of
 from ..samplers.guidance import CFG
 from ..samplers.guidance.settings import Checked
-from ..samplers.plan import named_cache, named_solver
 from ..samplers.run import Run
 from ..samplers.sampler import Result, Sampler
 from ..samplers.teacher import teacher
+from ..solvers import take_solver
 from .cache_calibration import Observed, observed
 from .cache_figures import Cell, Figure
 from .cache_policies import POLICIES
@@ -88,14 +88,14 @@ class Front(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for solver in (*self.solvers, *self.honest, self.reference):
-            if named_solver(solver).info.adaptive:
+            if take_solver(solver).info.adaptive:
                 raise SettingError(
                     f"{solver} chooses its steps from differences that a cache would falsify; take"
                     " dpmpp-2m or another"
                 )
         for policy in self.policies:
             if not is_rival(policy):
-                named_cache(policy)
+                take_cache(policy)
 
     def with_policies(self, policies: tuple[str, ...]) -> "Front":
         """The same with other caches."""
@@ -199,8 +199,8 @@ class Bench:
 
     def policy(self, cell: Cell) -> Policy:
         """The cache of a cell, with what is fitted to its run."""
-        policy = named_cache(cell.policy or "")
-        once = named_solver(cell.solver).info.calls_per_step == 1
+        policy = take_cache(cell.policy or "")
+        once = take_solver(cell.solver).info.calls_per_step == 1
         if not once and isinstance(policy, TeaCache | MagCache):
             raise SettingError(
                 f"{policy.info.name} is calibrated for solvers with one evaluation a step, not"

@@ -22,7 +22,7 @@ from torch import nn
 from ..models.caching.family import describe
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
-from ..samplers.plan import parse_spec
+from ..models.registry import parse_spec
 from ..samplers.sampler import Result, Sampler
 
 Attach = Callable[[nn.Module, Mapping[str, Any], int], Callable[[], None]]

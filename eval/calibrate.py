@@ -268,8 +268,8 @@ class Saving:
             SettingError: if no threshold saves that much, or the network cannot be guided.
         """
         from ..models.load import load
-        from ..samplers.guidance import AdaptiveGuidance
-        from ..samplers.plan import named_guidance, parse_spec
+        from ..models.registry import parse_spec
+        from ..samplers.guidance import AdaptiveGuidance, named_guidance
         from .guidance_calibration import similarity_log
         from .guidance_runs import Images, plan_of
 

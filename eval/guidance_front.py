@@ -22,13 +22,14 @@ from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import make_folder, write_bytes
 from ..models.load import load
-from ..samplers.guidance import CFG, GuidanceForecast
+from ..models.registry import parse_spec
+from ..samplers.guidance import CFG, GuidanceForecast, named_guidance
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked
-from ..samplers.plan import named_guidance, named_solver, parse_spec
 from ..samplers.run import Run
 from ..samplers.sampler import Sampler
 from ..samplers.teacher import teacher
+from ..solvers import take_solver
 from .guidance_fit import Fit, fitted
 from .guidance_runs import Images
 from .panels import between
@@ -97,7 +98,7 @@ class Front(Checked):
         if not self.rows[0] < self.rows[1]:
             raise SettingError(f"rows run from a lower to a higher number, not {self.rows}")
         for solver in (self.solver, self.reference):
-            if named_solver(solver).info.adaptive:
+            if take_solver(solver).info.adaptive:
                 raise SettingError(f"{solver} chooses its own steps; take dpmpp-2m or another")
         for policy in self.policies:
             _ = _fit_of(policy) if _is_fitted(policy) else named_guidance(policy, 2.0)

@@ -22,11 +22,11 @@ from ..models.denoiser import Asks, Denoiser, Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.ledger import Ledger
 from ..models.prediction import Prediction, convert
+from ..models.registry import parse_spec
 from ..models.schedule import Node, NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ..samplers.conditions import branches_of, check_branches, rows_of
 from ..samplers.guidance import Guidance, Moment, Thresholded, Unguided
 from ..samplers.noise import Noise
-from ..samplers.plan import parse_spec
 from ..samplers.sampler import Result
 
 Settings = dict[str, Any]

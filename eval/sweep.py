@@ -13,14 +13,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..models.caching import take_cache
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
+from ..models.registry import parse_spec
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
 from ..samplers.guidance import Setup
-from ..samplers.plan import make_plan, named_cache, named_schedule, named_solver, parse_spec
+from ..samplers.plan import make_plan, named_schedule
 from ..samplers.run import Run, parse_ranges
-from ..solvers import Schedule
+from ..solvers import Schedule, take_solver
 from ..solvers.presets import preset_names
 from ..solvers.schedule_data import first_problem
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
@@ -192,7 +194,7 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
     budgets = parse_ranges(entry.nfe)
     named = [solver for solver in entry.solvers if _is_name(solver)]
     for solver in named:
-        named_solver(solver)  # its errors are mistakes, not budgets it cannot spend
+        take_solver(solver)  # its errors are mistakes, not budgets it cannot spend
     found: list[tuple[dict[str, Any], str | None]] = []
     for solver, grid, nfe in product(named, entry.grids or (None,), budgets):
         found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
@@ -234,7 +236,7 @@ def checked_nfe(drawn: Drawn, network: Network) -> int:
     """Evaluations per image; raises FewstepError if it cannot be run."""
     guidance = drawn.run.guidance()
     if drawn.run.cache is not None:
-        named_cache(drawn.run.cache)
+        take_cache(drawn.run.cache)
     if drawn.rival is not None:
         rival = RivalSampler(network, drawn.rival, drawn.run.nfe or 0)
         nfe, grid = len(rival.nodes), rival.grid

@@ -18,6 +18,10 @@ class UnknownNameError(FewstepError, LookupError):
         super().__init__(f"no {kind} {name!r}; {hint}known: {', '.join(known)}")
 
 
+class UnknownArgumentError(UnknownNameError, TypeError):
+    """A keyword that a function does not take."""
+
+
 class SettingError(FewstepError, ValueError):
     """A setting out of range, or two settings that exclude each other."""
 

@@ -4,6 +4,8 @@ A settings class is a frozen dataclass. Once it is registered, every way to make
 errors: the registry's `make`, a spec string, and its own constructor.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields
 from functools import wraps
@@ -72,6 +74,52 @@ class SettingsRegistry(Registry[type[T]]):
             SettingError: for a setting that is missing or out of range; it names the setting.
         """
         return self.get(name)(**settings)
+
+    def parse(self, spec: str) -> T:
+        """Returns the settings of `name` or `name:key=value,...`; raises as `make`."""
+        name, settings = parse_spec(spec)
+        return self.make(name, **settings)
+
+    def take(self, given: Any, argument: str, facts: type) -> T:
+        """Returns settings given as such, or as the text that `parse` takes.
+
+        facts: the class of their `info`.
+
+        Raises:
+            UnknownNameError, SettingError: as `make`, and for anything else; it names the argument.
+        """
+        if isinstance(given, str):
+            return self.parse(given)
+        if isinstance(given, type) or not isinstance(getattr(given, "info", None), facts):
+            raise SettingError(
+                f"{argument}={given!r} is no {self.noun}; give a name, as in"
+                f" {argument}={self.names()[0]!r}, or settings such as"
+                f" {self.get(self.names()[0]).__name__}(...)"
+            )
+        settings: T = given
+        return settings
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words.
+
+    A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
+    """
+    name, _, rest = spec.partition(":")
+    settings = {}
+    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
+        settings[key.strip()] = _value(value.strip())
+    return name, settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def settings_of(cls: Any) -> "list[Field[Any]]":

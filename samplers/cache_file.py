@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Limits
 
 from .. import __version__
-from ..models.caching import Policy
+from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import write_bytes
 from ..models.probe import alike, sketch
 from ..solvers.schedule_data import first_problem
-from .plan import DEFAULT_NFE, DEFAULT_SOLVER, named_cache
+from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run import Run
 
 Finite = Annotated[float, Limits(allow_inf_nan=False)]
@@ -78,7 +78,7 @@ class CacheFile(BaseModel):
                 f"{str(path)!r} is no file of fewstep calibrate: {first_problem(error)}"
             ) from error
         try:
-            named_cache(found.cache)
+            take_cache(found.cache)
         except FewstepError as error:
             raise SettingError(f"{str(path)!r}: {error}") from error
         return found
@@ -136,7 +136,7 @@ def resolved(spec: str, network: Network, run: Run, force: bool = False) -> str:
 
 
 def spec_of(policy: Policy) -> str:
-    """`name:key=value,...` of a policy, the inverse of `named_cache`; defaults are left out."""
+    """`name:key=value,...` of a policy, the inverse of `take_cache`; defaults are left out."""
     known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
     changed = [
         f"{each.name}={_value(known[each.name])}"

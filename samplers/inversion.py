@@ -24,12 +24,11 @@ from ..models.files import write_bytes
 from ..models.hold import hold
 from ..models.ledger import Ledger
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
-from ..solvers import SolverSettings, drive, solver
+from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, check_branches
 from .guidance import Guidance, Setup, Unguided
 from .loop import integrate
-from .plan import named_solver
 from .route import DEFAULT_SOLVER, Route, route, route_of, state_dtype
 from .sampler import Result, Sampler
 from .source import Given, placed
@@ -80,7 +79,7 @@ class Inversion:
             with safe_open(str(path), "pt") as file:
                 facts = json.loads((file.metadata() or {})[CHUNK])
                 noise = file.get_tensor(NOISE).double()
-            settings, labels = named_solver(facts["solver"]), facts["labels"]
+            settings, labels = take_solver(facts["solver"]), facts["labels"]
             prompt = facts.get("prompt")
             route = route_of(settings, TimeGrid.of(schedule, facts["times"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -1,21 +1,18 @@
 """What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.caching import Policy, cache
-from ..models.errors import SettingError, UnknownNameError
-from ..models.registry import is_needed, settings_of
+from ..models.arguments import as_integer, as_numbers
+from ..models.errors import SettingError
+from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, executor, queries, solver
+from ..solvers import Schedule, Solver, SolverSettings, executor, queries, take_solver
 from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
-from .guidance import CFG, Guidance, guidance, policy_class
-from .guidance import names as guidance_names
+from .guidance import CFG, Guidance
 
 DEFAULT_SOLVER = "unipc-2"
 DEFAULT_NFE = 10
@@ -42,7 +39,7 @@ class Plan:
 
 def make_plan(
     noise_schedule: NoiseSchedule,
-    solver: str | SolverSettings | Schedule = DEFAULT_SOLVER,
+    solver: str | SolverSettings | Schedule | None = None,
     *,
     nfe: int | None = None,
     steps: int | None = None,
@@ -54,7 +51,7 @@ def make_plan(
     Args:
         noise_schedule: the network's.
         solver: a name, `name:key=value,...`, a settings value, or a `Schedule`, which brings its
-            own grid and takes none of the other arguments.
+            own grid and takes none of the other arguments; None is the default.
         nfe: budget of evaluations per image; 10 if steps is not given either.
         steps: number of steps, instead of a budget.
         grid: a name, `name:key=value,...`, or falling times of the noise schedule that end where
@@ -69,7 +66,7 @@ def make_plan(
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
         return Plan(executor(solver), solver.grid())
-    settings = named_solver(solver) if isinstance(solver, str) else solver
+    settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
     return Plan(settings.on(chosen), chosen, settings.info.adaptive)
 
@@ -94,72 +91,6 @@ def named_schedule(name: str) -> Schedule:
     return preset(name) if name in preset_names() else Schedule.load(name)
 
 
-def named_solver(spec: str) -> SolverSettings:
-    """The settings of `name` or `name:key=value,...`."""
-    name, settings = parse_spec(spec)
-    return solver(name, **settings)
-
-
-def named_cache(spec: str) -> Policy:
-    """The cache policy of `name` or `name:key=value,...`."""
-    name, settings = parse_spec(spec)
-    return cache(name, **settings)
-
-
-def named_guidance(spec: str, scale: float | None = None) -> Guidance:
-    """The guidance of `name:key=value,...`, narrowed by what follows a plus.
-
-    `cfg:scale=3+interval:low=0.3,high=5` is `Interval(CFG(3.0), 0.3, 5.0)`.
-
-    scale: taken where the first policy is given none, and otherwise the same; a wrapper that comes
-        first wraps `CFG` of this scale, or without one what it wraps by default.
-
-    Raises:
-        FewstepError: for names, settings and combinations that cannot be.
-    """
-    outer = "|".join(_wrappers())
-    first, *wrappers = re.split(rf"\+(?=[a-z-]+:|(?:{outer})(?:\+|$))", spec)
-    name = parse_spec(first)[0]
-    if name in _wrappers() and scale is not None:
-        first, wrappers, scale = f"cfg:scale={scale!r}", [first, *wrappers], None
-    elif name in _wrappers(needy=True):
-        raise SettingError(f"{spec!r} wraps another guidance; write cfg:scale=2+{spec}")
-    name, settings = parse_spec(first)
-    if scale is not None and settings.setdefault("scale", scale) != scale:
-        raise SettingError(
-            f"the guidance {first} and the guidance scale {scale:g} do not agree; drop one of them"
-        )
-    found = guidance(name, **settings)
-    for each in wrappers:
-        name, settings = parse_spec(each)
-        if name not in _wrappers():
-            raise UnknownNameError("guidance that goes around another", name, _wrappers())
-        found = guidance(name, inner=found, **settings)
-    return found
-
-
-def _wrappers(*, needy: bool = False) -> list[str]:
-    """The names of guidance that has another one inside; of those that must be given it."""
-    every = [(name, each) for name in guidance_names() for each in settings_of(policy_class(name))]
-    inner = [(name, each) for name, each in every if each.name == "inner"]
-    return [name for name, each in inner if not needy or is_needed(each)]
-
-
-def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words.
-
-    A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
-    """
-    name, _, rest = spec.partition(":")
-    settings = {}
-    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
-        settings[key.strip()] = _value(value.strip())
-    return name, settings
-
-
 def _span(
     noise_schedule: NoiseSchedule, settings: SolverSettings, given: tuple[Any, ...], final: Final
 ) -> TimeGrid:
@@ -174,13 +105,6 @@ def _span(
     return time_grid("logsnr", noise_schedule, ends, end)
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _grid(
     noise_schedule: NoiseSchedule,
     settings: SolverSettings,
@@ -189,12 +113,14 @@ def _grid(
     grid: str | Sequence[float] | None,
     final: Final,
 ) -> TimeGrid:
+    nfe = None if nfe is None else as_integer(nfe, "nfe")
+    steps = None if steps is None else as_integer(steps, "steps")
     if nfe is not None and steps is not None:
         raise SettingError("give nfe, a budget of evaluations, or steps, not both")
     if grid is not None and not isinstance(grid, str):
         if (nfe, steps, final) != (None, None, Final.ZERO):
             raise SettingError("explicit times are the grid; drop nfe, steps and final")
-        return TimeGrid.of(noise_schedule, grid)
+        return TimeGrid.of(noise_schedule, as_numbers(grid, "grid"))
     if settings.info.adaptive:
         return _span(noise_schedule, settings, (nfe, steps, grid), final)
     name, options = parse_spec(grid or default_grid(noise_schedule))

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError
 from ..models.schedule import Node, RectifiedFlow, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver
+from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver, take_solver
 from ..solvers.base import Query
 from ..solvers.fireflow import FireFlowSteps
 from ..solvers.linear import LinearSteps, rows_of
@@ -31,7 +31,7 @@ from ..solvers.schedule_data import StepSpec
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
 from .grid import Final
-from .plan import make_plan, named_solver
+from .plan import make_plan
 
 DEFAULT_SOLVER = "rf-solver"
 DEFAULT_NFE = 30
@@ -185,9 +185,9 @@ def checked_solver(given: Any) -> SolverSettings:
             "a searched schedule runs from noise to data only; name a solver that runs both ways:"
             f" {', '.join(invertible())}"
         )
-    settings = named_solver(given) if isinstance(given, str) else given
+    settings = take_solver(given)
     info = settings.info
-    if info.stochastic or getattr(settings, "s_churn", 0.0):
+    if info.stochastic or getattr(settings, "s_churn", False):
         raise _no_way(info.name, "it adds noise, and what was added cannot be told from the image")
     if info.adaptive:
         raise _no_way(info.name, "it chooses its steps, and would choose others on the way back")

@@ -11,14 +11,15 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .. import __version__
+from ..models.caching import take_cache
 from ..models.errors import SettingError
 from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
 from ..solvers.schedule_data import first_problem
-from .guidance import CFG, Guidance, Thresholded
+from .guidance import CFG, Guidance, Thresholded, named_guidance
 from .images import Picture, contact_sheet
-from .plan import default_schedule, named_cache, named_guidance
+from .plan import default_schedule
 from .sampler import Result, Sampler
 
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
@@ -113,7 +114,7 @@ class Run(BaseModel):
             self.seeds,
             class_labels=self.classes,
             guidance=self.guidance(),
-            cache=None if self.cache is None else named_cache(self.cache),
+            cache=None if self.cache is None else take_cache(self.cache),
             batch=self.batch,
             progress=progress,
             **self.choices(),

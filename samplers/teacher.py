@@ -16,8 +16,7 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
 from ..models.schedule import process_of
-from ..solvers import SolverSettings
-from .plan import named_solver
+from ..solvers import SolverSettings, take_solver
 from .sampler import Sampler
 
 
@@ -39,7 +38,7 @@ def teacher(
     call:   further arguments of `Sampler`, no tensors if there is a cache: class_labels, guidance,
             batch, final, nfe and so on.
     """
-    call["solver"] = named_solver(solver) if isinstance(solver, str) else solver
+    call["solver"] = take_solver(solver)
     if cache is None:
         return Sampler(network)(seeds, **call).samples
     key = _key(network, list(seeds), call)

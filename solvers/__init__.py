@@ -17,6 +17,7 @@ from .base import (
     register,
     retold,
     solver,
+    take_solver,
 )
 from .executor import Executor
 from .guided import GuidedExecutor, executor
@@ -45,4 +46,5 @@ __all__ = [
     "register",
     "retold",
     "solver",
+    "take_solver",
 ]

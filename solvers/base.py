@@ -142,6 +142,15 @@ def solver(name: str, /, **settings: Any) -> SolverSettings:
     return SOLVERS.make(name, **settings)
 
 
+def take_solver(given: SolverSettings | str) -> SolverSettings:
+    """Returns settings given as such or as `name:key=value,...`.
+
+    Raises:
+        UnknownNameError, SettingError: as `solver`, and for anything else; it names the argument.
+    """
+    return SOLVERS.take(given, "solver", SolverInfo)
+
+
 def check_family(info: SolverInfo, grid: TimeGrid) -> None:
     """Raises ScheduleError if the solver does not run on the grid's noise schedule."""
     if info.families and grid.schedule.family not in info.families:

@@ -7,11 +7,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.models.probe import sketch
 from fewstep.samplers.cache_file import CacheFile, Figures, resolved, spec_of
-from fewstep.samplers.plan import named_cache
 from fewstep.samplers.run import Run, run_from_png
 
 SPEC = "taylorseer:interval=3,level=last-block"
@@ -55,8 +55,8 @@ def run(**choices):
     ],
 )
 def test_a_policy_and_its_spec_are_the_same(spec):
-    policy = named_cache(spec)
-    assert named_cache(spec_of(policy)) == policy
+    policy = take_cache(spec)
+    assert take_cache(spec_of(policy)) == policy
     assert len(spec_of(policy)) <= len(spec)
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.models.caching import FixedMask, cache, names
-from fewstep.samplers.plan import named_cache, parse_spec
+from fewstep.models.caching import FixedMask, cache, names, take_cache
+from fewstep.models.registry import parse_spec
 from fewstep.samplers.run import run_from_png
 
 COMMAND = ["sample", "--solver", "ddim", "--nfe", "6", "--classes", "3", "--per-class", "2"]
@@ -82,8 +82,8 @@ def test_brackets_hold_commas():
         "fixed-mask",
         {"compute": [0, 1, 4], "order": 2},
     )
-    assert named_cache("fixed-mask:compute=[0,2]") == FixedMask(compute=(0, 2))
-    assert named_cache("teacache:coefficients=[1,0]") == cache("teacache", coefficients=(1, 0))
+    assert take_cache("fixed-mask:compute=[0,2]") == FixedMask(compute=(0, 2))
+    assert take_cache("teacache:coefficients=[1,0]") == cache("teacache", coefficients=(1, 0))
 
 
 def test_the_list_names_all_caches_and_their_settings():

@@ -13,8 +13,8 @@ from fewstep.eval.cache_policies import POLICIES
 from fewstep.eval.cache_rivals import is_rival, rival_run
 from fewstep.eval.cache_table import best, draw, lines
 from fewstep.eval.store import Store
+from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
-from fewstep.samplers.plan import named_cache
 from fewstep.samplers.sampler import Sampler
 
 LITE = "taylorseer:interval=2,level=last-block"
@@ -52,7 +52,7 @@ def of(bench, policy, nfe=6, solver="ddim"):
 def test_every_prepared_cache_exists():
     for policies in POLICIES.values():
         assert len(set(policies)) == len(policies) > 15
-        assert all(is_rival(each) or named_cache(each) for each in policies)
+        assert all(is_rival(each) or take_cache(each) for each in policies)
 
 
 def test_uncached_runs_come_first_and_only_solvers_of_caches_have_all_steps():
@@ -73,7 +73,7 @@ def test_errors_are_relative_to_the_uncached_and_the_converged_run(bench):
     network = bench.network("fashion-dit")
     call = {"class_labels": [0, 1], "solver": "ddim", "nfe": 6}
     plain = Sampler(network)(range(2), **call).samples
-    cached = Sampler(network)(range(2), cache=named_cache(LITE), **call)
+    cached = Sampler(network)(range(2), cache=take_cache(LITE), **call)
     exact = Sampler(network)(range(2), **{**call, "solver": "unipc-3", "nfe": 12}).samples
     figure = of(bench, LITE)
     assert figure.change == pytest.approx(float((cached.samples - plain).norm() / plain.norm()))
@@ -106,7 +106,7 @@ def test_rivals_leave_the_network_as_it_was(bench):
 def test_calibrated_caches_bring_what_they_are_fitted_to(bench):
     spec = bench.spec(Cell("fashion-dit", "ddim", 6, "teacache:threshold=0.1"))
     assert "coefficients=[" in spec
-    assert len(named_cache(spec).coefficients) == 5
+    assert len(take_cache(spec).coefficients) == 5
 
 
 def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):

@@ -22,9 +22,8 @@ from fewstep.models.load import load
 from fewstep.models.speed import Speed, faster, in_tf32
 from fewstep.models.transfer import Constant, Reading, sent
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.guidance import Thresholded, Unguided
+from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
-from fewstep.samplers.plan import named_guidance
 
 pytestmark = [
     pytest.mark.gpu,

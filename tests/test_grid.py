@@ -13,6 +13,7 @@ from laws import PROCESSES
 from scipy.stats import beta as beta_law
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
+from fewstep.models.registry import parse_spec
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
 from fewstep.samplers.grid import (
     FLOW_EDGE,
@@ -21,7 +22,7 @@ from fewstep.samplers.grid import (
     grid_names,
     time_grid,
 )
-from fewstep.samplers.plan import make_plan, parse_spec
+from fewstep.samplers.plan import make_plan
 
 EVERY = {
     **PROCESSES,

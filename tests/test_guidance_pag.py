@@ -27,9 +27,10 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
     guidance,
+    named_guidance,
 )
 from fewstep.samplers.pipelines.course import check_policy
-from fewstep.samplers.plan import default_schedule, named_guidance
+from fewstep.samplers.plan import default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
 NODE = RectifiedFlow().at(0.6)

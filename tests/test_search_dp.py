@@ -18,8 +18,7 @@ from fewstep.eval.search.strategies.oss import greedy_path
 from fewstep.models.errors import SettingError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import EDM, TimeGrid
-from fewstep.samplers.plan import named_solver
-from fewstep.solvers import drive
+from fewstep.solvers import drive, take_solver
 
 M, N = 10, 4
 
@@ -67,7 +66,7 @@ def test_gits_cost_is_what_an_euler_jump_does(metric):
     """Jump by jump with the registered solver, and the distance from the chord by projection."""
     y, x0, taus = trajectory(GRID)
     cost = jump_costs(y, x0, taus, metric)
-    euler = named_solver("euler")
+    euler = take_solver("euler")
     for i, j in [(0, 1), (2, 7), (9, 10), (0, 10)]:
         nodes = EDM().at(GRID[i]), EDM().at(GRID[j])
         solver = euler.on(TimeGrid(EDM(), nodes))
@@ -201,7 +200,7 @@ def test_tan_grid_is_the_best_for_ddim_on_a_gaussian(process):
             moved = [k * factor if j == i else k for j, k in enumerate(kappas)]
             assert product_of_cosines(moved, 0.6) < best
     law = GaussianMixture.single(torch.zeros(1).double(), f64(0.6))
-    solver = named_solver("ddim").on(grid)
+    solver = take_solver("ddim").on(grid)
     x, state = f64([grid.nodes[0].sigma]), solver.init()
     for t, s in itertools.pairwise(grid.nodes):
         x, state = drive(solver.step(x, state, t, s), law.x0)

@@ -25,8 +25,7 @@ from fewstep.eval.search.space import (
 )
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.schedule import Cosine, VPDiscrete
-from fewstep.samplers.plan import named_solver
-from fewstep.solvers import Executor, Schedule
+from fewstep.solvers import Executor, Schedule, take_solver
 from fewstep.solvers.schedule_data import MeanImage
 
 ALL = frozenset(DECISIONS)
@@ -112,7 +111,7 @@ def test_named_solvers_on_flow_are_the_same_where_alpha_is_zero(grid_name, solve
         def on(self, grid):
             return Executor(found)
 
-    wanted = run(named_solver(solver), grid, start(grid), GAUSSIAN.x0)
+    wanted = run(take_solver(solver), grid, start(grid), GAUSSIAN.x0)
     assert torch.equal(run(Searched(), grid, start(grid), GAUSSIAN.x0), wanted)
 
 

@@ -15,9 +15,8 @@ from fewstep import RectifiedFlow, VPDiscrete, from_module
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.transfer import Constant, Reading, sent
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.guidance import Thresholded, Unguided
+from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
-from fewstep.samplers.plan import named_guidance
 from fewstep.solvers import Schedule, executor
 from fewstep.solvers.schedule_data import MeanImage
 

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...models.errors import SettingError, UnknownNameError
+from ...models.registry import parse_spec
 from ...models.schedule import Node, NoiseSchedule, TimeGrid
 from ...samplers.grid import Final, lam_ends, time_grid
-from ...samplers.plan import named_solver, parse_spec
-from ...solvers import Schedule
+from ...solvers import Schedule, take_solver
 from ...solvers.multistep import Encoder
 from ...solvers.schedule_data import Corrector, StepSpec
 
@@ -68,7 +68,7 @@ class Space:
     def __post_init__(self) -> None:
         for name in sorted(self.free - DECISIONS.keys()):
             raise UnknownNameError("decision", name, DECISIONS)
-        if not isinstance(named_solver(self.solver), Encoder):
+        if not isinstance(take_solver(self.solver), Encoder):
             raise SettingError(f"{self.solver} cannot be the base: it is no exponential multistep")
         if not self.ends:
             object.__setattr__(self, "ends", (self.process.t_zero, self.process.t_min))
@@ -116,7 +116,7 @@ def nearest(times: Sequence[float], t: float) -> float:
 
 def encoded(solver: str, grid: TimeGrid) -> Schedule:
     """A named exponential multistep solver on a grid, as data; raises SettingError for others."""
-    settings = named_solver(solver)
+    settings = take_solver(solver)
     if not isinstance(settings, Encoder):
         raise SettingError(f"{solver} is no exponential multistep method, so no starting point")
     return settings.encode(grid)

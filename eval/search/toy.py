@@ -22,8 +22,8 @@ from ...models.seeds import make_generator
 from ...samplers.grid import Final, time_grid
 from ...samplers.guidance import Unguided
 from ...samplers.loop import integrate
-from ...samplers.plan import make_plan, named_solver
-from ...solvers import Schedule
+from ...samplers.plan import make_plan
+from ...solvers import Schedule, take_solver
 from ...solvers.multistep import Encoder
 from ...solvers.schedule_data import MeanImage
 from .problem import Block, Problem, Teacher
@@ -148,6 +148,6 @@ def toy_mean(seed: int = 0) -> MeanImage:
 
 def named(solver: str, grid: str, nfe: int, **settings: Any) -> Schedule:
     """A named solver on a named grid, down to sigma 0.002."""
-    made = named_solver(solver)
+    made = take_solver(solver)
     assert isinstance(made, Encoder)
     return made.encode(time_grid(grid, EDM(), nfe, Final.SIGMA_MIN, **settings))

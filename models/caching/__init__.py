@@ -8,7 +8,7 @@ from .first_block import FirstBlock
 from .fixed_mask import FixedMask
 from .guess import observe
 from .magcache import MagCache
-from .registry import cache, names, policy_class, register
+from .registry import cache, names, policy_class, register, take_cache
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 
@@ -33,4 +33,5 @@ __all__ = [
     "observe",
     "policy_class",
     "register",
+    "take_cache",
 ]

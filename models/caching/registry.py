@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..registry import SettingsRegistry
-from .base import Policy
+from .base import CacheInfo, Policy
 
 CACHES: SettingsRegistry[Policy] = SettingsRegistry("cache")
 
@@ -18,3 +18,12 @@ def cache(name: str, /, **settings: Any) -> Policy:
         SettingError: for a setting that is missing or out of range; it names the setting.
     """
     return CACHES.make(name, **settings)
+
+
+def take_cache(given: Policy | str) -> Policy:
+    """Returns a policy given as such or as `name:key=value,...`.
+
+    Raises:
+        UnknownNameError, SettingError: as `cache`, and for anything else; it names the argument.
+    """
+    return CACHES.take(given, "cache", CacheInfo)

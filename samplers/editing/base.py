@@ -12,8 +12,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 from torch import Tensor
 
-from ...models.registry import SettingsRegistry
-from ..plan import parse_spec
+from ...models.registry import SettingsRegistry, parse_spec
 from .scene import Scene
 
 Steps = Annotated[int, Field(ge=1)]

@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0, policy_of
+from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -14,6 +14,7 @@ from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .pag import PerturbedAttention
 from .registry import guidance, names, policy_class
+from .spec import named_guidance, policy_of
 from .threshold import Thresholded
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Unguided",
     "guidance",
     "guided_x0",
+    "named_guidance",
     "names",
     "policy_class",
     "policy_of",

@@ -160,18 +160,6 @@ class Unguided(Guidance):
         return Conditional()
 
 
-def policy_of(given: Guidance | None) -> Guidance:
-    """What a caller hands over, None for no guidance; raises SettingError if it is no policy."""
-    if given is None:
-        return Unguided()
-    if not isinstance(given, Guidance):
-        raise SettingError(
-            f"{given!r} is no guidance policy; pass one of fewstep.samplers.guidance, such as"
-            " CFG(2.0), or what samplers.plan.named_guidance('cfg:scale=2') makes of a text"
-        )
-    return given
-
-
 def guided_x0(denoiser: Denoiser, policy: Guidance, x: Tensor, node: Node) -> Tensor:
     """Returns the x0 (B, *) that a policy which needs nothing of a run makes at a state x (B, *).
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
-from ...solvers import Schedule, SolverSettings
+from ...solvers import Schedule, SolverSettings, take_solver
 from ..grid import Final, default_grid
-from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule, named_solver
+from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule
 from .process import Process
 from .stepper import questions
 from .times import grid_at_labels, grid_at_sigmas, is_ramp
@@ -129,7 +129,7 @@ class Choices:
 
     @property
     def settings(self) -> SolverSettings:
-        return named_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
+        return take_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
 
     def plan(self, process: Process, wanted: Wanted) -> Plan:
         """The run; raises FewstepError if there is none such."""

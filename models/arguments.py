@@ -1,0 +1,56 @@
+"""What users hand over, as plain Python values: whole numbers of any kind, and known keywords."""
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
+from operator import index
+from typing import Any
+
+from .errors import SettingError, UnknownArgumentError
+
+
+def as_integer(given: Any, argument: str) -> int:
+    """Returns a whole number of Python, numpy or torch as an int; a float is none.
+
+    Raises:
+        SettingError: for anything else; it names the argument.
+    """
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(plain, bool):
+        try:
+            return index(plain)
+        except TypeError:
+            pass
+    raise SettingError(f"{argument} must be a whole number, not {given!r}")
+
+
+def as_integers(given: Any, argument: str) -> list[int]:
+    """Returns whole numbers as a list of ints: a range, a sequence, an array, a tensor, or one.
+
+    Raises:
+        SettingError: as `as_integer`.
+    """
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(plain, str | bytes | Mapping) or not hasattr(plain, "__iter__"):
+        return [as_integer(plain, argument)]
+    return [as_integer(each, f"each of {argument}") for each in plain]
+
+
+def as_numbers(given: Any, argument: str) -> list[float]:
+    """Returns real numbers as a list of floats: a sequence, an array or a tensor of one axis.
+
+    Raises:
+        SettingError: for anything else; it names the argument.
+    """
+    try:
+        return [float(each) for each in (given.tolist() if hasattr(given, "tolist") else given)]
+    except (TypeError, ValueError):
+        raise SettingError(f"{argument} must be a row of numbers, not {given!r}") from None
+
+
+def refuse_unknown(unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Raises UnknownArgumentError for the first keyword that a function does not take."""
+    for name in unknown:
+        kinds = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = signature(function).parameters.values()
+        known = [each.name for each in parameters if each.kind in kinds and each.name != "self"]
+        raise UnknownArgumentError("argument", name, known)
