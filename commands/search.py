@@ -1,5 +1,6 @@
 """`fewstep search`: a better schedule for one network."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,11 @@ def search(
         str, typer.Option(help="terminal, log_mse, feature, fd, kid or fid.")
     ] = "terminal",
     budget: Annotated[
-        str, typer.Option(help="A time as 20m, candidates=1500, or evals=2e6 in network rows.")
+        str,
+        typer.Option(
+            help="A time, as 20m, for the whole command; or candidates=1500, or evals=2e6 in"
+            " network rows."
+        ),
     ] = "10m",
     cfg_scale: CfgScale = 1.0,
     seed: Seed = 0,
@@ -99,6 +104,7 @@ def search(
     Every evaluated candidate is in the log: a search that was stopped goes on from there when the
     same command is given again, and processes that share --log share the work.
     """
+    started = time.perf_counter()  # before the imports that take seconds
     with one_line_errors(), one_line_warnings():
         from ..eval.search.command import Request, searched, sizes_of, summary
 
@@ -135,7 +141,8 @@ def search(
             batch=batch,
             dtype=dtype,
             device=device,
+            started=started,
         )
         for path, found in searched(request, progress=not quiet):
             if not quiet:
-                echo(summary(path, found, network))
+                echo(summary(path, found, request))

@@ -67,7 +67,7 @@ def main() -> None:
     for name in options.names or jobs():
         what = request(name, options.budget)
         for path, found in searched(what, progress=True):
-            sys.stdout.write("\n".join(summary(path, found, what.model)) + "\n")
+            sys.stdout.write("\n".join(summary(path, found, what)) + "\n")
 
 
 if __name__ == "__main__":

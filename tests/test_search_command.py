@@ -143,9 +143,7 @@ SEEDS = ("--train-seeds", "0-3", "--validation-seeds", "3-5", "--test-seeds", "8
 )
 def test_what_is_refused_leaves_nothing_behind(tmp_path, words, message):
     assert message in refused(*words)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {"schedule.search"}
-    assert not list(tmp_path.glob("schedule.search/worker-*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_line_of_the_log_is_named_and_kept(tmp_path):

@@ -416,6 +416,33 @@ def test_test_block_is_looked_at_once(tmp_path):
     assert {block for block, _ in looks} == {"validation"}, "a budget that is spent stays spent"
 
 
+@pytest.mark.parametrize("body", ["[1, 2]", "7", "[" * 100_000, "{", '"no"'])
+def test_files_of_a_folder_that_hold_no_object_are_named(tmp_path, body):
+    search = searching(tmp_path, 3, strategies=("grid",))
+    first = run(search)
+    for name in ("search.json", "test.json"):
+        path = tmp_path / name
+        good = path.read_text()
+        path.write_text(body)
+        with pytest.raises(SettingError, match=rf"{name}' is damaged: .*give another --log"):
+            run(search)
+        path.write_text(good)
+    path.write_text('{"a": "b"}')
+    with pytest.raises(SettingError, match=r"test\.json' is damaged"):
+        run(search)
+    path.write_text(good)
+    assert run(search).scores == first.scores
+
+
+def test_an_answer_in_the_log_that_is_no_sketch_is_another_one(tmp_path):
+    search = searching(tmp_path, 3, strategies=("grid",))
+    run(search)
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {ANSWER: ["a", {}]}))
+    with pytest.raises(SettingError, match=f"is of another search: its {ANSWER}"):
+        run(search)
+
+
 def test_the_winner_is_the_best_on_validation(tmp_path):
     found = run(searching(tmp_path, 80))
     problem = small()

@@ -1,7 +1,9 @@
 """`fewstep search`: from what is typed to a search, and from its result to a file."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from .budget import Budget
 from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
+from .reference import SizedReference, Timetable, resize
 from .run import AUTO, OF_ROWS, Found, Search, run
 from .size import Size, size_of
 from .space import DECISIONS, DEFAULT, Space
@@ -23,11 +26,16 @@ from .strategies import names, strategy
 SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
 REMEMBERED = ("search.json", "test.json", "grad-*.json")  # in the folder of the log
 AFS = ("none", "zero", "mean", "any")
+TEACHER = "teacher"  # where the folder of a log keeps its reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asked for; see `fewstep search --help`."""
+    """What a user asked for; see `fewstep search --help`.
+
+    started: when the command began, as `time.perf_counter` tells it; a budget of time counts from
+             there.
+    """
 
     model: str
     sizes: tuple[Size, ...]
@@ -56,6 +64,7 @@ class Request:
     batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
+    started: float = field(default_factory=lambda: time.perf_counter())
 
     @property
     def folder(self) -> Path:
@@ -89,19 +98,42 @@ def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
     """
     _check_places(request)
     searches = prepared(request)
-    for search in searches:
-        search.check()
-    for search in searches:
-        watch = Progress(
-            request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
-        )
-        try:
-            found = run(search, watch)
-        finally:
-            watch.close()
-        out = request.out_at(search.size)
-        write_bytes(out, found.schedule.dump().encode() + b"\n")
-        yield out, found
+    with _log_folder(request.folder):
+        for search in _begun(searches, request):
+            watch = Progress(
+                request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
+            )
+            try:
+                found = run(search, watch)
+            finally:
+                watch.close()
+            out = request.out_at(search.size)
+            write_bytes(out, found.schedule.dump().encode() + b"\n")
+            yield out, found
+
+
+@contextmanager
+def _log_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder of a log; what is still empty at the end is removed again."""
+    made = [each for each in (folder / TEACHER, folder) if not each.exists()]
+    make_folder(folder / TEACHER)
+    try:
+        yield
+    finally:
+        for each in made:
+            with suppress(OSError):  # it holds something
+                each.rmdir()
+
+
+def _begun(searches: Sequence[Search], request: Request) -> Iterator[Search]:
+    """Each search when its turn comes, with its reference and its share of the budget."""
+    budget = Budget.parse(request.budget)
+    timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
+    searches = resize(searches) if timetable is None else timetable.size(searches)
+    space = replace(searches[0].space, afs=_afs(request, searches[0].problem))
+    for i, search in enumerate(searches):
+        granted = search.budget if timetable is None else timetable.grant(searches[i:])
+        yield replace(search, space=space, budget=granted)
 
 
 def _check_places(request: Request) -> None:
@@ -128,25 +160,23 @@ def _file(name: str | None) -> Path | None:
 
 
 def prepared(request: Request) -> list[Search]:
-    """One search per size, all on one problem."""
+    """One search per size, all on one problem, checked before anything is computed or written."""
     budget = Budget.parse(request.budget).divided(len(request.sizes))
     strategies = _strategies(request)
     free = _free(request.free)
-    problem = _problem(request)
+    if request.afs not in AFS:
+        raise UnknownNameError("analytic first step", request.afs, AFS)
+    problem = replace(_problem(request), cache=request.folder / TEACHER)
     known = {"reference": request.reference, "weights": request.weights}
     aim = objective(request.objective, problem.network, **known)  # type: ignore[arg-type]
-    kept = request.folder / "teacher"
-    make_folder(kept)
-    problem = replace(problem, cache=kept)
     space = Space(
         process=problem.network.schedule,
         free=free | ({"afs"} if request.afs != "none" else set()),
         ends=_ends(problem),
         solver=request.base,
         grid=request.grid,
-        afs=_afs(request, problem),
     )
-    return [
+    searches = [
         Search(
             problem=problem,
             objective=aim,
@@ -161,6 +191,9 @@ def prepared(request: Request) -> list[Search]:
         )
         for size in request.sizes
     ]
+    for search in searches:
+        search.check()
+    return searches
 
 
 def _strategies(request: Request) -> tuple[str, ...]:
@@ -228,8 +261,7 @@ def _ends(problem: Problem) -> tuple[float, ...]:
 
 
 def _afs(request: Request, problem: Problem) -> tuple[Any, ...]:
-    if request.afs not in AFS:
-        raise UnknownNameError("analytic first step", request.afs, AFS)
+    """The analytic first steps to choose from; the mean is that of the training reference."""
     if request.afs in ("none", "zero"):
         return ("zero",)
     mean = mean_image(problem.block("train"))
@@ -242,7 +274,7 @@ def mean_image(block: Block) -> MeanImage:
     return MeanImage.of(mean.flatten().tolist(), tuple(mean.shape))
 
 
-def summary(out: Path, found: Found, model: str) -> list[str]:
+def summary(out: Path, found: Found, request: Request) -> list[str]:
     """What is printed of a result."""
     scores, facts = found.scores, found.schedule.provenance
     lines = [
@@ -253,6 +285,21 @@ def summary(out: Path, found: Found, model: str) -> list[str]:
     if found.baseline is not None:
         name, score = found.baseline
         lines.append(f"best hand-made: {score:.4g}, {name}")
-    if model != "toy":
-        lines.append(f"sample {model} --schedule {out}")
+    lines.append(_reference(facts, request.folder))
+    if request.model != "toy":
+        lines.append(f"sample {request.model} --schedule {out}")
     return lines
+
+
+def _reference(facts: Mapping[str, Any], folder: Path) -> str:
+    """What the scores compare with, and what had been asked for if there was no time for it."""
+    teacher, (train, validation, test) = facts["teacher"], facts["noises"]
+    run = next(f"{teacher[each]} {each}" for each in ("nfe", "steps") if each in teacher)
+    line = (
+        f"reference: {teacher['solver']}, {run.replace('nfe', 'evaluations')}, on {train} training,"
+        f" {validation} validation and {test} test noises"
+    )
+    kept = SizedReference.load(folder)
+    if kept is None or kept.asked == kept.used:
+        return line
+    return f"{line}; in more time it would be {kept.asked}"

@@ -112,11 +112,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in BLOCKS:
-            seeds = checked_seeds(self._seeds(name))
+            seeds = checked_seeds(self.seeds_of(name))
             if len(set(seeds)) < len(seeds):
                 raise SettingError(f"the {name} block names a seed twice")
         for a, b in combinations(BLOCKS, 2):
-            if common := set(self._seeds(a)) & set(self._seeds(b)):
+            if common := set(self.seeds_of(a)) & set(self.seeds_of(b)):
                 raise SettingError(
                     f"the blocks {a} and {b} share seed {min(common)}; give each its own seeds"
                 )
@@ -153,7 +153,7 @@ class Problem:
     def block(self, name: BlockName) -> Block:
         """The block of that name; its teacher runs when it is first asked for."""
         if name not in self._blocks:
-            seeds = tuple(self._seeds(name))
+            seeds = tuple(self.seeds_of(name))
             noise = Noise(seeds, self.network.shape).draw()
             ends = self._teach(seeds)
             self._blocks[name] = Block(name, seeds, self.labels_of(seeds), noise, ends)
@@ -217,7 +217,8 @@ class Problem:
             return None
         return tuple(self.labels[seed % len(self.labels)] for seed in seeds)
 
-    def _seeds(self, name: str) -> Sequence[int]:
+    def seeds_of(self, name: BlockName) -> Sequence[int]:
+        """The seeds of a block."""
         seeds: Sequence[int] = getattr(self, name)
         return seeds
 

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from ... import __version__
 from ...models.errors import ModelError, SettingError
@@ -14,12 +16,12 @@ from ...models.files import write_bytes
 from ...models.probe import alike, sketch
 from ...samplers.guidance import Moment
 from ...solvers import Schedule
-from ...solvers.schedule_data import ANSWER
+from ...solvers.schedule_data import ANSWER, first_problem
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
 from .objective import Objective
 from .placement import check_rows
-from .problem import BlockName, Problem
+from .problem import BLOCKS, BlockName, Problem
 from .size import Size
 from .space import Space
 from .strategies import Proposal, Task, names, strategy
@@ -31,7 +33,11 @@ SHARES = {"evolve": 0.15, "fit": 0.15, "grad": 0.1, "grow": 0.05, "refine": 0.5}
 FINITE_SHARES = {"grid": 0.15}  # at most; others that end by themselves 0.05
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too
+T = TypeVar("T")
+FACTS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+SCORES: TypeAdapter[dict[str, float]] = TypeAdapter(dict[str, float])
 OVERFIT = 1.3  # test over train above this is told
+IDENTITY = "search.json"  # in a folder: what its scores mean
 
 Watch = Callable[[str, Task], None]  # called after every trial with the strategy's name
 
@@ -69,9 +75,22 @@ class Search:
     @property
     def candidate_rows(self) -> int:
         """Network rows of one candidate."""
+        return self.noises * self.size.amount * (self._branches if self.size.unit == "nfe" else 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the guided network that one candidate takes for a noise, about."""
+        return -(-self.size.amount // (1 if self.size.unit == "nfe" else self._branches))
+
+    @property
+    def _branches(self) -> int:
         somewhere = Moment(self.problem.network.schedule.at(0.5))
-        branches = len(self.problem.guidance.stateless().ask(somewhere))
-        return self.noises * self.size.amount * (branches if self.size.unit == "nfe" else 1)
+        return len(self.problem.guidance.stateless().ask(somewhere))
+
+    def choice_cost(self, validation: int, test: int) -> int:
+        """Evaluations that the choice takes at most, on blocks of so many noises."""
+        shortlist = SHORTLIST + OF_EACH * (len(self.strategies) - 1)
+        return self.evaluations * (shortlist * validation + (1 + OF_EACH) * test)
 
     def check(self) -> None:
         """Raises SettingError for what cannot be searched, before any work is done."""
@@ -281,7 +300,7 @@ def _score(task: Task, schedule: Schedule, name: BlockName) -> float:
 def _test_score(task: Task, schedule: Schedule) -> float:
     """On the test block: once, and from then on as it was written down."""
     path = task.log.folder / "test.json"
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    known = _read(path, SCORES)
     if schedule.schedule_id not in known:
         known[schedule.schedule_id] = _score(task, schedule, "test")
         write_bytes(path, json.dumps(known).encode())
@@ -302,6 +321,7 @@ def provenance(
         **identity(search),
         "val_seeds": _ends(problem.validation),
         "test_seeds": _ends(problem.test),
+        "noises": [len(problem.seeds_of(name)) for name in BLOCKS],
         "strategy": best.strategy,
         "strategies": list(search.strategies),
         "strategy_seed": search.seed,
@@ -342,15 +362,12 @@ def _ends(seeds: Sequence[int]) -> list[int]:
 
 def _same_search(search: Search) -> None:
     """Writes down what the scores of a folder mean, or refuses a folder where they mean another."""
-    path = search.folder / "search.json"
+    path = search.folder / IDENTITY
     mine = json.loads(json.dumps(identity(search)))
     if not path.exists():
         write_bytes(path, json.dumps(mine, indent=2).encode())
         return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError as error:
-        raise SettingError(f"{str(path)!r} is damaged: {error}; give another --log") from error
+    theirs = _read(path, FACTS)
     for name in (name for name in mine if not _same(name, mine[name], theirs.get(name))):
         raise SettingError(
             f"the log in {str(search.folder)!r} is of another search: its {name} is"
@@ -358,8 +375,20 @@ def _same_search(search: Search) -> None:
         )
 
 
+def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:
+    """The JSON object in a file, empty if there is no file; raises SettingError for another."""
+    try:
+        return kind.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        raise SettingError(
+            f"{str(path)!r} is damaged: {first_problem(error)}; give another --log"
+        ) from error
+
+
 def _same(name: str, mine: Any, theirs: Any) -> bool:
     """Equal; or, of a network's answers, alike."""
-    if name == ANSWER and mine and theirs:
-        return alike(mine, theirs)
+    if name == ANSWER and mine and isinstance(theirs, list):
+        return all(isinstance(each, float) for each in theirs) and alike(mine, theirs)
     return bool(mine == theirs)

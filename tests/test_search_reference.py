@@ -1,0 +1,162 @@
+"""A budget of time holds for a whole search: its reference solution is sized to it."""
+
+import time
+
+import pytest
+from laws import MIXTURE
+
+from fewstep.eval.search import command
+from fewstep.eval.search.command import Request, searched, summary
+from fewstep.eval.search.reference import Reference, SizedReference, fit_reference
+from fewstep.eval.search.size import Size
+from fewstep.models.denoiser import Network
+from fewstep.models.errors import SettingError
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import RectifiedFlow
+
+ASKED = Reference(noises=(100, 20, 100), nfe=200)
+LEAST = Reference(noises=(10, 5, 10), nfe=20)
+
+
+def evaluations(reference):
+    return float(reference.nfe * sum(reference.noises))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "noises", "nfe"),
+    [
+        (1e9, (100, 20, 100), 200),
+        (44_000.0, (100, 20, 100), 200),
+        (22_000.0, (50, 10, 50), 200),
+        (11_000.0, (25, 5, 25), 200),
+        (5_000.0, (10, 5, 10), 200),
+        (4_999.0, (10, 5, 10), 199),
+        (500.0, (10, 5, 10), 20),
+    ],
+)
+def test_noises_are_given_up_first_and_evaluations_then(seconds, noises, nfe):
+    fit = fit_reference(ASKED, LEAST, evaluations, seconds)
+    assert fit == Reference(noises=noises, nfe=nfe)
+    assert evaluations(fit) <= seconds
+
+
+def test_nothing_is_smaller_than_the_least():
+    assert fit_reference(ASKED, LEAST, evaluations, 499.0) is None
+    assert fit_reference(LEAST, LEAST, evaluations, 500.0) == LEAST
+
+
+class Machine:
+    """A clock, and a network that takes some time of it for each row, and 5 seconds to load."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 1000.0, seconds
+
+    def load(self, name, **_):
+        self.now += 5.0
+        return Network(
+            forward=self.forward,
+            schedule=RectifiedFlow(),
+            prediction=Prediction.X0,
+            shape=(2, 1, 2),
+            name=name,
+        )
+
+    def forward(self, x, node, conditions):
+        self.now += self.seconds * len(x)
+        return MIXTURE.x0(x, node)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    found = Machine(0.002)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "load", found.load)
+    monkeypatch.setattr(time, "perf_counter", lambda: found.now)
+    return found
+
+
+def search(machine, out, **fields):
+    """The results of a search, and the seconds that it took."""
+    start = machine.now
+    request = Request(
+        model="fast", strategies="grid,evolve", objective="terminal", out=out, **fields
+    )
+    found = list(searched(request, progress=False))
+    return request, found, machine.now - start
+
+
+@pytest.mark.parametrize(("sizes", "seconds"), [((Size(4),), 20.0), ((Size(3), Size(5)), 40.0)])
+def test_the_whole_command_takes_the_time_of_its_budget(machine, tmp_path, sizes, seconds):
+    out = tmp_path / "a.json"
+    request, found, taken = search(machine, out, sizes=sizes, budget=f"{seconds:g}s")
+    assert 0.8 * seconds < taken < 1.2 * seconds
+    for path, each in found:
+        facts = each.schedule.provenance
+        train, validation, test = facts["noises"]
+        assert (train, validation, test) < (1024, 256, 1024)
+        assert facts["train_seeds"] == [1_000_000, 1_000_000 + train - 1]
+        assert facts["teacher"]["nfe"] <= 200
+        (line,) = (each for each in summary(path, each, request) if "reference" in each)
+        assert f"on {train} training, {validation} validation and {test} test noises" in line
+        assert "in more time it would be 200 evaluations of 1024, 256 and 1024 noises" in line
+
+
+def test_a_search_that_has_spent_its_time_says_the_same_again_and_goes_on_with_more(
+    machine, tmp_path
+):
+    out = tmp_path / "a.json"
+    _, first, _ = search(machine, out, sizes=(Size(4),), budget="20s")
+    log = tmp_path / "a.search" / "worker-0.jsonl"
+    body = log.read_text()
+    _, again, _ = search(machine, out, sizes=(Size(4),), budget="20s")
+    assert log.read_text() == body
+    assert again[0][1].scores == first[0][1].scores
+    _, more, taken = search(machine, out, sizes=(Size(4),), budget="30s")
+    assert len(log.read_text()) > len(body)
+    assert taken < 30.0
+    assert more[0][1].schedule.provenance["noises"] == first[0][1].schedule.provenance["noises"]
+
+
+def test_other_budgets_leave_the_reference_as_it_was_asked_for(machine, tmp_path):
+    asked = {"sizes": (Size(3),), "noises": "40,8,8", "teacher_nfe": 30, "out": tmp_path / "a.json"}
+    request, found, taken = search(machine, budget="candidates=3", **asked)
+    facts = found[0][1].schedule.provenance
+    assert (facts["noises"], facts["teacher"]["nfe"]) == ([40, 8, 8], 30)
+    assert not (tmp_path / "a.search" / "reference.json").exists()
+    assert not any("in more time" in line for line in summary(*found[0], request))
+    assert taken > 0.002 * 30 * 56
+
+
+def test_a_folder_keeps_the_reference_that_it_began_with(machine, tmp_path):
+    asked = {"sizes": (Size(4),), "out": tmp_path / "a.json"}
+    _, first, _ = search(machine, budget="20s", **asked)
+    _, other, _ = search(machine, budget="candidates=1", **asked)
+    noises = [found[0][1].schedule.provenance["noises"] for found in (first, other)]
+    assert noises[0] == noises[1]
+    with pytest.raises(SettingError, match="200 evaluations of 99, 9 and 99 noises; give another"):
+        search(machine, budget="20s", noises="99,9,99", **asked)
+
+
+def test_too_little_time_is_refused_and_leaves_nothing(machine, tmp_path):
+    asked = {"sizes": (Size(4),), "out": tmp_path / "a.json"}
+    with pytest.raises(SettingError, match=r"a budget of 8s is too small.*give \d+s or more"):
+        search(machine, budget="8s", **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("body", ["[]", "{", '{"asked": 1}', "[" * 100_000])
+def test_a_damaged_file_of_the_reference_is_named(body, tmp_path):
+    (tmp_path / "reference.json").write_text(body)
+    with pytest.raises(SettingError, match=r"reference\.json' is damaged"):
+        SizedReference.load(tmp_path)
+
+
+def test_processes_that_share_a_folder_have_one_reference(machine, tmp_path):
+    """The second finds what the first has sized, on a machine that is slower by then."""
+    asked = {"sizes": (Size(4),), "budget": "20s", "log": tmp_path / "log"}
+    _, first, _ = search(machine, tmp_path / "a.json", **asked)
+    machine.seconds *= 3.0
+    _, second, _ = search(machine, tmp_path / "b.json", **asked)
+    facts = [found[0][1].schedule.provenance for found in (first, second)]
+    assert facts[0]["noises"] == facts[1]["noises"]
+    assert facts[0]["teacher"] == facts[1]["teacher"]
