@@ -15,8 +15,9 @@ from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..models.transfer import sent
-from ..solvers import GuidedExecutor, Revision, Rewritable, Solver, drive, dry_run, retold
+from ..solvers import Revision, Rewritable, Solver, drive, dry_run, retold
 from ..solvers.base import Asked, Split
+from ..solvers.table import brings_guidance
 from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
 
 Callback = Callable[[int, Node, Tensor, Tensor, Ledger], None]
@@ -130,7 +131,7 @@ def stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
 
 def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:
     off = guidance.off and not isinstance(guidance, Thresholded)
-    if isinstance(solver, GuidedExecutor) and not off:
+    if brings_guidance(solver) and not off:
         raise SettingError(
             "this schedule brings its own guidance; drop the guidance scale, interval and threshold"
         )

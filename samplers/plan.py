@@ -8,7 +8,7 @@ from ..models.arguments import as_integer, as_numbers
 from ..models.errors import SettingError
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, executor, queries, take_solver
+from ..solvers import Executor, Schedule, Solver, SolverSettings, queries, take_solver
 from ..solvers.presets import best_preset, preset, preset_names
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
@@ -65,7 +65,7 @@ def make_plan(
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
-        return Plan(executor(solver), solver.grid())
+        return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
     return Plan(settings.on(chosen), chosen, settings.info.adaptive)

@@ -24,10 +24,10 @@ from ..models.schedule import Node, RectifiedFlow, TimeGrid
 from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver, take_solver
 from ..solvers.base import Query
 from ..solvers.fireflow import FireFlowSteps
-from ..solvers.linear import LinearSteps, rows_of
 from ..solvers.multistep import Encoder
 from ..solvers.runge_kutta import RungeKuttaSteps
 from ..solvers.schedule_data import StepSpec
+from ..solvers.table import Evaluation, Table, TableSteps
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
 from .grid import Final
@@ -127,7 +127,7 @@ def backward(settings: SolverSettings, grid: TimeGrid) -> Solver[Any]:
 class MirroredRows:
     """The steps of a multistep solver on the mirrored process; see the module."""
 
-    rows: LinearSteps
+    rows: TableSteps
 
     @classmethod
     def of(cls, specs: Sequence[StepSpec], grid: TimeGrid) -> "MirroredRows":
@@ -140,7 +140,7 @@ class MirroredRows:
             taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
             for n, spec in enumerate(specs)
         ]
-        return cls(LinearSteps(rows_of(nodes, combos, true[:-1])))
+        return cls(TableSteps(Table(nodes, combos, list(map(Evaluation, true[:-1])))))
 
     def init(self) -> Any:
         return self.rows.init()

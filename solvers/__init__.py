@@ -20,7 +20,6 @@ from .base import (
     take_solver,
 )
 from .executor import Executor
-from .guided import GuidedExecutor, executor
 from .multistep import LowerOrderFinal
 from .schedule_data import Schedule
 
@@ -30,7 +29,6 @@ for _module in sorted(module.name for module in iter_modules(__path__)):
 __all__ = [
     "Bound",
     "Executor",
-    "GuidedExecutor",
     "LowerOrderFinal",
     "Revision",
     "Rewritable",
@@ -40,7 +38,6 @@ __all__ = [
     "SolverSettings",
     "drive",
     "dry_run",
-    "executor",
     "names",
     "queries",
     "register",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.schedule import Node
-from .linear import Combination, plus
+from .table import Combination, plus
 
 _PLACES, _SHARES = np.polynomial.legendre.leggauss(32)
 

@@ -14,14 +14,14 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .linear import Combination
-from .multistep import Table
+from .multistep import LinearSolver
 from .sde_dpmpp import SDEDPMpp1
+from .table import Combination
 
 
 @register
 @dataclass(frozen=True)
-class DDPM(Table):
+class DDPM(LinearSolver):
     """DDPM.
 
     variance: "small" is the posterior's, right where x0 is known; "large" is that of data with unit

@@ -17,12 +17,12 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .adams import adams, between, mean_of_basis
 from .base import SolverInfo, register
-from .linear import Combination
-from .multistep import Table
+from .multistep import LinearSolver
+from .table import Combination
 
 
 @dataclass(frozen=True)
-class DEISTab(Table):
+class DEISTab(LinearSolver):
     """All four; no settings."""
 
     k: ClassVar[int]

@@ -19,9 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .linear import Combination
-from .multistep import LowerOrderFinal, Table, orders
+from .multistep import LinearSolver, LowerOrderFinal, orders
 from .phi import derivative_weights
+from .table import Combination
 
 LogPhi = Callable[[float], float]  # lam -> log(phi(kappa)), kappa = e^{-lam}
 _PLACES, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(32))
@@ -75,7 +75,7 @@ def _derivative(
 
 
 @dataclass(frozen=True)
-class ERSDE(Table):
+class ERSDE(LinearSolver):
     """What the three stages share."""
 
     p: ClassVar[int]

@@ -1,44 +1,71 @@
-"""The one executor: any `Schedule` as a solver whose every step is one linear combination.
+"""Any `Schedule` as a table.
+
+A guided schedule has columns of its own for the conditional and the unconditional prediction,
+
+    z_n = A_n z_0 + sum_{j<n} B_{n,j} c_j + sum_{j<n} U_{n,j} u_j,
+
+where u_j is evaluated at some of the steps only, at one more network row each. Classifier-free
+guidance at every step, at some, with the difference held or extrapolated, and weights that no such
+rule gives are all points of this form. The guidance is then part of the schedule.
 
 Correctors leave no trace in that form: a corrected state is the uncorrected one plus a combination
 of predictions, and its weights are merged into the next step.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Network
+from ..models.denoiser import Branch, Network
 from ..models.errors import ScheduleError
 from ..models.probe import alike, sketch
-from ..models.schedule import Node
-from .linear import Combination, LinearSteps, plus, rows_of
+from ..models.schedule import Node, TimeGrid
 from .schedule_data import ANSWER, Compiled, MeanImage, Schedule, StepSpec, evaluation_time
+from .table import Combination, Evaluation, Table, TableSteps, plus
 from .taylor import taylor
 
+BOTH = (Branch.UNCOND, Branch.COND)
 
-class Executor(LinearSteps):
+
+class Executor(TableSteps):
     """Runs a schedule: its canonical table where it has one, else its steps."""
 
     def __init__(self, schedule: Schedule) -> None:
-        if schedule.compiled and schedule.compiled.U is not None:
-            raise ScheduleError("this schedule is guided; `executor` makes what runs it")
-        self.schedule, self.mean = schedule, mean_of(schedule)
-        grid = schedule.grid()
-        steps = range(len(schedule.steps))
-        times = [evaluation_time(schedule, n) for n in steps]
-        asked = [None if n == 0 and schedule.afs else grid.schedule.at(times[n]) for n in steps]
-        table = schedule.compiled
-        combos = _tabled(table) if table else _combinations(schedule, grid.nodes)
-        first, *rows = rows_of(grid.nodes, combos, asked)
-        rows = [replace(first, given=self.mean), *rows]
-        super().__init__(rows, [0] * len(rows) if table else ())
+        self.schedule = schedule
+        super().__init__(table_of(schedule))
 
     def check_network(self, network: Network) -> None:
         """As the function below, for the schedule that is run."""
         check_network(self.schedule, network)
+
+
+def table_of(schedule: Schedule) -> Table:
+    """Returns what a schedule does, as a table over its grid."""
+    grid = schedule.grid()
+    evaluations = [_evaluation(schedule, grid, n) for n in range(len(schedule.steps))]
+    if (canonical := schedule.compiled) is None:
+        return Table(
+            grid.nodes,
+            _combinations(schedule, grid.nodes),
+            evaluations,
+            given=mean_of(schedule),
+        )
+    starts = [0] * canonical.steps
+    return Table(grid.nodes, _canonical(canonical), evaluations, starts, mean_of(schedule))
+
+
+def _evaluation(schedule: Schedule, grid: TimeGrid, n: int) -> Evaluation | None:
+    if n == 0 and schedule.afs:
+        return None
+    node, table = grid.schedule.at(evaluation_time(schedule, n)), schedule.compiled
+    guided = table is not None and table.U is not None
+    return Evaluation(node, branches_at(table, n) if table and guided else ())
+
+
+def branches_at(table: Compiled, n: int) -> tuple[Branch, ...]:
+    """Returns the branches that step n of a guided table evaluates."""
+    return BOTH if n in table.guided else (Branch.COND,)
 
 
 def check_network(schedule: Schedule, network: Network) -> None:
@@ -80,12 +107,26 @@ def mean_of(schedule: Schedule) -> Tensor | None:
     return torch.tensor(schedule.afs.values(), dtype=torch.float32).reshape(schedule.afs.shape)
 
 
-def _tabled(table: Compiled) -> list[Combination]:
-    """The rows of a table; they use the first state and no other."""
+def _canonical(table: Compiled) -> list[Combination]:
+    """The rows of a canonical table; they use the first state and no other."""
+    columns = table.U or [()] * table.steps
     return [
-        {("x", 0): a, **{("x0", j): b for j, b in enumerate(row)}}
-        for a, row in zip(table.A, table.B, strict=True)
+        {("x", 0): a, **_columns("u0", more), **_columns("x0", row)}
+        for a, row, more in zip(table.A, table.B, columns, strict=True)
     ]
+
+
+def _columns(kind: str, weights: Sequence[float]) -> Combination:
+    return {(kind, j): weight for j, weight in enumerate(weights)}
+
+
+def weights_of(table: Compiled, n: int) -> list[float]:
+    """Returns row n of a canonical table: z_0, then of each step u0 where it is asked, and x0."""
+    row = [table.A[n]]
+    for j in range(n + 1):
+        row += [table.U[n][j]] if table.U and j in table.guided else []
+        row.append(table.B[n][j])
+    return row
 
 
 def _combinations(schedule: Schedule, nodes: Sequence[Node]) -> list[Combination]:

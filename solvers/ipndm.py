@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .adams import adams
 from .base import SolverInfo, register
-from .linear import Combination
-from .multistep import Table
+from .multistep import LinearSolver
+from .table import Combination
 
 _PAST = {  # weights of eps_{t-1}, eps_{t-2}, ...; all weights of an order sum to 1
     1: (),
@@ -26,7 +26,7 @@ _PAST = {  # weights of eps_{t-1}, eps_{t-2}, ...; all weights of an order sum t
 
 
 @dataclass(frozen=True)
-class IPNDM(Table):
+class IPNDM(LinearSolver):
     """All four orders; no settings."""
 
     p: ClassVar[int]

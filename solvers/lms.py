@@ -1,6 +1,7 @@
 """Linear multistep of orders 1 to 4 in the straight coordinate of the process."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -9,12 +10,13 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .adams import adams, between, mean_of_basis
 from .base import SolverInfo, register
-from .linear import LinearSteps, rows_of
+from .multistep import LinearSolver
+from .table import Combination
 
 
 @register
 @dataclass(frozen=True)
-class LMS:
+class LMS(LinearSolver):
     """Adams-Bashforth on dy/dtau = d = (y - x0) / tau.
 
     y_s = y_t + sum_{j < p} d_j int_{tau_t}^{tau_s} l_j(tau) dtau, with l_j the Lagrange polynomials
@@ -29,17 +31,18 @@ class LMS:
     )
     order: Annotated[int, Field(ge=1, le=4)] = 4
 
-    def on(self, grid: TimeGrid) -> LinearSteps:
-        nodes = grid.nodes
-        if grid.schedule.family == "flow":
-            nodes = tuple(map(_straight, nodes))
-        combos = []
+    def coordinates(self, grid: TimeGrid) -> Sequence[Node]:
+        flow = grid.schedule.family == "flow"
+        return tuple(map(_straight, grid.nodes)) if flow else grid.nodes
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        nodes, combos = self.coordinates(grid), []
         for n in range(grid.steps):
             taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
             end = nodes[n + 1].kappa
             means = mean_of_basis(taus, between(taus[0], end)) if n else []
             combos.append(adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
-        return LinearSteps(rows_of(nodes, combos, grid.nodes))
+        return combos
 
 
 @register

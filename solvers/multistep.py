@@ -1,36 +1,44 @@
-"""What solvers of linear steps share: they write down a `Schedule`, or a table of combinations."""
+"""Bases of the solvers that compile to tables, and how orders rise and fall along a grid."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
-from ..models.schedule import TimeGrid
+from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, check_family
 from .executor import Executor
-from .linear import Combination, LinearSteps, rows_of
 from .schedule_data import Schedule, StepSpec
+from .table import Combination, Evaluation, Table, TableSteps
 
 
-class Table(ABC):
-    """A solver whose steps are linear combinations, but no `Schedule`: in another coordinate than
-    lam, from an older node than the last, or with noise.
-    """
+class LinearSolver(ABC):
+    """A solver whose steps are linear combinations: it writes itself down as a `Table`."""
 
     info: ClassVar[SolverInfo]
 
     @abstractmethod
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        """x_{n+1} for every step n, in terms of states, predictions and noise."""
+        """Returns x_{n+1} for every step n, in terms of states, predictions and noise."""
 
     def starts(self, grid: TimeGrid) -> Sequence[int]:
-        """The node that each step begins at; empty where it is its own."""
+        """Returns the node that each step begins at; nothing where it is its own."""
         return ()
 
-    def on(self, grid: TimeGrid) -> LinearSteps:
+    def coordinates(self, grid: TimeGrid) -> Sequence[Node]:
+        """Returns the nodes whose alpha and sigma the combinations mean by eps."""
+        return grid.nodes
+
+    def table(self, grid: TimeGrid) -> Table:
+        """Returns the table over a grid; raises ScheduleError for a process it does not run on."""
         check_family(self.info, grid)
-        rows = rows_of(grid.nodes, self.combinations(grid), grid.nodes)
-        return LinearSteps(rows, self.starts(grid))
+        evaluations = list(map(Evaluation, grid.nodes[:-1]))
+        return Table(
+            self.coordinates(grid), self.combinations(grid), evaluations, self.starts(grid)
+        )
+
+    def on(self, grid: TimeGrid) -> TableSteps:
+        return TableSteps(self.table(grid))
 
 
 class LowerOrderFinal(StrEnum):

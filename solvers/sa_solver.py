@@ -19,16 +19,16 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .linear import Combination, plus
-from .multistep import LowerOrderFinal, Table, orders
+from .multistep import LinearSolver, LowerOrderFinal, orders
 from .schedule_data import StepSpec
 from .sde_dpmpp import Scale, noise_std, stretched
+from .table import Combination, plus
 from .taylor import taylor
 
 
 @register
 @dataclass(frozen=True)
-class SASolver(Table):
+class SASolver(LinearSolver):
     """Order 2 in the mean and variance of the samples; the last step is plain and adds no noise.
 
     predictor_order: nodes of the predictor. The paper has 3 without guidance and 2 with.

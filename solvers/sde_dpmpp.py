@@ -29,9 +29,9 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
 from .dpmpp import DPMpp1M, DPMpp2M, DPMpp3M, Kind
-from .linear import Combination
-from .multistep import LowerOrderFinal, Table
+from .multistep import LinearSolver, LowerOrderFinal
 from .schedule_data import StepSpec
+from .table import Combination
 from .taylor import taylor
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -64,7 +64,7 @@ def noise_std(grid: TimeGrid, n: int, eta: float) -> float:
 
 
 @dataclass(frozen=True)
-class SDEDPMpp(Table):
+class SDEDPMpp(LinearSolver):
     """Settings of all three orders.
 
     eta:     share of the noise of the reverse SDE; 0 is the ODE solver `dpmpp-1m`, `-2m` or `-3m`.

@@ -22,14 +22,14 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .linear import Combination, plus
-from .multistep import Table
+from .multistep import LinearSolver
 from .schedule_data import Relax, StepSpec
+from .table import Combination, plus
 from .taylor import taylor
 
 
 @dataclass(frozen=True)
-class Singlestep(Table):
+class Singlestep(LinearSolver):
     """Settings of all of them.
 
     kind: "dpmsolver" (the papers') or "taylor" (diffusers calls it "heun").

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import count
 
 from ..models.schedule import Node
-from .linear import Combination, plus
 from .phi import derivative_weights, phi
 from .schedule_data import Relax, StepSpec
+from .table import Combination, plus
 
 
 def taylor(

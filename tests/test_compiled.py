@@ -24,10 +24,11 @@ from fewstep.samplers.guidance import CFG, Thresholded, Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Executor, GuidedExecutor, Schedule, executor, queries, solver
+from fewstep.solvers import Executor, Schedule, queries, solver
 from fewstep.solvers.compiled import compiled, compiled_solver, violations, with_table
 from fewstep.solvers.executor import check_network
 from fewstep.solvers.schedule_data import ANSWER, Compiled, MeanImage
+from fewstep.solvers.table import brings_guidance
 
 
 def example(**table):
@@ -351,7 +352,7 @@ def test_rows_of_a_guided_run_are_counted():
     ends(made, ledger=ledger)
     assert (ledger.nfe, ledger.rows_per_image) == (6, 9) == (made.nfe, made.rows)
     assert base.rows == base.nfe == 6
-    assert len(queries(executor(made), made.grid())) == 6
+    assert len(queries(Executor(made), made.grid())) == 6
 
 
 def test_guided_tables_survive_json():
@@ -360,7 +361,8 @@ def test_guided_tables_survive_json():
     again = Schedule.parse(made.dump())
     assert again == made
     assert torch.equal(ends(again), ends(made))
-    assert isinstance(executor(made), GuidedExecutor)
+    assert brings_guidance(Executor(made))
+    assert not brings_guidance(Executor(base))
 
 
 @pytest.mark.parametrize("other", [CFG(2.0), CFG(0.0), Thresholded(), Thresholded(CFG(1.0))])
@@ -379,18 +381,13 @@ def test_guided_tables_need_an_unconditional_branch():
         Sampler(network)([0], solver=guided(base, 3.0, [0]))
 
 
-def test_the_plain_executor_refuses_guided_tables():
-    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
-    with pytest.raises(ScheduleError, match="guided"):
-        Executor(guided(base, 3.0, [0]))
-
-
 def test_guided_tables_weigh_their_columns():
     """A hand-made one: z_1 = z_0 + c_0 - 2 u_0, with constant branches 1 and 10."""
     table = Compiled(A=(1.0,), B=((1.0,),), U=((-2.0,),), tau=(1.0,), guided=(0,))
     base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 1))
     made = Schedule.model_validate({**base.model_dump(), "compiled": table.model_dump()})
-    step = GuidedExecutor(made).step(torch.zeros(1, 2), GuidedExecutor(made).init(), *made.grid())
+    steps = Executor(made)
+    step = steps.step(torch.zeros(1, 2), steps.init(), *made.grid())
     _, query = next(step)
     assert query.branches == (Branch.UNCOND, Branch.COND)
     with pytest.raises(StopIteration) as done:

@@ -23,7 +23,7 @@ from fewstep.solvers import Schedule, solver
 SHAPE = (2, 1, 2)
 IMAGE = f64([-0.7, 0.1, 0.6, -0.1], [0.5, -0.6, 0.0, 0.8], [0.1, 0.7, -0.8, 0.5]).reshape(3, *SHAPE)
 KNOWN = (
-    *("ddim", "deis-1", "deis-2", "deis-3", "dpm-2m", "dpm-3m", "dpmpp-1m", "dpmpp-2m"),
+    *("ddim", "deis-1", "deis-2", "deis-3", "dpm-2m", "dpm-3m", "dpm2", "dpmpp-1m", "dpmpp-2m"),
     *("dpmpp-3m", "euler", "fireflow", "heun", "ode-rk4", "rf-solver", "rf-solver-3", "uni-inv"),
 )
 

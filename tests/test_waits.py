@@ -17,7 +17,7 @@ from fewstep.models.transfer import Constant, Reading, sent
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
-from fewstep.solvers import Schedule, executor
+from fewstep.solvers import Executor, Schedule
 from fewstep.solvers.schedule_data import MeanImage
 
 META = torch.device("meta")
@@ -95,7 +95,7 @@ def test_a_mean_image_is_copied_once_for_all_runs():
     grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 5)
     body = solver("unipc-2").encode(grid).model_dump()
     mean = MeanImage.of([0.1, 0.2, 0.3, 0.4], (1, 2, 2)).model_dump()
-    ready = executor(Schedule.model_validate({**body, "afs": mean, "nfe": 4}))
+    ready = Executor(Schedule.model_validate({**body, "afs": mean, "nfe": 4}))
     assert [driven(ready, grid, Unguided()) for _ in range(3)] == [1, 0, 0]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
 from ...solvers import Schedule
-from ...solvers.guided import branches_at, weights_of
+from ...solvers.executor import branches_at, weights_of
 from ...solvers.schedule_data import Compiled
 from .parameters import Parameters
 from .problem import Problem

@@ -21,8 +21,7 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...solvers import Schedule
 from ...solvers.compiled import compiled
-from ...solvers.executor import mean_of
-from ...solvers.guided import branches_at, weights_of
+from ...solvers.executor import branches_at, mean_of, weights_of
 from ...solvers.schedule_data import Compiled, evaluation_time
 from .guided import table_of
 from .parameters import Coordinate

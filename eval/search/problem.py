@@ -23,7 +23,8 @@ from ...samplers.loop import integrate
 from ...samplers.noise import Noise, checked_seeds
 from ...samplers.plan import make_plan
 from ...samplers.teacher import teacher
-from ...solvers import Bound, GuidedExecutor, Schedule
+from ...solvers import Bound, Schedule
+from ...solvers.table import brings_guidance
 
 BlockName = Literal["train", "validation", "test"]
 BLOCKS: tuple[BlockName, ...] = ("train", "validation", "test")
@@ -179,7 +180,7 @@ class Problem:
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         denoiser, guidance = self.denoiser(block), self.guidance
-        if isinstance(plan.solver, GuidedExecutor):
+        if brings_guidance(plan.solver):
             guidance = Unguided()
         check_branches(self.network, denoiser.conditions, guidance, plan.grid)
         scale = self.network.schedule.noise_scale(plan.grid.nodes[0])

@@ -17,7 +17,7 @@ from typing import Literal
 from ....models.schedule import Node
 from ....solvers import Schedule
 from ....solvers.compiled import compiled
-from ....solvers.guided import weights_of
+from ....solvers.executor import weights_of
 from ....solvers.schedule_data import Compiled, MeanImage, StepSpec
 from ..guided import table_of
 from ..log import Trial

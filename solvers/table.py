@@ -1,12 +1,12 @@
-"""Steps that are linear combinations: worked out in float64 before a run, one row of numbers each.
+"""Solvers as tables: every step one combination of terms, worked out in float64 before a run.
 
-A solver whose steps are linear in the states, the predictions and the noise is a table: with nodes
-n = 0..N and the state x_n at which x0_n was predicted,
+With nodes n = 0..N, the state x_n at node n, the predictions x0_n (and u0_n of the unconditional
+branch) made there and standard normal noise z_n,
 
-    x_{n+1} = a x_n + b x0_n + sum_j c_j kept_j + d z,
+    x_{n+1} = sum over terms of weight * term,
 
-where kept_j are predictions (or states) of earlier nodes and z is standard normal noise. Nothing is
-kept longer than a later step needs it.
+where the terms are states and predictions of nodes up to n and the noise of step n. A `Table` says
+this as data; `TableSteps` runs it, and keeps no tensor longer than a later step needs it.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -14,40 +14,72 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..models.denoiser import Branch
 from ..models.prediction import combine
 from ..models.schedule import Node
 from ..models.transfer import Constant
-from .base import Query, Revision
+from .base import Query, Revision, Split
 
-# What a state is written in: ("x", n), the state at node n; ("x0", n) and ("eps", n), the two
-# predictions there; ("z", n), fresh noise of step n.
+# ("x", n), the state at node n; ("x0", n) and ("eps", n), the prediction there in two forms;
+# ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
 Term = tuple[str, int]
 Combination = dict[Term, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One step, ready to run: x_s = a x + b x0 + sum_j c_j kept_j + d z.
+class Evaluation(NamedTuple):
+    """Where the network is evaluated, and which branches are answered apart.
 
-    query:    where x0 is asked for; None if it is not.
-    given:    what x0 is taken to be where it is not asked for; None is zero.
-    x, x0, z: a, b and d.
-    kept:     c_j for each kept tensor, in the order they are kept.
-    keep:     which of them to keep on.
-    push:     (weight of x, weight of x0) of each tensor of this node that later steps use.
+    branches: none leaves it to the guidance, which makes one x0 of them.
     """
 
-    query: Node | None
+    node: Node
+    branches: tuple[Branch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """N steps over N + 1 nodes.
+
+    nodes:       alpha and sigma there give eps in terms of x and x0.
+    steps:       the combination that is x_{n+1}, for every n.
+    evaluations: of each step; None where the network is not asked.
+    starts:      the node whose state each step carries on; its own if empty.
+    given:       what x0_n is taken to be where the network is not asked; None is zero.
+    """
+
+    nodes: Sequence[Node]
+    steps: Sequence[Combination]
+    evaluations: Sequence[Evaluation | None]
+    starts: Sequence[int] = ()
+    given: Tensor | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the table combines the branches of the network itself."""
+        return any(each is not None and each.branches for each in self.evaluations)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One step, ready to run: x_s = a x + b x0 + u u0 + sum_j c_j kept_j + d z.
+
+    query:    what is asked; None if nothing is.
+    x, x0, u0, z: a, b, u and d.
+    kept:     c_j for each kept tensor, in the order they are kept.
+    keep:     which of them to keep on.
+    push:     the tensors of this node that later steps use.
+    """
+
+    query: Node | Split | None
     x: float
     x0: float
+    u0: float
     z: float
     kept: tuple[float, ...]
     keep: tuple[int, ...]
-    push: tuple[tuple[float, float], ...]
-    given: Tensor | None = None
+    push: tuple["Origin", ...]
 
 
 class Memory(NamedTuple):
@@ -58,24 +90,22 @@ class Memory(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """A kept tensor as weights of the state and the prediction of step n."""
+    """A kept tensor as weights of the state and the predictions of step n."""
 
     n: int
     x: float
     x0: float
+    u0: float = 0.0
 
 
-class LinearSteps:
-    """Runs rows, whatever solver they come from. Holds one `Row` of numbers per step.
+class TableSteps:
+    """Runs a table, whatever solver it comes from. Holds one `Row` of numbers per step."""
 
-    starts: the node whose state each step begins at, where that is not its own.
-    """
-
-    def __init__(self, rows: Sequence[Row], starts: Sequence[int] = ()) -> None:
-        self.rows = tuple(rows)
-        self.starts = tuple(starts) or tuple(range(len(self.rows)))
-        given = next((row.given for row in self.rows if row.given is not None), None)
-        self._constant = Constant(torch.zeros(()) if given is None else given)
+    def __init__(self, table: Table) -> None:
+        self.guided = table.guided
+        self.rows = tuple(_rows(table))
+        self.starts = tuple(table.starts) or tuple(range(len(self.rows)))
+        self._given = None if table.given is None else Constant(table.given)
 
     def init(self) -> Memory:
         return Memory()
@@ -86,28 +116,35 @@ class LinearSteps:
         """The row numbered `state.n`; the nodes are those it was made for."""
         row, kept = self.rows[state.n], state.kept
         x_s = x * row.x
-        if row.given is not None:
-            x0 = self._constant.on(x)
+        if row.query is None:
+            x0 = u0 = self._stand_in(x)
             x_s = x_s + row.x0 * x0
-        elif row.query is None:
-            x0 = x.new_zeros(()).expand_as(x)
+        elif isinstance(row.query, Split):
+            answers = yield x, row.query
+            u0, x0 = answers[0], answers[-1]
+            x_s.add_(x0, alpha=row.x0)
+            if row.u0:
+                x_s.add_(u0, alpha=row.u0)
         else:
-            x0 = yield x, row.query
+            x0 = u0 = yield x, row.query
             x_s.add_(x0, alpha=row.x0)
         for weight, tensor in zip(row.kept, kept, strict=True):
             x_s.add_(tensor, alpha=weight)
         if row.z:
             x_s.add_((yield x, None), alpha=row.z)
-        pushed = [combine(weights, x, x0) for weights in row.push]
+        pushed = [u0 if each.u0 else combine((each.x, each.x0), x, x0) for each in row.push]
         return x_s, Memory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
+
+    def _stand_in(self, x: Tensor) -> Tensor:
+        """What x0 is taken to be where the network is not asked."""
+        return x.new_zeros(()).expand_as(x) if self._given is None else self._given.on(x)
 
     @cached_property
     def origins(self) -> tuple[tuple[Origin, ...], ...]:
         """Before each step, and after the last, where every kept tensor comes from."""
         found: list[tuple[Origin, ...]] = [()]
         for n, row in enumerate(self.rows):
-            own = [Origin(n, *weights) for weights in row.push]
-            found.append((*own, *[found[n][i] for i in row.keep]))
+            found.append((*row.push, *[found[n][i] for i in row.keep]))
         return tuple(found)
 
     @property
@@ -149,22 +186,22 @@ class LinearSteps:
         return moved
 
 
+def brings_guidance(solver: object) -> bool:
+    """Returns whether a solver combines the branches of the network itself."""
+    return isinstance(solver, TableSteps) and solver.guided
+
+
 def _rewritten(tensor: Tensor, origin: Origin, change: Revision) -> Tensor:
     if (origin.x, origin.x0) == (0.0, 1.0):
         return change.new
     return tensor.add(change.new - change.old, alpha=origin.x0)
 
 
-def rows_of(
-    nodes: Sequence[Node], combos: Sequence[Combination], asked: Sequence[Node | None]
-) -> list[Row]:
-    """Rows from each step's combination and the node at which it asks for x0."""
-    combos = _expanded(nodes, combos)
-    layouts = [_layout(combos, n) for n in range(len(combos) + 1)]
-    return [
-        _row(nodes[n], asked[n], combo, layouts[n], layouts[n + 1], n)
-        for n, combo in enumerate(combos)
-    ]
+def _rows(table: Table) -> list[Row]:
+    """Returns the rows of a table, eps written out and every term kept as long as it is used."""
+    combos = _expanded(table.nodes, table.steps)
+    layouts = _layouts(combos)
+    return [_row(table, n, combo, layouts[n], layouts[n + 1]) for n, combo in enumerate(combos)]
 
 
 def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
@@ -193,24 +230,37 @@ def _expanded(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Comb
     return out
 
 
-def _layout(combos: Sequence[Combination], n: int) -> list[Term]:
-    """What steps from n on use of the nodes before n, newest first."""
-    used = {term for combo in combos[n:] for term in combo if term[0] != "z" and term[1] < n}
-    return sorted(used, key=lambda term: (-term[1], term[0]))
+def _layouts(combos: Sequence[Combination]) -> list[list[Term]]:
+    """What the steps from n on use of the nodes before n, newest first; n = 0..N."""
+    used: set[Term] = set()
+    layouts: list[list[Term]] = [[]]
+    for n in range(len(combos) - 1, -1, -1):
+        used = {term for term in used.union(combos[n]) if term[0] != "z" and term[1] < n}
+        layouts.append(sorted(used, key=lambda term: (-term[1], term[0])))
+    return layouts[::-1]
 
 
-def _row(
-    node: Node, asked: Node | None, combo: Combination, held: list[Term], left: list[Term], n: int
-) -> Row:
+def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[Term]) -> Row:
     return Row(
-        query=asked,
+        query=_query(table.evaluations[n]),
         x=combo.get(("x", n), 0.0),
         x0=combo.get(("x0", n), 0.0),
+        u0=combo.get(("u0", n), 0.0),
         z=combo.get(("z", n), 0.0),
         kept=tuple(combo.get(term, 0.0) for term in held),
         keep=tuple(held.index(term) for term in left if term[1] < n),
-        push=tuple(_own(node, kind) for kind, j in left if j == n),
+        push=tuple(_origin(table.nodes[n], kind, n) for kind, j in left if j == n),
     )
+
+
+def _query(evaluation: Evaluation | None) -> Node | Split | None:
+    if evaluation is None or not evaluation.branches:
+        return evaluation and evaluation.node
+    return Split(evaluation.node, evaluation.branches)
+
+
+def _origin(node: Node, kind: str, n: int) -> Origin:
+    return Origin(n, 0.0, 0.0, 1.0) if kind == "u0" else Origin(n, *_own(node, kind))
 
 
 def _own(node: Node, kind: str) -> tuple[float, float]:
