@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+import warnings
 from types import SimpleNamespace
 
 import diffusers
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tiny_pipes import PIPES, call, ours_like, pipeline, reference, times_of
+from tiny_pipes import PIPES, call, ours_like, pipeline, reference, times_of, vae
 from torch import Tensor
 
 from fewstep import CFG, Interval, SolverScheduler, guided
@@ -284,6 +285,31 @@ def test_stable_diffusion_image_to_image_runs_with_runge_kutta():
     found = call("sd-img2img", pipe, num_inference_steps=10, strength=0.8)
     assert (pipe.scheduler.begin_index, pipe.scheduler.nfe) == (8, 29)
     assert found.isfinite().all()
+
+
+REFINED = {"ddim": 1e-6, "unipc-2": 1e-3, "heun": 1e-3, "rf-solver": 1e-6, "ode-rk4": 1e-3}
+
+
+@pytest.mark.parametrize("solver", REFINED)
+def test_a_refiner_goes_on_where_its_base_ended(solver):
+    """Two halves make the whole run. Lost between them is a multistep solver's memory, and what is
+    left of a step that the base has begun: it hands over the first guess at the next node."""
+    net = tiny.network("unet-condition", **PIPES["sdxl"].config, in_channels=4, out_channels=4)
+    base = pipeline("sdxl", unet=net, **vae(4))
+    chosen = {"solver": solver, "grid": "uniform"}
+    base.scheduler = SolverScheduler.from_config(base.scheduler.config, **chosen)
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**base.components)
+    refiner.set_progress_bar_config(disable=True)
+    whole = call("sdxl", base, num_inference_steps=10)
+    half = call("sdxl", base, num_inference_steps=10, denoising_end=0.5)
+    own = PIPES["sdxl"].call | {"image": half, "denoising_start": 0.5, "num_inference_steps": 10}
+    own = {key: value for key, value in own.items() if key not in ("height", "width")}
+    labels = []
+    net.register_forward_pre_hook(lambda module, args: labels.append(float(args[1])))
+    with warnings.catch_warnings(action="ignore"):  # latents are no picture from 0 to 1
+        found = refiner(**own, return_dict=False)[0]
+    assert labels[0] == pytest.approx(499.0)
+    assert (found - whole).abs().max() < REFINED[solver] * whole.abs().max()
 
 
 def test_tokens_with_times_of_their_own_are_refused_by_name():

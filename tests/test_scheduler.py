@@ -185,6 +185,14 @@ def test_timesteps_are_the_labels_of_the_network(family):
     assert scheduler.order == 1
 
 
+def test_a_list_may_end_where_the_run_does():
+    for asked in ({"timesteps": [900, 400, 0]}, {"sigmas": [0.75, 0.2, 0.0]}):
+        scheduler = ours(FLOW, solver="euler")
+        scheduler.set_timesteps(**asked)
+        assert scheduler.timesteps.tolist()[0] == pytest.approx(900.0)
+        assert (len(scheduler.timesteps), scheduler.sigmas[-1]) == (2, 0.0)
+
+
 @pytest.mark.parametrize(("kind", "shift"), [("exponential", math.exp(0.9)), ("linear", 0.9)])
 def test_mu_shifts_a_dynamic_network_and_no_other(kind, shift):
     settings = {"use_dynamic_shifting": True, "time_shift_type": kind, "shift": 7.0}
@@ -447,8 +455,14 @@ BAD = {
     "count": (VP, {}, {"num_inference_steps": 9, "timesteps": [900, 400]}, "2 times .* 9 steps"),
     "none": (VP, {}, {}, "needs num_inference_steps, sigmas, timesteps or nfe"),
     "empty": (VP, {}, {"sigmas": []}, "empty list"),
-    "rising": (VP, {}, {"timesteps": [400, 900]}, "must fall"),
-    "label": (VP, {}, {"timesteps": [1000.5, 900]}, "outside the vp schedule"),
+    "rising": (VP, {}, {"timesteps": [400, 900]}, "timesteps must fall, and 400 is followed by"),
+    "rising sigmas": (VP, {}, {"sigmas": [0.4, 0.9]}, "sigmas must fall, and 0.4 is followed by"),
+    "rising flow": (FLOW, {}, {"sigmas": [0.9, 0, 0.1]}, "sigmas must fall, and 0 is followed"),
+    "label": (VP, {}, {"timesteps": [1000.5, 900]}, "timestep 1000.5 lies outside the vp schedule"),
+    "labels": (FLOW, {}, {"timesteps": [900, -5]}, "timestep -5 .* whose labels fall from 1000 to"),
+    "edm label": (EDM, {}, {"timesteps": [900]}, r"timestep 900 lies .* from 1\.09551 to -1\.55"),
+    "flow sigma": (FLOW, {}, {"sigmas": [1.5, 0.5]}, "sigma=1.5 lies .* from 1 to 0 before the"),
+    "the end alone": (VP, {}, {"sigmas": [0.0]}, "sigmas list nothing but the end of a run"),
     "sigma": (VP, {}, {"sigmas": [80.0, 1.0]}, "sigma=80 lies outside the network's schedule"),
     "grid": (VP, {"grid": "karras"}, {"timesteps": [900, 400]}, "has grid already"),
     "zero": (VP, {}, {"num_inference_steps": 0}, "=0 must be a positive whole"),

@@ -140,7 +140,24 @@ def questions(plan: Plan) -> list[Question]:
     return found
 
 
-def calls_per_step(asked: Sequence[Question]) -> int:
+class CallsPerStep(int):
+    """A number of evaluations per step that does not equal 2.
+
+    Pipelines that take over from another one (denoising_start) compare `order` with 2, nothing else
+    does. Where it is equal they expect diffusers' Heun scheduler and begin one evaluation before
+    the first that is left, at a node with more noise than the state has.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) != 2 and int(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+
+def calls_per_step(asked: Sequence[Question]) -> CallsPerStep:
     """How many evaluations a pipeline shall take for one step, so that its bar ends at its end.
 
     A bar moves at every k-th evaluation and at the last one. That is right for k calls in most
@@ -150,4 +167,4 @@ def calls_per_step(asked: Sequence[Question]) -> int:
     k = mode(map(steps.count, dict.fromkeys(steps)))
     moves = len(steps) // k + (len(steps) % k > 0)
     regular = all(asked[n].stage == 0 for n in range(0, len(asked), k))
-    return k if moves == len(dict.fromkeys(steps)) and regular else 1
+    return CallsPerStep(k if moves == len(dict.fromkeys(steps)) and regular else 1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ...models.errors import ScheduleError, SettingError
 from ...models.schedule import (
@@ -20,39 +21,74 @@ ROUNDING = 1e-6  # of float32 labels, relative
 
 
 def node_at(schedule: NoiseSchedule, label: float) -> Node:
-    """The node of which the network is told `label`: the inverse of `schedule.label`.
+    """Returns the node of which the network is told `label`: the inverse of `schedule.label`.
 
     Raises:
         ScheduleError: if no node of the schedule has that label.
     """
     t = _time_of(schedule, label)
-    if t > schedule.t_max:  # by rounding only, else `at` refuses it
-        t = schedule.t_max if t < schedule.t_max * (1.0 + ROUNDING) else t
-    return schedule.at(t)
+    if not schedule.t_zero <= t < schedule.t_max * (1.0 + ROUNDING):
+        clean = schedule.t_zero if schedule.family == "flow" else schedule.t_min
+        first, last = (schedule.label(schedule.at(end)) for end in (schedule.t_max, clean))
+        raise ScheduleError(
+            f"timestep {label:g} lies outside the {schedule.family} schedule, whose labels fall"
+            f" from {first:g} to {last:g}"
+        )
+    return schedule.at(min(t, schedule.t_max))
 
 
 def grid_at_labels(schedule: NoiseSchedule, labels: Sequence[float]) -> TimeGrid:
-    """Steps that begin at these falling labels, and end at sigma = 0."""
-    nodes = [node_at(schedule, float(label)) for label in labels]
-    return TimeGrid.of(schedule, [*(node.t for node in nodes), schedule.t_zero])
+    """Returns the grid whose steps begin at these falling labels, and which ends at sigma = 0."""
+    values = [float(label) for label in labels]
+    _check_falling("timesteps", values)
+    times = [node_at(schedule, label).t for label in values]
+    return _ending(schedule, "timesteps", times)
 
 
 def grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid:
-    """Steps that begin at these falling sigmas, and end at sigma = 0; a zero at the end is dropped.
+    """Returns the grid whose steps begin at these falling sigmas, and which ends at sigma = 0.
 
     On rectified flow they are times before the shift, as diffusers reads them (the shift is applied
     once, by the schedule); elsewhere sigma / alpha.
     """
     values = [float(value) for value in sigmas]
-    noisy = values[:-1] if values and values[-1] == 0.0 else values
+    _check_falling("sigmas", values)
     if isinstance(schedule, RectifiedFlow):
-        if schedule.terminal is not None:
-            raise SettingError(
-                "this network stretches its own times to end at"
-                f" {schedule.terminal:g} (shift_terminal), so it takes no sigmas; pass timesteps="
+        _check_unshifted(schedule, values)
+        return _ending(schedule, "sigmas", values)
+    noisy = values[:-1] if values and values[-1] == 0.0 else values
+    return _ending(schedule, "sigmas", [_at_kappa(schedule, value).t for value in noisy])
+
+
+def _ending(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> TimeGrid:
+    """Returns the grid of these times and the end, which may be the last of them already."""
+    begin = [t for t in times if t != schedule.t_zero]
+    if not begin:
+        raise ScheduleError(f"{name} list nothing but the end of a run; list where steps begin")
+    return TimeGrid.of(schedule, [*begin, schedule.t_zero])
+
+
+def _check_falling(name: str, values: Sequence[float]) -> None:
+    for value, following in pairwise(values):
+        if not value > following:
+            raise ScheduleError(
+                f"{name} must fall, and {value:g} is followed by {following:g}; list them from"
+                " noise to data, each one once"
             )
-        return TimeGrid.of(schedule, [*noisy, schedule.t_zero])
-    return TimeGrid.of(schedule, [*(_at_kappa(schedule, k).t for k in noisy), schedule.t_zero])
+
+
+def _check_unshifted(schedule: RectifiedFlow, values: Sequence[float]) -> None:
+    if schedule.terminal is not None:
+        raise SettingError(
+            "this network stretches its own times to end at"
+            f" {schedule.terminal:g} (shift_terminal), so it takes no sigmas; pass timesteps="
+        )
+    for value in values:
+        if not 0.0 <= value <= 1.0:
+            raise ScheduleError(
+                f"sigma={value:g} lies outside the network's schedule, which runs from 1 to 0"
+                " before the shift"
+            )
 
 
 def is_ramp(sigmas: Sequence[float]) -> bool:
@@ -86,5 +122,5 @@ def _time_of(schedule: NoiseSchedule, label: float) -> float:
         case EDM(time_label="sigma"):
             return label
         case EDM():
-            return math.exp(4.0 * label)
+            return math.exp(min(4.0 * label, 700.0))
     raise ScheduleError(f"labels of {schedule.family} schedules cannot be read back")
