@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel bench docs fd-small networks schedules results results-page \
+.PHONY: dev lint types test slow wheel house bench docs fd-small networks schedules results results-page \
 	caching guidance editing gpu-check check
 
 dev:
@@ -25,6 +25,10 @@ slow:
 wheel:
 	rm -rf build dist
 	$(PYTHON) -m build --wheel
+
+# The size of the package, its largest parts, and the way of one command through it.
+house:
+	$(PYTHON) recipes/measure_house.py
 
 bench:
 	fewstep bench overhead
