@@ -26,6 +26,11 @@ FACTS = (  # all that is read of a config here
     *("timestep_type", "invert_sigmas"),
 )
 SHIFTS = ("shift", "flow_shift")  # one fact: of flow schedulers, and of those that can be flow too
+EXPLODING = {  # they hold x0 + sigma eps and scale what the network reads
+    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
+    *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+    "LMSDiscreteScheduler",
+}
 FLOW_CLASSES = ("FlowMatch", "Helios", "LTXEulerAncestralRF")
 
 _DISCRETE = "it runs on discrete tokens, which have no alpha and sigma"

@@ -14,6 +14,7 @@ from ..solvers.presets import preset, preset_names
 from .grid import IN_LAM, IN_TIME, grid_names
 from .guidance import names as guidance_names
 from .guidance import policy_class as guidance_class
+from .spacing import SPACINGS
 
 Rows = list[tuple[str, ...]]
 
@@ -43,7 +44,7 @@ def _solvers() -> Rows:
 
 
 def _grids() -> Rows:
-    ramps = {**IN_TIME, **IN_LAM}
+    ramps = {**IN_TIME, **IN_LAM, **SPACINGS}
     return [("grid", "nodes"), *((name, _first_line(ramps[name])) for name in grid_names())]
 
 

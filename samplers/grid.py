@@ -5,7 +5,8 @@ is the schedule's t_min, and some noise stays. "denoise": as "sigma_min", and th
 x <- x0(x, t_min), one call more.
 
 Grids in t (uniform, quadratic, beta, the AYS tables) spread N + 1 nodes and let the last be zero;
-grids in lam cannot reach zero, so they spread N nodes down to t_min and add it.
+grids in lam cannot reach zero, so they spread N nodes down to t_min and add it. The spacings of
+training timesteps (leading, lcm, linspace, trailing) say where N steps begin, and the end is added.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..models.errors import ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+from .spacing import SPACINGS
 
 Ramp = Callable[..., list[float]]
 
@@ -124,7 +126,7 @@ IN_LAM: dict[str, Ramp] = {
 
 def grid_names() -> list[str]:
     """All named grids, sorted."""
-    return sorted([*IN_TIME, *IN_LAM])
+    return sorted([*IN_TIME, *IN_LAM, *SPACINGS])
 
 
 def default_grid(schedule: NoiseSchedule) -> str:
@@ -163,8 +165,10 @@ def time_grid(
 def _times(
     name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
 ) -> list[float]:
+    end = schedule.t_zero if zero else schedule.t_min
+    if name in SPACINGS:
+        return [*SPACINGS[name](schedule, steps, **settings), end]
     if name in IN_TIME:
-        end = schedule.t_zero if zero else schedule.t_min
         return IN_TIME[name](schedule, steps + 1, end, **settings)
     if name not in IN_LAM:
         raise UnknownNameError("grid", name, grid_names())

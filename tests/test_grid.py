@@ -23,6 +23,7 @@ from fewstep.samplers.grid import (
     time_grid,
 )
 from fewstep.samplers.plan import make_plan
+from fewstep.samplers.spacing import SPACINGS
 
 EVERY = {
     **PROCESSES,
@@ -33,7 +34,7 @@ EVERY = {
     "svd": EDM(0.002, 700.0),
 }
 TABLES = [name for name in grid_names() if name.startswith("ays-")]
-FORMULAS = [name for name in grid_names() if name not in TABLES]
+FORMULAS = [name for name in grid_names() if name not in {*TABLES, *SPACINGS}]
 
 
 def spread(values):

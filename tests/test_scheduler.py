@@ -438,7 +438,7 @@ CHANGES = [
     (VP, {"beta_end": 0.02}, lambda own: own.process.fixed.beta_end == 0.02),
     (DYNAMIC, {"max_shift": 0.9}, lambda own: own.config.max_shift == 0.9),  # pipelines read it
     (DYNAMIC, {"shift": 5.0, "use_dynamic_shifting": False}, lambda own: not own.process.dynamic),
-    (VP, {"timestep_spacing": "leading"}, lambda own: True),  # as it is
+    (VP, {"timestep_spacing": "leading"}, lambda own: own.config.grid.startswith("leading")),
 ]
 
 
@@ -504,7 +504,14 @@ CANNOT = {
         {"nfe": 5, "grid": [1.0, 0.5, 0.0]},
         "takes 2 evaluations, not nfe=5",
     ),
-    "spacing": (VP, {"timestep_spacing": "trailing"}, "changes nothing here; .* with grid="),
+    "spacing": (VP, {"timestep_spacing": "even"}, "no timestep spacing 'even'; known: leading, li"),
+    "spacing and grid": (
+        VP,
+        {"timestep_spacing": "trailing", "grid": "karras"},
+        "timestep_spacing and grid each say",
+    ),
+    "spacing of a flow": (FLOW, {"timestep_spacing": "trailing"}, "has no whole training timest"),
+    "offset": (VP, {"steps_offset": 3}, "steps_offset=3 changes .* of timestep_spacing='leading'"),
     "order": (VP, {"solver_order": 3}, "solver_order=3 changes nothing here; choose with solver="),
     "clipping": (VP, {"thresholding": True}, "no prediction is clipped here"),
     "shift of a dynamic one": (DYNAMIC, {"shift": 5.0}, "add use_dynamic_shifting=False"),

@@ -8,8 +8,8 @@ import torch
 from tiny_pipes import PIPES, call, pipeline, reference, times_of
 
 from fewstep import SolverScheduler
+from fewstep.models.diffusers_config import EXPLODING
 from fewstep.models.errors import FewstepError, ModelError, SettingError
-from fewstep.samplers.pipelines.process import EXPLODING
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 EULER = {**diffusers.EulerDiscreteScheduler(**SD).config, "_class_name": "EulerDiscreteScheduler"}

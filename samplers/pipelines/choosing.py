@@ -1,15 +1,16 @@
 """What `SolverScheduler.from_config` is told: what shall run, and changes to what a config says."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from diffusers.utils import logging
 
-from ...models.diffusers_config import FACTS, SHIFTS, shift_key_of
+from ...models.diffusers_config import FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
+from .grids import GRID_FLAGS, spacing_grid
 from .live_config import attributes_of, is_same
-from .planning import GRID_FLAGS
-from .process import Process
+from .process import Process, class_of
 
 logger = logging.get_logger(__name__)
 
@@ -19,8 +20,7 @@ OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, Flo
 AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs
 READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 INSTEAD = {  # of fields that say what runs in diffusers: what says it here
-    "timestep_spacing": "say where the steps lie with grid=, as in grid='uniform'",
-    "steps_offset": "say where the steps lie with grid=, as in grid='uniform'",
+    "steps_offset": "it is of timestep_spacing='leading'; give that too",
     "algorithm_type": "choose with solver=, as in solver='dpmpp-2m'",
     "solver_order": "choose with solver=, as in solver='unipc-3'",
     "solver_type": "set it with the solver, as in solver='unipc-2:solver_type=bh1'",
@@ -42,9 +42,9 @@ def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dic
         SettingError: for a change that would change nothing, or a config with two values of one.
     """
     _check_attributes(config, own)
-    base = {key: value for key, value in config.items() if key not in DEFAULTS}
+    base = _with_class({key: value for key, value in config.items() if key not in DEFAULTS})
     kept = {key: config[key] for key in DEFAULTS if key in config}
-    own = _with_grid_named(own)
+    own = _with_grid_named(base, kept, own)
     picked = {key: value for key, value in own.items() if key in DEFAULTS}
     changes = {key: value for key, value in own.items() if key not in DEFAULTS}
     if picked.get("solver") is not None:
@@ -52,9 +52,16 @@ def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dic
     if picked.get("schedule") is not None:
         kept |= {"solver": None, "grid": None, "nfe": None}
     _say_what_is_left(base | changes)
-    _check_changes(base, _with_one_shift(base, changes))
+    _check_changes(base, _with_one_shift(base, changes), str(picked.get("grid")))
     changes |= _shifts(base, changes)
     return base | changes | _still_defaults(base, changes), {**DEFAULTS, **kept, **picked}
+
+
+def _with_class(base: dict[str, Any]) -> dict[str, Any]:
+    """A config that says its class, which its fields alone do before others are added."""
+    with suppress(ModelError):
+        return base | {"base_class": class_name_of(base) or class_of(base)}
+    return base
 
 
 def _with_one_shift(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,24 +97,34 @@ def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None
             )
 
 
-def _with_grid_named(own: Mapping[str, Any]) -> dict[str, Any]:
-    """use_karras_sigmas=True, as diffusers has it, is grid="karras"."""
+def _with_grid_named(
+    base: Mapping[str, Any], kept: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """use_karras_sigmas=True, as diffusers has it, is grid="karras", and a timestep_spacing that
+    is asked for is the grid of this name."""
     flags = [flag for flag in GRID_FLAGS if own.get(flag)]
-    asked = flags + [key for key in ("grid", "schedule") if own.get(key) is not None]
-    if flags and len(asked) > 1:
+    spaced = ["timestep_spacing"] if own.get("timestep_spacing") is not None else []
+    asked = flags + spaced + [key for key in ("grid", "schedule") if own.get(key) is not None]
+    if flags + spaced and len(asked) > 1:
         raise SettingError(f"{' and '.join(asked)} each say where the steps lie; drop all but one")
     rest = {key: value for key, value in own.items() if not (key in GRID_FLAGS and value)}
+    moved = "steps_offset" in own and str(kept.get("grid")).startswith("leading:")
+    if spaced or (moved and len(asked) == 0):
+        return rest | {"grid": spacing_grid(base, own)}
     return rest | ({"grid": GRID_FLAGS[flags[0]]} if flags else {})
 
 
-def _check_changes(base: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Raises for a change of the config that does not exist or has no effect here."""
+def _check_changes(base: dict[str, Any], changes: dict[str, Any], grid: str) -> None:
+    """Raises for a change of the config that does not exist or has no effect here.
+
+    grid: the one that is asked for.
+    """
     public = [key for key in base if not key.startswith("_")]
     for key, value in changes.items():
-        if key not in {*public, *INSTEAD, *GRID_FLAGS, *FACTS}:
+        if key not in {*public, *INSTEAD, *GRID_FLAGS, "timestep_spacing", *FACTS}:
             raise UnknownNameError("scheduler setting", key, sorted({*DEFAULTS, *public, *FACTS}))
         rest = {other: changes[other] for other in changes if other != key}
-        same = is_same(value, base.get(key)) or _agrees(key, value)
+        same = is_same(value, base.get(key)) or _agrees(key, value) or _spaces(key, grid)
         if not same and not _matters(key, base | rest, base | changes):
             raise SettingError(f"{key}={value!r} changes nothing here; {_instead(key, base)}")
 
@@ -122,6 +139,10 @@ def _agrees(key: str, value: Any) -> bool:
     """Tells whether a value says what holds here anyway."""
     off = key in NOT_TAKEN_OVER and value is False
     return off or (key in AS_PIPELINES_PUT_IT and bool(value == AS_PIPELINES_PUT_IT[key]))
+
+
+def _spaces(key: str, grid: str) -> bool:
+    return key == "timestep_spacing" or (key == "steps_offset" and grid.startswith("leading:"))
 
 
 def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

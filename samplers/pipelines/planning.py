@@ -11,19 +11,14 @@ from torch import Tensor
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings, take_solver
-from ..grid import Final, default_grid
+from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule
+from .grids import own_grid
 from .process import Process
 from .stepper import questions
 from .times import grid_at_labels, grid_at_sigmas, is_ramp
 
 Numbers = Sequence[float] | Tensor
-GRID_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-    "use_lu_lambdas": "logsnr",
-}
 
 
 @dataclass(frozen=True)
@@ -183,13 +178,6 @@ class Choices:
         assert not isinstance(self.grid, list)
         grid = self.grid or own_grid(schedule, config)
         return make_plan(schedule, self.settings, grid=grid, final=self.final, **size)
-
-
-def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
-    """The grid where none is chosen: what its flags say, else uniform on flow, as pipelines do."""
-    asked = [grid for flag, grid in GRID_FLAGS.items() if config.get(flag)]
-    usual = "uniform" if isinstance(schedule, RectifiedFlow) else default_grid(schedule)
-    return asked[0] if asked else usual
 
 
 def _read_schedule(schedule: Schedule | str | Path | None) -> Schedule | None:

@@ -2,20 +2,21 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
-from ...models.diffusers_config import REFUSED, SHIFTS, class_name_of, from_scheduler_config
+from ...models.diffusers_config import (
+    EXPLODING,
+    REFUSED,
+    SHIFTS,
+    class_name_of,
+    from_scheduler_config,
+)
 from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import NoiseSchedule
 
-EXPLODING = {  # they hold x0 + sigma eps and scale what the network reads
-    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
-    *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
-    "LMSDiscreteScheduler",
-}
 NUMBERS = {
     *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
     *("shift_terminal", "sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max"),
@@ -40,7 +41,7 @@ class Process:
         """Raises ModelError, naming the field, if the config does not say enough."""
         _check_numbers(config)
         kept = {key: value for key, value in config.items() if not key.startswith("_")}
-        kept["base_class"] = class_name_of(config) or _class_of(kept)
+        kept["base_class"] = class_name_of(config) or class_of(kept)
         schedule, prediction = _read(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
         return cls(kept, schedule, prediction)
 
@@ -97,20 +98,25 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise ModelError(f"{key} of the scheduler config must be a number, not {config[key]!r}")
 
 
-def _class_of(config: Mapping[str, Any]) -> str:
+def class_of(config: Mapping[str, Any]) -> str:
     """The class of a config that was never saved, which does not say it: the one of its fields."""
     if "beta_schedule" in config:
         return ""
-    import diffusers.schedulers as known
-
-    names = sorted(name for name in dir(known) if name.endswith("Scheduler"))
-    fitting = [name for name in names if _fields(getattr(known, name)) == config.keys()]
+    fitting = classes_with({key for key in config if not key.startswith("_")})
     if not fitting:
         raise ModelError(
             "this scheduler config does not say how its network was trained: it has neither"
             ' "_class_name" nor "beta_schedule", and its fields are those of no scheduler'
         )
     return min(fitting, key=lambda name: (name in REFUSED, name))
+
+
+def classes_with(fields: Set[str]) -> list[str]:
+    """The schedulers of diffusers that have exactly these fields, sorted."""
+    import diffusers.schedulers as known
+
+    names = sorted(name for name in dir(known) if name.endswith("Scheduler"))
+    return [name for name in names if _fields(getattr(known, name)) == fields]
 
 
 def _fields(scheduler: Any) -> set[str]:
