@@ -6,10 +6,12 @@ from typing import Any
 
 from ..models.arguments import as_integer, as_numbers
 from ..models.errors import SettingError
+from ..models.prediction import Prediction
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid
-from ..solvers import Executor, Schedule, Solver, SolverSettings, queries, take_solver
+from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
 from ..solvers.presets import best_preset, preset, preset_names
+from ..solvers.rehearsal import warn_of_amplification
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
 from .guidance import CFG, Guidance
@@ -25,11 +27,22 @@ class Plan:
     solver: ready to run, its coefficients computed.
     grid:   the nodes.
     adaptive: the solver chooses its own steps between them.
+    settings: what the solver was made of; None for a schedule.
     """
 
     solver: Solver[Any]
     grid: TimeGrid
     adaptive: bool = False
+    settings: SolverSettings | None = None
+
+    def warn(self, kind: Prediction) -> None:
+        """Warns if the run would enlarge errors of a network that predicts `kind`.
+
+        Schedules and solvers that were measured on a network were seen to be right there.
+        """
+        measured = isinstance(self.solver, Bound) and not isinstance(self.solver, Executor)
+        if self.settings is not None and not (self.adaptive or measured):
+            warn_of_amplification(self.settings, self.grid, kind)
 
     @property
     def nfe(self) -> int:
@@ -68,7 +81,7 @@ def make_plan(
         return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
-    return Plan(settings.on(chosen), chosen, settings.info.adaptive)
+    return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
 
 
 def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -> Schedule | None:

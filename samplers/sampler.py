@@ -86,6 +86,7 @@ class Sampler:
         plan = make_plan(self.network.schedule, **choices)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
+        plan.warn(self.network.prediction)
         return plan
 
     def __call__(

@@ -161,6 +161,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._follow_config()
         wanted = Wanted.of(num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps)
         plan = self.choices.plan(self.process, wanted)
+        plan.warn(self.process.prediction)
         self._questions = questions(plan)
         self._plan, nodes = plan, [question.node for question in self._questions]
         kind, data = self.process.prediction, self.process.sigma_data
