@@ -22,9 +22,11 @@ from fewstep.commands import (
     sample,
     search,
 )
+from fewstep.commands.console import OneLineCommand, OneLineGroup
 
 app = typer.Typer(
     name="fewstep",
+    cls=OneLineGroup,
     help="Samples diffusion and flow networks in few network evaluations.",
     no_args_is_help=True,
     add_completion=False,
@@ -65,10 +67,10 @@ BENCH: Commands = {
 }
 FIT: Commands = {"linear-ag": calibrate.fit_linear_ag}
 
-sample_app.command()(sample.sample)
+sample_app.command(cls=OneLineCommand)(sample.sample)
 for _group, _commands in ((app, MAIN), (bench_app, BENCH), (fit_app, FIT)):
     for _name, _function in _commands.items():
-        _group.command(_name)(_function)
+        _group.command(_name, cls=OneLineCommand)(_function)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from .console import echo, one_line_errors
-from .options import Batch, Budgets, Seed
+from .options import MOST, MOST_REPEATS, MOST_STEPS, Batch, Budgets, Seed
 
 
 def overhead(
-    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 20,
-    repeats: Annotated[int, typer.Option(help="Runs of each solver; the median counts.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, max=MOST_STEPS, help="Steps of each run.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each solver; the median counts.")
+    ] = 40,
 ) -> None:
     """Time and tensor operations of solver steps, beside diffusers' schedulers."""
     with one_line_errors():
@@ -36,10 +38,12 @@ def accuracy(
 
 
 def search_toy(
-    nfe: Annotated[int, typer.Option(help="Network evaluations of each schedule.")] = 5,
-    candidates: Annotated[int, typer.Option(help="Of each evolution.")] = 1500,
-    iterations: Annotated[int, typer.Option(help="Of each descent.")] = 3000,
-    noises: Annotated[int, typer.Option(help="That descents learn from.")] = 4096,
+    nfe: Annotated[
+        int, typer.Option(min=1, max=100, help="Network evaluations of each schedule.")
+    ] = 5,
+    candidates: Annotated[int, typer.Option(min=1, max=MOST, help="Of each evolution.")] = 1500,
+    iterations: Annotated[int, typer.Option(min=1, max=MOST, help="Of each descent.")] = 3000,
+    noises: Annotated[int, typer.Option(min=1, max=MOST, help="That descents learn from.")] = 4096,
     seed: Seed = 0,
     predictor: Annotated[
         bool,
@@ -68,7 +72,9 @@ def inception(
         Path | None, typer.Option(help="The TorchScript. Default: the eval extra's.")
     ] = None,
     batch: Batch = 16,
-    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each; the fastest counts.")
+    ] = 5,
 ) -> None:
     """Time and agreement of the Inception features beside the TorchScript they come from."""
     with one_line_errors():
@@ -78,9 +84,12 @@ def inception(
 
 
 def command(
-    repeats: Annotated[int, typer.Option(help="Runs of each command.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each command.")
+    ] = 3,
 ) -> None:
     """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
-    from ..eval.command import report
+    with one_line_errors():
+        from ..eval.command import report
 
-    typer.echo(report(repeats))
+        typer.echo(report(repeats))

@@ -9,6 +9,8 @@ import typer
 from .console import one_line_errors, one_line_warnings, refuse_typed
 from .options import (
     DEFAULT_MODEL,
+    MOST,
+    MOST_REPEATS,
     BatchSampled,
     Budgets,
     CfgInterval,
@@ -60,8 +62,13 @@ def fid_nfe(
     floor: Annotated[
         str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", "--images", help="Images of each figure.")] = 2000,
-    blocks: Annotated[int, typer.Option(help="Figures with further seeds, 3 for a spread.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", "--images", min=1, max=MOST, help="Images of each figure.")
+    ] = 2000,
+    blocks: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_REPEATS, help="Figures with further seeds, 3 for a spread."),
+    ] = 1,
     batch: BatchSampled = 32,
     dtype: Dtype = "fp32",
     sweep: Annotated[

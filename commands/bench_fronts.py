@@ -7,6 +7,8 @@ import typer
 
 from .console import echo, echo_left_out, one_line_errors, one_line_warnings
 from .options import (
+    MOST,
+    MOST_REPEATS,
     Device,
     GridOfAll,
     Noises,
@@ -43,7 +45,9 @@ def guidance_front(
     grid_type: Annotated[str | None, typer.Option(help="The same.")] = None,
     images: Noises = 48,
     reference_nfe: ReferenceNfe = 200,
-    fit_images: Annotated[int, typer.Option(help="That linear-ag is fitted to.")] = 256,
+    fit_images: Annotated[
+        int, typer.Option(min=1, max=MOST, help="That linear-ag is fitted to.")
+    ] = 256,
     device: Device = "cpu",
     store: StoreFile = Path("guidance.jsonl"),
     table: TableOfBest = "md",
@@ -110,7 +114,12 @@ def cache_front(
     images: Noises = 48,
     reference_nfe: ReferenceNfe = 200,
     time: Annotated[
-        int, typer.Option(help="Time the caches too, with so many runs of each; 0: do not.")
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_REPEATS,
+            help="Time the caches too, with so many runs of each; 0: do not.",
+        ),
     ] = 0,
     device: Device = "cpu",
     store: StoreFile = Path("cache.jsonl"),

@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from .console import echo, echo_left_out, one_line_errors, one_line_warnings, refuse_typed
-from .options import Device, Model
+from .options import MOST, MOST_STEPS, Device, Model
 
 
 def calibrate(
     ctx: typer.Context,
     network: Annotated[str, typer.Argument(help="As in sample.")],
     solver: Annotated[str, typer.Option(help="As in sample.")] = "unipc-2",
-    nfe: Annotated[int, typer.Option(help="Network evaluations of the uncached run.")] = 30,
+    nfe: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations of the uncached run.")
+    ] = 30,
     quality: Annotated[
         str, typer.Option(help="Beside the uncached images: rel-l2=0.05, psnr=30 or lpips=0.05.")
     ] = "rel-l2=0.05",
@@ -28,7 +30,9 @@ def calibrate(
     saving: Annotated[float, typer.Option(help="Share of network rows to be saved.")] = 0.25,
     grid_type: Annotated[str | None, typer.Option(help="As in sample.")] = None,
     cfg_scale: Annotated[float, typer.Option(help="As in sample; 1 is off.")] = 1.0,
-    images: Annotated[int, typer.Option(help="Noises, of all classes in turn.")] = 48,
+    images: Annotated[
+        int, typer.Option(min=2, max=MOST, help="Noises, of all classes in turn.")
+    ] = 48,
     out: Annotated[Path, typer.Option(help="The file for sample --cache, .json.")] = Path(
         "cache.json"
     ),
@@ -92,14 +96,23 @@ def fit_linear_ag(
     model: Model,
     cfg_scale: Annotated[float, typer.Option(help="Guidance scale that it is for.")],
     out: Annotated[Path, typer.Option(help="The file of weights, .json.")],
-    nfe: Annotated[int, typer.Option(help="Network evaluations that it is for.")] = 10,
+    nfe: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations that it is for.")
+    ] = 10,
     solver: Annotated[str, typer.Option(help="Solver that it is for.")] = "dpmpp-2m",
     grid_type: Annotated[str | None, typer.Option(help="Grid that it is for.")] = None,
     every: Annotated[
-        int, typer.Option(help="Every so many-th step evaluates both branches; 0: no further one.")
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_STEPS,
+            help="Every so many-th step evaluates both branches; 0: no further one.",
+        ),
     ] = 2,
-    warmup: Annotated[int, typer.Option(help="First steps that evaluate both.")] = 4,
-    tail: Annotated[int, typer.Option(help="Last steps that do not.")] = 0,
+    warmup: Annotated[
+        int, typer.Option(min=0, max=MOST_STEPS, help="First steps that evaluate both.")
+    ] = 4,
+    tail: Annotated[int, typer.Option(min=0, max=MOST_STEPS, help="Last steps that do not.")] = 0,
     mask: Annotated[
         str | None, typer.Option(help="One digit per step, 1 for both, instead of those three.")
     ] = None,
@@ -107,8 +120,10 @@ def fit_linear_ag(
         str, typer.Option(help="Past differences, and past changes of the conditional output.")
     ] = "2,2",
     ridge: Annotated[float, typer.Option(help="Of the least squares, relative.")] = 1e-6,
-    images: Annotated[int, typer.Option(help="That it is fitted to, in memory at once.")] = 256,
-    batch: Annotated[int, typer.Option(help="Network rows at once.")] = 32,
+    images: Annotated[
+        int, typer.Option(min=1, max=MOST, help="That it is fitted to, in memory at once.")
+    ] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Network rows at once.")] = 32,
     device: Device = "cpu",
 ) -> None:
     """Fits the weights of past outputs that stand in for the unconditional branch."""

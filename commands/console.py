@@ -1,22 +1,95 @@
 """What commands share in talking to the user: lines, one-line errors and warnings, refusals."""
 
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from ..models.errors import FewstepError, SettingError
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports no name for it
+MAY_BE_EMPTY = {"--prompt", "--from-prompt", "--to-prompt", "--negative-prompt"}
+BAD_INPUT = 2  # the exit code
+
+
+class OneLineCommand(TyperCommand):
+    """A command that says every error in one line, those of its options too."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs the command and ends the process with its exit code."""
+        extra["standalone_mode"] = False  # errors are raised and not printed in a box
+        sys.exit(run_in_one_line(partial(super().main, *args, **extra)))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does, but refuses empty strings, which options would take for no choice."""
+        refuse_empty(args)
+        return super().parse_args(ctx, args)
+
+
+class OneLineGroup(TyperGroup):
+    """A group of such commands."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs a command and ends the process with its exit code."""
+        extra["standalone_mode"] = False  # errors are raised and not printed in a box
+        sys.exit(run_in_one_line(partial(super().main, *args, **extra)))
+
+
+def run_in_one_line(run: Callable[[], Any]) -> int:
+    """Runs a command and returns its exit code, errors said in one line; bugs keep a traceback."""
+    try:
+        with one_line_errors():
+            return int(run() or 0)
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.Abort:
+        say_error("stopped")
+        return 1
+    except UsageError as error:
+        if not error.message:  # the help was printed in place of a missing command
+            return BAD_INPUT
+        path = error.ctx.command_path if error.ctx else "fewstep"
+        say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
+        return BAD_INPUT
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns our errors into one line and exit code 2; others are bugs and keep their traceback."""
+    """Turns our errors, and what the system refuses, into one line and exit code 2."""
     try:
         yield
     except FewstepError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+        say_error(str(error))
+        raise typer.Exit(BAD_INPUT) from None
+    except BrokenPipeError:  # whoever read the output has gone
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f" {str(error.filename)[:80]!r}"
+        say_error(f"the system refuses{where}: {error.strerror or error}")
+        raise typer.Exit(BAD_INPUT) from None
+    except MemoryError:
+        say_error("this machine has too little memory for that; ask for fewer images at once")
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def say_error(text: str) -> None:
+    """Prints an error as one line on the error stream."""
+    typer.echo(f"error: {' '.join(text.split())}", err=True)
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """Raises SettingError for an empty word where no prompt is expected."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        option = name if equals and name.startswith("--") else before
+        if not (value if option is name else word) and option not in MAY_BE_EMPTY:
+            where = f"after {option}" if option.startswith("--") else "as an argument"
+            raise SettingError(f"an empty string {where} is no value; leave it out")
 
 
 @contextmanager

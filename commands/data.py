@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .console import echo, one_line_errors, one_line_warnings
-from .options import Batch, Device, Model
+from .options import LAST_SEED, MOST, MOST_STEPS, Batch, Device, Model
 
 
 def data(
@@ -50,9 +50,9 @@ def fid(
         Path | None,
         typer.Option("--weights", "--inception", help="The extractor's weights, if not found."),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     reference_n: Annotated[
-        int | None, typer.Option(help="Only the first so many of the reference.")
+        int | None, typer.Option(min=1, help="Only the first so many of the reference.")
     ] = None,
     batch: Batch = 50,
     device: Device = "cpu",
@@ -84,11 +84,13 @@ def stats(
         str | None,
         typer.Option(help="Data set, folder, .npz or .zip. Default: samples the network draws."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples at each node.")] = 1024,
-    nodes: Annotated[int, typer.Option(help="Intervals of the tables.")] = 120,
+    samples: Annotated[int, typer.Option(min=1, max=MOST, help="Samples at each node.")] = 1024,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Intervals of the tables.")
+    ] = 120,
     cfg_scale: Annotated[float, typer.Option(help="Guidance scale they shall serve.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Samples evaluated at once.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the noise.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Samples evaluated at once.")] = 32,
     device: Device = "cpu",
 ) -> None:
     """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""

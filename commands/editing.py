@@ -7,7 +7,16 @@ import typer
 
 from ..models.errors import SettingError
 from .console import one_line_errors, one_line_warnings
-from .options import DEFAULT_MODEL, Device, GridType, ModelOption, PictureFile, Quiet, Steps
+from .options import (
+    DEFAULT_MODEL,
+    LAST_SEED,
+    Device,
+    GridType,
+    ModelOption,
+    PictureFile,
+    Quiet,
+    Steps,
+)
 
 
 def invert(
@@ -86,7 +95,9 @@ def edit(
     editor: Annotated[
         str, typer.Option(help="Name[:key=value,...]; see `fewstep list editors`.")
     ] = "rf-edit",
-    seed: Annotated[int, typer.Option(help="For editors that draw noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="For editors that draw noise.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="The edited picture.")] = Path("edit.png"),
     strip: Annotated[
         Path | None, typer.Option(help="A PNG of source, reconstruction and edit.")

@@ -10,6 +10,12 @@ import typer
 
 DEFAULT_MODEL = "fashion-dit"
 
+# What a command can be asked for at most: more is a slip of the keyboard, or takes years.
+MOST = 1_000_000  # images, samples, noises, rows of a batch
+MOST_STEPS = 10_000  # steps and evaluations; as in schedules, float32 states gain nothing beyond
+MOST_REPEATS = 1_000
+LAST_SEED = 2**63 - 1
+
 # The network and where it runs.
 Model = Annotated[str, typer.Argument(help="A network as in sample.")]
 ModelOption = Annotated[str, typer.Option(help="A network as in sample.")]
@@ -22,8 +28,8 @@ ChannelsLast = Annotated[
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="Record calls and runs once, and replay them.")
 ]
-BatchSampled = Annotated[int, typer.Option(help="Images sampled at once.")]
-Batch = Annotated[int, typer.Option(help="Images at once.")]
+BatchSampled = Annotated[int, typer.Option(min=1, max=MOST, help="Images sampled at once.")]
+Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Images at once.")]
 
 # What is run.
 Steps = Annotated[int | None, typer.Option(help="Number of steps, instead of --nfe.")]
@@ -32,18 +38,21 @@ GridType = Annotated[
 ]
 GridOfAll = Annotated[str | None, typer.Option(help="Of all runs, as in sample.")]
 Budgets = Annotated[str, typer.Option(help="Budgets, as 4-6,8,10.")]
-ReferenceNfe = Annotated[int, typer.Option(help="Evaluations of unipc-3 in the converged run.")]
+ReferenceNfe = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_STEPS, help="Evaluations of unipc-3 in the converged run."),
+]
 CfgScale = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is off.")]
 CfgInterval = Annotated[
     str | None, typer.Option(help="Guide only where LOW < sigma/alpha <= HIGH, as LOW,HIGH.")
 ]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Noises = Annotated[int, typer.Option(help="Noises, from seed 0.")]
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of everything random.")]
+Noises = Annotated[int, typer.Option(min=1, max=MOST, help="Noises, from seed 0.")]
 
 # Pictures that are given.
 PictureFile = Annotated[Path, typer.Argument(help="Of a size and mode that the network takes.")]
 LabelledData = Annotated[str, typer.Option(help="Images with classes.")]
-FirstImages = Annotated[int, typer.Option(help="The first so many of them.")]
+FirstImages = Annotated[int, typer.Option(min=1, max=MOST, help="The first so many of them.")]
 
 # What comes out.
 StoreFile = Annotated[Path, typer.Option(help="Where figures are kept and found again.")]

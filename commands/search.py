@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import echo, one_line_errors, one_line_warnings, refuse_typed
-from .options import CfgScale, Device, Dtype, Seed
+from .options import MOST, MOST_STEPS, CfgScale, Device, Dtype, Seed
 
 OF_TOY = {
     *("network", "nfe", "nfe_range", "rows", "strategy", "objective", "budget", "seed", "out"),
@@ -69,7 +69,9 @@ def search(
         str | None, typer.Option(help="Class labels, as 0-9. Default: all in turn.")
     ] = None,
     teacher: Annotated[str, typer.Option(help="Solver of the reference.")] = "unipc-3",
-    teacher_nfe: Annotated[int, typer.Option(help="Its network evaluations.")] = 200,
+    teacher_nfe: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Its network evaluations.")
+    ] = 200,
     final: Annotated[
         str, typer.Option(help="How the reference ends: zero, sigma_min or denoise.")
     ] = "zero",
@@ -91,7 +93,7 @@ def search(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of Inception, if not found.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Noises run at once.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Noises run at once.")] = 32,
     dtype: Dtype = "fp32",
     device: Device = "cpu",
     plot: Annotated[

@@ -18,6 +18,7 @@ from ..models.denoiser import Denoiser
 from ..models.errors import ScheduleError, SettingError
 from ..models.gaussian import GaussianMixture
 from ..models.schedule import EDM, Node
+from ..samplers.grid import check_steps
 from ..samplers.guidance import Unguided
 from ..samplers.loop import integrate
 from ..samplers.noise import Noise
@@ -110,6 +111,10 @@ def frechet(ends: Tensor, exact: Tensor) -> float:
 def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterator[str]:
     """The table line by line: one row per solver, RMSE and for the mixture Frechet distance."""
     solvers = solvers or fixed_solvers()
+    for name in solvers:  # what is unknown shows before the reference is computed
+        take_solver(name)
+    for nfe in budgets:
+        check_steps(nfe, "nfe must be")
     measures = (rmse, frechet) if model == "toy" else (rmse,)
     problem = toy() if model == "toy" else on_network(model)
     width = 2 + max(map(len, solvers))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..models.errors import SettingError
 from ..models.files import check_folder, check_writable
 from ..models.locks import claim, clear_locks
-from ..solvers.schedule_data import first_problem
+from ..models.reading import first_problem
 from .line_file import LineFile
 from .protocol import Strict
 

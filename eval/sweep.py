@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..models.caching import take_cache
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
+from ..models.reading import first_problem, parse_as, read_text, shortened
 from ..models.registry import parse_spec
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
@@ -24,7 +25,6 @@ from ..samplers.plan import make_plan, named_schedule
 from ..samplers.run import Run, parse_ranges
 from ..solvers import Schedule, take_solver
 from ..solvers.presets import preset_names
-from ..solvers.schedule_data import first_problem
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
 from .rivals import RivalSampler
 
@@ -92,13 +92,9 @@ class Sweep(Strict):
     def load(cls, path: Path) -> "Sweep":
         """Reads and checks a JSON file; raises SettingError with the first thing that is wrong."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"cannot read sweep {str(path)!r}: {error}") from error
-        except ValidationError as error:
-            raise SettingError(
-                f"{str(path)!r} is no valid sweep: {first_problem(error)}"
-            ) from error
+            return parse_as(cls, read_text(path))
+        except SettingError as error:
+            raise SettingError(f"{shortened(path)} is no valid sweep: {error}") from error
 
 
 def checked(kind: type[M], **choices: Any) -> M:

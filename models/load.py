@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +14,17 @@ import torch
 
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .denoiser import Network
-from .errors import ModelError, UnknownNameError
+from .errors import FewstepError, ModelError, SettingError, UnknownNameError
 from .families import FAMILIES, default_size, family_of, network_of
 from .families.checks import asks_for_text, no_adapter
 from .memory import memory_advice
+from .reading import ordinary_file, read_object, reason_of, shortened
 from .schedule import noise_schedule
 from .speed import Speed, faster, in_tf32
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+LARGEST_SIDE = 4096  # of samples, which tables of positions may be built for before any weight
+DEPTH = re.compile("layers|depth|num_blocks")  # names in a config that say how many modules to make
 TF32 = "tf32"
 DTYPES = {
     "fp32": torch.float32,
@@ -69,8 +73,8 @@ def load(
         SettingError: if it cannot be run so; see `faster`.
         MemoryLackError: if its weights do not fit on the device.
     """
-    doing, advice = f"loading {str(source)[:80]!r}", "take dtype bf16, or a device with more memory"
-    with memory_advice(doing, advice):
+    doing, advice = f"loading {shortened(source)}", "take dtype bf16, or a device with more memory"
+    with _foreign_files(source), memory_advice(doing, advice):
         network = _found(source, dtype, device)
     network = in_tf32(network) if dtype == TF32 else network
     return network if speed is None else faster(network, speed)
@@ -87,9 +91,31 @@ def _found(
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _from_folder(folder, kind, where)
-    local = bool(str(source)) and Path(source).is_dir()
-    folder = Path(source) if local else _from_hub(str(source))
+    folder = Path(source) if _is_folder(source) else _from_hub(str(source))
     return replace(_from_folder(folder, kind, where), name=str(source))
+
+
+def _is_folder(source: str | Path) -> bool:
+    try:
+        return bool(str(source)) and Path(source).is_dir()
+    except (OSError, ValueError):  # too long for a file system, or no name at all
+        return False
+
+
+@contextmanager
+def _foreign_files(source: Any) -> Iterator[None]:
+    """Turns all that the files of a folder can make Python raise into one ModelError."""
+    try:
+        yield
+    except FewstepError:
+        raise
+    except Exception as error:
+        if not isinstance(source, str | Path):
+            raise
+        raise ModelError(
+            f"cannot load {shortened(source)}: its files do not fit together"
+            f" ({type(error).__name__}: {reason_of(error)})"
+        ) from error
 
 
 def _of_pipeline(pipe: Any) -> Network:
@@ -119,10 +145,10 @@ def checked_device(name: str | torch.device) -> torch.device:
     """The device of a name; raises ModelError if it cannot be used here."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"device {str(name)!r} cannot be used: {reason}; try cpu") from error
+        torch.zeros(1, device=device).cpu()  # a device such as meta takes numbers and gives none
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+        reason = reason_of(error)
+        raise ModelError(f"device {shortened(name)} cannot be used: {reason}; try cpu") from error
     return device
 
 
@@ -143,7 +169,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Netw
 def _with_card(module: Any, folder: Path) -> Network:
     facts = _json(folder / "card.json")
     try:
-        if facts.get("sha256", "") != _sha256(folder / WEIGHTS):
+        if facts.get("sha256", "") != _sha256(ordinary_file(folder / WEIGHTS)):
             raise ModelError(f"{folder / WEIGHTS} is not the file its card.json names (sha256)")
         process = facts["schedule"]
         return from_module(
@@ -173,7 +199,9 @@ def _with_scheduler(module: Any, folder: Path) -> Network:
 def _module(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
-    name = str(_json(folder / "config.json").get("_class_name", ""))
+    config = _json(folder / "config.json")
+    _check_extent(config, folder)
+    name = str(config.get("_class_name", ""))
     cls = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
         raise ModelError(f"{folder / 'config.json'} names no model class of diffusers: {name!r}")
@@ -182,6 +210,44 @@ def _module(folder: Path, dtype: torch.dtype) -> Any:
     if info["missing_keys"]:
         raise ModelError(f"cannot load {str(folder)!r}: it lacks {min(info['missing_keys'])}")
     return module
+
+
+def _check_extent(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises ModelError for a config of so many layers or pixels that making them never ends."""
+    weights = folder / WEIGHTS
+    tensors = _count_tensors(weights) if weights.exists() else None
+    for name, value in config.items():
+        numbers = [each for each in _flat(value) if isinstance(each, int)]
+        if tensors is not None and DEPTH.search(name) and max(numbers, default=0) > tensors:
+            raise ModelError(
+                f"{folder / 'config.json'} says {name}={max(numbers)}, but the weights beside it"
+                f" have {tensors} tensors in all"
+            )
+        if name == "sample_size" and not all(0 < each <= LARGEST_SIDE for each in numbers):
+            raise ModelError(
+                f"{folder / 'config.json'} says sample_size={value}; sides lie between 1 and"
+                f" {LARGEST_SIDE} pixels"
+            )
+
+
+def _count_tensors(weights: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(ordinary_file(weights), framework="pt") as file:
+            return len(file.keys())
+    except (SafetensorError, SettingError, OSError) as error:
+        raise ModelError(
+            f"cannot load {shortened(weights.parent)}: its weights cannot be read:"
+            f" {reason_of(error)}"
+        ) from error
+
+
+def _flat(value: Any) -> list[Any]:
+    """The values in nested lists."""
+    if isinstance(value, list):
+        return [each for part in value for each in _flat(part)]
+    return [value]
 
 
 def _pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -246,12 +312,9 @@ def _nowhere(name: str, reason: str) -> ModelError:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{str(path)!r} must hold a JSON object")
-    return found
+        return read_object(path)
+    except SettingError as error:
+        raise ModelError(str(error)) from error
 
 
 def _sha256(path: Path) -> str:

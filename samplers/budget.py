@@ -5,6 +5,8 @@ from collections.abc import Callable
 from ..models.errors import SettingError
 from ..models.schedule import TimeGrid
 from ..solvers import SolverSettings, queries
+from ..solvers.schedule_data import MAX_STEPS
+from .grid import check_steps
 
 
 def predicted_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
@@ -16,12 +18,13 @@ def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], Tim
     """The grid on which the solver spends exactly `nfe` evaluations.
 
     Raises:
-        SettingError: if nfe < 1, or no number of steps costs exactly that; it names those near.
+        SettingError: if nfe is out of range, or no number of steps costs exactly that; it names
+            those near.
     """
-    if nfe < 1:
-        raise SettingError(f"nfe must be at least 1, not {nfe}")
+    check_steps(nfe, "nfe must be")
     guess = -(-nfe // settings.info.calls_per_step)
-    grids = [make_grid(steps) for steps in range(max(1, guess - 2), guess + 2)]
+    near_it = range(max(1, guess - 2), min(guess + 2, MAX_STEPS + 1))
+    grids = [make_grid(steps) for steps in near_it]
     costs = [predicted_nfe(settings, grid) for grid in grids]
     if nfe in costs:
         return grids[costs.index(nfe)]

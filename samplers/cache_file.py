@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
 from .. import __version__
@@ -19,7 +19,7 @@ from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import write_bytes
 from ..models.probe import alike, sketch
-from ..solvers.schedule_data import first_problem
+from ..models.reading import parse_as, read_text, shortened
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run import Run
 
@@ -69,13 +69,12 @@ class CacheFile(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "CacheFile":
         """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
+        text = read_text(path)
         try:
-            found = cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise SettingError(f"cannot read {str(path)!r}: {error.strerror}") from None
-        except ValidationError as error:
+            found = parse_as(cls, text)
+        except SettingError as error:
             raise SettingError(
-                f"{str(path)!r} is no file of fewstep calibrate: {first_problem(error)}"
+                f"{shortened(path)} is no file of fewstep calibrate: {error}"
             ) from error
         try:
             take_cache(found.cache)

@@ -12,10 +12,12 @@ training timesteps (leading, lcm, linspace, trailing) say where N steps begin, a
 import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from numbers import Integral
 from typing import Any
 
-from ..models.errors import ScheduleError, SettingError, UnknownNameError
+from ..models.errors import FewstepError, ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+from ..solvers.schedule_data import MAX_STEPS
 from .spacing import SPACINGS
 
 Ramp = Callable[..., list[float]]
@@ -151,15 +153,35 @@ def time_grid(
         SettingError: for fewer than one step, or a setting that the grid does not take.
         ScheduleError: if the nodes do not fall.
     """
-    if steps < 1:
-        raise SettingError(f"a grid needs at least 1 step, not {steps}")
+    check_steps(steps, "a grid needs", " step")
+    for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingError(f"grid {name!r}: {key}={value} is no finite number")
     try:
         times = _times(name, schedule, steps, final is Final.ZERO, settings)
-    except TypeError as error:
+    except FewstepError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise SettingError(f"grid {name!r}: {error}") from error
     if final is Final.DENOISE:
         times = [*times, schedule.t_zero]
     return TimeGrid.of(schedule, times, denoise=final is Final.DENOISE)
+
+
+def check_steps(number: int, begin: str, unit: str = "") -> None:
+    """Raises SettingError for a number of steps, or of evaluations, that no run has.
+
+    begin, unit: around the number in the message: "nfe must be", or "a grid needs" and " step".
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise SettingError(f"{begin} a whole number{unit and f' of{unit}s'}, not {number!r}")
+    if number < 1:
+        raise SettingError(f"{begin} at least 1{unit}, not {number}")
+    if number > MAX_STEPS:
+        raise SettingError(
+            f"{begin} at most {MAX_STEPS:,}{unit and f'{unit}s'}, not {number}: float32 states"
+            " round away more than further steps gain"
+        )
 
 
 def _times(

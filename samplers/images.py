@@ -1,13 +1,16 @@
 """Samples as pictures: tensors to PIL and grids of them."""
 
 import math
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.errors import ModelError
+from ..models.errors import ModelError, SettingError
+from ..models.reading import ordinary_file, reason_of, shortened
 
 Picture = Image.Image
 
@@ -41,3 +44,23 @@ def contact_sheet(
     for i, image in enumerate(images):
         sheet.paste(image, (padding + i % columns * width, padding + i // columns * height))
     return sheet
+
+
+def open_picture(path: Path) -> Picture:
+    """Returns the picture in a file, decoded whole.
+
+    Raises:
+        SettingError: if it is no ordinary file, or no picture that can be read, or would unfold to
+            more pixels than Pillow takes for harmless.
+    """
+    ordinary_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except Exception as error:  # a decoder that is given a damaged file may raise anything
+        raise SettingError(
+            f"{shortened(path)} is no readable picture: {reason_of(error)}"
+        ) from error

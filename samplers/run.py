@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from PIL import Image, UnidentifiedImageError
+from packaging.version import InvalidVersion, Version
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from .. import __version__
 from ..models.caching import take_cache
 from ..models.errors import SettingError
 from ..models.files import check_apart, check_writable, make_folder, write_whole
+from ..models.reading import parse_as, parse_json, shortened
 from ..models.speed import Speed
 from ..solvers import Schedule
-from ..solvers.schedule_data import first_problem
 from .guidance import CFG, Guidance, Thresholded, named_guidance
-from .images import Picture, contact_sheet
+from .images import Picture, contact_sheet, open_picture
 from .plan import default_schedule
 from .sampler import Result, Sampler
 
+MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
@@ -55,7 +56,9 @@ class Run(BaseModel):
     steps: int | None = None
     final: str = "zero"
     schedule: Schedule | None = None
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(min_length=1)]
+    seeds: Annotated[
+        tuple[int, ...], BeforeValidator(_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
+    ]
     classes: tuple[int, ...] | None = None
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None
@@ -66,7 +69,7 @@ class Run(BaseModel):
     dtype: str = "fp32"
     device: str = "cpu"
     speed: Speed | None = None
-    columns: int | None = None
+    columns: Annotated[int, Field(ge=1, le=MOST_NUMBERS)] | None = None
     version: str = __version__
 
     def choices(self) -> dict[str, Any]:
@@ -176,25 +179,35 @@ def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = Non
 
 
 def run_from_png(path: Path) -> Run:
-    """The run stored in a PNG; raises SettingError if the file is broken or holds none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = getattr(image, "text", {}).get(CHUNK)
-    except FileNotFoundError:
-        raise SettingError(f"there is no file {str(path)!r}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise SettingError(f"{str(path)!r} is no readable picture: {error}") from error
+    """Returns the run stored in a PNG.
+
+    Raises:
+        SettingError: if the file is broken, holds no run, or one of a newer fewstep.
+    """
+    text = getattr(open_picture(path), "text", {}).get(CHUNK)
     if text is None:
         raise SettingError(
-            f"{str(path)!r} carries no fewstep run; only pictures made by `sample` can be replayed"
+            f"{shortened(path)} carries no fewstep run; only pictures made by `sample` can be"
+            " replayed"
         )
     try:
-        return Run.model_validate_json(text)
-    except ValidationError as error:
-        raise SettingError(
-            f"the run stored in {str(path)!r} is damaged: {first_problem(error)}"
-        ) from error
+        made = _version_of(parse_json(text))
+        if made <= Version(__version__):
+            return parse_as(Run, text)
+    except SettingError as error:
+        raise SettingError(f"the run stored in {shortened(path)} is damaged: {error}") from error
+    raise SettingError(
+        f"{shortened(path)} was made by fewstep {made}, which is newer than this {__version__} and"
+        " may mean something else by the same words; update fewstep to repeat it"
+    )
+
+
+def _version_of(body: Any) -> Version:
+    """Returns the version of fewstep that wrote a run; raises SettingError if it names none."""
+    try:
+        return Version(body["version"])
+    except (TypeError, KeyError, InvalidVersion):
+        raise SettingError("it does not say which version of fewstep made it") from None
 
 
 def parse_ranges(text: str) -> list[int]:
@@ -206,9 +219,14 @@ def parse_ranges(text: str) -> list[int]:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise SettingError(f"{text!r} is no list of numbers; write 0-63 or 1,5,7-9") from None
-        if high < low or high - low >= 1_000_000:
-            raise SettingError(f"the range {part.strip()!r} must rise, by less than a million")
+            raise SettingError(
+                f"{shortened(text)} is no list of numbers; write 0-63 or 1,5,7-9"
+            ) from None
+        if high < low or high - low + len(numbers) >= MOST_NUMBERS:
+            raise SettingError(
+                f"the range {shortened(part.strip())} must rise, and all ranges together hold at"
+                f" most {MOST_NUMBERS:,} numbers"
+            )
         numbers.extend(range(low, high + 1))
     return numbers
 
@@ -218,7 +236,9 @@ def parse_interval(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise SettingError(f"{text!r} is no interval; write LOW,HIGH as in 0.3,5") from None
+        raise SettingError(
+            f"{shortened(text)} is no interval; write LOW,HIGH as in 0.3,5"
+        ) from None
     return low, high
 
 

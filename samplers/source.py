@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.families import fitted
 from ..models.files import write_whole
-from .images import Picture, contact_sheet
+from .images import Picture, contact_sheet, open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Given = Tensor | Picture | Sequence[Picture]  # an image in Python
@@ -30,7 +30,7 @@ def read_picture(path: Path, network: Network) -> Tensor:
 
     A network with a VAE takes colour, and `placed` says of what size.
     """
-    return _pixels(_opened(path), network, repr(str(path)))
+    return _pixels(open_picture(path), network, repr(str(path)))
 
 
 def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
@@ -136,14 +136,3 @@ def decibels(samples: Tensor, reference: Tensor) -> str:
     """10 log10(4 / MSE) of samples clipped to [-1, 1], in words."""
     error = float((samples.clamp(-1.0, 1.0) - reference).square().mean())
     return "exact" if error == 0.0 else f"PSNR {10.0 * math.log10(4.0 / error):.1f} dB"
-
-
-def _opened(path: Path) -> Picture:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise SettingError(f"there is no file {str(path)!r}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise SettingError(f"{str(path)!r} is no readable picture: {error}") from error

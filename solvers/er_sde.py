@@ -12,6 +12,7 @@ phi = kappa^2 the SDE of `sde-dpmpp`; the paper's choice is phi = kappa (e^{kapp
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -45,7 +46,8 @@ def er_step(
     noise = s.kappa * math.sqrt(max(0.0, 1.0 - (r * t.kappa / s.kappa) ** 2))
     combo = {("x", n): s.alpha * r / t.alpha, ("x0", n): s.alpha * (1.0 - r)}
     combo[("z", n)] = s.alpha * noise
-    past = [j for j in range(n - 1, -1, -1) if nodes[j].alpha > 0.0][: order - 1]
+    finite = (j for j in range(n - 1, -1, -1) if nodes[j].alpha > 0.0)
+    past = list(islice(finite, order - 1))
     for k in range(1, len(past) + 1):
         weight = s.alpha * _weight(t, s, k, phi)
         for j, part in _derivative(nodes, n, past, k, published).items():

@@ -13,6 +13,7 @@ of predictions, and its weights are merged into the next step.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def _correction(
     higher = spec.model_copy(
         update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
     )
-    corrected = taylor(nodes, n, n + 1, higher, history=(n + 1, *range(n - 1, -1, -1)))
+    corrected = taylor(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
     corrected.pop(("x", n))
     return plus(corrected, predicted, -1.0)
 

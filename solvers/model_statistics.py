@@ -24,8 +24,9 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
 from ..models.probe import alike, answer
+from ..models.reading import first_problem
 from ..models.schedule import TimeGrid, same_path
-from .schedule_data import Process, first_problem
+from .schedule_data import Process
 
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
 

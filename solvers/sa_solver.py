@@ -12,6 +12,7 @@ with order 1 is SDE-DPM-Solver++1.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -63,9 +64,10 @@ class SASolver(LinearSolver):
         correctors = orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
         combos: list[Combination] = []
         shift: Combination = {}  # corrected minus predicted state at node n
+        noisy = stretched(grid.nodes, self.tau**2)
         for n in range(grid.steps):
             eta = self._eta(grid, n)
-            nodes, past = stretched(grid.nodes, eta), range(n - 1, -1, -1)
+            nodes, past = noisy if eta else grid.nodes, range(n - 1, -1, -1)
             predicted = taylor(nodes, n, n + 1, self._spec(predictors[n]), past)
             weight = predicted.pop(("x", n))
             combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
@@ -85,7 +87,7 @@ class SASolver(LinearSolver):
         self, nodes: Sequence[Node], n: int, order: int, predicted: Combination
     ) -> Combination:
         """Step n with the prediction at its end, minus step n itself."""
-        history = (n + 1, *range(n - 1, -1, -1))
+        history = chain([n + 1], range(n - 1, -1, -1))
         corrected = taylor(nodes, n, n + 1, self._spec(order), history)
         corrected.pop(("x", n))
         return plus(corrected, predicted, -1.0)

@@ -15,15 +15,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..models.errors import FewstepError, ScheduleError
+from ..models.errors import FewstepError, ScheduleError, SettingError
+from ..models.reading import parse_as, read_text, shortened
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, same_path
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Relax = Literal["none", "bh1", "bh2", "linear"]
 
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
+LARGEST = 2**24  # bytes of a file; the largest part is a mean image
+MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
 MIN_LAM_GAP = 1e-6  # nearer nodes make the derivative weights singular in float64
 
 
@@ -236,10 +239,10 @@ class Schedule(_Strict):
     version: Literal[1] = 1
     process: Process
     prediction_store: Literal["data"] = "data"
-    t: Annotated[tuple[Finite, ...], Field(min_length=2)]
-    xi: tuple[Finite, ...] = ()
+    t: Annotated[tuple[Finite, ...], Field(min_length=2, max_length=MAX_STEPS + 1)]
+    xi: Annotated[tuple[Finite, ...], Field(max_length=MAX_STEPS)] = ()
     afs: Literal["zero"] | MeanImage | None = None
-    steps: Annotated[tuple[StepSpec, ...], Field(min_length=1)]
+    steps: Annotated[tuple[StepSpec, ...], Field(min_length=1, max_length=MAX_STEPS)]
     compiled: Compiled | None = None
     nfe: Annotated[int, Field(ge=0)]
     provenance: dict[str, Any] = {}
@@ -255,22 +258,23 @@ class Schedule(_Strict):
     def load(cls, path: str | Path) -> "Schedule":
         """Reads and checks a JSON file; raises ScheduleError with the first thing that is wrong."""
         try:
-            return cls.parse(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path, "schedule", LARGEST)
+        except SettingError as error:
             raise ScheduleError(
-                f"cannot read schedule {str(path)!r}: {error}; give a file, or a name of"
-                " `fewstep list schedules`"
+                f"{error}; give a file, or a name of `fewstep list schedules`"
             ) from error
+        try:
+            return cls.parse(text)
         except ScheduleError as error:
-            raise ScheduleError(f"{str(path)!r} is not a valid schedule: {error}") from error
+            raise ScheduleError(f"{shortened(path)} is not a valid schedule: {error}") from error
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
         """Checks JSON text; raises ScheduleError with the first thing that is wrong."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ScheduleError(first_problem(error)) from error
+            return parse_as(cls, text)
+        except SettingError as error:
+            raise ScheduleError(str(error)) from error
 
     def dump(self) -> str:
         """Canonical JSON: sorted keys, floats in their shortest exact form."""
@@ -378,11 +382,3 @@ def evaluation_time(schedule: Schedule, n: int) -> float:
 def _brief(process: Process) -> str:
     params = ", ".join(f"{k}={v}" for k, v in process.params.items() if not isinstance(v, list))
     return f"{process.family}({params})"
-
-
-def first_problem(error: ValidationError) -> str:
-    """Where the first thing is wrong, and what."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -17,10 +17,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..models.denoiser import Branch
+from ..models.errors import ScheduleError
 from ..models.prediction import combine
 from ..models.schedule import Node
 from ..models.transfer import Constant
 from .base import Query, Revision, Split
+
+LARGEST_WEIGHT = 1e38  # float32 ends at 3.4e38
 
 # ("x", n), the state at node n; ("x0", n) and ("eps", n), the prediction there in two forms;
 # ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
@@ -104,6 +107,7 @@ class TableSteps:
     def __init__(self, table: Table) -> None:
         self.guided = table.guided
         self.rows = tuple(_rows(table))
+        _check_weights(self.rows)
         self.starts = tuple(table.starts) or tuple(range(len(self.rows)))
         self._given = None if table.given is None else Constant(table.given)
 
@@ -195,6 +199,18 @@ def _rewritten(tensor: Tensor, origin: Origin, change: Revision) -> Tensor:
     if (origin.x, origin.x0) == (0.0, 1.0):
         return change.new
     return tensor.add(change.new - change.old, alpha=origin.x0)
+
+
+def _check_weights(rows: Sequence[Row]) -> None:
+    """Raises ScheduleError for a weight that is beyond float32, in which states are kept."""
+    for n, row in enumerate(rows):
+        pushed = [weight for origin in row.push for weight in origin[1:]]
+        for weight in (row.x, row.x0, row.u0, row.z, *row.kept, *pushed):
+            if not abs(weight) <= LARGEST_WEIGHT:
+                raise ScheduleError(
+                    f"step {n} has a weight of {weight:.3g}, which float32 states cannot take:"
+                    " times lie too near to each other, or coefficients are too large"
+                )
 
 
 def _rows(table: Table) -> list[Row]:

@@ -12,8 +12,8 @@ prediction, l = 0 noise prediction.
 """
 
 import math
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Iterable, Sequence
+from itertools import count, islice
 
 from ..models.schedule import Node
 from .phi import derivative_weights, phi
@@ -22,23 +22,23 @@ from .table import Combination, plus
 
 
 def taylor(
-    nodes: Sequence[Node], n: int, end: int, spec: StepSpec, history: Sequence[int]
+    nodes: Sequence[Node], n: int, end: int, spec: StepSpec, history: Iterable[int]
 ) -> Combination:
     """The update of the module's docstring from node n to node `end`.
 
     history: nodes whose predictions the derivatives at n are estimated from, nearest first.
     """
     s, t = nodes[n], nodes[end]
-    finite = [j for j in history if math.isfinite(nodes[j].lam)]
-    history = finite if s.alpha > 0.0 else []  # no derivative can be taken at lam = -inf
-    order = min(spec.order, len(history) + 1)
+    finite = (j for j in history if math.isfinite(nodes[j].lam))
+    near = list(islice(finite, spec.order - 1)) if s.alpha > 0.0 else []  # none at lam = -inf
+    order = len(near) + 1
     if order == 1 and (s.alpha == 0.0 or t.sigma == 0.0):  # h is infinite: the limit of data form
         return {("x", n): t.sigma / s.sigma, ("x0", n): t.alpha - s.alpha * t.sigma / s.sigma}
     ell, h = spec.ell, t.lam - s.lam
     z = (2.0 * ell - 1.0) * h
     combo: Combination = {("x", n): t.alpha / s.alpha * math.exp(-ell * h)}
     outer = -t.alpha * math.exp((ell - 1.0) * h) * h
-    for k, weights in zip(count(), _derivatives(nodes, n, spec, history[: order - 1], h)):
+    for k, weights in zip(count(), _derivatives(nodes, n, spec, near, h)):
         factor = outer * phi(k + 1, -z) * _factor(spec, k, h, z)
         for j, weight in weights.items():
             combo = plus(combo, _scaled_prediction(nodes, n, j, ell), factor * weight)

@@ -170,7 +170,7 @@ BAD = [
     (["--out", "no/such/folder.png"], "does not exist"),
     (["--out", "."], "folder"),
     (["--schedule", "none.json"], "none.json"),
-    (["--from-png", "none.png"], "no file 'none.png'"),
+    (["--from-png", "none.png"], "cannot read 'none.png'", "no such file"),
     (["fashion-dit", "--from-png", "a.png", "--nfe", "3"], "as it was; drop model, nfe"),
     (["--save-images", "new/folder", "--nfe", "0"], "nfe must be at least 1"),
 ]

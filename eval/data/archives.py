@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
+from ...models.errors import SettingError
+from ...models.reading import ordinary_file
 from .errors import DataError
 
 LIMIT = 1 << 28  # bytes of one file in an archive
@@ -27,12 +29,12 @@ def read_files(path: Path, wanted: Collection[str]) -> Files:
     try:
         if path.is_dir():
             return _from_folder(path, wanted)
-        with path.open("rb") as file:
+        with ordinary_file(path).open("rb") as file:
             is_deb = file.read(8) == AR
             file.seek(0)
             return _from_tar(_data_of_deb(file) if is_deb else file, wanted)
-    except FileNotFoundError:
-        raise DataError(f"there is no file or folder {str(path)!r}") from None
+    except SettingError as error:
+        raise DataError(str(error)) from error
     except (tarfile.ReadError, tarfile.CompressionError) as error:
         raise DataError(
             f"{str(path)!r} is neither a folder nor a tar or Debian package that can be read here;"

@@ -180,7 +180,7 @@ def _header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
 
 
 def _checked(path: Path, shape: Any, fortran: bool, dtype: Any) -> tuple[int, int, int, int]:
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or not all(shape):
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or min(shape) < 1:
         raise DataError(
             f"arr_0 of {str(path)!r} must be images: uint8 (N, H, W, C) with 1 or 3 channels,"
             f" not {dtype} {tuple(shape)}; from [-1, 1] they are round(127.5 (x + 1)), clipped"

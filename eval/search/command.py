@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import SettingError, UnknownNameError
-from ...models.files import check_apart, check_folder, check_writable, make_folder, write_bytes
+from ...models.files import (
+    check_apart,
+    check_folder,
+    check_regular,
+    check_writable,
+    make_folder,
+    write_bytes,
+)
 from ...models.load import load
-from ...samplers.run import parse_ranges
+from ...samplers.run import MOST_NUMBERS, parse_ranges
 from ...solvers.schedule_data import MeanImage
 from . import toy
 from .budget import Budget
@@ -23,6 +30,7 @@ from .size import Size, size_of
 from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
 
+MOST_SEARCHED = 200  # evaluations of a schedule
 SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
 REMEMBERED = ("search.json", "test.json", "grad-*.json")  # in the folder of the log
 AFS = ("none", "zero", "mean", "any")
@@ -87,6 +95,11 @@ def sizes_of(nfe: int | None, nfe_range: str | None, rows: int | None) -> tuple[
     if rows is not None:
         return (Size(rows, "rows"),)
     numbers = [nfe] if nfe is not None else parse_ranges(nfe_range or "")
+    if max(numbers) > MOST_SEARCHED:
+        raise SettingError(
+            f"schedules of at most {MOST_SEARCHED} evaluations are searched, not {max(numbers)}:"
+            " with more, named solvers are as near"
+        )
     return tuple(Size(number) for number in sorted(set(numbers)))
 
 
@@ -138,6 +151,8 @@ def _begun(searches: Sequence[Search], request: Request) -> Iterator[Search]:
 
 def _check_places(request: Request) -> None:
     check_folder(request.folder)
+    for path in request.folder.glob("worker-*.jsonl"):
+        check_regular(path)
     outputs = [request.out_at(size) for size in request.sizes]
     for path in outputs:
         check_writable(path, ".json")
@@ -244,6 +259,8 @@ def _sizes(text: str) -> tuple[int, int, int]:
         ) from None
     if min(train, validation, test) < 1:
         raise SettingError("each block needs at least one noise")
+    if max(train, validation, test) > MOST_NUMBERS:
+        raise SettingError(f"a block holds at most {MOST_NUMBERS:,} noises, in memory at once")
     return train, validation, test
 
 

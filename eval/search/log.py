@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...models.errors import SettingError
 from ...models.files import make_folder
 from ...models.locks import claim, clear_locks
+from ...models.reading import first_problem
 from ...solvers import Schedule
-from ...solvers.schedule_data import first_problem
 from ..line_file import LineFile
 from .size import Size
 

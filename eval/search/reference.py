@@ -21,9 +21,9 @@ from ...models.errors import SettingError
 from ...models.files import write_bytes
 from ...models.ledger import Ledger
 from ...models.locks import hold
+from ...models.reading import first_problem
 from ...samplers.noise import Noise
 from ...samplers.plan import make_plan
-from ...solvers.schedule_data import first_problem
 from .budget import Budget
 from .problem import BLOCKS, Block, Problem
 from .run import IDENTITY, Search

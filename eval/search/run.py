@@ -14,9 +14,10 @@ from ... import __version__
 from ...models.errors import ModelError, SettingError
 from ...models.files import write_bytes
 from ...models.probe import alike, sketch
+from ...models.reading import first_problem, read_bytes
 from ...samplers.guidance import Moment
 from ...solvers import Schedule
-from ...solvers.schedule_data import ANSWER, first_problem
+from ...solvers.schedule_data import ANSWER
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
 from .objective import Objective
@@ -377,10 +378,10 @@ def _same_search(search: Search) -> None:
 
 def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     """The JSON object in a file, empty if there is no file; raises SettingError for another."""
-    try:
-        return kind.validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
+    try:
+        return kind.validate_json(read_bytes(path))
     except ValidationError as error:
         raise SettingError(
             f"{str(path)!r} is damaged: {first_problem(error)}; give another --log"

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.probe import alike, sketch
+from ...models.reading import parse_as, read_text, shortened
 from ...models.schedule import TimeGrid
 from ...solvers import Solver, drive
-from ...solvers.schedule_data import first_problem
 from .base import BOTH, COND, Guidance, Guide, Moment, Setup
 from .registry import register
 from .settings import Checked
@@ -79,14 +79,11 @@ class LinearWeights(Strict):
     def load(cls, path: Path | str) -> "LinearWeights":
         """The weights in a file; raises SettingError if it cannot be read or is no such file."""
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
+            return parse_as(cls, read_text(path))
+        except SettingError as error:
             raise SettingError(
-                f"cannot read {str(path)!r}: {error.strerror}; `fewstep fit linear-ag` makes it"
-            ) from None
-        except ValidationError as error:
-            raise SettingError(
-                f"{str(path)!r} holds no weights of linear-ag: {first_problem(error)}"
+                f"{shortened(path)} holds no weights of linear-ag: {error};"
+                " `fewstep fit linear-ag` makes such a file"
             ) from error
 
     def check(self, network: Network, solver: Solver[Any], grid: TimeGrid) -> None:

@@ -15,6 +15,8 @@ from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
 from .base import BOTH, Conditional, Guidance, Guide, Moment, Setup
 
+LARGEST_SCALE = 1e6  # of guidance; a hundred times less leaves nothing of an image
+
 
 class Checked:
     """A dataclass whose fields are held to their annotations as it is made.
@@ -86,6 +88,8 @@ class Both(Guide):
 
 
 def check_scale(scale: float) -> None:
-    """Raises SettingError if it is no finite number."""
-    if not math.isfinite(scale):
-        raise SettingError(f"a guidance scale must be a number, not {scale}; 1 is off")
+    """Raises SettingError if it is no number, or one that drives every state beyond float32."""
+    if not math.isfinite(scale) or abs(scale) > LARGEST_SCALE:
+        raise SettingError(
+            f"a guidance scale must be a number up to {LARGEST_SCALE:g}, not {scale:g}; 1 is off"
+        )

@@ -1,0 +1,132 @@
+"""Files that a user names, read in one place: ordinary ones of a bounded size, or a plain refusal.
+
+A pipe or a device may never end, a folder or a looping link is no file, and JSON that names a key
+twice says two things of which one would be dropped.
+"""
+
+import json
+import stat
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import SettingError
+
+LARGEST = 2**26  # bytes of a file that is read whole, unless its reader says otherwise
+SHOWN = 200  # characters of a name in a message
+M = TypeVar("M", bound=BaseModel)
+
+
+def ordinary_file(path: str | PathLike[str], kind: str = "file") -> Path:
+    """Returns the path of an ordinary file, links followed; raises SettingError for all else.
+
+    kind: what the file holds, for the message.
+    """
+    named = f"cannot read {f'{kind} ' if kind != 'file' else ''}{shortened(path)}"
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise SettingError(f"{named}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{named}: {reason_of(error)}") from None
+    if stat.S_ISDIR(mode):
+        raise SettingError(f"{named}: it is a folder; give a file")
+    if not stat.S_ISREG(mode):
+        raise SettingError(f"{named}: it is a pipe, a device or a socket; give an ordinary file")
+    return Path(path)
+
+
+def read_bytes(path: str | PathLike[str], kind: str = "file", largest: int = LARGEST) -> bytes:
+    """Returns all bytes of an ordinary file; raises SettingError where there are too many."""
+    try:
+        with ordinary_file(path, kind).open("rb") as file:
+            body = file.read(largest + 1)
+    except OSError as error:
+        raise SettingError(f"cannot read {shortened(path)}: {reason_of(error)}") from None
+    if len(body) > largest:
+        raise SettingError(
+            f"cannot read {shortened(path)}: it has more than {largest:,} bytes, too many for a"
+            f" {kind} of fewstep"
+        )
+    return body
+
+
+def read_text(path: str | PathLike[str], kind: str = "file", largest: int = LARGEST) -> str:
+    """Returns the UTF-8 text of an ordinary file; raises SettingError for other bytes."""
+    try:
+        return read_bytes(path, kind, largest).decode()
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"cannot read {kind} {shortened(path)}: it is no UTF-8 text ({error.reason})"
+        ) from None
+
+
+def read_object(path: str | PathLike[str]) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises SettingError for any other content."""
+    text = read_text(path)
+    try:
+        body = parse_json(text)
+    except SettingError as error:
+        raise SettingError(f"cannot read {shortened(path)}: {error}") from error
+    if not isinstance(body, dict):
+        raise SettingError(f"{shortened(path)} must hold a JSON object")
+    return body
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of JSON text.
+
+    Raises:
+        SettingError: if it is none, nests too deeply, or names a key twice in one object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except SettingError:
+        raise
+    except RecursionError:
+        raise SettingError("Invalid JSON: it nests too deeply") from None
+    except ValueError as error:
+        raise SettingError(f"Invalid JSON: {error}") from None
+
+
+def parse_as(kind: type[M], text: str | bytes) -> M:
+    """Returns a value of this kind from JSON text; raises SettingError at its first problem."""
+    parse_json(text)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise SettingError(first_problem(error)) from error
+    except ArithmeticError as error:
+        raise SettingError(f"its numbers are out of range: {error}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Returns where the first thing is wrong, and how."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def shortened(path: object) -> str:
+    """Returns a name as it stands in a message, in quotes."""
+    name = str(path)
+    return repr(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns what went wrong, in the first line of the error's own words."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(said).splitlines()[0]
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingError(f"it names the key {twice[:SHOWN]!r} twice; keep one of the two")
+    return body
