@@ -89,7 +89,9 @@ class Both(Guide):
 
 def check_scale(scale: float) -> None:
     """Raises SettingError if it is no number, or one that drives every state beyond float32."""
-    if not math.isfinite(scale) or abs(scale) > LARGEST_SCALE:
+    if not math.isfinite(scale):
+        raise SettingError(f"a guidance scale must be a number, not {scale}; 1 is off")
+    if abs(scale) > LARGEST_SCALE:
         raise SettingError(
-            f"a guidance scale must be a number up to {LARGEST_SCALE:g}, not {scale:g}; 1 is off"
+            f"a guidance scale must lie within {LARGEST_SCALE:g}, not be {scale:g}; 1 is off"
         )
