@@ -22,9 +22,11 @@ from torch import Tensor
 
 from ..models.errors import FewstepError
 from ..models.files import write_whole
+from .data.errors import UNREADABLE
 
 Array = NDArray[np.float64]
 # The keys in an npz by output: mean, covariance, rows of features.
+ROUNDING = 1e-5  # of a covariance, relative to its size: of one that was kept in float32
 KEYS = {"pool": ("mu", "sigma", "pool_3"), "spatial": ("mu_s", "sigma_s", "spatial_3")}
 
 
@@ -60,13 +62,16 @@ class Statistics:
 
     def __post_init__(self) -> None:
         dim = self.mu.size
-        if self.mu.shape != (dim,) or self.cov.shape != (dim, dim):
+        if dim == 0 or self.mu.shape != (dim,) or self.cov.shape != (dim, dim):
             raise StatisticsError(
                 f"a mean of shape {self.mu.shape} and a covariance of shape {self.cov.shape} do not"
                 " fit; they must be (D,) and (D, D)"
             )
         if not (np.isfinite(self.mu).all() and np.isfinite(self.cov).all()):
             raise StatisticsError("statistics hold NaN or infinity; make them again")
+        _check_covariance(self.cov)
+        if self.n < 0:
+            raise StatisticsError(f"statistics are of 0 or more images, not {self.n}")
 
     @property
     def dim(self) -> int:
@@ -110,6 +115,22 @@ class Statistics:
         return found[output]
 
 
+def _check_covariance(cov: Array) -> None:
+    """Raises StatisticsError for what is no covariance, but for rounding."""
+    size = float(np.abs(cov).sum(0).max())  # no eigenvalue is larger
+    slack = ROUNDING * size
+    if not np.allclose(cov, cov.T, rtol=0.0, atol=slack):
+        raise StatisticsError("the covariance is not symmetric; make the statistics again")
+    if size == 0.0:
+        return
+    try:
+        np.linalg.cholesky(cov + slack * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        raise StatisticsError(
+            "the covariance has negative eigenvalues, so it is none; make the statistics again"
+        ) from None
+
+
 def save_npz(path: Path, statistics: Mapping[str, Statistics], rows: Mapping[str, Any]) -> None:
     """Writes one set's statistics and rows of features (n, D), by output, into one npz."""
     arrays: dict[str, Any] = {}
@@ -134,25 +155,34 @@ def load_npz(path: Path) -> tuple[dict[str, Statistics], dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             kinds = {output: keys for output, keys in KEYS.items() if keys[2] in file}
-            rows = {output: file[keys[2]] for output, keys in kinds.items()}
+            rows = {output: _numbers(file, keys[2], None) for output, keys in kinds.items()}
             origin = Origin(**json.loads(str(file["origin"]))) if "origin" in file else None
             n = int(file["n"]) if "n" in file else 0
             found = {
-                output: Statistics(file[mean].astype(float), file[cov].astype(float), n, origin)
-                for output, (mean, cov, _) in KEYS.items()
-                if mean in file and cov in file
+                output: Statistics(_numbers(file, keys[0]), _numbers(file, keys[1]), n, origin)
+                for output, keys in KEYS.items()
+                if keys[0] in file and keys[1] in file
             }
+            sums = {output: _summed(each, origin) for output, each in rows.items()}
     except FileNotFoundError:
         raise StatisticsError(f"there is no file {str(path)!r}") from None
     except StatisticsError as error:
         raise StatisticsError(f"{str(path)!r}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise StatisticsError(f"{str(path)!r} is no readable npz: {error}") from error
     if not found and not rows:
         raise StatisticsError(
             f"{str(path)!r} holds no statistics; wanted are the keys mu and sigma, or pool_3"
         )
-    return {**{output: _summed(each, origin) for output, each in rows.items()}, **found}, rows
+    return {**sums, **found}, rows
+
+
+def _numbers(file: Any, key: str, dtype: Any = np.float64) -> Any:
+    """An array of an npz, or the same in a dtype; raises StatisticsError if it is not real."""
+    found = file[key]
+    if found.dtype.kind not in "fiu":
+        raise StatisticsError(f"{key} must hold real numbers, not {found.dtype}")
+    return found if dtype is None else found.astype(dtype)
 
 
 def holds_statistics(path: Path) -> bool:

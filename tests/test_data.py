@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import threading
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -597,6 +598,58 @@ def test_other_formats_are_read_as_pillow_reads_them(kind, colour, tmp_path):
     same(images_of(tmp_path), expected[None])
 
 
+def test_every_kind_of_image_counts(colour, tmp_path):
+    names = {"a.PNG": "PNG", "b.jfif": "JPEG", "c.bmp": "BMP", "d.tiff": "TIFF", "e.gif": "GIF"}
+    names |= {"f.ppm": "PPM", "g.webp": "WEBP", "h.jpe": "JPEG", "i.tif": "TIFF", "j.dib": "DIB"}
+    for name, kind in names.items():
+        (tmp_path / name).write_bytes(picture(colour[0], kind=kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = images_of(tmp_path)
+    assert len(found) == len(names)
+    opened = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in sorted(names)]
+    same(found, np.stack(opened).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_the_first_of_several_frames_is_taken_and_told_once(kind, colour, tmp_path):
+    first, *rest = (Image.fromarray(each) for each in colour[:3])
+    options = {"lossless": True} if kind == "WEBP" else {}
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.{kind.lower()}"
+        first.save(path, kind, save_all=True, append_images=rest, **options)
+    (tmp_path / "c.png").write_bytes(picture(colour[3]))
+    with pytest.warns(UserWarning, match="several frames") as told:
+        found = images_of(tmp_path)
+    (text,) = (str(each.message) for each in told)
+    assert text == (
+        f"2 of the 3 images of {str(tmp_path)!r}, such as 'a.{kind.lower()}', have several frames;"
+        " only the first of each is taken"
+    )
+    if kind != "GIF":  # of so many colours it keeps a palette
+        same(found, colour[[0, 0, 3]].transpose(0, 3, 1, 2))
+    assert len(found) == 3
+
+
+def test_pictures_that_are_left_out_are_told_of(colour, tmp_path):
+    files = {
+        "a.png": picture(colour[0]),
+        "b.ico": b"",
+        "c.psd": b"",
+        "notes.txt": b"",
+        ".d.ico": b"",
+    }
+    with pytest.warns(UserWarning, match=r"2 files of .*'b\.ico', are of a kind .* has 1 images"):
+        assert len(images_of(written(tmp_path / "mine", files))) == 1
+
+
+def test_no_other_format_is_tried_whatever_a_file_is_called(colour, tmp_path):
+    """PostScript would be handed to another program."""
+    (tmp_path / "a.png").write_bytes(picture(colour[0], kind="EPS"))
+    with pytest.raises(DataError, match=r"'a\.png' cannot be read as an image"):
+        images_of(tmp_path)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA"])
 def test_modes_of_pictures(mode, colour, tmp_path):
     (tmp_path / "a.png").write_bytes(picture(colour[0], mode=mode))
@@ -692,6 +745,34 @@ def test_arrays_that_are_no_images(array, says, tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=array)
     with pytest.raises(DataError, match=says):
         rows(images_of(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "shape", ["-2, 3, 5, 3", "2, -3, -5, 3", "-2, -3, 5, 3", "0, 3, 5, 3", "2, 3, 5, -3"]
+)
+def test_an_npz_whose_header_names_no_shape(shape, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", npy(shape) + bytes(pixels(2, 3, 5, 3)))
+    with pytest.raises(DataError, match=rf"must be images.*\({shape}\)"):
+        images_of(tmp_path / "a.npz")
+
+
+def test_an_npz_whose_header_promises_too_much(tmp_path):
+    for shape in ("4611686018427387904, 3, 5, 3", "2, 4611686018427387904, 4, 3"):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("arr_0.npy", npy(shape) + bytes(pixels(2, 3, 5, 3)))
+        with pytest.raises(DataError, match=r"ends too early"):
+            rows(images_of(tmp_path / "a.npz"))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", npy("(" * 5000))
+    with pytest.raises(DataError, match="is no array"):
+        images_of(tmp_path / "a.npz")
+
+
+def npy(shape):
+    """The header of an array of bytes."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape})}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 def test_an_npz_that_is_cut_or_holds_something_else(tmp_path):

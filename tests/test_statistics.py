@@ -169,6 +169,40 @@ def test_files_of_raw_features_are_summed_up(tmp_path):
     assert np.array_equal(kept["pool"], rows.numpy())
 
 
+def save_what_is_no_covariance(folder):
+    """Files whose second moments are none, and what is said of each."""
+    skew = np.array([[1.0, 0.5], [-0.5, 1.0]])
+    cases = {
+        "negative": (np.zeros(2), -np.eye(2), "negative eigenvalues"),
+        "one_negative": (np.zeros(2), np.diag([1.0, -0.01]), "negative eigenvalues"),
+        "skew": (np.zeros(2), skew, "not symmetric"),
+        "off": (np.zeros(2), np.array([[1.0, 0.5], [0.49, 1.0]]), "not symmetric"),
+        "complex": (np.zeros(2), np.eye(2) + 1j * np.eye(2), "sigma must hold real numbers"),
+        "complex_mean": (np.zeros(2) + 1j, np.eye(2), "mu must hold real numbers, not complex128"),
+        "words": (np.array(["a", "b"]), np.eye(2), "mu must hold real numbers"),
+        "infinite": (np.zeros(2), np.diag([1.0, np.inf]), "NaN or infinity"),
+        "square": (np.zeros((2, 2)), np.eye(2), r"must be \(D,\)"),
+        "empty": (np.zeros(0), np.zeros((0, 0)), r"must be \(D,\)"),
+    }
+    for name, (mean, cov, _) in cases.items():
+        np.savez(folder / f"{name}.npz", mu=mean, sigma=cov)
+    np.savez(folder / "count.npz", mu=np.zeros(2), sigma=np.eye(2), n=-3)
+    np.savez(folder / "rows.npz", pool_3=np.ones((3, 2), complex))
+    np.savez(folder / "deep.npz", mu=np.zeros(2), sigma=np.eye(2), origin="[" * 100_000)
+    others = {"count": "not -3", "rows": "pool_3 must hold real", "deep": "no readable npz"}
+    return {name: says for name, (_, _, says) in cases.items()} | others
+
+
+def test_a_covariance_that_was_rounded_is_one(tmp_path):
+    """Of fewer images than features it is singular: rounding alone makes eigenvalues negative."""
+    exact = fit(features(20, 200))
+    for dtype in (np.float32, np.float64):
+        np.savez(tmp_path / "a.npz", mu=exact.mu.astype(dtype), sigma=exact.cov.astype(dtype))
+        found = Statistics.load(tmp_path / "a.npz")
+        assert np.linalg.eigvalsh(found.cov)[0] < 0.0
+        assert np.array_equal(found.cov, exact.cov.astype(dtype))
+
+
 def test_files_that_are_none(tmp_path):
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.zeros((1, 1)))
@@ -187,6 +221,7 @@ def test_files_that_are_none(tmp_path):
         "origin": "no readable npz",
         "cut": "no readable npz",
         "missing": "no file",
+        **save_what_is_no_covariance(tmp_path),
     }
     for name, message in messages.items():
         with pytest.raises(StatisticsError, match=message):

@@ -20,12 +20,16 @@ def images_of(source: str | Path) -> ImageSet:
     Args:
         source: a name, or a path. Names, each with `:train` (default) or `:test`: `fashion-mnist`,
             28x28 grey; `fashion-mnist-32`, the same in the middle of 32x32 zeros, as the networks
-            of the package draw it; `cifar10`, 32x32 colour. Paths: a folder of PNG, JPEG or WebP
-            files; a .zip of such; an .npz with `arr_0`, uint8 (N, H, W, C). A folder that is called
-            like a data set is written with a slash: `./cifar10`.
+            of the package draw it; `cifar10`, 32x32 colour. Paths: a folder of images (PNG, JPEG,
+            WebP, GIF, BMP, TIFF and others); a .zip of such; an .npz with `arr_0`, uint8
+            (N, H, W, C). A folder that is called like a data set is written with a slash:
+            `./cifar10`.
 
     Raises:
         DataError: if nothing is there, or what is there cannot be used; nothing is downloaded.
+
+    Warns:
+        UserWarning: of pictures of kinds that are left out, and of several frames in one.
     """
     name, colon, split = str(source).partition(":")
     if isinstance(source, str) and name in PADDED:

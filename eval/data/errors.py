@@ -1,6 +1,25 @@
-"""The error of images that cannot be had or are not what they should be."""
+"""The error of images that cannot be had, and what reading raises at files that are damaged."""
+
+import tokenize
+import zipfile
+import zlib
 
 from ...models.errors import FewstepError
+
+UNREADABLE = (  # of arrays, pictures and zips that are damaged or made up
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,  # of a header that promises too much
+    RuntimeError,  # encrypted, of an unknown compression, or nested too deeply
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class DataError(FewstepError):

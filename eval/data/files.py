@@ -1,40 +1,43 @@
 """Images from a folder, a zip or an npz that the user has.
 
-Folder and zip: every PNG, JPEG and WebP at any depth, sorted by path; hidden files and other file
-types are no part of the set. Pixels are taken as stored: grey stays one channel, a palette becomes
-RGB, an alpha channel is dropped where it hides nothing. A zip is read where it lies and never
+Folder and zip: every file of a kind in FORMATS at any depth, sorted by path; hidden files and other
+types are no part of the set, and pictures among these are told of. Pixels are taken as stored: grey
+stays one channel, a palette becomes RGB, an alpha channel is dropped where it hides nothing, and of
+several frames the first is taken, which is told too. A zip is read where it lies and never
 unpacked. npz: `arr_0`, uint8 (N, H, W, C), read in pieces; no pickled object is ever loaded.
 """
 
+import math
 import re
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from .errors import DataError
+from .errors import UNREADABLE, DataError
 from .image_set import ImageSet, Reader, Rows
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = {  # of Pillow, by suffix
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    ".bmp": "BMP",
+    ".dib": "DIB",
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".pbm", ".pgm", ".pnm", ".ppm"), "PPM"),
+    ".avif": "AVIF",
+    ".gif": "GIF",
+    ".jp2": "JPEG2000",
+    ".webp": "WEBP",
+}
 MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "P": "RGB", "PA": "RGB", "RGBA": "RGB"}
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,  # an encrypted zip
-    NotImplementedError,  # a compression of zip that Python does not know
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+NO_IMAGE = (*UNREADABLE, Image.DecompressionBombError)
 HIDDEN = re.compile(r"(^|/)\.(?!\.?/)")  # a part that begins with a dot, save . and ..
 Open = Callable[[str], IO[bytes]]
 
@@ -62,16 +65,23 @@ class Archive:
             DataError: if there are none, one is unreadable, or two differ in size or colour.
         """
         if not self.names:
-            raise DataError(f"{str(self.path)!r} holds no images ({', '.join(SUFFIXES)})")
+            raise DataError(f"{str(self.path)!r} holds no images ({', '.join(sorted(FORMATS))})")
         with self.opened() as open_:
-            shape = _shape(open_, self.names[0])
-            for other in self.names[1:]:
-                if _shape(open_, other) != shape:
-                    raise DataError(
-                        f"the images of {str(self.path)!r} must have one size:"
-                        f" {self.names[0]!r} is {_size(shape)},"
-                        f" {other!r} is {_size(_shape(open_, other))}"
-                    )
+            headers = {each: _header(open_, each) for each in self.names}
+        first, shape = self.names[0], headers[self.names[0]].shape
+        for other, header in headers.items():
+            if header.shape != shape:
+                raise DataError(
+                    f"the images of {str(self.path)!r} must have one size: {first!r} is"
+                    f" {_size(shape)}, {other!r} is {_size(header.shape)}"
+                )
+        moving = [each for each, header in headers.items() if header.moves]
+        if moving:
+            warnings.warn(
+                f"{len(moving)} of the {len(headers)} images of {str(self.path)!r}, such as"
+                f" {moving[0]!r}, have several frames; only the first of each is taken",
+                stacklevel=2,
+            )
         return ImageSet(name, len(self.names), shape, self._read)
 
     def _read(self, size: int) -> Iterator[Rows]:
@@ -83,14 +93,14 @@ class Archive:
 def folder_images(path: Path) -> ImageSet:
     """The images of a folder and of the folders in it."""
     found = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
-    return Archive(path, _wanted(each.as_posix() for each in found)).images(str(path))
+    return Archive(path, _choose(path, [each.as_posix() for each in found])).images(str(path))
 
 
 def zip_images(path: Path) -> ImageSet:
     """The images of a zip."""
     with _zip(path) as archive:
         names = [each.filename for each in archive.infolist() if not each.is_dir()]
-    return Archive(path, _wanted(names)).images(str(path))
+    return Archive(path, _choose(path, names)).images(str(path))
 
 
 def npz_images(path: Path) -> ImageSet:
@@ -100,38 +110,62 @@ def npz_images(path: Path) -> ImageSet:
     return ImageSet(str(path), count, (channels, height, width), _array_reader(path))
 
 
-def _wanted(names: Iterator[str] | Sequence[str]) -> list[str]:
-    return sorted(
-        name
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-        and not HIDDEN.search(name)
-        and not name.startswith("__MACOSX/")
-    )
+def _choose(path: Path, names: Sequence[str]) -> list[str]:
+    """The names that are images, sorted; warns of pictures of kinds that are not read."""
+    shown = [n for n in names if not HIDDEN.search(n) and not n.startswith("__MACOSX/")]
+    chosen = sorted(name for name in shown if _suffix(name) in FORMATS)
+    pictures = Image.registered_extensions().keys() - FORMATS.keys()
+    left_out = sorted(name for name in shown if _suffix(name) in pictures)
+    if chosen and left_out:
+        warnings.warn(
+            f"{len(left_out)} files of {str(path)!r}, such as {left_out[0]!r}, are of a kind that"
+            f" is not read and are left out; the set has {len(chosen)} images",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(f"{str(path)!r} is no readable zip: {error}") from error
+
+
+def _formats() -> list[str]:
+    """The formats that this Pillow reads; no other is tried, whatever the file is called."""
+    Image.init()
+    return sorted(set(FORMATS.values()) & Image.OPEN.keys())
 
 
 @contextmanager
 def _image(open_: Open, name: str) -> Iterator[Image.Image]:
     try:
-        with open_(name) as file, Image.open(file) as image:
+        with open_(name) as file, Image.open(file, formats=_formats()) as image:
             if image.mode not in MODES:
                 raise DataError(f"{name!r} has pixels of mode {image.mode}; save it as 8-bit RGB")
             yield image
-    except UNREADABLE as error:
+    except NO_IMAGE as error:
         reason = str(error).partition(" <")[0]
         raise DataError(f"{name!r} cannot be read as an image: {reason}") from error
 
 
-def _shape(open_: Open, name: str) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class Header:
+    """What an image file says before its pixels: (C, H, W), and whether it has several frames."""
+
+    shape: tuple[int, int, int]
+    moves: bool
+
+
+def _header(open_: Open, name: str) -> Header:
     with _image(open_, name) as image:
-        return (1 if MODES[image.mode] == "L" else 3, image.height, image.width)
+        shape = (1 if MODES[image.mode] == "L" else 3, image.height, image.width)
+        return Header(shape, getattr(image, "is_animated", False))
 
 
 def _size(shape: tuple[int, int, int]) -> str:
@@ -167,10 +201,10 @@ def _array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
             raise DataError(f"{str(path)!r} holds no images arr_0, but {names}") from None
         with file:
-            yield file, _checked(path, *_header(path, file))
+            yield file, _checked(path, *_array_header(path, file))
 
 
-def _header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
+def _array_header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
     try:
         if npy.read_magic(file) == (1, 0):
             return npy.read_array_header_1_0(file)
@@ -194,7 +228,7 @@ def _array_reader(path: Path) -> Reader:
         with _array(path) as (file, (count, *shape)):
             for start in range(0, count, size):
                 wanted = (min(size, count - start), *shape)
-                rows = np.frombuffer(_bytes(path, file, int(np.prod(wanted))), np.uint8)
+                rows = np.frombuffer(_bytes(path, file, math.prod(wanted)), np.uint8)
                 _refuse_constant(repr(str(path)), rows.reshape(wanted), start)
                 yield rows.reshape(wanted).transpose(0, 3, 1, 2)
 
