@@ -28,10 +28,29 @@ def test_every_pipeline_that_reads_sigmas_stands_in_the_table():
         for name in re.findall(r"^class (\w+)\(", source, re.MULTILINE)
         if not name.endswith("Output")
     }
-    (section,) = re.findall(r"### Pipelines that read .*?\n(?=## )", TEXT, re.DOTALL)
+    (section,) = re.findall(r"### Pipelines that read .*?\n(?=##)", TEXT, re.DOTALL)
     named = set(re.findall(r"\w+(?:Pipeline\w*|Refiner)", section))
     assert len(readers) > 20
     assert readers == named
+
+
+def test_every_pipeline_that_slices_its_timesteps_stands_in_the_table():
+    """Of those that do not tell the scheduler where they begin."""
+    folder = Path(diffusers.__file__).parent / "pipelines"
+    sources = [file.read_text(encoding="utf-8") for file in folder.rglob("*.py")]
+    sliced = re.compile(r"timesteps\[(?!:1\])[^\]\n]*:[^\]\n]*\]")
+    classes = {
+        name
+        for source in sources
+        if sliced.search(source) and "set_begin_index" not in source
+        for name in re.findall(r"^class (\w+)\(", source, re.MULTILINE)
+        if not name.endswith("Output")
+    }
+    (section,) = re.findall(
+        r"### Pipelines that choose .*?(?=\nPipelines that call)", TEXT, re.DOTALL
+    )
+    assert len(classes) > 30
+    assert classes == set(re.findall(r"\w+Pipeline\w*", section))
 
 
 class Stand:

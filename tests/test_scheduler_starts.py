@@ -1,5 +1,8 @@
 """Where a run of `SolverScheduler` begins: at the evaluation that its first timestep names."""
 
+import copy
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
@@ -234,6 +237,42 @@ def test_what_is_left_of_a_step_leads_to_the_next_one():
                 for each, z in ((later, y if n == begin + 1 else x), (scheduler, y))
             )
         assert torch.equal(x, y)
+
+
+def test_a_scheduler_whose_state_is_swapped_serves_many_runs():
+    """As a panorama is made, view by view; the timesteps are those of the first."""
+    starts = [states(node_of(planned(VP, 6), 0)) * k for k in (1.0, 2.0, 3.0)]
+
+    def end(x: Tensor) -> Tensor:
+        scheduler = planned(VP, 6, solver="unipc-3")
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x).prev_sample
+        return x
+
+    shared, views = planned(VP, 6, solver="unipc-3"), list(starts)
+    held = [copy.deepcopy(shared.__dict__)] * 3
+    for t in shared.timesteps:
+        for n, x in enumerate(views):
+            shared.__dict__.update(held[n])
+            views[n] = shared.step(torch.tanh(x), t, x).prev_sample
+            held[n] = copy.deepcopy(shared.__dict__)
+    assert all(torch.equal(x, end(start)) for x, start in zip(views, starts, strict=True))
+
+
+def test_copies_of_a_scheduler_take_whole_timesteps_frame_by_frame():
+    """As diffusion forcing does: each frame is some steps behind the one before."""
+    scheduler = planned(FLOW, 10, solver="unipc-2")
+    own = SimpleNamespace()
+    make = diffusers.SkyReelsV2DiffusionForcingPipeline.generate_timestep_matrix
+    matrix, _, updated, _ = make(own, 4, scheduler.timesteps, 4, 2, 0, 2)
+    frames = [copy.deepcopy(scheduler) for _ in range(4)]
+    assert matrix.dtype == torch.int64
+    x = torch.zeros(4, 1, 1)
+    for row, now in zip(matrix, updated, strict=True):
+        for n in now.nonzero().flatten().tolist():
+            x[n] = frames[n].step(torch.ones(1, 1), row[n], x[n], return_dict=False)[0]
+    assert [frame.nfe for frame in frames] == [10] * 4
+    torch.testing.assert_close(x, torch.full_like(x, -1.0))
 
 
 def test_numbers_of_numpy_begin_a_run():
