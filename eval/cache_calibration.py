@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.architectures.stack import Stack, describe
 from ..models.caching import MagCache, TeaCache
-from ..models.caching.family import Stack, describe
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.hold import hold
@@ -86,7 +86,7 @@ class _Watcher:
         """The first block begins."""
         self.rows = self.stack.text_rows(args, kwargs)
         self.start = self.stack.blocks[0].entering(args, kwargs, self.rows).image.clone()
-        if self.stack.family.signal is not None and self.stack.signal_module is None:
+        if self.stack.structure.signal is not None and self.stack.signal_module is None:
             self._signal(self.stack.signal(args, kwargs))
 
     def modulated(self, module: nn.Module, args: Any, out: Any) -> None:

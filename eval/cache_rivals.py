@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.caching.family import describe
+from ..models.architectures import architecture_of
+from ..models.architectures.dit import DIT
+from ..models.architectures.stack import describe
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.registry import parse_spec
@@ -86,7 +88,7 @@ def _flops(network: Network, seeds: int, nfe: int, spec: str | None, **call: Any
 def _taylorseer(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
-    modules = list(describe(module).family.modules)
+    modules = list(describe(module).structure.modules)
     usual = {"cache_identifiers": modules, "taylor_factors_dtype": torch.float32}
     apply_taylorseer_cache(module, TaylorSeerCacheConfig(**{**usual, **settings}))
     return _in_context(module)
@@ -133,7 +135,7 @@ def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Ca
         from cache_dit.caching.patch_functors import DiTPatchFunctor
 
     blocks = describe(module).blocks
-    if type(module).__name__ != "DiTTransformer2DModel":
+    if architecture_of(module, exact=True) is not DIT:
         raise SettingError(f"cache-dit is set up here for DiT, not {type(module).__name__}")
     given = dict(settings)
     order = given.pop("taylor", 0)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .architectures import architecture_of
+from .architectures.common import module_of
 from .denoiser import Forward, Network
 from .diffusers_config import from_scheduler_config
 from .errors import ModelError, SettingError
@@ -71,9 +73,7 @@ def _check_time(schedule: NoiseSchedule, prediction: Prediction) -> None:
 
 def from_pipeline(pipe: Any) -> Network:
     """The network of a live diffusers pipeline, with its schedule and the decoding of its VAE."""
-    module = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-    if module is None:
-        raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
+    module = module_of(pipe)
     vae = getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
     return from_checkpoint(
         module,
@@ -99,11 +99,11 @@ def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: A
 
 def _class_facts(module: Any) -> dict[str, int | None]:
     """num_classes and null_class as far as a diffusers model's config tells them."""
-    config = module.config
+    config, card = module.config, architecture_of(module)
     if config.get("num_class_embeds"):
         return {"num_classes": int(config["num_class_embeds"]), "null_class": None}
-    if type(module).__name__ == "DiTTransformer2DModel":
-        classes = int(config["num_embeds_ada_norm"])
+    if card is not None and card.class_labels:
+        classes = int(config[card.class_labels])
         return {"num_classes": classes, "null_class": classes}
     return {"num_classes": 0, "null_class": None}
 
@@ -169,7 +169,7 @@ def _needs(module: Module) -> tuple[str, ...]:
 
 def _shape(module: Any) -> tuple[int, ...]:
     size, channels = module.config.get("sample_size"), module.config.get("in_channels")
-    if size is None or channels is None or type(module).__name__.startswith("Flux"):
+    if size is None or channels is None:
         raise ModelError(
             f"{type(module).__name__} does not say the shape of its samples; use"
             " from_module(module, schedule=..., prediction=..., shape=...)"

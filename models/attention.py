@@ -1,6 +1,6 @@
 """The values V of self-attention, recorded in one pass over a network and put back in another.
 
-Which attention modules are tapped is data, one `Taps` per architecture. A `Tape` hooks their value
+Which attention modules are tapped says the card of the architecture. A `Tape` hooks their value
 projections. It is told where a run is by two integers (interval of the grid counted from the noise
 end, calls left in that step), and keeps or replaces V under (interval, stage, layer): never under a
 time, so that two passes over one grid in opposite directions meet exactly.
@@ -18,48 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .architectures import architecture_of, known_classes
+from .architectures.base import SelfAttention
 from .errors import ModelError, SettingError, UnknownNameError
 from .modules import uncompiled
 
 Place = tuple[int, int]  # (interval, stage)
 Key = tuple[int, int, int]  # (interval, stage, layer)
 SHARE_OF_FREE = 0.25  # of a GPU's free memory, which V may take before it goes to the host
-
-
-@dataclass(frozen=True)
-class Taps:
-    """Where the self-attention of an architecture is.
-
-    classes: names of the diffusers classes that it stands for.
-    pattern: of the full names (`re.fullmatch`) of its attention modules; they are numbered from 0
-             in the order of the network.
-    first:   (a, b): by default those from a b-th of their number on are tapped.
-    text:    whether their V holds the tokens of the text beside those of the image.
-    """
-
-    classes: tuple[str, ...]
-    pattern: str
-    first: tuple[int, int] = (1, 2)
-    text: bool = False
-
-    def chosen(self, count: int) -> tuple[int, ...]:
-        """The numbers of the modules tapped by default."""
-        return tuple(range(count * self.first[0] // self.first[1], count))
-
-
-BLOCKS = r"transformer_blocks\.\d+"
-TAPS = (
-    Taps(("FluxTransformer2DModel",), rf"single_{BLOCKS}\.attn", (20, 38), text=True),
-    Taps(("HunyuanVideoTransformer3DModel",), rf"single_{BLOCKS}\.attn", (21, 40), text=True),
-    Taps(("SD3Transformer2DModel", "QwenImageTransformer2DModel"), rf"{BLOCKS}\.attn"),
-    Taps(("WanTransformer3DModel",), r"blocks\.\d+\.attn1"),
-    Taps(("DiTTransformer2DModel", "PixArtTransformer2DModel"), rf"{BLOCKS}\.attn1"),
-    Taps(("SanaTransformer2DModel", "LTXVideoTransformer3DModel"), rf"{BLOCKS}\.attn1"),
-    Taps(("CogVideoXTransformer3DModel",), rf"{BLOCKS}\.attn1"),
-    Taps(("Lumina2Transformer2DModel",), r"layers\.\d+\.attn"),
-    Taps(("UNet2DModel",), r".*attentions\.\d+"),
-    Taps(("UNet2DConditionModel",), rf".*{BLOCKS}\.attn1"),
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +61,7 @@ def projections(
             " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
         )
     count = len(found)
-    chosen = _taps(root).chosen(count) if layers is None else _checked(layers, count)
+    chosen = _attention_of(root).tapped(count) if layers is None else _checked(layers, count)
     return tuple(projection(layer, found[layer]) for layer in chosen)
 
 
@@ -105,7 +71,7 @@ def holds_text(module: nn.Module) -> bool:
     Raises:
         UnknownNameError: if nothing is known of its architecture.
     """
-    return _taps(uncompiled(module)).text
+    return _attention_of(uncompiled(module)).text
 
 
 def self_attention(root: nn.Module) -> dict[str, nn.Module]:
@@ -114,7 +80,7 @@ def self_attention(root: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnknownNameError: if nothing is known of its architecture.
     """
-    found = re.compile(_taps(root).pattern)
+    found = re.compile(_attention_of(root).pattern)
     return {
         name: each
         for name, each in root.named_modules()
@@ -129,13 +95,12 @@ def projection(layer: int, attention: Any) -> Projection:
     return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
 
 
-def _taps(root: nn.Module) -> Taps:
-    names = [base.__name__ for base in type(root).__mro__]
-    for taps in TAPS:
-        if any(name in taps.classes for name in names):
-            return taps
-    known = [name for taps in TAPS for name in taps.classes]
-    raise UnknownNameError("self-attention known of the network", type(root).__name__, known)
+def _attention_of(root: nn.Module) -> SelfAttention:
+    card = architecture_of(root)
+    if card is None or card.attention is None:
+        known = known_classes(lambda each: each.attention)
+        raise UnknownNameError("self-attention known of the network", type(root).__name__, known)
+    return card.attention
 
 
 def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:

@@ -27,8 +27,8 @@ from .schedule import Node, NoiseSchedule
 from .transfer import Reading
 
 if TYPE_CHECKING:
-    from .families import Prompts
     from .graphs import Graphs
+    from .prompts import Prompts
 
 CPU = torch.device("cpu")
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]

@@ -15,9 +15,14 @@ import torch
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .denoiser import Network
 from .errors import FewstepError, ModelError, SettingError, UnknownNameError
-from .families import FAMILIES, default_size, family_of, network_of
-from .families.checks import asks_for_text, no_adapter
 from .memory import memory_advice
+from .pipeline_network import (
+    asks_for_text,
+    default_size,
+    network_of,
+    no_adapter,
+    prompt_adapter,
+)
 from .reading import ordinary_file, read_object, reason_of, shortened
 from .schedule import noise_schedule
 from .speed import Speed, faster, in_tf32
@@ -120,10 +125,10 @@ def _foreign_files(source: Any) -> Iterator[None]:
 
 def _of_pipeline(pipe: Any) -> Network:
     """The network of a pipeline, at the size that it draws by default."""
-    if family_of(pipe) is not None:
+    if prompt_adapter(pipe) is not None:
         return network_of(pipe, default_size(pipe))
     if asks_for_text(pipe):
-        raise no_adapter(pipe, FAMILIES)
+        raise no_adapter(pipe)
     return from_pipeline(pipe)
 
 

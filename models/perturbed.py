@@ -13,21 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .architectures import Architecture, architecture_of, known_classes
 from .attention import Projection, projection, self_attention
 from .denoiser import Network
 from .errors import ModelError, SettingError
 from .hold import hold
 from .modules import is_compiled, uncompiled
 from .schedule import Node
-
-KNOWN = (
-    "DiTTransformer2DModel",
-    "PixArtTransformer2DModel",
-    "SanaTransformer2DModel",
-    "UNet2DConditionModel",
-    "UNet2DModel",
-    "WanTransformer3DModel",
-)
 
 
 def perturbed(network: Network, layers: Sequence[int] | None = None) -> Network:
@@ -41,7 +33,7 @@ def perturbed(network: Network, layers: Sequence[int] | None = None) -> Network:
 
     Raises:
         ModelError: for a network whose attention cannot be reached so: a plain function, one that
-            is compiled, one of another kind than `KNOWN`, or one whose layers attend to text.
+            is compiled, one that is not known so, or one whose layers attend to text.
         SettingError: for layers that it does not have.
     """
     spots = _spots(network.module, layers)
@@ -133,15 +125,21 @@ def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]
 
 def _found(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """The self-attention layers by name, in their order."""
-    if not any(base.__name__ in KNOWN for base in type(root).__mro__):
+    card = architecture_of(root)
+    if card is None or not _is_perturbable(card):
+        known = ", ".join(known_classes(_is_perturbable))
         raise ModelError(
             f"the attention of {type(root).__name__} cannot be perturbed: it is not known, or text"
-            f" and image share it; known are {', '.join(KNOWN)}"
+            f" and image share it; known are {known}"
         )
     own = [each for each in self_attention(root).items() if not _attends_to_text(each[1])]
     if not own:
         raise ModelError(f"this {type(root).__name__} has no self-attention to perturb; take cfg")
     return own
+
+
+def _is_perturbable(card: Architecture) -> bool:
+    return card.attention is not None and card.attention.perturbable
 
 
 def _attends_to_text(attention: nn.Module) -> bool:

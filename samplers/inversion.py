@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from ..models.caching import attached
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
-from ..models.families import fitted
 from ..models.files import write_bytes
 from ..models.hold import hold
 from ..models.ledger import Ledger
+from ..models.pipeline_network import fit_shape
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
@@ -158,7 +158,7 @@ def reconstruct(
     negative:   prompts or tensors of the unconditional branch, as `Editor` takes them.
     """
     way, noise = inversion.route, inversion.noise
-    network = fitted(sampler.network, tuple(noise.shape[1:]))
+    network = fit_shape(sampler.network, tuple(noise.shape[1:]))
     labels = inversion.labels if class_labels is None else class_labels
     prompt = inversion.prompt if prompt is None and conditions is None else prompt
     n = len(noise)

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..models.caching import Policy
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.families import Size, network_of
 from ..models.ledger import Ledger
 from ..models.load import load
+from ..models.pipeline_network import network_of
+from ..models.size import Size
 from ..models.speed import Speed
 from ..solvers import Bound
 from .batches import Job
@@ -73,8 +74,8 @@ class Sampler:
     def from_pipeline(cls, pipe: Any, size: Size | None = None) -> "Sampler":
         """The sampler of a live diffusers pipeline, whatever scheduler it holds.
 
-        size: of what is sampled, for networks that are asked with a prompt (`models.families`);
-            their conditions are `encoded(pipe, size, prompt=...)`. None is the pipeline's own.
+        size: of what is sampled, for networks that are asked with a prompt; their conditions are
+            `encoded(pipe, size, prompt=...)`. None is the pipeline's own.
 
         Raises:
             ModelError: if the network cannot be called without its pipeline.

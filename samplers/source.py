@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.families import fitted
 from ..models.files import write_whole
+from ..models.pipeline_network import fit_shape
 from .images import Picture, contact_sheet, open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -46,11 +46,11 @@ def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
         image = as_tensor(network, image)
     if network.encode is None or image.ndim != 4 or image.shape[1] != 3:
         alike = image.shape[1:2] == network.shape[:1]
-        return fitted(network, tuple(image.shape[1:])) if alike else network, image
+        return fit_shape(network, tuple(image.shape[1:])) if alike else network, image
     _check_pixels(image, network)
     with torch.no_grad():
         latents = network.encode(image.to(network.device))
-    found = fitted(network, tuple(latents.shape[1:]))
+    found = fit_shape(network, tuple(latents.shape[1:]))
     if found.shape != latents.shape[1:]:
         per = image.shape[-1] // latents.shape[-1]
         height, width = (n * per for n in found.shape[-2:])

@@ -11,6 +11,8 @@ from tiny import BRANCHES, STEPS, inputs, network
 from torch.testing import assert_close
 
 from fewstep import CFG, Sampler
+from fewstep.models.architectures import BY_CLASS, Architecture
+from fewstep.models.architectures.base import BlockGroup, BlockStructure
 from fewstep.models.caching import (
     CGTaylor,
     FirstBlock,
@@ -282,12 +284,8 @@ class Toy(torch.nn.Module):
 
 @pytest.fixture
 def toy(monkeypatch):
-    from fewstep.models.caching import families
-    from fewstep.models.caching.family import BlockGroup, Family
-
-    family = Family(classes=("Toy",), groups=(BlockGroup("blocks"),))
-    known = (*families.families(), family)
-    monkeypatch.setattr(families, "families", lambda: known)
+    blocks = BlockStructure((BlockGroup("blocks"),))
+    monkeypatch.setitem(BY_CLASS, "Toy", Architecture(classes=("Toy",), blocks=blocks))
     return Toy().eval()
 
 

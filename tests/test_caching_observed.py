@@ -7,6 +7,7 @@ import torch
 from tiny import network
 from torch import nn
 
+from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import (
     CGTaylor,
     FirstBlock,
@@ -16,7 +17,6 @@ from fewstep.models.caching import (
     caching,
     enable_cache,
 )
-from fewstep.models.caching.family import describe
 from fewstep.models.caching.stack_engine import StackEngine
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.ledger import CacheLedger
@@ -123,7 +123,7 @@ def test_policies_that_need_more_than_blocks_say_so():
 def test_no_block_runs_after_skipped_ones_where_blocks_read_each_other():
     net = network("dit")
     stack = describe(net)
-    stack = replace(stack, family=replace(stack.family, chained=False))
+    stack = replace(stack, structure=replace(stack.structure, chained=False))
     ledger = CacheLedger("first-block")
     with pytest.raises(SettingError, match="set tail=0 of first-block"):
         StackEngine(net, FirstBlock(tail=1), ledger, stack)

@@ -12,8 +12,8 @@ from fewstep.eval.cache_calibration import Observed, observed
 from fewstep.eval.cache_figures import Cell, Figure
 from fewstep.eval.cache_front import judged
 from fewstep.eval.calibrate import Found, Quality, Question, tried
+from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache
-from fewstep.models.caching.family import describe
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.load import load
 from fewstep.samplers.cache_file import CacheFile

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.editing import ClassEdits, Edited, lines
 from fewstep.models.adapters import from_module
-from fewstep.models.attention import TAPS, Mode, Store, Tape, predicted_bytes, projections
+from fewstep.models.architectures import FLUX, HUNYUAN_VIDEO
+from fewstep.models.attention import Mode, Store, Tape, predicted_bytes, projections
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
 from fewstep.samplers.editing import Editor, editor, listing, named_editor, names
@@ -247,9 +248,8 @@ def test_guided_rows_take_the_v_of_their_image():
 
 def test_published_layers():
     """Flux single blocks 20 to 37 of 38, HunyuanVideo 21 to 39 of 40."""
-    chosen = {taps.classes[0]: taps for taps in TAPS}
-    assert chosen["FluxTransformer2DModel"].chosen(38) == tuple(range(20, 38))
-    assert chosen["HunyuanVideoTransformer3DModel"].chosen(40) == tuple(range(21, 40))
+    assert FLUX.attention.tapped(38) == tuple(range(20, 38))
+    assert HUNYUAN_VIDEO.attention.tapped(40) == tuple(range(21, 40))
 
 
 def test_layers_can_be_chosen():

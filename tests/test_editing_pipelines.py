@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from fewstep import CFG, Editor, Sampler, invert, reconstruct
 from fewstep.cli import app
 from fewstep.models.adapters import decoder_of, encoder_of
+from fewstep.models.architectures.qwen import decode_image, encode_image
 from fewstep.models.errors import ModelError, SettingError
-from fewstep.models.families import Size, default_size, encoded, fitted, network_of
-from fewstep.models.families.wan import scaled, unscaled
+from fewstep.models.pipeline_network import default_size, encoded, fit_shape, network_of
+from fewstep.models.size import Size
 from fewstep.samplers.images import to_pil
 from fewstep.samplers.inversion import Inversion
 from fewstep.samplers.source import as_tensor, placed
@@ -112,9 +113,9 @@ def test_channelwise_scaling_is_undone():
         def encode(self, x, return_dict):
             return (SimpleNamespace(mode=lambda: x),)
 
-    x = torch.randn(1, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(scaled(Stand(), unscaled(Stand(), x)), x)
-    assert not torch.allclose(unscaled(Stand(), x), x)
+    x = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encode_image(Stand(), decode_image(Stand(), x)), x)
+    assert not torch.allclose(decode_image(Stand(), x), x)
 
 
 def test_the_picture_decides_the_size_and_with_it_the_times(pipes, samplers):
@@ -124,7 +125,7 @@ def test_the_picture_decides_the_size_and_with_it_the_times(pipes, samplers):
     assert network.schedule == network_of(pipes["flux"], Size(16, 32)).schedule != own.schedule
     assert own.shape == (1, 128, 128)  # the pipeline's own size
     assert default_size(pipes["sd3"]) == Size(16, 16)
-    assert fitted(own, own.shape) is own
+    assert fit_shape(own, own.shape) is own
     assert edited(samplers["flux"], image=PICTURE.resize((16, 24))).images[0].size == (16, 24)
 
 

@@ -9,11 +9,12 @@ from guided import grid_of
 from laws import solver
 
 from fewstep import RectifiedFlow, Sampler, from_module
+from fewstep.models.architectures import known_classes
 from fewstep.models.caching import TaylorSeer
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.load import load
-from fewstep.models.perturbed import KNOWN, perturbed
+from fewstep.models.perturbed import perturbed
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import (
     CFG,
@@ -324,7 +325,9 @@ def test_networks_whose_attention_cannot_be_reached(dit):
     plain = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
     with pytest.raises(ModelError, match="no self-attention"):
         perturbed(bare(tiny.network("unet", add_attention=False, **plain), {}))
-    assert {tiny.TINY[name].cls for name in FAMILIES} == set(KNOWN)
+    assert {tiny.TINY[name].cls for name in FAMILIES} == set(
+        known_classes(lambda card: card.attention and card.attention.perturbable)
+    )
 
 
 def test_a_layer_that_is_not_called_or_mixes_otherwise_is_an_error():

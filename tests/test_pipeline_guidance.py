@@ -13,6 +13,8 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 from tiny_pipes import PIPES, POOLED, call, pipeline, text
 
 from fewstep import SolverScheduler
+from fewstep.models.architectures import PIPELINES
+from fewstep.models.architectures.base import ONE_CALL, TWO_CALLS
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.guidance import (
     APG,
@@ -23,12 +25,12 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
 )
-from fewstep.samplers.pipelines.guidance import HALVES, LAYOUTS, TURNS, guided
+from fewstep.samplers.pipelines.guidance import guided
 from fewstep.samplers.pipelines.guider import PolicyGuider
 
 STEPS = 5
 ALPHA = replace(PIPES["pixart"], cls="PixArtAlphaPipeline")
-NAMES = ["pixart-alpha", *(name for name, pipe in PIPES.items() if pipe.cls in LAYOUTS)]
+NAMES = ["pixart-alpha", *(name for name, pipe in PIPES.items() if pipe.cls in PIPELINES)]
 NEGATIVE = {
     "negative_prompt_embeds": text(1, 5, 12, seed=1),
     f"negative_{POOLED}": text(1, 10, seed=3),
@@ -107,7 +109,7 @@ def test_a_pipeline_is_guided_as_by_itself_and_then_stops(name):
 
 
 def test_every_known_pipeline_is_tried():
-    assert {PIPES[name].cls for name in NAMES} == LAYOUTS.keys()
+    assert {PIPES[name].cls for name in NAMES} == PIPELINES.keys()
 
 
 def scale_off(pipe, step, label, held):
@@ -349,21 +351,21 @@ def test_a_run_that_is_not_guided_so_ends_with_an_error(name, policy, own, said)
         call(name, pipe, **on(name) | own)
 
 
-UNSIGNED = replace(LAYOUTS["Lumina2Pipeline"], sign=1.0)
+UNSIGNED = replace(PIPELINES["Lumina2Pipeline"], sign=1.0)
 
 
 @pytest.mark.parametrize(
     ("name", "layout", "said"),
     [
-        ("dit", HALVES, "the network of DiTPipeline answers with"),
-        ("qwen", HALVES, "QwenImagePipeline makes no unconditional prediction"),
+        ("dit", ONE_CALL, "the network of DiTPipeline answers with"),
+        ("qwen", ONE_CALL, "QwenImagePipeline makes no unconditional prediction"),
         ("lumina2", UNSIGNED, "Lumina2Pipeline hands its scheduler something else"),
-        ("flux", TURNS, "FluxPipeline tells its network a time"),
-        ("sd3", TURNS, "StableDiffusion3Pipeline makes no unconditional prediction"),
+        ("flux", TWO_CALLS, "FluxPipeline tells its network a time"),
+        ("sd3", TWO_CALLS, "StableDiffusion3Pipeline makes no unconditional prediction"),
     ],
 )
 def test_a_pipeline_of_another_structure_is_found_out(name, layout, said, monkeypatch):
-    monkeypatch.setitem(LAYOUTS, PIPES[name].cls, layout)
+    monkeypatch.setitem(PIPELINES, PIPES[name].cls, layout)
     pipe = pipeline(name)
     with pytest.raises(SettingError, match=said), guided(pipe, CFG(3.0)):
         call(name, pipe, **on(name))

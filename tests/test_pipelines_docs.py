@@ -10,7 +10,7 @@ import pytest
 import tiny_pipes
 
 from fewstep import SolverScheduler
-from fewstep.models import families
+from fewstep.models import pipeline_network
 
 TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -108,8 +108,10 @@ def test_the_sampler_example_runs(monkeypatch, tmp_path):
     pipe = tiny_pipes.pipeline("sd3", **tiny_pipes.vae())
     monkeypatch.setattr(diffusers.StableDiffusion3Pipeline, "from_pretrained", lambda hub: pipe)
     texts = {key: value for key, value in tiny_pipes.PIPES["sd3"].call.items() if "embeds" in key}
-    plain = families.encoded
-    monkeypatch.setattr(families, "encoded", lambda pipe, size, **_: plain(pipe, size, **texts))
+    plain = pipeline_network.encoded
+    monkeypatch.setattr(
+        pipeline_network, "encoded", lambda pipe, size, **_: plain(pipe, size, **texts)
+    )
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("=1024", "=16"), "sampler", "exec"), {})
     assert (tmp_path / "cat.png").is_file()

@@ -9,9 +9,10 @@ import torch
 from tiny_pipes import PIPES, call, pipeline, text
 
 from fewstep import CFG, Sampler, SolverScheduler
+from fewstep.models.architectures.common import pack, unpack
 from fewstep.models.errors import FewstepError, ModelError, SettingError
-from fewstep.models.families import Size, encoded
-from fewstep.models.families.base import pack, unpack
+from fewstep.models.pipeline_network import encoded
+from fewstep.models.size import Size
 
 # pipeline: (size, the tensors it is asked with, guidance scale of two branches)
 TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")

@@ -1,12 +1,12 @@
 """Caches: skip blocks of a network where they can be reused or forecast."""
 
+from ..architectures.discover import observe
 from .attach import Attachment, attached, caching, disable_cache, enable_cache
 from .base import CacheInfo, Policy, StackPolicy
 from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
 from .first_block import FirstBlock
 from .fixed_mask import FixedMask
-from .guess import observe
 from .magcache import MagCache
 from .registry import cache, names, policy_class, register, take_cache
 from .taylorseer import TaylorSeer

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
+from ..architectures.discover import may_have_blocks
+from ..architectures.stack import Stack, block_structure, describe
 from ..errors import ModelError, SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from ..modules import uncompiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
-from .family import Stack, describe, known_family
-from .guess import may_have_blocks
 from .module_engine import ModuleEngine
 from .stack_engine import StackEngine
-from .unet import KNOWN, describe_unet
+from .unet import describe_unet, is_unet
 from .unet_engine import UNetEngine
 from .unobserved import Unobserved
 
@@ -122,8 +122,8 @@ def enable_cache(
     Raises:
         SettingError: if a cache is attached already, or the network is split over processes
             (context parallel) and no group is given.
-        ModelError: if the network is of a kind that this policy cannot skip; of a transformer that
-            no family lists, at its first call, which shows what it is made of (`observe`).
+        ModelError: if the network is of a kind that this policy cannot skip; of a transformer whose
+            blocks no card describes, at its first call, which shows what it is made of (`observe`).
     """
     roots = _networks(target)
     with hold(*roots, alone=True):
@@ -224,7 +224,7 @@ def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
     settings: Any = policy if fitted is None else fitted(root)
     name, deep = policy.info.name, hasattr(policy, "branch")
     level = getattr(policy, "level", "")
-    if any(base.__name__ in KNOWN for base in type(root).__mro__):
+    if is_unet(root):
         if settings.gate is not None or settings.keep.what == "residual":
             raise ModelError(
                 f"{type(root).__name__} has no row of equal blocks, which {name} needs; a UNet"
@@ -240,7 +240,7 @@ def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
         raise ModelError(
             f"{name} splits a UNet, and {type(root).__name__} is none; use taylorseer or cg-taylor"
         )
-    if known_family(root) is None and may_have_blocks(root):
+    if block_structure(root) is None and may_have_blocks(root):
         return Unobserved(root, settings, ledger)
     return _on_stack(describe(root), settings, ledger)
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architectures.stack import State
 from ..errors import SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from .base import Moment, Policy
 from .contexts import Clock, Place
 from .cost import Cost, measure
-from .family import State
 from .forecast import Differences, RowDifferences
 
 Memory = Differences | RowDifferences

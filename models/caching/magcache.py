@@ -7,11 +7,26 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from ..architectures import published_calibrations
 from ..errors import SettingError
 from .base import CacheInfo, Keep, Moment, Ungated, check_degree, check_threshold, check_whole
 from .forecast import Order
-from .published import mag_ratios
 from .registry import register
+
+
+def find_ratios(root: nn.Module) -> tuple[float, ...]:
+    """Returns the published ratios of a network's checkpoint, one per step of a run.
+
+    Raises:
+        SettingError: if none are published for it.
+    """
+    published = [each.ratios for each in published_calibrations(root) if each.ratios is not None]
+    if not published:
+        raise SettingError(
+            f"magcache has no ratios for this {type(root).__name__}; measure them with "
+            "fewstep calibrate: they depend on the checkpoint, the scheduler and the steps"
+        )
+    return tuple(published[0]())
 
 
 @register
@@ -63,7 +78,7 @@ class MagCache(Ungated):
             SettingError: if none are published.
         """
         given = self.ratios is not None or self.off
-        return self if given else replace(self, ratios=mag_ratios(root))
+        return self if given else replace(self, ratios=find_ratios(root))
 
     @property
     def off(self) -> bool:

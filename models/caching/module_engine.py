@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architectures.stack import Stack, blank
 from ..ledger import CacheLedger
 from .base import StackPolicy
 from .engine import Answer, CallState, Engine, Part
-from .family import Stack, blank
 from .forecast import Differences
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architectures.stack import LiveBlock, Stack, State
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
 from ..transfer import Reading, sent
 from .base import StackPolicy
 from .engine import Answer, Arguments, CallState, Engine, Memory, Part
-from .family import Block, Stack, State
 from .forecast import Differences, Order, RowDifferences
 
 IMAGE, TEXT = "image", "text"
@@ -36,13 +36,13 @@ class StackEngine(Engine):
                 f"{type(root).__name__} has {len(stack.blocks)} blocks; {policy.info.name} with"
                 f" lead={policy.lead} and tail={policy.tail} leaves none to skip"
             )
-        if policy.tail and not stack.family.chained:
+        if policy.tail and not stack.structure.chained:
             raise SettingError(
                 f"blocks of {type(root).__name__} read what earlier ones left aside, so none can"
                 f" run after skipped ones; set tail=0 of {policy.info.name}"
             )
         self.gate, self.keep = policy.gate, policy.keep
-        if self.gate is not None and self.gate.reads == "signal" and stack.family.signal is None:
+        if self.gate is not None and self.gate.reads == "signal" and stack.structure.signal is None:
             raise ModelError(
                 f"no modulated input is known for {type(root).__name__}, which {policy.info.name}"
                 " looks at; use cg-taylor, first-block or magcache"
@@ -74,7 +74,7 @@ class StackEngine(Engine):
         return out
 
     def before(
-        self, k: int, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, k: int, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Answer | Arguments | None:
         """A block is about to run: whether it shall."""
         if not self.active:
@@ -93,7 +93,7 @@ class StackEngine(Engine):
             return (), {n: _rows(n, v, call) for n, v in block.call(args, kwargs).items()}
         return Answer(self._skip(k, block, args, kwargs))
 
-    def after(self, k: int, block: Block, out: Any) -> Any:
+    def after(self, k: int, block: LiveBlock, out: Any) -> Any:
         """A block has run."""
         if not self.active or k < self.lead:
             return out
@@ -116,7 +116,7 @@ class StackEngine(Engine):
             call.entered = self.blocks[0].entering(args, kwargs, call.text_rows).image.clone()
 
     def _enter(
-        self, call: CallState, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, call: CallState, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """The start of the stretch: what the gate reads and what a residual starts from."""
         start = block.entering(args, kwargs, call.text_rows)
@@ -210,7 +210,9 @@ class StackEngine(Engine):
             found.append((TEXT, state.text - start.text if moved else state.text))  # type: ignore[union-attr,operator]
         return found
 
-    def _skip(self, k: int, block: Block, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _skip(
+        self, k: int, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         """A skipped call: the end of the stretch is forecast."""
         if k < self.end:
             return block.pass_through(args, kwargs)
@@ -227,7 +229,7 @@ class StackEngine(Engine):
             text = text if start.text is None else text.to(start.text.dtype)
         return State(image.to(start.image.dtype), text)
 
-    def _joined(self, k: int, block: Block, after: State) -> Any:
+    def _joined(self, k: int, block: LiveBlock, after: State) -> Any:
         """Failing rows went through the block; the others pass by and are forecast at the end."""
         call = self.state
         others = call.before

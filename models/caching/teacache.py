@@ -7,11 +7,27 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from ..architectures import published_calibrations
 from ..errors import SettingError
 from .base import CacheInfo, Gate, Gated, Keep, Reduce
 from .forecast import Order
-from .published import teacache_coefficients
 from .registry import register
+
+
+def find_polynomial(root: nn.Module) -> tuple[float, ...] | None:
+    """Returns the published polynomial of a network's checkpoint; None if there is none.
+
+    Raises:
+        SettingError: if its class and settings fit several checkpoints.
+    """
+    published = published_calibrations(root)
+    if len(published) > 1:
+        choices = "; ".join(f"{each.checkpoint} {list(each.polynomial)}" for each in published)
+        raise SettingError(
+            f"{type(root).__name__} with these settings may be any of {len(published)} checkpoints;"
+            f" give the coefficients of yours: {choices}"
+        )
+    return published[0].polynomial if published else None
 
 
 @register
@@ -26,7 +42,7 @@ class TeaCache(Gated):
     warmup, final, max_consecutive, together: see `Gated`; published are 1, 1 and no limit.
     reduce:       "mean" (published) or "max".
     coefficients: of the polynomial p, the highest power first. None takes the published ones of the
-                  network's family; [1, 0] is no rescaling. p is held above 0: published
+                  checkpoint; [1, 0] is no rescaling. p is held above 0: published
                   polynomials fall below it.
     order:        of the residual's forecast; 0 repeats it (published).
     """
@@ -54,14 +70,14 @@ class TeaCache(Gated):
             raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
 
     def fitted(self, root: nn.Module) -> "TeaCache":
-        """With the published coefficients of the network's family, unless some are given.
+        """With the published coefficients of the checkpoint, unless some are given.
 
         Raises:
             SettingError: if none are published.
         """
         if self.coefficients is not None or self.off:
             return self
-        found = teacache_coefficients(root)
+        found = find_polynomial(root)
         if found is None:
             raise SettingError(
                 f"no coefficients of teacache are published for {type(root).__name__};"

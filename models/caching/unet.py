@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architectures import architecture_of, known_classes
 from ..errors import ModelError, SettingError
 from ..modules import uncompiled
 
-KNOWN = ("UNet2DModel", "UNet2DConditionModel")
 PLAIN = ("", "Attn", "CrossAttn", "SimpleCrossAttn")
 BLOCKS = {f"{kind}{way}Block2D" for kind in PLAIN for way in ("Down", "Up")} | {
     "ResnetDownsampleBlock2D",
@@ -116,15 +116,22 @@ class UNetStack:
         return self.down[skip - 1].channels if skip else int(conv_in.out_channels)
 
 
+def is_unet(module: nn.Module) -> bool:
+    """Tells whether a network is known as a UNet of down, mid and up blocks."""
+    card = architecture_of(module)
+    return card is not None and card.unet
+
+
 def describe_unet(module: nn.Module) -> UNetStack:
     """The units of a live UNet.
 
     Raises:
-        ModelError: if it is no UNet2DModel or UNet2DConditionModel, or has other kinds of blocks.
+        ModelError: if it is no UNet that is known, or has other kinds of blocks.
     """
     root: Any = uncompiled(module)
-    if not any(base.__name__ in KNOWN for base in type(root).__mro__):
-        raise ModelError(f"{type(root).__name__} is no UNet that can be split: {', '.join(KNOWN)}")
+    if not is_unet(root):
+        known = ", ".join(known_classes(lambda card: card.unet))
+        raise ModelError(f"{type(root).__name__} is no UNet that can be split: {known}")
     kinds = {type(block).__name__ for block in (*root.down_blocks, *root.up_blocks)}
     if kinds - BLOCKS:
         known = ", ".join(sorted(BLOCKS))

@@ -1,13 +1,13 @@
-"""A cache on a network whose blocks no family lists: its first call shows them."""
+"""A cache on a network whose blocks no card describes: its first call shows them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from ..architectures.discover import observe
+from ..architectures.stack import Stack
 from .engine import CallState, Engine, Part
-from .family import Stack
-from .guess import observe
 
 
 class Unobserved(Engine):

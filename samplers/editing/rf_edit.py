@@ -17,10 +17,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ...models.architectures.base import TEXT
 from ...models.attention import Mode, Place, Store, Tape, holds_text, projections
 from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
-from ...models.families.base import TEXT
 from ...models.hold import hold
 from ...models.schedule import Node
 from ..conditions import Branches

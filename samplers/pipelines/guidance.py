@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models.architectures import PIPELINES
+from ...models.architectures.base import GuidanceLayout
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
@@ -33,50 +35,6 @@ SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever the
 FAR = 0.02  # of the first label: what a label rounded to bfloat16 may be off
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a pipeline asks for its two predictions.
-
-    turns:  in two calls, the conditional one first; else in one, whose batch is [u, c].
-    unit:   what labels are divided by where the network is told them.
-    from_data: the network is told 1 - label / unit.
-    sign:   -1 where the pipeline negates the network's output.
-    normed: it gives the guided prediction the norm of the conditional one, along the last axis.
-    """
-
-    turns: bool
-    unit: float = 1.0
-    from_data: bool = False
-    sign: float = 1.0
-    normed: bool = False
-
-    def label(self, told: float) -> float:
-        return self.unit * (1.0 - told if self.from_data else told)
-
-
-HALVES = Layout(turns=False)
-TURNS = Layout(turns=True)
-LAYOUTS = {
-    "StableDiffusionPipeline": HALVES,
-    "StableDiffusionImg2ImgPipeline": HALVES,
-    "StableDiffusionInpaintPipeline": HALVES,
-    "StableDiffusionXLPipeline": HALVES,
-    "StableDiffusion3Pipeline": HALVES,
-    "PixArtAlphaPipeline": HALVES,
-    "PixArtSigmaPipeline": HALVES,
-    "SanaPipeline": HALVES,
-    "CogVideoXPipeline": HALVES,
-    "LTXPipeline": HALVES,
-    "AuraFlowPipeline": Layout(turns=False, unit=1000.0),
-    "FluxPipeline": Layout(turns=True, unit=1000.0),
-    "FluxImg2ImgPipeline": Layout(turns=True, unit=1000.0),
-    "QwenImagePipeline": Layout(turns=True, unit=1000.0, normed=True),
-    "Lumina2Pipeline": Layout(turns=True, unit=1000.0, from_data=True, sign=-1.0),
-    "HunyuanVideoPipeline": TURNS,
-    "WanPipeline": TURNS,
-}
-
-
 @contextmanager
 def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
     """Runs of a pipeline inside this context are guided by a policy of ours.
@@ -86,8 +44,8 @@ def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
     warning says so where the pipeline's can be read and is another one.
 
     Args:
-        pipe: a pipeline of diffusers, one of `LAYOUTS`, with any scheduler whose config says how
-            the network was trained, `SolverScheduler` too.
+        pipe: a pipeline of diffusers that an architecture's card lists, with any scheduler whose
+            config says how the network was trained, `SolverScheduler` too.
         policy: any but linear-ag, cfg-pp and auto; not with rewrite_history.
 
     Yields:
@@ -156,7 +114,7 @@ class Call:
 class Run:
     """The runs of a pipeline, one after the other, and where the present one is."""
 
-    def __init__(self, pipe: Any, policy: Guidance, layout: Layout) -> None:
+    def __init__(self, pipe: Any, policy: Guidance, layout: GuidanceLayout) -> None:
         self.pipe, self.policy, self.layout = pipe, policy, layout
         self.name = type(pipe).__name__
         self.ledger = Ledger()
@@ -248,7 +206,7 @@ class Run:
             )
         self._say_whose_scale()
         process, labels = known(self.pipe.scheduler)
-        start = self._place(self.layout.label(call.told), labels)
+        start = self._place(self.layout.timestep(call.told), labels)
         self.ledger.images += images
         return Course(self.policy, Planned(process, labels[start:], images))
 
@@ -306,14 +264,15 @@ class Run:
         )
 
 
-def _layout(pipe: Any) -> Layout:
+def _layout(pipe: Any) -> GuidanceLayout:
     name = type(pipe).__name__
-    if name not in LAYOUTS:
+    if name not in PIPELINES:
+        known = ", ".join(PIPELINES)
         raise SettingError(
-            f"how {name} makes its two predictions is not known here; known: {', '.join(LAYOUTS)}."
+            f"how {name} makes its two predictions is not known here; known: {known}."
             " Sampler.from_pipeline takes any policy, and PolicyGuider is for modular pipelines"
         )
-    return LAYOUTS[name]
+    return PIPELINES[name]
 
 
 def _networks(pipe: Any) -> list[nn.Module]:

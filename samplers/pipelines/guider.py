@@ -13,13 +13,13 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
+from ...models.architectures import architecture_of, known_classes
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import BOTH, Guidance
 from .course import Course, Planned, check_policy, known, nearest, nested
 
-NETWORKS = ("UNet2DConditionModel", "WanTransformer3DModel")
 SAME = 0.51  # labels this near are one; some pipelines round them
 
 
@@ -88,11 +88,12 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
     def prepare_models(self, denoiser: nn.Module) -> None:
         super().prepare_models(denoiser)
         self.cleanup_models(denoiser)
-        name = type(denoiser).__name__
-        if name not in NETWORKS:
+        card = architecture_of(denoiser, exact=True)
+        if card is None or not card.modular:
+            known = ", ".join(known_classes(lambda each: each.modular))
             raise SettingError(
-                f"what modular pipelines do with the output of {name} is not known here; known:"
-                f" {', '.join(NETWORKS)}"
+                f"what modular pipelines do with the output of {type(denoiser).__name__} is not"
+                f" known here; known: {known}"
             )
         self.hook = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
 

@@ -1,14 +1,14 @@
-"""What a network is made of, as a cache sees it: blocks in a row, then a head.
+"""A live transformer, held against what its card says: blocks in a row, then a head.
 
 A cache skips blocks. For that it must know which modules are the blocks, in which order they run,
-where the image is in what a block takes and returns, and what the head reads. `Family` says so as
-data, one value per architecture (`families.py`); `describe` holds it against a live network and
-gives a `Stack` whose blocks speak one language: `State(image, text)`.
+where the image is in what a block takes and returns, and what the head reads. `BlockStructure` says
+so as data; `describe` finds it in a live network and gives a `Stack` whose blocks speak one
+language: `State(image, text)`.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..modules import uncompiled
-
-IMAGE = "hidden_states"
-TEXT = "encoder_hidden_states"
-
-Call = Mapping[str, Any]
-Modulate = Callable[[Any, Call], Tensor]
+from . import architecture_of, known_classes
+from .base import IMAGE, TEXT, BlockGroup, BlockStructure
 
 
 class State(NamedTuple):
@@ -38,57 +34,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BlockGroup:
-    """One ModuleList of blocks that run one after the other.
-
-    path:    its name in the network, such as "transformer_blocks".
-    returns: the streams that a block returns, in that order; of one alone it returns a tensor, of
-             several a tuple. A stream has the name of the block's argument that takes it.
-    joint:   where the image stream carries the text too: "" (nowhere), "first" (text rows, then
-             image rows) or "last". Only where an earlier group has both apart; a network whose
-             every block sees the joint rows has one stream and no text.
-    image:   the stream of the image.
-    text:    the stream of the text.
-    """
-
-    path: str
-    returns: tuple[str, ...] = (IMAGE,)
-    joint: str = ""
-    image: str = IMAGE
-    text: str = TEXT
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture.
-
-    classes: names of the diffusers classes (or of their subclasses) that it stands for.
-    groups:  the block lists in the order they run; the head begins after the last one.
-    modules: patterns (`re.fullmatch` on the full name) of the sub-modules whose output TaylorSeer
-             caches: before the gate and the residual addition (arXiv:2503.06923).
-    idle:    patterns of sub-modules whose output feeds nothing but a cached module; when that one
-             is forecast they need not run. `blank` is what they return then.
-    signal:  where TeaCache looks (arXiv:2411.19108): the name of a module that runs before the
-             blocks and whose output it is, or a function of the first block and its call; None if
-             unknown.
-    chained: whether a block reads nothing of the other blocks but the state that the one before
-             returns. If not (long skips, as in HunyuanDiT), no block may run after a skipped one.
-    """
-
-    classes: tuple[str, ...]
-    groups: tuple[BlockGroup, ...]
-    modules: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
-    signal: str | Modulate | None = None
-    chained: bool = True
-
-    @property
-    def name(self) -> str:
-        return self.classes[0]
-
-
-@dataclass(frozen=True)
-class Block:
+class LiveBlock:
     """One block of a live network.
 
     name:       its full name, such as "transformer_blocks.0".
@@ -150,25 +96,25 @@ class Block:
 class Stack:
     """A live network, resolved.
 
-    root:   the network.
-    family: what it was recognised as.
-    blocks: all blocks in the order they run.
+    root:      the network.
+    structure: what is known of its blocks.
+    blocks:    all blocks in the order they run.
     """
 
     root: nn.Module
-    family: Family
-    blocks: tuple[Block, ...]
+    structure: BlockStructure
+    blocks: tuple[LiveBlock, ...]
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The sub-modules that a module-level cache forecasts, by name; at least one.
 
         Raises:
-            ModelError: if the family names none, or its patterns match none here.
+            ModelError: if none are known, or its patterns match none here.
         """
-        found = _matching(self.root, self.family.modules)
+        found = _matching(self.root, self.structure.modules)
         if not found:
-            patterns = ", ".join(self.family.modules) or "any (none are known for it)"
+            patterns = ", ".join(self.structure.modules) or "any (none are known for it)"
             raise ModelError(
                 f"{type(self.root).__name__} has no sub-module that matches {patterns}; "
                 "use a cache of whole blocks, such as taylorseer:level=last-block or cg-taylor"
@@ -178,61 +124,58 @@ class Stack:
     @cached_property
     def idle(self) -> dict[str, nn.Module]:
         """The sub-modules that need not run when the cached ones are forecast, by name."""
-        return _matching(self.root, self.family.idle)
+        return _matching(self.root, self.structure.idle)
 
     def text_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         """How many text rows a joint group carries, from the arguments of the first block."""
         first = self.blocks[0]
-        if not any(group.joint for group in self.family.groups):
+        if not any(group.joint for group in self.structure.groups):
             return 0
         return int(first.call(args, kwargs)[first.group.text].shape[1])
 
     @property
     def signal_module(self) -> nn.Module | None:
-        """The module whose output is TeaCache's signal, if the family names one."""
-        path = self.family.signal
+        """The module whose output is TeaCache's signal, if it is a module's."""
+        path = self.structure.signal
         return self.root.get_submodule(path) if isinstance(path, str) else None
 
     def signal(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """TeaCache's signal, computed from the arguments of the first block's call.
 
         Raises:
-            ModelError: if the family has none; `signal_module` may give it then.
+            ModelError: if none is known; `signal_module` may give it then.
         """
-        modulate, first = self.family.signal, self.blocks[0]
+        modulate, first = self.structure.signal, self.blocks[0]
         if modulate is None or isinstance(modulate, str):
             raise ModelError(f"no modulated input is known for {type(self.root).__name__}")
         return modulate(first.module, first.call(args, kwargs))
 
 
-def describe(module: nn.Module, family: Family | None = None) -> Stack:
-    """The stack of blocks of a live network.
+def describe(module: nn.Module, structure: BlockStructure | None = None) -> Stack:
+    """Returns the stack of blocks of a live network.
 
     Args:
         module: a diffusers transformer, compiled or not.
-        family: what it is; None looks its class up in `families()`.
+        structure: what it is made of; None takes what the card of its class says.
 
     Raises:
-        ModelError: if the class is not known, or the network lacks a block list of its family.
+        ModelError: if that is not known, or the network lacks one of these lists of blocks.
     """
     root = uncompiled(module)
-    family = family or known_family(root)
-    if family is None:
+    structure = structure or block_structure(root)
+    if structure is None:
         raise ModelError(_unet(root) if hasattr(root, "up_blocks") else _unknown(root))
-    blocks = tuple(block for group in family.groups for block in _blocks(root, group))
+    blocks = tuple(block for group in structure.groups for block in _blocks(root, group))
     if not blocks:
-        paths = " and ".join(group.path for group in family.groups)
+        paths = " and ".join(group.path for group in structure.groups)
         raise ModelError(f"{type(root).__name__} has no block in {paths}; {_lists(root)}")
-    return Stack(root, family, blocks)
+    return Stack(root, structure, blocks)
 
 
-def known_family(module: nn.Module) -> Family | None:
-    """The family that lists the class of a network or one of its bases; None if none does."""
-    from .families import families
-
-    bases = [base.__name__ for base in type(uncompiled(module)).__mro__]
-    found = {name: each for each in families() for name in each.classes}
-    return next((found[name] for name in bases if name in found), None)
+def block_structure(module: nn.Module) -> BlockStructure | None:
+    """Returns what the card of a network's class says of its blocks; None if it says nothing."""
+    card = architecture_of(module)
+    return None if card is None else card.blocks
 
 
 def blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -250,14 +193,14 @@ def _matching(root: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module
     return {name: each for name, each in root.named_modules() if whole.fullmatch(name)}
 
 
-def _blocks(root: nn.Module, group: BlockGroup) -> list[Block]:
+def _blocks(root: nn.Module, group: BlockGroup) -> list[LiveBlock]:
     held = dict(root.named_modules()).get(group.path)
     if not isinstance(held, nn.ModuleList):
         raise ModelError(
             f"{type(root).__name__} has no list of blocks {group.path!r}; {_lists(root)}"
         )
     return [
-        Block(f"{group.path}.{k}", each, group, parameters(each)) for k, each in enumerate(held)
+        LiveBlock(f"{group.path}.{k}", each, group, parameters(each)) for k, each in enumerate(held)
     ]
 
 
@@ -267,9 +210,7 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def _unknown(root: nn.Module) -> str:
-    from .families import families
-
-    known = ", ".join(sorted(name for each in families() for name in each.classes))
+    known = ", ".join(known_classes(lambda card: card.blocks))
     return (
         f"no block structure is known for {type(root).__name__}; known: {known}; "
         "caching(network, policy) finds and verifies it by the first call, and"

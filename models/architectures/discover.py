@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..modules import uncompiled
-from .family import Block, BlockGroup, Family, Stack, State, describe, parameters
+from .base import BlockGroup, BlockStructure
+from .stack import LiveBlock, Stack, State, describe, parameters
 
 CACHED = r"(?!act_|.*norm)((\w+_)?(attn|attention)\w*|ff|ffn|ff_\w+|(\w+_)?mlp|feed_forward\w*)"
 
@@ -34,7 +35,7 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Run:
+class ListRun:
     """The calls of all members of one list, in order."""
 
     group: BlockGroup
@@ -42,7 +43,7 @@ class Run:
 
 
 def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
-    """The stack of a transformer that no family lists, from one example call of it.
+    """The stack of a transformer whose blocks no card describes, from one example call of it.
 
     Args:
         module: the network, in eval mode, before torch.compile.
@@ -60,12 +61,13 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
         raise ModelError(f"{_who(root)}: no list of blocks hands its state from one to the next")
     chain = max(chains, key=lambda each: _size(root, each))
     _check_rows(root, chain, full)
-    trial = Trial(chain, full, lambda: root(*args, **kwargs))
-    for family in _readings(root, chain):
-        stack = describe(root, family)
-        if trial.holds(stack, tail=0):
-            chained = len(stack.blocks) < 3 or trial.holds(stack, tail=len(stack.blocks) // 2)
-            return _with_modules(replace(stack, family=replace(family, chained=chained)), trial)
+    replay = Replay(chain, full, lambda: root(*args, **kwargs))
+    for structure in _readings(root, chain):
+        stack = describe(root, structure)
+        if replay.holds(stack, tail=0):
+            chained = len(stack.blocks) < 3 or replay.holds(stack, tail=len(stack.blocks) // 2)
+            stack = replace(stack, structure=replace(structure, chained=chained))
+            return _with_modules(stack, replay)
     paths = " and ".join(run.group.path for run in chain)
     raise ModelError(
         f"{_who(root)}: what leaves the last block of {paths} is not all that its output depends "
@@ -78,7 +80,7 @@ def may_have_blocks(module: nn.Module) -> bool:
     return not hasattr(module, "up_blocks") and bool(_outer_lists(module))
 
 
-def _check_rows(root: nn.Module, chain: list[Run], full: list[Tensor]) -> None:
+def _check_rows(root: nn.Module, chain: list[ListRun], full: list[Tensor]) -> None:
     """Rows of a state must be samples: a gate may look at each, and a batch may shrink."""
     rows = next(each.shape[0] for each in chain[-1].visits[-1].outputs if each is not None)
     if rows not in (len(full), full[0].shape[0]):
@@ -127,7 +129,7 @@ def _outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     return found
 
 
-def _runs(visits: list[Visit]) -> list[Run]:
+def _runs(visits: list[Visit]) -> list[ListRun]:
     """The lists whose members ran once each, in a row, and handed on what they returned."""
     by_path: dict[str, list[Visit]] = {}
     for visit in visits:
@@ -139,7 +141,7 @@ def _runs(visits: list[Visit]) -> list[Run]:
         once = [visit.index for visit in own] == list(range(len(own)))
         streams = _streams(own) if in_a_row and once else ()
         if streams:
-            runs.append(Run(BlockGroup(path, streams), tuple(own)))
+            runs.append(ListRun(BlockGroup(path, streams), tuple(own)))
     return runs
 
 
@@ -160,9 +162,9 @@ def _entry(call: Mapping[str, Any], out: Any) -> str:
     return next((name for name, value in call.items() if value is out and out is not None), "")
 
 
-def _chains(runs: list[Run]) -> list[list[Run]]:
+def _chains(runs: list[ListRun]) -> list[list[ListRun]]:
     """Runs joined to their successor where that takes what they return."""
-    chains: list[list[Run]] = []
+    chains: list[list[ListRun]] = []
     for run in runs:
         linked = _linked(chains[-1][-1], run) if chains else None
         if linked is None:
@@ -172,7 +174,7 @@ def _chains(runs: list[Run]) -> list[list[Run]]:
     return chains
 
 
-def _linked(before: Run, after: Run) -> Run | None:
+def _linked(before: ListRun, after: ListRun) -> ListRun | None:
     """`after`, as it takes the state of `before`: the same tensors, or image and text joined."""
     outputs = dict(zip(before.group.returns, before.visits[-1].outputs, strict=True))
     taken = [after.visits[0].call[name] for name in after.group.returns]
@@ -206,23 +208,21 @@ def _likely_image(streams: tuple[str, ...]) -> list[str]:
     return sorted(streams, key=lambda name: any(word in name for word in words))
 
 
-def _size(root: nn.Module, chain: list[Run]) -> int:
+def _size(root: nn.Module, chain: list[ListRun]) -> int:
     held = [root.get_submodule(run.group.path) for run in chain]
     return sum(parameter.numel() for each in held for parameter in each.parameters())
 
 
-def _readings(root: nn.Module, chain: list[Run]) -> Iterator[Family]:
-    """The chain as a family, once for each stream that the image may be; two streams at most."""
+def _readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStructure]:
+    """Yields the chain as a structure, once for each of two streams that the image may be."""
     first = chain[0].group.returns
     if len(first) > 2:
         raise ModelError(f"{_who(root)}: its blocks return {len(first)} streams, at most 2 can be")
     for image in _likely_image(first):
-        groups = tuple(_named(run.group, image) for run in chain)
-        if all(groups):
-            yield Family((type(root).__name__,), tuple(group for group in groups if group))
+        yield BlockStructure(tuple(_named(run.group, image) for run in chain))
 
 
-def _named(group: BlockGroup, image: str) -> BlockGroup | None:
+def _named(group: BlockGroup, image: str) -> BlockGroup:
     """The group with its streams told apart; a list with other names has its own image."""
     mine = image if image in group.returns else _likely_image(group.returns)[0]
     text = next((name for name in group.returns if name != mine), group.text)
@@ -230,13 +230,13 @@ def _named(group: BlockGroup, image: str) -> BlockGroup | None:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Replay:
     """The example call again, with blocks replaced.
 
     chain: what was recorded of the blocks. full: the output. call: makes the call.
     """
 
-    chain: list[Run]
+    chain: list[ListRun]
     full: list[Tensor]
     call: Callable[[], Any]
 
@@ -276,7 +276,7 @@ def replaced(
     def put_in(*args: Any, **kwargs: Any) -> Any:
         return last.layout(forecast(last.entering(args, kwargs, text_rows)))
 
-    def passes(block: Block) -> Callable[..., Any]:
+    def passes(block: LiveBlock) -> Callable[..., Any]:
         return lambda *args, **kwargs: block.pass_through(args, kwargs)
 
     answers = {block.module: passes(block) for block in passing} | {last.module: put_in}
@@ -292,7 +292,7 @@ def replaced(
                 vars(module)["forward"] = own
 
 
-def _with_modules(stack: Stack, trial: Trial) -> Stack:
+def _with_modules(stack: Stack, replay: Replay) -> Stack:
     """The stack with the usual attention and MLP modules: those that run once in each call."""
     found = {
         f"{block.name}.{name}": module
@@ -311,12 +311,12 @@ def _with_modules(stack: Stack, trial: Trial) -> Stack:
     handles = [m.register_forward_hook(counter(name)) for name, m in found.items()]
     try:
         with torch.no_grad():
-            trial.call()
+            replay.call()
     finally:
         for handle in handles:
             handle.remove()
     once = tuple(re.escape(name) for name, count in counts.items() if count == 1)
-    return replace(stack, family=replace(stack.family, modules=once))
+    return replace(stack, structure=replace(stack.structure, modules=once))
 
 
 def _tensors(out: Any) -> list[Tensor]:

@@ -1,8 +1,10 @@
-"""Families: what the data says about each network is what the network does when it runs."""
+"""Architectures: what a card says about each network is what the network does when it runs."""
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +13,12 @@ from tiny import STACKED, TINY, UNETS, Draw, built
 from torch import nn
 from zoo import ZOO
 
-from fewstep.models.caching.families import families
-from fewstep.models.caching.family import (
-    BlockGroup,
-    State,
-    blank,
-    describe,
-    known_family,
-)
-from fewstep.models.caching.guess import observe, replaced
-from fewstep.models.caching.published import POLYNOMIALS, mag_ratios, teacache_coefficients
+from fewstep.models.architectures import ARCHITECTURES, architecture_of, known_classes
+from fewstep.models.architectures.base import BlockGroup
+from fewstep.models.architectures.discover import observe, replaced
+from fewstep.models.architectures.stack import State, blank, block_structure, describe
+from fewstep.models.caching.magcache import find_ratios
+from fewstep.models.caching.teacache import find_polynomial
 from fewstep.models.caching.unet import describe_unet, hollow
 from fewstep.models.errors import ModelError, SettingError
 
@@ -46,7 +44,7 @@ VARIANTS = {  # settings of the same class that change its blocks
     "qwen": {"zero_cond_t": True},
     "cogvideox": {"patch_size_t": 2, "patch_bias": False, "use_rotary_positional_embeddings": True},
 }
-COUSINS = {  # other classes that a family stands for
+COUSINS = {  # other classes with the same blocks
     "BriaTransformer2DModel": "flux",
     "LongCatImageTransformer2DModel": "flux",
     "SanaVideoTransformer3DModel": "sana",
@@ -59,6 +57,9 @@ NETWORKS = [(name, {}) for name in (*STACKED, *COUSINS)] + list(VARIANTS.items()
 IDS = [name + ("-variant" if config else "") for name, config in NETWORKS]
 every_network = pytest.mark.parametrize(("name", "config"), NETWORKS, ids=IDS)
 ALL = TINY | ZOO
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("models", "solvers", "samplers", "eval", "commands")
+PACKAGE = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
 def network(name, **config):
@@ -204,7 +205,7 @@ def test_head_needs_nothing_but_the_last_image_state(name, config):
 def test_blocks_after_a_skip_need_nothing_but_the_state(name, config):
     net, stack, calls, out = observed(name, config)
     after, rows = states(stack, calls)
-    assert stack.family.chained
+    assert stack.structure.chained
     middle = len(stack.blocks) // 2
     for tail in {1, middle}:
         with replaced(stack, lambda _, tail=tail: after[-1 - tail], rows, tail):
@@ -239,7 +240,7 @@ def test_signal_is_the_modulated_input_of_block_0(name, config):
         run(net, name)
     heard = {call[0]: call for call in calls}
     _, args, kwargs, _ = heard["block"]
-    if isinstance(stack.family.signal, str):  # Wan: the time embedding, before any block
+    if isinstance(stack.structure.signal, str):  # Wan: the time embedding, before any block
         assert [call[0] for call in calls] == ["signal", "attention", "block"]
         assert heard["signal"][3].shape == (2, 24)
         with pytest.raises(ModelError, match="no modulated input"):
@@ -260,7 +261,7 @@ def test_patterns_match_the_intended_modules_of_every_block(name):
     net = network(name)
     stack = describe(net)
     expected = set()
-    for group, wanted in zip(stack.family.groups, wanted_of(name), strict=True):
+    for group, wanted in zip(stack.structure.groups, wanted_of(name), strict=True):
         for k, block in enumerate(net.get_submodule(group.path)):
             children = {child for child, module in block.named_children() if module is not None}
             expected |= {f"{group.path}.{k}.{child}" for child in wanted & children}
@@ -299,7 +300,7 @@ def test_idle_modules_cost_nothing(name):
 def test_observing_finds_what_the_data_says(name):
     net = network(name)
     known, found = describe(net), observe(net, **inputs(name))
-    assert found.family.groups == known.family.groups
+    assert found.structure.groups == known.structure.groups
     assert [block.name for block in found.blocks] == [block.name for block in known.blocks]
     assert not any("forward" in vars(block.module) for block in known.blocks)
     assert not any(module._forward_hooks for module in net.modules())
@@ -307,12 +308,23 @@ def test_observing_finds_what_the_data_says(name):
         assert set(found.modules) == set(known.modules)
 
 
-def test_families_stand_for_different_classes():
-    names = [name for family in families() for name in family.classes]
+def test_cards_stand_for_different_classes():
+    names = [name for card in ARCHITECTURES for name in (*card.classes, *card.same_blocks)]
     assert len(names) == len(set(names))
-    assert {ALL[name].cls for name in (*STACKED, *COUSINS)} == set(names)
+    with_blocks = known_classes(lambda card: card.blocks)
+    assert sorted(ALL[name].cls for name in (*STACKED, *COUSINS)) == with_blocks
     for cousin, name in COUSINS.items():
-        assert known_family(network(cousin)) is known_family(network(name))
+        assert block_structure(network(cousin)) is block_structure(network(name))
+        assert architecture_of(network(cousin)).attention is None
+
+
+def test_the_classes_of_a_card_are_named_in_its_file_alone():
+    """A benchmark that builds such networks may name them too."""
+    texts = {path: path.read_text() for path in PACKAGE if path.name != "gpu_networks.py"}
+    for card in ARCHITECTURES:
+        for name in (*card.classes, *card.same_blocks, *card.pipelines):
+            files = [path for path, text in texts.items() if re.search(rf"\b{name}\b", text)]
+            assert [path.parent.name for path in files] == ["architectures"], (name, files)
 
 
 def test_subclasses_and_compiled_networks_are_recognised():
@@ -320,7 +332,9 @@ def test_subclasses_and_compiled_networks_are_recognised():
     net.__class__ = type("MyTransformer", (type(net),), {})
     compiled = nn.Module()  # as torch.compile returns it
     compiled._orig_mod = net
-    assert describe(net).family is describe(compiled).family is known_family(network("dit"))
+    assert (
+        describe(net).structure is describe(compiled).structure is block_structure(network("dit"))
+    )
     assert describe(compiled).root is net
 
 
@@ -336,14 +350,14 @@ def test_an_unknown_class_is_refused_with_the_known_ones_and_the_way_out():
 
 
 def test_missing_lists_and_zero_matches_are_errors():
-    net, family = network("dit"), known_family(network("dit"))
-    gone = replace(family, groups=(BlockGroup("blocks"),))
+    net, blocks = network("dit"), block_structure(network("dit"))
+    gone = replace(blocks, groups=(BlockGroup("blocks"),))
     with pytest.raises(ModelError, match=r"no list of blocks 'blocks'; .*transformer_blocks"):
         describe(net, gone)
     with pytest.raises(ModelError, match=r"no sub-module that matches nothing\\.here.*last-block"):
-        _ = describe(net, replace(family, modules=(r"nothing\.here",))).modules
+        _ = describe(net, replace(blocks, modules=(r"nothing\.here",))).modules
     with pytest.raises(ModelError, match="none are known"):
-        _ = describe(net, replace(family, modules=())).modules
+        _ = describe(net, replace(blocks, modules=())).modules
     net.transformer_blocks = nn.ModuleList()
     with pytest.raises(ModelError, match="no block in transformer_blocks"):
         describe(net)
@@ -431,8 +445,8 @@ class Joined(nn.Module):
 def test_observe_tells_which_rows_of_a_joint_stream_are_the_image(joint):
     net = Joined(joint).eval()
     stack = observe(net, torch.randn(2, 6, 4), torch.randn(2, 3, 4))
-    assert [group.joint for group in stack.family.groups] == ["", joint]
-    assert stack.family.chained
+    assert [group.joint for group in stack.structure.groups] == ["", joint]
+    assert stack.structure.chained
     image, text = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
     last, state = stack.blocks[-1], State(image, text)
     laid = last.layout(state)
@@ -444,7 +458,7 @@ def test_observe_tells_which_rows_of_a_joint_stream_are_the_image(joint):
 def test_observe_finds_plain_blocks():
     stack = observe(Blocks(plain).eval(), torch.randn(2, 4))
     assert [block.name for block in stack.blocks] == [f"blocks.{k}" for k in range(4)]
-    assert stack.family.groups == (BlockGroup("blocks", ("input",), image="input"),)
+    assert stack.structure.groups == (BlockGroup("blocks", ("input",), image="input"),)
     with pytest.raises(ModelError, match="none are known"):
         _ = stack.modules
 
@@ -508,9 +522,9 @@ def test_unlisted_transformers_are_found_and_verified(name):
         after = net(**call)[0]
     assert all(map(torch.equal, before, after))
     assert {key.split(".", 2)[2] for key in stack.modules} == set(GUESSED[name].split())
-    lists = [net.get_submodule(group.path) for group in stack.family.groups]
+    lists = [net.get_submodule(group.path) for group in stack.structure.groups]
     assert [block.module for block in stack.blocks] == [block for held in lists for block in held]
-    assert stack.family.chained == (name != "HunyuanDiT2DModel")  # long skips between its blocks
+    assert stack.structure.chained == (name != "HunyuanDiT2DModel")  # long skips between its blocks
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -646,6 +660,7 @@ def test_a_call_with_a_controlnet_must_be_full():
     assert stack.needs_all({"mid_block_additional_residual": torch.ones(1)})
 
 
+CALIBRATIONS = [each for card in ARCHITECTURES for each in card.calibrations]
 CHECKPOINTS = {  # settings of the published checkpoints
     "flux.1": ("flux", {"num_layers": 19, "num_single_layers": 38, "in_channels": 64}),
     "hunyuan-video": ("hunyuan", {"num_layers": 20, "num_single_layers": 40, "in_channels": 16}),
@@ -684,34 +699,34 @@ AT_A_TENTH = {  # each polynomial at d = .1, frozen
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_a_published_checkpoint_is_recognised(checkpoint):
     name, config = CHECKPOINTS[checkpoint]
-    (published,) = [each for each in POLYNOMIALS if each.name == checkpoint]
-    assert teacache_coefficients(pretending(name, **config)) == published.coefficients
-    assert len(published.coefficients) == 5
+    (published,) = [each for each in CALIBRATIONS if each.checkpoint == checkpoint]
+    assert find_polynomial(pretending(name, **config)) == published.polynomial
+    assert len(published.polynomial) == 5
 
 
 def test_polynomials_have_the_values_that_the_specification_reports():
     """FLUX.1 is never below .18; Wan 14B is negative where nothing changes."""
-    flux, *_ = [np.poly1d(each.coefficients) for each in POLYNOMIALS if each.name == "flux.1"]
+    flux, *_ = [np.poly1d(each.polynomial) for each in CALIBRATIONS if each.checkpoint == "flux.1"]
     assert flux(np.linspace(0, 0.3, 301)).min() == pytest.approx(0.18034, abs=1e-5)
-    values = {each.name: np.poly1d(each.coefficients)(0.0) for each in POLYNOMIALS}
+    values = {each.checkpoint: np.poly1d(each.polynomial)(0.0) for each in CALIBRATIONS}
     assert values["wan2.1-t2v-14b"] == -13.02252404
     assert {name for name, value in values.items() if value < 0} > {"wan2.1-t2v-14b"}
-    tenths = {each.name: np.poly1d(each.coefficients)(0.1) for each in POLYNOMIALS}
+    tenths = {each.checkpoint: np.poly1d(each.polynomial)(0.1) for each in CALIBRATIONS}
     assert tenths == pytest.approx(AT_A_TENTH, rel=1e-6)
 
 
 def test_other_checkpoints_have_no_coefficients():
-    assert teacache_coefficients(network("dit")) is None
-    assert teacache_coefficients(pretending("wan", num_layers=30, in_channels=48)) is None
+    assert find_polynomial(network("dit")) is None
+    assert find_polynomial(pretending("wan", num_layers=30, in_channels=48)) is None
     both = r"any of 2 checkpoints.*wan2\.1-i2v-14b-480p \[-302.*wan2\.1-i2v-14b-720p \[-114"
     with pytest.raises(SettingError, match=both):
-        teacache_coefficients(pretending("wan", num_layers=40, in_channels=36))
+        find_polynomial(pretending("wan", num_layers=40, in_channels=36))
 
 
 def test_ratios_of_magcache_are_diffusers_own():
     from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
     name, config = CHECKPOINTS["flux.1"]
-    assert mag_ratios(pretending(name, **config)) == tuple(FLUX_MAG_RATIOS.tolist())
+    assert find_ratios(pretending(name, **config)) == tuple(FLUX_MAG_RATIOS.tolist())
     with pytest.raises(SettingError, match=r"no ratios for this FluxTransformer2DModel.*calibrate"):
-        mag_ratios(network("flux"))
+        find_ratios(network("flux"))

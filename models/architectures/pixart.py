@@ -1,12 +1,15 @@
 """PixArtTransformer2DModel: alpha and Sigma; a learned variance is dropped."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Conditions, Family, Size, latent_shape, module_of, tensor_of
+from ..size import Size
+from .base import ONE_CALL, Architecture, BlockGroup, BlockStructure, Conditions, SelfAttention
+from .common import BLOCKS, MASKED_TEXT, module_of, table_norm, tensor_of
 
 ADDED = ("resolution", "aspect_ratio")
 
@@ -27,19 +30,14 @@ def _sizes(pipe: Any, size: Size) -> Conditions:
     return {"resolution": whole, "aspect_ratio": whole[:, :1] / whole[:, 1:]}
 
 
-FAMILY = Family(
+PIXART = Architecture(
     classes=("PixArtTransformer2DModel",),
-    returns=(
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
+    blocks=BlockStructure(
+        groups=(BlockGroup(BLOCKS),),
+        modules=(rf"{BLOCKS}\.\d+\.(attn1|attn2|ff)",),
+        signal=table_norm,
     ),
-    conditions={
-        "encoder_hidden_states": "prompt_embeds",
-        "encoder_attention_mask": "prompt_attention_mask",
-    },
-    shape=latent_shape,
-    call=_call,
-    extra=_sizes,
+    attention=SelfAttention(rf"{BLOCKS}\.\d+\.attn1", perturbable=True),
+    prompted=(replace(MASKED_TEXT, call=_call, extra=_sizes),),
+    pipelines={"PixArtAlphaPipeline": ONE_CALL, "PixArtSigmaPipeline": ONE_CALL},
 )

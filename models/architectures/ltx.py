@@ -1,6 +1,7 @@
 """LTXVideoTransformer3DModel: text to video at 25 frames a second; samples stay latents."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -8,7 +9,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .base import Conditions, Family, Size, module_of, tensor_of
+from ..size import Size
+from .base import (
+    IMAGE,
+    ONE_CALL,
+    Architecture,
+    Arguments,
+    BlockGroup,
+    BlockStructure,
+    Conditions,
+    PublishedCalibration,
+    SelfAttention,
+)
+from .common import BLOCKS, MASKED_TEXT, module_of, tensor_of
 
 FRAME_RATE = 25.0
 
@@ -46,21 +59,38 @@ def _places(pipe: Any, size: Size) -> Conditions:
     return {"compression": torch.tensor([_compression(pipe)])}  # whole numbers keep their dtype
 
 
-FAMILY = Family(
+def _table_per_token(block: Any, arguments: Arguments) -> Tensor:
+    """As `table_norm`, and the time may differ from token to token."""
+    image, temb = arguments[IMAGE], arguments["temb"]
+    rows = block.scale_shift_table + temb.reshape(len(image), temb.shape[1], 6, -1)
+    out: Tensor = block.norm1(image) * (1 + rows[:, :, 1]) + rows[:, :, 0]
+    return out
+
+
+LTX = Architecture(
     classes=("LTXVideoTransformer3DModel",),
-    returns=(
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
+    blocks=BlockStructure(
+        groups=(BlockGroup(BLOCKS),),
+        modules=(rf"{BLOCKS}\.\d+\.(attn1|attn2|ff)",),
+        signal=_table_per_token,
     ),
-    conditions={
-        "encoder_hidden_states": "prompt_embeds",
-        "encoder_attention_mask": "prompt_attention_mask",
-    },
-    shape=_shape,
-    call=_call,
-    extra=_places,
-    tokens=lambda shape: prod(shape[1:]),
-    images=False,
+    attention=SelfAttention(rf"{BLOCKS}\.\d+\.attn1"),
+    calibrations=(
+        PublishedCalibration(
+            "ltx-video",
+            {"num_layers": 28},
+            (21.4700694, -12.8016453, 2.31279151, 0.792487521, 0.00969274326),
+        ),
+    ),
+    prompted=(
+        replace(
+            MASKED_TEXT,
+            shape=_shape,
+            call=_call,
+            extra=_places,
+            tokens=lambda shape: prod(shape[1:]),
+            images=False,
+        ),
+    ),
+    pipelines={"LTXPipeline": ONE_CALL},
 )

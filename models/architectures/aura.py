@@ -6,18 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from . import pixart
-from .base import tensor_of
+from .base import TEXT, Architecture, GuidanceLayout
+from .common import MASKED_TEXT, tensor_of
 
 
 def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     return tensor_of(module, hidden_states=x, timestep=time / 1000.0, **conditions)
 
 
-FAMILY = replace(
-    pixart.FAMILY,
+AURA_FLOW = Architecture(
     classes=("AuraFlowTransformer2DModel",),
-    conditions={"encoder_hidden_states": "prompt_embeds"},
-    call=_call,
-    extra=lambda pipe, size: {},
+    prompted=(replace(MASKED_TEXT, conditions={TEXT: "prompt_embeds"}, call=_call),),
+    pipelines={"AuraFlowPipeline": GuidanceLayout(turns=False, unit=1000.0)},
 )

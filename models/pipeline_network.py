@@ -1,0 +1,172 @@
+"""The network of a pipeline that is asked with a prompt, sampled without the pipeline.
+
+The pipeline encodes the prompt and decodes the latent; the sampling between is ours.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapters import decoder_of, encoder_of
+from .architectures import architecture_of, known_classes
+from .architectures.base import TEXT, Conditions, PromptAdapter, fits
+from .architectures.common import module_of
+from .denoiser import Network
+from .diffusers_config import from_scheduler_config
+from .errors import ModelError, SettingError, UnknownNameError
+from .prompts import Prompts, device_of, encode
+from .schedule import Node
+from .size import Size
+
+BESIDE = ("controlnet", "adapter", "transformer_2")  # networks that an adapter would leave out
+INSTEAD = "put a SolverScheduler in the pipeline instead"
+
+
+def prompt_adapter(pipe: Any) -> PromptAdapter | None:
+    """Returns how a pipeline's network is conditioned; None where that is not known."""
+    module = module_of(pipe)
+    card = architecture_of(module, exact=True)
+    adapters = () if card is None else card.prompted
+    return next((each for each in adapters if fits(module, each.config)), None)
+
+
+def network_of(pipe: Any, size: Size) -> Network:
+    """Returns the network of a live pipeline, sampling images or videos of one size.
+
+    Raises:
+        ModelError: if there is no adapter for it, or its scheduler does not say how it was trained.
+        SettingError: for a size that it does not draw.
+    """
+    adapter, module = _find_adapter(pipe), module_of(pipe)
+    check_pipeline(adapter, pipe, size)
+    shape = adapter.shape(pipe, size)
+    if 0 in shape:
+        raise SettingError(f"{size.width}x{size.height} is less than one patch of this network")
+    extra = adapter.extra(pipe, size)
+    known = {*adapter.conditions, *extra}
+    config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    schedule, prediction = from_scheduler_config(config, tokens=adapter.tokens(shape))
+
+    def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+        for name in conditions.keys() - known:
+            raise UnknownNameError("condition", name, known)
+        kind = next(module.parameters()).dtype
+        time = torch.full((len(x),), schedule.label(node), dtype=torch.float32, device=x.device)
+        cast = {k: v.to(kind) if v.is_floating_point() else v for k, v in conditions.items()}
+        return adapter.call(module, x.to(kind), time, cast).to(x.dtype)
+
+    return Network(
+        forward=forward,
+        schedule=schedule,
+        prediction=prediction,
+        shape=shape,
+        decode=_decoder(adapter, pipe),
+        encode=_encoder(adapter, pipe),
+        prompts=Prompts(adapter, pipe, size),
+        needs=(*(name for name in adapter.conditions if "mask" not in name), *extra),
+        device=device_of(pipe),
+        name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
+        module=module,
+    )
+
+
+def fit_shape(network: Network, shape: tuple[int, ...]) -> Network:
+    """Returns the network for samples of another shape (C, H, W), where a pipeline can make it.
+
+    Its times may be others: some pipelines shift them by the number of tokens.
+    """
+    if network.prompts is None or network.encode is None or shape == network.shape:
+        return network
+    pipe, size = network.prompts.pipe, network.prompts.size
+    per = int(pipe.vae_scale_factor)
+    return network_of(pipe, replace(size, height=shape[-2] * per, width=shape[-1] * per))
+
+
+def default_size(pipe: Any) -> Size:
+    """Returns what the pipeline draws if it is told no size.
+
+    Raises:
+        ModelError: if its network does not say it.
+    """
+    side = getattr(pipe, "default_sample_size", None) or module_of(pipe).config.get("sample_size")
+    if side is None or not hasattr(pipe, "vae_scale_factor"):
+        raise ModelError(
+            f"{type(pipe).__name__} does not say what size it draws; give Size(height, width) to"
+            " Sampler.from_pipeline"
+        )
+    height, width = (side, side) if isinstance(side, int) else side
+    return Size(height * int(pipe.vae_scale_factor), width * int(pipe.vae_scale_factor))
+
+
+def encoded(pipe: Any, size: Size, **texts: Any) -> tuple[Conditions, Conditions | None]:
+    """Encodes a prompt, and of a negative one where it is given, as `Sampler` takes its conditions.
+
+    texts: prompt, negative_prompt, or the embeddings that the pipeline's call takes in their place.
+    """
+    adapter = _find_adapter(pipe)
+    texts = {name: value for name, value in texts.items() if value is not None}
+    conditions, negative = encode(adapter, pipe, **texts)
+    return {**conditions, **adapter.extra(pipe, size)}, negative
+
+
+def _find_adapter(pipe: Any) -> PromptAdapter:
+    adapter = prompt_adapter(pipe)
+    if adapter is None:
+        raise no_adapter(pipe)
+    return adapter
+
+
+def _decoder(adapter: PromptAdapter, pipe: Any) -> Any:
+    vae = getattr(pipe, "vae", None)
+    if vae is None or not adapter.images:
+        return None
+    return decoder_of(vae) if adapter.decode is None else partial(adapter.decode, vae)
+
+
+def _encoder(adapter: PromptAdapter, pipe: Any) -> Any:
+    vae = getattr(pipe, "vae", None)
+    if vae is None or not adapter.images:
+        return None
+    return encoder_of(vae) if adapter.encode is None else partial(adapter.encode, vae)
+
+
+def check_pipeline(adapter: PromptAdapter, pipe: Any, size: Size) -> None:
+    """Raises FewstepError if the pipeline does more than the adapter, or less than the size."""
+    name, config = type(pipe).__name__, module_of(pipe).config
+    if not isinstance(size, Size):
+        raise SettingError(f"size={size!r} must be a Size, as in Size(height=1024, width=1024)")
+    for part in BESIDE:
+        if getattr(pipe, part, None) is not None:
+            raise ModelError(f"{name} calls its {part} too, which no adapter does; {INSTEAD}")
+    reads, answers = config.get("in_channels"), config.get("out_channels")
+    if answers is not None and answers not in (reads, 2 * reads, reads // 4):
+        raise ModelError(
+            f"the network of {name} reads {reads} channels and answers {answers}: it is shown a"
+            f" picture beside the state, which no adapter does; {INSTEAD}"
+        )
+    if size.frames > 1 and adapter.images:
+        raise SettingError(f"{name} draws pictures, not {size.frames} frames; drop frames")
+    if size.guidance is not None and "guidance" not in adapter.extra(pipe, size):
+        raise SettingError(
+            f"the network of {name} is not told a guidance scale; drop it from Size, and pass"
+            f" guidance=CFG({size.guidance:g}) to the sampler"
+        )
+
+
+def asks_for_text(pipe: Any) -> bool:
+    """Tells whether the network of a pipeline reads an encoded prompt."""
+    return TEXT in inspect.signature(module_of(pipe).forward).parameters
+
+
+def no_adapter(pipe: Any) -> ModelError:
+    """Returns the error for a network without an adapter."""
+    module = type(module_of(pipe)).__name__
+    if not asks_for_text(pipe):
+        return ModelError(f"{module} is not asked with a prompt; use Sampler.from_pipeline(pipe)")
+    known = ", ".join(known_classes(lambda card: card.prompted))
+    return ModelError(f"there is no adapter for {module}, only for {known}; {INSTEAD}")

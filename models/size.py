@@ -1,0 +1,24 @@
+"""The size of what shall be sampled."""
+
+from dataclasses import dataclass
+
+from .errors import SettingError
+
+
+@dataclass(frozen=True)
+class Size:
+    """What shall be sampled, in pixels and frames.
+
+    guidance: the scale that distilled networks are told; None is what their pipelines tell them.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frames"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"{name}={value!r} must be a positive whole number")
