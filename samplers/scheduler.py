@@ -17,6 +17,7 @@ Pipelines saved by version 0.1 name this module, so it stays where it is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,17 @@ from torch import Tensor
 from ..models.diffusers_config import shift_key_of
 from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
-from ..models.schedule import Node
+from ..models.schedule import Node, NoiseSchedule
 from ..solvers import Schedule
-from .pipelines.border import Generators, answer_like, drawing, rescale, state_of, version_of
+from .pipelines.border import (
+    Generators,
+    answer_like,
+    drawing,
+    refuse_nonfinite,
+    rescale,
+    state_of,
+    version_of,
+)
 from .pipelines.choosing import read_choices
 from .pipelines.labels import Labels
 from .pipelines.late import late_stepper, refusal
@@ -57,7 +66,8 @@ class Output(SchedulerOutput):  # type: ignore[misc]
 class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A scheduler that runs any of our solvers with fixed steps.
 
-    timesteps: one label of the network per evaluation, float32, on the device asked for.
+    timesteps: one label of the network per evaluation, float32, on the device asked for; before the
+               first set_timesteps one per training timestep.
     sigmas:    likewise sigma on flow, sigma / alpha elsewhere, and where the run ends; on the CPU.
     order:     what pipelines multiply a number of steps by to count evaluations.
     x0:        the last prediction (B, *), for callbacks; None before the first.
@@ -78,16 +88,25 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         schedule: Schedule | str | Path | None = None,
         final: str = "zero",
         state: str | None = None,
+        check_finite: bool = False,
     ) -> None:
         """See `from_config`, which takes the same; base is the config of another scheduler."""
         choices = Choices.of(
-            solver=solver, grid=grid, nfe=nfe, schedule=schedule, final=final, state=state
+            solver=solver,
+            grid=grid,
+            nfe=nfe,
+            schedule=schedule,
+            final=final,
+            state=state,
+            check_finite=check_finite,
         )
         self._decide(Process.of(base), choices)
         unset = {key: base[key] for key in base if key == "_use_default_values"}
         self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
         self._labels = Labels()
-        self.timesteps, self.sigmas = self._labels.tensor, torch.empty(0)
+        trained = self.process.trained()
+        self.timesteps = torch.tensor([trained.schedule.label(node) for node in trained.nodes[:-1]])
+        self.sigmas = _sigmas(trained.schedule, trained.nodes)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
         self._questions: list[Question] = []
@@ -118,6 +137,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 state: "ve" where the pipeline is to hold x0 + (sigma / alpha) eps, as it does with
                     EulerDiscreteScheduler and its like, "vp" where it is not. By default as the
                     class in the config has it; a config that was never saved does not name one.
+                check_finite: raise at the first NaN or infinity that the network returns, for
+                    which a device is waited for at every evaluation. Otherwise they pass, as in
+                    diffusers; `Sampler` always raises.
 
         Raises:
             ModelError: if the config does not say how the network was trained.
@@ -168,9 +190,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._weights = [x0_from(kind, node, data) for node in nodes]
         self._labels = Labels([plan.grid.schedule.label(node) for node in nodes], device)
         self.timesteps = self._labels.tensor
-        flow = plan.grid.schedule.family == "flow"
-        ends = [*nodes, plan.grid.nodes[-1]]
-        self.sigmas = torch.tensor([node.sigma if flow else node.kappa for node in ends])
+        self.sigmas = _sigmas(plan.grid.schedule, [*nodes, plan.grid.nodes[-1]])
         self.num_inference_steps = plan.grid.steps
         self.order = 1 if wanted.listed else calls_per_step(self._questions)
         expected = self.order * (plan.grid.steps - plan.grid.denoise)
@@ -234,6 +254,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 With it model_output is the negative of the network's, as in FlowMatchEuler.
 
         Raises:
+            NonFiniteError: with check_finite, for NaN or infinity from the network.
             SettingError: before set_timesteps, after the last evaluation, for the timestep of
                 another one, one that no run can begin at, or for another eta.
         """
@@ -253,6 +274,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         answer = answer_like(model_output, run.asked)
         answer = answer if per_token_timesteps is None else -answer
         x0 = combine(self._weights[self._index], run.asked, answer)
+        if self.choices.check_finite:
+            refuse_nonfinite(x0, self._labels.values[self._index])
         state = rescale(run.answer(x0, noise), self._outside(run.node)).to(sample.dtype)
         self._index, self.x0 = self._index + 1, x0
         self._handed = state, version_of(state)
@@ -310,6 +333,23 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         schedule = self.process.fixed
         first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
         return schedule.noise_scale(first) * self._outside(first)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar of every training timestep, float32 (N,), of discrete schedules only."""
+        return torch.tensor(self.process.alphas_cumprod)
+
+    @property
+    def alphas(self) -> Tensor:
+        """1 - beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self.process.alphas_cumprod)
+        return torch.tensor([after / before for before, after in pairwise(abars)])
+
+    @property
+    def betas(self) -> Tensor:
+        """beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self.process.alphas_cumprod)
+        return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
 
     @property
     def step_index(self) -> int | None:
@@ -425,3 +465,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for n in self._labels.near(label):
             return self._questions[n].node
         return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)
+
+
+def _sigmas(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Tensor:
+    """sigma of nodes on flow, and elsewhere sigma / alpha, on the CPU."""
+    flow = schedule.family == "flow"
+    return torch.tensor([node.sigma if flow else node.kappa for node in nodes])

@@ -6,7 +6,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
-from ...models.errors import SettingError
+from ...models.errors import NonFiniteError, SettingError
 from .stepper import Draw
 
 Generators = Generator | list[Generator] | None
@@ -42,6 +42,15 @@ def answer_like(output: Any, x: Tensor) -> Tensor:
         )
     answer: Tensor = output.to(x.dtype)
     return answer
+
+
+def refuse_nonfinite(x0: Tensor, timestep: float) -> None:
+    """Raises NonFiniteError for an x0 (B, *) with NaN or infinity; the host waits for it."""
+    if not bool(x0.isfinite().all()):
+        raise NonFiniteError(
+            f"the network returned NaN or infinity at timestep {timestep:g}; try another dtype, or"
+            " check that the config is that of its own scheduler"
+        )
 
 
 def version_of(tensor: Tensor) -> int:

@@ -14,7 +14,8 @@ from .process import Process, class_of
 
 logger = logging.get_logger(__name__)
 
-DEFAULTS = {**dict.fromkeys(("solver", "grid", "nfe", "schedule", "state")), "final": "zero"}
+DEFAULTS: dict[str, Any] = dict.fromkeys(("solver", "grid", "nfe", "schedule", "state"))
+DEFAULTS |= {"final": "zero", "check_finite": False}
 NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
 OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
 AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs

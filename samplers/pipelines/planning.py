@@ -1,7 +1,7 @@
 """From a scheduler's choices and what a pipeline asks of `set_timesteps` to a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Choices:
     nfe:    a budget that stands in for a number of steps.
     table:  a schedule that stands in for all of these.
     final:  as `make_plan` takes it.
+    check_finite: wait for the network's answers, and raise if one is not finite.
     state:  "vp" | "ve", what the pipeline holds of a variance-preserving network's state; None is
         what the scheduler does that the config comes from.
     """
@@ -69,6 +70,7 @@ class Choices:
     table: Schedule | None
     final: str
     state: str | None = None
+    check_finite: bool = False
 
     @classmethod
     def of(
@@ -80,17 +82,18 @@ class Choices:
         schedule: Schedule | str | Path | None = None,
         final: str = "zero",
         state: str | None = None,
+        check_finite: bool = False,
     ) -> "Choices":
         """What `SolverScheduler.from_config` is told of them."""
         times = grid if isinstance(grid, str) else floats("grid", grid)
-        return cls(solver, times, nfe, _read_schedule(schedule), final, state)
+        return cls(solver, times, nfe, _read_schedule(schedule), final, state, check_finite)
 
     @property
     def config(self) -> dict[str, Any]:
         """The same as a config carries it: a schedule as JSON text."""
         text = None if self.table is None else self.table.dump()
-        rest = {key: getattr(self, key) for key in ("solver", "grid", "nfe", "final", "state")}
-        return rest | {"schedule": text}
+        rest = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"schedule": text} | {key: value for key, value in rest.items() if key != "table"}
 
     def explodes(self, process: Process) -> bool:
         """Tells whether the pipeline holds x0 + (sigma / alpha) eps: the state divided by alpha."""
@@ -100,6 +103,8 @@ class Choices:
         """Raises FewstepError for names and combinations that cannot be."""
         Final.named(self.final)
         _check_count("nfe", self.nfe)
+        if not isinstance(self.check_finite, bool):
+            raise SettingError(f"check_finite={self.check_finite!r} must be True or False")
         if self.state not in (None, "vp", "ve"):
             raise UnknownNameError("state", str(self.state), ("vp", "ve"))
         if self.state is not None and process.fixed.family != "vp":

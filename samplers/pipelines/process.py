@@ -15,7 +15,8 @@ from ...models.diffusers_config import (
 )
 from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
-from ...models.schedule import NoiseSchedule
+from ...models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
+from ..grid import time_grid
 
 NUMBERS = {
     *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
@@ -63,6 +64,31 @@ class Process:
     @property
     def sigma_data(self) -> float:
         return getattr(self.fixed, "sigma_data", 0.5)
+
+    @property
+    def alphas_cumprod(self) -> tuple[float, ...]:
+        """abar of every training timestep, as diffusers has it.
+
+        Raises:
+            SettingError: of Wuerstchen, whose pipelines take a scheduler without it for their own.
+            AttributeError: of other schedules that are not discrete, which have none.
+        """
+        if isinstance(self.fixed, VPDiscrete):
+            return self.fixed.alphas_cumprod
+        if self.config["base_class"] == "DDPMWuerstchenScheduler":
+            raise SettingError(
+                "StableCascade and Wuerstchen tell their networks times that only their own"
+                " scheduler has; keep DDPMWuerstchenScheduler"
+            )
+        raise AttributeError(f"a {self.fixed.family} schedule has no betas")
+
+    def trained(self) -> TimeGrid:
+        """Every training timestep, as schedulers of diffusers list them before a run."""
+        n = int(self.config.get("num_train_timesteps", 1000))
+        if self.fixed.family == "edm":
+            return time_grid("karras", self.fixed, n)
+        times = [self.fixed.t_max * (n - i) / n for i in range(n)]
+        return TimeGrid.of(self.fixed, [*times, self.fixed.t_zero])
 
     def schedule(self, mu: float | None) -> NoiseSchedule:
         """The noise schedule of a run: the shift is exp(mu), or mu where the config says linear."""
