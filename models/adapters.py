@@ -1,6 +1,7 @@
 """Adapters: diffusers models, pipelines, modules and plain functions as a `Network`."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from .prediction import Prediction, check_terminal
 from .schedule import EDM, Node, NoiseSchedule
 
 Module = nn.Module | Callable[..., Tensor]
+INDEX = re.compile(r"ind(ex|ices)\b.*(type|must be)|type.* ind(ex|ices)")  # torch, of a float index
 
 
 def from_module(
@@ -113,10 +115,14 @@ def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
     call = _diffusers_call(module) if diffusers_model else module
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        time = torch.full((len(x),), schedule.label(node), dtype=torch.float32, device=x.device)
         dtype = _where(module, "dtype", x.dtype)
+        time = time_told(schedule, node, x, dtype)
         cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
-        out = call(x.to(dtype), time, **cast)
+        try:
+            out = call(x.to(dtype), time, **cast)
+        except (RuntimeError, IndexError) as error:
+            _explain(error, time)
+            raise
         if not isinstance(out, Tensor):
             raise ModelError(
                 f"the network answered a {type(out).__name__}; wrap it so that it returns a tensor"
@@ -132,6 +138,29 @@ def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
         )
 
     return forward
+
+
+def time_told(
+    schedule: NoiseSchedule, node: Node, x: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Returns what a network is told as its time, one number for each row of x (B, *).
+
+    It is float64 for a network that works in float64, whole numbers for one that takes no others,
+    and float32 else, as bfloat16 could not tell timesteps apart.
+    """
+    kind = dtype if dtype == torch.float64 else torch.float32
+    kind = torch.long if getattr(schedule, "whole_times", False) else kind
+    return torch.full((len(x),), schedule.label(node), dtype=kind, device=x.device)
+
+
+def _explain(error: Exception, time: Tensor) -> None:
+    """Raises ModelError in place of a network's own error where it looked a float up in a table."""
+    text = str(error).partition("\n")[0]
+    if time.is_floating_point() and INDEX.search(text):
+        raise ModelError(
+            f"the network seems to look its time up in a table, which takes whole numbers ({text});"
+            " pass schedule=VPDiscrete(..., whole_times=True)"
+        ) from error
 
 
 def _diffusers_call(module: Any) -> Callable[..., Tensor]:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .adapters import decoder_of, encoder_of
+from .adapters import decoder_of, encoder_of, time_told
 from .architectures import architecture_of, known_classes
 from .architectures.base import TEXT, Conditions, PromptAdapter, fits
 from .architectures.common import module_of
@@ -56,7 +55,7 @@ def network_of(pipe: Any, size: Size) -> Network:
         for name in conditions.keys() - known:
             raise UnknownNameError("condition", name, known)
         kind = next(module.parameters()).dtype
-        time = torch.full((len(x),), schedule.label(node), dtype=torch.float32, device=x.device)
+        time = time_told(schedule, node, x, kind)
         cast = {k: v.to(kind) if v.is_floating_point() else v for k, v in conditions.items()}
         return adapter.call(module, x.to(kind), time, cast).to(x.dtype)
 

@@ -199,6 +199,16 @@ def _path(schedule: NoiseSchedule) -> dict[str, Any]:
     return {"family": process["family"], **{name: process["params"][name] for name in kept}}
 
 
+def _whole(schedule: NoiseSchedule) -> str:
+    """Says why times that were listed apart may be one, where they may."""
+    if not getattr(schedule, "whole_times", False):
+        return ""
+    return (
+        "; each is moved to the nearest of the whole timesteps that the network takes, so take"
+        " fewer steps or times farther apart"
+    )
+
+
 @dataclass(frozen=True)
 class TimeGrid:
     """N + 1 nodes on a schedule, noisiest first: what a solver steps over.
@@ -218,7 +228,7 @@ class TimeGrid:
             if not s.lam > t.lam:
                 raise ScheduleError(
                     f"a time grid must fall: node {i} has t={t.t:g}, node {i + 1} has t={s.t:g};"
-                    " list times from noise to data, each one once"
+                    f" list times from noise to data, each one once{_whole(self.schedule)}"
                 )
 
     @classmethod

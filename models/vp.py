@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
 
-from .errors import SettingError, UnknownNameError
+from .errors import ScheduleError, SettingError, UnknownNameError
 from .node import Node, check_range, scaled_time
 
 
@@ -56,6 +56,8 @@ class VPDiscrete(_VariancePreserving):
     zero_snr:      rescale sqrt(abar) so that it ends at zero (arXiv:2305.08891, alg. 1). An eps
                    network cannot start there, so the last abar is then 2^-24, as in diffusers, or
                    half of the one before it if that is less.
+    whole_times:   the network takes whole timesteps only, as an embedding looks them up: every node
+                   but t = 0 is then at the nearest t_n, and the label is the integer n.
     """
 
     family: ClassVar[str] = "vp"
@@ -65,6 +67,7 @@ class VPDiscrete(_VariancePreserving):
     num_train_timesteps: int = 1000
     zero_snr: bool = False
     trained_betas: tuple[float, ...] | None = None
+    whole_times: bool = False
 
     def __post_init__(self) -> None:
         if self.trained_betas is not None:  # JSON brings a list
@@ -94,6 +97,9 @@ class VPDiscrete(_VariancePreserving):
 
     def at(self, t: float) -> Node:
         check_range(0.0 <= t <= 1.0, t, self)
+        if self.whole_times and t > 0.0:
+            n = max(round(t * self.num_train_timesteps), 1)
+            return _vp_node(n / self.num_train_timesteps, self._log_alpha[n])
         n, share = self._segment(t)
         low, high = self._log_alpha[n], self._log_alpha[n + 1]
         return _vp_node(t, low + share * (high - low))
@@ -111,7 +117,15 @@ class VPDiscrete(_VariancePreserving):
         return _vp_slope(node, rate)
 
     def label(self, node: Node) -> float:
-        return max(self.num_train_timesteps * node.t - 1.0, 0.0)
+        label = max(self.num_train_timesteps * node.t - 1.0, 0.0)
+        if not self.whole_times:
+            return label
+        if abs(label - round(label)) > 1e-6:
+            raise ScheduleError(
+                f"t={node.t:g} lies between timesteps {math.floor(label)} and {math.ceil(label)},"
+                " and this network takes whole ones only; take times of its own schedule"
+            )
+        return float(round(label))
 
     @property
     def alphas_cumprod(self) -> tuple[float, ...]:

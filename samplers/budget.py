@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..models.errors import SettingError
+from ..models.errors import ScheduleError, SettingError
 from ..models.schedule import TimeGrid
 from ..solvers import SolverSettings, queries
 from ..solvers.schedule_data import MAX_STEPS
@@ -20,14 +20,21 @@ def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], Tim
     Raises:
         SettingError: if nfe is out of range, or no number of steps costs exactly that; it names
             those near.
+        ScheduleError: if the nodes of so many steps do not fall.
     """
     check_steps(nfe, "nfe must be")
     guess = -(-nfe // settings.info.calls_per_step)
-    near_it = range(max(1, guess - 2), min(guess + 2, MAX_STEPS + 1))
-    grids = [make_grid(steps) for steps in near_it]
+    grids, refusals = [], []
+    for steps in range(max(1, guess - 2), min(guess + 2, MAX_STEPS + 1)):
+        try:
+            grids.append(make_grid(steps))
+        except ScheduleError as refusal:  # of so many steps; fewer may be what is asked for
+            refusals.append(refusal)
     costs = [predicted_nfe(settings, grid) for grid in grids]
     if nfe in costs:
         return grids[costs.index(nfe)]
+    if refusals:
+        raise refusals[0]
     near = " or ".join(str(cost) for cost in sorted(costs, key=lambda cost: abs(cost - nfe))[:2])
     raise SettingError(
         f"{settings.info.name} cannot spend exactly {nfe} evaluations; {near} it can"

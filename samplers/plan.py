@@ -1,14 +1,14 @@
 """What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models.arguments import as_integer, as_numbers
 from ..models.errors import SettingError
 from ..models.prediction import Prediction
 from ..models.registry import parse_spec
-from ..models.schedule import NoiseSchedule, TimeGrid
+from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
@@ -81,7 +81,28 @@ def make_plan(
         return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
+    _check_whole(settings, chosen)
     return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
+
+
+def _check_whole(settings: SolverSettings, grid: TimeGrid) -> None:
+    """Raises SettingError for a solver that asks between the nodes a network of whole times knows.
+
+    Such a node would be moved to the nearest timestep, while the weights of the step stay those of
+    the place between.
+    """
+    schedule = grid.schedule
+    if not (isinstance(schedule, VPDiscrete) and schedule.whole_times):
+        return
+    free = TimeGrid.of(
+        replace(schedule, whole_times=False), [node.t for node in grid.nodes], grid.denoise
+    )
+    known = {node.t for node in free.nodes}
+    if settings.info.adaptive or any(n.t not in known for n in queries(settings.on(free), free)):
+        raise SettingError(
+            f"{settings.info.name} asks its network at times between the nodes, and this one takes"
+            " whole timesteps only; take unipc-2, or another solver that asks at the nodes alone"
+        )
 
 
 def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -> Schedule | None:

@@ -6,12 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from laws import FIXED, solver
 
-from fewstep import EDM, Cosine, RectifiedFlow, Sampler, VPLinear, from_module
+from fewstep import (
+    EDM,
+    Cosine,
+    GaussianMixture,
+    RectifiedFlow,
+    Sampler,
+    VPDiscrete,
+    VPLinear,
+    from_module,
+)
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.errors import SettingError
+from fewstep.models.errors import ModelError, ScheduleError, SettingError
 from fewstep.models.schedule import noise_schedule
+from fewstep.samplers.guidance import Unguided
+from fewstep.samplers.loop import integrate
 from fewstep.samplers.noise import Noise
+from fewstep.samplers.plan import make_plan
 
 MEAN, STD = 0.3, 0.2
 SHAPE = (1, 4, 4)
@@ -129,3 +142,108 @@ def test_the_first_answer_is_judged_by_what_the_network_predicts(prediction):
         loud.x0(x, node)
     with warnings.catch_warnings(action="error"):
         loud.x0(x, node)
+
+
+# Whole timesteps
+
+
+class Tabled(torch.nn.Module):
+    """eps of data that are one point, MEAN, with alpha and sigma looked up in an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        abar = torch.tensor(VPDiscrete(num_train_timesteps=50).alphas_cumprod)
+        self.table = torch.nn.Embedding.from_pretrained(
+            torch.stack([abar.sqrt(), (1.0 - abar).sqrt()], dim=1)
+        )
+
+    def forward(self, x, t):
+        alpha, sigma = self.table(t).reshape(-1, 2, 1, 1, 1).unbind(1)
+        return (x - alpha * MEAN) / sigma
+
+
+def tabled(whole_times):
+    schedule = VPDiscrete(num_train_timesteps=50, whole_times=whole_times)
+    return Sampler(from_module(Tabled(), schedule=schedule, prediction="eps", shape=SHAPE))
+
+
+def test_whole_timesteps_give_the_exact_point_with_every_solver_or_are_refused():
+    """One point is exact on any nodes, but only if state and network mean the same ones."""
+    sampler, refused = tabled(whole_times=True), []
+    for name in FIXED:
+        if sampler.network.schedule.family not in (solver(name).info.families or ("vp",)):
+            continue
+        try:
+            samples = sampler(range(2), solver=solver(name), steps=7).samples
+        except SettingError:
+            refused.append(name)
+        else:
+            torch.testing.assert_close(samples, torch.full_like(samples, MEAN), atol=1e-3, rtol=0)
+    assert {"dpm2", "ode-rk4", "res-2s", "rf-solver"} <= set(refused)
+    assert not {"unipc-2", "ddim", "heun", "dpmpp-3s", "sde-dpmpp-2", "sa-solver"} & set(refused)
+    with pytest.raises(SettingError, match="between the nodes"):
+        sampler([0], solver="ode-dopri5")
+
+
+def test_whole_timesteps_are_integers_each_told_once():
+    sampler, seen = tabled(whole_times=True), []
+    sampler.network.module.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    sampler([0, 1], solver="unipc-2", nfe=50, grid="uniform")
+    assert [time.tolist() for time in seen] == [[n, n] for n in range(49, -1, -1)]
+    assert seen[0].dtype == torch.long
+    with pytest.raises(ScheduleError, match=r"nearest of the whole timesteps .* take fewer steps"):
+        sampler([0], solver="unipc-2", nfe=51)
+    with pytest.raises(ScheduleError, match="nearest of the whole timesteps"):
+        sampler([0], grid=[1.0, 0.501, 0.5, 0.0])
+    with pytest.raises(ScheduleError, match="between timesteps 24 and 25"):
+        sampler.network.schedule.label(VPDiscrete(num_train_timesteps=50).at(0.51))
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        torch.nn.Embedding(50, 1),
+        lambda t: torch.ones(50, 1)[t],
+        lambda t: torch.ones(50).gather(0, t)[:, None],
+        lambda t: torch.ones(50).index_select(0, t)[:, None],
+        lambda t: torch.nn.functional.one_hot(t, 50)[:, :1],
+    ],
+)
+def test_a_network_that_looks_floats_up_is_told_what_to_say(look_up):
+    schedule, facts = VPDiscrete(num_train_timesteps=50), {"prediction": "eps", "shape": SHAPE}
+
+    def network(x, t):
+        return x + look_up(t).reshape(-1, 1, 1, 1)
+
+    with pytest.raises(ModelError, match=r"whole numbers.*VPDiscrete\(\.\.\., whole_times=True\)"):
+        Sampler(from_module(network, schedule=schedule, **facts))([0], nfe=2)
+    whole = replace(schedule, whole_times=True)
+    assert Sampler(from_module(network, schedule=whole, **facts))([0], nfe=2).ledger.nfe == 2
+    with pytest.raises(IndexError, match="out of range"):  # an error of its own stays what it is
+        Sampler(from_module(lambda x, t: x[[][0]], schedule=schedule, **facts))([0], nfe=2)
+
+
+# The type of the time
+
+
+def test_a_float64_network_is_told_its_time_in_float64():
+    """ode-dopri8 chased the rounding of float32 times and gave up after 10,000 calls."""
+    seen = set()
+
+    def network(x, t):
+        seen.add(t.dtype)
+        return velocity(x, t)
+
+    facts = {"schedule": RectifiedFlow(time_scale=1), "prediction": "flow", "shape": SHAPE}
+    spec = "ode-dopri8:rtol=1e-9,atol=1e-9"
+    plan = make_plan(facts["schedule"], spec, final="sigma_min")
+    x = Noise(range(2), SHAPE).draw().double()
+    denoiser = Denoiser(from_module(network, **facts))
+    found = integrate(denoiser, plan.solver, plan.grid, x, Unguided())
+    law = GaussianMixture.single(*torch.tensor([[MEAN], [STD]], dtype=torch.float64).expand(2, 16))
+    expected = law.flow_map(x, plan.grid.nodes[0], plan.grid.nodes[-1])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    assert denoiser.ledger.calls < 600
+    assert seen == {torch.float64}
+    Sampler(from_module(network, **facts))([0], nfe=2)
+    assert seen == {torch.float64, torch.float32}
