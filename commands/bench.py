@@ -32,7 +32,7 @@ def accuracy(
     """Distance from the exact solution for each solver and budget."""
     with one_line_errors():
         from ..eval.accuracy import report
-        from ..samplers.run import parse_ranges
+        from ..samplers.labels import parse_ranges
 
         echo(report(model, solver or [], parse_ranges(nfe)))
 

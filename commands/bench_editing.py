@@ -34,7 +34,7 @@ def inversion(
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
     with one_line_errors(), one_line_warnings():
         from ..eval.inversion import SOLVERS, RoundTrips, lines
-        from ..samplers.run import parse_ranges
+        from ..samplers.labels import parse_ranges
 
         table = RoundTrips(
             model=model,

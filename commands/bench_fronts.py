@@ -61,7 +61,7 @@ def guidance_front(
     with one_line_errors(), one_line_warnings():
         from ..eval.guidance_front import POLICIES, Bench, Front
         from ..eval.guidance_table import draw, lines
-        from ..samplers.run import parse_ranges
+        from ..samplers.labels import parse_ranges
 
         kept = _checked(store, table, plot)
         budgets = parse_ranges(rows)
@@ -134,7 +134,7 @@ def cache_front(
     with one_line_errors(), one_line_warnings():
         from ..eval.cache_front import HONEST, Bench, Front
         from ..eval.cache_table import draw, lines
-        from ..samplers.run import parse_ranges
+        from ..samplers.labels import parse_ranges
 
         kept = _checked(store, table, plot)
         front = Front(

@@ -9,6 +9,7 @@ from ..models.errors import SettingError
 from .console import one_line_errors, one_line_warnings, refuse_typed, typed
 from .options import (
     DEFAULT_MODEL,
+    MOST,
     BatchSampled,
     CfgInterval,
     CfgScale,
@@ -51,7 +52,8 @@ def sample(
         typer.Option(help="A .json, or a name of `fewstep list schedules`; instead of a solver."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Take a schedule or cache file of another network.")
+        bool,
+        typer.Option("--force", help="Take a schedule or cache of another network or guidance."),
     ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first image; each next adds 1. Default 0.")
@@ -60,7 +62,10 @@ def sample(
         str | None, typer.Option(help="One seed per image, as 0-63,100; instead of --seed.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Class labels, as 0-9 or 3,5. Default: all in turn.")
+        str | None,
+        typer.Option(
+            help="Class labels, as 0-9 or 3,5 or shirt; null for no class. Default: all in turn."
+        ),
     ] = None,
     per_class: Annotated[int | None, typer.Option(help="Images of each class. Default 8.")] = None,
     cfg_scale: CfgScale = 1.0,
@@ -163,7 +168,7 @@ def _images(
     per_class: int | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """The seeds and the class labels, one each per image."""
-    from ..samplers.run import parse_ranges
+    from ..samplers.labels import parse_classes, parse_ranges
 
     if per_class is not None and per_class < 1:
         raise SettingError(f"--per-class must be at least 1, not {per_class}")
@@ -176,7 +181,13 @@ def _images(
         return chosen, tuple(i % n for i in range(len(chosen))) if n else None
     if not network.num_classes:
         raise SettingError(f"{network.name} has no classes; drop --classes and --per-class")
-    wanted = parse_ranges(classes) if classes else list(range(network.num_classes))
+    wanted = list(range(network.num_classes))
+    if classes is not None:
+        typed_labels = parse_classes(classes, network)
+        if typed_labels is None:
+            return tuple(listed or range(seed, seed + (per_class or 8))), None
+        wanted = typed_labels
+    _check_number(len(wanted) * (per_class or 8))
     if listed is not None and per_class is None:
         return tuple(listed), tuple(wanted[i % len(wanted)] for i in range(len(listed)))
     labels = tuple(label for label in wanted for _ in range(per_class or 8))
@@ -186,6 +197,15 @@ def _images(
             " drop --per-class or make them equal"
         )
     return tuple(listed or range(seed, seed + len(labels))), labels
+
+
+def _check_number(images: int) -> None:
+    """Raises SettingError for more images than one command draws."""
+    if images > MOST:
+        raise SettingError(
+            f"{images} images are too many for one command, which keeps them in memory: draw at"
+            f" most {MOST:,} at once"
+        )
 
 
 def _schedule(name: str, force: bool) -> "Schedule":

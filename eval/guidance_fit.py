@@ -17,11 +17,14 @@ from torch import Tensor
 from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError
 from ..models.probe import sketch
+from ..models.reading import shortened
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.linear_ag import LinearWeights, Outputs, Weights, fit, signature
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
 from .guidance_runs import Images, plan_of, run_guided
+
+MOST_TERMS = 100  # of past outputs, each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,4 +129,9 @@ def terms_of(text: str) -> tuple[int, int]:
         d, c = map(int, text.split(","))
     except ValueError:
         raise SettingError(f"{text!r} are no terms; write DIFFERENCES,CHANGES as in 2,2") from None
+    if not (0 <= d <= MOST_TERMS and 0 <= c <= MOST_TERMS):
+        raise SettingError(
+            f"terms lie between 0 and {MOST_TERMS}, not {shortened(text)}: a run has no more steps"
+            " to look back on"
+        )
     return d, c

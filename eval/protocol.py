@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_valid
 
 from ..models.errors import SettingError
 from ..models.load import card, embedded_names
-from ..samplers.run import Run, format_ranges, parse_ranges
+from ..samplers.labels import parse_ranges
+from ..samplers.run import Run, format_ranges
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
 UNDECIDED = ("batch", "device", "columns", "version")

@@ -21,8 +21,9 @@ from ..models.registry import parse_spec
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
 from ..samplers.guidance import Setup
+from ..samplers.labels import parse_ranges
 from ..samplers.plan import make_plan, named_schedule
-from ..samplers.run import Run, parse_ranges
+from ..samplers.run import Run
 from ..solvers import Schedule, take_solver
 from ..solvers.presets import preset_names
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256

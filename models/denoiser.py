@@ -79,6 +79,7 @@ class Network:
     shape:       one sample without the batch axis, such as (1, 32, 32).
     num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
     null_class:  the label that stands for "no class"; None if there is none.
+    class_names: what the classes are called, in the order of their labels; empty if nobody says.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
     encode:      the way back; None likewise, or if there is none.
     needs:       names of the conditions it cannot be called without.
@@ -98,6 +99,7 @@ class Network:
     shape: tuple[int, ...]
     num_classes: int = 0
     null_class: int | None = None
+    class_names: tuple[str, ...] = ()
     decode: Callable[[Tensor], Tensor] | None = None
     encode: Callable[[Tensor], Tensor] | None = None
     needs: tuple[str, ...] = ()

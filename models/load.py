@@ -184,6 +184,7 @@ def _with_card(module: Any, folder: Path) -> Network:
             shape=tuple(facts["shape"]),
             num_classes=facts["num_classes"],
             null_class=facts["null_class"],
+            class_names=tuple(map(str, facts.get("class_names", ()))),
             name=facts["name"],
         )
     except (KeyError, TypeError, OSError) as error:

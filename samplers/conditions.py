@@ -9,6 +9,7 @@ from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import ModelError, SettingError
 from ..models.schedule import TimeGrid
 from .guidance import Guidance
+from .labels import check_label
 
 Conditions = Mapping[str, Tensor]
 Branches = Mapping[Branch, Conditions]
@@ -78,8 +79,8 @@ def _labels(
         if class_labels is not None:
             raise SettingError(f"{network.name} has no classes; drop class_labels")
         return {}
-    if class_labels is None:
-        class_labels = network.null_class
+    if class_labels is None and network.null_class is not None:
+        return {"class_labels": torch.full((n,), network.null_class)}
     if class_labels is None:
         raise SettingError(
             f"{network.name} has {network.num_classes} classes and no null class; give"
@@ -89,11 +90,7 @@ def _labels(
     if len(labels) != n:
         raise SettingError(f"{len(labels)} class labels for {n} seeds; give one for each")
     for label in labels:
-        if not (0 <= label < network.num_classes or label == network.null_class):
-            raise SettingError(
-                f"class {label} does not exist; {network.name} has classes 0 to"
-                f" {network.num_classes - 1}"
-            )
+        check_label(label, network)
     return {"class_labels": torch.tensor(labels, dtype=torch.long)}
 
 

@@ -12,6 +12,7 @@ from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
+from ..solvers.schedule_data import SCALE
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
 from .guidance import CFG, Guidance
@@ -118,6 +119,30 @@ def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -
         scale = guided.scale
     name = None if scale is None else best_preset(model, choices.get("nfe", DEFAULT_NFE), scale)
     return None if name is None else preset(name)
+
+
+def check_scale(schedule: Schedule, guided: Guidance) -> None:
+    """Raises SettingError if a schedule was searched for another guidance scale than that.
+
+    A schedule that brings its guidance, or does not say what it was searched for, takes any.
+    """
+    made_for = schedule.provenance.get(SCALE)
+    brings = schedule.compiled is not None and schedule.compiled.U is not None
+    if made_for is None or brings or made_for == scale_of(guided):
+        return
+    raise SettingError(
+        f"this schedule was searched for guidance scale {made_for:g}, and the run has"
+        f" {scale_of(guided):g} (1 is no guidance): give --cfg-scale {made_for:g}, or --force (in"
+        " Python schedule.for_any()) to use it all the same"
+    )
+
+
+def scale_of(guided: Guidance) -> float:
+    """Returns the scale of classifier-free guidance, also inside other policies; 1 is none."""
+    if guided.off:
+        return 1.0
+    inner = getattr(guided, "inner", None)
+    return float(getattr(guided, "scale", 1.0)) if inner is None else scale_of(inner)
 
 
 def named_schedule(name: str) -> Schedule:

@@ -19,10 +19,10 @@ from ..models.speed import Speed
 from ..solvers import Schedule
 from .guidance import CFG, Guidance, Thresholded, named_guidance
 from .images import Picture, contact_sheet, open_picture
+from .labels import MOST_NUMBERS, parse_ranges
 from .plan import default_schedule
 from .sampler import Result, Sampler
 
-MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
@@ -208,27 +208,6 @@ def _version_of(body: Any) -> Version:
         return Version(body["version"])
     except (TypeError, KeyError, InvalidVersion):
         raise SettingError("it does not say which version of fewstep made it") from None
-
-
-def parse_ranges(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7]; raises SettingError for anything else."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            low = int(first)
-            high = int(last) if dash else low
-        except ValueError:
-            raise SettingError(
-                f"{shortened(text)} is no list of numbers; write 0-63 or 1,5,7-9"
-            ) from None
-        if high < low or high - low + len(numbers) >= MOST_NUMBERS:
-            raise SettingError(
-                f"the range {shortened(part.strip())} must rise, and all ranges together hold at"
-                f" most {MOST_NUMBERS:,} numbers"
-            )
-        numbers.extend(range(low, high + 1))
-    return numbers
 
 
 def parse_interval(text: str) -> tuple[float, float]:

@@ -16,14 +16,14 @@ from ..models.load import load
 from ..models.pipeline_network import network_of
 from ..models.size import Size
 from ..models.speed import Speed
-from ..solvers import Bound
+from ..solvers import Bound, Schedule
 from .batches import Job
 from .conditions import Conditions, branches_of, check_branches
 from .guidance import Guidance, policy_of
 from .images import Picture, to_pil
 from .loop import Callback, stage_calls
 from .noise import checked_seeds
-from .plan import Plan, default_schedule, make_plan
+from .plan import Plan, check_scale, default_schedule, make_plan
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,8 @@ class Sampler:
         guidance, seeds = policy_of(guidance), checked_seeds(seeds)
         default = default_schedule(self.network.name, choices, guidance)
         plan = self.plan(**choices) if default is None else self.plan(solver=default)
+        if isinstance(choices.get("solver"), Schedule):
+            check_scale(choices["solver"], guidance)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
         _check_cache(cache, plan)

@@ -24,6 +24,7 @@ from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_o
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Relax = Literal["none", "bh1", "bh2", "linear"]
 
+SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
 LARGEST = 2**24  # bytes of a file; the largest part is a mean image
 MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
@@ -292,8 +293,9 @@ class Schedule(_Strict):
         return self.nfe + (len(self.compiled.guided) if self.compiled else 0)
 
     def for_any(self) -> "Schedule":
-        """The same without the answer that tells which network it was searched for."""
-        facts = {name: fact for name, fact in self.provenance.items() if name != ANSWER}
+        """The same without what tells which network and guidance scale it was searched for."""
+        bound = {ANSWER, SCALE}
+        facts = {name: fact for name, fact in self.provenance.items() if name not in bound}
         return self.model_copy(update={"provenance": facts})
 
     def grid(self) -> TimeGrid:
@@ -336,7 +338,10 @@ class Schedule(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _answer_is_numbers(self) -> Self:
+    def _bonds_are_numbers(self) -> Self:
+        scale = self.provenance.get(SCALE)
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise ValueError(f"{SCALE} in the provenance must be a number")
         told = self.provenance.get(ANSWER)
         if told is not None and not (
             isinstance(told, list | tuple) and all(isinstance(each, int | float) for each in told)

@@ -11,7 +11,8 @@ from PIL import Image
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
 from fewstep.samplers.images import contact_sheet, to_pil, to_uint8
-from fewstep.samplers.run import Run, format_ranges, parse_ranges, run_from_png, save_png
+from fewstep.samplers.labels import parse_ranges
+from fewstep.samplers.run import Run, format_ranges, run_from_png, save_png
 
 
 def test_pixels_are_rounded_and_clipped():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...models.denoiser import Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.files import (
     check_apart,
@@ -17,7 +18,7 @@ from ...models.files import (
     write_bytes,
 )
 from ...models.load import load
-from ...samplers.run import MOST_NUMBERS, parse_ranges
+from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
 from ...solvers.schedule_data import MeanImage
 from . import toy
 from .budget import Budget
@@ -25,7 +26,7 @@ from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
 from .reference import SizedReference, Timetable, resize
-from .run import AUTO, OF_ROWS, Found, Search, run
+from .run import AUTO, OF_ROWS, Found, Search, check_memory, run
 from .size import Size, size_of
 from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
@@ -153,6 +154,7 @@ def _check_places(request: Request) -> None:
     check_folder(request.folder)
     for path in request.folder.glob("worker-*.jsonl"):
         check_regular(path)
+    check_memory(request.folder)
     outputs = [request.out_at(size) for size in request.sizes]
     for path in outputs:
         check_writable(path, ".json")
@@ -246,8 +248,15 @@ def _problem(request: Request) -> Problem:
         **_given_seeds(request.seeds),
     }
     if request.classes is not None:
-        fields["labels"] = tuple(parse_ranges(request.classes))
+        fields["labels"] = _labels(request.classes, network)
     return Problem.of(network, _sizes(request.noises), **fields)
+
+
+def _labels(text: str, network: Network) -> tuple[int, ...]:
+    labels = parse_classes(text, network)
+    if labels is None:
+        raise SettingError("a search asks for classes; give some, or leave --classes out for all")
+    return tuple(labels)
 
 
 def _sizes(text: str) -> tuple[int, int, int]:

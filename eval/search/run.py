@@ -376,6 +376,12 @@ def _same_search(search: Search) -> None:
         )
 
 
+def check_memory(folder: Path) -> None:
+    """Raises SettingError if what a search has written down in a folder is damaged."""
+    _read(folder / IDENTITY, FACTS)
+    _read(folder / "test.json", SCORES)
+
+
 def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     """The JSON object in a file, empty if there is no file; raises SettingError for another."""
     if not path.exists():
