@@ -3,7 +3,7 @@
 PYTHON ?= python
 
 .PHONY: dev lint types test slow wheel house bench docs fd-small networks schedules results results-page \
-	caching guidance editing gpu-check check
+	caching guidance editing kills gpu-check check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -145,6 +145,11 @@ guidance:
 editing:
 	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench inversion --store results/inversion.jsonl \
 		--nfe 24,60 --steps 15
+
+# Six long commands, each killed with -9 ten times at random moments and typed again: the count of
+# those that end with the same hash and leave no temporary file. Minutes on two cores.
+kills:
+	KILLS=60 $(PYTHON) -m pytest -n0 -s -q -m slow tests/test_kills.py
 
 # On a machine with a CUDA device: the tests that need one, then the figures of docs/gpu.md.
 gpu-check:
