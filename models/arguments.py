@@ -1,11 +1,14 @@
 """What users hand over, as plain Python values: whole numbers of any kind, and known keywords."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter, signature
 from operator import index
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from .errors import SettingError, UnknownArgumentError
+
+Integers = SupportsIndex | Iterable[SupportsIndex]
+Numbers = Iterable[SupportsFloat]
 
 
 def as_integer(given: Any, argument: str) -> int:
@@ -23,15 +26,17 @@ def as_integer(given: Any, argument: str) -> int:
     raise SettingError(f"{argument} must be a whole number, not {given!r}")
 
 
-def as_integers(given: Any, argument: str) -> list[int]:
+def as_integers(given: Any, argument: str, repeat: int = 1) -> list[int]:
     """Returns whole numbers as a list of ints: a range, a sequence, an array, a tensor, or one.
+
+    repeat: how often one number alone is listed.
 
     Raises:
         SettingError: as `as_integer`.
     """
     plain = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(plain, str | bytes | Mapping) or not hasattr(plain, "__iter__"):
-        return [as_integer(plain, argument)]
+        return [as_integer(plain, argument)] * repeat
     return [as_integer(each, f"each of {argument}") for each in plain]
 
 

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .caching import Attachment
-from .errors import FewstepError, ModelError, NonFiniteError
+from .errors import FewstepError, ModelError, NonFiniteError, SettingError
 from .hold import hold
 from .ledger import Ledger
+from .memory import lacks_memory
 from .prediction import (
     Linear,
     Prediction,
@@ -255,8 +257,9 @@ class Denoiser:
         if self.cache is not None:
             _check_whole(asks)
             self.cache.announce([ask.branch for ask in asks], self.stage)
-        with hold(self.network.module):
-            return self.network.forward(x_in, node, self._conditions(asks))
+        conditions = self._conditions(asks)
+        with hold(self.network.module), _naming_conditions(self.network.name, conditions):
+            return self.network.forward(x_in, node, conditions)
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
         """Notes an output for `check`; a run that is recorded leaves its norms for the end."""
@@ -282,6 +285,24 @@ class Denoiser:
         if any(each.keys() != held[0].keys() for each in held):
             raise ModelError(f"branches {named} need the same conditions by name")
         return {name: torch.cat([each[name] for each in held]) for name in held[0]}
+
+
+@contextmanager
+def _naming_conditions(name: str, conditions: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raises SettingError where a network refuses the conditions that it was handed."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        own = {key: value for key, value in conditions.items() if key != "class_labels"}
+        passes = isinstance(error, FewstepError) or lacks_memory(error)
+        if passes or not own or not Reading.allowed:
+            raise
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in own.items())
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(
+            f"{name} cannot be called with the conditions {shapes}: {reason}; give those of the"
+            " shapes that it was trained with"
+        ) from error
 
 
 def _ask(wanted: Branch | Ask) -> Ask:

@@ -10,6 +10,11 @@ from .errors import MemoryLackError
 HOST = "DefaultCPUAllocator"  # torch raises a plain RuntimeError that names it
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Tells whether an error of torch says that a device or the host has too little memory."""
+    return isinstance(error, torch.OutOfMemoryError) or HOST in str(error)
+
+
 @contextmanager
 def memory_advice(doing: str, advice: str) -> Iterator[None]:
     """Turns torch's error for lack of memory into one line that says what to lower.
@@ -20,6 +25,6 @@ def memory_advice(doing: str, advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and HOST not in str(error):
+        if not lacks_memory(error):
             raise
         raise MemoryLackError(f"out of memory while {doing}; {advice}") from error

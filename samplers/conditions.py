@@ -1,10 +1,12 @@
 """What a run tells the network beside x and time: labels and tensors, per branch and image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..models.arguments import Integers, as_integers
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import ModelError, SettingError
 from ..models.schedule import TimeGrid
@@ -18,7 +20,7 @@ Branches = Mapping[Branch, Conditions]
 def branches_of(
     network: Network,
     n: int,
-    class_labels: int | Sequence[int] | None,
+    class_labels: Integers | None,
     conditions: Conditions | None,
     negative: Conditions | None,
 ) -> Branches:
@@ -31,7 +33,7 @@ def branches_of(
         SettingError: for labels that do not exist, or conditions without one row per image.
         ModelError: if a condition that the network cannot be called without is missing.
     """
-    cond = {**_expanded(conditions or {}, n), **_labels(network, n, class_labels)}
+    cond = {**_expanded("conditions", conditions, n), **_labels(network, n, class_labels)}
     missing = [name for name in network.needs if name not in cond]
     if missing:
         raise ModelError(
@@ -42,7 +44,7 @@ def branches_of(
     has_null = bool(network.num_classes) and network.null_class is not None
     if negative is not None or has_null:
         null = _labels(network, n, None) if has_null else {}
-        found[Branch.UNCOND] = {**cond, **_expanded(negative or {}, n), **null}
+        found[Branch.UNCOND] = {**cond, **_expanded("negative", negative, n), **null}
     return {branch: _on(network.device, each) for branch, each in found.items()}
 
 
@@ -72,9 +74,7 @@ def denoisers_of(networks: Mapping[Branch, Network], branches: Branches) -> dict
     return {branch: Denoiser(network, cond) for branch, network in networks.items()}
 
 
-def _labels(
-    network: Network, n: int, class_labels: int | Sequence[int] | None
-) -> dict[str, Tensor]:
+def _labels(network: Network, n: int, class_labels: Integers | None) -> dict[str, Tensor]:
     if not network.num_classes:
         if class_labels is not None:
             raise SettingError(f"{network.name} has no classes; drop class_labels")
@@ -86,7 +86,7 @@ def _labels(
             f"{network.name} has {network.num_classes} classes and no null class; give"
             f" class_labels from 0 to {network.num_classes - 1}"
         )
-    labels = [class_labels] * n if isinstance(class_labels, int) else list(class_labels)
+    labels = as_integers(class_labels, "class_labels", repeat=n)
     if len(labels) != n:
         raise SettingError(f"{len(labels)} class labels for {n} seeds; give one for each")
     for label in labels:
@@ -94,12 +94,25 @@ def _labels(
     return {"class_labels": torch.tensor(labels, dtype=torch.long)}
 
 
-def _expanded(conditions: Conditions, n: int) -> dict[str, Tensor]:
+def _expanded(argument: str, given: Conditions | None, n: int) -> dict[str, Tensor]:
     """Conditions with n rows; a single row serves all images."""
-    for name, value in conditions.items():
-        if len(value) not in (1, n):
-            raise SettingError(f"condition {name!r} has {len(value)} rows for {n} images")
-    return {name: value.expand(n, *value.shape[1:]) for name, value in conditions.items()}
+    if not isinstance(given, Mapping | None):
+        raise SettingError(f"{argument} must be tensors by name, not {given!r}")
+    tensors = {name: _tensor(argument, name, value) for name, value in (given or {}).items()}
+    for name, value in tensors.items():
+        if value.ndim == 0 or len(value) not in (1, n):
+            raise SettingError(
+                f"{argument}[{name!r}] of shape {tuple(value.shape)} has not one row for each of"
+                f" {n} images, or one for all"
+            )
+    return {name: value.expand(n, *value.shape[1:]) for name, value in tensors.items()}
+
+
+def _tensor(argument: str, name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError(f"{argument}[{name!r}] must be a tensor, not {value!r}") from None
 
 
 def _on(device: torch.device, conditions: Conditions) -> dict[str, Tensor]:

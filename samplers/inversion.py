@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..models.arguments import Integers, Numbers, refuse_unknown
 from ..models.caching import attached
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
@@ -27,7 +28,7 @@ from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, check_branches
-from .guidance import Guidance, Setup, Unguided
+from .guidance import Guidance, Setup, policy_of
 from .loop import integrate
 from .route import DEFAULT_SOLVER, Route, route, route_of, state_dtype
 from .sampler import Result, Sampler
@@ -96,31 +97,36 @@ def invert(
     image: Given,
     *,
     solver: str | SolverSettings = DEFAULT_SOLVER,
-    class_labels: int | Sequence[int] | None = None,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: str | Numbers | None = None,
+    t_min: float | None = None,
+    class_labels: Integers | None = None,
     prompt: str | Sequence[str] | None = None,
     conditions: Conditions | None = None,
     trajectory: bool = False,
     progress: bool = False,
-    **choices: Any,
+    **unknown: Never,
 ) -> Inversion:
     """The noise that an image comes from, under its own condition and without guidance.
 
     Args:
         image: a PIL picture or a list of them, or (B, *), finite: pictures in [-1, 1], or latents.
-        solver: one of `invertible`, with settings.
+        solver: one of `invertible`, with settings; nfe, steps, grid, t_min: as `route` takes them.
         class_labels: of the images; None is the null class where there is one.
         prompt: one for all images or one each, where the network has a pipeline around it; None is
             the empty prompt. A network distilled for guidance is told 1.
         conditions: further keyword tensors of the network, instead of a prompt.
         trajectory: keep the states at all nodes.
         progress: show a bar in a terminal once the run has taken a second.
-        choices: nfe or steps, grid and t_min, as `route` takes them.
 
     Raises:
         SettingError: for an image of another shape or with NaN, and for all that `route` refuses.
     """
+    refuse_unknown(unknown, invert)
     network, image = placed(sampler.network, image)
-    x, way = checked_image(network, image), route(network, solver, **choices)
+    x = checked_image(network, image)
+    way = route(network, solver, nfe=nfe, steps=steps, grid=grid, t_min=t_min)
     branches = _branches(network, len(x), class_labels, conditions, prompt=prompt)
     denoiser = Denoiser(network, branches, Ledger(images=len(x)))
     states = [x * way.rising[0].alpha]
@@ -145,11 +151,11 @@ def reconstruct(
     sampler: Sampler,
     inversion: Inversion,
     *,
-    class_labels: int | Sequence[int] | None = None,
+    class_labels: Integers | None = None,
     prompt: str | Sequence[str] | None = None,
     conditions: Conditions | None = None,
     negative: Negative = None,
-    guidance: Guidance | None = None,
+    guidance: Guidance | str | None = None,
 ) -> Result:
     """The image that a noise leads to on the grid it was found on.
 
@@ -163,7 +169,7 @@ def reconstruct(
     prompt = inversion.prompt if prompt is None and conditions is None else prompt
     n = len(noise)
     branches = _branches(network, n, labels, conditions, prompt=prompt, negative=negative)
-    guidance = guidance or Unguided()
+    guidance = policy_of(guidance)
     check_branches(network, branches, guidance, way.grid)
     back = way.back.on(way.grid)
     guidance.check(Setup(network, back, way.grid, len(noise), False, False))
@@ -176,7 +182,7 @@ def reconstruct(
 def _branches(
     network: Network,
     n: int,
-    labels: int | Sequence[int] | None,
+    labels: Integers | None,
     conditions: Conditions | None,
     *,
     prompt: str | Sequence[str] | None,

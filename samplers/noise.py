@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..models.arguments import Integers, as_integers
 from ..models.errors import SettingError
 from ..models.seeds import make_generator
 
@@ -25,11 +26,12 @@ class Noise:
         return torch.stack(rows)
 
 
-def checked_seeds(seeds: Sequence[int]) -> list[int]:
+def checked_seeds(given: Integers) -> list[int]:
     """The seeds as a list; raises SettingError if there are none or one is out of range."""
-    if len(seeds) == 0:
+    seeds = as_integers(given, "seeds")
+    if not seeds:
         raise SettingError("no seeds; give one per image, such as range(64)")
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise SettingError(f"seed {seed} must lie between 0 and 2^63 - 1")
-    return list(seeds)
+    return seeds

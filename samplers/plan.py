@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..models.arguments import as_integer, as_numbers
+from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.errors import SettingError
 from ..models.prediction import Prediction
 from ..models.registry import parse_spec
@@ -57,7 +57,7 @@ def make_plan(
     *,
     nfe: int | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | None = None,
+    grid: str | Numbers | None = None,
     final: Final | str = Final.ZERO,
 ) -> Plan:
     """Decides solver, steps and nodes.
@@ -81,7 +81,8 @@ def make_plan(
         solver.check_process(noise_schedule)
         return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
-    chosen = _grid(noise_schedule, settings, nfe, steps, grid, Final.named(final))
+    size = plain_choices(nfe=nfe, steps=steps, grid=grid)
+    chosen = _grid(noise_schedule, settings, final=Final.named(final), **size)
     _check_whole(settings, chosen)
     return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
 
@@ -104,6 +105,20 @@ def _check_whole(settings: SolverSettings, grid: TimeGrid) -> None:
             f"{settings.info.name} asks its network at times between the nodes, and this one takes"
             " whole timesteps only; take unipc-2, or another solver that asks at the nodes alone"
         )
+
+
+def plain_choices(**given: Any) -> dict[str, Any]:
+    """Returns those arguments of `make_plan` that are not None, their numbers as Python's.
+
+    Raises:
+        SettingError: for what is no number; it names the argument.
+    """
+    choices = {name: value for name, value in given.items() if value is not None}
+    for name in choices.keys() & {"nfe", "steps"}:
+        choices[name] = as_integer(choices[name], name)
+    if not isinstance(choices.get("grid", ""), str):
+        choices["grid"] = as_numbers(choices["grid"], "grid")
+    return choices
 
 
 def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -> Schedule | None:
@@ -167,19 +182,18 @@ def _span(
 def _grid(
     noise_schedule: NoiseSchedule,
     settings: SolverSettings,
-    nfe: int | None,
-    steps: int | None,
-    grid: str | Sequence[float] | None,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: str | Sequence[float] | None = None,
     final: Final,
 ) -> TimeGrid:
-    nfe = None if nfe is None else as_integer(nfe, "nfe")
-    steps = None if steps is None else as_integer(steps, "steps")
     if nfe is not None and steps is not None:
         raise SettingError("give nfe, a budget of evaluations, or steps, not both")
     if grid is not None and not isinstance(grid, str):
         if (nfe, steps, final) != (None, None, Final.ZERO):
             raise SettingError("explicit times are the grid; drop nfe, steps and final")
-        return TimeGrid.of(noise_schedule, as_numbers(grid, "grid"))
+        return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _span(noise_schedule, settings, (nfe, steps, grid), final)
     name, options = parse_spec(grid or default_grid(noise_schedule))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.arguments import Numbers
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError
 from ..models.schedule import Node, RectifiedFlow, TimeGrid
@@ -31,7 +32,7 @@ from ..solvers.table import Evaluation, Table, TableSteps
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
 from .grid import Final
-from .plan import make_plan
+from .plan import make_plan, plain_choices
 
 DEFAULT_SOLVER = "rf-solver"
 DEFAULT_NFE = 30
@@ -80,7 +81,7 @@ def route(
     *,
     nfe: int | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | None = None,
+    grid: str | Numbers | None = None,
     t_min: float | None = None,
 ) -> Route:
     """The grid to walk and what walks it.
@@ -98,6 +99,8 @@ def route(
         SettingError: for a solver that cannot run backwards, or a budget it cannot spend.
     """
     settings = checked_solver(solver)
+    size = plain_choices(nfe=nfe, steps=steps, grid=grid)
+    nfe, steps, grid = (size.get(name) for name in ("nfe", "steps", "grid"))
     schedule, clean = network.schedule, _clean_end(network, t_min)
 
     def of(count: int | None) -> Route:

@@ -1,14 +1,14 @@
 """`Sampler`: a network, ready to be asked for images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
 
-from ..models.caching import Policy
+from ..models.arguments import Integers, Numbers, as_integer, refuse_unknown
+from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
@@ -16,14 +16,15 @@ from ..models.load import load
 from ..models.pipeline_network import network_of
 from ..models.size import Size
 from ..models.speed import Speed
-from ..solvers import Bound, Schedule
+from ..solvers import Bound, Schedule, SolverSettings
 from .batches import Job
 from .conditions import Conditions, branches_of, check_branches
+from .grid import Final
 from .guidance import Guidance, policy_of
 from .images import Picture, to_pil
 from .loop import Callback, stage_calls
 from .noise import checked_seeds
-from .plan import Plan, check_scale, default_schedule, make_plan
+from .plan import Plan, check_scale, default_schedule, make_plan, plain_choices
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,20 @@ class Sampler:
         """
         return cls(load(pipe) if size is None else network_of(pipe, size))
 
-    def plan(self, **choices: Any) -> Plan:
+    def plan(
+        self,
+        *,
+        solver: SolverSettings | Schedule | str | None = None,
+        nfe: int | None = None,
+        steps: int | None = None,
+        grid: str | Numbers | None = None,
+        final: Final | str = Final.ZERO,
+        **unknown: Never,
+    ) -> Plan:
         """The solver and grid that a call with these choices would run; see `make_plan`."""
-        plan = make_plan(self.network.schedule, **choices)
+        refuse_unknown(unknown, self.plan)
+        schedule = self.network.schedule
+        plan = make_plan(schedule, solver, nfe=nfe, steps=steps, grid=grid, final=final)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         plan.warn(self.network.prediction)
@@ -92,46 +104,53 @@ class Sampler:
 
     def __call__(
         self,
-        seeds: Sequence[int],
+        seeds: Integers,
         *,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: Integers | None = None,
         conditions: Conditions | None = None,
         negative: Conditions | None = None,
-        guidance: Guidance | None = None,
-        cache: Policy | None = None,
+        solver: SolverSettings | Schedule | str | None = None,
+        nfe: int | None = None,
+        steps: int | None = None,
+        grid: str | Numbers | None = None,
+        final: Final | str = Final.ZERO,
+        guidance: Guidance | str | None = None,
+        cache: Policy | str | None = None,
         batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
-        **choices: Any,
+        **unknown: Never,
     ) -> Result:
         """Samples one image per seed.
+
+        Whole numbers may be those of numpy or torch too. Solver, grid, guidance and cache are
+        taken as texts, `name:key=value,...`, as on the command line, or as values.
 
         Args:
             seeds: one per image; an image depends on its own seed and on no other.
             class_labels: one for all or one per image; None is the null class where there is one.
             conditions: further keyword tensors of the network, one row per image or one for all.
             negative: the same for the unconditional branch.
+            solver, nfe, steps, grid, final: as `make_plan` takes them. With none but an nfe, the
+                package's own schedule for an embedded network, if it has one.
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
                 a cache that is on the network already (`caching`) works without being named.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
-            choices: solver, nfe or steps, grid and final, as `make_plan` takes them. With none but
-                an nfe, the package's own schedule for an embedded network, if it has one.
 
         Raises:
-            FewstepError: for anything that cannot be run, before the network is called.
+            FewstepError: for anything that cannot be run, before the network is called; for
+                conditions of a shape that the network refuses, when it is.
             NonFiniteError: if the network returns NaN or infinity.
             MemoryLackError: if a batch does not fit on the device.
         """
-        if batch < 1:
-            raise SettingError(f"batch must be at least 1, not {batch}")
-        guidance, seeds = policy_of(guidance), checked_seeds(seeds)
-        default = default_schedule(self.network.name, choices, guidance)
-        plan = self.plan(**choices) if default is None else self.plan(solver=default)
-        if isinstance(choices.get("solver"), Schedule):
-            check_scale(choices["solver"], guidance)
+        refuse_unknown(unknown, self.__call__)
+        seeds, guidance = checked_seeds(seeds), policy_of(guidance)
+        cache = None if cache is None else take_cache(cache)
+        choices = plain_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
+        plan = self._plan(choices, guidance)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
         _check_cache(cache, plan)
@@ -143,11 +162,25 @@ class Sampler:
             seeds,
             branches,
             cache,
-            batch,
+            _checked_batch(batch),
             callback,
             progress,
         )
         return Result(*job.run())
+
+    def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
+        """The plan of these choices, or of the schedule that stands in for them."""
+        if isinstance(choices.get("solver"), Schedule):
+            check_scale(choices["solver"], guidance)
+        default = default_schedule(self.network.name, choices, guidance)
+        return self.plan(**choices) if default is None else self.plan(solver=default)
+
+
+def _checked_batch(given: int) -> int:
+    batch = as_integer(given, "batch")
+    if batch < 1:
+        raise SettingError(f"batch must be at least 1, not {batch}")
+    return batch
 
 
 def _check_cache(cache: Policy | None, plan: Plan) -> None:

@@ -12,17 +12,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .. import __version__
+from ..models.arguments import Integers
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
 from ..models.schedule import process_of
 from ..solvers import SolverSettings, take_solver
+from .noise import checked_seeds
 from .sampler import Sampler
 
 
 def teacher(
     network: Network,
-    seeds: Sequence[int],
+    seeds: Integers,
     *,
     solver: str | SolverSettings = "ode-dopri5",
     cache: Path | str | None = None,
@@ -38,10 +40,10 @@ def teacher(
     call:   further arguments of `Sampler`, no tensors if there is a cache: class_labels, guidance,
             batch, final, nfe and so on.
     """
-    call["solver"] = take_solver(solver)
+    call["solver"], seeds = take_solver(solver), checked_seeds(seeds)
     if cache is None:
         return Sampler(network)(seeds, **call).samples
-    key = _key(network, list(seeds), call)
+    key = _key(network, seeds, call)
     path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     samples = _read(path, key)
     if samples is None:

@@ -6,11 +6,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..models.arguments import Integers
 from ..models.denoiser import Branch, Network
 from ..models.errors import SettingError
 from .conditions import Branches, Conditions, branches_of
 
-Wanted = int | str | Sequence[int] | Sequence[str] | Conditions | None
+Wanted = Integers | str | Sequence[str] | Conditions | None
 Negative = str | Sequence[str] | Conditions | None
 TOLD = "guidance"  # the condition by which networks distilled for guidance are told its scale
 
@@ -21,7 +22,7 @@ def branches_for(
     wanted: Wanted,
     negative: Negative = None,
     *,
-    labels: int | Sequence[int] | None = None,
+    labels: Integers | None = None,
 ) -> Branches:
     """The conditions of n images, by branch.
 
@@ -43,7 +44,7 @@ def branches_for(
         return _of_prompts(network, n, wanted, negative)
     if _texts(wanted) is not None:
         raise SettingError(f"{network.name} takes no prompt; {_instead(network)}")
-    classes = cast(int | Sequence[int] | None, wanted)
+    classes = cast(Integers | None, wanted)
     return branches_of(network, n, classes, None, _tensors(network, negative))
 
 

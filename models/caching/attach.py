@@ -11,6 +11,7 @@ from torch import nn
 
 from ..architectures.discover import may_have_blocks
 from ..architectures.stack import Stack, block_structure, describe
+from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
@@ -18,6 +19,7 @@ from ..modules import uncompiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
 from .module_engine import ModuleEngine
+from .registry import take_cache
 from .stack_engine import StackEngine
 from .unet import describe_unet, is_unet
 from .unet_engine import UNetEngine
@@ -93,7 +95,7 @@ class Attachment:
 
 @contextmanager
 def caching(
-    target: Any, policy: Policy, *, calls: int | None = None, group: Any = None
+    target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
 ) -> Iterator[CacheLedger]:
     """`with caching(pipe, CGTaylor(threshold=0.05)) as ledger: pipe(prompt)`; see enable_cache."""
     attachment = enable_cache(target, policy, calls=calls, group=group)
@@ -104,7 +106,7 @@ def caching(
 
 
 def enable_cache(
-    target: Any, policy: Policy, *, calls: int | None = None, group: Any = None
+    target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
 ) -> Attachment:
     """Puts a cache on a network until `disable_cache`, for all who run it, in any thread.
 
@@ -113,7 +115,7 @@ def enable_cache(
 
     Args:
         target: a `Network`, a `Sampler`, a module of diffusers, or a pipeline with such modules.
-        policy: what to skip, such as `TaylorSeer(interval=4)`.
+        policy: what to skip, such as `TaylorSeer(interval=4)` or "taylorseer:interval=4".
         calls: how many calls of each branch a run has. Our sampler says it; a pipeline is asked for
             its scheduler's timesteps; a loop of your own must say it for policies that need it.
         group: the process group whose processes hold shards of one call (context parallel): gates
@@ -125,7 +127,8 @@ def enable_cache(
         ModelError: if the network is of a kind that this policy cannot skip; of a transformer whose
             blocks no card describes, at its first call, which shows what it is made of (`observe`).
     """
-    roots = _networks(target)
+    roots, policy = _networks(target), take_cache(policy)
+    calls = None if calls is None else as_integer(calls, "calls")
     with hold(*roots, alone=True):
         for root in roots:
             _check_free(root, group)

@@ -1,13 +1,13 @@
 """`Editor`: a network and an editing rule, ready to be given images."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ...models.arguments import Integers
 from ...models.errors import SettingError
 from ...models.hold import hold
 from ...models.ledger import Ledger
@@ -70,7 +70,7 @@ class Editor:
         source: Wanted = None,
         target: Wanted = None,
         negative: Negative = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Integers | None = None,
     ) -> Edit:
         """Edits a batch of images.
 
@@ -103,7 +103,7 @@ class Editor:
         return Edit(samples, scene.ledger, scene.held, scene.predicted)
 
 
-def _seeds(seeds: Sequence[int] | None, n: int) -> list[int]:
+def _seeds(seeds: Integers | None, n: int) -> list[int]:
     found = checked_seeds(range(n) if seeds is None else seeds)
     if len(found) != n:
         raise SettingError(f"{len(found)} seeds for {n} images; give one for each")

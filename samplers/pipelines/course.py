@@ -17,7 +17,7 @@ from ...models.errors import SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import Node
 from ...solvers import solver
-from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention
+from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, policy_of
 from ..guidance.base import Guidance, Moment, Setup
 from ..guidance.space import back, read
 from .process import Process
@@ -119,13 +119,14 @@ def nearest(label: float, labels: Sequence[float]) -> int:
     return min(range(len(labels)), key=lambda n: abs(labels[n] - label))
 
 
-def check_policy(policy: Guidance) -> None:
-    """Raises SettingError for what cannot be done without driving the solver or another network."""
-    if not isinstance(policy, Guidance):
-        raise SettingError(
-            f"{policy!r} is no guidance policy; take one of fewstep.samplers.guidance, such as"
-            " AdaptiveGuidance(7.5)"
-        )
+def take_policy(given: Guidance | str) -> Guidance:
+    """Returns a policy given as such or as a text.
+
+    Raises:
+        FewstepError: for texts that name none, and for what cannot be done without driving the
+            solver or another network.
+    """
+    policy = policy_of(given)
     if policy.rewrites:
         raise SettingError(
             "rewrite_history reaches into the solver, which is the pipeline's here; drop it, or"
@@ -137,6 +138,7 @@ def check_policy(policy: Guidance) -> None:
                 f"{each.name} guidance needs a solver or a second network of ours, which a pipeline"
                 " does not have; sample with Sampler.from_pipeline, or take adaptive or interval"
             )
+    return policy
 
 
 def nested(policy: Guidance) -> Iterator[Guidance]:

@@ -28,7 +28,7 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import Guidance
-from .course import Course, Planned, check_policy, known, nearest, nested
+from .course import Course, Planned, known, nearest, nested, take_policy
 
 SLOTS = ("unet", "transformer", "transformer_2")
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
@@ -36,7 +36,7 @@ FAR = 0.02  # of the first label: what a label rounded to bfloat16 may be off
 
 
 @contextmanager
-def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
+def guided(pipe: Any, policy: Guidance | str) -> Iterator[Ledger]:
     """Runs of a pipeline inside this context are guided by a policy of ours.
 
     The pipeline's own scale only has to switch its guidance on (guidance_scale or true_cfg_scale
@@ -46,7 +46,8 @@ def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
     Args:
         pipe: a pipeline of diffusers that an architecture's card lists, with any scheduler whose
             config says how the network was trained, `SolverScheduler` too.
-        policy: any but linear-ag, cfg-pp and auto; not with rewrite_history.
+        policy: any but linear-ag, cfg-pp and auto; not with rewrite_history. A text, such as
+            "adaptive:scale=7.5", is taken too.
 
     Yields:
         The ledger: the rows that the network really evaluated.
@@ -55,7 +56,7 @@ def guided(pipe: Any, policy: Guidance) -> Iterator[Ledger]:
         SettingError: for a pipeline or a policy that this cannot be done for, and, while the
             pipeline runs or at the end, if its guidance was not the policy's.
     """
-    check_policy(policy)
+    policy = take_policy(policy)
     run = Run(pipe, policy, _layout(pipe))
     with ExitStack() as undo:
         for module in _networks(pipe):

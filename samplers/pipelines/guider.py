@@ -18,7 +18,7 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import BOTH, Guidance
-from .course import Course, Planned, check_policy, known, nearest, nested
+from .course import Course, Planned, known, nearest, nested, take_policy
 
 SAME = 0.51  # labels this near are one; some pipelines round them
 
@@ -36,8 +36,8 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
 
     _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
 
-    def __init__(self, policy: Guidance, scheduler: Any) -> None:
-        check_policy(policy)
+    def __init__(self, policy: Guidance | str, scheduler: Any) -> None:
+        policy = take_policy(policy)
         if any(getattr(each, "batch", "") == "per-sample" for each in nested(policy)):
             raise SettingError("modular pipelines ask for whole batches; take adaptive:batch=all")
         super().__init__()
