@@ -101,9 +101,10 @@ def _expanded(argument: str, given: Conditions | None, n: int) -> dict[str, Tens
     tensors = {name: _tensor(argument, name, value) for name, value in (given or {}).items()}
     for name, value in tensors.items():
         if value.ndim == 0 or len(value) not in (1, n):
+            rows = len(value) if value.ndim else "no"
             raise SettingError(
-                f"{argument}[{name!r}] of shape {tuple(value.shape)} has not one row for each of"
-                f" {n} images, or one for all"
+                f"{argument}[{name!r}] of shape {tuple(value.shape)} has {rows} rows for {n}"
+                " images; give one for each, or one for all"
             )
     return {name: value.expand(n, *value.shape[1:]) for name, value in tensors.items()}
 
