@@ -117,8 +117,9 @@ class Labels:
 
 def _is_one_value(tensor: Tensor) -> bool:
     """Tells by its shape whether a tensor holds one value, be it expanded."""
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.ndim == 0 or all(size == 1 or stride == 0 for size, stride in sizes)
+    return tensor.ndim == 0 or all(
+        size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _on_host(timestep: Any, wait: bool) -> float | None:
