@@ -12,21 +12,18 @@ scheduler has it; then they are alpha and 1 / alpha. It is float32 at least, and
 border only. Evaluations are counted; the timesteps that a pipeline hands over say where it begins,
 and are held against the count where that costs no wait for a device.
 
-Pipelines saved by version 0.1 name this module, so it stays where it is.
+Pipelines saved by version 0.1 name this module, so it stays where it is, with `SchedulerMixin`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from ..models.diffusers_config import shift_key_of
 from ..models.errors import SettingError
 from ..models.prediction import Prediction, combine, x0_from
 from ..models.schedule import Node, NoiseSchedule
@@ -41,11 +38,10 @@ from .pipelines.border import (
     version_of,
 )
 from .pipelines.choosing import read_choices
+from .pipelines.configured import ConfiguredScheduler
 from .pipelines.labels import Labels
 from .pipelines.late import late_stepper, refusal
-from .pipelines.live_config import changed_values, current_values, write_values
 from .pipelines.planning import Choices, Numbers, Wanted
-from .pipelines.process import Process
 from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
 from .plan import Plan
@@ -63,7 +59,7 @@ class Output(SchedulerOutput):  # type: ignore[misc]
     pred_original_sample: Tensor | None = None
 
 
-class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc]
     """A scheduler that runs any of our solvers with fixed steps.
 
     timesteps: one label of the network per evaluation, float32, on the device asked for; before the
@@ -76,7 +72,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     __module__ = "fewstep"  # which a saved pipeline names, and its user imports
     order = 1
-    config_name = "scheduler_config.json"
 
     def __init__(
         self,
@@ -100,9 +95,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             state=state,
             check_finite=check_finite,
         )
-        self._decide(Process.of(base), choices)
-        unset = {key: base[key] for key in base if key == "_use_default_values"}
-        self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
+        super().__init__(base, choices)
         self._labels = Labels()
         trained = self.process.trained()
         self.timesteps = torch.tensor([trained.schedule.label(node) for node in trained.nodes[:-1]])
@@ -196,14 +189,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         expected = self.order * (plan.grid.steps - plan.grid.denoise)
         self._uneven = not wanted.listed and len(nodes) > max(expected, plan.grid.steps)
         self._forget()
-
-    def set_shift(self, shift: float) -> None:
-        """Shifts the times of a flow network by another factor, from the next set_timesteps on.
-
-        Raises:
-            SettingError: if the network is no flow, or is shifted by the size of its images.
-        """
-        self._change({shift_key_of(self.config): shift})
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Starts at a later evaluation; multistep solvers start there anew.
@@ -335,23 +320,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return schedule.noise_scale(first) * self._outside(first)
 
     @property
-    def alphas_cumprod(self) -> Tensor:
-        """abar of every training timestep, float32 (N,), of discrete schedules only."""
-        return torch.tensor(self.process.alphas_cumprod)
-
-    @property
-    def alphas(self) -> Tensor:
-        """1 - beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self.process.alphas_cumprod)
-        return torch.tensor([after / before for before, after in pairwise(abars)])
-
-    @property
-    def betas(self) -> Tensor:
-        """beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self.process.alphas_cumprod)
-        return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
-
-    @property
     def step_index(self) -> int | None:
         """The number of the current evaluation, from 0; None before the first."""
         return self._index if self._stepper and self._stepper.begun else None
@@ -367,37 +335,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def nfe(self) -> int:
         return self._index - (self._begin or 0)
-
-    def __len__(self) -> int:
-        return int(self.process.config.get("num_train_timesteps", 1000))
-
-    @property
-    def _explodes(self) -> bool:
-        return self.choices.explodes(self.process)
-
-    def _outside(self, node: Node) -> float:
-        """The factor from a state here to what the pipeline holds."""
-        return 1.0 / node.alpha if self._explodes else 1.0
-
-    def _decide(self, process: Process, choices: Choices) -> None:
-        choices.check(process)
-        self.process, self.choices = process, choices
-        self._read = {**process.config, **choices.config}
-
-    def _follow_config(self) -> None:
-        """Takes over what was changed in the config since it was last read.
-
-        Raises:
-            FewstepError: for a change that cannot be, or would change nothing.
-        """
-        if changes := changed_values(current_values(self.config, self._read), self._read):
-            self._change(changes)
-
-    def _change(self, changes: Mapping[str, Any]) -> None:
-        base, what = read_choices(self._read, changes)
-        self._decide(Process.of(base), Choices.of(**what))
-        unset = [key for key in self.config.get("_use_default_values", ()) if key not in changes]
-        write_values(self.config, {**self._read, "_use_default_values": unset})
 
     def _forget(self) -> None:
         """Ready for the first evaluation of a run."""

@@ -10,7 +10,7 @@ import torch
 from diffusers import SchedulerMixin, schedulers
 
 from fewstep import Sampler, from_module
-from fewstep.models.diffusers_config import REFUSED, from_scheduler_config
+from fewstep.models.diffusers_config import FACTS, REFUSED, from_scheduler_config
 from fewstep.models.errors import FewstepError, ModelError, UnknownNameError
 from fewstep.models.prediction import Prediction, combine, convert, x0_from
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, VPLinear
@@ -282,6 +282,36 @@ def test_edm_with_another_preconditioning_is_refused():
 def test_a_config_that_says_too_little_is_refused(config, error, text):
     with pytest.raises(error, match=text):
         from_scheduler_config(config)
+
+
+class Recording(dict):
+    """A config that notes what is read of it."""
+
+    read: set[str]
+
+    def get(self, key, default=None):
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
+def test_all_that_is_read_of_a_config_is_named_as_a_fact():
+    """For `SolverScheduler.from_config` takes these of every network, and no others."""
+    read = set()
+    extra = [{"use_dynamic_shifting": True}, {"use_flow_sigmas": True}, {"snr_shift_scale": 2.0}]
+    for name in sorted(CLASSES.keys() - REFUSED.keys()):
+        for more in extra:
+            config = Recording(config_of(name) | more)
+            config.read = read
+            with contextlib.suppress(FewstepError):
+                from_scheduler_config(config, tokens=1024)
+    continuous = Recording({"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1, "beta_max": 20})
+    continuous.read = read
+    from_scheduler_config(continuous)
+    assert read - {"_class_name", "base_class"} == set(FACTS)
 
 
 def test_a_config_with_defaults_left_out_is_the_plain_one():

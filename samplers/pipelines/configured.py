@@ -1,0 +1,87 @@
+"""What `SolverScheduler` takes from its config: the network's process and what shall run."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor
+
+from ...models.diffusers_config import shift_key_of
+from ...models.schedule import Node
+from .choosing import read_choices
+from .live_config import changed_values, current_values, write_values
+from .planning import Choices
+from .process import Process
+
+
+class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
+    """A scheduler whose config can be changed after it was built.
+
+    process: the noise schedule and prediction of the network.
+    choices: what shall run.
+    """
+
+    config_name = "scheduler_config.json"
+
+    def __init__(self, base: Mapping[str, Any], choices: Choices) -> None:
+        self._decide(Process.of(base), choices)
+        unset = {key: base[key] for key in base if key == "_use_default_values"}
+        self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
+
+    def __len__(self) -> int:
+        return int(self.process.config.get("num_train_timesteps", 1000))
+
+    def set_shift(self, shift: float) -> None:
+        """Shifts the times of a flow network by another factor, from the next set_timesteps on.
+
+        Raises:
+            SettingError: if the network is no flow, or is shifted by the size of its images.
+        """
+        self._change({shift_key_of(self.config): shift})
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar of every training timestep, float32 (N,), of discrete schedules only."""
+        return torch.tensor(self.process.alphas_cumprod)
+
+    @property
+    def alphas(self) -> Tensor:
+        """1 - beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self.process.alphas_cumprod)
+        return torch.tensor([after / before for before, after in pairwise(abars)])
+
+    @property
+    def betas(self) -> Tensor:
+        """beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self.process.alphas_cumprod)
+        return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
+
+    @property
+    def _explodes(self) -> bool:
+        return self.choices.explodes(self.process)
+
+    def _outside(self, node: Node) -> float:
+        """The factor from a state here to what the pipeline holds."""
+        return 1.0 / node.alpha if self._explodes else 1.0
+
+    def _decide(self, process: Process, choices: Choices) -> None:
+        choices.check(process)
+        self.process, self.choices = process, choices
+        self._read = {**process.config, **choices.config}
+
+    def _follow_config(self) -> None:
+        """Takes over what was changed in the config since it was last read.
+
+        Raises:
+            FewstepError: for a change that cannot be, or would change nothing.
+        """
+        if changes := changed_values(current_values(self.config, self._read), self._read):
+            self._change(changes)
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        base, what = read_choices(self._read, changes)
+        self._decide(Process.of(base), Choices.of(**what))
+        unset = [key for key in self.config.get("_use_default_values", ()) if key not in changes]
+        write_values(self.config, {**self._read, "_use_default_values": unset})
