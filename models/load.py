@@ -30,6 +30,7 @@ from .speed import Speed, faster, in_tf32
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LARGEST_SIDE = 4096  # of samples, which tables of positions may be built for before any weight
 DEPTH = re.compile("layers|depth|num_blocks")  # names in a config that say how many modules to make
+PARTS = ("transformer", "unet", "vae", "vqvae")  # of a pipeline, which draw and decode
 TF32 = "tf32"
 DTYPES = {
     "fp32": torch.float32,
@@ -215,6 +216,11 @@ def _module(folder: Path, dtype: torch.dtype) -> Any:
     module, info = _loading(folder, model.from_pretrained, dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ModelError(f"cannot load {str(folder)!r}: it lacks {min(info['missing_keys'])}")
+    if extra := info["unexpected_keys"]:
+        raise ModelError(
+            f"cannot load {str(folder)!r}: its config.json has no place for {len(extra)} of the"
+            f" stored tensors, such as {min(extra)}; the two belong to different networks"
+        )
     return module
 
 
@@ -260,7 +266,12 @@ def _pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     from diffusers import DiffusionPipeline
 
     _json(folder / "model_index.json")
-    pipe = _loading(folder, DiffusionPipeline.from_pretrained, dtype)
+    parts = {  # the pipeline would drop tensors that its configs have no place for
+        name: _module(folder / name, dtype)
+        for name in PARTS
+        if (folder / name / "config.json").is_file()
+    }
+    pipe = _loading(folder, DiffusionPipeline.from_pretrained, dtype, **parts)
     try:
         return pipe.to(device)
     except NotImplementedError as error:  # diffusers leaves what it did not find without data

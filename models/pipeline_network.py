@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from .size import Size
 
 BESIDE = ("controlnet", "adapter", "transformer_2")  # networks that an adapter would leave out
 INSTEAD = "put a SolverScheduler in the pipeline instead"
+FARTHEST = 512  # pixels or frames that the next size taken lies above one that is not, at most
 
 
 def prompt_adapter(pipe: Any) -> PromptAdapter | None:
@@ -43,9 +45,8 @@ def network_of(pipe: Any, size: Size) -> Network:
     """
     adapter, module = _find_adapter(pipe), module_of(pipe)
     check_pipeline(adapter, pipe, size)
+    check_size(adapter, pipe, size)
     shape = adapter.shape(pipe, size)
-    if 0 in shape:
-        raise SettingError(f"{size.width}x{size.height} is less than one patch of this network")
     extra = adapter.extra(pipe, size)
     known = {*adapter.conditions, *extra}
     config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
@@ -155,6 +156,35 @@ def check_pipeline(adapter: PromptAdapter, pipe: Any, size: Size) -> None:
             f"the network of {name} is not told a guidance scale; drop it from Size, and pass"
             f" guidance=CFG({size.guidance:g}) to the sampler"
         )
+
+
+def check_size(adapter: PromptAdapter, pipe: Any, size: Size) -> None:
+    """Raises SettingError for a side or a number of frames that the network would round down."""
+    if 0 in adapter.shape(pipe, size):
+        raise SettingError(f"{size.width}x{size.height} is less than one patch of this network")
+    for name in ("height", "width") if adapter.images else ("height", "width", "frames"):
+        given: int = getattr(size, name)
+        is_whole = partial(_is_whole, adapter, pipe, size, name)
+        if not is_whole(given):
+            ranges = range(given, 0, -1), range(given + 1, 2 * given + FARTHEST)
+            near = [value for each in ranges for value in islice(filter(is_whole, each), 1)]
+            raise SettingError(
+                f"{type(pipe).__name__} does not draw {name}={given}, which its network would round"
+                f" down; take {name}={' or '.join(map(str, near))}"
+            )
+
+
+def _is_whole(adapter: PromptAdapter, pipe: Any, size: Size, name: str, value: int) -> bool:
+    """Tells whether a size is the least of those with its latent, which has whole patches."""
+    shape = adapter.shape(pipe, replace(size, **{name: value}))
+    if name != "frames":
+        patch = module_of(pipe).config.get("patch_size") or 1
+        places, axis = shape[-2:], ("height", "width").index(name)
+        if not places[axis] or places[axis] % (
+            patch if isinstance(patch, int) else patch[-2:][axis]
+        ):
+            return False
+    return value == 1 or shape != adapter.shape(pipe, replace(size, **{name: value - 1}))
 
 
 def asks_for_text(pipe: Any) -> bool:

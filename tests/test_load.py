@@ -419,11 +419,21 @@ def test_a_damaged_checkpoint(checkpoint, how, text):
         load(checkpoint)
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "ddpm"])
+def test_stored_tensors_that_no_part_of_the_network_takes(saved, tmp_path, kind):
+    """A config of fewer blocks than are stored is another network."""
+    folder = Path(shutil.copytree(saved / kind, tmp_path / kind))
+    edit(folder / ("" if kind == "checkpoint" else "unet") / "config.json", layers_per_block=0)
+    with pytest.raises(ModelError, match=r"no place for \d+ of the stored tensors, such as \w+\."):
+        load(folder)
+
+
 def test_a_damaged_pipeline(saved, tmp_path):
     folder = Path(shutil.copytree(saved / "ddpm", tmp_path / "ddpm"))
     edit(folder / "unet" / "config.json", class_embed_type="timestep")
-    with pytest.raises(ModelError, match="its weights lack tensors"):
+    with pytest.raises(ModelError, match="it lacks class_embedding"):
         load(folder)
+    edit(folder / "unet" / "config.json", class_embed_type=None)
     edit(folder / "model_index.json", _class_name="Nope")
     with pytest.raises(ModelError, match=r"cannot load .*Nope"):
         load(folder)

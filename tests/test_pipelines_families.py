@@ -133,6 +133,33 @@ def test_what_an_adapter_cannot_do_is_refused(name):
         Sampler.from_pipeline(pipeline(name), size)
 
 
+NEAREST = {
+    "sd": (Size(63, 64), "height=62 or 64"),
+    "flux": (Size(60, 64), "height=48 or 64"),
+    "qwen": (Size(64, 65), "width=64 or 80"),
+    "sana": (Size(64, 60), "width=32 or 64"),
+    "wan": (Size(64, 64, frames=6), "frames=5 or 9"),
+    "ltx": (Size(64, 64, frames=2), "frames=1 or 9"),
+    **{name: (Size(60, 64), "height=48 or 64") for name in ("sd3", "pixart", "lumina2", "hunyuan")},
+}
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_a_size_that_would_be_rounded_is_refused_and_the_nearest_are_drawn(name):
+    (size, message), pipe = NEAREST[name], pipeline(name)
+    with pytest.raises(SettingError, match=f"take {message}$"):
+        Sampler.from_pipeline(pipe, size)
+    side, *near = message.replace("=", " ").replace(" or ", " ").split()
+    shapes = [
+        Sampler.from_pipeline(pipe, replace(size, **{side: int(each)})).network.shape
+        for each in near
+    ]
+    axis = {"height": -2, "width": -1, "frames": -3}[side]
+    low, high = (shape[axis] - (side == "frames") for shape in shapes)
+    assert low * (int(near[1]) - (side == "frames")) == high * (int(near[0]) - (side == "frames"))
+    assert shapes[0][axis] < shapes[1][axis]
+
+
 def test_a_network_without_adapter_is_refused_without_a_size_too():
     with pytest.raises(ModelError, match=r"no adapter for Flux2\w+, only for .*SolverScheduler"):
         Sampler.from_pipeline(pipeline("flux2"))
