@@ -40,7 +40,7 @@ from .pipelines.border import (
 from .pipelines.choosing import read_choices
 from .pipelines.configured import ConfiguredScheduler
 from .pipelines.labels import Labels
-from .pipelines.late import late_stepper, refusal
+from .pipelines.late import make_late_stepper, make_refusal
 from .pipelines.planning import Choices, Numbers, Wanted
 from .pipelines.stepper import Question, Stepper, calls_per_step, questions
 from .pipelines.times import node_at
@@ -247,7 +247,7 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
             raise SettingError(f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver")
         if use_clipped_model_output:
             raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
-        if (index := self._evaluation(timestep)) != self._index:
+        if (index := self._find_evaluation(timestep)) != self._index:
             self.set_begin_index(index)
         run, noise = self._running(), drawing(generator)
         if per_token_timesteps is not None:
@@ -277,7 +277,7 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
             if sample.ndim == 0:
                 raise SettingError(OTHER_STATE)
             return sample
-        node = self._questions[min(self._evaluation(timestep), len(self._questions) - 1)].node
+        node = self._questions[min(self._find_evaluation(timestep), len(self._questions) - 1)].node
         c_in = self.process.prediction.input_scale(node, self.process.sigma_data)
         return sample * (c_in / self._outside(node))
 
@@ -354,14 +354,16 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
                 "a schedule goes all the way from noise to data; use strength=1, or a named solver"
             )
         if self._uneven:
-            raise refusal(self.choices.settings, rest[0])
-        return late_stepper(plan, self.choices.settings, rest)
+            raise make_refusal(self.choices.settings, rest[0])
+        return make_late_stepper(plan, self.choices.settings, rest)
 
-    def _evaluation(self, timestep: Any) -> int:
+    def _find_evaluation(self, timestep: Any) -> int:
         """The number of the current evaluation, or of the one that a run begins with by this."""
         self._planned()
         if self._begin is None and not (self._stepper and self._stepper.begun):
-            return self._labels.begin(timestep, [question.stage for question in self._questions])
+            return self._labels.find_begin(
+                timestep, [question.stage for question in self._questions]
+            )
         if self._index < len(self._questions):
             self._labels.check(timestep, self._index)
         return self._index
@@ -399,7 +401,7 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
 
     def _labelled(self, label: float) -> Node:
         """The node of a label: an evaluation's where there is one, for labels are rounded."""
-        for n in self._labels.near(label):
+        for n in self._labels.find(label):
             return self._questions[n].node
         return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)
 

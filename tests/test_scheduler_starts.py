@@ -202,6 +202,18 @@ def test_an_entry_of_the_timesteps_is_known_by_its_address_alone():
         assert (mode.reads, scheduler.nfe) == (0, len(rest))
 
 
+def test_the_host_does_not_wait_for_a_timestep_of_an_accelerator():
+    """A tensor without data stands for one: what cannot be read is taken for the next."""
+    scheduler, x = planned(VP, solver="ddim"), torch.zeros(1, 1)
+    far = torch.tensor(5.0, device="meta")
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        scheduler.step(x, far, x)  # but where the run begins must be known
+    scheduler.set_begin_index(3)
+    for n in (4, 5):
+        x = scheduler.step(x, far, x).prev_sample
+        assert scheduler.step_index == n
+
+
 @pytest.mark.parametrize(
     "name", ["heun", "rf-solver", "dpm2", "res-2s", "res-3s", "ode-rk4", "dpmpp-3s"]
 )

@@ -27,12 +27,12 @@ class Labels:
         self.largest = max(map(abs, self.values), default=0.0)
         self.rounding = ROUNDING * self.largest
 
-    def near(self, label: float, reach: float | None = None) -> list[int]:
+    def find(self, label: float, reach: float | None = None) -> list[int]:
         """Returns the evaluations with this label, or with one at most reach from it."""
         reach = self.rounding if reach is None else reach
         return [n for n, own in enumerate(self.values) if abs(own - label) <= reach]
 
-    def begin(self, timestep: Any, stages: Sequence[int]) -> int:
+    def find_begin(self, timestep: Any, stages: Sequence[int]) -> int:
         """Returns the evaluation that a run begins with whose first timestep is this.
 
         Of several with one label it is the first call of a step. For a timestep on an accelerator
@@ -43,11 +43,11 @@ class Labels:
         Raises:
             SettingError: if no evaluation has that label, or several different ones may be meant.
         """
-        if (entry := self._entry(timestep)) is not None:
+        if (entry := self._find_entry(timestep)) is not None:
             return entry
-        if (label := _on_host(timestep, wait=True)) is None:
+        if (label := _read_label(timestep, wait=True)) is None:
             return 0
-        close = self.near(label) or self.near(label, self._reach(timestep))
+        close = self.find(label) or self.find(label, self._find_reach(timestep))
         if not close:
             raise SettingError(
                 f"timestep {label:g} is not among the labels of this run, which go from"
@@ -55,7 +55,7 @@ class Labels:
                 " scheduler.timesteps"
             )
         first, last = self.values[close[0]], self.values[close[-1]]
-        if close[0] > 0 and len(self.near(first)) < len(close):
+        if close[0] > 0 and len(self.find(first)) < len(close):
             raise SettingError(
                 f"timestep {label:g} is rounded and may be {first:g} or {last:g}; pass the entries"
                 " of scheduler.timesteps as they are"
@@ -67,11 +67,11 @@ class Labels:
 
         One on an accelerator that is no entry of `tensor` passes: the host would have to wait.
         """
-        entry, reach = self._entry(timestep), self.rounding
+        entry, reach = self._find_entry(timestep), self.rounding
         if entry == n:
             return
         if entry is None:
-            label, reach = _on_host(timestep, wait=False), self._reach(timestep)
+            label, reach = _read_label(timestep, wait=False), self._find_reach(timestep)
         else:
             label = self.values[entry]
         if label is not None and not abs(label - self.values[n]) <= reach:
@@ -86,7 +86,7 @@ class Labels:
 
         Where they are no view of an entry of `tensor`, the host waits for them.
         """
-        if self._entry(timesteps) == n:
+        if self._find_entry(timesteps) == n:
             return
         for label in set(timesteps.flatten().tolist()):
             if not abs(label - self.values[n]) <= self.rounding:
@@ -96,7 +96,7 @@ class Labels:
                     " that condition some of the frames, or keep FlowMatchEulerDiscreteScheduler"
                 )
 
-    def _entry(self, timestep: Any) -> int | None:
+    def _find_entry(self, timestep: Any) -> int | None:
         """Returns the entry of `tensor` that this is a view of, which its address tells."""
         if not isinstance(timestep, Tensor) or timestep.device != self.tensor.device:
             return None
@@ -106,7 +106,7 @@ class Labels:
         entry, rest = divmod(timestep.data_ptr() - start, 4)
         return entry if start and rest == 0 and 0 <= entry < len(self.values) else None
 
-    def _reach(self, timestep: Any) -> float:
+    def _find_reach(self, timestep: Any) -> float:
         """Returns how far its type may have moved a timestep from the label it stands for."""
         if isinstance(timestep, Tensor) and timestep.is_floating_point():
             return max(ROUNDING, torch.finfo(timestep.dtype).eps) * self.largest
@@ -122,7 +122,7 @@ def _is_one_value(tensor: Tensor) -> bool:
     )
 
 
-def _on_host(timestep: Any, wait: bool) -> float | None:
+def _read_label(timestep: Any, wait: bool) -> float | None:
     """Returns a label as a number; None for none, or if the host would have to wait for it."""
     if timestep is None or (isinstance(timestep, Tensor) and not (wait or timestep.is_cpu)):
         return None

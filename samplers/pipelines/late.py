@@ -39,7 +39,7 @@ class Resumed:
         return x, (n, inner)
 
 
-def late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[Question]) -> Stepper:
+def make_late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[Question]) -> Stepper:
     """Returns what runs the rest of a plan, with no memory of what came before it.
 
     Raises:
@@ -56,12 +56,12 @@ def late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[Question])
         anew = Plan(settings.on(grid), grid)
         solver, asked = anew.solver, [question.node for question in questions(anew)]
     if not falls or asked != [question.node for question in rest[calls:]]:
-        raise refusal(settings, rest[0])
+        raise make_refusal(settings, rest[0])
     runs = solver if solver and not calls else Resumed(solver, calls)
     return Stepper(runs, (*joined, *nodes))
 
 
-def refusal(settings: SolverSettings, first: Question) -> SettingError:
+def make_refusal(settings: SolverSettings, first: Question) -> SettingError:
     """Returns the error of a run that cannot begin at this evaluation."""
     return SettingError(
         f"{settings.info.name} cannot start at call {first.stage + 1} of step {first.step + 1}:"

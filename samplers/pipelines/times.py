@@ -42,7 +42,7 @@ def grid_at_labels(schedule: NoiseSchedule, labels: Sequence[float]) -> TimeGrid
     values = [float(label) for label in labels]
     _check_falling("timesteps", values)
     times = [node_at(schedule, label).t for label in values]
-    return _ending(schedule, "timesteps", times)
+    return _end_grid(schedule, "timesteps", times)
 
 
 def grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid:
@@ -55,12 +55,12 @@ def grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid
     _check_falling("sigmas", values)
     if isinstance(schedule, RectifiedFlow):
         _check_unshifted(schedule, values)
-        return _ending(schedule, "sigmas", values)
+        return _end_grid(schedule, "sigmas", values)
     noisy = values[:-1] if values and values[-1] == 0.0 else values
-    return _ending(schedule, "sigmas", [_at_kappa(schedule, value).t for value in noisy])
+    return _end_grid(schedule, "sigmas", [_at_kappa(schedule, value).t for value in noisy])
 
 
-def _ending(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> TimeGrid:
+def _end_grid(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> TimeGrid:
     """Returns the grid of these times and the end, which may be the last of them already."""
     begin = [t for t in times if t != schedule.t_zero]
     if not begin:
