@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..models.caching.registry import CACHES
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.probe import sketch
@@ -77,6 +78,8 @@ class Question:
 
     def bench(self, out: Path) -> Bench:
         """The runs to be made; their figures are kept beside the file that will be written."""
+        for each in self.caches:
+            CACHES.get(each.partition(":")[0])
         front = Front(
             models=(self.model,),
             policies=("taylorseer",),

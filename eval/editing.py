@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..models.errors import SettingError
 from ..samplers.editing import Editor
+from ..samplers.editing.base import named_editor
 from ..samplers.guidance import CFG
 from ..samplers.images import to_pil, to_uint8
 from ..samplers.sampler import Sampler
@@ -69,6 +70,8 @@ class ClassEdits:
             SettingError: for a network of other classes, or a distance that compares whole sets.
         """
         distance = pair_metric(self.distance)
+        for name in self.editors:
+            named_editor(name)
         sampler = Sampler.from_pretrained(self.model)
         if sampler.network.num_classes != CLASSES:
             raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")

@@ -22,6 +22,7 @@ from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.linear_ag import LinearWeights, Outputs, Weights, fit, signature
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
+from ..solvers import take_solver
 from .guidance_runs import Images, plan_of, run_guided
 
 MOST_TERMS = 100  # of past outputs, each
@@ -47,6 +48,7 @@ class Fit(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        take_solver(self.solver)
         check_scale(self.scale)
         if self.scale == 1.0:
             raise SettingError(

@@ -83,7 +83,6 @@ class RoundTrips:
         kinds: tuple[tuple[Budget, Sequence[int]], ...] = (("nfe", self.nfe), ("steps", self.steps))
         found = []
         for solver in self.solvers:
-            checked_solver(solver)
             found += [self._cell(solver, by, n) for by, counts in kinds for n in counts]
         return [cell for cell in found if _possible(cell, sampler)]
 
@@ -104,6 +103,8 @@ class RoundTrips:
         """Measures what the store at a path has not, and returns all figures of the table."""
         store = RowStore(path, Figure)
         store.check()
+        for solver in self.solvers:
+            checked_solver(solver)
         sampler = Sampler.from_pretrained(self.model)
         cells = {cell.model_dump_json(): cell for cell in self.cells(sampler)}
         waiting = [key for key in cells if key not in store.rows]

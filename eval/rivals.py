@@ -159,18 +159,24 @@ def rival_names() -> list[str]:
     return sorted(RIVALS)
 
 
+def rival_of(spec: str) -> tuple[Rival, Settings]:
+    """The rival of `name:argument=value,...` and its arguments; raises UnknownNameError."""
+    name, extra = parse_spec(spec)
+    if name not in RIVALS:
+        raise UnknownNameError("rival", name, RIVALS)
+    return RIVALS[name], extra
+
+
 def _maker(network: Network, spec: str) -> Callable[[int], Any]:
     """A function that makes the scheduler ready for a number of steps."""
     import diffusers
 
-    name, extra = parse_spec(spec)
-    if name not in RIVALS:
-        raise UnknownNameError("rival", name, RIVALS)
-    rival, schedule = RIVALS[name], network.schedule
+    rival, extra = rival_of(spec)
+    schedule = network.schedule
     chosen = rival.flow if isinstance(schedule, RectifiedFlow) else rival.vp
     if chosen is None:
         kind = "a flow" if isinstance(schedule, RectifiedFlow) else "a variance-preserving"
-        raise SettingError(f"rival {name!r} does not run on {kind} network such as {network.name}")
+        raise SettingError(f"rival {spec!r} does not run on {kind} network such as {network.name}")
     scheduler = getattr(diffusers, chosen)
     known = inspect.signature(scheduler.__init__).parameters.keys() - {"self"}
     for key in extra:

@@ -6,6 +6,7 @@ many times dearer: a run that is interrupted has all settings at small budgets b
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,14 +21,14 @@ from ..models.reading import first_problem, parse_as, read_text, shortened
 from ..models.registry import parse_spec
 from ..samplers.conditions import branches_of, check_branches
 from ..samplers.grid import default_grid
-from ..samplers.guidance import Setup
+from ..samplers.guidance import Setup, named_guidance
 from ..samplers.labels import parse_ranges
 from ..samplers.plan import make_plan, named_schedule
 from ..samplers.run import Run
 from ..solvers import Schedule, take_solver
 from ..solvers.presets import preset_names
 from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
-from .rivals import RivalSampler
+from .rivals import RivalSampler, rival_of
 
 M = TypeVar("M", bound=Strict)
 Networks = Callable[[str], Network]
@@ -65,6 +66,21 @@ class Entry(Strict):
             raise ValueError("grids are for named solvers; rivals and schedules bring their own")
         if self.rivals and (self.guidances or self.caches):
             raise ValueError("guidances and caches are not for rivals; give those another entry")
+        return self
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        """Before a network, a reference or an extractor is touched."""
+        for solver in filter(_is_name, self.solvers):
+            take_solver(solver)
+        for rival in self.rivals:
+            rival_of(rival)
+        for scale, guidance in product(self.cfg_scales, self.guidances):
+            with suppress(SettingError):  # a remark of the plan, which goes on without it
+                named_guidance(guidance, None if scale == 1.0 else scale)
+        for cache in self.caches:
+            with suppress(SettingError):
+                take_cache(cache)
         return self
 
 

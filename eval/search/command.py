@@ -18,10 +18,14 @@ from ...models.files import (
     write_bytes,
 )
 from ...models.load import load
+from ...models.registry import parse_spec
+from ...samplers.grid import Final, grid_names
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
+from ...solvers import take_solver
 from ...solvers.schedule_data import MeanImage
 from . import toy
 from .budget import Budget
+from .objective import names as objectives
 from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
@@ -181,8 +185,7 @@ def prepared(request: Request) -> list[Search]:
     budget = Budget.parse(request.budget).divided(len(request.sizes))
     strategies = _strategies(request)
     free = _free(request.free)
-    if request.afs not in AFS:
-        raise UnknownNameError("analytic first step", request.afs, AFS)
+    _check_names(request)
     problem = replace(_problem(request), cache=request.folder / TEACHER)
     known = {"reference": request.reference, "weights": request.weights}
     aim = objective(request.objective, problem.network, **known)  # type: ignore[arg-type]
@@ -211,6 +214,22 @@ def prepared(request: Request) -> list[Search]:
     for search in searches:
         search.check()
     return searches
+
+
+def _check_names(request: Request) -> None:
+    """Raises FewstepError for names and numbers that need no network to be told wrong."""
+    grid = parse_spec(request.grid)[0]
+    for kind, name, known in (
+        ("analytic first step", request.afs, AFS),
+        ("objective", request.objective, objectives()),
+        ("grid", grid, grid_names()),
+    ):
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+    take_solver(request.base)
+    take_solver(request.teacher)
+    Final.named(request.final)
+    _sizes(request.noises)
 
 
 def _strategies(request: Request) -> tuple[str, ...]:
