@@ -158,7 +158,7 @@ def test_the_command_writes_a_file_that_sample_takes_and_goes_on_where_it_was(tm
 
 BAD = [
     (("fashion-dit", "--quality", "ssim=1"), "no quality 'ssim'"),
-    (("fashion-dit", "--cache", "tailor"), "no cache 'tailor'"),
+    (("fashion-unet", "--cache", "magcache"), "no settings of 'magcache'"),
     (("fashion-dit", "--cache", "tailor:x=1"), "no cache 'tailor'"),
     (("fashion-dit", "--out", "cache.txt"), "must end in .json"),
     (("fashion-dit", "--solver", "ode-dopri5"), "chooses its steps"),

@@ -397,7 +397,7 @@ REFUSED = [
     (["--solver", "ddim", "--metric", "fd-smal"], "no extractor"),
     (["--solver", "ddim", "--reference", "nowhere.npz"], "nowhere.npz"),
     (["--solver", "ddim", "--n", "1"], "n:"),
-    (["--solver", "ddim", "--blocks", "0"], "blocks:"),
+    (["--solver", "ddim", "--blocks", "0"], "'--blocks'"),
     (["--solver", "ddim", "--table", "html"], "no table"),
     (["--solver", "ddim", "--plot", "x.gif"], ".png"),
     (["--solver", "ddim", "--html", "no/where.html"], "does not exist"),
