@@ -2,8 +2,8 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test slow wheel house bench docs fd-small networks schedules results results-page \
-	caching guidance editing kills gpu-check check
+.PHONY: dev lint types test fuzz slow wheel house bench docs fd-small networks schedules results \
+	results-page caching guidance editing kills gpu-check check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -18,6 +18,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest -m 'not slow'
+
+fuzz:
+	cd tests && OMP_NUM_THREADS=1 $(PYTHON) fuzz.py --examples 3000
 
 slow:
 	$(PYTHON) -m pytest -m slow

@@ -47,6 +47,11 @@ def from_module(
         UnknownNameError: for a prediction that does not exist.
         ModelError: for eps on a schedule whose last timestep is pure noise.
     """
+    if not callable(module) or not isinstance(schedule, NoiseSchedule):
+        raise SettingError(
+            "from_module takes something to call and a noise schedule, such as EDM(), not"
+            f" {type(module).__name__} and {type(schedule).__name__}"
+        )
     module = module.eval() if isinstance(module, nn.Module) else module
     kind = Prediction.named(prediction)
     _check_time(schedule, kind)
@@ -55,7 +60,7 @@ def from_module(
         forward=_forward(module, schedule),
         schedule=schedule,
         prediction=kind,
-        shape=tuple(shape),
+        shape=shape,
         device=_where(module, "device", torch.device("cpu")),
         needs=_needs(module),
         module=module if isinstance(module, nn.Module) else None,

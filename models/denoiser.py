@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .arguments import as_integer, as_integers
 from .caching import Attachment
 from .errors import FewstepError, ModelError, NonFiniteError, SettingError
 from .hold import hold
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 CPU = torch.device("cpu")
+LARGEST_SAMPLE = 2**34  # numbers in one sample, 64 GiB
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
 TOO_LARGE = 10.0  # times the size that an answer has for data of about one unit
 
@@ -111,6 +113,18 @@ class Network:
     hooks: nn.Module | None = None
     prompts: "Prompts | None" = None
     graphs: "Graphs | None" = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(as_integers(self.shape, "shape"))
+        if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_SAMPLE:
+            raise SettingError(
+                f"shape must hold the sizes of one sample, such as (3, 32, 32), not {self.shape!r}"
+            )
+        if as_integer(self.num_classes, "num_classes") < 0:
+            raise SettingError(f"num_classes must be 0 or more, not {self.num_classes}")
+        if self.null_class is not None:
+            as_integer(self.null_class, "null_class")
+        object.__setattr__(self, "shape", shape)
 
     @property
     def sigma_data(self) -> float:

@@ -9,7 +9,7 @@ zero is ever taken.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from .errors import ScheduleError, SettingError
 
@@ -35,6 +35,7 @@ class Node:
         return math.exp(-self.lam)
 
 
+@runtime_checkable
 class NoiseSchedule(Protocol):
     """Maps a time to a `Node`; lam falls strictly as t grows.
 

@@ -200,6 +200,8 @@ def _array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
         except KeyError:
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
             raise DataError(f"{str(path)!r} holds no images arr_0, but {names}") from None
+        except UNREADABLE as error:
+            raise DataError(f"arr_0 of {str(path)!r} cannot be read: {error}") from error
         with file:
             yield file, _checked(path, *_array_header(path, file))
 

@@ -14,7 +14,7 @@ from ... import __version__
 from ...models.errors import ModelError, SettingError
 from ...models.files import write_bytes
 from ...models.probe import alike, sketch
-from ...models.reading import first_problem, read_bytes
+from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
 from ...solvers import Schedule
 from ...solvers.schedule_data import ANSWER
@@ -147,6 +147,7 @@ def run(search: Search, watch: Watch | None = None) -> Found:
         FewstepError: for a search that cannot be, a log of another search or a damaged one.
     """
     search.check()
+    _check_same(search)
     search.problem.block("train")  # what is wrong with it shows before there is a log
     log = Log(search.folder)
     try:
@@ -363,12 +364,18 @@ def _ends(seeds: Sequence[int]) -> list[int]:
 
 def _same_search(search: Search) -> None:
     """Writes down what the scores of a folder mean, or refuses a folder where they mean another."""
+    _check_same(search)
     path = search.folder / IDENTITY
-    mine = json.loads(json.dumps(identity(search)))
     if not path.exists():
-        write_bytes(path, json.dumps(mine, indent=2).encode())
+        write_bytes(path, json.dumps(identity(search), indent=2).encode())
+
+
+def _check_same(search: Search) -> None:
+    """Raises SettingError for a folder whose scores mean another."""
+    path = search.folder / IDENTITY
+    if not path.exists():
         return
-    theirs = _read(path, FACTS)
+    mine, theirs = json.loads(json.dumps(identity(search))), _read(path, FACTS)
     for name in (name for name in mine if not _same(name, mine[name], theirs.get(name))):
         raise SettingError(
             f"the log in {str(search.folder)!r} is of another search: its {name} is"
@@ -387,7 +394,11 @@ def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     if not path.exists():
         return {}
     try:
-        return kind.validate_json(read_bytes(path))
+        body = read_bytes(path)
+        parse_json(body)
+        return kind.validate_json(body)
+    except SettingError as error:
+        raise SettingError(f"{str(path)!r} is damaged: {error}; give another --log") from error
     except ValidationError as error:
         raise SettingError(
             f"{str(path)!r} is damaged: {first_problem(error)}; give another --log"

@@ -1,0 +1,114 @@
+"""Bad inputs by the hundred, and those that once were taken, hung or ended in a traceback."""
+
+import os
+from pathlib import Path
+
+import pytest
+from fuzz import fuzz, hostile_folder, write_run
+from hostile import find_fault, run_command
+
+from fewstep.cli import app
+
+LONG, HUGE = "a" * 300, "9" * 20
+QUICK = ["sample", "--seeds", "0", "--nfe", "2"]
+TOY = ["search", "toy", "--nfe", "2", "--budget", "candidates=2", "--noises", "4,4,4"]
+TOY += ["--strategy", "grid"]
+RUN = '"model": "fashion-dit", "version": "0.1.0", '
+RUNS = {
+    '{%s"seeds": [0], "nfe": 1%s}' % (RUN, "0" * 20): "at most 10,000",  # noqa: UP031
+    '{%s"seeds": "0-%s"}' % (RUN, HUGE): "at most 1,000,000",  # noqa: UP031
+    '{%s"seeds": [0], "seeds": [1]}' % RUN: "the key 'seeds' twice",  # noqa: UP031
+    '{%s"seeds": [0], "nfe": 2, "columns": -3}' % RUN: "columns",  # noqa: UP031
+    '{%s"seeds": [0], "nfe": 2, "device": "meta"}' % RUN: "'meta' cannot be used",  # noqa: UP031
+    '{%s"seeds": [0], "nfe": 2, "cfg_scale": 1e300}' % RUN: "within 1e+06",  # noqa: UP031
+    "[" * 100_000: "nests too deeply",
+}
+REFUSED = [
+    ([*QUICK, "--out", f"{LONG}.png"], "File name too long"),
+    ([*QUICK, "--save-images", LONG], "File name too long"),
+    (["sample", LONG], "no embedded network"),
+    (["sample", "loop"], "no embedded network"),
+    (["sample", "pipe"], "no embedded network"),
+    *[
+        ([*command, name], text)
+        for command in (["sample", "--from-png"], ["sample", "--schedule"], ["invert"])
+        for name, text in {
+            "pipe": "is a pipe",
+            "/dev/zero": "a device",
+            "loop": "symbolic links",
+            "dangling": "no such file",
+            "folder": "is a folder",
+        }.items()
+    ],
+    (["data", "fashion-mnist", "--path", "pipe", "--out", "d"], "is a pipe"),
+    (["data", "fashion-mnist", "--path", "/dev/zero", "--out", "d"], "a device"),
+    ([*QUICK, "--grid-type", "karras:rho=1e-300"], "grid 'karras'"),
+    ([*QUICK, "--grid-type", "karras:rho=NaN"], "no finite number"),
+    ([*QUICK, "--cache", "pipe.json"], "no such file"),
+    ([*QUICK, "--guidance", "linear-ag:file=pipe"], "is a pipe"),
+    (["edit", "picture.png", "--to-class", "3", "--seed", HUGE], "--seed"),
+    ([*TOY, "--seed", HUGE], "--seed"),
+    (["bench", "command", "--repeats", "0"], "--repeats"),
+    (["bench", "overhead", "--repeats", "0"], "--repeats"),
+    (["bench", "overhead", "--steps", HUGE], "--steps"),
+    (["bench", "inception", "--repeats", "0"], "--repeats"),
+    (["bench", "cache", "--reference-nfe", "0"], "--reference-nfe"),
+    (["bench", "accuracy", "--solver", "nope"], "no solver 'nope'"),
+    (["bench", "accuracy", "--nfe", HUGE], "at most 10,000"),
+    (["invert", "picture.png", "--nfe", HUGE], "at most 10,000"),
+    (["search", "toy", "--nfe", HUGE, "--out", "s.json"], "at most 200 evaluations"),
+    ([*TOY, "--out", "s.txt"], ".json"),
+    (["search", "fashion-dit", "--nfe", "3", "--base", "nope", "--out", "s.json"], "no solver"),
+    (["bench", "fid-nfe", "--floor", ""], "an empty string after --floor"),
+    (["fit", "linear-ag", "--mask", ""], "an empty string after --mask"),
+    ([*QUICK, "--device", ""], "an empty string after --device"),
+    ([*TOY, "--log="], "an empty string after --log"),
+    (["sample", "--nfe", "two"], "--nfe"),
+    (["sample", "--nope"], "No such option"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _folder():
+    with hostile_folder() as folder:
+        yield folder
+
+
+def test_what_once_hung_or_ended_in_a_traceback_is_one_line():
+    for words, says in REFUSED:
+        assert find_fault(words, Path.cwd()) is None, words
+        assert says in run_command(words).output, words
+
+
+def test_runs_that_no_picture_should_carry():
+    for text, says in RUNS.items():
+        write_run(Path("in.png"), text)
+        words = ["sample", "--from-png", "in.png"]
+        assert find_fault(words, Path.cwd()) is None, text[:80]
+        assert says in run_command(words).output, text[:80]
+
+
+def test_what_a_search_remembers_may_be_anything():
+    os.mkdir("s.search")
+    for body in ("[]", "3", "[" * 100_000, '{"model": "toy", "model": "toy"}', '{"model": 1}'):
+        Path("s.search/search.json").write_text(body)
+        words = [*TOY, "--out", "s.json"]
+        assert find_fault(words, Path.cwd()) is None, body[:40]
+        assert run_command(words).exit_code == 2
+
+
+def test_every_command_says_its_errors_in_one_line():
+    groups = [group.typer_instance for group in app.registered_groups]
+    for each in (app, *groups):
+        assert all(command.cls.__name__ == "OneLineCommand" for command in each.registered_commands)
+
+
+def test_some_generated_inputs():
+    tally = fuzz(30)
+    assert not tally.faults, "\n".join([*tally.faults, str(tally)])
+
+
+@pytest.mark.slow
+def test_many_generated_inputs():
+    tally = fuzz(600, start=1)
+    assert not tally.faults, "\n".join([*tally.faults, str(tally)])
