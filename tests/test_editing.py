@@ -6,7 +6,7 @@ import pytest
 import torch
 from laws import MIXTURE
 from safetensors.torch import load_file
-from tiny import inputs
+from tiny import TINY, inputs
 from tiny import network as tiny
 from torch import nn
 from typer.testing import CliRunner
@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.editing import ClassEdits, Edited, lines
 from fewstep.models.adapters import from_module
-from fewstep.models.architectures import FLUX, HUNYUAN_VIDEO
-from fewstep.models.attention import Mode, Store, Tape, predicted_bytes, projections
+from fewstep.models.architectures import FLUX, HUNYUAN_VIDEO, known_classes
+from fewstep.models.attention import Mode, Store, Tape, holds_text, predicted_bytes, projections
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
 from fewstep.samplers.editing import Editor, editor, listing, named_editor, names
@@ -199,7 +199,15 @@ def test_tape_that_saw_nothing_says_so():
         tape.check()
 
 
-@pytest.mark.parametrize("name", ["dit", "sd3", "flux", "hunyuan", "wan", "ltx", "pixart", "unet"])
+TAPPED = [each for each in TINY if each != "flux2"]
+
+
+def test_every_known_attention_is_tapped():
+    tried = {TINY[name].cls for name in TAPPED}
+    assert tried == set(known_classes(lambda card: card.attention))
+
+
+@pytest.mark.parametrize("name", TAPPED)
 def test_v_put_back_gives_the_same_answer_and_other_v_another(name):
     """Record at one call, put back at the same: nothing changes; at another: something does."""
     module = tiny(name)
@@ -210,6 +218,9 @@ def test_v_put_back_gives_the_same_answer_and_other_v_another(name):
         for step, expected in ((3, plain), (4, None)):
             tape.mode = Mode.RECORD
             module(**inputs(name, step=3))
+            tokens = {held.shape[1] for held in tape.held.values()}
+            # images have even numbers of tokens here, and texts five
+            assert {count % 2 == 1 for count in tokens} == {holds_text(module)}
             tape.mode = Mode.REPLACE
             out = module(**inputs(name, step=step))[0]
             assert not tape.held  # each is dropped when it has been used

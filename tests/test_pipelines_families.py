@@ -9,7 +9,8 @@ import torch
 from tiny_pipes import PIPES, call, pipeline, text
 
 from fewstep import CFG, Sampler, SolverScheduler
-from fewstep.models.architectures.common import pack, unpack
+from fewstep.models.architectures import known_classes
+from fewstep.models.architectures.common import module_of, pack, unpack
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.pipeline_network import encoded
 from fewstep.models.size import Size
@@ -72,6 +73,21 @@ def test_the_sampler_gives_what_the_pipeline_gives(name, solver):
         *nodes, _ = undecoded.plan(steps=4, **chosen).grid.nodes
         labels = [sampler.network.schedule.label(node) for node in nodes]
         torch.testing.assert_close(torch.tensor(labels), pipe.scheduler.timesteps)
+
+
+def test_every_adapter_is_tried():
+    tried = {type(module_of(pipeline(name))).__name__ for name in ROWS}
+    assert tried == set(known_classes(lambda card: card.prompted))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_adapted_like_itself():
+    pipe, (size, *_) = pipeline("sd3"), ROWS["sd3"]
+    conditions, _ = encoded(pipe, size, **texts_of("sd3"))
+    own = {"conditions": conditions, "solver": "euler", "steps": 2}
+    wanted = Sampler.from_pipeline(pipe, size)([0], **own).samples
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    assert torch.equal(Sampler.from_pipeline(pipe, size)([0], **own).samples, wanted)
 
 
 def latent(network):

@@ -46,7 +46,7 @@ COGVIDEOX = Architecture(
         modules=(rf"{BLOCKS}\.\d+\.(attn1|ff)",),
         signal=_time_embedding,
     ),
-    attention=SelfAttention(rf"{BLOCKS}\.\d+\.attn1"),
+    attention=SelfAttention(rf"{BLOCKS}\.\d+\.attn1", text=True),
     calibrations=(
         PublishedCalibration(
             "cogvideox-2b",

@@ -16,10 +16,11 @@ SINGLE = "single_transformer_blocks"
 
 def module_of(pipe: Any) -> Any:
     """Returns the network of a pipeline; raises ModelError if it has none."""
-    module = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-    if module is None:
-        raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
-    return module
+    for name in ("transformer", "unet"):
+        module = getattr(pipe, name, None)
+        if module is not None:  # a compiled one has no truth value
+            return module
+    raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer to sample")
 
 
 def latent_shape(pipe: Any, size: Size, patch: int = 1) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ LUMINA_2 = Architecture(
         modules=(r"layers\.\d+\.(attn|feed_forward)",),
         signal=_rms_norm,
     ),
-    attention=SelfAttention(r"layers\.\d+\.attn"),
+    attention=SelfAttention(r"layers\.\d+\.attn", text=True),
     prompted=(
         replace(
             MASKED_TEXT,
