@@ -30,7 +30,7 @@ from fewstep.samplers.guidance import (
     guidance,
     named_guidance,
 )
-from fewstep.samplers.pipelines.course import check_policy
+from fewstep.samplers.pipelines.course import take_policy
 from fewstep.samplers.plan import default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
@@ -297,7 +297,7 @@ def test_runs_that_cannot_be_guided_so(dit):
     for layers in ((), (2, 2), (-1,)):
         refused("different numbers", dit, PAG(layers=layers))
     with pytest.raises(SettingError, match="a pipeline"):
-        check_policy(Interval(PAG(), 0.0, 0.5, "step"))
+        take_policy(Interval(PAG(), 0.0, 0.5, "step"))
     dit(range(2), guidance=PAG(0.0, inner=CFG(2.0)), cache=TaylorSeer(interval=2), **CALL)
 
 
