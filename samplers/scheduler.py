@@ -315,7 +315,7 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
     @property
     def init_noise_sigma(self) -> float:
         """What pipelines multiply standard normal noise by to begin."""
-        schedule = self.process.fixed
+        schedule = self._unplanned()
         first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
         return schedule.noise_scale(first) * self._outside(first)
 
@@ -403,7 +403,13 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
         """The node of a label: an evaluation's where there is one, for labels are rounded."""
         for n in self._labels.find(label):
             return self._questions[n].node
-        return node_at(self._plan.grid.schedule if self._plan else self.process.fixed, label)
+        return node_at(self._plan.grid.schedule if self._plan else self._unplanned(), label)
+
+    def _unplanned(self) -> NoiseSchedule:
+        """The noise schedule; before a plan by what the config says now."""
+        if self._plan is None:
+            self._follow_config()
+        return self.process.fixed
 
 
 def _sigmas(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Tensor:

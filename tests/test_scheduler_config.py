@@ -91,6 +91,22 @@ def test_the_prediction_type_can_be_changed_as_training_scripts_do(spelling):
     torch.testing.assert_close(found, rival.step(out, 600, x).pred_original_sample)
 
 
+def test_a_change_counts_before_the_first_plan_for_what_needs_none():
+    """Training scripts add noise without a run."""
+    scheduler, rival = ours(PNDM), diffusers.DDPMScheduler(**SD | {"beta_end": 0.02})
+    scheduler.register_to_config(beta_end=0.02)
+    x, eps = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([600])
+    wanted = rival.add_noise(x, eps, label)
+    torch.testing.assert_close(scheduler.add_noise(x, eps, label), wanted)
+    edm = ours(diffusers.EDMEulerScheduler().config)
+    edm.config.sigma_max = 40.0
+    assert edm.init_noise_sigma == pytest.approx(40.0)
+    other = ours(PNDM)
+    other.config.beta_end = 0.02
+    torch.testing.assert_close(other.betas, rival.betas, rtol=1e-4, atol=1e-7)
+
+
 def test_what_runs_can_be_changed_in_the_config_too():
     scheduler = ours(PNDM, schedule="ays-sd15-nfe10")
     scheduler.register_to_config(solver="heun", grid="karras")

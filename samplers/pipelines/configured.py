@@ -44,19 +44,23 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
     @property
     def alphas_cumprod(self) -> Tensor:
         """abar of every training timestep, float32 (N,), of discrete schedules only."""
-        return torch.tensor(self.process.alphas_cumprod)
+        return torch.tensor(self._abars())
 
     @property
     def alphas(self) -> Tensor:
         """1 - beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self.process.alphas_cumprod)
+        abars = (1.0, *self._abars())
         return torch.tensor([after / before for before, after in pairwise(abars)])
 
     @property
     def betas(self) -> Tensor:
         """beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self.process.alphas_cumprod)
+        abars = (1.0, *self._abars())
         return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
+
+    def _abars(self) -> tuple[float, ...]:
+        self._follow_config()
+        return self.process.alphas_cumprod
 
     @property
     def _explodes(self) -> bool:
