@@ -38,6 +38,7 @@ class CacheLedger:
                      first call of every branch; bytes_held: the most that it held at the end of a
                      run.
     parts:           how many blocks (or cached sub-modules) a full call runs.
+    restarts:        how often a call had other rows than the one before, so that all was forgotten.
     share:           the cost of a call, 1 for a full one, in FLOPs that were counted by running it.
     """
 
@@ -46,6 +47,7 @@ class CacheLedger:
     bytes_predicted: int = 0
     bytes_held: int = 0
     parts: int = 0
+    restarts: int = 0
     share: Callable[[CacheCall], float] = lambda call: 1.0
     _odd: int = 0
 

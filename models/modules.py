@@ -2,11 +2,18 @@
 
 from torch import nn
 
+STAND_IN = "_fewstep_stand_in"  # marks a method that answers in place of another
+
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """Returns the network inside what torch.compile returned; any other network itself."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, nn.Module) else module
+
+
+def is_answered_for(module: nn.Module) -> bool:
+    """Tells whether guidance answers in place of a module, which hooks have to be beneath."""
+    return getattr(module.forward, STAND_IN, False)
 
 
 def is_compiled(module: nn.Module) -> bool:

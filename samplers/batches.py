@@ -20,7 +20,7 @@ from ..models.modules import is_compiled
 from ..models.schedule import Node
 from ..models.transfer import Reading, sent
 from .conditions import Branches, denoisers_of, rows_of
-from .guidance import Guidance, Setup
+from .guidance import Guidance, Setup, warn_of_no_savings
 from .loop import Callback, carry, stage_calls
 from .noise import Noise
 from .plan import Plan
@@ -62,7 +62,9 @@ class Job:
             cached = attached(self.network) is not None
             self._check_guidance(cached or self.cache is not None)
             with hold(self.network.module, alone=cached), self._cache_on() as cache:
-                return self._draw_all(others, cache)
+                samples, ledger = self._draw_all(others, cache)
+        warn_of_no_savings(self.guidance, ledger)
+        return samples, ledger
 
     def _changes_modules(self, others: Mapping[Branch, Network]) -> bool:
         """Tells whether nobody else can run the modules meanwhile."""

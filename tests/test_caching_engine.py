@@ -505,6 +505,13 @@ def test_bytes_of_module_level_are_those_of_the_formula(sampler):
     assert cache.bytes_held == 3 * 12 * 2 * 64 * 128 * 4
 
 
+def test_zero_hits_for_batches_that_change_are_warned_of_as_such():
+    net = network("dit")
+    with warned("its batch changed between them 9 times"), caching(net, LITE, calls=STEPS):
+        for step in range(STEPS):
+            net(**inputs("dit", step, batch=1 + step % 2))
+
+
 def test_zero_hits_are_warned_of():
     net = network("dit")
     with warned("skipped none of 10 calls"), caching(net, CGTaylor(threshold=1e-12), calls=STEPS):

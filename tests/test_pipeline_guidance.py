@@ -1,6 +1,7 @@
 """Our guidance policies inside diffusers pipelines, with tiny random networks."""
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffus
 from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 from tiny_pipes import PIPES, POOLED, call, pipeline, text
 
-from fewstep import SolverScheduler
+from fewstep import SolverScheduler, caching
 from fewstep.models.architectures import PIPELINES
 from fewstep.models.architectures.base import ONE_CALL, TWO_CALLS
+from fewstep.models.caching import enable_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.guidance import (
     APG,
     CFG,
     AdaptiveGuidance,
     CFGPlusPlus,
+    GuidanceForecast,
     Interval,
     Thresholded,
     Unguided,
@@ -89,7 +92,7 @@ def test_a_pipeline_is_guided_as_by_itself_and_then_stops(name):
     """Off is its own guidance; without guidance it is its own conditional run; between, fewer."""
     pipe, evals = pipeline(name), evaluations(name)
     own = call(name, pipe, **on(name))
-    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as ledger:
+    with guided(pipe, AdaptiveGuidance(3.0, warmup=9)) as ledger:
         full = call(name, pipe, **on(name))
     assert close(full, own)
     assert (ledger.evaluations, ledger.rows, ledger.images) == (evals, 2 * evals, 1)
@@ -225,7 +228,7 @@ def test_half_precision(name):
         for key, value in (PIPES[name].call | on(name)).items()
     }
     own = call(name, pipe, **given)
-    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)):
+    with guided(pipe, AdaptiveGuidance(3.0, warmup=9)):
         assert close(call(name, pipe, **given).float(), own.float(), 0.05)
     with guided(pipe, SOON) as ledger:
         call(name, pipe, **given)
@@ -240,7 +243,7 @@ def test_networks_that_read_or_answer_more_channels(monkeypatch):
     assert shape.out_channels == 2 * shape.in_channels
     pipe = pipeline("sd-inpaint")
     own = call("sd-inpaint", pipe, **on("sd-inpaint"))
-    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)):
+    with guided(pipe, AdaptiveGuidance(3.0, warmup=9)):
         assert close(call("sd-inpaint", pipe, **on("sd-inpaint")), own)
 
 
@@ -249,7 +252,7 @@ def test_with_our_own_scheduler(solver):
     pipe = pipeline("sd3")
     pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver=solver)
     own = call("sd3", pipe, **on("sd3"))
-    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as full:
+    with guided(pipe, AdaptiveGuidance(3.0, warmup=9)) as full:
         assert close(call("sd3", pipe, **on("sd3")), own)
     with guided(pipe, SOON) as ledger:
         call("sd3", pipe, **on("sd3"))
@@ -278,7 +281,7 @@ def test_wan_with_two_networks():
     second = network(pipeline("wan"))
     pipe = pipeline("wan", transformer_2=second, boundary_ratio=0.8)
     own = call("wan", pipe, **on("wan"))
-    with guided(pipe, AdaptiveGuidance(3.0, threshold=1.0)) as ledger:
+    with guided(pipe, AdaptiveGuidance(3.0, warmup=9)) as ledger:
         assert close(call("wan", pipe, **on("wan")), own)
     assert ledger.rows == 2 * STEPS
     with guided(pipe, SOON) as ledger:
@@ -435,7 +438,7 @@ def test_the_guider_of_modular_pipelines(name):
     base = pipeline(name)
     base.scheduler = FlowMatchEulerDiscreteScheduler() if name == "wan" else base.scheduler
     own = modular(name, base, ClassifierFreeGuidance(guidance_scale=3.0))
-    guider = PolicyGuider(AdaptiveGuidance(3.0, threshold=1.0), base.scheduler)
+    guider = PolicyGuider(AdaptiveGuidance(3.0, warmup=9), base.scheduler)
     assert close(modular(name, base, guider), own)
     guider = guider.new(policy=SOON)
     seen = counting(base)
@@ -465,3 +468,46 @@ def test_a_guider_that_cannot_guide_says_so():
         PolicyGuider(SOON, base.scheduler).prepare_models(pipeline("sd3").transformer)
     with pytest.raises(SettingError, match="not kept in a config"):
         PolicyGuider.from_config({})
+
+
+# Caches beneath
+
+
+def kinds(ledger):
+    return [call.kind for call in ledger.calls]
+
+
+def test_a_cache_beneath_guidance_hears_which_rows_are_left_out():
+    pipe, lite = pipeline("pixart"), "taylorseer:interval=3,level=last-block"
+    own = {"num_inference_steps": 12, "guidance_scale": 3.0}
+    with caching(pipe, lite) as plain:
+        wanted = call("pixart", pipe, **own)
+    with caching(pipe, lite) as cached, guided(pipe, "cfg:scale=3"):
+        found = call("pixart", pipe, **own)
+    assert close(found, wanted)
+    assert kinds(cached) == kinds(plain)
+    assert cached.hits == 7
+    with caching(pipe, lite) as cached, guided(pipe, GuidanceForecast(3.0)) as ledger:
+        call("pixart", pipe, **own)
+    assert kinds(cached)[1::2] == ["full", "skip", "skip"] * 2
+    assert ledger.rows == 18
+    assert [each.branch for each in cached.calls] == ["uncond+cond", "cond"] * 6
+
+
+def test_a_cache_above_guidance_is_refused_and_leaves_no_trace():
+    pipe = pipeline("pixart")
+    before = set(vars(network(pipe)))
+    with pytest.raises(SettingError, match="put the cache on first"), guided(pipe, CFG(3.0)):
+        enable_cache(pipe, "taylorseer:interval=3")
+    assert set(vars(network(pipe))) == before
+
+
+def test_guidance_that_never_stops_is_warned_of():
+    pipe, never = pipeline("pixart"), AdaptiveGuidance(3.0, warmup=9)
+    idle = pytest.warns(UserWarning, match="adaptive guidance left out none of 5")
+    with idle, guided(pipe, never):
+        call("pixart", pipe, **on("pixart"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*left out none")
+        with guided(pipe, SOON):
+            call("pixart", pipe, **on("pixart"))

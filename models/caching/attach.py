@@ -15,7 +15,7 @@ from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
-from ..modules import uncompiled
+from ..modules import is_answered_for, uncompiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
 from .module_engine import ModuleEngine
@@ -170,6 +170,11 @@ def _check_free(root: nn.Module, group: Any) -> None:
     if hooks.found(root) is not None or getattr(root, "is_cache_enabled", False):
         raise SettingError(
             f"{name} has a cache already; take it off first with disable_cache(network)"
+        )
+    if is_answered_for(root):
+        raise SettingError(
+            f"{name} is guided already, and a cache on it would see rows that the guidance leaves"
+            " out; put the cache on first: with caching(pipe, ...), guided(pipe, ...): pipe(...)"
         )
     if group is None and getattr(root, "_parallel_config", None) is not None:
         raise SettingError(

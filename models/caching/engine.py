@@ -264,6 +264,7 @@ class Engine(ABC):
             if set(place.branches) < set(track.branches):
                 track.keep(place.branches)
                 return track
+        self.ledger.restarts += track is not None
         self.tracks[place.key] = Track(facts, place.branches)
         return self.tracks[place.key]
 
@@ -331,8 +332,12 @@ def _position(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:
 def warn_of_zero_hits(ledger: CacheLedger, policy: Policy) -> None:
     """A cache that never skipped cost time and saved none: the user should hear of it."""
     if ledger.calls and not ledger.hits and not policy.off:
+        advice = "raise its threshold or interval, or drop it"
+        if ledger.restarts > 1:
+            advice = (
+                f"its batch changed between them {ledger.restarts} times, which makes it start"
+                " anew; drop it, or the guidance that leaves rows out"
+            )
         warnings.warn(
-            f"{policy.info.name} skipped none of {len(ledger.calls)} calls; raise its threshold"
-            " or interval, or drop it",
-            stacklevel=4,
+            f"{policy.info.name} skipped none of {len(ledger.calls)} calls; {advice}", stacklevel=4
         )

@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0
+from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0, warn_of_no_savings
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -42,4 +42,5 @@ __all__ = [
     "names",
     "policy_class",
     "policy_of",
+    "warn_of_no_savings",
 ]

@@ -62,9 +62,13 @@ class AdaptiveGuidance(Scaled):
     landing: Literal["drop", "hold", "linear"] = "drop"
     rewrite_history: bool = False
 
+    @property
+    def saves(self) -> bool:
+        return not self.off
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -1.0 < self.threshold <= 1.0:
+        if not -1.0 < self.threshold < 1.0:
             raise SettingError(
                 f"adaptive: a threshold of a cosine lies in (-1, 1], not {self.threshold:g}; 1 is"
                 " off, 0.99 a start"

@@ -7,8 +7,9 @@ network and guidance: u + w (c - u) is the same rule in x0, eps and v, because e
 others with the same coefficients for both branches.
 """
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Denoiser, Network
 from ...models.errors import SettingError
+from ...models.ledger import Ledger
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Rewritable, Solver, queries
 
@@ -105,6 +107,11 @@ class Guidance:
         return False
 
     @property
+    def saves(self) -> bool:
+        """Whether it is there to leave evaluations out, where a run lets it."""
+        return False
+
+    @property
     def rewrites(self) -> bool:
         """Whether the solver's memory follows where the guidance stops or starts."""
         return False
@@ -144,6 +151,25 @@ class Conditional(Guide):
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         return outputs[0]
+
+
+def nested(policy: Guidance) -> Iterator[Guidance]:
+    """A policy and those inside it, outermost first."""
+    inner: Guidance | None = policy
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "inner", None)
+
+
+def warn_of_no_savings(policy: Guidance, ledger: Ledger) -> None:
+    """Warns of a policy that is there to leave evaluations out and left out none."""
+    idle = [each.name for each in nested(policy) if each.saves]
+    if idle and ledger.rows == 2 * ledger.evaluations > 0:
+        warnings.warn(
+            f"{idle[0]} guidance left out none of {ledger.evaluations} unconditional evaluations;"
+            " lower its threshold, or take cfg",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

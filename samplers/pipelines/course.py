@@ -18,7 +18,7 @@ from ...models.prediction import Prediction
 from ...models.schedule import Node
 from ...solvers import solver
 from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, policy_of
-from ..guidance.base import Guidance, Moment, Setup
+from ..guidance.base import Guidance, Moment, Setup, nested
 from ..guidance.space import back, read
 from .process import Process
 from .times import grid_at_labels
@@ -139,14 +139,6 @@ def take_policy(given: Guidance | str) -> Guidance:
                 " does not have; sample with Sampler.from_pipeline, or take adaptive or interval"
             )
     return policy
-
-
-def nested(policy: Guidance) -> Iterator[Guidance]:
-    """A policy and those inside it, outermost first."""
-    inner: Guidance | None = policy
-    while inner is not None:
-        yield inner
-        inner = getattr(inner, "inner", None)
 
 
 def _moments(labels: Sequence[float], nodes: Sequence[Node]) -> Iterator[Moment]:

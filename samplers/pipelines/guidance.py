@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from ...models.architectures import PIPELINES
 from ...models.architectures.base import GuidanceLayout
+from ...models.caching import Attachment, attached
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
+from ...models.hold import hold
 from ...models.ledger import Ledger
-from ..guidance.base import Guidance
-from .course import Course, Planned, known, nearest, nested, take_policy
+from ...models.modules import STAND_IN
+from ..guidance.base import Guidance, nested, warn_of_no_savings
+from .course import Course, Planned, known, nearest, take_policy
 
 SLOTS = ("unet", "transformer", "transformer_2")
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
@@ -69,6 +72,7 @@ def guided(pipe: Any, policy: Guidance | str) -> Iterator[Ledger]:
             f"{run.name} was not run inside this context with the scheduler and network it had at"
             " its start, so nothing was guided; call pipe(...) within it"
         )
+    warn_of_no_savings(policy, run.ledger)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Run:
 
     def _forget(self) -> None:
         self.course: Course | None = None
+        self.cache: Attachment | None = None
         self.n = self.calls = 0
         self.cond = self.held = torch.empty(0)  # the answer to the first of two calls, and a copy
         self.result: Tensor | None = None  # what the scheduler has to be handed
@@ -168,10 +173,17 @@ class Run:
             torch.arange(images, device=c.device) if ask.rows is None else ask.rows for ask in asks
         ]
         index = torch.cat([*rows[:-1], rows[-1] + images])
+        self._tell_cache(asks)
         raws = torch.split(call.on(None if len(index) == len(call.x) else index), [*map(len, rows)])
         self._count(images, len(index))
         self.result = self._combine(raws, c)
         return torch.cat([self.result, self.result])
+
+    def _tell_cache(self, asks: Sequence[Ask]) -> None:
+        """Says to a cache beneath which branches come next; it cannot tell rows left out."""
+        assert self.course is not None
+        if self.cache is not None and all(ask.rows is None for ask in asks):
+            self.cache.announce([ask.branch for ask in asks], self.course.moment.stage)
 
     def _first(self, call: Call) -> Tensor:
         """The answer to the conditional one of two calls."""
@@ -209,6 +221,9 @@ class Run:
         process, labels = known(self.pipe.scheduler)
         start = self._place(self.layout.timestep(call.told), labels)
         self.ledger.images += images
+        self.cache = attached(self.pipe)
+        if self.cache is not None:
+            self.cache.reset()
         return Course(self.policy, Planned(process, labels[start:], images))
 
     def _say_whose_scale(self) -> None:
@@ -285,20 +300,23 @@ def _networks(pipe: Any) -> list[nn.Module]:
 def _replaced(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
     """A method answered for, with itself as the first argument; its signature stays."""
     original, own = getattr(owner, name), vars(owner).get(name)
-    if hasattr(original, "_guided"):
+    if getattr(original, STAND_IN, False):
         raise SettingError("this pipeline is guided already; leave that context before another one")
 
     @functools.wraps(original)
     def ours(*args: Any, **named: Any) -> Any:
         return answer(original, *args, **named)
 
-    ours._guided = True  # type: ignore[attr-defined]
-    setattr(owner, name, ours)
+    setattr(ours, STAND_IN, True)
+    module = owner if isinstance(owner, nn.Module) else None
+    with hold(module, alone=True):
+        setattr(owner, name, ours)
     try:
         yield
     finally:
-        if vars(owner).get(name) is ours:  # else model offloading has put its own there
-            setattr(owner, name, own) if own is not None else delattr(owner, name)
+        with hold(module, alone=True):
+            if vars(owner).get(name) is ours:  # else model offloading has put its own there
+                setattr(owner, name, own) if own is not None else delattr(owner, name)
 
 
 def _rows(value: Any, rows: int, index: Tensor) -> Any:

@@ -17,8 +17,8 @@ from ...models.architectures import architecture_of, known_classes
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
-from ..guidance.base import BOTH, Guidance
-from .course import Course, Planned, known, nearest, nested, take_policy
+from ..guidance.base import BOTH, Guidance, nested
+from .course import Course, Planned, known, nearest, take_policy
 
 SAME = 0.51  # labels this near are one; some pipelines round them
 
