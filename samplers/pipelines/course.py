@@ -56,7 +56,7 @@ class Course:
             forward=_never,
             schedule=grid.schedule,
             prediction=self.kind,
-            shape=(),
+            shape=(1,),  # not known before the first call, and not asked for
             decode=lambda x: x,  # they are latents
             name="the pipeline's network",
         )
