@@ -102,13 +102,13 @@ def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def class_name_of(config: Mapping[str, Any]) -> str:
-    """The scheduler that a config is of: of one of ours, the one that it comes from."""
+    """Returns the scheduler that a config is of: of one of ours, the one that it comes from."""
     name = str(config.get("_class_name") or "")
     return str(config.get("base_class") or "") if name in ("", OURS) else name
 
 
 def shift_key_of(config: Mapping[str, Any]) -> str:
-    """The key of a flow network's shift. A converted config may have both: one is a leftover."""
+    """Returns the key of a flow network's shift; a converted config may have a leftover too."""
     flow = class_name_of(config).startswith(FLOW_CLASSES)
     own, other = SHIFTS if flow else reversed(SHIFTS)
     return other if own not in config and other in config else own

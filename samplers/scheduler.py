@@ -406,13 +406,13 @@ class SolverScheduler(SchedulerMixin, ConfiguredScheduler):  # type: ignore[misc
         return node_at(self._plan.grid.schedule if self._plan else self._unplanned(), label)
 
     def _unplanned(self) -> NoiseSchedule:
-        """The noise schedule; before a plan by what the config says now."""
+        """Returns the noise schedule; before a plan by what the config says now."""
         if self._plan is None:
             self._follow_config()
         return self.process.fixed
 
 
 def _sigmas(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Tensor:
-    """sigma of nodes on flow, and elsewhere sigma / alpha, on the CPU."""
+    """Returns sigma of nodes on flow, and elsewhere sigma / alpha, on the CPU."""
     flow = schedule.family == "flow"
     return torch.tensor([node.sigma if flow else node.kappa for node in nodes])

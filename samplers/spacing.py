@@ -56,6 +56,7 @@ SPACINGS: dict[str, Callable[..., list[float]]] = {
 
 
 def _count_labels(schedule: NoiseSchedule) -> int:
+    """Returns N; raises ScheduleError where a schedule is not discrete."""
     if isinstance(schedule, VPDiscrete):
         return schedule.num_train_timesteps
     raise ScheduleError(

@@ -18,7 +18,7 @@ def state_of(sample: Tensor) -> Tensor:
 
 
 def rescale(x: Tensor, factor: float) -> Tensor:
-    """factor x, and x itself where the factor is 1."""
+    """Returns factor x, and x itself where the factor is 1."""
     return x if factor == 1.0 else factor * x
 
 

@@ -33,7 +33,7 @@ INSTEAD = {  # of fields that say what runs in diffusers: what says it here
 
 
 def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The config of the network, with what own changes in it, and the choices of what shall run.
+    """Returns the network's config, with what own changes in it, and the choices of what shall run.
 
     Of the choices in the config those hold that own does not replace: a solver takes the place of
     a schedule and the other way round. use_karras_sigmas and its like are grids.
@@ -59,14 +59,14 @@ def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dic
 
 
 def _with_class(base: dict[str, Any]) -> dict[str, Any]:
-    """A config that says its class, which its fields alone do before others are added."""
+    """Returns a config that says its class, which its fields do until others are added."""
     with suppress(ModelError):
         return base | {"base_class": class_name_of(base) or class_of(base)}
     return base
 
 
 def _with_one_shift(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes with the shift, which has two names, under the one that counts in this config."""
+    """Returns changes with the shift, which has two names, under the one that counts here."""
     shifts, main = _shifts(base, changes), shift_key_of(base)
     if any(shifts[key] != changes[key] for key in SHIFTS if key in changes):
         raise SettingError("shift and flow_shift are one number; give one of them")
@@ -75,14 +75,14 @@ def _with_one_shift(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def _shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The shift under all names that it has, if it is changed: none shall keep the old value."""
+    """Returns a changed shift under all names that it has: none shall keep the old value."""
     values = [changes[key] for key in SHIFTS if key in changes]
     names = {shift_key_of(base), *(key for key in SHIFTS if key in base or key in changes)}
     return dict.fromkeys(names, values[0]) if values else {}
 
 
 def _still_defaults(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The fields that nobody set, for which another class takes its own defaults."""
+    """Returns the fields that nobody set, for which another class takes its own defaults."""
     fields = base.get("_use_default_values", ())
     return {"_use_default_values": [key for key in fields if key not in changes]} if fields else {}
 
@@ -101,8 +101,8 @@ def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None
 def _with_grid_named(
     base: Mapping[str, Any], kept: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """use_karras_sigmas=True, as diffusers has it, is grid="karras", and a timestep_spacing that
-    is asked for is the grid of this name."""
+    """Puts a grid in the place of use_karras_sigmas=True and its like, as diffusers has them, and
+    beside a timestep_spacing that is asked for."""
     flags = [flag for flag in GRID_FLAGS if own.get(flag)]
     spaced = ["timestep_spacing"] if own.get("timestep_spacing") is not None else []
     asked = flags + spaced + [key for key in ("grid", "schedule") if own.get(key) is not None]
@@ -143,6 +143,7 @@ def _agrees(key: str, value: Any) -> bool:
 
 
 def _spaces(key: str, grid: str) -> bool:
+    """Tells whether a field says where the steps lie, if this grid is asked for."""
     return key == "timestep_spacing" or (key == "steps_offset" and grid.startswith("leading:"))
 
 

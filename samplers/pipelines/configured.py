@@ -67,7 +67,7 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
         return self.choices.explodes(self.process)
 
     def _outside(self, node: Node) -> float:
-        """The factor from a state here to what the pipeline holds."""
+        """Returns the factor from a state here to what the pipeline holds."""
         return 1.0 / node.alpha if self._explodes else 1.0
 
     def _decide(self, process: Process, choices: Choices) -> None:

@@ -23,8 +23,8 @@ SPARE = {  # they take one point more than there are steps
 
 
 def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
-    """The grid where none is chosen: what its flags say, of LCM and TCD the labels that they were
-    distilled at, else uniform on flow, as pipelines do."""
+    """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
+    they were distilled at, else uniform on flow, as pipelines do."""
     for flag, grid in GRID_FLAGS.items():
         if config.get(flag):
             return grid
@@ -35,7 +35,7 @@ def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
 
 
 def spacing_grid(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The grid that the class of a config makes of a timestep_spacing that own asks for."""
+    """Returns the grid that the class of a config makes of a timestep_spacing that own asks for."""
     fields = {key for key in config if not key.startswith("_") and key != "base_class"}
     classes = {class_name_of(config)} - {""} or set(classes_with(fields))
     spare, asked = int(bool(classes & SPARE)), {**config, **own}

@@ -12,14 +12,14 @@ from typing import Any
 
 
 def current_values(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a config now has, of which those before are known: of an item and its
-    attribute the one that was changed, and the attribute if both were."""
+    """Returns the values that a config now has, given those before: of an item and its attribute
+    the one that was changed, and the attribute if both were."""
     items = {key: value for key, value in config.items() if not key.startswith("_")}
     return items | changed_values(attributes_of(config), before)
 
 
 def attributes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The public attributes of a config; none of a plain dict."""
+    """Returns the public attributes of a config; none of a plain dict."""
     found: dict[str, Any] = getattr(config, "__dict__", {})
     return {key: value for key, value in found.items() if not key.startswith("_")}
 
@@ -32,7 +32,7 @@ def write_values(config: OrderedDict[str, Any], values: Mapping[str, Any]) -> No
 
 
 def changed_values(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are new or other than before."""
+    """Returns those of the values that are new or other than before."""
     return {
         key: value
         for key, value in values.items()

@@ -84,7 +84,7 @@ class Choices:
         state: str | None = None,
         check_finite: bool = False,
     ) -> "Choices":
-        """What `SolverScheduler.from_config` is told of them."""
+        """Makes them of what `SolverScheduler.from_config` is told."""
         times = grid if isinstance(grid, str) else floats("grid", grid)
         return cls(solver, times, nfe, _read_schedule(schedule), final, state, check_finite)
 
@@ -186,7 +186,7 @@ class Choices:
 
 
 def _read_schedule(schedule: Schedule | str | Path | None) -> Schedule | None:
-    """A schedule: itself, its JSON text, a file, or the name of a preset."""
+    """Reads a schedule: itself, its JSON text, a file, or the name of a preset."""
     if schedule is None or isinstance(schedule, Schedule):
         return schedule
     text = str(schedule)

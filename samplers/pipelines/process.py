@@ -83,7 +83,7 @@ class Process:
         raise AttributeError(f"a {self.fixed.family} schedule has no betas")
 
     def trained(self) -> TimeGrid:
-        """Every training timestep, as schedulers of diffusers list them before a run."""
+        """Returns every training timestep, as schedulers of diffusers list them before a run."""
         n = int(self.config.get("num_train_timesteps", 1000))
         if self.fixed.family == "edm":
             return time_grid("karras", self.fixed, n)
@@ -138,7 +138,7 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 
 def classes_with(fields: Set[str]) -> list[str]:
-    """The schedulers of diffusers that have exactly these fields, sorted."""
+    """Returns the schedulers of diffusers that have exactly these fields, sorted."""
     import diffusers.schedulers as known
 
     names = sorted(name for name in dir(known) if name.endswith("Scheduler"))
