@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,8 +24,16 @@ from ..models.errors import SettingError, UnknownNameError
 from ..models.ledger import Ledger
 from ..models.prediction import Prediction, convert
 from ..models.registry import parse_spec
-from ..models.schedule import Node, NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
-from ..samplers.conditions import branches_of, check_branches, rows_of
+from ..models.schedule import (
+    Cosine,
+    Node,
+    NoiseSchedule,
+    RectifiedFlow,
+    TimeGrid,
+    VPDiscrete,
+    VPLinear,
+)
+from ..samplers.conditions import Conditions, branches_of, check_branches, rows_of
 from ..samplers.guidance import Guidance, Moment, Thresholded, Unguided
 from ..samplers.noise import Noise
 from ..samplers.sampler import Result
@@ -70,15 +79,15 @@ RIVALS = {
     "deis-karras": Rival(DEIS, None, KARRAS),
 }
 FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+TIMES = 1000  # at which a continuous process is told to a scheduler
 NOISE_LEFT = 0.05  # a run that ends above this sigma / alpha has not ended
-PREDICTS = {Prediction.EPS: "epsilon", Prediction.V: "v_prediction"}
 
 
 class RivalSampler:
     """Draws images with a diffusers scheduler; called as `Sampler` is, its budget fixed.
 
     Args:
-        network: predicts eps or v on a discrete VP schedule, or the velocity of rectified flow.
+        network: of a variance-preserving process or of rectified flow, whatever it predicts.
         spec: a name of `RIVALS`, or `name:argument=value,...` with arguments of the scheduler.
         nfe: network evaluations per image.
 
@@ -100,6 +109,8 @@ class RivalSampler:
         seeds: Sequence[int],
         *,
         class_labels: int | Sequence[int] | None = None,
+        conditions: Conditions | None = None,
+        negative: Conditions | None = None,
         guidance: Guidance | None = None,
         batch: int = 32,
     ) -> Result:
@@ -107,7 +118,7 @@ class RivalSampler:
         guidance = guidance or Unguided()
         if isinstance(guidance, Thresholded):
             raise SettingError("a rival has thresholding of its own; drop the threshold")
-        branches = branches_of(self.network, len(seeds), class_labels, None, None)
+        branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, self.grid)
         ledger, parts = Ledger(images=len(seeds)), []
         start = time.perf_counter()
@@ -143,15 +154,15 @@ def _unscaled(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple[Tensor, ...]:
-    """What the network itself returns, one per branch, read through the denoiser that counts."""
-    network = denoiser.network
-    if network.prediction is Prediction.EPS:
-        return denoiser.eps(x, node, branches)
-    if network.prediction is Prediction.FLOW:
-        _, rate = network.schedule.slope(node.t)
+    """What the scheduler expects, one per branch, read through the denoiser that counts."""
+    schedule = denoiser.network.schedule
+    if isinstance(schedule, RectifiedFlow):
+        _, rate = schedule.slope(node.t)
         return tuple(out / rate for out in denoiser.velocity(x, node, branches))
-    found = denoiser.x0(x, node, branches)
-    return tuple(convert(x0, x, node, Prediction.X0, network.prediction) for x0 in found)
+    if denoiser.network.prediction is Prediction.V:
+        found = denoiser.x0(x, node, branches)
+        return tuple(convert(x0, x, node, Prediction.X0, Prediction.V) for x0 in found)
+    return denoiser.eps(x, node, branches)
 
 
 def rival_names() -> list[str]:
@@ -200,18 +211,29 @@ def _maker(network: Network, spec: str) -> Callable[[int], Any]:
 def _process(network: Network, known: set[str]) -> Settings:
     """The arguments that tell a scheduler of the network's noise schedule and prediction."""
     schedule = network.schedule
-    if isinstance(schedule, RectifiedFlow) and network.prediction is Prediction.FLOW:
-        if schedule.terminal is not None or schedule.time_scale != 1000.0:
-            raise SettingError("rivals run on flow networks with times 0..1000 and no terminal")
+    if isinstance(schedule, RectifiedFlow):
+        if schedule.terminal is not None:
+            raise SettingError("rivals run on flow networks without a terminal time")
         if "use_flow_sigmas" in known:
             return {**FLOW_SIGMAS, "flow_shift": schedule.shift}
         return {"shift": schedule.shift}
-    if isinstance(schedule, VPDiscrete) and network.prediction in PREDICTS:
-        return _variance_preserving(schedule, known, PREDICTS[network.prediction])
+    if isinstance(schedule, VPDiscrete | VPLinear | Cosine):
+        predicts = "v_prediction" if network.prediction is Prediction.V else "epsilon"
+        return _variance_preserving(_discrete(schedule), known, predicts)
     raise SettingError(
-        f"rivals run on discrete VP networks that predict eps or v, and on rectified flow;"
-        f" {network.name} predicts {network.prediction} on {schedule.family}"
+        f"rivals run on variance-preserving processes and on rectified flow; {network.name} is of"
+        f" {schedule.family}, for which diffusers' schedulers bring a preconditioning of their own"
     )
+
+
+@cache
+def _discrete(schedule: VPDiscrete | VPLinear | Cosine) -> VPDiscrete:
+    """The discrete process that a scheduler is told of: a continuous one at even times."""
+    if isinstance(schedule, VPDiscrete):
+        return schedule
+    first, span = schedule.t_min, schedule.t_max - schedule.t_min
+    times = [first + span * i / (TIMES - 1) for i in range(TIMES - 1)] + [schedule.t_max]
+    return VPDiscrete.from_alphas_cumprod([schedule.at(t).alpha ** 2 for t in times])
 
 
 def _variance_preserving(schedule: VPDiscrete, known: set[str], predicts: str) -> Settings:
@@ -248,6 +270,10 @@ def _node(schedule: NoiseSchedule, label: float) -> Node:
     """The node whose network label is the timestep that a scheduler passes on."""
     if isinstance(schedule, VPDiscrete):
         return schedule.at(min((label + 1.0) / schedule.num_train_timesteps, 1.0))
+    if isinstance(schedule, VPLinear | Cosine):
+        if not 0.0 < label < TIMES - 1:
+            return schedule.at(schedule.t_min if label <= 0.0 else schedule.t_max)
+        return schedule.at_lam(_node(_discrete(schedule), label).lam)
     tau = label / 1000.0
     if tau >= 1.0:
         return schedule.at(schedule.t_max)

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -37,8 +38,8 @@ def teacher(
             The name stands for everything here, the version of fewstep, and two answers of the
             network to the first seed, which tell its weights and dtype. A file that does not hold
             what it should is replaced.
-    call:   further arguments of `Sampler`, no tensors if there is a cache: class_labels, guidance,
-            batch, final, nfe and so on.
+    call:   further arguments of `Sampler`: class_labels, conditions, guidance, batch, final, nfe
+            and so on. Tensors count by their values.
     """
     call["solver"], seeds = take_solver(solver), checked_seeds(seeds)
     if cache is None:
@@ -48,7 +49,7 @@ def teacher(
     samples = _read(path, key)
     if samples is None:
         samples = Sampler(network)(seeds, **call).samples.contiguous()
-        body = save({"samples": samples}, {"key": key, "sha256": _sha256(samples)})
+        body = save({"samples": samples}, {"key": key, "sha256": digest_of(samples)})
         write_bytes(path, body)
     return samples
 
@@ -63,9 +64,12 @@ def _key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
         "call": json.loads(json.dumps(call, default=_plain)),
     }
     labels = parts["call"].get("class_labels")
-    first = labels[:1] if isinstance(labels, list) else labels
-    answers = Sampler(network)(seeds[:1], class_labels=first, solver="ddim", nfe=2).samples
-    return json.dumps({**parts, "answers": _sha256(answers)}, sort_keys=True)
+    given: dict[str, Any] = {"class_labels": labels[:1] if isinstance(labels, list) else labels}
+    for name in ("conditions", "negative"):
+        if call.get(name) is not None:
+            given[name] = {key: value[:1] for key, value in call[name].items()}
+    answers = Sampler(network)(seeds[:1], **given, solver="ddim", nfe=2).samples
+    return json.dumps({**parts, "answers": digest_of(answers)}, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
@@ -81,6 +85,8 @@ def _plain(value: Any) -> Any:
         }
         body = {name: each for name, each in asdict(value).items() if name not in later}
         return [type(value).__name__, body]
+    if isinstance(value, Tensor):
+        return [str(value.dtype), list(value.shape), digest_of(value)]
     if isinstance(value, Sequence):
         return list(value)
     raise SettingError(f"a cache cannot be named after a {type(value).__name__}; use cache=None")
@@ -93,8 +99,10 @@ def _read(path: Path, key: str) -> Tensor | None:
             facts, samples = file.metadata(), file.get_tensor("samples")
     except (OSError, SafetensorError):
         return None
-    return samples if facts == {"key": key, "sha256": _sha256(samples)} else None
+    return samples if facts == {"key": key, "sha256": digest_of(samples)} else None
 
 
-def _sha256(samples: Tensor) -> str:
-    return hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()
+def digest_of(values: Tensor) -> str:
+    """The sha256 of a tensor's bytes."""
+    body = values.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(body.numpy().tobytes()).hexdigest()

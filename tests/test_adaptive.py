@@ -4,6 +4,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 
 from fewstep import CFG, Sampler, from_module, solver
 from fewstep.cli import app
+from fewstep.models.denoiser import Network
 from fewstep.models.errors import NonFiniteError, SettingError
-from fewstep.models.schedule import Cosine, RectifiedFlow, TimeGrid, VPDiscrete
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete
 from fewstep.samplers.grid import Final
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.teacher import teacher
@@ -582,8 +585,22 @@ def test_teacher_replaces_a_damaged_file(tmp_path, damage, recwarn):
     assert not recwarn.list
 
 
+def test_teachers_of_other_conditions_are_kept_apart(tmp_path):
+    def forward(x, node, conditions):
+        return conditions["y"].expand_as(x)
+
+    network = Network(
+        forward=forward, schedule=EDM(), prediction=Prediction.X0, shape=(1,), needs=("y",)
+    )
+    for value in (0.25, 0.5, 0.25):
+        given = {"y": torch.tensor([[value], [value + 1.0]])}
+        ends = teacher(network, range(2), solver="ddim", nfe=3, cache=tmp_path, conditions=given)
+        torch.testing.assert_close(ends, given["y"])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_teacher_says_what_cannot_be_cached(tmp_path):
-    with pytest.raises(SettingError, match="cannot be named after a Tensor; use cache=None"):
-        teacher(gaussian(), range(2), cache=tmp_path, conditions={"y": torch.zeros(2, 1)})
-    with pytest.raises(SettingError, match="cannot write"):
+    with pytest.raises(SettingError, match="cannot be named after a Random; use cache=None"):
+        teacher(gaussian(), range(2), cache=tmp_path, guidance=Random(0))
+    with pytest.raises(SettingError, match="missing' does not exist"):
         teacher(gaussian(), range(2), cache=tmp_path / "missing")

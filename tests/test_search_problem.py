@@ -8,9 +8,13 @@ from laws import GAUSSIAN, MIXTURE, f64
 from torch.testing import assert_close
 
 from fewstep.eval.data import DataError
+from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.guided import guided_schedule
 from fewstep.eval.search.objective import log_mse, names, objective, rmse
 from fewstep.eval.search.problem import BLOCKS, Block, Problem, Teacher
+from fewstep.eval.search.run import Search, run
+from fewstep.eval.search.size import Size
+from fewstep.eval.search.space import Space
 from fewstep.eval.search.toy import TEACHER, mixture, named, table_block, toy, toy_mean
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
@@ -48,6 +52,78 @@ def ddim(problem, steps=4):
 
 
 # Problems
+
+
+def conditional(**fields):
+    """A network that draws what its condition says, as a problem on three conditions in turn."""
+
+    def forward(x, node, conditions):
+        return conditions["y"].reshape(-1, 1, 1, 1).expand_as(x)
+
+    network = Network(
+        forward=forward,
+        schedule=RectifiedFlow(),
+        prediction=Prediction.X0,
+        shape=(1, 2, 2),
+        needs=("y",),
+        name="conditional",
+    )
+    given = {"conditions": {"y": torch.tensor([[0.5], [1.5], [2.5]])}, "teacher": QUICK}
+    return Problem.of(network, (5, 4, 4), **{**given, **fields})
+
+
+def test_conditions_reach_the_teacher_and_the_schedules(tmp_path):
+    problem = conditional(cache=tmp_path)
+    for name in BLOCKS:
+        block = problem.block(name)
+        expected = torch.tensor([seed % 3 + 0.5 for seed in block.seeds])
+        for ends in (block.ends, problem.ends(ddim(problem), block)):
+            assert_close(ends, expected.reshape(-1, 1, 1, 1).expand_as(ends))
+    part = problem.block("train").pick([3, 1])
+    assert_close(problem.ends(ddim(problem), part)[:, 0, 0, 0], expected_of(part))
+
+
+def expected_of(block):
+    return torch.tensor([seed % 3 + 0.5 for seed in block.seeds])
+
+
+def test_negative_conditions_guide():
+    negative = {"y": torch.tensor([[1.0]])}
+    problem = conditional(negative=negative, cfg_scale=2.0)
+    block = problem.block("validation")
+    expected = 2.0 * expected_of(block) - 1.0
+    assert_close(block.ends[:, 0, 0, 0], expected)
+    assert_close(problem.ends(ddim(problem), block)[:, 0, 0, 0], expected)
+
+
+def test_a_problem_without_what_its_network_needs_is_refused_at_once():
+    with pytest.raises(FewstepError, match="conditional needs y; pass conditions"):
+        conditional(conditions={})
+    with pytest.raises(SettingError, match="has no unconditional branch"):
+        conditional(cfg_scale=2.0)
+    with pytest.raises(SettingError, match="class 7 does not exist"):
+        small(labels=(0, 7))
+
+
+def test_searches_with_other_conditions_are_others(tmp_path):
+    def search(**fields):
+        problem = conditional(**fields)
+        return Search(
+            problem=problem,
+            objective=objective("terminal", problem.network),
+            space=Space(process=problem.network.schedule),
+            size=Size(2),
+            strategies=("grid",),
+            budget=Budget("candidates", 1),
+            folder=tmp_path,
+        )
+
+    run(search())
+    run(search())
+    with pytest.raises(SettingError, match="of another search: its conditions"):
+        run(search(conditions={"y": torch.tensor([[0.0]])}))
+    with pytest.raises(SettingError, match="of another search: its negative"):
+        run(search(negative={"y": torch.tensor([[0.0]])}))
 
 
 def test_blocks_are_disjoint_and_hold_what_they_say():

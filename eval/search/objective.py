@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...models.denoiser import Network
-from ...models.errors import NonFiniteError, SettingError, UnknownNameError
+from ...models.errors import NonFiniteError, ScheduleError, SettingError, UnknownNameError
 from ...samplers.images import to_uint8
 from ...solvers import Schedule
 from ..data import images_of
@@ -46,9 +46,10 @@ class OfEnds:
     figure: Figure
 
     def __call__(self, problem: Problem, schedule: Schedule, block: Block) -> float:
+        schedule.check_process(problem.network.schedule)
         try:
             return self.of(problem.ends(schedule, block), block)
-        except NonFiniteError:
+        except (NonFiniteError, ScheduleError):  # of its process, it has weights beyond float32
             return math.inf
 
     def of(self, ends: Tensor, block: Block) -> float:

@@ -17,7 +17,7 @@ from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
-from ...samplers.conditions import branches_of, check_branches, rows_of
+from ...samplers.conditions import Branches, Conditions, branches_of, check_branches
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
 from ...samplers.noise import Noise, checked_seeds
@@ -92,6 +92,8 @@ class Problem:
     network:   whose ends, before decoding, are to be reached.
     train, validation, test: seeds of the blocks; disjoint.
     labels:    seed s gets labels[s mod len(labels)]; () where there are no classes.
+    conditions: further tensors (k, *) that the network is given, by name, such as embedded prompts:
+               seed s gets row s mod k. negative: the same for the unconditional branch.
     cfg_scale: of classifier-free guidance; 1 is off.
     teacher:   where the ends come from.
     cache:     an existing folder that keeps the teacher's ends; None keeps none.
@@ -104,6 +106,8 @@ class Problem:
     validation: Sequence[int]
     test: Sequence[int]
     labels: tuple[int, ...] = ()
+    conditions: Conditions = field(default_factory=dict)
+    negative: Conditions | None = None
     cfg_scale: float = 1.0
     teacher: Teacher = Teacher()
     cache: Path | None = None
@@ -123,7 +127,9 @@ class Problem:
                 )
         if self.batch < 1:
             raise SettingError(f"batch must be at least 1, not {self.batch}")
-        make_plan(self.network.schedule, **self.teacher.choices())
+        plan = make_plan(self.network.schedule, **self.teacher.choices())
+        branches = self.branches_for(range(len(self.labels) or 1))
+        check_branches(self.network, branches, self.guidance, plan.grid)
 
     @classmethod
     def of(
@@ -190,8 +196,17 @@ class Problem:
 
     def denoiser(self, block: Block) -> Denoiser:
         """The network with the conditions of a block, counted in the ledger."""
-        branches = branches_of(self.network, len(block), block.labels, None, None)
-        return Denoiser(self.network, rows_of(branches, slice(None)), self.ledger)
+        return Denoiser(self.network, self.branches_for(block.seeds), self.ledger)
+
+    def branches_for(self, seeds: Sequence[int]) -> Branches:
+        """Labels and conditions of seeds, by branch."""
+        given = self.conditions_of(seeds)
+        return branches_of(self.network, len(seeds), self.labels_of(seeds), **given)
+
+    def conditions_of(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """The conditions of seeds and the negative ones, as `Sampler` takes them."""
+        given = {"conditions": self.conditions, "negative": self.negative}
+        return {name: each and _rows_in_turn(each, seeds) for name, each in given.items()}
 
     def answers(self, block: Block, x: Tensor, node: Node, branches: Asks | None) -> list[Tensor]:
         """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`.
@@ -238,7 +253,16 @@ class Problem:
                     guidance=guidance,
                     batch=self.batch,
                     **self.teacher.choices(),
+                    **{name: each for name, each in self.conditions_of(chunk).items() if each},
                 )
                 for chunk in chunks
             ]
         )
+
+
+def _rows_in_turn(conditions: Conditions, seeds: Sequence[int]) -> Conditions:
+    """Row s mod k of k for each seed s."""
+    return {
+        name: value[torch.tensor([seed % len(value) for seed in seeds])]
+        for name, value in conditions.items()
+    }

@@ -16,6 +16,7 @@ from ...models.files import write_bytes
 from ...models.probe import alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
+from ...samplers.teacher import digest_of
 from ...solvers import Schedule
 from ...solvers.schedule_data import ANSWER
 from .budget import Budget, Meter
@@ -344,7 +345,13 @@ def provenance(
 def identity(search: Search) -> dict[str, Any]:
     """What two searches must share to be compared score by score."""
     problem = search.problem
+    given = {"conditions": problem.conditions, "negative": problem.negative}
     return {
+        **{
+            name: {key: digest_of(value) for key, value in each.items()}
+            for name, each in given.items()
+            if each
+        },
         "model": problem.network.name,
         ANSWER: sketch(problem.network),
         "cfg_scale": problem.cfg_scale,
@@ -376,11 +383,12 @@ def _check_same(search: Search) -> None:
     if not path.exists():
         return
     mine, theirs = json.loads(json.dumps(identity(search))), _read(path, FACTS)
-    for name in (name for name in mine if not _same(name, mine[name], theirs.get(name))):
-        raise SettingError(
-            f"the log in {str(search.folder)!r} is of another search: its {name} is"
-            f" {theirs.get(name)!r}, not {mine[name]!r}; give another --log"
-        )
+    for name in dict.fromkeys([*mine, *theirs]):
+        if not _same(name, mine.get(name), theirs.get(name)):
+            raise SettingError(
+                f"the log in {str(search.folder)!r} is of another search: its {name} is"
+                f" {theirs.get(name)!r}, not {mine.get(name)!r}; give another --log"
+            )
 
 
 def check_memory(folder: Path) -> None:
