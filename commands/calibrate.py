@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, echo_left_out, one_line_errors, one_line_warnings, refuse_typed
+from .console import (
+    echo,
+    echo_left_out,
+    one_line_errors,
+    one_line_warnings,
+    refuse_typed,
+    say_progress,
+)
 from .options import MOST, MOST_STEPS, Device, Model
 
 
@@ -80,7 +87,7 @@ def calibrate(
             device=device,
         )
         bench = question.bench(out)
-        for _ in bench.run(progress=not quiet):
+        for _ in say_progress(bench.run(progress=not quiet), "runs", quiet):
             pass
         found = Found.of(question, bench)
         echo_left_out(bench.remarks if not quiet else ())

@@ -26,6 +26,7 @@ from .prediction import (
     velocity_from,
     x0_from,
 )
+from .reading import reason_of
 from .schedule import Node, NoiseSchedule
 from .transfer import Reading
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 CPU = torch.device("cpu")
+FAILURES = (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 LARGEST_SAMPLE = 2**34  # numbers in one sample, 64 GiB
 Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
 TOO_LARGE = 10.0  # times the size that an answer has for data of about one unit
@@ -303,19 +305,23 @@ class Denoiser:
 
 @contextmanager
 def _naming_conditions(name: str, conditions: Mapping[str, Tensor]) -> Iterator[None]:
-    """Raises SettingError where a network refuses the conditions that it was handed."""
+    """Raises SettingError where a network refuses its conditions, ModelError where it fails."""
     try:
         yield
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FAILURES as error:
         own = {key: value for key, value in conditions.items() if key != "class_labels"}
         passes = isinstance(error, FewstepError) or lacks_memory(error)
-        if passes or not own or not Reading.allowed:
+        if passes or not Reading.allowed:
             raise
+        if not own:
+            raise ModelError(
+                f"{name} fails when it is called ({type(error).__name__}: {reason_of(error)}); its"
+                " code or its config does not fit what it is handed"
+            ) from error
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in own.items())
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError(
-            f"{name} cannot be called with the conditions {shapes}: {reason}; give those of the"
-            " shapes that it was trained with"
+            f"{name} cannot be called with the conditions {shapes}: {reason_of(error)};"
+            " give those of the shapes that it was trained with"
         ) from error
 
 

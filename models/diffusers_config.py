@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ModelError
+from .errors import FewstepError, ModelError
 from .prediction import Prediction, check_terminal
+from .reading import reason_of
 from .schedule import (
     EDM,
     Cosine,
@@ -67,8 +68,19 @@ def from_scheduler_config(
 
     Raises:
         ModelError: if the config belongs to a process without alpha and sigma, or to a network
-            whose output is none of ours; the message says which.
+            whose output is none of ours, or holds values that are none; the message says which.
     """
+    try:
+        return _read(config, tokens)
+    except FewstepError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ModelError(
+            f"the scheduler config does not hold what it should: {reason_of(error)}"
+        ) from error
+
+
+def _read(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSchedule, Prediction]:
     name = class_name_of(config)
     if config.get("invert_sigmas"):
         raise ModelError(f"{name} runs from data to noise (invert_sigmas), which is not supported")

@@ -1,7 +1,9 @@
 """The errors a user can cause: each says what is wrong, what is known and what to do instead."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+
+SHOWN = 200  # characters of a name in a message
 
 
 class FewstepError(Exception):
@@ -9,13 +11,24 @@ class FewstepError(Exception):
 
 
 class UnknownNameError(FewstepError, LookupError):
-    """A name that no registry knows; the message suggests the nearest known one."""
+    """A name that no registry knows; the message suggests the nearest known one.
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        known = sorted(map(str, known))
-        close = get_close_matches(str(name), known, n=1, cutoff=0.5)
+    preferred: the one to suggest where it is as near as any.
+    """
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], preferred: str = "") -> None:
+        known, given = sorted(map(str, known)), str(name)[:SHOWN]
+        close = get_close_matches(given, known, n=1, cutoff=0.5)
+        if close and preferred and _likeness(given, preferred) >= _likeness(given, close[0]):
+            close = [preferred]
         hint = f"did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"no {kind} {name!r}; {hint}known: {', '.join(known)}")
+        shown = name if given == str(name) else f"{given}..."
+        super().__init__(f"no {kind} {shown!r}; {hint}known: {', '.join(known)}")
+
+
+def _likeness(given: str, known: str) -> float:
+    """As `get_close_matches` has it."""
+    return SequenceMatcher(None, known, given).ratio()
 
 
 class UnknownArgumentError(UnknownNameError, TypeError):

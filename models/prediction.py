@@ -43,7 +43,7 @@ class Prediction(StrEnum):
     @classmethod
     def named(cls, name: str) -> "Prediction":
         """The prediction by our name or by diffusers' `prediction_type`."""
-        ours = DIFFUSERS_NAMES.get(name, name)
+        ours = DIFFUSERS_NAMES.get(str(name), name)  # whatever else is given is none of them
         if ours not in list(cls):
             raise UnknownNameError("prediction", name, [*cls, *DIFFUSERS_NAMES])
         return cls(ours)

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import SettingError
+from .errors import SHOWN, SettingError
 
 LARGEST = 2**26  # bytes of a file that is read whole, unless its reader says otherwise
-SHOWN = 200  # characters of a name in a message
 M = TypeVar("M", bound=BaseModel)
 
 

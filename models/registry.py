@@ -24,10 +24,11 @@ class Registry(Generic[T]):
     """Values by name; a name can be taken once.
 
     noun: the word for one value in errors, such as "solver".
+    preferred: the name that errors suggest where it is as near as any other.
     """
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, preferred: str = "") -> None:
+        self.noun, self.preferred = noun, preferred
         self._values: dict[str, T] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -49,7 +50,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Returns the value of a name; raises UnknownNameError if there is none."""
         if not isinstance(name, str) or name not in self._values:
-            raise UnknownNameError(self.noun, name, self._values)
+            raise UnknownNameError(self.noun, name, self._values, self.preferred)
         return self._values[name]
 
 
@@ -118,7 +119,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from .errors import ScheduleError, SettingError, UnknownNameError
+from .errors import FewstepError, ScheduleError, SettingError, UnknownNameError
 from .node import Node, NoiseSchedule, check_range, scaled_time
 from .vp import Cosine, VPDiscrete, VPLinear
 
@@ -176,9 +176,11 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     try:
         schedule: NoiseSchedule = cls(**params)
         schedule.at(schedule.t_max)
-    except TypeError as error:
+    except FewstepError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise SettingError(
-            f"the parameters of {family!r} are not of their types: {error}"
+            f"the parameters of {family!r} are not of their types or out of range: {error}"
         ) from error
     return schedule
 

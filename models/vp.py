@@ -11,6 +11,8 @@ from typing import ClassVar
 from .errors import ScheduleError, SettingError, UnknownNameError
 from .node import Node, check_range, scaled_time
 
+MOST_TIMESTEPS = 100_000  # of a discrete schedule; published ones have 1000 or 4000
+
 
 def _half_log_snr(log_alpha: float) -> float:
     """lam of a variance-preserving node from ln(alpha); expm1 keeps the digits near t = 0."""
@@ -73,6 +75,11 @@ class VPDiscrete(_VariancePreserving):
         if self.trained_betas is not None:  # JSON brings a list
             object.__setattr__(self, "trained_betas", tuple(self.trained_betas))
             object.__setattr__(self, "num_train_timesteps", len(self.trained_betas))
+        if self.num_train_timesteps > MOST_TIMESTEPS:
+            raise SettingError(
+                f"a network is trained on at most {MOST_TIMESTEPS:,} timesteps, not"
+                f" {self.num_train_timesteps:g}"
+            )
         betas = self._betas() if self.num_train_timesteps > 1 else []
         if not betas or not all(0.0 < beta < 1.0 for beta in betas):
             raise SettingError("betas must be at least two numbers strictly between 0 and 1")

@@ -10,6 +10,7 @@ from ..models.prediction import Prediction
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
+from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
 from ..solvers.schedule_data import SCALE
@@ -17,7 +18,7 @@ from .budget import steps_for
 from .grid import Final, default_grid, time_grid
 from .guidance import CFG, Guidance
 
-DEFAULT_SOLVER = "unipc-2"
+DEFAULT_SOLVER = SOLVERS.preferred
 DEFAULT_NFE = 10
 
 

@@ -127,7 +127,7 @@ class SolverSettings(Protocol):
         ...
 
 
-SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver")
+SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver", "unipc-2")
 
 register, names = SOLVERS.register, SOLVERS.names
 

@@ -138,6 +138,8 @@ def test_sample_is_also_a_command_of_fewstep():
 
 BAD = [
     (["--solver", "unipc2"], "no solver 'unipc2'", "did you mean 'unipc-2'"),
+    (["--solver", "unipc"], "no solver 'unipc'", "did you mean 'unipc-2'"),
+    (["--solver", "unipc3"], "no solver 'unipc3'", "did you mean 'unipc-3'"),
     (["--solver", "unipc-2:order=3"], "no setting of unipc-2 'order'", "known:"),
     (["--solver", "unipc-2:solver_type=bh3"], "unipc-2", "solver_type", "bh3"),
     (["--solver", "ddim:order=3"], "ddim has no settings"),

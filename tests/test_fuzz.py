@@ -1,13 +1,17 @@
 """Bad inputs by the hundred, and those that once were taken, hung or ended in a traceback."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from fuzz import fuzz, hostile_folder, write_run
 from hostile import find_fault, run_command
 
+from fewstep import RectifiedFlow
 from fewstep.cli import app
+from fewstep.commands.console import say_progress
+from fewstep.samplers.plan import make_plan
 
 LONG, HUGE = "a" * 300, "9" * 20
 QUICK = ["sample", "--seeds", "0", "--nfe", "2"]
@@ -112,3 +116,34 @@ def test_some_generated_inputs():
 def test_many_generated_inputs():
     tally = fuzz(600, start=1)
     assert not tally.faults, "\n".join([*tally.faults, str(tally)])
+
+
+def test_planning_takes_time_in_proportion_to_the_steps():
+    """Twice the steps take twice the lines of Python, whatever the solver."""
+    for name in ("unipc-3", "sde-dpmpp-3", "sa-solver", "er-sde-3", "dpm-3m"):
+        few, many = (count_lines(name, steps) for steps in (150, 300))
+        assert many < 2.2 * few, name
+
+
+def count_lines(name, steps):
+    """Returns how many calls and lines of Python it takes to plan a run."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += 1
+        return count
+
+    sys.settrace(count)
+    try:
+        make_plan(RectifiedFlow(), name, steps=steps)
+    finally:
+        sys.settrace(None)
+    return calls
+
+
+def test_progress_is_said_where_no_bar_is_seen(monkeypatch, capsys):
+    clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(say_progress("abcd", "runs", quiet=False)) == list("abcd")
+    assert capsys.readouterr().err == "2 runs done in 11 s\n4 runs done in 22 s\n"
