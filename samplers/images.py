@@ -13,6 +13,7 @@ from ..models.errors import ModelError, SettingError
 from ..models.reading import ordinary_file, reason_of, shortened
 
 Picture = Image.Image
+VALUES = 100_000  # of a batch that are looked at for its range
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -30,6 +31,24 @@ def to_pil(images: Tensor) -> list[Picture]:
     """One PIL image per row of (B, C, H, W) in [-1, 1]."""
     arrays = to_uint8(images).numpy()
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def warn_of_grey(images: Tensor) -> None:
+    """Warns if samples fill less than half of [-1, 1], as those of data in another range do.
+
+    The darkest and the brightest hundredth are left out of it.
+    """
+    values = images.flatten()[:: max(1, images.numel() // VALUES)].float()
+    if not values.numel():
+        return
+    low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
+    if high - low < 1.0:
+        warnings.warn(
+            f"the samples lie between {low:.2g} and {high:.2g}, which is less than half of [-1, 1],"
+            " the range that pictures are made of; if the network was trained on data in another"
+            " range, give from_module the way to this one, as in decode=lambda x: 2 * x",
+            stacklevel=3,
+        )
 
 
 def contact_sheet(

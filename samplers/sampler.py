@@ -13,6 +13,7 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.load import load
+from ..models.modules import warn_in_training
 from ..models.pipeline_network import network_of
 from ..models.size import Size
 from ..models.speed import Speed
@@ -21,7 +22,7 @@ from .batches import Job
 from .conditions import Conditions, branches_of, check_branches
 from .grid import Final
 from .guidance import Guidance, policy_of
-from .images import Picture, to_pil
+from .images import Picture, to_pil, warn_of_grey
 from .loop import Callback, stage_calls
 from .noise import checked_seeds
 from .plan import Plan, check_scale, default_schedule, make_plan, plain_choices
@@ -41,6 +42,7 @@ class Result:
     @cached_property
     def images(self) -> list[Picture]:
         """The samples as PIL images, in the order of the seeds."""
+        warn_of_grey(self.samples)
         return to_pil(self.samples)
 
 
@@ -151,6 +153,7 @@ class Sampler:
         cache = None if cache is None else take_cache(cache)
         choices = plain_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
         plan = self._plan(choices, guidance)
+        warn_in_training(self.network.forward, self.network.name)
         branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
         _check_cache(cache, plan)

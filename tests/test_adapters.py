@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -247,3 +248,108 @@ def test_a_float64_network_is_told_its_time_in_float64():
     assert seen == {torch.float64}
     Sampler(from_module(network, **facts))([0], nfe=2)
     assert seen == {torch.float64, torch.float32}
+
+
+# Training mode
+
+
+class Normed(torch.nn.Module):
+    """A network whose answers depend on the batch while it is in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(1)
+
+    def forward(self, x, t):
+        return self.norm(x)
+
+
+class Wrapper:
+    """An object with a network in it."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, x, t):
+        return self.module(x, t)
+
+    def method(self, x, t):
+        return self.module(x, t)
+
+
+GLOBAL = Normed()
+
+
+def by_global(x, t):
+    return GLOBAL(x, t)
+
+
+def holding(module):
+    """Functions that hold a module in each of the ways there are."""
+
+    def inner(x, t):
+        return module(x, t)
+
+    def default(x, t, held=module):
+        return held(x, t)
+
+    def listed(x, t, parts=(module,)):
+        return parts[0](x, t)
+
+    wrapper = Wrapper(module)
+    return [
+        lambda x, t: module(x, t),
+        lambda x, t: inner(x, t),
+        default,
+        listed,
+        partial(lambda held, x, t: held(x, t), module),
+        wrapper,
+        wrapper.method,
+        module.forward,
+    ]
+
+
+def test_a_module_in_training_mode_is_found_behind_every_function():
+    module = Normed().train()
+    for function in [*holding(module), by_global]:
+        GLOBAL.train(), module.train()
+        schedule = RectifiedFlow(time_scale=1)
+        network = from_module(function, schedule=schedule, prediction="flow", shape=SHAPE)
+        sampler = Sampler(network)
+        with pytest.warns(UserWarning, match=r"a Normed behind .* is in training mode: .*\.eval"):
+            alone = sampler([0], nfe=2).samples
+        with pytest.warns(UserWarning, match="training mode"):
+            assert not torch.allclose(sampler([0, 1], nfe=2).samples[:1], alone, atol=1e-3)
+        GLOBAL.eval(), module.eval()
+        with warnings.catch_warnings(action="error"):
+            alone = sampler([0], nfe=2).samples
+            assert torch.equal(sampler([0, 1], nfe=2).samples[:1], alone)
+
+
+def test_a_module_itself_is_put_out_of_training_mode_and_watched():
+    module = Normed().train()
+    facts = {"schedule": RectifiedFlow(time_scale=1), "prediction": "flow", "shape": SHAPE}
+    sampler = Sampler(from_module(module, **facts))
+    with warnings.catch_warnings(action="error"):
+        sampler([0], nfe=2)
+    module.norm.train()
+    with pytest.warns(UserWarning, match="a Normed behind 'Normed' is in training mode"):
+        sampler([0], nfe=2)
+
+
+# The range of the data
+
+
+def test_samples_of_another_range_are_grey_and_decode_mends_it():
+    """Data uniform in [-.5, .5]: x0 is known, and pictures shall use all of 0..255."""
+
+    def network(x, t):
+        return torch.linspace(-0.5, 0.5, 64).reshape(1, 1, 8, 8).expand_as(x)
+
+    facts = {"schedule": RectifiedFlow(time_scale=1), "prediction": "x0", "shape": (1, 8, 8)}
+    result = Sampler(from_module(network, **facts))([0], nfe=2)
+    with pytest.warns(UserWarning, match=r"between -0\.49 and 0\.49, .* decode=lambda x: 2 \* x"):
+        assert result.images[0].getextrema() == (64, 191)
+    with warnings.catch_warnings(action="error"):
+        mended = Sampler(from_module(network, decode=lambda x: 2 * x, **facts))([0], nfe=2)
+        assert mended.images[0].getextrema() == (0, 255)
