@@ -434,10 +434,34 @@ def test_a_pipeline_tells_the_length_of_its_runs():
 def test_what_holds_no_network_is_refused():
     with pytest.raises(ModelError, match="holds no network"):
         enable_cache(SimpleNamespace(module=None), LITE)
-    with pytest.raises(ModelError, match="no block structure is known"):
-        enable_cache(torch.nn.Linear(2, 2), LITE)
+    with pytest.raises(ModelError, match="holds no network"):
+        enable_cache(SimpleNamespace(), LITE)
     with pytest.raises(SettingError, match="has 4 blocks"):
         enable_cache(network("dit"), CGTaylor(lead=4))
+
+
+class OwnUNet(torch.nn.Module):
+    """Of a class that nobody here knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.up_blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), OwnUNet()])
+def test_no_cache_advises_another_where_none_can_run(module):
+    specs = ("taylorseer", "cg-taylor", "first-block", "deepcache", "taylorseer:level=last-block")
+    for spec in (*specs, "fixed-mask:compute=[0]"):
+        with pytest.raises(ModelError, match="has nothing that a cache can skip") as refusal:
+            enable_cache(module, spec)
+        assert not any(name in str(refusal.value) for name in ("seer", "deepcache", "mask"))
+
+
+def test_each_kind_of_network_is_told_the_caches_that_run_on_it():
+    with pytest.raises(ModelError, match="use taylorseer or cg-taylor"):
+        enable_cache(network("dit"), "deepcache")
+    with pytest.raises(ModelError, match="takes deepcache, fixed-mask and taylorseer:level=last-"):
+        enable_cache(network("unet"), "cg-taylor")
 
 
 class Doubling(ModelHook):

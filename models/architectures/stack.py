@@ -164,7 +164,8 @@ def describe(module: nn.Module, structure: BlockStructure | None = None) -> Stac
     root = uncompiled(module)
     structure = structure or block_structure(root)
     if structure is None:
-        raise ModelError(_unet(root) if hasattr(root, "up_blocks") else _unknown(root))
+        card = architecture_of(root)
+        raise ModelError(_unet(root) if card is not None and card.unet else _unknown(root))
     blocks = tuple(block for group in structure.groups for block in _blocks(root, group))
     if not blocks:
         paths = " and ".join(group.path for group in structure.groups)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..architectures import known_classes
 from ..architectures.discover import may_have_blocks
 from ..architectures.stack import Stack, block_structure, describe
 from ..arguments import as_integer
@@ -244,11 +245,19 @@ def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
                 " taylorseer:level=last-block or deepcache"
             )
         return UNetEngine(root, settings, ledger, describe_unet(root))
+    known = block_structure(root) is not None
+    if not known and not may_have_blocks(root):
+        unets = ", ".join(known_classes(lambda card: card.unet))
+        raise ModelError(
+            f"{type(root).__name__} has nothing that a cache can skip: it has no list of blocks"
+            f" that run one after the other, and is no UNet that is known ({unets}); run it"
+            " without a cache, in fewer steps"
+        )
     if deep:
         raise ModelError(
             f"{name} splits a UNet, and {type(root).__name__} is none; use taylorseer or cg-taylor"
         )
-    if block_structure(root) is None and may_have_blocks(root):
+    if not known:
         return Unobserved(root, settings, ledger)
     return _on_stack(describe(root), settings, ledger)
 
