@@ -61,7 +61,9 @@ def projections(
             " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
         )
     count = len(found)
-    chosen = _attention_of(root).tapped(count) if layers is None else _checked(layers, count)
+    chosen = (
+        _attention_of(root).default_layers(count) if layers is None else _checked(layers, count)
+    )
     return tuple(projection(layer, found[layer]) for layer in chosen)
 
 

@@ -82,15 +82,15 @@ def encode(adapter: PromptAdapter, pipe: Any, **texts: Any) -> tuple[Conditions,
     given = texts.get("negative_prompt") is not None or "negative_prompt_embeds" in texts
     wanted = texts.get("do_classifier_free_guidance", given)
     own = texts if adapter.guided else _texts(texts, negative=False)
-    found = _encoded(adapter, pipe, {**own, "do_classifier_free_guidance": wanted})
+    found = _call_encoder(adapter, pipe, {**own, "do_classifier_free_guidance": wanted})
     negative = {key: value for key, value in found.items() if key.startswith("negative_")}
     if wanted and not adapter.guided:  # such pipelines encode one prompt at a time
-        other = _encoded(adapter, pipe, _texts(texts, negative=True))
+        other = _call_encoder(adapter, pipe, _texts(texts, negative=True))
         negative = {f"negative_{key}": value for key, value in other.items()}
-    conditions = _named(adapter, found)
+    conditions = _name_conditions(adapter, found)
     if not wanted:
         return conditions, None
-    return _aligned(adapter, conditions, _named(adapter, negative, "negative_"))
+    return _align(adapter, conditions, _name_conditions(adapter, negative, "negative_"))
 
 
 def _texts(texts: Mapping[str, Any], *, negative: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _texts(texts: Mapping[str, Any], *, negative: bool) -> dict[str, Any]:
     return options | {name.removeprefix("negative_"): value for name, value in asked.items()}
 
 
-def _encoded(adapter: PromptAdapter, pipe: Any, texts: Mapping[str, Any]) -> dict[str, Any]:
+def _call_encoder(adapter: PromptAdapter, pipe: Any, texts: Mapping[str, Any]) -> dict[str, Any]:
     known = inspect.signature(pipe.encode_prompt).parameters
     given: dict[str, Any] = {
         "prompt": None,
@@ -130,12 +130,14 @@ def _encoded(adapter: PromptAdapter, pipe: Any, texts: Mapping[str, Any]) -> dic
     return dict(zip(adapter.returns, answer, strict=True))
 
 
-def _named(adapter: PromptAdapter, found: Mapping[str, Any], prefix: str = "") -> Conditions:
+def _name_conditions(
+    adapter: PromptAdapter, found: Mapping[str, Any], prefix: str = ""
+) -> Conditions:
     wanted = {name: found.get(prefix + source) for name, source in adapter.conditions.items()}
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _aligned(
+def _align(
     adapter: PromptAdapter, conditions: Conditions, negative: Conditions
 ) -> tuple[Conditions, Conditions]:
     """Both with texts of one length, the shorter padded and masked.
@@ -152,11 +154,11 @@ def _aligned(
         raise ModelError(
             "the prompt and the negative one have embeddings of different lengths; pad the shorter"
         )
-    first, second = (_padded(each, mask, length) for each in both)
+    first, second = (_pad(each, mask, length) for each in both)
     return first, second
 
 
-def _padded(conditions: Conditions, mask: str, length: int) -> Conditions:
+def _pad(conditions: Conditions, mask: str, length: int) -> Conditions:
     text = conditions[TEXT]
     missing = length - text.shape[1]
     seen = conditions.get(mask)

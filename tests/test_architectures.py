@@ -15,7 +15,8 @@ from zoo import ZOO
 
 from fewstep.models.architectures import ARCHITECTURES, architecture_of, known_classes
 from fewstep.models.architectures.base import BlockGroup
-from fewstep.models.architectures.discover import observe, replaced
+from fewstep.models.architectures.discover import observe
+from fewstep.models.architectures.replay import replace_blocks
 from fewstep.models.architectures.stack import State, blank, block_structure, describe
 from fewstep.models.caching.magcache import find_ratios
 from fewstep.models.caching.teacache import find_polynomial
@@ -191,12 +192,12 @@ def test_head_needs_nothing_but_the_last_image_state(name, config):
     net, stack, calls, out = observed(name, config)
     after, rows = states(stack, calls)
     with (
-        replaced(stack, lambda x: State(after[-1].image, x.text), rows),
+        replace_blocks(stack, lambda x: State(after[-1].image, x.text), rows),
         recorded(blocks_of(stack)) as skipped,
     ):
         assert torch.equal(run(net, name), out)
     assert len(skipped) == len(stack.blocks)
-    with replaced(stack, lambda x: State(after[-1].image * 1.5 + 0.1, x.text), rows):
+    with replace_blocks(stack, lambda x: State(after[-1].image * 1.5 + 0.1, x.text), rows):
         assert not torch.equal(run(net, name), out)
     assert torch.equal(run(net, name), out)
 
@@ -208,7 +209,7 @@ def test_blocks_after_a_skip_need_nothing_but_the_state(name, config):
     assert stack.structure.chained
     middle = len(stack.blocks) // 2
     for tail in {1, middle}:
-        with replaced(stack, lambda _, tail=tail: after[-1 - tail], rows, tail):
+        with replace_blocks(stack, lambda _, tail=tail: after[-1 - tail], rows, tail):
             assert torch.equal(run(net, name), out)
 
 
@@ -222,7 +223,7 @@ def test_residual_form_is_the_full_network_too(name, config):
     def forecast(entering):
         return State(entering.image + residual, entering.text)
 
-    with replaced(stack, forecast, rows):
+    with replace_blocks(stack, forecast, rows):
         torch.testing.assert_close(run(net, name), out, rtol=1e-4, atol=1e-5)
 
 

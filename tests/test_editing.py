@@ -259,8 +259,8 @@ def test_guided_rows_take_the_v_of_their_image():
 
 def test_published_layers():
     """Flux single blocks 20 to 37 of 38, HunyuanVideo 21 to 39 of 40."""
-    assert FLUX.attention.tapped(38) == tuple(range(20, 38))
-    assert HUNYUAN_VIDEO.attention.tapped(40) == tuple(range(21, 40))
+    assert FLUX.attention.default_layers(38) == tuple(range(20, 38))
+    assert HUNYUAN_VIDEO.attention.default_layers(40) == tuple(range(21, 40))
 
 
 def test_layers_can_be_chosen():

@@ -81,7 +81,7 @@ class SelfAttention:
     text: bool = False
     perturbable: bool = False
 
-    def tapped(self, count: int) -> tuple[int, ...]:
+    def default_layers(self, count: int) -> tuple[int, ...]:
         """Returns the numbers of the modules tapped by default, of so many."""
         return tuple(range(count * self.first[0] // self.first[1], count))
 

@@ -8,7 +8,6 @@ If the output is the full network's to the bit, nothing but that state reaches t
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,19 +18,10 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..modules import uncompiled
 from .base import BlockGroup, BlockStructure
-from .stack import LiveBlock, Stack, State, describe, parameters
+from .replay import Replay, Visit, tensors
+from .stack import Stack, describe, parameters
 
 CACHED = r"(?!act_|.*norm)((\w+_)?(attn|attention)\w*|ff|ffn|ff_\w+|(\w+_)?mlp|feed_forward\w*)"
-
-
-@dataclass(frozen=True, eq=False)
-class Visit:
-    """One call of one member of a module list."""
-
-    path: str
-    index: int
-    call: dict[str, Any]
-    outputs: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,9 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
         raise ModelError(f"{_who(root)}: no list of blocks hands its state from one to the next")
     chain = max(chains, key=lambda each: _size(root, each))
     _check_rows(root, chain, full)
-    replay = Replay(chain, full, lambda: root(*args, **kwargs))
+    replay = Replay(
+        [visit for run in chain for visit in run.visits], full, lambda: root(*args, **kwargs)
+    )
     for structure in _readings(root, chain):
         stack = describe(root, structure)
         if replay.holds(stack, tail=0):
@@ -113,7 +105,7 @@ def _watch(
     ]
     try:
         with torch.no_grad():
-            return visits, _tensors(root(*args, **kwargs))
+            return visits, tensors(root(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
@@ -166,7 +158,7 @@ def _chains(runs: list[ListRun]) -> list[list[ListRun]]:
     """Runs joined to their successor where that takes what they return."""
     chains: list[list[ListRun]] = []
     for run in runs:
-        linked = _linked(chains[-1][-1], run) if chains else None
+        linked = _link(chains[-1][-1], run) if chains else None
         if linked is None:
             chains.append([run])
         else:
@@ -174,7 +166,7 @@ def _chains(runs: list[ListRun]) -> list[list[ListRun]]:
     return chains
 
 
-def _linked(before: ListRun, after: ListRun) -> ListRun | None:
+def _link(before: ListRun, after: ListRun) -> ListRun | None:
     """`after`, as it takes the state of `before`: the same tensors, or image and text joined."""
     outputs = dict(zip(before.group.returns, before.visits[-1].outputs, strict=True))
     taken = [after.visits[0].call[name] for name in after.group.returns]
@@ -219,77 +211,14 @@ def _readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStructure]
     if len(first) > 2:
         raise ModelError(f"{_who(root)}: its blocks return {len(first)} streams, at most 2 can be")
     for image in _likely_image(first):
-        yield BlockStructure(tuple(_named(run.group, image) for run in chain))
+        yield BlockStructure(tuple(_name_streams(run.group, image) for run in chain))
 
 
-def _named(group: BlockGroup, image: str) -> BlockGroup:
-    """The group with its streams told apart; a list with other names has its own image."""
+def _name_streams(group: BlockGroup, image: str) -> BlockGroup:
+    """Returns the group with image and text named; a list of other names has its own image."""
     mine = image if image in group.returns else _likely_image(group.returns)[0]
     text = next((name for name in group.returns if name != mine), group.text)
     return replace(group, image=mine, text=text)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The example call again, with blocks replaced.
-
-    chain: what was recorded of the blocks. full: the output. call: makes the call.
-    """
-
-    chain: list[ListRun]
-    full: list[Tensor]
-    call: Callable[[], Any]
-
-    def holds(self, stack: Stack, tail: int) -> bool:
-        """Whether the recorded state alone, put in before the tail, gives the full output."""
-        visits = [visit for run in self.chain for visit in run.visits]
-        rows = stack.text_rows((), visits[0].call)
-        block, out = stack.blocks[-1 - tail], visits[-1 - tail].outputs
-        state = block.leaving(out if len(out) > 1 else out[0], rows)
-
-        def recorded(entering: State) -> State:
-            return state if tail else State(state.image, entering.text)
-
-        try:
-            with torch.no_grad(), replaced(stack, recorded, rows, tail, lead=0):
-                return same(_tensors(self.call()), self.full)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
-            return False  # the shapes did not fit: a block changes them
-
-
-@contextmanager
-def replaced(
-    stack: Stack,
-    forecast: Callable[[State], State],
-    text_rows: int = 0,
-    tail: int = 0,
-    lead: int = 1,
-) -> Iterator[None]:
-    """All blocks between the leading ones and the tail pass their inputs through.
-
-    forecast: the state that enters the last of them -> the state that is to leave it.
-    tail:     how many trailing blocks run.
-    lead:     how many leading ones.
-    """
-    *passing, last = stack.blocks[lead : len(stack.blocks) - tail]
-
-    def put_in(*args: Any, **kwargs: Any) -> Any:
-        return last.layout(forecast(last.entering(args, kwargs, text_rows)))
-
-    def passes(block: LiveBlock) -> Callable[..., Any]:
-        return lambda *args, **kwargs: block.pass_through(args, kwargs)
-
-    answers = {block.module: passes(block) for block in passing} | {last.module: put_in}
-    before = {module: vars(module).get("forward") for module in answers}
-    try:
-        for module, answer in answers.items():
-            vars(module)["forward"] = answer
-        yield
-    finally:
-        for module, own in before.items():
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
 
 
 def _with_modules(stack: Stack, replay: Replay) -> Stack:
@@ -317,17 +246,3 @@ def _with_modules(stack: Stack, replay: Replay) -> Stack:
             handle.remove()
     once = tuple(re.escape(name) for name, count in counts.items() if count == 1)
     return replace(stack, structure=replace(stack.structure, modules=once))
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    """The tensors of an output: a tensor, a tuple or list, or diffusers' record."""
-    if isinstance(out, Tensor):
-        return [out]
-    values = out.values() if isinstance(out, Mapping) else out
-    nested = [_tensors(each) for each in values if isinstance(each, Tensor | list | tuple)]
-    return [each for own in nested for each in own]
-
-
-def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two outputs are equal to the bit, and there is something to compare."""
-    return len(a) == len(b) > 0 and all(map(torch.equal, a, b))

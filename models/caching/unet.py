@@ -43,7 +43,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Split:
+class UNetSplit:
     """A UNet cut at a branch.
 
     deep:     the modules that need not run while the kept feature stands for them, by name; in
@@ -90,7 +90,7 @@ class UNetStack:
         """How many branches there are: 0 to this minus one."""
         return len(self.up) if self.mid else len(self.up) - 1
 
-    def split(self, branch: int = 0) -> Split:
+    def split(self, branch: int = 0) -> UNetSplit:
         """The UNet cut at a branch.
 
         Raises:
@@ -105,7 +105,7 @@ class UNetStack:
         deep = (*self.down[branch:], *self.up[:shallow])
         name, entry = next(iter(self.up[shallow].modules.items()))
         held = {name: each for unit in deep for name, each in unit.modules.items()} | self.mid
-        return Split(held, entry, name, self._skip_channels(branch))
+        return UNetSplit(held, entry, name, self._skip_channels(branch))
 
     def needs_all(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a call must be full: a ControlNet or an adapter adds to the skips."""
