@@ -4,11 +4,11 @@ Each way gives the same files; they are decoded once, checked, and kept as `SPLI
 uint8, and `SPLIT-labels.npy` in the cache, from where they are memory-mapped.
 """
 
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import which
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -25,6 +25,7 @@ from .image_set import ImageSet, in_memory
 from .known import DataSet, Split, data_set
 
 PUBLIC_REGISTRY = "https://registry.npmjs.org/"
+UNPACKING = "unpacking-"
 TAR_SUFFIXES = (".gz", ".tgz")
 
 
@@ -161,7 +162,9 @@ def _debian(known: DataSet, package: str) -> Iterator[Files]:
     """The package, without installing it: `apt-get download` needs no root."""
     folder = _downloads(known)
     make_folder(folder)
-    with TemporaryDirectory(dir=folder) as temporary:
+    for left in folder.glob(f"{UNPACKING}*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left)
+    with TemporaryDirectory(dir=folder, prefix=UNPACKING) as temporary:
         path = downloaded_by(["apt-get", "download", package], Path(temporary), "*.deb")
         yield read_files(path, known.file_names)
 
@@ -212,7 +215,7 @@ def _remove(paths: list[Path]) -> None:
 
 
 def _registry() -> str:
-    if which("npm") is None:
+    if shutil.which("npm") is None:
         return PUBLIC_REGISTRY
     done = subprocess.run(["npm", "config", "get", "registry"], capture_output=True, text=True)
     found = done.stdout.strip()
