@@ -1,5 +1,7 @@
 """Bad inputs by the hundred, and those that once were taken, hung or ended in a traceback."""
 
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -99,6 +101,50 @@ def test_what_a_search_remembers_may_be_anything():
         words = [*TOY, "--out", "s.json"]
         assert find_fault(words, Path.cwd()) is None, body[:40]
         assert run_command(words).exit_code == 2
+
+
+FOLDERS = [
+    ("config.json", {"_class_name": None}, "names no model class of diffusers"),
+    ("config.json", {"_class_name": 5}, "names no model class of diffusers"),
+    ("config.json", {"sample_size": 0}, "sides lie between 1 and 4096"),
+    ("config.json", {"sample_size": -8}, "sides lie between 1 and 4096"),
+    ("config.json", {"sample_size": 10**12}, "sides lie between 1 and 4096"),
+    ("config.json", {"sample_size": "x"}, "cannot load 'net'"),
+    ("config.json", {"layers_per_block": 10**9}, "tensors in all"),
+    ("config.json", {"down_block_types": 3}, "cannot load 'net'"),
+    ("scheduler_config.json", {"trained_betas": "abc"}, "does not hold what it should"),
+    ("scheduler_config.json", {"num_train_timesteps": 10**12}, "at most 100,000 timesteps"),
+    ("scheduler_config.json", {"beta_schedule": [1]}, "does not hold what it should"),
+    ("scheduler_config.json", {"prediction_type": {}}, "no prediction"),
+]
+CARDS = {"shape": ["x", 1], "num_classes": "many", "schedule": {"family": 3}, "null_class": []}
+
+
+def test_folders_of_models_that_are_none():
+    for name, change, says in FOLDERS:
+        path = Path("net") / name
+        kept = path.read_text()
+        path.write_text(json.dumps(json.loads(kept) | change))
+        assert find_fault(["sample", "net"], Path.cwd()) is None, change
+        assert says in run_command(["sample", "net"]).output, change
+        path.write_text(kept)
+    for text in ("[" * 100_000, '{"_class_name": "UNet2DModel", "_class_name": "UNet2DModel"}'):
+        (Path("net") / "config.json").write_text(text)
+        assert "cannot read" in run_command(["sample", "net"]).output
+
+
+def test_cards_whose_facts_are_none():
+    weights = Path("net/diffusion_pytorch_model.safetensors").read_bytes()
+    facts = {"sha256": hashlib.sha256(weights).hexdigest(), "name": "net", "prediction": "flow"}
+    facts |= {"schedule": {"family": "flow", "params": {"time_scale": 1000.0}}}
+    facts |= {"shape": [1, 8, 8], "num_classes": 0, "null_class": None}
+    Path("net/card.json").write_text(json.dumps(facts))
+    assert run_command(["sample", "net", "--seeds", "0", "--nfe", "2"]).exit_code == 0
+    Path("samples.png").unlink()
+    for name, value in CARDS.items():
+        Path("net/card.json").write_text(json.dumps(facts | {name: value}))
+        assert find_fault(["sample", "net"], Path.cwd()) is None, name
+        assert run_command(["sample", "net"]).exit_code == 2, name
 
 
 def test_every_command_says_its_errors_in_one_line():
