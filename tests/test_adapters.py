@@ -1,9 +1,11 @@
 """Networks from elsewhere: the conventions that `from_module` takes, and what it says of slips."""
 
 import math
+import re
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fewstep import (
     EDM,
     Cosine,
     GaussianMixture,
+    Prediction,
     RectifiedFlow,
     Sampler,
     VPDiscrete,
@@ -21,7 +24,7 @@ from fewstep import (
 )
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import ModelError, ScheduleError, SettingError
-from fewstep.models.schedule import noise_schedule
+from fewstep.models.schedule import FAMILIES, noise_schedule
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.noise import Noise
@@ -353,3 +356,17 @@ def test_samples_of_another_range_are_grey_and_decode_mends_it():
     with warnings.catch_warnings(action="error"):
         mended = Sampler(from_module(network, decode=lambda x: 2 * x, **facts))([0], nfe=2)
         assert mended.images[0].getextrema() == (0, 255)
+
+
+# The page
+
+
+def test_the_page_on_networks_of_your_own_runs_and_names_every_prediction():
+    page = (Path(__file__).parents[1] / "docs" / "your-own-network.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["samples"].shape == (16, 2)
+    assert set(re.findall(r'^\| `"([a-z0-9-]+)"` \|', page, re.MULTILINE)) == set(Prediction)
+    for family in FAMILIES.values():
+        assert f"`{family.__name__}(" in page
