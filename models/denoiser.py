@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Never
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +127,14 @@ class Network:
         if self.null_class is not None:
             as_integer(self.null_class, "null_class")
         object.__setattr__(self, "shape", shape)
+
+    def __reduce__(self) -> Never:
+        """Refuses to be pickled or copied: `forward` would go on calling the module of this one."""
+        raise ModelError(
+            f"{self.name or 'this network'} cannot be pickled or copied: what calls its module is"
+            " code of this process; load it anew where it is wanted, as in"
+            " Sampler.from_pretrained(name)"
+        )
 
     @property
     def sigma_data(self) -> float:

@@ -248,6 +248,10 @@ class Schedule(_Strict):
     nfe: Annotated[int, Field(ge=0)]
     provenance: dict[str, Any] = {}
 
+    def __hash__(self) -> int:
+        """Of what tells most schedules apart; equal ones have equal times and steps."""
+        return hash((self.t, self.steps, self.nfe))
+
     @classmethod
     def of(cls, grid: TimeGrid, steps: tuple[StepSpec, ...], **provenance: Any) -> "Schedule":
         """The schedule that takes these steps over a grid."""

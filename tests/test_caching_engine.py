@@ -523,6 +523,20 @@ def test_the_ledger_adds_up(sampler):
     assert len(cache.table()) == 9
 
 
+def test_a_ledger_is_printed_at_the_cost_of_one_call_and_later_of_none(sampler):
+    ledgers = [draw(sampler, LITE, n=n).ledger for n in (3, 3, 5)]
+    calls = []
+    handle = sampler.network.module.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for ledger in [*ledgers, *ledgers]:
+        calls.clear()
+        assert "effective NFE" in str(ledger)
+        counts.append(len(calls))
+    handle.remove()
+    assert counts[1:] == [0, 1, 0, 0, 0]  # the first may be known from another test
+    assert counts[0] <= 1
+
+
 def test_bytes_of_module_level_are_those_of_the_formula(sampler):
     """(m + 1) tensors (B, L, d) of two modules in each of six blocks."""
     cache = draw(sampler, TaylorSeer(interval=3, order=2), nfe=10, n=2).ledger.cache

@@ -1,7 +1,9 @@
 """Where a network comes from: embedded, a folder, the hub's cache, or a live pipeline."""
 
+import copy
 import hashlib
 import json
+import pickle
 import shutil
 import socket
 from pathlib import Path
@@ -22,6 +24,7 @@ from diffusers import (
 )
 from safetensors import safe_open
 
+from fewstep import Sampler
 from fewstep.models import embedded
 from fewstep.models.adapters import from_pipeline
 from fewstep.models.denoiser import Branch, Denoiser
@@ -461,3 +464,10 @@ def test_a_dtype_of_torch_is_as_good_as_its_name():
     assert torch.equal(*outs)
     with pytest.raises(FewstepError, match=r"no dtype 'torch\.int8'.*fp16"):
         load("fashion-dit", dtype=torch.int8)
+
+
+def test_a_sampler_says_why_it_is_not_pickled_or_copied():
+    sampler = Sampler.from_pretrained("fashion-dit")
+    for duplicate in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(ModelError, match=r"fashion-dit cannot be pickled.*load it anew"):
+            duplicate(sampler)

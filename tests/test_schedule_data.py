@@ -550,3 +550,12 @@ def test_relaxations_expand_as_published(kind, slope):
         (-h / 2) * math.expm1(-h) / (math.expm1(-h) + h), rel=1e-14
     )
     assert relaxation("bh1", h, h) == pytest.approx((h * h / 2) / (math.expm1(h) - h), rel=1e-14)
+
+
+def test_equal_schedules_are_one_key():
+    grid = time_grid("uniform", VPDiscrete(), 3)
+    first = solver("unipc-2").encode(grid)
+    again, other = Schedule.parse(first.dump()), solver("ddim").encode(grid)
+    noted = first.model_copy(update={"provenance": {"note": "another"}})
+    assert hash(first) == hash(again)
+    assert len({first, again, other, noted}) == 3
