@@ -52,7 +52,7 @@ class LineFile(Generic[M]):
             SettingError: if the file cannot be written.
         """
         body = "".join(f"{line}\n" for line in lines).encode()
-        with self._told(), self.path.open("ab") as file:
+        with self._report_errors(), self.path.open("ab") as file:
             file.write(body)
             file.flush()
             if sync:
@@ -66,7 +66,7 @@ class LineFile(Generic[M]):
             SettingError: if the file cannot be written.
         """
         with ExitStack() as stack:
-            with self._told():
+            with self._report_errors():
                 resolve_target(self.path)
                 lock = self.path.with_name(f"{self.path.name}.lock")
                 mine = stack.enter_context(hold(lock, wait=wait))
@@ -105,7 +105,7 @@ class LineFile(Generic[M]):
                 file.truncate(start)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _report_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
