@@ -5,6 +5,7 @@ import signal
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
@@ -51,16 +52,35 @@ def read_folder(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def find_fault(words: Sequence[object], folder: Path, seconds: float = SECONDS) -> str | None:
-    """Returns what is wrong with the answer to a command, None if nothing is.
+@dataclass(frozen=True)
+class Answer:
+    """What a command did.
 
-    Right is an exit code of 0, or of 2 with one line of error and the folder as it was.
+    fault:  what is wrong with it, None if nothing is. Right is an exit code of 0, or of 2 with one
+            line of error and the folder as it was.
+    output: what it said.
+    code:   its exit code.
     """
+
+    fault: str | None
+    output: str = ""
+    code: int = 2
+
+
+def examine(words: Sequence[object], folder: Path, seconds: float = SECONDS) -> Answer:
+    """Returns what a command did in a folder."""
     before = read_folder(folder)
     try:
         result = run_command(words, seconds)
     except TooSlow:
-        return f"over {seconds:g} s"
+        return Answer(f"over {seconds:g} s")
+    fault = _find_fault(result)
+    if fault is None and result.exit_code == 2 and (left := read_folder(folder)) != before:
+        fault = f"left behind: {sorted(left.items() ^ before.items())}"
+    return Answer(fault, result.output, result.exit_code)
+
+
+def _find_fault(result: Result) -> str | None:
     if result.exit_code == 0:
         return None
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -70,5 +90,4 @@ def find_fault(words: Sequence[object], folder: Path, seconds: float = SECONDS) 
     lines = [line for line in result.output.splitlines() if not line.startswith(BESIDE)]
     if len(lines) != 1 or not lines[0].startswith("error: "):
         return f"not one line: {result.output}"
-    left = read_folder(folder)
-    return None if left == before else f"left behind: {sorted(left.items() ^ before.items())}"
+    return None

@@ -30,7 +30,7 @@ def test_names_numbers_and_the_null_class():
     refusals = {
         "3": "classes 0 to 2; no class is",
         "shirt": "known: 0 to 2, or t-shirt",
-        "1,null": "",
+        "1,null": "or null for none",
     }
     for text, says in refusals.items():
         with pytest.raises(SettingError, match=says):
