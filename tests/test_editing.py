@@ -506,7 +506,7 @@ def test_commands_write_what_they_say(picture, tmp_path):
         (["--model", "fashion-unet", "--editor", "flow-edit"], "needs a velocity"),
         (["--to-class", "12"], "class 12 does not exist"),
         (["--out", "nowhere/e.png"], "does not exist"),
-        (["--seed", "-1"], "seed -1"),
+        (["--seed", "-1"], "'--seed'"),
     ],
 )
 def test_commands_refuse_in_one_line(args, match, picture, tmp_path, monkeypatch):
