@@ -223,7 +223,7 @@ def test_a_network_that_looks_floats_up_is_told_what_to_say(look_up):
         Sampler(from_module(network, schedule=schedule, **facts))([0], nfe=2)
     whole = replace(schedule, whole_times=True)
     assert Sampler(from_module(network, schedule=whole, **facts))([0], nfe=2).ledger.nfe == 2
-    with pytest.raises(IndexError, match="out of range"):  # an error of its own stays what it is
+    with pytest.raises(ModelError, match="IndexError: list index out of range"):  # is another one
         Sampler(from_module(lambda x, t: x[[][0]], schedule=schedule, **facts))([0], nfe=2)
 
 

@@ -301,7 +301,7 @@ def test_the_network_is_told_the_label_and_reads_the_scaled_state(schedule):
     network = from_module(answer, schedule=schedule, prediction="edm", shape=SHAPE)
     Denoiser(network).x0(x_t, node)
     x, time = seen[0]
-    close(time, torch.full((3,), schedule.label(node), dtype=torch.float32), rtol=0, atol=0)
+    close(time, torch.full((3,), schedule.label(node), dtype=x_t.dtype), rtol=0, atol=0)
     data = getattr(schedule, "sigma_data", 0.5)
     close(x, x_t / math.hypot(node.sigma, node.alpha * data))
 
