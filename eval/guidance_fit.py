@@ -106,7 +106,8 @@ class FittingGuide(Guide):
             return torch.lerp(uncond, cond, self.what.scale)
         d, c = self.what.terms
         parts = self.past.regressors(cond, d, c)
-        weights = fit(true, parts, self.what.ridge)
+        # nine digits: the last bits of a least-squares fit depend on where its arrays lie in memory
+        weights = [float(f"{w:.9g}") for w in fit(true, parts, self.what.ridge)]
         forecast = sum(w * part for w, part in zip(weights, parts, strict=True))
         split = min(d, len(self.past.d))
         self.found[moment.step] = Weights(

@@ -91,6 +91,9 @@ def test_weights_are_for_the_skipped_steps_alone(weights):
     assert sorted(weights.steps) == [1, 3]
     assert [len(each.d) for each in weights.steps.values()] == [1, 2]
     assert [len(each.c) for each in weights.steps.values()] == [1, 2]
+    assert all(
+        w == float(f"{w:.9g}") for each in weights.steps.values() for w in (*each.d, *each.c)
+    )
     assert all(0.0 < each.error < 1.0 for each in weights.steps.values())
 
 
