@@ -68,7 +68,7 @@ class AdaptiveGuidance(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -1.0 < self.threshold < 1.0:
+        if not -1.0 < self.threshold <= 1.0:
             raise SettingError(
                 f"adaptive: a threshold of a cosine lies in (-1, 1], not {self.threshold:g}; 1 is"
                 " off, 0.99 a start"
