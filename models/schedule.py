@@ -167,7 +167,7 @@ def process_of(schedule: NoiseSchedule) -> dict[str, Any]:
 
 def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     """Rebuilds a schedule from `process_of`; raises on an unknown family or parameter."""
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UnknownNameError("noise schedule family", family, FAMILIES)
     cls = FAMILIES[family]
     unknown = params.keys() - cls.__dataclass_fields__.keys()

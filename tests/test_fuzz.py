@@ -119,7 +119,8 @@ FOLDERS = [
     ("scheduler_config.json", {"beta_schedule": [1]}, "does not hold what it should"),
     ("scheduler_config.json", {"prediction_type": {}}, "no prediction"),
 ]
-CARDS = {"shape": ["x", 1], "num_classes": "many", "schedule": {"family": 3}, "null_class": []}
+CARDS = {"shape": ["x", 1], "num_classes": "many", "schedule": {"family": [[]], "params": {}}}
+CARDS |= {"null_class": [], "prediction": {}}
 
 
 def test_folders_of_models_that_are_none():
