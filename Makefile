@@ -20,7 +20,7 @@ test:
 	$(PYTHON) -m pytest -m 'not slow'
 
 fuzz:
-	cd tests && OMP_NUM_THREADS=1 $(PYTHON) fuzz.py --examples 3000
+	cd tests && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) fuzz.py --examples 3000
 
 slow:
 	$(PYTHON) -m pytest -m slow
