@@ -17,7 +17,7 @@ def overhead(
 ) -> None:
     """Time and tensor operations of solver steps, beside diffusers' schedulers."""
     with one_line_errors():
-        from ..eval.overhead import report
+        from ..eval.experiments.overhead import report
 
         typer.echo(report(steps, repeats))
 
@@ -31,7 +31,7 @@ def accuracy(
 ) -> None:
     """Distance from the exact solution for each solver and budget."""
     with one_line_errors():
-        from ..eval.accuracy import report
+        from ..eval.experiments.accuracy import report
         from ..samplers.labels import parse_ranges
 
         echo(report(model, solver or [], parse_ranges(nfe)))
@@ -78,7 +78,7 @@ def inception(
 ) -> None:
     """Time and agreement of the Inception features beside the TorchScript they come from."""
     with one_line_errors():
-        from ..eval.inception_speed import report
+        from ..eval.experiments.inception import report
 
         typer.echo(report(weights, batch, repeats))
 
@@ -90,6 +90,6 @@ def command(
 ) -> None:
     """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
     with one_line_errors():
-        from ..eval.command import report
+        from ..eval.experiments.command import report
 
         typer.echo(report(repeats))

@@ -33,7 +33,8 @@ def inversion(
 ) -> None:
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
     with one_line_errors(), one_line_warnings():
-        from ..eval.inversion import SOLVERS, RoundTrips, lines
+        from ..eval.bench.runner import run_cells
+        from ..eval.experiments.inversion import SOLVERS, InversionBench, RoundTrips, lines
         from ..samplers.labels import parse_ranges
 
         table = RoundTrips(
@@ -47,7 +48,10 @@ def inversion(
             t_min=t_min,
             batch=batch,
         )
-        echo(lines(table.run(store, progress=not quiet)))
+        bench = InversionBench(table, store)
+        for _ in run_cells(bench, progress=not quiet):
+            pass
+        echo(lines(bench.rows()))
 
 
 def edit(
@@ -67,7 +71,7 @@ def edit(
 ) -> None:
     """Class edits of real images: how many arrive, and how much of the source they keep."""
     with one_line_errors(), one_line_warnings():
-        from ..eval.editing import EDITORS, ClassEdits, lines
+        from ..eval.experiments.editing import EDITORS, ClassEdits, lines
         from ..models.files import check_writable
 
         if strip is not None:

@@ -92,24 +92,27 @@ def fid_nfe(
     with one_line_errors(), one_line_warnings():
         from tqdm.auto import tqdm
 
-        from ..eval.distributed import team
-        from ..eval.fid_nfe import Bench
-        from ..eval.judge import judge
-        from ..eval.report import Outputs
-        from ..eval.store import Store
-        from ..eval.sweep import Entry, Sweep, checked
-        from ..eval.table import row_line
+        from ..eval.bench.report import ReportFiles
+        from ..eval.bench.rows import ResultStore
+        from ..eval.bench.runner import run_cells
+        from ..eval.bench.team import team
+        from ..eval.experiments.fid_evaluator import make_evaluator
+        from ..eval.experiments.fid_nfe import QualityBench
+        from ..eval.experiments.fid_page import write_report
+        from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
+        from ..eval.experiments.fid_table import row_line
         from ..samplers.run import parse_interval
 
-        outputs = Outputs(table, plot, html).checked([store])
-        kept_rows = Store(store)
+        outputs = ReportFiles(table, plot, html)
+        outputs.check([store])
+        kept_rows = ResultStore(store)
         kept_rows.check()
         if sweep is not None:
             names = ctx.params.keys() - BESIDE_SWEEP
             refuse_typed(ctx, names, "--sweep holds all choices")
             chosen = Sweep.load(sweep)
         else:
-            entry = checked(
+            entry = check_choices(
                 Entry,
                 models=model or [DEFAULT_MODEL],
                 solvers=solver or [],
@@ -122,7 +125,7 @@ def fid_nfe(
                 guidances=guidance or [],
                 caches=cache or [],
             )
-            chosen = checked(
+            chosen = check_choices(
                 Sweep,
                 metric=metric,
                 reference=reference,
@@ -134,13 +137,14 @@ def fid_nfe(
                 entries=[entry],
             )
         us = team(device)
-        bench = Bench(chosen, judge(chosen, us.device, weights), kept_rows, us)
-        for row in bench.run(progress=not quiet):
+        evaluator = make_evaluator(chosen, us.device, weights)
+        bench = QualityBench(chosen, evaluator, kept_rows, us)
+        for (row,) in run_cells(bench, progress=not quiet):
             if not quiet:
                 tqdm.write(row_line(row), file=sys.stderr)
         if us.leads:
-            remarks = [*bench.plan.refused, *kept_rows.broken]
-            typer.echo(outputs.write(bench.rows(), remarks, [kept_rows.path]))
+            remarks = [*bench.remarks, *kept_rows.broken]
+            typer.echo(write_report(outputs, bench.rows(), remarks, [kept_rows.path]))
 
 
 def fid_table(
@@ -151,11 +155,13 @@ def fid_table(
 ) -> None:
     """The table of all figures in some stores; refuses rows that cannot be compared."""
     with one_line_errors():
-        from ..eval.report import Outputs
-        from ..eval.store import Store
+        from ..eval.bench.report import ReportFiles
+        from ..eval.bench.rows import ResultStore
+        from ..eval.experiments.fid_page import write_report
 
-        outputs = Outputs(table, plot, html).checked(stores)
-        found = [Store.existing(path) for path in stores]
+        outputs = ReportFiles(table, plot, html)
+        outputs.check(stores)
+        found = [ResultStore.existing(path) for path in stores]
         rows = {row.hash: row for each in found for row in each.rows.values()}
         broken = [line for each in found for line in each.broken]
-        typer.echo(outputs.write(list(rows.values()), broken, [each.path for each in found]))
+        typer.echo(write_report(outputs, list(rows.values()), broken, [s.path for s in found]))

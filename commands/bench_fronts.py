@@ -20,7 +20,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..eval.store import Store
+    from ..eval.bench.rows import ResultStore
 
 EMBEDDED = ("fashion-dit", "fashion-unet")
 
@@ -59,13 +59,18 @@ def guidance_front(
     Finished figures are in the store and are not measured again.
     """
     with one_line_errors(), one_line_warnings():
-        from ..eval.guidance_front import POLICIES, Bench, Front
-        from ..eval.guidance_table import draw, lines
+        from ..eval.bench.runner import run_cells
+        from ..eval.experiments.guidance import (
+            POLICIES,
+            GuidanceBench,
+            GuidanceFront,
+            GuidanceTable,
+        )
         from ..samplers.labels import parse_ranges
 
         kept = _checked(store, table, plot)
         budgets = parse_ranges(rows)
-        front = Front(
+        front = GuidanceFront(
             models=tuple(model or EMBEDDED),
             scales=tuple(cfg_scale or (2.0, 3.0)),
             policies=tuple(dict.fromkeys(["cfg", *guidance])) if guidance else POLICIES,
@@ -77,13 +82,13 @@ def guidance_front(
             reference_nfe=reference_nfe,
             fit_images=fit_images,
         )
-        bench = Bench(front, kept, device)
-        for _ in bench.run(progress=not quiet):
+        bench = GuidanceBench(front, kept, device)
+        for _ in run_cells(bench, progress=not quiet):
             pass
         echo_left_out(bench.remarks)
-        echo(lines(bench.rows(), table))
+        echo(GuidanceTable().lines(bench.points(), table))
         if plot is not None:
-            draw(bench.rows(), plot)
+            GuidanceTable().draw(bench.points(), plot)
 
 
 def cache_front(
@@ -132,40 +137,41 @@ def cache_front(
     Finished figures are in the store and are not measured again.
     """
     with one_line_errors(), one_line_warnings():
-        from ..eval.cache_front import HONEST, Bench, Front
-        from ..eval.cache_table import draw, lines
+        from ..eval.bench.runner import run_cells
+        from ..eval.experiments.cache import BASELINES, CacheBench, CacheFront, CacheTimes
+        from ..eval.experiments.cache_table import CacheTable
         from ..samplers.labels import parse_ranges
 
         kept = _checked(store, table, plot)
-        front = Front(
+        front = CacheFront(
             models=tuple(model or EMBEDDED),
             policies=tuple(cache or ()),
             solvers=tuple(solver or ("dpmpp-2m", "unipc-2", "ddim")),
             steps=tuple(parse_ranges(steps)),
-            honest=tuple(honest or HONEST),
+            baselines=tuple(honest or BASELINES),
             budgets=tuple(parse_ranges(budgets)),
             grid=grid_type,
             cfg_scale=cfg_scale,
             images=images,
             reference_nfe=reference_nfe,
         )
-        bench = Bench(front, kept, device)
-        for _ in bench.run(progress=not quiet):
+        bench = CacheBench(front, kept, device)
+        for _ in run_cells(bench, progress=not quiet):
             pass
-        for _ in bench.time(time, progress=not quiet) if time else ():
+        for _ in run_cells(CacheTimes(bench, time), progress=not quiet) if time else ():
             pass
         echo_left_out(bench.remarks)
-        echo(lines(bench.figures(), table))
+        echo(CacheTable().lines(bench.points(), table))
         if plot is not None:
-            draw(bench.figures(), plot)
+            CacheTable().draw(bench.points(), plot)
 
 
-def _checked(store: Path, table: str, plot: Path | None) -> "Store":
+def _checked(store: Path, table: str, plot: Path | None) -> "ResultStore":
     """The store of figures, if all that is asked for can be written."""
-    from ..eval.report import Outputs
-    from ..eval.store import Store
+    from ..eval.bench.report import ReportFiles
+    from ..eval.bench.rows import ResultStore
 
-    Outputs(table, plot).checked([store])
-    kept = Store(store)
+    ReportFiles(table, plot).check([store])
+    kept = ResultStore(store)
     kept.check()
     return kept

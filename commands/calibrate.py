@@ -52,8 +52,9 @@ def calibrate(
     Finished runs are kept beside --out: a stopped command goes on when it is typed again.
     """
     with one_line_errors(), one_line_warnings():
+        from ..eval.bench.report import ReportFiles
+        from ..eval.bench.runner import run_cells
         from ..eval.calibrate import Found, Quality, Question, Saving
-        from ..eval.report import Outputs
         from ..models.files import check_writable
 
         if guidance is not None:
@@ -74,7 +75,7 @@ def calibrate(
             return
         refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
         check_writable(out, ".json")
-        Outputs(plot=plot).checked([out])
+        ReportFiles(plot=plot).check([out])
         question = Question(
             model=network,
             solver=solver,
@@ -87,7 +88,7 @@ def calibrate(
             device=device,
         )
         bench = question.bench(out)
-        for _ in say_progress(bench.run(progress=not quiet), "runs", quiet):
+        for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
             pass
         found = Found.of(question, bench)
         echo_left_out(bench.remarks if not quiet else ())

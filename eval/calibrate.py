@@ -7,7 +7,7 @@ that meets the quality becomes a small file for `sample --cache`.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.probe import sketch
 from ..samplers.cache_file import CacheFile, Figures
-from .cache_figures import Figure
-from .cache_front import QUALITIES, Bench, Front
-from .cache_policies import DEEP, FITTED, GATED, TAYLOR
-from .panels import draw_panels
-from .report import COLOURS, MARKERS
-from .store import Store
+from .bench.front_table import FrontPoint
+from .bench.plot import draw_panels, frame, scatter
+from .bench.rows import ResultStore
+from .experiments.cache import QUALITIES, CacheBench, CacheFront
+from .experiments.cache_policies import DEEP, FITTED, GATED, TAYLOR
 
 HIGHER = ("psnr",)  # is better; of the others lower is
 
@@ -76,16 +75,16 @@ class Question:
     images: int = 48
     device: str = "cpu"
 
-    def bench(self, out: Path) -> Bench:
+    def bench(self, out: Path) -> CacheBench:
         """The runs to be made; their figures are kept beside the file that will be written."""
         for each in self.caches:
             CACHES.get(each.partition(":")[0])
-        front = Front(
+        front = CacheFront(
             models=(self.model,),
             policies=("taylorseer",),
             solvers=(self.solver,),
             steps=(self.nfe,),
-            honest=(),
+            baselines=(),
             budgets=(),
             grid=self.grid,
             cfg_scale=self.cfg_scale,
@@ -93,11 +92,11 @@ class Question:
             reference_nfe=0,
             quality=self.quality.metric,  # type: ignore[arg-type]
         )
-        store = Store(out.with_name(f"{out.name}.figures.jsonl"))
+        store = ResultStore(out.with_name(f"{out.name}.figures.jsonl"))
         store.check()
-        bench = Bench(front, store, self.device)
+        bench = CacheBench(front, store, self.device)
         policies = tuple(tried(bench.network(self.model), self.caches))
-        bench.front = front.with_policies(policies)
+        bench.front = replace(front, policies=policies)
         return bench
 
 
@@ -128,15 +127,15 @@ class Found:
     """What the runs gave: the settings, cheap first, and what was asked for."""
 
     question: Question
-    bench: Bench
-    figures: tuple[Figure, ...]
+    bench: CacheBench
+    figures: tuple[FrontPoint, ...]
 
     @classmethod
-    def of(cls, question: Question, bench: Bench) -> "Found":
-        known = [each for each in bench.figures() if each.cell.policy and each.change is not None]
-        return cls(question, bench, tuple(sorted(known, key=lambda each: each.effective)))
+    def of(cls, question: Question, bench: CacheBench) -> "Found":
+        known = [each for each in bench.points() if each.run.policy and each.change is not None]
+        return cls(question, bench, tuple(sorted(known, key=lambda each: each.cost)))
 
-    def front(self) -> list[Figure]:
+    def front(self) -> list[FrontPoint]:
         """Those that nothing cheaper is as good as."""
         best, found = math.inf, []
         for each in self.figures:
@@ -145,11 +144,11 @@ class Found:
                 found.append(each)
         return found
 
-    def badness(self, figure: Figure) -> float:
+    def badness(self, figure: FrontPoint) -> float:
         assert figure.change is not None
         return self.question.quality.badness(figure.change)
 
-    def chosen(self) -> Figure:
+    def chosen(self) -> FrontPoint:
         """The cheapest that will do.
 
         Raises:
@@ -157,16 +156,16 @@ class Found:
         """
         quality = self.question.quality
         able = [each for each in self.figures if quality.met(each.change or 0.0)]
-        saving = [each for each in able if each.effective < self.question.nfe]
+        saving = [each for each in able if each.cost < self.question.nfe]
         if saving:
-            return min(saving, key=lambda each: (each.effective, self.badness(each)))
+            return min(saving, key=lambda each: (each.cost, self.badness(each)))
         nearest = min(self.figures, key=self.badness, default=None)
         if nearest is None:
             why = self.bench.remarks[0] if self.bench.remarks else "no cache was tried"
             raise SettingError(f"nothing could be run: {why}")
         raise SettingError(
             f"no setting keeps {quality.metric}={quality.bound:g} and saves anything; the nearest"
-            f" is {nearest.cell.policy}, {nearest.change:.4g} at {nearest.effective:.2f} effective"
+            f" is {nearest.run.policy}, {nearest.change:.4g} at {nearest.cost:.2f} effective"
             " evaluations: ask for less, or take more steps"
         )
 
@@ -176,7 +175,7 @@ class Found:
         assert chosen.change is not None
         network = self.bench.network(question.model)
         return CacheFile(
-            cache=self.bench.spec(chosen.cell),
+            cache=self.bench.spec(chosen.run),
             network=network.name,
             sketch=sketch(network),
             solver=question.solver,
@@ -185,9 +184,7 @@ class Found:
             cfg_scale=question.cfg_scale,
             metric=question.quality.metric,
             wanted=question.quality.bound,
-            figures=Figures(
-                effective=chosen.effective, quality=chosen.change, images=question.images
-            ),
+            figures=Figures(effective=chosen.cost, quality=chosen.change, images=question.images),
         )
 
     def written(self, out: Path) -> str:
@@ -210,7 +207,7 @@ class Found:
         for each in self.front():
             value = each.change or 0.0
             mark = "yes" if quality.met(value) else ""
-            yield f"| {each.effective:.2f} | {value:.4g} | {mark} | `{each.cell.policy}` |"
+            yield f"| {each.cost:.2f} | {value:.4g} | {mark} | `{each.run.policy}` |"
         yield ""
 
     def command(self, out: Path) -> str:
@@ -227,24 +224,21 @@ class Found:
 
 
 def _paint(axis: Any, found: Found) -> None:
-    quality, names = found.question.quality, dict.fromkeys(each.family for each in found.figures)
+    quality, names = (
+        found.question.quality,
+        dict.fromkeys(each.run.family for each in found.figures),
+    )
     for i, name in enumerate(names):
-        own = [each for each in found.figures if each.family == name and each.change]
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        places = [each.effective for each in own]
-        axis.scatter(places, [each.change for each in own], s=14, label=name, **style)
+        shown = [(e.cost, e.change) for e in found.figures if e.run.family == name and e.change]
+        if shown:
+            scatter(axis, i, name, shown)
     front = [each for each in found.front() if each.change]
-    axis.plot([each.effective for each in front], [each.change for each in front], "k-", lw=0.8)
+    axis.plot([each.cost for each in front], [each.change for each in front], "k-", lw=0.8)
     axis.axhline(quality.bound, color="grey", lw=0.8, ls="--", label="asked for")
     question = found.question
-    axis.set(
-        title=f"{question.model}, {question.solver}, {question.nfe} steps",
-        xlabel="effective evaluations",
-        ylabel=QUALITIES[quality.metric],
-        yscale="linear" if quality.metric in HIGHER else "log",
-    )
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=6)
+    title = f"{question.model}, {question.solver}, {question.nfe} steps"
+    yscale = "linear" if quality.metric in HIGHER else "log"
+    frame(axis, title, "effective evaluations", QUALITIES[quality.metric], yscale)
 
 
 @dataclass(frozen=True, kw_only=True)

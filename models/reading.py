@@ -11,12 +11,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import SHOWN, SettingError
 
 LARGEST = 2**26  # bytes of a file that is read whole, unless its reader says otherwise
 M = TypeVar("M", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """A value of a file that refuses fields it does not know and is never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def ordinary_file(path: str | PathLike[str], kind: str = "file") -> Path:

@@ -10,7 +10,6 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
 from .. import __version__
@@ -19,14 +18,14 @@ from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import write_bytes
 from ..models.probe import alike, sketch
-from ..models.reading import parse_as, read_text, shortened
+from ..models.reading import StrictModel, parse_as, read_text, shortened
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run import Run
 
 Finite = Annotated[float, Limits(allow_inf_nan=False)]
 
 
-class Figures(BaseModel):
+class Figures(StrictModel):
     """What the setting did to the images it was chosen on.
 
     effective: evaluations of the whole network that would take as many FLOPs.
@@ -34,14 +33,12 @@ class Figures(BaseModel):
     images:    how many there were.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     effective: Finite
     quality: Finite
     images: Annotated[int, Limits(ge=2)]
 
 
-class CacheFile(BaseModel):
+class CacheFile(StrictModel):
     """A chosen cache.
 
     cache:     `name:key=value,...`, with everything that was fitted in it.
@@ -50,8 +47,6 @@ class CacheFile(BaseModel):
     solver, grid, nfe, cfg_scale: of the runs that it was chosen on.
     metric:    "rel-l2", "psnr" or "lpips"; wanted: what was asked for.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
     fewstep: str = __version__

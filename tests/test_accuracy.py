@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewstep.eval import accuracy
+from fewstep.eval.experiments import accuracy
 from fewstep.models.schedule import EDM
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 25, 50)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fewstep.eval import overhead
-from fewstep.eval.command import measure
+from fewstep.eval.experiments import overhead
+from fewstep.eval.experiments.command import measure
 
 MOST = {  # full-size tensor operations per step
     "ddim": 2,

@@ -7,16 +7,25 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.cache_figures import UNCACHED, Cell, Figure, Panel
-from fewstep.eval.cache_front import TIME, TO_UNCACHED, Bench, Front
-from fewstep.eval.cache_policies import POLICIES
-from fewstep.eval.cache_rivals import is_rival, rival_run
-from fewstep.eval.cache_table import best, draw, lines
-from fewstep.eval.store import Store
+from fewstep.eval.bench.front_table import FrontPanel, FrontPoint, FrontRun
+from fewstep.eval.bench.rows import ResultStore
+from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.experiments.cache import (
+    TIME,
+    TO_UNCACHED,
+    UNCACHED,
+    CacheBench,
+    CacheFront,
+    CacheTimes,
+)
+from fewstep.eval.experiments.cache_policies import POLICIES
+from fewstep.eval.experiments.cache_rivals import is_rival, rival_run
+from fewstep.eval.experiments.cache_table import CacheTable
 from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.sampler import Sampler
 
+TABLE = CacheTable()
 LITE = "taylorseer:interval=2,level=last-block"
 OFF = "diffusers-first-block:threshold=0"
 THEIRS = "diffusers-taylorseer:cache_interval=2,max_order=1,disable_cache_before_step=2"
@@ -28,24 +37,24 @@ def front(**changes):
         "policies": (LITE, OFF, THEIRS, "teacache:threshold=0.1", "deepcache"),
         "solvers": ("ddim",),
         "steps": (6,),
-        "honest": ("ddim", "dpmpp-2m"),
+        "baselines": ("ddim", "dpmpp-2m"),
         "budgets": (3, 4),
         "images": 2,
         "reference_nfe": 12,
     }
-    return Front(**{**usual, **changes})
+    return CacheFront(**{**usual, **changes})
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    made = Bench(front(), Store(tmp_path_factory.mktemp("front") / "cache.jsonl"))
-    made.ran = list(made.run())
+    made = CacheBench(front(), ResultStore(tmp_path_factory.mktemp("front") / "cache.jsonl"))
+    made.ran = list(run_cells(made))
     return made
 
 
 def of(bench, policy, nfe=6, solver="ddim"):
     return next(
-        each for each in bench.figures() if each.cell == Cell("fashion-dit", solver, nfe, policy)
+        each for each in bench.points() if each.run == FrontRun("fashion-dit", solver, nfe, policy)
     )
 
 
@@ -63,9 +72,9 @@ def test_uncached_runs_come_first_and_only_solvers_of_caches_have_all_steps():
 
 def test_figures_are_measured_once(bench):
     assert len(bench.ran) == 9
-    again = Bench(bench.front, Store(bench.store.path))
-    assert list(again.run()) == []
-    assert again.figures() == bench.figures()
+    again = CacheBench(bench.front, ResultStore(bench.store.path))
+    assert list(run_cells(again)) == []
+    assert again.points() == bench.points()
     assert [r.partition(":")[0] for r in bench.remarks] == ["deepcache"]
 
 
@@ -78,16 +87,16 @@ def test_errors_are_relative_to_the_uncached_and_the_converged_run(bench):
     figure = of(bench, LITE)
     assert figure.change == pytest.approx(float((cached.samples - plain).norm() / plain.norm()))
     assert figure.error == pytest.approx(float((cached.samples - exact).norm() / exact.norm()))
-    assert figure.effective == pytest.approx(cached.ledger.effective_nfe)
+    assert figure.cost == pytest.approx(cached.ledger.effective_nfe)
     assert of(bench, None).error == pytest.approx(float((plain - exact).norm() / exact.norm()))
-    assert (of(bench, None).change, of(bench, None).effective) == (0.0, 6.0)
+    assert (of(bench, None).change, of(bench, None).cost) == (0.0, 6.0)
 
 
 def test_rivals_that_are_off_change_nothing_and_cost_all(bench):
     figure = of(bench, OFF)
-    assert (figure.change, figure.effective) == (0.0, 6.0)
+    assert (figure.change, figure.cost) == (0.0, 6.0)
     on = of(bench, THEIRS)
-    assert 3.0 < on.effective < 6.0
+    assert 3.0 < on.cost < 6.0
     assert on.change > 0.0
 
 
@@ -104,7 +113,7 @@ def test_rivals_leave_the_network_as_it_was(bench):
 
 
 def test_calibrated_caches_bring_what_they_are_fitted_to(bench):
-    spec = bench.spec(Cell("fashion-dit", "ddim", 6, "teacache:threshold=0.1"))
+    spec = bench.spec(FrontRun("fashion-dit", "ddim", 6, "teacache:threshold=0.1"))
     assert "coefficients=[" in spec
     assert len(take_cache(spec).coefficients) == 5
 
@@ -117,22 +126,23 @@ def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):
         asked.append(cell.policy)
         return turns[cell.policy][asked.count(cell.policy) - 1 - (cell.policy is not None)]
 
-    monkeypatch.setattr(Bench, "_seconds", seconds)
+    monkeypatch.setattr(CacheBench, "time_run", seconds)
     turns[LITE].insert(0, 1.0)  # the run that warms up counts nothing
     turns[LITE] = turns[LITE][1:]
-    timed = Bench(front(policies=(LITE,)), bench.store)
-    assert [cell.policy for cell in timed.time(3)] == [LITE]
+    timed = CacheBench(front(policies=(LITE,)), bench.store)
+    ((row,),) = run_cells(CacheTimes(timed, 3))
+    assert row.protocol.images.run.cache == LITE
     assert asked == [LITE, None, LITE, None, LITE, None, LITE]
-    figure = next(each for each in timed.figures() if each.cell.policy == LITE)
+    figure = next(each for each in timed.points() if each.run.policy == LITE)
     assert figure.ratio == pytest.approx(2.5 / 5.0)
-    assert list(timed.time(3)) == []
+    assert list(run_cells(CacheTimes(timed, 3))) == []
     assert "| `taylorseer:interval=2,level=last-block` | ddim | 6 |" in "\n".join(
-        lines(timed.figures())
+        TABLE.lines(timed.points())
     )
 
 
 def figure(effective, error, policy=None, solver="a"):
-    return Figure(Cell("m", solver, 9, policy), effective, error)
+    return FrontPoint(FrontRun("m", solver, 9, policy), effective, error)
 
 
 POINTS = (
@@ -148,27 +158,27 @@ POINTS = (
 
 
 def test_the_honest_row_is_the_best_solver_between_its_steps():
-    panel = Panel("m", POINTS)
-    assert panel.honest(15.0) == pytest.approx(math.sqrt(0.10 * 0.01))
-    assert panel.honest(11.0) == pytest.approx(math.sqrt(0.05 * 0.04))
-    assert panel.honest(12.0) == pytest.approx(0.04)
-    assert math.isnan(panel.honest(9.0))
+    panel = FrontPanel("m", POINTS, UNCACHED)
+    assert panel.baseline_error(15.0) == pytest.approx(math.sqrt(0.10 * 0.01))
+    assert panel.baseline_error(11.0) == pytest.approx(math.sqrt(0.05 * 0.04))
+    assert panel.baseline_error(12.0) == pytest.approx(0.04)
+    assert math.isnan(panel.baseline_error(9.0))
     assert panel.families == [UNCACHED, "cg-taylor"]
 
 
 def test_the_best_within_a_budget_is_shown_beside_the_honest_row():
-    panel = Panel("m", POINTS)
-    assert best(panel, "cg-taylor", 12).effective == 12.9  # 13.5 is more than the budget
-    text = "\n".join(lines(POINTS))
+    panel = FrontPanel("m", POINTS, UNCACHED)
+    assert TABLE.best(panel, "cg-taylor", 12).cost == 12.9  # 13.5 is more than the budget
+    text = "\n".join(TABLE.lines(POINTS))
     assert "| cg-taylor |" in text
-    assert f"0.0200 ({0.02 / panel.honest(12.9):.2f})" in text
-    rows = list(lines(POINTS, "csv"))
+    assert f"0.0200 ({0.02 / panel.baseline_error(12.9):.2f})" in text
+    rows = list(TABLE.lines(POINTS, "csv"))
     assert len(rows) == 1 + len(POINTS)
     assert 'm,a,9,"cg-taylor:threshold=0.1",12.000,0.03,0.75,,,' in rows
 
 
 def test_the_plot_shows_every_family_and_the_honest_row(tmp_path):
-    draw(POINTS, tmp_path / "front.svg")
+    TABLE.draw(POINTS, tmp_path / "front.svg")
     text = (tmp_path / "front.svg").read_text()
     assert "cg-taylor" in text
     assert "fewer steps, best solver" in text

@@ -8,10 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observed
-from fewstep.eval.cache_figures import Cell, Figure
-from fewstep.eval.cache_front import judged
 from fewstep.eval.calibrate import Found, Quality, Question, tried
+from fewstep.eval.experiments.cache import compare
 from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
@@ -93,7 +93,7 @@ def test_qualities_are_read_and_have_a_direction():
 def test_psnr_is_the_mean_over_images():
     target = torch.zeros(2, 1, 4, 4)
     samples = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.02)])
-    assert judged("psnr to the uncached run", samples, target) == pytest.approx(30.0, abs=1e-4)
+    assert compare("psnr to the uncached run", samples, target) == pytest.approx(30.0, abs=1e-4)
 
 
 class NoBench:
@@ -103,7 +103,7 @@ class NoBench:
 def found(quality, *points):
     question = Question(model="m", solver="ddim", nfe=10, quality=Quality.parsed(quality))
     figures = tuple(
-        Figure(Cell("m", "ddim", 10, f"p{i}"), effective, change=change)
+        FrontPoint(FrontRun("m", "ddim", 10, f"p{i}"), effective, change=change)
         for i, (effective, change) in enumerate(points)
     )
     return Found(question, NoBench(), figures)
@@ -111,12 +111,12 @@ def found(quality, *points):
 
 def test_the_cheapest_that_will_do_is_chosen():
     points = ((3.0, 0.2), (5.0, 0.04), (5.0, 0.03), (6.0, 0.01), (8.0, 0.02), (10.0, 0.0))
-    assert found("rel-l2=0.05", *points).chosen().cell.policy == "p2"
-    front = [each.cell.policy for each in found("rel-l2=0.05", *points).front()]
+    assert found("rel-l2=0.05", *points).chosen().run.policy == "p2"
+    front = [each.run.policy for each in found("rel-l2=0.05", *points).front()]
     assert front == ["p0", "p1", "p2", "p3", "p5"]
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
         found("rel-l2=0.005", *points).chosen()
-    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().cell.policy == "p1"
+    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().run.policy == "p1"
     with pytest.raises(SettingError, match="no cache was tried"):
         found("psnr=30").chosen()
 

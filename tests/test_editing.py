@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.editing import ClassEdits, Edited, lines
+from fewstep.eval.experiments.editing import ClassEdits, Edited, lines
 from fewstep.models.adapters import from_module
 from fewstep.models.architectures import BY_CLASS, FLUX, HUNYUAN_VIDEO, known_classes
 from fewstep.models.attention import Mode, Store, Tape, holds_text, predicted_bytes, projections

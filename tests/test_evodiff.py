@@ -11,7 +11,7 @@ import torch
 from laws import GAUSSIAN, MIXTURE, PROCESSES, even_in_lam, f64, run, start, unit_noise, walk
 from torch.testing import assert_close
 
-from fewstep.eval.overhead import CountOps
+from fewstep.eval.experiments.overhead import CountOps
 from fewstep.models.errors import SettingError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid
 from fewstep.samplers.grid import Final, default_grid, time_grid

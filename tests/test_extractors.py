@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from fewstep.eval.data import DataError
+from fewstep.eval.experiments.inception import report
 from fewstep.eval.extractors import extractor, origin_of, weights
 from fewstep.eval.extractors.inception import InceptionExtractor, prepared
 from fewstep.eval.extractors.weights import (
@@ -30,7 +31,6 @@ from fewstep.eval.extractors.weights import (
     installed_inception,
     read_inception,
 )
-from fewstep.eval.inception_speed import report
 from fewstep.models.errors import SettingError, UnknownNameError
 
 

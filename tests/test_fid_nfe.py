@@ -19,17 +19,22 @@ from laws import GAUSSIAN
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval import fid_nfe
-from fewstep.eval.distributed import Team, team
-from fewstep.eval.fid_nfe import Bench, flops_per_row, quantised
-from fewstep.eval.judge import Judge, judge, metric_and_extractor
+from fewstep.eval.bench.protocol import Measure
+from fewstep.eval.bench.rows import ResultStore, TimeSpent
+from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.bench.team import Team, team
+from fewstep.eval.experiments import fid_nfe
+from fewstep.eval.experiments.fid_evaluator import (
+    ImageEvaluator,
+    make_evaluator,
+    metric_and_extractor,
+)
+from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row, quantise
+from fewstep.eval.experiments.fid_partial import Partial, features_of, merged
+from fewstep.eval.experiments.fid_sweep import Entry, Sweep, check_choices, plan_cells
+from fewstep.eval.experiments.fid_table import setting_label
 from fewstep.eval.metrics import Features, Need, metric
-from fewstep.eval.partial import Partial, features_of, merged
-from fewstep.eval.protocol import Measure
 from fewstep.eval.statistics import Moments, Origin, frechet
-from fewstep.eval.store import Clock, Store
-from fewstep.eval.sweep import Entry, Sweep, checked, plan_cells
-from fewstep.eval.table import setting_label
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.ledger import CacheCall, CacheLedger, Ledger
 from fewstep.models.load import load
@@ -81,7 +86,7 @@ def fake_judge(n, name="fd", stop=None):
         reference_sha256="11",
         n=n,
     )
-    return Judge(metric(name), Projection(stop), reference, measure)
+    return ImageEvaluator(metric(name), Projection(stop), reference, measure)
 
 
 def sweep(n=20, batch=8, blocks=1, **entry):
@@ -99,8 +104,12 @@ def _alone(tmp_path, monkeypatch):
     )
 
 
+def measure(bench):
+    return [row for rows in run_cells(bench) for row in rows]
+
+
 def bench(chosen, store="s.jsonl", stop=None, name="fd"):
-    return Bench(chosen, fake_judge(chosen.n, name, stop), Store(Path(store)))
+    return QualityBench(chosen, fake_judge(chosen.n, name, stop), ResultStore(Path(store)))
 
 
 # ---- cells
@@ -161,16 +170,16 @@ def test_wrong_choices_are_told(entry, error, message):
 
 def test_choices_that_would_be_ignored_are_refused():
     with pytest.raises(SettingError, match="guidance scale other than 1"):
-        checked(Entry, models=["flow"], cfg_interval=(0.1, 1.0))
+        check_choices(Entry, models=["flow"], cfg_interval=(0.1, 1.0))
     with pytest.raises(SettingError, match="grids are for named solvers"):
-        checked(Entry, models=["flow"], rivals=["unipc"], grids=["beta"])
+        check_choices(Entry, models=["flow"], rivals=["unipc"], grids=["beta"])
 
 
 def test_schedule_files_bring_their_own_budget(tmp_path):
     plan = solver("unipc-2").encode(time_grid("beta", RectifiedFlow(), 5))
     (tmp_path / "five.json").write_text(plan.dump())
     chosen = sweep(solvers=["unipc-2", "five.json"], nfe="5")
-    found = {setting_label(row.protocol.images): row.value for row in bench(chosen).run()}
+    found = {setting_label(row.protocol.images): row.value for row in measure(bench(chosen))}
     assert found["five"] == pytest.approx(found["unipc-2 beta"], rel=1e-9)
 
 
@@ -185,7 +194,7 @@ def expected(n, nfe=4, solver="unipc-2", network=FLOW):
 
 
 def test_the_figure_is_that_of_the_quantised_samples():
-    (row,) = bench(sweep()).run()
+    (row,) = measure(bench(sweep()))
     assert row.value == pytest.approx(expected(20), rel=1e-9)
     assert (row.cost.nfe, row.cost.rows, row.cost.effective) == (4, 4, 4)
     assert row.clock.total >= row.clock.sampling + row.clock.features > 0.0
@@ -193,16 +202,16 @@ def test_the_figure_is_that_of_the_quantised_samples():
 
 def test_quantised_keeps_the_axes():
     samples = torch.tensor([-1.0, 0.0, 0.5, 2.0]).view(1, 1, 2, 2)
-    assert quantised(samples).tolist() == [[[[0, 128], [191, 255]]]]
+    assert quantise(samples).tolist() == [[[[0, 128], [191, 255]]]]
     colour = torch.rand(2, 3, 4, 5) * 2 - 1
     torch.testing.assert_close(
-        quantised(colour).float(), (colour * 127.5 + 127.5).round(), rtol=0, atol=0
+        quantise(colour).float(), (colour * 127.5 + 127.5).round(), rtol=0, atol=0
     )
 
 
 def test_metrics_that_need_all_features_get_them_in_order():
-    (row,) = bench(sweep(n=20), name="kid").run()
-    samples = quantised(Sampler(FLOW)(range(20), solver="unipc-2", nfe=4, batch=8).samples)
+    (row,) = measure(bench(sweep(n=20), name="kid"))
+    samples = quantise(Sampler(FLOW)(range(20), solver="unipc-2", nfe=4, batch=8).samples)
     mine = Features(20, rows=Projection()(samples))
     assert row.value == metric("kid").function(mine, fake_judge(20).reference)
 
@@ -213,8 +222,8 @@ def test_guided_rows_and_flops_are_counted():
     assert 1.6e8 < per_row < 1.8e8  # 6 layers x 128: 0.153 GFLOP of linear layers, and attention
     chosen = sweep(n=4, models=["fashion-dit"], nfe="2", cfg_scales=[2.0])
     found = bench(chosen)
-    found.judge.extractor.weights = torch.rand(1024, 3)
-    (row,) = found.run()
+    found.evaluator.extractor.weights = torch.rand(1024, 3)
+    (row,) = measure(found)
     assert (row.cost.nfe, row.cost.rows) == (2, 4)
     assert row.cost.flops == 4 * per_row
 
@@ -231,8 +240,8 @@ def test_caches_and_guidance_policies_are_settings():
         caches=["taylorseer:level=last-block,interval=2,first=1"],
     )
     found = bench(chosen)
-    found.judge.extractor.weights = torch.rand(1024, 3)
-    plain, skipping = sorted(found.run(), key=lambda row: -row.cost.rows)
+    found.evaluator.extractor.weights = torch.rand(1024, 3)
+    plain, skipping = sorted(measure(found), key=lambda row: -row.cost.rows)
     assert (plain.cost.nfe, plain.cost.rows) == (4, 8)
     assert skipping.cost.rows == 6
     assert 4.0 < plain.cost.effective < 5.0  # two full calls of four, and the rim of the others
@@ -250,7 +259,7 @@ def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
     cache = CacheLedger(calls=[call], share=lambda call: 0.25)
     needs = [Need(output="pool", form="statistics")]
     one, two = (Partial.empty({"pool": 3}, needs) for _ in range(2))
-    one.count(Ledger(images=2, rows=8, cache=cache), Clock())
+    one.count(Ledger(images=2, rows=8, cache=cache), TimeSpent())
     assert one.effective == 2.0
     one.save(tmp_path / "p.npz")
     assert two.load(tmp_path / "p.npz")
@@ -259,7 +268,7 @@ def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
 
 
 def test_the_first_images_are_kept(tmp_path):
-    (row,) = bench(sweep()).run()
+    (row,) = measure(bench(sweep()))
     assert [path.name for path in tmp_path.glob("s.jsonl.pictures/*")] == [f"{row.hash}.png"]
 
 
@@ -268,17 +277,17 @@ def test_real_images_are_a_row_of_their_own(tmp_path):
     np.savez(tmp_path / "real.npz", arr_0=images)
     chosen = sweep(blocks=3).model_copy(update={"floor": "real.npz"})
     found = bench(chosen)
-    rows = [row for row in found.run() if row.cost is None]
+    rows = [row for row in measure(found) if row.cost is None]
     assert [row.protocol.images.rows for row in rows] == ["0-19", "20-39"]  # 45 are two blocks
     part = torch.from_numpy(images[20:40]).permute(0, 3, 1, 2)
     mine = statistics(Projection()(part)["pool"])
     assert rows[1].value == pytest.approx(
-        frechet(mine, found.judge.reference.statistics["pool"]), rel=1e-9
+        frechet(mine, found.evaluator.reference.statistics["pool"]), rel=1e-9
     )
 
 
 def test_a_missing_floor_is_told_or_refused():
-    assert "give --floor" in bench(sweep()).plan.refused[0]
+    assert "give --floor" in bench(sweep()).remarks[0]
     with pytest.raises(FewstepError, match="nowhere"):
         bench(sweep().model_copy(update={"floor": "nowhere"}))
 
@@ -288,10 +297,10 @@ def test_a_missing_floor_is_told_or_refused():
 
 def test_finished_cells_are_not_drawn_again():
     chosen = sweep(nfe="4,5")
-    first = list(bench(chosen).run())
+    first = measure(bench(chosen))
     again = bench(chosen)
-    assert list(again.run()) == []
-    assert again.judge.extractor.calls == 0
+    assert measure(again) == []
+    assert again.evaluator.extractor.calls == 0
     assert [row.value for row in again.rows()] == [row.value for row in first]
 
 
@@ -299,12 +308,12 @@ def test_finished_cells_are_not_drawn_again():
 def test_a_killed_cell_goes_on_where_it_was(tmp_path, monkeypatch, name):
     monkeypatch.setattr(fid_nfe, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(fid_nfe, "SAVE_REST", 0.0)
-    (whole,) = bench(sweep(), store="whole.jsonl", name=name).run()
+    (whole,) = measure(bench(sweep(), store="whole.jsonl", name=name))
     with pytest.raises(KeyboardInterrupt):
-        list(bench(sweep(), stop=2, name=name).run())
+        measure(bench(sweep(), stop=2, name=name))
     again = bench(sweep(), name=name)
-    (row,) = again.run()
-    assert again.judge.extractor.calls == 1  # of three batches two were done
+    (row,) = measure(again)
+    assert again.evaluator.extractor.calls == 1  # of three batches two were done
     assert row.value == whole.value
     assert row.cost.rows == 4
     assert not list(tmp_path.glob("*.parts"))
@@ -314,12 +323,12 @@ def test_a_damaged_part_is_begun_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(fid_nfe, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(fid_nfe, "SAVE_REST", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        list(bench(sweep(), stop=2).run())
+        measure(bench(sweep(), stop=2))
     (part,) = tmp_path.glob("s.jsonl.parts/*")
     part.write_bytes(part.read_bytes()[:100])
     again = bench(sweep())
-    (row,) = again.run()
-    assert again.judge.extractor.calls == 3
+    (row,) = measure(again)
+    assert again.evaluator.extractor.calls == 3
     assert row.value == pytest.approx(expected(20), rel=1e-9)
 
 
@@ -330,8 +339,8 @@ def test_a_damaged_part_is_begun_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_shares_add_up_to_the_whole(size, name):
     whole = bench(sweep(n=60), name=name)
-    (cell,) = whole.plan.cells
-    value = whole.measure(cell).value
+    (cell,) = whole.cells()
+    value = whole.measure(cell, lambda rows: None)[0].value
     parts = []
     for rank in range(size):
         one = bench(sweep(n=60), name=name)
@@ -343,7 +352,7 @@ def test_shares_add_up_to_the_whole(size, name):
     alone = whole._gather(cell, lambda rows: None)
     for output, batches in alone.batches.items():  # in the order of the images
         assert torch.equal(torch.cat(batches), torch.cat(total.batches[output]))
-    assert whole.judge.value(total) == pytest.approx(value, rel=1e-12)
+    assert whole.evaluator.value(total) == pytest.approx(value, rel=1e-12)
 
 
 def test_an_error_in_one_process_is_raised_in_all(monkeypatch):
@@ -368,7 +377,7 @@ def test_two_processes_give_the_figure_of_one(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     store = ["--store", str(tmp_path / "two.jsonl")]
     subprocess.run([*launcher, "-m", "fewstep.cli", *WORDS, *store], check=True, timeout=120)
-    (two,) = Store(tmp_path / "two.jsonl").rows.values()
+    (two,) = ResultStore(tmp_path / "two.jsonl").rows.values()
     result = CliRunner().invoke(app, [*WORDS, "--store", "one.jsonl"])
     assert result.exit_code == 0, result.output
     one = json.loads((tmp_path / "one.jsonl").read_text())
@@ -382,7 +391,7 @@ def test_two_processes_give_the_figure_of_one(tmp_path):
 def test_labels_name_metric_and_network():
     assert metric_and_extractor("fd-small") == ("fd", "small")
     assert metric_and_extractor("fid") == ("fid", "inception")
-    found = judge(Sweep(n=50, entries=(Entry(models=("flow",)),)))
+    found = make_evaluator(Sweep(n=50, entries=(Entry(models=("flow",)),)))
     assert found.measure.metric == "fd-small"
     assert found.measure.reference == "fashion-mnist"
     assert found.reference.statistics["pool"].n == 60_000
@@ -431,7 +440,7 @@ def test_the_command_draws_stores_and_prints(tmp_path):
     result = CliRunner().invoke(app, ["bench", "fid-nfe", *words])
     assert result.exit_code == 0, result.output
     assert "diffusers euler-flux" in result.output
-    assert len(Store(tmp_path / "results.jsonl").rows) == 4
+    assert len(ResultStore(tmp_path / "results.jsonl").rows) == 4
     again = CliRunner().invoke(app, ["bench", "fid-nfe", *words])
     assert "seeds 0-19" in result.output
     assert "seeds 0-19" not in again.output  # nothing was left to do

@@ -8,11 +8,13 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval import gpu_bench
-from fewstep.eval.gpu_bench import TINY, Bench, Large, Small
-from fewstep.eval.gpu_networks import TINY_DIT, TINY_FLUX, dit, flux
-from fewstep.eval.gpu_timing import Figure, Figures, seconds, table
+from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.experiments.gpu import GpuBench, GpuJob
+from fewstep.eval.experiments.gpu_figures import GpuFigure, table, time_medians
+from fewstep.eval.experiments.gpu_jobs import TINY, Large, Small
+from fewstep.eval.experiments.gpu_networks import TINY_DIT, TINY_FLUX, dit, flux
 from fewstep.models.errors import SettingError
+from fewstep.models.speed import Speed
 from fewstep.samplers.sampler import Sampler
 
 CPU = torch.device("cpu")
@@ -30,33 +32,40 @@ def test_seconds_takes_turns_and_leaves_the_first_runs_out(monkeypatch):
 
         return run
 
-    monkeypatch.setattr("fewstep.eval.gpu_timing.time.perf_counter", lambda: now[0])
-    found = seconds({name: work(name) for name in costs}, CPU, repeats=3, warm=2)
+    monkeypatch.setattr("fewstep.eval.experiments.gpu_figures.time.perf_counter", lambda: now[0])
+    found = time_medians({name: work(name) for name in costs}, CPU, repeats=3, warm=2)
     assert found == {"a": 2.0, "b": 20.0}
     assert order == ["a", "b"] * 5
 
 
 def test_figures_are_found_again_and_half_lines_and_other_machines_are_left(tmp_path):
-    path, figure = tmp_path / "x.jsonl", Figure("job", "what", 1.5, "x", 3.0)
-    Figures(path, "cpu").add([figure])
+    path, figure = tmp_path / "x.jsonl", GpuFigure("job", "what", 1.5, "x", 3.0)
+
+    def bench(path=path, where="cpu"):
+        made = GpuBench(path, where, CPU, QUICK)
+        made.keep = lambda figures: made.store.append(*made.make_rows(figures))
+        made.held = lambda job: [row.figure for row in made.find_rows(GpuJob(job, None))]
+        return made
+
+    bench().keep([figure])
     path.write_bytes(path.read_bytes() + b'{"job": "half')
     other = json.loads(path.read_text().splitlines()[0]) | {"torch": "1.0", "job": "old"}
     with path.open("a") as file:
         file.write("\n" + json.dumps(other))
-    figures = Figures(path, "cpu")
-    assert figures.held == {"job": [figure]}
-    figures.add([replace(figure, job="next")])
-    assert list(Figures(path, "cpu").held) == ["job", "next"]
-    assert Figures(path, "cuda").held == {}
+    again = bench()
+    assert (again.held("job"), again.held("old")) == ([figure], [])
+    again.keep([replace(figure, job="next")])
+    assert [len(bench().held(job)) for job in ("job", "next", "old")] == [1, 1, 0]
+    assert bench(where="cuda").held("job") == []
     with pytest.raises(SettingError, match="does not exist; create it first"):
-        Figures(tmp_path / "none" / "x.jsonl", "cpu").add([figure])
+        bench(tmp_path / "none" / "x.jsonl").keep([figure])
 
 
 def test_the_table_says_what_was_asked_and_judges_where_it_may():
     figures = [
-        Figure("a", "ratio", 2.0, "x", 3.0),
-        Figure("a", "share", 1.04, "x", 1.05, "most"),
-        Figure("b", "speed", 7.0, " images/s"),
+        GpuFigure("a", "ratio", 2.0, "x", 3.0),
+        GpuFigure("a", "share", 1.04, "x", 1.05, "most"),
+        GpuFigure("b", "speed", 7.0, " images/s"),
     ]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(figures, True)][2:]
     assert rows == [
@@ -105,20 +114,20 @@ def test_jobs_measure_what_they_say():
 def test_the_loop_of_a_pipeline_gives_the_images_of_ours():
     """Else the two would not be timed at the same work."""
     small = Small("fashion-dit", 2, CPU, QUICK)
-    theirs = small._theirs(small._network(gpu_bench.Speed()))()
-    ours = small._ours(small._network(gpu_bench.Speed()))()
+    theirs = small._theirs(small._network(Speed()))()
+    ours = small._ours(small._network(Speed()))()
     assert theirs[0].shape == ours.samples.shape
     assert float((theirs[0] - ours.samples).square().mean().sqrt()) < 0.2
 
 
 def test_a_job_that_fails_is_remarked_upon_and_the_others_go_on(tmp_path, monkeypatch):
     def jobs(self):
-        yield "bad", lambda name: 1 / 0
-        yield "good", lambda name: [Figure(name, "what", 1.0)]
+        yield GpuJob("bad", lambda name: 1 / 0)
+        yield GpuJob("good", lambda name: [GpuFigure(name, "what", 1.0)])
 
-    monkeypatch.setattr(Bench, "_jobs", jobs)
-    bench = Bench(Figures(tmp_path / "x.jsonl", "cpu"), CPU, QUICK)
-    bench.run(progress=False)
+    monkeypatch.setattr(GpuBench, "_jobs", jobs)
+    bench = GpuBench(tmp_path / "x.jsonl", "cpu", CPU, QUICK)
+    list(run_cells(bench))
     assert bench.remarks == ["bad: ZeroDivisionError: division by zero"]
     assert [each.job for each in bench.rows()] == ["good"]
 
@@ -127,9 +136,10 @@ def test_the_command_measures_once_and_says_that_it_ran_on_the_cpu(tmp_path, mon
     ran = []
 
     def jobs(self):
-        yield "one", lambda name: [ran.append(name) or Figure(name, "what", 1.0, "x", 3.0)]
+        figure = GpuFigure("one", "what", 1.0, "x", 3.0)
+        yield GpuJob("one", lambda name: [ran.append(name) or figure])
 
-    monkeypatch.setattr(Bench, "_jobs", jobs)
+    monkeypatch.setattr(GpuBench, "_jobs", jobs)
     words = ["bench", "gpu", "--device", "cpu", "--tiny", "--store", str(tmp_path / "x.jsonl")]
     for _ in range(2):
         done = CliRunner().invoke(app, [*words, "--quiet"])

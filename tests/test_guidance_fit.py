@@ -9,12 +9,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
+from fewstep.eval.bench.rows import ResultStore
+from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.experiments.guidance import GuidanceBench, GuidanceFront, GuidanceTable
 from fewstep.eval.guidance_calibration import Similarity, similarity_log
 from fewstep.eval.guidance_fit import Fit, FittingGuide, fitted
-from fewstep.eval.guidance_front import Bench, Front, panels
 from fewstep.eval.guidance_runs import Images
-from fewstep.eval.guidance_table import lines
-from fewstep.eval.store import Store
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
@@ -222,7 +222,7 @@ def test_the_log_predicts_what_a_run_costs(network):
 
 def test_the_front_measures_once_and_compares_with_full_guidance(tmp_path):
     policies = ("cfg", "guidance-forecast:warmup=2", "linear-ag:every=2", "adaptive:threshold=0.5")
-    front = Front(
+    front = GuidanceFront(
         models=("fashion-dit",),
         scales=(2.0,),
         policies=policies,
@@ -233,23 +233,24 @@ def test_the_front_measures_once_and_compares_with_full_guidance(tmp_path):
         fit_images=4,
     )
     store = tmp_path / "front.jsonl"
-    bench = Bench(front, Store(store))
-    measured = list(bench.run())
+    bench = GuidanceBench(front, ResultStore(store))
+    measured = list(run_cells(bench))
     assert len(measured) == 8
-    again = Bench(front, Store(store))
-    assert list(again.run()) == []
-    (panel,) = panels(again.rows())
+    again = GuidanceBench(front, ResultStore(store))
+    assert list(run_cells(again)) == []
+    table = GuidanceTable()
+    (panel,) = table.panels(again.points())
     assert panel.families == ["cfg", "adaptive", "guidance-forecast", "linear-ag"]
-    honest = {row.cost.rows: row.value for row in panel.family("cfg")}
+    honest = {point.cost: point.error for point in panel.family("cfg")}
     assert set(honest) == {6.0, 8.0}
-    assert panel.honest(7.0) == pytest.approx(math.sqrt(honest[6.0] * honest[8.0]))
-    assert math.isnan(panel.honest(5.0))
-    text = "\n".join(lines(again.rows()))
+    assert panel.baseline_error(7.0) == pytest.approx(math.sqrt(honest[6.0] * honest[8.0]))
+    assert math.isnan(panel.baseline_error(5.0))
+    text = "\n".join(table.lines(again.points()))
     assert "### fashion-dit, CFG 2" in text
     assert "| guidance-forecast |" in text
-    table = list(lines(again.rows(), "csv"))
-    assert len(table) == 9
-    assert all(len(line.split('"')) in (1, 3) for line in table)
+    rows = list(table.lines(again.points(), "csv"))
+    assert len(rows) == 9
+    assert all(len(line.split('"')) in (1, 3) for line in rows)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_the_front_measures_once_and_compares_with_full_guidance(tmp_path):
 )
 def test_fronts_that_cannot_be_measured(settings, text):
     with pytest.raises((SettingError, LookupError), match=text):
-        Front(**settings)
+        GuidanceFront(**settings)
 
 
 # As it is typed

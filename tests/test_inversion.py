@@ -8,7 +8,14 @@ import torch
 from laws import GAUSSIAN, MIXTURE, f64
 from tiny import network as tiny
 
-from fewstep.eval.inversion import Cell, Figure, RoundTrips, lines
+from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.experiments.inversion import (
+    InversionBench,
+    RoundTrip,
+    RoundTripRow,
+    RoundTrips,
+    lines,
+)
 from fewstep.models.adapters import from_module
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.prediction import Prediction
@@ -244,7 +251,7 @@ def test_a_picture_is_read_as_it_was_written(tmp_path):
 def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):
     """A figure that is kept is not measured again; half a line is passed over."""
     table = RoundTrips(model="fashion-dit", images=4, solvers=("euler", "rf-solver"), nfe=(3, 4))
-    monkeypatch.setattr("fewstep.eval.inversion.Sampler.from_pretrained", lambda _: dit)
+    monkeypatch.setattr("fewstep.eval.experiments.inversion.Sampler.from_pretrained", lambda _: dit)
     image = torch.sin(torch.arange(512.0)).reshape(4, 2, 8, 8)
     asked = []
 
@@ -252,9 +259,15 @@ def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):
         asked.append(data)
         return image, [1, 2, 3, 4]
 
-    monkeypatch.setattr("fewstep.eval.inversion.labelled_images", images)
+    monkeypatch.setattr("fewstep.eval.experiments.inversion.labelled_images", images)
     store = tmp_path / "figures.jsonl"
-    first = table.run(store)
+
+    def run():
+        bench = InversionBench(table, store)
+        list(run_cells(bench))
+        return bench.rows()
+
+    first = run()
     assert [(f.cell.solver, f.cell.by, f.cell.count) for f in first] == [
         ("euler", "nfe", 3),
         ("euler", "nfe", 4),
@@ -266,10 +279,10 @@ def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):
     ]
     with store.open("a") as file:
         file.write('{"cell": ')
-    assert table.run(store) == first
+    assert run() == first
     assert len(asked) == 1
     text = "\n".join(lines(first))
     assert "| rf-solver | - |" in text
     assert first[-1].psnr > first[3].psnr + 10.0  # rf-solver at 30 steps, Euler at 30
-    assert isinstance(first[0], Figure)
-    assert isinstance(first[0].cell, Cell)
+    assert isinstance(first[0], RoundTripRow)
+    assert isinstance(first[0].cell, RoundTrip)

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from fewstep.cli import app
-from fewstep.eval import cache_front, calibrate, fid_nfe, guidance_front, judge, stats
+from fewstep.eval import calibrate, stats
+from fewstep.eval.experiments import cache, fid_evaluator, fid_nfe, guidance
 from fewstep.eval.search import command
 from fewstep.models import load
 from fewstep.samplers import measure
 
 pytestmark = pytest.mark.slow
 
-IMPORTED = (cache_front, calibrate, fid_nfe, guidance_front, judge, stats, command, load, measure)
+IMPORTED = (cache, calibrate, fid_nfe, guidance, fid_evaluator, stats, command, load, measure)
 KILLS = int(os.environ.get("KILLS", "6"))
 FRONT = "--images 2 --solver dpmpp-2m"
 TAYLOR = "taylorseer:level=last-block,interval"

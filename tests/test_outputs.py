@@ -10,8 +10,8 @@ from test_protocol import protocol
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.row_store import KeyedRow, RowStore
-from fewstep.eval.store import Row, Store
+from fewstep.eval.bench.rows import ResultRow, ResultStore
+from fewstep.eval.bench.store import KeyedRow, RowStore
 from fewstep.models.errors import SettingError
 
 THESIS = b"Chapter 1\nThe last line, without an end"
@@ -75,7 +75,12 @@ REFUSED = {
 def test_nothing_of_a_user_is_lost(place, monkeypatch):
     """And nothing is computed first: no network is loaded, no folder made."""
     (place / "log").mkdir()
-    for module in ("models.load", "eval.search.command", "eval.fid_nfe", "eval.cache_front"):
+    for module in (
+        "models.load",
+        "eval.search.command",
+        "eval.experiments.fid_nfe",
+        "eval.bench.front",
+    ):
         monkeypatch.setattr(f"fewstep.{module}.load", None)
     before = contents(place)
     for words, reason in REFUSED.items():
@@ -120,14 +125,14 @@ def test_a_store_of_another_kind_is_refused_and_half_a_first_row_is_not(tmp_path
     path = tmp_path / "results.jsonl"
     RowStore(path, Count).append(Count(number=1, process=0))
     with pytest.raises(SettingError, match="is no store of these figures"):
-        Store(path)
-    row = Row.now(protocol(nfe=4), 1.5)
+        ResultStore(path)
+    row = ResultRow.now(protocol(nfe=4), 1.5)
     half = row.line[:200].encode()
     path.write_bytes(half)
-    store = Store(path)
+    store = ResultStore(path)
     assert store.rows == {}
     store.append(row)
-    assert list(Store(path).rows.values()) == [row]
+    assert list(ResultStore(path).rows.values()) == [row]
     assert path.with_name("results.jsonl.broken").read_bytes() == half + b"\n"
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from fewstep.eval.protocol import (
+from fewstep.eval.bench.protocol import (
     Drawn,
     Measure,
     Protocol,

@@ -14,24 +14,34 @@ from test_protocol import MEASURE, protocol
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.fid_nfe import picture_path
-from fewstep.eval.protocol import Protocol, Real
-from fewstep.eval.report import Outputs, page
-from fewstep.eval.store import Cost, Row, Store
-from fewstep.eval.table import Table, as_csv, details, markdown, means, number
+from fewstep.eval.bench.protocol import Protocol, Real
+from fewstep.eval.bench.report import ReportFiles
+from fewstep.eval.bench.rows import ResultRow, ResultStore, SamplingCost
+from fewstep.eval.experiments.fid_nfe import picture_path
+from fewstep.eval.experiments.fid_page import page, write_report
+from fewstep.eval.experiments.fid_table import (
+    QualityTable,
+    as_csv,
+    details,
+    markdown,
+    means,
+    number,
+)
 from fewstep.models.errors import SettingError, UnknownNameError
 
 
 def drawn(solver, nfe, value, block=0, rows=1, **changes):
     seeds = tuple(range(20 * block, 20 * block + 20))
     made = protocol(solver=solver, nfe=nfe, seeds=seeds, **changes)
-    cost = Cost(nfe=nfe, rows=nfe * rows, effective=nfe * rows, flops=1e9 * nfe * rows, seconds=0.1)
-    return Row.now(made, value, cost=cost)
+    cost = SamplingCost(
+        nfe=nfe, rows=nfe * rows, effective=nfe * rows, flops=1e9 * nfe * rows, seconds=0.1
+    )
+    return ResultRow.now(made, value, cost=cost)
 
 
 def real(value, block=0):
     source = Real(source="x:test", sha256="a", rows=f"{20 * block}-{20 * block + 19}")
-    return Row.now(Protocol(images=source, measure=MEASURE), value)
+    return ResultRow.now(Protocol(images=source, measure=MEASURE), value)
 
 
 ROWS = [
@@ -47,7 +57,7 @@ ROWS = [
 
 
 def test_means_are_of_all_blocks_and_the_best_is_marked():
-    rows = means(Table.of(ROWS), "m")
+    rows = means(QualityTable.of(ROWS), "m")
     assert rows == [
         ["NFE", "5", "10"],
         ["real images", "0.600", "0.600"],
@@ -57,51 +67,51 @@ def test_means_are_of_all_blocks_and_the_best_is_marked():
 
 
 def test_spread_is_over_the_blocks():
-    header, first, *_ = details(Table.of(ROWS), "m")
+    header, first, *_ = details(QualityTable.of(ROWS), "m")
     assert header[:5] == ["setting", "NFE", "runs", "mean±sd", "min..max"]
     assert header[5:] == ["rows=eff", "GFLOP", "ms"]
     assert first == ["ddim beta", "5", "3", "15.0±3.61", "12.0..19.0", "5", "5.00", "100.0"]
 
 
 def test_effective_evaluations_have_a_column_where_they_differ():
-    cached = Cost(nfe=5, rows=5, effective=2.5, flops=1e9, seconds=0.1)
-    rows = [ROWS[0], Row.now(protocol(nfe=8), 1.0, cost=cached)]
-    assert details(Table.of(rows), "m")[0][5:7] == ["rows", "eff."]
+    cached = SamplingCost(nfe=5, rows=5, effective=2.5, flops=1e9, seconds=0.1)
+    rows = [ROWS[0], ResultRow.now(protocol(nfe=8), 1.0, cost=cached)]
+    assert details(QualityTable.of(rows), "m")[0][5:7] == ["rows", "eff."]
 
 
 def test_high_is_better_for_some():
     measure = MEASURE.model_copy(update={"metric": "precision"})
     rows = [drawn("ddim", 5, 0.4, measure=measure), drawn("unipc-2", 5, 0.6, measure=measure)]
-    table = Table.of(rows)
+    table = QualityTable.of(rows)
     assert means(table, "m")[2] == ["unipc-2 beta", "0.600*"]
     assert "higher is better" in table.caption
     assert [point.setting for point in table.pareto()] == ["unipc-2 beta"]
 
 
 def test_guidance_is_another_network():
-    table = Table.of([*ROWS, drawn("ddim", 5, 9.0, cfg_scale=2.0, rows=2)])
+    table = QualityTable.of([*ROWS, drawn("ddim", 5, 9.0, cfg_scale=2.0, rows=2)])
     assert table.networks == ["m", "m, CFG 2"]
     assert means(table, "m, CFG 2")[2] == ["ddim beta", "9.00*"]
 
 
 def test_pareto_holds_what_nothing_cheaper_beats():
     rows = [*ROWS, drawn("euler", 8, 14.6), drawn("euler", 4, 30.0), drawn("euler", 20, 3.0)]
-    front = [(point.nfe, point.mean) for point in Table.of(rows).pareto()]
+    front = [(point.nfe, point.mean) for point in QualityTable.of(rows).pareto()]
     assert front == [(4, 30.0), (5, 14.5), (10, 3.0)]
 
 
 def test_rows_of_unlike_measures_are_refused():
     other = drawn("ddim", 5, 1.0, measure=MEASURE.model_copy(update={"resize": "bicubic"}))
     with pytest.raises(SettingError, match=r"unlike resize .*'none' and 'bicubic'"):
-        Table.of([*ROWS, other])
+        QualityTable.of([*ROWS, other])
     with pytest.raises(SettingError, match="no rows"):
-        Table.of([])
+        QualityTable.of([])
 
 
 def test_rows_of_unlike_software_are_told():
     old = ROWS[0].model_copy(update={"versions": {**ROWS[0].versions, "torch": "1.0"}})
-    assert "torch 1.0, " in Table.of([old, *ROWS[1:]]).remarks[0]
-    assert Table.of(ROWS).remarks == []
+    assert "torch 1.0, " in QualityTable.of([old, *ROWS[1:]]).remarks[0]
+    assert QualityTable.of(ROWS).remarks == []
 
 
 def test_markdown_is_readable_as_text():
@@ -113,7 +123,7 @@ def test_markdown_is_readable_as_text():
         for nfe in budgets
         for row in (drawn(name, nfe, 90.0 / nfe + b, b), drawn("unipc-2", nfe, 80.0 / nfe + b, b))
     ]
-    text = markdown(Table.of([*rows, real(0.5)], ["a remark"]))
+    text = markdown(QualityTable.of([*rows, real(0.5)], ["a remark"]))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("fd-small to fashion-mnist, n = 20, lower is better; mean over 3")
@@ -126,7 +136,7 @@ def test_markdown_is_readable_as_text():
 
 def test_csv_keeps_all_digits_and_the_hashes():
     value = 14.123456789012345
-    table = Table.of([*ROWS, drawn("euler", 5, value)])
+    table = QualityTable.of([*ROWS, drawn("euler", 5, value)])
     rows = list(csv.DictReader(io.StringIO(as_csv(table))))
     assert rows[0]["setting"] == "real images"
     assert rows[-1]["mean"] == str(value)
@@ -171,7 +181,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
     path = picture_path(store, ROWS[0].hash)
     path.parent.mkdir()
     Image.new("L", (4, 4)).save(path)
-    text = page(Table.of(ROWS, ["<script>alert(1)</script>"]), [store])
+    text = page(QualityTable.of(ROWS, ["<script>alert(1)</script>"]), [store])
     parser = Outside()
     parser.feed(text)
     assert parser.found == []
@@ -188,33 +198,35 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_curves_are_drawn(tmp_path, suffix):
     path = tmp_path / f"curve.{suffix}"
-    Outputs(plot=path).checked().write(ROWS, [], [])
+    outputs = ReportFiles(plot=path)
+    outputs.check()
+    write_report(outputs, ROWS, [], [])
     head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(head)
 
 
 def test_curves_of_figures_below_zero():
     """KID may be negative: no logarithm then."""
-    assert "<svg" in page(Table.of([drawn("ddim", 5, -0.1), drawn("ddim", 6, 0.2)]), [])
+    assert "<svg" in page(QualityTable.of([drawn("ddim", 5, -0.1), drawn("ddim", 6, 0.2)]), [])
 
 
 def test_outputs_are_checked_before_anything_runs(tmp_path, monkeypatch):
     with pytest.raises(UnknownNameError, match="no table 'tex'"):
-        Outputs("tex").checked()
+        ReportFiles("tex").check()
     with pytest.raises(SettingError, match=r"must end in \.png"):
-        Outputs(plot=tmp_path / "a.gif").checked()
+        ReportFiles(plot=tmp_path / "a.gif").check()
     with pytest.raises(SettingError, match="does not exist"):
-        Outputs(page=tmp_path / "no" / "a.html").checked()
-    monkeypatch.setattr("fewstep.eval.report.find_spec", lambda name: None)
+        ReportFiles(page=tmp_path / "no" / "a.html").check()
+    monkeypatch.setattr("fewstep.eval.bench.report.find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"pip install 'fewstep\[report\]'"):
-        Outputs(page=tmp_path / "a.html").checked()
-    Outputs().checked()
+        ReportFiles(page=tmp_path / "a.html").check()
+    ReportFiles().check()
 
 
 def test_the_command_joins_stores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, rows in (("a.jsonl", ROWS[:4]), ("b.jsonl", ROWS[4:])):
-        store = Store(Path(name))
+        store = ResultStore(Path(name))
         for row in rows:
             store.append(row)
     words = ["bench", "table", "a.jsonl", "b.jsonl", "--html", "r.html"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from laws import GAUSSIAN
 
-from fewstep.eval.rivals import RIVALS, RivalSampler
+from fewstep.eval.experiments.rivals import RIVALS, RivalSampler
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction

@@ -7,14 +7,14 @@ import pytest
 from pydantic import ValidationError
 from test_protocol import protocol
 
-from fewstep.eval.store import Clock, Cost, Row, Store
+from fewstep.eval.bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
 from fewstep.models.errors import SettingError
 
-COST = Cost(nfe=5, rows=5, effective=5, flops=1e9, seconds=0.1)
+COST = SamplingCost(nfe=5, rows=5, effective=5, flops=1e9, seconds=0.1)
 
 
 def row(nfe=5, value=1.5):
-    return Row.now(protocol(nfe=nfe), value, cost=COST, clock=Clock(total=2.0))
+    return ResultRow.now(protocol(nfe=nfe), value, cost=COST, clock=TimeSpent(total=2.0))
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def path(tmp_path):
 
 
 def test_rows_are_found_again(path):
-    store, rows = Store(path), [row(nfe) for nfe in (4, 5, 6)]
+    store, rows = ResultStore(path), [row(nfe) for nfe in (4, 5, 6)]
     for each in rows:
         store.append(each)
-    again = Store(path)
+    again = ResultStore(path)
     assert list(again.rows.values()) == rows == list(store.rows.values())
     assert again.broken == []
 
@@ -34,7 +34,7 @@ def test_rows_are_found_again(path):
 def test_a_row_has_reached_the_disk(path, monkeypatch):
     synced = []
     monkeypatch.setattr("os.fsync", lambda handle: synced.append(path.read_bytes()))
-    Store(path).append(row())
+    ResultStore(path).append(row())
     assert synced == [path.read_bytes()]
 
 
@@ -47,49 +47,49 @@ def test_a_row_says_what_made_it():
 
 
 def test_the_later_of_two_counts(path):
-    store = Store(path)
+    store = ResultStore(path)
     for value in (1.0, 2.0):
         store.append(row(value=value))
-    assert [each.value for each in Store(path).rows.values()] == [2.0]
+    assert [each.value for each in ResultStore(path).rows.values()] == [2.0]
 
 
 @pytest.mark.parametrize("kept", [1, 2, 40, 500, -2])
 def test_half_a_line_is_set_aside_and_hides_nothing(path, kept):
-    store = Store(path)
+    store = ResultStore(path)
     store.append(row(4))
     whole = path.read_bytes()
     store.append(row(5))
     half = path.read_bytes()[len(whole) :][:kept]
     path.write_bytes(whole + half)
 
-    found = Store(path)
+    found = ResultStore(path)
     assert [each.protocol.images.run.nfe for each in found.rows.values()] == [4]
     assert "line 2" in found.broken[0]
     found.append(row(6))
-    again = Store(path)
+    again = ResultStore(path)
     assert [each.protocol.images.run.nfe for each in again.rows.values()] == [4, 6]
     assert again.broken == []
     assert path.with_name("results.jsonl.broken").read_bytes() == half + b"\n"
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(path):
-    store = Store(path)
+    store = ResultStore(path)
     store.append(row(4))
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    Store(path).append(row(5))
-    assert len(Store(path).rows) == 2
+    ResultStore(path).append(row(5))
+    assert len(ResultStore(path).rows) == 2
     assert not path.with_name("results.jsonl.broken").exists()
 
 
 def test_an_edited_line_is_told_and_left_where_it_is(path):
-    store = Store(path)
+    store = ResultStore(path)
     store.append(row(4))
     store.append(row(5))
     first, second = path.read_text().splitlines()
     body = json.loads(first)
     body["protocol"]["images"]["run"]["solver"] = "euler"
     path.write_text(f"{json.dumps(body)}\n{second}\n")
-    found = Store(path)
+    found = ResultStore(path)
     assert len(found.rows) == 1
     assert "line 1" in found.broken[0]
     assert "edited" in found.broken[0]
@@ -104,13 +104,13 @@ def test_figures_are_finite():
 
 def test_places_that_cannot_be_written_or_read(tmp_path):
     with pytest.raises(SettingError, match="does not exist; create it first"):
-        Store(tmp_path / "no" / "where.jsonl").append(row())
+        ResultStore(tmp_path / "no" / "where.jsonl").append(row())
     with pytest.raises(SettingError, match="cannot read"):
-        Store(tmp_path)
+        ResultStore(tmp_path)
     with pytest.raises(SettingError, match="there is no row"):
-        Store.existing(tmp_path / "none.jsonl")
+        ResultStore.existing(tmp_path / "none.jsonl")
 
 
 def test_overhead_is_what_sampling_and_extraction_do_not_explain():
-    assert Clock(sampling=8.0, features=2.0, total=10.5).overhead == pytest.approx(0.05)
-    assert Clock().overhead == 0.0
+    assert TimeSpent(sampling=8.0, features=2.0, total=10.5).overhead == pytest.approx(0.05)
+    assert TimeSpent().overhead == 0.0

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import Field, InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.probe import alike, sketch
-from ...models.reading import parse_as, read_text, shortened
+from ...models.reading import StrictModel, parse_as, read_text, shortened
 from ...models.schedule import TimeGrid
 from ...solvers import Solver, drive
 from .base import BOTH, COND, Guidance, Guide, Moment, Setup
@@ -35,11 +35,7 @@ from .settings import Checked
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Weights(Strict):
+class Weights(StrictModel):
     """Of one skipped step: d, of the differences last evaluated; c, of c_n - c_{n-j}; newest first.
 
     error: |forecast - true| / |true| over the images it was fitted to.
@@ -50,7 +46,7 @@ class Weights(Strict):
     error: Finite
 
 
-class LinearWeights(Strict):
+class LinearWeights(StrictModel):
     """What `fewstep fit linear-ag` writes, version 1.
 
     network, solver, nfe: as they were called; scale: of guidance.

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
-from ..models.errors import ScheduleError, SettingError
-from ..models.gaussian import GaussianMixture
-from ..models.schedule import EDM, Node
-from ..samplers.grid import check_steps
-from ..samplers.guidance import Unguided
-from ..samplers.loop import integrate
-from ..samplers.noise import Noise
-from ..samplers.plan import make_plan
-from ..samplers.sampler import Sampler
-from ..solvers import names, take_solver
-from . import statistics
-from .statistics import Statistics
+from ...models.denoiser import Denoiser
+from ...models.errors import ScheduleError, SettingError
+from ...models.gaussian import GaussianMixture
+from ...models.schedule import EDM, Node
+from ...samplers.grid import check_steps
+from ...samplers.guidance import Unguided
+from ...samplers.loop import integrate
+from ...samplers.noise import Noise
+from ...samplers.plan import make_plan
+from ...samplers.sampler import Sampler
+from ...solvers import names, take_solver
+from .. import statistics
+from ..statistics import Statistics
 
 Ends = Callable[[str, int], Tensor]  # (solver, NFE) -> end states
 Measure = Callable[[Tensor, Tensor], float]

@@ -14,27 +14,27 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from ..models.caching import take_cache
-from ..models.denoiser import Network
-from ..models.errors import ScheduleError, SettingError
-from ..models.reading import first_problem, parse_as, read_text, shortened
-from ..models.registry import parse_spec
-from ..samplers.conditions import branches_of, check_branches
-from ..samplers.grid import default_grid
-from ..samplers.guidance import Setup, named_guidance
-from ..samplers.labels import parse_ranges
-from ..samplers.plan import make_plan, named_schedule
-from ..samplers.run import Run
-from ..solvers import Schedule, take_solver
-from ..solvers.presets import preset_names
-from .protocol import Drawn, Measure, Protocol, Strict, file_sha256, weights_sha256
+from ...models.caching import take_cache
+from ...models.denoiser import Network
+from ...models.errors import ScheduleError, SettingError
+from ...models.reading import StrictModel, first_problem, parse_as, read_text, shortened
+from ...models.registry import parse_spec
+from ...samplers.conditions import branches_of, check_branches
+from ...samplers.grid import default_grid
+from ...samplers.guidance import Setup, named_guidance
+from ...samplers.labels import parse_ranges
+from ...samplers.plan import make_plan, named_schedule
+from ...samplers.run import Run
+from ...solvers import Schedule, take_solver
+from ...solvers.presets import preset_names
+from ..bench.protocol import Drawn, Measure, Protocol, file_sha256, weights_sha256
 from .rivals import RivalSampler, rival_of
 
-M = TypeVar("M", bound=Strict)
+M = TypeVar("M", bound=StrictModel)
 Networks = Callable[[str], Network]
 
 
-class Entry(Strict):
+class Entry(StrictModel):
     """Settings whose every combination is measured.
 
     models:  as `sample` takes them.
@@ -84,7 +84,7 @@ class Entry(Strict):
         return self
 
 
-class Sweep(Strict):
+class Sweep(StrictModel):
     """All choices of `fewstep bench fid-nfe`, version 1.
 
     metric:    `fd-small`, `fid`, or another of `fewstep list metrics`, with `-dinov2` or `-clip`.
@@ -114,8 +114,8 @@ class Sweep(Strict):
             raise SettingError(f"{shortened(path)} is no valid sweep: {error}") from error
 
 
-def checked(kind: type[M], **choices: Any) -> M:
-    """An entry or a sweep of these choices; raises SettingError with the first that is wrong."""
+def check_choices(kind: type[M], **choices: Any) -> M:
+    """Returns an entry or a sweep; raises SettingError with the first that is wrong."""
     try:
         return kind(**choices)
     except ValidationError as error:
@@ -123,7 +123,7 @@ def checked(kind: type[M], **choices: Any) -> M:
 
 
 @dataclass(frozen=True)
-class Cell:
+class QualityCell:
     """One protocol to be measured.
 
     block: which repeat; nfe: evaluations per image; rows: expected network rows of all images.
@@ -141,21 +141,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The cells in the order in which they run, and what cannot be measured with the reason."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[QualityCell]
     refused: Sequence[str]
 
 
-def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> Plan:
+def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
     """Every cell of a sweep, each once.
 
     Raises:
         FewstepError: for names and settings that do not exist.
         SettingError: if no cell at all can be measured.
     """
-    cells: dict[str, Cell] = {}
+    cells: dict[str, QualityCell] = {}
     refused: dict[str, None] = {}
     for drawn in _settings(sweep):
         network = networks(drawn.run.model)
@@ -171,15 +171,15 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> Plan:
     if not cells:
         reason = next(iter(refused), "no solver is given; name one with --solver or --rival")
         raise SettingError(f"nothing can be measured: {reason}")
-    return Plan(sorted(cells.values(), key=lambda cell: cell.turn), tuple(refused))
+    return SweepPlan(sorted(cells.values(), key=lambda cell: cell.turn), tuple(refused))
 
 
-def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> Cell:
+def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> QualityCell:
     seeds = tuple(range(block * measure.n, (block + 1) * measure.n))
     run = drawn.run.model_copy(update={"seeds": seeds})
     protocol = Protocol(images=drawn.model_copy(update={"run": run}), measure=measure)
     branches = 1 if run.cfg_scale in (0.0, 1.0) and run.guidance_spec is None else 2
-    return Cell(protocol, block, nfe, float(nfe * branches * measure.n))
+    return QualityCell(protocol, block, nfe, float(nfe * branches * measure.n))
 
 
 def _settings(sweep: Sweep) -> Iterator[Drawn]:

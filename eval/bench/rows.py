@@ -8,15 +8,16 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from .. import __version__
-from ..models.errors import SettingError
-from .protocol import Protocol, Strict
-from .row_store import KeyedRow, RowStore
+from ... import __version__
+from ...models.errors import SettingError
+from ...models.reading import StrictModel
+from .protocol import Protocol
+from .store import KeyedRow, RowStore
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Cost(Strict):
+class SamplingCost(StrictModel):
     """What drawing the images cost, per image; seconds are summed over the processes.
 
     nfe:       network evaluations; a guided one counts once.
@@ -35,7 +36,7 @@ class Cost(Strict):
     seconds: Finite
 
 
-class Clock(Strict):
+class TimeSpent(StrictModel):
     """Where the time of a cell went, in seconds summed over the processes."""
 
     sampling: Finite = 0.0
@@ -49,7 +50,7 @@ class Clock(Strict):
         return self.total / work - 1.0 if work else 0.0
 
 
-class Row(KeyedRow):
+class ResultRow(KeyedRow):
     """One finished cell.
 
     hash:     of the protocol.
@@ -63,8 +64,8 @@ class Row(KeyedRow):
     hash: str
     protocol: Protocol
     value: Finite
-    cost: Cost | None = None
-    clock: Clock = Clock()
+    cost: SamplingCost | None = None
+    clock: TimeSpent = TimeSpent()
     processes: int = 1
     versions: dict[str, str]
     machine: str
@@ -85,7 +86,7 @@ class Row(KeyedRow):
         return self
 
     @classmethod
-    def now(cls, protocol: Protocol, value: float, **figures: object) -> "Row":
+    def now(cls, protocol: Protocol, value: float, **figures: object) -> "ResultRow":
         """A row finished here and now."""
         return cls(
             hash=protocol.hash,
@@ -98,14 +99,14 @@ class Row(KeyedRow):
         )
 
 
-class Store(RowStore[Row]):
+class ResultStore(RowStore[ResultRow]):
     """The rows of quality benchmarks."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, Row)
+        super().__init__(path, ResultRow)
 
     @classmethod
-    def existing(cls, path: Path) -> "Store":
+    def existing(cls, path: Path) -> "ResultStore":
         """The store of a file that is there; raises SettingError if it is not, or holds no row."""
         store = cls(path)
         if not store.rows:

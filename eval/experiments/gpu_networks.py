@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.adapters import from_module
-from ..models.denoiser import Network
-from ..models.prediction import Prediction
-from ..models.schedule import Node, RectifiedFlow, VPDiscrete
+from ...models.adapters import from_module
+from ...models.denoiser import Network
+from ...models.prediction import Prediction
+from ...models.schedule import Node, RectifiedFlow, VPDiscrete
 
 CLASSES = 1000
 

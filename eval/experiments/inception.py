@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..models.errors import SettingError
-from .extractors.inception import InceptionExtractor, prepared
-from .extractors.weights import inception_weights, installed_inception
+from ...models.errors import SettingError
+from ..extractors.inception import InceptionExtractor, prepared
+from ..extractors.weights import inception_weights, installed_inception
 
 Network = Callable[[Tensor], Tensor]
 

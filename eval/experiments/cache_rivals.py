@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.architectures import architecture_of
-from ..models.architectures.dit import DIT
-from ..models.architectures.stack import describe
-from ..models.denoiser import Network
-from ..models.errors import FewstepError, SettingError
-from ..models.registry import parse_spec
-from ..samplers.sampler import Result, Sampler
+from ...models.architectures import architecture_of
+from ...models.architectures.dit import DIT
+from ...models.architectures.stack import describe
+from ...models.denoiser import Network
+from ...models.errors import FewstepError, SettingError
+from ...models.registry import parse_spec
+from ...samplers.sampler import Result, Sampler
 
 Attach = Callable[[nn.Module, Mapping[str, Any], int], Callable[[], None]]
 CONTEXT = "cond"

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.errors import SettingError
-from ..samplers.editing import Editor
-from ..samplers.editing.base import named_editor
-from ..samplers.guidance import CFG
-from ..samplers.images import to_pil, to_uint8
-from ..samplers.sampler import Sampler
-from ..samplers.source import write_sheet
-from .extractors.small import CLASSES, load_small
+from ...models.errors import SettingError
+from ...samplers.editing import Editor
+from ...samplers.editing.base import named_editor
+from ...samplers.guidance import CFG
+from ...samplers.images import to_pil, to_uint8
+from ...samplers.sampler import Sampler
+from ...samplers.source import write_sheet
+from ..extractors.small import CLASSES, load_small
+from ..metrics import PairMetric, pair_metric
 from .inversion import labelled_images
-from .metrics import PairMetric, pair_metric
 
 FRESH = "fresh samples"
 EDITORS = (  # the published settings of the last three were found on text-to-image networks

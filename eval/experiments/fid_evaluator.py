@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.errors import SettingError
-from .data import ImageSet
-from .extractors import Extractor, extractor
-from .metrics import Features, SetMetric, metric
-from .metrics.command import side
-from .metrics.measure import reference_features
-from .partial import Partial, features_of
-from .protocol import Measure, file_sha256
-from .sweep import Sweep
+from ...models.errors import SettingError
+from ..bench.protocol import Measure, file_sha256
+from ..data import ImageSet
+from ..extractors import Extractor, extractor
+from ..metrics import Features, SetMetric, metric
+from ..metrics.command import side
+from ..metrics.measure import reference_features
+from .fid_partial import Partial, features_of
+from .fid_sweep import Sweep
 
 
 @dataclass(frozen=True)
-class Judge:
+class ImageEvaluator:
     """How images become a figure: the metric, its features, and the reference side of it."""
 
     metric: SetMetric
@@ -29,8 +29,10 @@ class Judge:
         return self.metric.function(features, self.reference)
 
 
-def judge(sweep: Sweep, device: str = "cpu", weights: Path | None = None) -> Judge:
-    """The judge that a sweep asks for.
+def make_evaluator(
+    sweep: Sweep, device: str = "cpu", weights: Path | None = None
+) -> ImageEvaluator:
+    """Returns the evaluator that a sweep asks for.
 
     Args:
         sweep: names the metric and the reference.
@@ -57,7 +59,7 @@ def judge(sweep: Sweep, device: str = "cpu", weights: Path | None = None) -> Jud
         reference_sha256=digest,
         n=sweep.n,
     )
-    return Judge(asked, found, reference, measure)
+    return ImageEvaluator(asked, found, reference, measure)
 
 
 def metric_and_extractor(label: str) -> tuple[str, str]:
@@ -88,7 +90,7 @@ def _reference(
 
 def _shipped() -> tuple[str, str, Features]:
     """The statistics that come with fd-small."""
-    from .extractors.small import small_reference
+    from ..extractors.small import small_reference
 
     statistics = small_reference()
     return "fashion-mnist", statistics.sha256, Features(statistics.n, {"pool": statistics})

@@ -14,22 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from ..models.errors import SettingError
-from ..models.load import card, embedded_names
-from ..samplers.labels import parse_ranges
-from ..samplers.run import Run, format_ranges
+from ...models.errors import SettingError
+from ...models.load import card, embedded_names
+from ...models.reading import StrictModel
+from ...samplers.labels import parse_ranges
+from ...samplers.run import Run, format_ranges
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
 UNDECIDED = ("batch", "device", "columns", "version")
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Measure(Strict):
+class Measure(StrictModel):
     """How images become a figure: equal for all rows of a table.
 
     metric:       its name.
@@ -50,7 +47,7 @@ class Measure(Strict):
     quantisation: str = QUANTISATION
 
 
-class Drawn(Strict):
+class Drawn(StrictModel):
     """Images drawn by a network.
 
     run:     network, solver, grid, NFE, end, schedule, guidance, dtype and the seeds, which JSON
@@ -66,7 +63,7 @@ class Drawn(Strict):
     run: Run
     rival: str | None = None
     weights: str | None = None
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     labels: Annotated[str, Field(pattern=r"^(none|seed modulo [1-9][0-9]*)$")] = "none"
 
     @field_serializer("run")
@@ -105,7 +102,7 @@ class Drawn(Strict):
         return body
 
 
-class Real(Strict):
+class Real(StrictModel):
     """Images that nobody drew: the floor that the same figure has for them.
 
     source: as `eval.data.images_of` takes it; `sha256` of its pixels.
@@ -126,7 +123,7 @@ class Real(Strict):
         return self.model_dump(mode="json")
 
 
-class Protocol(Strict):
+class Protocol(StrictModel):
     """Images and measure of one figure, version 1."""
 
     format: Literal["fewstep-protocol"] = "fewstep-protocol"

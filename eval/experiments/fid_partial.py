@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.files import write_whole
-from ..models.ledger import Ledger
-from .extractors import Extractor, origin_of
-from .metrics import Features, Need
-from .metrics.features import Splits
-from .statistics import Moments, StatisticsError
-from .store import Clock
+from ...models.files import write_whole
+from ...models.ledger import Ledger
+from ..bench.rows import TimeSpent
+from ..extractors import Extractor, origin_of
+from ..metrics import Features, Need
+from ..metrics.features import Splits
+from ..statistics import Moments, StatisticsError
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -42,7 +42,7 @@ class Partial:
     done: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     effective: float = 0.0
-    clock: Clock = field(default_factory=Clock)
+    clock: TimeSpent = field(default_factory=TimeSpent)
 
     @classmethod
     def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need]) -> "Partial":
@@ -66,7 +66,7 @@ class Partial:
             parts.append(features[output].float())
         self.done += 1
 
-    def count(self, ledger: Ledger, clock: Clock) -> None:
+    def count(self, ledger: Ledger, clock: TimeSpent) -> None:
         """Adds what a batch cost."""
         share = 1.0 if ledger.cache is None else ledger.cache.relative_cost
         self._add(ledger, ledger.rows * share, clock)
@@ -77,7 +77,7 @@ class Partial:
             self.moments[output].merge(moments)
         self._add(other.ledger, other.effective, other.clock)
 
-    def _add(self, ledger: Ledger, effective: float, clock: Clock) -> None:
+    def _add(self, ledger: Ledger, effective: float, clock: TimeSpent) -> None:
         self.effective += effective
         for name in ("images", "evaluations", "rows", "calls", "seconds"):
             setattr(self.ledger, name, getattr(self.ledger, name) + getattr(ledger, name))
@@ -119,13 +119,15 @@ class Partial:
         self.batches, self.done = batches, counts[0]
         images, evaluations, rows, calls = counts[1:]
         self.ledger, self.effective = Ledger(images, evaluations, rows, calls, seconds), effective
-        self.clock = Clock(sampling=sampling, features=features, total=total)
+        self.clock = TimeSpent(sampling=sampling, features=features, total=total)
         return True
 
 
-def added(a: Clock, b: Clock) -> Clock:
+def added(a: TimeSpent, b: TimeSpent) -> TimeSpent:
     """The sum of two clocks."""
-    return Clock(**{name: getattr(a, name) + getattr(b, name) for name in Clock.model_fields})
+    return TimeSpent(
+        **{name: getattr(a, name) + getattr(b, name) for name in TimeSpent.model_fields}
+    )
 
 
 def merged(parts: Sequence[Partial]) -> Partial:

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
-from ..models.errors import UnknownNameError
-from ..solvers import Schedule
-from .judge import metric_and_extractor
-from .metrics import SetMetric, metric
-from .protocol import Drawn, Measure, Real, check_alike
-from .store import Row
+from ...models.errors import UnknownNameError
+from ...solvers import Schedule
+from ..bench.protocol import Drawn, Measure, Real, check_alike
+from ..bench.rows import ResultRow
+from ..metrics import SetMetric, metric
+from .fid_evaluator import metric_and_extractor
 
 FLOOR = "real images"
 BEST = "*"
 
 
 @dataclass(frozen=True)
-class Point:
+class QualityPoint:
     """One setting at one budget: a row of the store for each block of seeds.
 
     network: the network and its guidance; setting: solver and grid, or rival.
@@ -27,7 +27,7 @@ class Point:
     network: str
     setting: str
     nfe: int
-    rows: Sequence[Row]
+    rows: Sequence[ResultRow]
 
     @property
     def values(self) -> list[float]:
@@ -43,12 +43,12 @@ class Point:
         return stdev(self.values) if len(self.rows) > 1 else None
 
     def cost(self, name: str) -> float:
-        """Mean over the blocks of a field of `Cost`."""
+        """Mean over the blocks of a field of `SamplingCost`."""
         return float(mean(getattr(row.cost, name) for row in self.rows))
 
 
 @dataclass(frozen=True)
-class Table:
+class QualityTable:
     """Everything that may stand side by side.
 
     measure: the one that all rows share; floor: the rows of real images.
@@ -56,12 +56,12 @@ class Table:
 
     measure: Measure
     better: str
-    floor: Sequence[Row]
-    points: Sequence[Point]
+    floor: Sequence[ResultRow]
+    points: Sequence[QualityPoint]
     remarks: Sequence[str] = field(default=())
 
     @classmethod
-    def of(cls, rows: Sequence[Row], remarks: Sequence[str] = ()) -> "Table":
+    def of(cls, rows: Sequence[ResultRow], remarks: Sequence[str] = ()) -> "QualityTable":
         """The table of some rows; raises SettingError if their measures are not one."""
         measure = check_alike([row.protocol.measure for row in rows])
         drawn = [row for row in rows if isinstance(row.protocol.images, Drawn)]
@@ -96,22 +96,22 @@ class Table:
             f" ({_range(values)})" if len(values) > 1 else ""
         )
 
-    def of_network(self, network: str) -> dict[str, dict[int, Point]]:
+    def of_network(self, network: str) -> dict[str, dict[int, QualityPoint]]:
         """setting -> NFE -> point, the settings in the order of the store."""
-        found: dict[str, dict[int, Point]] = {}
+        found: dict[str, dict[int, QualityPoint]] = {}
         for point in self.points:
             if point.network == network:
                 found.setdefault(point.setting, {})[point.nfe] = point
         return found
 
-    def best(self, points: Iterable[Point]) -> Point:
+    def best(self, points: Iterable[QualityPoint]) -> QualityPoint:
         """The best of some, by the mean."""
         pick = min if self.better == "low" else max
         return pick(points, key=lambda point: point.mean)
 
-    def pareto(self) -> list[Point]:
+    def pareto(self) -> list[QualityPoint]:
         """Points that none is both cheaper (FLOPs per image) and better than, cheapest first."""
-        front: list[Point] = []
+        front: list[QualityPoint] = []
         for point in sorted(
             self.points, key=lambda point: (point.cost("flops"), self._rank(point))
         ):
@@ -119,7 +119,7 @@ class Table:
                 front.append(point)
         return front
 
-    def _rank(self, point: Point) -> float:
+    def _rank(self, point: QualityPoint) -> float:
         return point.mean if self.better == "low" else -point.mean
 
 
@@ -132,9 +132,9 @@ def better(label: str) -> str:
     return found.better if isinstance(found, SetMetric) else "low"
 
 
-def _points(rows: Iterable[Row]) -> list[Point]:
+def _points(rows: Iterable[ResultRow]) -> list[QualityPoint]:
     """Rows of one setting together; blocks in the order of their seeds."""
-    kept: dict[str, list[Row]] = {}
+    kept: dict[str, list[ResultRow]] = {}
     for row in rows:
         kept.setdefault(row.protocol.setting, []).append(row)
     points = []
@@ -142,11 +142,13 @@ def _points(rows: Iterable[Row]) -> list[Point]:
         images = group[0].protocol.images
         assert isinstance(images, Drawn)
         ordered = sorted(group, key=_first_seed)
-        points.append(Point(network_label(images), setting_label(images), _nfe(group[0]), ordered))
+        points.append(
+            QualityPoint(network_label(images), setting_label(images), _nfe(group[0]), ordered)
+        )
     return _told_apart(points)
 
 
-def _told_apart(points: Sequence[Point]) -> list[Point]:
+def _told_apart(points: Sequence[QualityPoint]) -> list[QualityPoint]:
     """Unlike settings of the same name and budget (schedules) get a piece of their hash."""
     seen: dict[tuple[str, str, int], int] = {}
     for point in points:
@@ -154,19 +156,19 @@ def _told_apart(points: Sequence[Point]) -> list[Point]:
         seen[key] = seen.get(key, 0) + 1
     doubled = {key[:2] for key, count in seen.items() if count > 1}
     return [
-        Point(p.network, f"{p.setting} {p.rows[0].protocol.setting[:6]}", p.nfe, p.rows)
+        QualityPoint(p.network, f"{p.setting} {p.rows[0].protocol.setting[:6]}", p.nfe, p.rows)
         if (p.network, p.setting) in doubled
         else p
         for p in points
     ]
 
 
-def _first_seed(row: Row) -> int:
+def _first_seed(row: ResultRow) -> int:
     images = row.protocol.images
     return images.run.seeds[0] if isinstance(images, Drawn) else 0
 
 
-def _nfe(row: Row) -> int:
+def _nfe(row: ResultRow) -> int:
     return round(row.cost.nfe) if row.cost else 0
 
 
@@ -195,7 +197,7 @@ def setting_label(images: Drawn) -> str:
     return ", ".join([how, *(each for each in (run.guidance_spec, run.cache) if each is not None)])
 
 
-def row_line(row: Row) -> str:
+def row_line(row: ResultRow) -> str:
     """A row in one line, as it is told when it is finished."""
     images, clock = row.protocol.images, row.clock
     figure = f"{row.protocol.measure.metric} {number(row.value)}"
@@ -210,7 +212,7 @@ def _schedule_label(schedule: Schedule) -> str:
     return str(schedule.provenance.get("name", "schedule"))
 
 
-def _mixed(rows: Sequence[Row]) -> Iterator[str]:
+def _mixed(rows: Sequence[ResultRow]) -> Iterator[str]:
     """Remarks on rows that different software made."""
     for name in ("fewstep", "torch", "diffusers"):
         found = sorted({row.versions.get(name, "?") for row in rows})
@@ -218,7 +220,7 @@ def _mixed(rows: Sequence[Row]) -> Iterator[str]:
             yield f"rows were made by {name} {', '.join(found)}; draw them again to compare closely"
 
 
-def markdown(table: Table) -> str:
+def markdown(table: QualityTable) -> str:
     """For each network a table of means against NFE, then one of spread and cost per figure."""
     lines = [table.caption, "", f"Floor: {table.floor_text}.", ""]
     lines += [f"{BEST} is the best of its column.", ""]
@@ -229,7 +231,7 @@ def markdown(table: Table) -> str:
     return "\n".join(lines).rstrip()
 
 
-def means(table: Table, network: str) -> list[list[str]]:
+def means(table: QualityTable, network: str) -> list[list[str]]:
     """Header and rows: settings by NFE, the floor first, the best of each column marked."""
     found = table.of_network(network)
     budgets = sorted({nfe for each in found.values() for nfe in each})
@@ -245,7 +247,7 @@ def means(table: Table, network: str) -> list[list[str]]:
     return rows
 
 
-def details(table: Table, network: str) -> list[list[str]]:
+def details(table: QualityTable, network: str) -> list[list[str]]:
     """Header and rows: spread over the blocks (runs) and cost of each setting and NFE."""
     header = ["setting", "NFE", "runs", "mean±sd", "min..max", "rows", "eff.", "GFLOP", "ms"]
     rows = [header]
@@ -258,7 +260,7 @@ def details(table: Table, network: str) -> list[list[str]]:
     return rows
 
 
-def _detail(point: Point) -> list[str]:
+def _detail(point: QualityPoint) -> list[str]:
     spread = "" if point.spread is None else f"±{number(point.spread)}"
     return [
         point.setting,
@@ -304,7 +306,7 @@ CSV = (
 )
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: QualityTable) -> str:
     """One line per setting and budget, all digits; the floor first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -325,6 +327,6 @@ def _figures(values: Sequence[float]) -> list[float | str]:
     return [mean(values), spread, min(values), max(values)]
 
 
-def _tail(table: Table, rows: Sequence[Row]) -> list[object]:
+def _tail(table: QualityTable, rows: Sequence[ResultRow]) -> list[object]:
     measure = table.measure
     return [measure.metric, measure.n, measure.reference, " ".join(row.hash for row in rows)]

@@ -1,86 +1,53 @@
-"""Pictures of a table: the curves, and one HTML page that needs nothing beside itself."""
+"""Pictures of a table of image quality: the curves, and one page that needs nothing else."""
 
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import IO, Any
 
-from ..models.errors import SettingError, UnknownNameError
-from ..models.files import check_apart, check_writable, write_bytes, write_whole
+from ...models.files import write_bytes, write_whole
+from ..bench.plot import colour, marker
+from ..bench.report import ReportFiles
+from ..bench.rows import ResultRow
 from .fid_nfe import picture_path
-from .store import Row
-from .table import Point, Table, as_csv, details, markdown, means, number, row_line
-
-TEMPLATE = "fid_nfe.html"
-TEXTS = {"md": markdown, "csv": as_csv}
-KINDS = (".png", ".svg", ".pdf")
-MARKERS = "osv^D<>pXhdP8"
-COLOURS = (
-    *("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#17becf"),
-    *("#7f7f7f", "#bcbd22", "#0b3d91", "#006400", "#800000", "#4b0082", "#b8860b"),
+from .fid_table import (
+    QualityPoint,
+    QualityTable,
+    as_csv,
+    details,
+    markdown,
+    means,
+    number,
+    row_line,
 )
 
+TEMPLATE = "fid_nfe.html"
 
-@dataclass(frozen=True)
-class Outputs:
-    """What becomes of a table.
 
-    text: "md" or "csv", what `write` returns.
-    plot: the curves, .png, .svg or .pdf; page: everything as one HTML page.
+def write_report(
+    outputs: ReportFiles, rows: Sequence[ResultRow], remarks: Sequence[str], stores: Sequence[Path]
+) -> str:
+    """Writes the plot and the page that are asked for, and returns the text.
+
+    stores: beside them lie the pictures of the cells.
+
+    Raises:
+        SettingError: for rows of unlike measures, or a file that cannot be written.
     """
-
-    text: str = "md"
-    plot: Path | None = None
-    page: Path | None = None
-
-    def checked(self, others: Iterable[Path] = ()) -> "Outputs":
-        """Itself, if all of it can be made beside other files of the command.
-
-        Raises:
-            UnknownNameError: for another text.
-            SettingError: for another suffix, a folder that is not there, or a missing package.
-        """
-        if self.text not in TEXTS:
-            raise UnknownNameError("table", self.text, TEXTS)
-        if self.plot is not None:
-            check_writable(self.plot, *KINDS)
-        if self.page is not None:
-            check_writable(self.page, ".html", ".htm")
-        check_apart([self.plot, self.page], others)
-        wanted = {"matplotlib": self.plot or self.page, "jinja2": self.page}
-        for name in (name for name, asked in wanted.items() if asked):
-            if find_spec(name) is None:
-                raise SettingError(f"{name} is not installed; pip install 'fewstep[report]'")
-        return self
-
-    def write(self, rows: Sequence[Row], remarks: Sequence[str], stores: Sequence[Path]) -> str:
-        """Writes plot and page, and returns the text.
-
-        stores: beside them lie the pictures of the cells.
-
-        Raises:
-            SettingError: for rows of unlike measures, or a file that cannot be written.
-        """
-        table = Table.of(rows, remarks)
-        if self.plot is not None:
-            kind = _kind(self.plot).removeprefix(".")
-            write_whole(self.plot, lambda file: _curves(table, file, kind))
-        if self.page is not None:
-            write_bytes(self.page, page(table, stores).encode())
-        return TEXTS[self.text](table)
+    table = QualityTable.of(rows, remarks)
+    if outputs.plot is not None:
+        kind = outputs.plot.suffix.lower().removeprefix(".")
+        write_whole(outputs.plot, lambda file: _curves(table, file, kind))
+    if outputs.page is not None:
+        write_bytes(outputs.page, page(table, stores).encode())
+    return as_csv(table) if outputs.text == "csv" else markdown(table)
 
 
-def _kind(path: Path) -> str:
-    return path.suffix.lower()
-
-
-def page(table: Table, stores: Sequence[Path]) -> str:
+def page(table: QualityTable, stores: Sequence[Path]) -> str:
     """The HTML page: tables, curves, Pareto front, samples and protocols."""
     found: str = _template().render(
         table=table,
@@ -94,7 +61,7 @@ def page(table: Table, stores: Sequence[Path]) -> str:
     return found
 
 
-def _rows(table: Table) -> list[Row]:
+def _rows(table: QualityTable) -> list[ResultRow]:
     return [*table.floor, *(row for point in table.points for row in point.rows)]
 
 
@@ -105,7 +72,7 @@ def _template() -> Any:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
-def _svg(table: Table) -> Any:
+def _svg(table: QualityTable) -> Any:
     from markupsafe import Markup
 
     out = io.BytesIO()
@@ -114,7 +81,7 @@ def _svg(table: Table) -> Any:
     return Markup(text[text.index("<svg") :])
 
 
-def _curves(table: Table, file: IO[bytes], kind: str) -> None:
+def _curves(table: QualityTable, file: IO[bytes], kind: str) -> None:
     """One panel of figure against NFE per network, and one of all against FLOPs."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -131,7 +98,7 @@ def _curves(table: Table, file: IO[bytes], kind: str) -> None:
         figure.savefig(file, format=kind, dpi=150, metadata=metadata)
 
 
-def _network_panel(panel: Any, table: Table, network: str) -> None:
+def _network_panel(panel: Any, table: QualityTable, network: str) -> None:
     for i, (setting, points) in enumerate(table.of_network(network).items()):
         budgets = sorted(points)
         values = [points[nfe].mean for nfe in budgets]
@@ -141,8 +108,8 @@ def _network_panel(panel: Any, table: Table, network: str) -> None:
             budgets,
             values,
             yerr=list(zip(*ends, strict=True)),
-            fmt=MARKERS[i % len(MARKERS)] + style,
-            color=_colour(i),
+            fmt=marker(i) + style,
+            color=colour(i),
             label=setting,
             markersize=3,
             linewidth=1,
@@ -153,20 +120,16 @@ def _network_panel(panel: Any, table: Table, network: str) -> None:
     panel.set_xticks([], minor=True)
 
 
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
-
-
-def _error_bar(point: Point) -> tuple[float, float]:
+def _error_bar(point: QualityPoint) -> tuple[float, float]:
     return point.mean - min(point.values), max(point.values) - point.mean
 
 
-def _cost_panel(panel: Any, table: Table) -> None:
+def _cost_panel(panel: Any, table: QualityTable) -> None:
     for i, network in enumerate(table.networks):
         points = [point for point in table.points if point.network == network]
         cost = [point.cost("flops") / 1e9 for point in points]
         values = [point.mean for point in points]
-        panel.plot(cost, values, MARKERS[i], color=_colour(i), label=network, markersize=3)
+        panel.plot(cost, values, marker(i), color=colour(i), label=network, markersize=3)
     front = table.pareto()
     cost, values = [p.cost("flops") / 1e9 for p in front], [p.mean for p in front]
     panel.plot(cost, values, "k-", drawstyle="steps-post", linewidth=0.8, label="Pareto front")
@@ -174,7 +137,7 @@ def _cost_panel(panel: Any, table: Table) -> None:
     _plain_numbers(panel.xaxis)
 
 
-def _finish(panel: Any, table: Table, title: str, cost: str) -> None:
+def _finish(panel: Any, table: QualityTable, title: str, cost: str) -> None:
     measure = table.measure
     if table.floor:
         floor = mean(row.value for row in table.floor)
@@ -198,7 +161,7 @@ def _plain_numbers(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _on_front(point: Point) -> list[str]:
+def _on_front(point: QualityPoint) -> list[str]:
     return [
         f"{point.cost('flops') / 1e9:.2f}",
         str(point.nfe),
@@ -208,7 +171,9 @@ def _on_front(point: Point) -> list[str]:
     ]
 
 
-def _samples(table: Table, network: str, stores: Sequence[Path]) -> dict[str, dict[int, str]]:
+def _samples(
+    table: QualityTable, network: str, stores: Sequence[Path]
+) -> dict[str, dict[int, str]]:
     """setting -> NFE -> data URI of its first images; settings without any are left out."""
     found = {
         setting: {nfe: uri for nfe in sorted(points) if (uri := _data_uri(points[nfe], stores))}
@@ -217,14 +182,14 @@ def _samples(table: Table, network: str, stores: Sequence[Path]) -> dict[str, di
     return {setting: each for setting, each in found.items() if each}
 
 
-def _data_uri(point: Point, stores: Sequence[Path]) -> str:
+def _data_uri(point: QualityPoint, stores: Sequence[Path]) -> str:
     paths = (picture_path(store, point.rows[0].hash) for store in stores)
     for path in (path for path in paths if path.is_file()):
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return ""
 
 
-def _protocol(row: Row) -> tuple[str, str]:
+def _protocol(row: ResultRow) -> tuple[str, str]:
     """(title, JSON) of a row."""
     body = row.model_dump(mode="json", exclude_none=True)
     return f"{row.hash[:12]}: {row_line(row)}", json.dumps(body, indent=1)

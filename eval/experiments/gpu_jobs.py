@@ -1,33 +1,22 @@
-"""`fewstep bench gpu`: what a run costs beside its network, on one device, beside diffusers.
+"""What `fewstep bench gpu` runs: small networks in several ways, large ones under caches."""
 
-Small networks: images per second of whole runs, from noise to samples on the host, ours and the
-loop of a diffusers pipeline; and how far a run is from its calls of the network alone. Large ones,
-of published sizes with random weights: the share of solver and guidance in a run, and what caches
-save in time against what they save in blocks. Random weights say nothing about quality, and gates
-are set so that they skip a fixed share.
-"""
-
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..models.caching import CGTaylor, Policy, TaylorSeer
-from ..models.denoiser import Branch, Denoiser, Network
-from ..models.errors import FewstepError
-from ..models.load import load
-from ..models.memory import memory_advice
-from ..models.speed import Speed
-from ..samplers.guidance import CFG, Guidance, Moment, Unguided
-from ..samplers.noise import Noise
-from ..samplers.sampler import Sampler
+from ...models.caching import CGTaylor, Policy, TaylorSeer
+from ...models.denoiser import Branch, Denoiser, Network
+from ...models.load import load
+from ...models.speed import Speed
+from ...samplers.guidance import CFG, Guidance, Moment, Unguided
+from ...samplers.noise import Noise
+from ...samplers.sampler import Sampler
 from .cache_rivals import rival_run
-from .gpu_networks import DIT, FLUX, TINY_DIT, TINY_FLUX, Sized, dit, flux
-from .gpu_timing import Figure, Figures, seconds
+from .gpu_figures import GpuFigure, time_medians
+from .gpu_networks import DIT, FLUX, TINY_DIT, TINY_FLUX, Sized
 from .rivals import RivalSampler
 
 SOLVER, NFE = "dpmpp-2m", 10
@@ -89,52 +78,6 @@ TINY = Scale(
 )
 
 
-@dataclass
-class Bench:
-    """Measures job after job; what is in the store already is not measured again.
-
-    remarks: what could not be run, and why.
-    """
-
-    figures: Figures
-    device: torch.device
-    scale: Scale
-
-    def __post_init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def run(self, progress: bool) -> None:
-        """All jobs; a failing one is remarked upon and the next one goes on."""
-        jobs, off = list(self._jobs()), None if progress else True
-        for name, job in tqdm(self.figures.turns(jobs), total=len(jobs), unit="job", disable=off):
-            try:
-                with memory_advice(name, "it needs a device with more"), _quiet():
-                    self.figures.add(job(name))
-            except Exception as error:  # one job that fails must not cost the others
-                kind = "" if isinstance(error, FewstepError) else f"{type(error).__name__}: "
-                self.remarks.append(f"{name}: {kind}{' '.join(str(error).split())[:200]}")
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def rows(self) -> list[Figure]:
-        """All figures that were measured here, in the order of the jobs."""
-        held = self.figures.held
-        return [each for name, _ in self._jobs() for each in held.get(name, [])]
-
-    def _jobs(self) -> Iterator[tuple[str, Callable[[str], list[Figure]]]]:
-        for network in self.scale.small:
-            for batch in self.scale.batches:
-                job = Small(network, batch, self.device, self.scale)
-                yield f"{network}, batch {batch}, NFE {NFE}", job.figures
-        for size, make in zip(self.scale.large, (dit, flux), strict=True):
-            large = Large(size, make, self.device, self.scale)
-            yield f"{size}", large.overhead
-            for cache in CACHES:
-                yield f"{size}, {cache}", large.cached(cache)
-            for spec in RIVALS:
-                yield f"{size}, {spec}", large.rival(spec)
-
-
 @dataclass(frozen=True)
 class Small:
     """One embedded network at one batch size."""
@@ -144,7 +87,7 @@ class Small:
     device: torch.device
     scale: Scale
 
-    def figures(self, job: str) -> list[Figure]:
+    def figures(self, job: str) -> list[GpuFigure]:
         """Images per second of all ways, and their ratios."""
         if COMPILED in self.scale.ways:
             torch.compiler.reset()  # compiled code is kept by class, and only so much of it
@@ -155,21 +98,21 @@ class Small:
             works[THEIRS_COMPILED] = self._theirs(self._network(Speed(compile=True)))
         taken = self._timed(works)
         images = self.batch * self.scale.runs
-        found = [Figure(job, way, images / each, " images/s") for way, each in taken.items()]
-        return [*found, *self._ratios(job, taken, networks)]
+        figures = [GpuFigure(job, way, images / each, " images/s") for way, each in taken.items()]
+        return [*figures, *self._ratios(job, taken, networks)]
 
     def _ratios(
         self, job: str, taken: dict[str, float], networks: dict[str, Network]
-    ) -> list[Figure]:
+    ) -> list[GpuFigure]:
         best = min((way for way in networks), key=lambda way: taken[way])
-        found = [_ratio(job, f"{best} over {THEIRS}", taken[THEIRS] / taken[best], 3.0)]
+        ratios = [_ratio(job, f"{best} over {THEIRS}", taken[THEIRS] / taken[best], 3.0)]
         if THEIRS_COMPILED in taken:
             over = f"{best} over {THEIRS_COMPILED}"
-            found.append(_ratio(job, over, taken[THEIRS_COMPILED] / taken[best], 1.3))
+            ratios.append(_ratio(job, over, taken[THEIRS_COMPILED] / taken[best], 1.3))
         call = self._call(networks[best])
         share = taken[best] / (self.scale.runs * NFE * call)
         what = f"{best}, wall time over NFE x its call of the network"
-        return [*found, Figure(job, what, share, "x", 1.05, "most")]
+        return [*ratios, GpuFigure(job, what, share, "x", 1.05, "most")]
 
     def _network(self, speed: Speed) -> Network:
         return load(self.model, device=self.device, speed=speed)
@@ -223,7 +166,7 @@ class Small:
             return self._timed({"": work})[""] / calls
 
     def _timed(self, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-        return seconds(works, self.device, self.scale.repeats, self.scale.warm)
+        return time_medians(works, self.device, self.scale.repeats, self.scale.warm)
 
     @property
     def _seeds(self) -> range:
@@ -242,7 +185,7 @@ class Large:
     device: torch.device
     scale: Scale
 
-    def overhead(self, job: str) -> list[Figure]:
+    def overhead(self, job: str) -> list[GpuFigure]:
         """How much longer a run takes than its calls of the network."""
         network = self._network()
         denoiser, branches = self._denoiser(network)
@@ -257,54 +200,58 @@ class Large:
                     )
 
         works = {"run": lambda: self._drawn(network), "calls": calls}
-        taken = seconds(works, self.device, self.scale.slow, warm=1)
+        taken = time_medians(works, self.device, self.scale.slow, warm=1)
         extra = 100.0 * (taken["run"] / taken["calls"] - 1.0)
         return [
-            Figure(job, "one call of the network", 1e3 * taken["calls"] / self.scale.steps, " ms"),
-            Figure(job, f"run of {self.scale.steps} steps", taken["run"], " s"),
-            Figure(job, "solver and guidance", extra, " %", 0.5, "most"),
+            GpuFigure(
+                job, "one call of the network", 1e3 * taken["calls"] / self.scale.steps, " ms"
+            ),
+            GpuFigure(job, f"run of {self.scale.steps} steps", taken["run"], " s"),
+            GpuFigure(job, "solver and guidance", extra, " %", 0.5, "most"),
         ]
 
-    def cached(self, cache: str) -> Callable[[str], list[Figure]]:
+    def cached(self, cache: str) -> Callable[[str], list[GpuFigure]]:
         """The speed-up of a cache of ours against what it saved, and its memory."""
 
-        def figures(job: str) -> list[Figure]:
+        def figures(job: str) -> list[GpuFigure]:
             network, policy = self._network(), CACHES[cache]
             works = {
                 "full": lambda: self._drawn(network),
                 "cached": lambda: self._drawn(network, policy),
             }
-            taken = seconds(works, self.device, self.scale.slow, warm=1)
+            taken = time_medians(works, self.device, self.scale.slow, warm=1)
             ledger = self._drawn(network, policy).ledger.cache
             speedup = taken["full"] / taken["cached"]
             saved = ledger.parts * len(ledger.calls) / ledger.block_evaluations
-            found = [
-                Figure(job, "speed-up", speedup, "x"),
-                Figure(job, "full over evaluated blocks", saved, "x"),
-                Figure(job, "speed-up of what the blocks allow", speedup / saved, "", 0.9),
+            ratios = [
+                GpuFigure(job, "speed-up", speedup, "x"),
+                GpuFigure(job, "full over evaluated blocks", saved, "x"),
+                GpuFigure(job, "speed-up of what the blocks allow", speedup / saved, "", 0.9),
             ]
-            return [*found, *self._memory(job, network, policy, ledger.bytes_predicted)]
+            return [*ratios, *self._memory(job, network, policy, ledger.bytes_predicted)]
 
         return figures
 
-    def rival(self, spec: str) -> Callable[[str], list[Figure]]:
+    def rival(self, spec: str) -> Callable[[str], list[GpuFigure]]:
         """The speed-up of somebody else's cache."""
 
-        def figures(job: str) -> list[Figure]:
+        def figures(job: str) -> list[GpuFigure]:
             network = self._network()
             steps, given = self.scale.steps, self._given(network)
             works = {
                 "full": lambda: self._drawn(network),
                 "cached": lambda: rival_run(network, spec, 1, steps, solver=SOLVER, **given),
             }
-            taken = seconds(works, self.device, self.scale.slow, warm=1)
-            return [Figure(job, "speed-up", taken["full"] / taken["cached"], "x")]
+            taken = time_medians(works, self.device, self.scale.slow, warm=1)
+            return [GpuFigure(job, "speed-up", taken["full"] / taken["cached"], "x")]
 
         return figures
 
-    def _memory(self, job: str, network: Network, policy: Policy, predicted: int) -> list[Figure]:
+    def _memory(
+        self, job: str, network: Network, policy: Policy, predicted: int
+    ) -> list[GpuFigure]:
         if self.device.type != "cuda":
-            return [Figure(job, "memory predicted", predicted / 1e6, " MB")]
+            return [GpuFigure(job, "memory predicted", predicted / 1e6, " MB")]
         peaks = []
         for cache in (None, policy):
             torch.cuda.empty_cache()
@@ -314,9 +261,9 @@ class Large:
         held = peaks[1] - peaks[0]
         off = 100.0 * abs(held - predicted) / max(predicted, 1)
         return [
-            Figure(job, "memory predicted", predicted / 1e6, " MB"),
-            Figure(job, "memory measured", held / 1e6, " MB"),
-            Figure(job, "prediction off by", off, " %", 5.0, "most"),
+            GpuFigure(job, "memory predicted", predicted / 1e6, " MB"),
+            GpuFigure(job, "memory measured", held / 1e6, " MB"),
+            GpuFigure(job, "prediction off by", off, " %", 5.0, "most"),
         ]
 
     def _network(self) -> Network:
@@ -345,14 +292,5 @@ class Large:
         return {name: torch.cat([each[name] for each in held]) for name in held[0]}
 
 
-def _ratio(job: str, what: str, value: float, asked: float) -> Figure:
-    return Figure(job, what, value, "x", asked)
-
-
-class _quiet(warnings.catch_warnings):
-    """Without what caches and schedulers say of settings that are meant for timing."""
-
-    def __enter__(self) -> Any:
-        found = super().__enter__()
-        warnings.simplefilter("ignore")
-        return found
+def _ratio(job: str, what: str, value: float, asked: float) -> GpuFigure:
+    return GpuFigure(job, what, value, "x", asked)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Asks, Denoiser, Network
-from ..models.errors import SettingError, UnknownNameError
-from ..models.ledger import Ledger
-from ..models.prediction import Prediction, convert
-from ..models.registry import parse_spec
-from ..models.schedule import (
+from ...models.denoiser import Asks, Denoiser, Network
+from ...models.errors import SettingError, UnknownNameError
+from ...models.ledger import Ledger
+from ...models.prediction import Prediction, convert
+from ...models.registry import parse_spec
+from ...models.schedule import (
     Cosine,
     Node,
     NoiseSchedule,
@@ -33,10 +33,10 @@ from ..models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from ..samplers.conditions import Conditions, branches_of, check_branches, rows_of
-from ..samplers.guidance import Guidance, Moment, Thresholded, Unguided
-from ..samplers.noise import Noise
-from ..samplers.sampler import Result
+from ...samplers.conditions import Conditions, branches_of, check_branches, rows_of
+from ...samplers.guidance import Guidance, Moment, Thresholded, Unguided
+from ...samplers.noise import Noise
+from ...samplers.sampler import Result
 
 Settings = dict[str, Any]
 

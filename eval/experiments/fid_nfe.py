@@ -7,34 +7,32 @@ takes long, what is done is saved beside the store, and a killed run goes on the
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
-from ..models.denoiser import Branch, Denoiser, Network
-from ..models.errors import FewstepError
-from ..models.files import make_folder, remove_file
-from ..models.ledger import Ledger
-from ..models.load import load
-from ..samplers.images import contact_sheet, to_pil, to_uint8
-from ..samplers.run import Run, save_png
-from ..samplers.sampler import Result, Sampler
-from ..samplers.source import write_png
-from .data import images_of
-from .distributed import Team
-from .judge import Judge
-from .partial import Partial, merged
-from .protocol import Drawn, Measure, Protocol, Real
+from ...models.denoiser import Branch, Denoiser, Network
+from ...models.errors import FewstepError
+from ...models.files import make_folder, remove_file
+from ...models.ledger import Ledger
+from ...models.load import load
+from ...samplers.images import contact_sheet, to_pil, to_uint8
+from ...samplers.run import Run, save_png
+from ...samplers.sampler import Result, Sampler
+from ...samplers.source import write_png
+from ..bench.cell import Advance, Experiment
+from ..bench.protocol import Drawn, Measure, Protocol, Real
+from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
+from ..bench.team import Team
+from ..data import images_of
+from .fid_evaluator import ImageEvaluator
+from .fid_partial import Partial, merged
+from .fid_sweep import QualityCell, Sweep, plan_cells
 from .rivals import RivalSampler
-from .store import Clock, Cost, Row, Store
-from .sweep import Cell, Plan, Sweep, plan_cells
 
 SAVE_EVERY = 30.0  # seconds between two savings of a cell's sums
 SAVE_REST = 50.0  # and at least so many times as long as a saving takes
@@ -46,8 +44,8 @@ FLOORS = {"fashion-mnist": "fashion-mnist-32:test", "fashion-mnist-32": "fashion
 FLOORS |= {"cifar10": "cifar10:test"}
 
 
-def floor_cells(sweep: Sweep, measure: Measure) -> tuple[list[Cell], str]:
-    """The cells of real images, as many blocks as there are images, and a remark if there are none.
+def floor_cells(sweep: Sweep, measure: Measure) -> tuple[list[QualityCell], str]:
+    """Returns the cells of real images, as many as there are, and a remark if there are none.
 
     Raises:
         FewstepError: if a floor was asked for and cannot be had.
@@ -68,95 +66,79 @@ def floor_cells(sweep: Sweep, measure: Measure) -> tuple[list[Cell], str]:
     for block in range(blocks):
         rows = f"{block * measure.n}-{(block + 1) * measure.n - 1}"
         real = Real(source=source, sha256=images.sha256, rows=rows)
-        cells.append(Cell(Protocol(images=real, measure=measure), block, 0, 0.0))
+        cells.append(QualityCell(Protocol(images=real, measure=measure), block, 0, 0.0))
     return cells, ""
 
 
-@dataclass
-class Bench:
-    """A sweep on this machine: what is to be done, and doing it.
+class QualityBench(Experiment[QualityCell, ResultRow]):
+    """A sweep on this machine.
 
-    store: where rows go and come from.
+    store: where rows go and come from; pictures of the cells and parts of them lie beside it.
     team:  the processes that share the work.
     """
 
-    sweep: Sweep
-    judge: Judge
-    store: Store
-    team: Team = field(default_factory=Team)
+    unit = "row"
 
-    def __post_init__(self) -> None:
-        self._network = lru_cache(maxsize=2)(self._loaded)
+    def __init__(
+        self,
+        sweep: Sweep,
+        evaluator: ImageEvaluator,
+        store: ResultStore,
+        team: Team | None = None,
+    ) -> None:
+        self.sweep, self.evaluator, self.store = sweep, evaluator, store
+        self.team = team = team or Team()
+        self._network = lru_cache(maxsize=2)(self._load)
         self._flops = cache(lambda model: flops_per_row(self._network(model)))
-        floor, remark = self.team.led(lambda: floor_cells(self.sweep, self.judge.measure))
-        drawn = plan_cells(self.sweep, self.judge.measure, self._network)
-        self.plan = Plan([*floor, *drawn.cells], [*filter(None, [remark]), *drawn.refused])
+        floor, remark = team.led(lambda: floor_cells(sweep, evaluator.measure))
+        plan = plan_cells(sweep, evaluator.measure, self._network)
+        self._cells = [*floor, *plan.cells]
+        self.remarks = [*filter(None, [remark]), *plan.refused]
 
-    def _loaded(self, model: str) -> Network:
+    def _load(self, model: str) -> Network:
         return load(model, dtype=self.sweep.dtype, device=self.team.device)
 
-    def waiting(self) -> list[Cell]:
-        """The cells that are not in the store, as rank 0 sees it."""
-        return self.team.led(lambda: [c for c in self.plan.cells if not self._is_done(c)])
+    def cells(self) -> list[QualityCell]:
+        return self._cells
 
-    def rows(self) -> list[Row]:
-        """The rows of this sweep that are in the store, in the order of its cells."""
-        found = (self.store.rows.get(cell.protocol.hash) for cell in self.plan.cells)
-        return [row for row in found if row is not None]
+    def find_rows(self, cell: QualityCell) -> list[ResultRow]:
+        row = self.store.rows.get(cell.protocol.hash)
+        return [] if row is None else [row]
 
-    def run(self, progress: bool = False) -> Iterator[Row]:
-        """Measures what is waiting and yields each row once it is in the store.
+    def identify(self, cell: QualityCell) -> str:
+        return cell.protocol.hash
 
-        Raises:
-            FewstepError: if a cell cannot be drawn or measured; those before it are kept.
-        """
-        waiting = self.waiting()
-        shared = sum(cell.rows for cell in waiting) / self.team.size
-        off = None if progress and self.team.leads else True
-        with tqdm(total=round(shared), unit="row", unit_scale=True, disable=off) as bar:
-            for cell in self._turns(waiting):
-                bar.set_description(f"block {cell.block} NFE {cell.nfe or '-'}")
-                row = self.measure(cell, bar.update)
-                if self.team.leads:
-                    self.store.append(row)
-                    yield row
-                remove_file(self._part_path(cell))
+    def weigh(self, cell: QualityCell) -> float:
+        return cell.rows
 
-    def _turns(self, waiting: Sequence[Cell]) -> Iterator[Cell]:
-        """The cells that are this team's to measure: rank 0 claims them from other teams."""
-        for cell in self.plan.cells:
-            if cell not in waiting:  # a process that was killed after its row has left its part
-                remove_file(self._part_path(cell))
-        turns = self.store.turns(waiting, lambda cell: cell.protocol.hash, self._is_done)
-        while (mine := self.team.led(lambda: next(turns, None))) is not None:
-            yield mine
+    def describe(self, cell: QualityCell) -> str:
+        return f"block {cell.block} NFE {cell.nfe or '-'}"
 
-    def _is_done(self, cell: Cell) -> bool:
-        return cell.protocol.hash in self.store.rows
+    def clear(self, cell: QualityCell) -> None:
+        remove_file(self._part_path(cell))
 
-    def measure(self, cell: Cell, advance: Callable[[float], Any] = lambda rows: None) -> Row:
-        """The row of one cell; that of rank 0 is of all processes."""
+    def measure(self, cell: QualityCell, advance: Advance) -> list[ResultRow]:
+        """Returns the row of one cell; that of rank 0 is of all processes."""
         part = self.team.together(lambda: self._gather(cell, advance))
         start = time.perf_counter()
         total = merged(self.team.collect(part))
-        value = self.team.led(lambda: self.judge.value(total))
-        clock = total.clock.model_copy(
-            update={"total": total.clock.total + time.perf_counter() - start}
-        )
-        return Row.now(
+        value = self.team.led(lambda: self.evaluator.value(total))
+        spent = total.clock.total + time.perf_counter() - start
+        row = ResultRow.now(
             cell.protocol,
             value,
             cost=self._cost(cell, total),
-            clock=clock,
+            clock=total.clock.model_copy(update={"total": spent}),
             processes=self.team.size,
         )
+        return [row]
 
-    def _cost(self, cell: Cell, total: Partial) -> Cost | None:
+    def _cost(self, cell: QualityCell, total: Partial) -> SamplingCost | None:
         if isinstance(cell.protocol.images, Real):
             return None
         ledger = total.ledger
         effective = total.effective / ledger.images
-        return Cost(
+        return SamplingCost(
             nfe=ledger.nfe,
             rows=ledger.rows_per_image,
             effective=effective,
@@ -164,24 +146,24 @@ class Bench:
             seconds=ledger.seconds / ledger.images,
         )
 
-    def _part_path(self, cell: Cell) -> Path:
+    def _part_path(self, cell: QualityCell) -> Path:
         team, batch = self.team, self.sweep.batch
         name = f"{cell.protocol.hash}-{batch}-{team.rank}-{team.size}.npz"
         return self.store.parts / name
 
-    def _gather(self, cell: Cell, advance: Callable[[float], Any]) -> Partial:
-        """This process's share of the images, drawn and taken through the extractor."""
-        part = Partial.empty(self.judge.extractor.outputs, self.judge.metric.needs)
+    def _gather(self, cell: QualityCell, advance: Advance) -> Partial:
+        """Returns this process's share of the images, drawn and taken through the extractor."""
+        part = Partial.empty(self.evaluator.extractor.outputs, self.evaluator.metric.needs)
         path, saved, pause = self._part_path(cell), time.perf_counter(), SAVE_EVERY
         part.load(path)
         advance(part.ledger.rows)
         start = time.perf_counter()
         for images, ledger in self._batches(cell, part.done):
             extracted = time.perf_counter()
-            part.add(self.judge.extractor(images))
+            part.add(self.evaluator.extractor(images))
             now = time.perf_counter()
             spent = {"features": now - extracted, "total": now - start}
-            part.count(ledger, Clock(sampling=ledger.seconds, **spent))
+            part.count(ledger, TimeSpent(sampling=ledger.seconds, **spent))
             start = now
             advance(ledger.rows)
             if now - saved > pause:
@@ -189,22 +171,22 @@ class Bench:
                 part.save(path)
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, SAVE_REST * (saved - now))
-        part.count(Ledger(), Clock(total=time.perf_counter() - start))
+        part.count(Ledger(), TimeSpent(total=time.perf_counter() - start))
         return part
 
-    def _batches(self, cell: Cell, done: int) -> Iterator[tuple[Tensor, Ledger]]:
-        """uint8 (B, C, H, W) and what drawing them cost, without the first `done` batches."""
+    def _batches(self, cell: QualityCell, done: int) -> Iterator[tuple[Tensor, Ledger]]:
+        """Yields uint8 (B, C, H, W) and what drawing them cost, after the first `done` batches."""
         images, size = cell.protocol.images, self.sweep.batch
         if isinstance(images, Real):
             yield from self._real(images, done)
             return
         chunks = [images.run.seeds[i : i + size] for i in range(0, images.count, size)]
-        draw = drawing(images, self._network(images.run.model))
+        draw = make_draw(images, self._network(images.run.model))
         for seeds in self.team.share(chunks)[done:]:
             result = draw(seeds)
             if seeds[0] == 0:  # the first images of the first block
                 self._keep_pictures(cell.protocol, images, result)
-            yield quantised(result.samples), result.ledger
+            yield quantise(result.samples), result.ledger
 
     def _real(self, images: Real, done: int) -> Iterator[tuple[Tensor, Ledger]]:
         first, last = map(int, images.rows.split("-"))
@@ -214,7 +196,7 @@ class Bench:
                 yield chunk, Ledger(images=len(chunk))
 
     def _keep_pictures(self, protocol: Protocol, images: Drawn, result: Result) -> None:
-        """The first images in two rows, for the report; the picture can be replayed."""
+        """Keeps the first images in two rows, for the report; the picture can be replayed."""
         path = picture_path(self.store.path, protocol.hash)
         make_folder(path.parent)
         sheet = contact_sheet(to_pil(result.samples[:PICTURES]), columns=PICTURES // 2)
@@ -226,17 +208,17 @@ class Bench:
 
 
 def picture_path(store: Path, digest: str) -> Path:
-    """Where a cell's first images are kept."""
+    """Returns where a cell's first images are kept."""
     return store.with_name(f"{store.name}.pictures") / f"{digest}.png"
 
 
-def quantised(samples: Tensor) -> Tensor:
-    """(B, C, H, W) in [-1, 1] as uint8 of the same shape, by the rule of `to_uint8`."""
+def quantise(samples: Tensor) -> Tensor:
+    """Returns (B, C, H, W) in [-1, 1] as uint8 of the same shape, by the rule of `to_uint8`."""
     return to_uint8(samples).permute(0, 3, 1, 2).contiguous()
 
 
-def drawing(images: Drawn, network: Network) -> Draw:
-    """A function that draws the images of some seeds, as the protocol says."""
+def make_draw(images: Drawn, network: Network) -> Draw:
+    """Returns a function that draws the images of some seeds, as the protocol says."""
     if images.rival is None:
         sampler = Sampler(network)
         return lambda seeds: _run_of(images, seeds).execute(sampler)
@@ -251,13 +233,13 @@ def drawing(images: Drawn, network: Network) -> Draw:
 
 
 def _run_of(images: Drawn, seeds: Sequence[int]) -> Run:
-    """The run of some seeds, with their labels by the rule."""
+    """Returns the run of some seeds, with their labels by the rule."""
     labels = images.labels_of(seeds)
     return images.run.model_copy(update={"seeds": tuple(seeds), "classes": labels})
 
 
 def flops_per_row(network: Network) -> float:
-    """Floating-point operations of one network row, two per multiplication and addition.
+    """Returns the floating-point operations of one network row, two per multiply and add.
 
     Attention is counted as the matrix products it is: on a CPU its fused kernel would not be seen.
     """

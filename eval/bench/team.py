@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from ..models.errors import FewstepError, SettingError
+from ...models.errors import FewstepError, SettingError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # a process may wait this long for the others to finish a cell

@@ -16,15 +16,14 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from ..models.errors import SettingError
-from ..models.files import check_folder, check_writable
-from ..models.locks import claim, clear_locks
-from ..models.reading import first_problem
-from .line_file import LineFile
-from .protocol import Strict
+from ...models.errors import SettingError
+from ...models.files import check_folder, check_writable
+from ...models.locks import claim, clear_locks
+from ...models.reading import StrictModel, first_problem
+from ..line_file import LineFile
 
 
-class KeyedRow(Strict):
+class KeyedRow(StrictModel):
     """A row of a store."""
 
     @property

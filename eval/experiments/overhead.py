@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..models.schedule import Node, RectifiedFlow, VPDiscrete
-from ..samplers.grid import time_grid
-from ..solvers import drive, solver
+from ...models.schedule import Node, RectifiedFlow, VPDiscrete
+from ...samplers.grid import time_grid
+from ...solvers import drive, solver
 
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
 VIEWS = {"alias", "detach", "expand", "select", "slice", "squeeze", "unsqueeze", "view"}

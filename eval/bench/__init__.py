@@ -1,0 +1,1 @@
+"""How experiments are run, kept and shown, whatever they measure."""

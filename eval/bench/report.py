@@ -1,0 +1,44 @@
+"""What becomes of a table: text, a plot and a page, all checked before anything is measured."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...models.errors import SettingError, UnknownNameError
+from ...models.files import check_apart, check_writable
+from .plot import KINDS
+
+TEXTS = ("csv", "md")
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What is asked for.
+
+    text: "md" or "csv", what is printed.
+    plot: the curves, .png, .svg or .pdf; page: everything as one HTML page.
+    """
+
+    text: str = "md"
+    plot: Path | None = None
+    page: Path | None = None
+
+    def check(self, others: Iterable[Path] = ()) -> None:
+        """Checks that all of it can be made beside other files of the command.
+
+        Raises:
+            UnknownNameError: for another text.
+            SettingError: for another suffix, a folder that is not there, or a missing package.
+        """
+        if self.text not in TEXTS:
+            raise UnknownNameError("table", self.text, TEXTS)
+        if self.plot is not None:
+            check_writable(self.plot, *KINDS)
+        if self.page is not None:
+            check_writable(self.page, ".html", ".htm")
+        check_apart([self.plot, self.page], others)
+        needed = {"matplotlib": self.plot or self.page, "jinja2": self.page}
+        for name in (name for name, asked in needed.items() if asked):
+            if find_spec(name) is None:
+                raise SettingError(f"{name} is not installed; pip install 'fewstep[report]'")

@@ -1,0 +1,48 @@
+"""Running an experiment: what is missing is measured, kept at once, and never measured again."""
+
+from collections.abc import Iterator, Sequence
+
+from tqdm.auto import tqdm
+
+from ...models.errors import FewstepError
+from .cell import C, Experiment, R
+
+
+def run_cells(experiment: Experiment[C, R], progress: bool = False) -> Iterator[Sequence[R]]:
+    """Measures what is missing and yields the rows of each cell once they are in the store.
+
+    In a team all processes iterate, and the first one alone yields and writes.
+
+    Raises:
+        FewstepError: if a cell cannot be measured and the experiment does not go on without it;
+            the rows of those before it are kept.
+    """
+    team, cells = experiment.team, experiment.cells()
+    waiting = team.led(lambda: [cell for cell in cells if not experiment.is_done(cell)])
+    for cell in cells:
+        if cell not in waiting:  # a process that was killed after its row has left its part
+            experiment.clear(cell)
+    work = sum(map(experiment.weigh, waiting)) / team.size
+    off = None if progress and team.leads else True
+    scaled = experiment.unit == "row"
+    with tqdm(total=round(work), unit=experiment.unit, unit_scale=scaled, disable=off) as bar:
+        for cell in _take_turns(experiment, waiting):
+            bar.set_description(experiment.describe(cell))
+            end = bar.n + experiment.weigh(cell) / team.size
+            try:
+                rows = experiment.measure(cell, bar.update)
+            except FewstepError as error:
+                experiment.leave_out(cell, error)
+                continue
+            bar.update(max(0.0, end - bar.n))
+            if team.leads:
+                experiment.store.append(*rows)
+                yield rows
+            experiment.clear(cell)
+
+
+def _take_turns(experiment: Experiment[C, R], waiting: Sequence[C]) -> Iterator[C]:
+    """Yields the cells that are this team's to measure: its first process claims them."""
+    turns = experiment.store.turns(waiting, experiment.identify, experiment.is_done)
+    while (mine := experiment.team.led(lambda: next(turns, None))) is not None:
+        yield mine

@@ -1,0 +1,61 @@
+"""The table and the plot of `fewstep bench cache`."""
+
+import math
+from collections.abc import Iterator
+
+from ..bench.front_table import FrontPanel, FrontPoint, FrontTable
+from .cache import TO_EXACT, UNCACHED
+
+REACH = 1.08  # a budget is taken for the runs up to so much above it: costs are no whole numbers
+NEAR = 0.75  # and down to this share of it
+
+
+class CacheTable(FrontTable):
+    """Errors to the converged run against effective evaluations, and wall times."""
+
+    baseline, line = UNCACHED, "fewer steps, best solver"
+    head, column, budgets = "cache", "{}", (8, 10, 12, 14, 18, 25)
+    intro = (
+        f"{TO_EXACT}, the best setting at about so many effective evaluations; in brackets, times"
+        " the error of the best solver without a cache at the same evaluations."
+    )
+    xlabel, ylabel = "effective evaluations", TO_EXACT
+    header = "model,solver,nfe,cache,effective,error,of_honest,change,seconds,of_uncached"
+
+    def window(self, budget: int) -> tuple[float, float]:
+        return NEAR * budget, REACH * budget
+
+    def describe(self, name: str, budget: int, point: FrontPoint) -> str:
+        run, change = point.run, ""
+        if run.policy and point.change is not None:
+            change = f", {point.change:.3f} from the uncached images"
+        what = f"`{run.policy}`" if run.policy else "without a cache"
+        return (
+            f"{name} at {budget}: {run.solver}, {run.nfe} steps, {what}:"
+            f" {point.cost:.2f} effective{change}"
+        )
+
+    def csv_line(self, panel: FrontPanel, point: FrontPoint) -> str:
+        run = point.run
+        spec = f'"{run.policy}"' if run.policy else UNCACHED
+        shown = [point.error, panel.share(point), point.change, point.seconds, point.ratio]
+        numbers = ["" if value is None or math.isnan(value) else f"{value:.5g}" for value in shown]
+        facts = (run.model, run.solver, run.nfe, spec, f"{point.cost:.3f}")
+        return ",".join(map(str, (*facts, *numbers)))
+
+    def append(self, panel: FrontPanel) -> Iterator[str]:
+        """Yields what was timed, fastest first."""
+        timed = [point for point in panel.points if point.ratio is not None]
+        if not timed:
+            return
+        yield f"Wall time on {panel.title}, in turns with the uncached run, medians:"
+        yield ""
+        yield "| cache | solver | steps | effective | times as fast | ms per image |"
+        yield "|---|---|---|---|---|---|"
+        for point in sorted(timed, key=lambda each: each.ratio or 0.0):
+            run, ratio, seconds = point.run, point.ratio or 1.0, point.seconds or 0.0
+            yield (
+                f"| `{run.policy}` | {run.solver} | {run.nfe} | {point.cost:.2f} |"
+                f" {1.0 / ratio:.2f} | {1000.0 * seconds:.1f} |"
+            )
+        yield ""
