@@ -101,7 +101,7 @@ def fid_nfe(
         from ..eval.experiments.fid_page import write_report
         from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
         from ..eval.experiments.fid_table import row_line
-        from ..samplers.run import parse_interval
+        from ..samplers.run_record import parse_interval
 
         outputs = ReportFiles(table, plot, html)
         outputs.check([store])

@@ -50,8 +50,8 @@ def invert(
     with one_line_errors(), one_line_warnings():
         from ..samplers import inversion
         from ..samplers.images import to_pil
+        from ..samplers.picture_files import decibels, read_picture, write_strip
         from ..samplers.sampler import Sampler
-        from ..samplers.source import decibels, read_picture, write_strip
 
         _check_outputs(out, ".safetensors", strip, image)
         _either(class_, prompt, "--class", "--prompt")
@@ -110,8 +110,8 @@ def edit(
         from ..samplers.editing import Editor
         from ..samplers.images import to_pil
         from ..samplers.inversion import invert, reconstruct
+        from ..samplers.picture_files import read_picture, write_png, write_strip
         from ..samplers.sampler import Sampler
-        from ..samplers.source import read_picture, write_png, write_strip
 
         _check_outputs(out, ".png", strip, image)
         source = _either(from_class, from_prompt, "--from-class", "--from-prompt")

@@ -102,7 +102,7 @@ def sample(
         from ..models.load import load
         from ..models.speed import Speed
         from ..samplers.cache_file import resolved
-        from ..samplers.run import (
+        from ..samplers.run_record import (
             Run,
             as_json,
             check_pictures,

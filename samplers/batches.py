@@ -20,11 +20,11 @@ from ..models.modules import is_compiled
 from ..models.schedule import Node
 from ..models.transfer import Reading, sent
 from .conditions import Branches, denoisers_of, rows_of
+from .cuda_graph import Course, course
 from .guidance import Guidance, Setup, warn_of_no_savings
 from .loop import Callback, carry, stage_calls
 from .noise import Noise
 from .plan import Plan
-from .recorded import Course, course
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..models.files import write_bytes
 from ..models.probe import alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text, shortened
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
-from .run import Run
+from .run_record import Run
 
 Finite = Annotated[float, Limits(allow_inf_nan=False)]
 

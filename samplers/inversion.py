@@ -1,7 +1,7 @@
 """Inversion: from an image to the noise that it comes from, and back on the same grid.
 
-`samplers.route` says what walks the grid in each direction. The image stands at the clean end of
-the grid as alpha x0, which on rectified flow is the image itself to six digits.
+`samplers.inversion_plan` says what walks the grid in each direction. The image stands at the clean
+end of the grid as alpha x0, which on rectified flow is the image itself to six digits.
 """
 
 import json
@@ -29,11 +29,11 @@ from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, check_branches
 from .guidance import Guidance, Setup, policy_of
+from .inversion_plan import DEFAULT_SOLVER, Route, route, route_of, state_dtype
 from .loop import integrate
-from .route import DEFAULT_SOLVER, Route, route, route_of, state_dtype
+from .picture_files import Given, placed
 from .sampler import Result, Sampler
-from .source import Given, placed
-from .wanted import Negative, branches_for
+from .user_conditions import Negative, branches_for
 
 NOISE, CHUNK = "noise", "fewstep"
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.models.caching import FixedMask, cache, names, take_cache
 from fewstep.models.registry import parse_spec
-from fewstep.samplers.run import run_from_png
+from fewstep.samplers.run_record import run_from_png
 
 COMMAND = ["sample", "--solver", "ddim", "--nfe", "6", "--classes", "3", "--per-class", "2"]
 

@@ -24,7 +24,7 @@ from fewstep.samplers.editing.rf_inversion import RFInversion
 from fewstep.samplers.editing.uni_edit import _mask
 from fewstep.samplers.guidance import CFG
 from fewstep.samplers.inversion import invert, reconstruct
-from fewstep.samplers.route import CLEAN, route
+from fewstep.samplers.inversion_plan import CLEAN, route
 from fewstep.samplers.sampler import Sampler
 
 IMAGE = torch.sin(torch.arange(256.0)).reshape(2, 2, 8, 8)

@@ -22,7 +22,7 @@ from fewstep.models.pipeline_network import default_size, encoded, fit_shape, ne
 from fewstep.models.size import Size
 from fewstep.samplers.images import to_pil
 from fewstep.samplers.inversion import Inversion
-from fewstep.samplers.source import as_tensor, placed
+from fewstep.samplers.picture_files import as_tensor, placed
 
 CAT, DOG = "a photo of a cat", "a photo of a very small green dog"
 TEXT = "encoder_hidden_states"

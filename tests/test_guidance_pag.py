@@ -16,6 +16,7 @@ from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.load import load
 from fewstep.models.perturbed import perturbed
 from fewstep.models.schedule import TimeGrid
+from fewstep.samplers.diffusers.policy_run import take_policy
 from fewstep.samplers.guidance import (
     CFG,
     AdaptiveGuidance,
@@ -30,7 +31,6 @@ from fewstep.samplers.guidance import (
     guidance,
     named_guidance,
 )
-from fewstep.samplers.pipelines.course import take_policy
 from fewstep.samplers.plan import default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}

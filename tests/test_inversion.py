@@ -22,9 +22,9 @@ from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.images import to_pil
 from fewstep.samplers.inversion import Inversion, invert, reconstruct
-from fewstep.samplers.route import CLEAN, invertible, route
+from fewstep.samplers.inversion_plan import CLEAN, invertible, route
+from fewstep.samplers.picture_files import decibels, read_picture, write_strip
 from fewstep.samplers.sampler import Sampler
-from fewstep.samplers.source import decibels, read_picture, write_strip
 from fewstep.solvers import Schedule, solver
 
 SHAPE = (2, 1, 2)

@@ -12,7 +12,7 @@ from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
 from fewstep.samplers.images import contact_sheet, to_pil, to_uint8
 from fewstep.samplers.labels import parse_ranges
-from fewstep.samplers.run import Run, format_ranges, run_from_png, save_png
+from fewstep.samplers.run_record import Run, format_ranges, run_from_png, save_png
 
 
 def test_pixels_are_rounded_and_clipped():

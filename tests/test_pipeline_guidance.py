@@ -18,6 +18,8 @@ from fewstep.models.architectures import PIPELINES
 from fewstep.models.architectures.base import ONE_CALL, TWO_CALLS
 from fewstep.models.caching import enable_cache
 from fewstep.models.errors import FewstepError, SettingError
+from fewstep.samplers.diffusers.guided_pipeline import guided
+from fewstep.samplers.diffusers.guider import PolicyGuider
 from fewstep.samplers.guidance import (
     APG,
     CFG,
@@ -28,8 +30,6 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
 )
-from fewstep.samplers.pipelines.guidance import guided
-from fewstep.samplers.pipelines.guider import PolicyGuider
 
 STEPS = 5
 ALPHA = replace(PIPES["pixart"], cls="PixArtAlphaPipeline")

@@ -17,7 +17,7 @@ from fewstep.models.errors import SettingError
 from fewstep.models.load import card
 from fewstep.models.schedule import VPDiscrete
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.run import Run
+from fewstep.samplers.run_record import Run
 from fewstep.solvers import solver
 
 MEASURE = Measure(

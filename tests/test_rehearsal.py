@@ -10,8 +10,8 @@ from laws import GAUSSIAN, MIXTURE, run, solver, start
 
 from fewstep import EDM, Cosine, Prediction, RectifiedFlow, Sampler, VPDiscrete, VPLinear
 from fewstep.models.schedule import TimeGrid
+from fewstep.samplers.diffusers.scheduler import SolverScheduler
 from fewstep.samplers.plan import make_plan
-from fewstep.samplers.scheduler import SolverScheduler
 from fewstep.solvers.rehearsal import measure_deviation, measure_gain
 
 ZERO_SNR = VPDiscrete("scaled_linear", 8.5e-4, 0.012, zero_snr=True)

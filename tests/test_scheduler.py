@@ -13,10 +13,10 @@ from torch import Tensor
 from fewstep import Schedule, SolverScheduler, from_module
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import FewstepError, SettingError
+from fewstep.samplers.diffusers.scheduler import Output
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
-from fewstep.samplers.scheduler import Output
 from fewstep.solvers import names, solver
 from fewstep.solvers.presets import preset
 from fewstep.solvers.schedule_data import Compiled

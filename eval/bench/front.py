@@ -14,7 +14,7 @@ from ...models.errors import SettingError
 from ...models.files import make_folder
 from ...models.load import load
 from ...samplers.guidance.settings import Checked
-from ...samplers.run import Run
+from ...samplers.run_record import Run
 from ...samplers.sampler import Result
 from ...samplers.teacher import teacher
 from ...solvers import take_solver

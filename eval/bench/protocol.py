@@ -20,7 +20,7 @@ from ...models.errors import SettingError
 from ...models.load import card, embedded_names
 from ...models.reading import StrictModel
 from ...samplers.labels import parse_ranges
-from ...samplers.run import Run, format_ranges
+from ...samplers.run_record import Run, format_ranges
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
 UNDECIDED = ("batch", "device", "columns", "version")

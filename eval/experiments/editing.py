@@ -18,8 +18,8 @@ from ...samplers.editing import Editor
 from ...samplers.editing.base import named_editor
 from ...samplers.guidance import CFG
 from ...samplers.images import to_pil, to_uint8
+from ...samplers.picture_files import write_sheet
 from ...samplers.sampler import Sampler
-from ...samplers.source import write_sheet
 from ..extractors.small import CLASSES, load_small
 from ..metrics import PairMetric, pair_metric
 from .inversion import labelled_images

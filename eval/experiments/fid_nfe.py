@@ -21,9 +21,9 @@ from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
 from ...samplers.images import contact_sheet, to_pil, to_uint8
-from ...samplers.run import Run, save_png
+from ...samplers.picture_files import write_png
+from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
-from ...samplers.source import write_png
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import Drawn, Measure, Protocol, Real
 from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent

@@ -24,7 +24,7 @@ from ...samplers.grid import default_grid
 from ...samplers.guidance import Setup, named_guidance
 from ...samplers.labels import parse_ranges
 from ...samplers.plan import make_plan, named_schedule
-from ...samplers.run import Run
+from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
 from ..bench.protocol import Drawn, Measure, Protocol, file_sha256, weights_sha256

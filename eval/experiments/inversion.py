@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.reading import StrictModel
 from ...samplers.inversion import invert, reconstruct
-from ...samplers.route import checked_solver, route
+from ...samplers.inversion_plan import checked_solver, route
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import weights_sha256

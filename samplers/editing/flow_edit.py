@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.schedule import Node
-from ..route import route
+from ..inversion_plan import route
 from .base import EditorInfo, Steps, register
 from .scene import Scene
 

@@ -14,9 +14,9 @@ from ...models.ledger import Ledger
 from ..images import Picture, to_pil
 from ..inversion import checked_image, decoded
 from ..noise import Noise, checked_seeds
+from ..picture_files import Given, placed
 from ..sampler import Sampler
-from ..source import Given, placed
-from ..wanted import Negative, Wanted, branches_for
+from ..user_conditions import Negative, Wanted, branches_for
 from .base import EditorSettings, named_editor
 from .scene import Scene
 

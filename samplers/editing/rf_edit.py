@@ -26,9 +26,9 @@ from ...models.schedule import Node
 from ..conditions import Branches
 from ..guidance import CFG
 from ..inversion import walk
+from ..inversion_plan import Route, route
 from ..loop import integrate
-from ..route import Route, route
-from ..wanted import told
+from ..user_conditions import told
 from .base import EditorInfo, Steps, register
 from .scene import Scene, check_guided
 

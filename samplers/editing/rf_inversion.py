@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ..conditions import Branches
-from ..route import route
+from ..inversion_plan import route
 from .base import EditorInfo, Share, Steps, register
 from .scene import Scene
 

@@ -10,7 +10,7 @@ from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ..conditions import Branches
 from ..noise import Noise
-from ..wanted import told
+from ..user_conditions import told
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
 from ..inversion import walk
-from ..route import Route, route
+from ..inversion_plan import Route, route
 from .base import EditorInfo, Steps, register
 from .scene import Scene
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...models.diffusers_config import shift_key_of
 from ...models.schedule import Node
-from .choosing import read_choices
+from .config_changes import read_choices
 from .live_config import changed_values, current_values, write_values
 from .planning import Choices
-from .process import Process
+from .trained_process import Process
 
 
 class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from ...models.hold import hold
 from ...models.ledger import Ledger
 from ...models.modules import STAND_IN
 from ..guidance.base import Guidance, nested, warn_of_no_savings
-from .course import Course, Planned, known, nearest, take_policy
+from .policy_run import Course, Planned, known, nearest, take_policy
 
 SLOTS = ("unet", "transformer", "transformer_2")
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis

@@ -20,8 +20,8 @@ from ...solvers import solver
 from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, policy_of
 from ..guidance.base import Guidance, Moment, Setup, nested
 from ..guidance.space import back, read
-from .process import Process
-from .times import grid_at_labels
+from .timesteps import grid_at_labels
+from .trained_process import Process
 
 BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
 

@@ -18,7 +18,7 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import BOTH, Guidance, nested
-from .course import Course, Planned, known, nearest, take_policy
+from .policy_run import Course, Planned, known, nearest, take_policy
 
 SAME = 0.51  # labels this near are one; some pipelines round them
 

@@ -13,10 +13,10 @@ from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings, take_solver
 from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule
-from .grids import own_grid
-from .process import Process
+from .config_grids import own_grid
 from .stepper import questions
-from .times import grid_at_labels, grid_at_sigmas, is_ramp
+from .timesteps import grid_at_labels, grid_at_sigmas, is_ramp
+from .trained_process import Process
 
 Numbers = Sequence[float] | Tensor
 

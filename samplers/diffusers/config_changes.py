@@ -8,9 +8,9 @@ from diffusers.utils import logging
 
 from ...models.diffusers_config import FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
-from .grids import GRID_FLAGS, spacing_grid
+from .config_grids import GRID_FLAGS, spacing_grid
 from .live_config import attributes_of, is_same
-from .process import Process, class_of
+from .trained_process import Process, class_of
 
 logger = logging.get_logger(__name__)
 

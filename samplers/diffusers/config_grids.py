@@ -7,7 +7,7 @@ from ...models.diffusers_config import EXPLODING, class_name_of
 from ...models.errors import UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
 from ..grid import default_grid
-from .process import classes_with
+from .trained_process import classes_with
 
 GRID_FLAGS = {
     "use_karras_sigmas": "karras",

@@ -1,0 +1,1 @@
+"""Sampling inside diffusers pipelines: a scheduler and guidance for them."""

@@ -1,1 +1,0 @@
-"""What samples inside diffusers pipelines, and what takes a pipeline apart for our own loop."""
