@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, one_line_errors
+from .console import echo
 from .options import MOST, MOST_REPEATS, MOST_STEPS, Batch, Budgets, Seed
 
 
@@ -16,10 +16,9 @@ def overhead(
     ] = 40,
 ) -> None:
     """Time and tensor operations of solver steps, beside diffusers' schedulers."""
-    with one_line_errors():
-        from ..eval.experiments.overhead import report
+    from ..eval.experiments.overhead import report
 
-        typer.echo(report(steps, repeats))
+    typer.echo(report(steps, repeats))
 
 
 def accuracy(
@@ -30,11 +29,10 @@ def accuracy(
     nfe: Budgets = "4-6,8,10,12,15,20,25,50",
 ) -> None:
     """Distance from the exact solution for each solver and budget."""
-    with one_line_errors():
-        from ..eval.experiments.accuracy import report
-        from ..samplers.labels import parse_ranges
+    from ..eval.experiments.accuracy import report
+    from ..samplers.labels import parse_ranges
 
-        echo(report(model, solver or [], parse_ranges(nfe)))
+    echo(report(model, solver or [], parse_ranges(nfe)))
 
 
 def search_toy(
@@ -53,18 +51,17 @@ def search_toy(
     ] = False,
 ) -> None:
     """Schedule search on a closed-form law: terminal error of named, evolved and trained ones."""
-    with one_line_errors():
-        from ..eval.search.toy_bench import ToyBench, report
+    from ..eval.search.toy_bench import ToyBench, report
 
-        bench = ToyBench(
-            nfe=nfe,
-            candidates=candidates,
-            iterations=iterations,
-            many=noises,
-            seed=seed,
-            predictor=predictor,
-        )
-        echo(report(bench))
+    bench = ToyBench(
+        nfe=nfe,
+        candidates=candidates,
+        iterations=iterations,
+        many=noises,
+        seed=seed,
+        predictor=predictor,
+    )
+    echo(report(bench))
 
 
 def inception(
@@ -77,10 +74,9 @@ def inception(
     ] = 5,
 ) -> None:
     """Time and agreement of the Inception features beside the TorchScript they come from."""
-    with one_line_errors():
-        from ..eval.experiments.inception import report
+    from ..eval.experiments.inception import report
 
-        typer.echo(report(weights, batch, repeats))
+    typer.echo(report(weights, batch, repeats))
 
 
 def command(
@@ -89,7 +85,6 @@ def command(
     ] = 3,
 ) -> None:
     """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
-    with one_line_errors():
-        from ..eval.experiments.command import report
+    from ..eval.experiments.command import report
 
-        typer.echo(report(repeats))
+    typer.echo(report(repeats))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, one_line_errors, one_line_warnings
+from .console import echo
 from .options import (
     DEFAULT_MODEL,
     Batch,
@@ -32,26 +32,25 @@ def inversion(
     quiet: QuietTable = False,
 ) -> None:
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
-    with one_line_errors(), one_line_warnings():
-        from ..eval.bench.runner import run_cells
-        from ..eval.experiments.inversion import SOLVERS, InversionBench, RoundTrips, lines
-        from ..samplers.labels import parse_ranges
+    from ..eval.bench.runner import run_cells
+    from ..eval.experiments.inversion import SOLVERS, InversionBench, RoundTrips, lines
+    from ..samplers.labels import parse_ranges
 
-        table = RoundTrips(
-            model=model,
-            data=data,
-            images=images,
-            solvers=tuple(solver or SOLVERS),
-            nfe=parse_ranges(nfe),
-            steps=parse_ranges(steps),
-            grid=grid_type,
-            t_min=t_min,
-            batch=batch,
-        )
-        bench = InversionBench(table, store)
-        for _ in run_cells(bench, progress=not quiet):
-            pass
-        echo(lines(bench.rows()))
+    table = RoundTrips(
+        model=model,
+        data=data,
+        images=images,
+        solvers=tuple(solver or SOLVERS),
+        nfe=parse_ranges(nfe),
+        steps=parse_ranges(steps),
+        grid=grid_type,
+        t_min=t_min,
+        batch=batch,
+    )
+    bench = InversionBench(table, store)
+    for _ in run_cells(bench, progress=not quiet):
+        pass
+    echo(lines(bench.rows()))
 
 
 def edit(
@@ -70,17 +69,16 @@ def edit(
     quiet: QuietTable = False,
 ) -> None:
     """Class edits of real images: how many arrive, and how much of the source they keep."""
-    with one_line_errors(), one_line_warnings():
-        from ..eval.experiments.editing import EDITORS, ClassEdits, lines
-        from ..models.files import check_writable
+    from ..eval.experiments.editing import EDITORS, ClassEdits, lines
+    from ..models.files import check_writable
 
-        if strip is not None:
-            check_writable(strip, ".png")
-        edits = ClassEdits(
-            model=model,
-            data=data,
-            images=images,
-            editors=tuple(editor or EDITORS),
-            distance=distance,
-        )
-        echo(lines(edits.run(strip, progress=not quiet), distance))
+    if strip is not None:
+        check_writable(strip, ".png")
+    edits = ClassEdits(
+        model=model,
+        data=data,
+        images=images,
+        editors=tuple(editor or EDITORS),
+        distance=distance,
+    )
+    echo(lines(edits.run(strip, progress=not quiet), distance))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .console import one_line_errors, one_line_warnings, refuse_typed
+from .console import refuse_typed
 from .options import (
     DEFAULT_MODEL,
     MOST,
@@ -89,62 +89,61 @@ def fid_nfe(
     Finished figures are in the store and are not drawn again: a run that was stopped goes on where
     it was. `accelerate launch -m fewstep.cli bench fid-nfe ...` shares the work among processes.
     """
-    with one_line_errors(), one_line_warnings():
-        from tqdm.auto import tqdm
+    from tqdm.auto import tqdm
 
-        from ..eval.bench.report import ReportFiles
-        from ..eval.bench.rows import ResultStore
-        from ..eval.bench.runner import run_cells
-        from ..eval.bench.team import team
-        from ..eval.experiments.fid_evaluator import make_evaluator
-        from ..eval.experiments.fid_nfe import QualityBench
-        from ..eval.experiments.fid_page import write_report
-        from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
-        from ..eval.experiments.fid_table import row_line
-        from ..samplers.run_record import parse_interval
+    from ..eval.bench.report import ReportFiles
+    from ..eval.bench.rows import ResultStore
+    from ..eval.bench.runner import run_cells
+    from ..eval.bench.team import team
+    from ..eval.experiments.fid_evaluator import make_evaluator
+    from ..eval.experiments.fid_nfe import QualityBench
+    from ..eval.experiments.fid_page import write_report
+    from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
+    from ..eval.experiments.fid_table import row_line
+    from ..samplers.run_record import parse_interval
 
-        outputs = ReportFiles(table, plot, html)
-        outputs.check([store])
-        kept_rows = ResultStore(store)
-        kept_rows.check()
-        if sweep is not None:
-            names = ctx.params.keys() - BESIDE_SWEEP
-            refuse_typed(ctx, names, "--sweep holds all choices")
-            chosen = Sweep.load(sweep)
-        else:
-            entry = check_choices(
-                Entry,
-                models=model or [DEFAULT_MODEL],
-                solvers=solver or [],
-                rivals=rival or [],
-                grids=grid_type or [],
-                final=final,
-                nfe=nfe,
-                cfg_scales=cfg_scale or [1.0],
-                cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
-                guidances=guidance or [],
-                caches=cache or [],
-            )
-            chosen = check_choices(
-                Sweep,
-                metric=metric,
-                reference=reference,
-                floor=floor,
-                n=n,
-                blocks=blocks,
-                batch=batch,
-                dtype=dtype,
-                entries=[entry],
-            )
-        us = team(device)
-        evaluator = make_evaluator(chosen, us.device, weights)
-        bench = QualityBench(chosen, evaluator, kept_rows, us)
-        for (row,) in run_cells(bench, progress=not quiet):
-            if not quiet:
-                tqdm.write(row_line(row), file=sys.stderr)
-        if us.leads:
-            remarks = [*bench.remarks, *kept_rows.broken]
-            typer.echo(write_report(outputs, bench.rows(), remarks, [kept_rows.path]))
+    outputs = ReportFiles(table, plot, html)
+    outputs.check([store])
+    kept_rows = ResultStore(store)
+    kept_rows.check()
+    if sweep is not None:
+        names = ctx.params.keys() - BESIDE_SWEEP
+        refuse_typed(ctx, names, "--sweep holds all choices")
+        chosen = Sweep.load(sweep)
+    else:
+        entry = check_choices(
+            Entry,
+            models=model or [DEFAULT_MODEL],
+            solvers=solver or [],
+            rivals=rival or [],
+            grids=grid_type or [],
+            final=final,
+            nfe=nfe,
+            cfg_scales=cfg_scale or [1.0],
+            cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
+            guidances=guidance or [],
+            caches=cache or [],
+        )
+        chosen = check_choices(
+            Sweep,
+            metric=metric,
+            reference=reference,
+            floor=floor,
+            n=n,
+            blocks=blocks,
+            batch=batch,
+            dtype=dtype,
+            entries=[entry],
+        )
+    us = team(device)
+    evaluator = make_evaluator(chosen, us.device, weights)
+    bench = QualityBench(chosen, evaluator, kept_rows, us)
+    for (row,) in run_cells(bench, progress=not quiet):
+        if not quiet:
+            tqdm.write(row_line(row), file=sys.stderr)
+    if us.leads:
+        remarks = [*bench.remarks, *kept_rows.broken]
+        typer.echo(write_report(outputs, bench.rows(), remarks, [kept_rows.path]))
 
 
 def fid_table(
@@ -154,14 +153,13 @@ def fid_table(
     html: Html = None,
 ) -> None:
     """The table of all figures in some stores; refuses rows that cannot be compared."""
-    with one_line_errors():
-        from ..eval.bench.report import ReportFiles
-        from ..eval.bench.rows import ResultStore
-        from ..eval.experiments.fid_page import write_report
+    from ..eval.bench.report import ReportFiles
+    from ..eval.bench.rows import ResultStore
+    from ..eval.experiments.fid_page import write_report
 
-        outputs = ReportFiles(table, plot, html)
-        outputs.check(stores)
-        found = [ResultStore.existing(path) for path in stores]
-        rows = {row.hash: row for each in found for row in each.rows.values()}
-        broken = [line for each in found for line in each.broken]
-        typer.echo(write_report(outputs, list(rows.values()), broken, [s.path for s in found]))
+    outputs = ReportFiles(table, plot, html)
+    outputs.check(stores)
+    found = [ResultStore.existing(path) for path in stores]
+    rows = {row.hash: row for each in found for row in each.rows.values()}
+    broken = [line for each in found for line in each.broken]
+    typer.echo(write_report(outputs, list(rows.values()), broken, [s.path for s in found]))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import echo, echo_left_out, one_line_errors, one_line_warnings
+from .console import echo, echo_left_out
 from .options import (
     MOST,
     MOST_REPEATS,
@@ -58,37 +58,36 @@ def guidance_front(
 
     Finished figures are in the store and are not measured again.
     """
-    with one_line_errors(), one_line_warnings():
-        from ..eval.bench.runner import run_cells
-        from ..eval.experiments.guidance import (
-            POLICIES,
-            GuidanceBench,
-            GuidanceFront,
-            GuidanceTable,
-        )
-        from ..samplers.labels import parse_ranges
+    from ..eval.bench.runner import run_cells
+    from ..eval.experiments.guidance import (
+        POLICIES,
+        GuidanceBench,
+        GuidanceFront,
+        GuidanceTable,
+    )
+    from ..samplers.labels import parse_ranges
 
-        kept = _checked(store, table, plot)
-        budgets = parse_ranges(rows)
-        front = GuidanceFront(
-            models=tuple(model or EMBEDDED),
-            scales=tuple(cfg_scale or (2.0, 3.0)),
-            policies=tuple(dict.fromkeys(["cfg", *guidance])) if guidance else POLICIES,
-            steps=tuple(parse_ranges(steps)),
-            rows=(min(budgets), max(budgets)),
-            solver=solver,
-            grid=grid_type,
-            images=images,
-            reference_nfe=reference_nfe,
-            fit_images=fit_images,
-        )
-        bench = GuidanceBench(front, kept, device)
-        for _ in run_cells(bench, progress=not quiet):
-            pass
-        echo_left_out(bench.remarks)
-        echo(GuidanceTable().lines(bench.points(), table))
-        if plot is not None:
-            GuidanceTable().draw(bench.points(), plot)
+    kept = _checked(store, table, plot)
+    budgets = parse_ranges(rows)
+    front = GuidanceFront(
+        models=tuple(model or EMBEDDED),
+        scales=tuple(cfg_scale or (2.0, 3.0)),
+        policies=tuple(dict.fromkeys(["cfg", *guidance])) if guidance else POLICIES,
+        steps=tuple(parse_ranges(steps)),
+        rows=(min(budgets), max(budgets)),
+        solver=solver,
+        grid=grid_type,
+        images=images,
+        reference_nfe=reference_nfe,
+        fit_images=fit_images,
+    )
+    bench = GuidanceBench(front, kept, device)
+    for _ in run_cells(bench, progress=not quiet):
+        pass
+    echo_left_out(bench.remarks)
+    echo(GuidanceTable().lines(bench.points(), table))
+    if plot is not None:
+        GuidanceTable().draw(bench.points(), plot)
 
 
 def cache_front(
@@ -136,34 +135,33 @@ def cache_front(
 
     Finished figures are in the store and are not measured again.
     """
-    with one_line_errors(), one_line_warnings():
-        from ..eval.bench.runner import run_cells
-        from ..eval.experiments.cache import BASELINES, CacheBench, CacheFront, CacheTimes
-        from ..eval.experiments.cache_table import CacheTable
-        from ..samplers.labels import parse_ranges
+    from ..eval.bench.runner import run_cells
+    from ..eval.experiments.cache import BASELINES, CacheBench, CacheFront, CacheTimes
+    from ..eval.experiments.cache_table import CacheTable
+    from ..samplers.labels import parse_ranges
 
-        kept = _checked(store, table, plot)
-        front = CacheFront(
-            models=tuple(model or EMBEDDED),
-            policies=tuple(cache or ()),
-            solvers=tuple(solver or ("dpmpp-2m", "unipc-2", "ddim")),
-            steps=tuple(parse_ranges(steps)),
-            baselines=tuple(honest or BASELINES),
-            budgets=tuple(parse_ranges(budgets)),
-            grid=grid_type,
-            cfg_scale=cfg_scale,
-            images=images,
-            reference_nfe=reference_nfe,
-        )
-        bench = CacheBench(front, kept, device)
-        for _ in run_cells(bench, progress=not quiet):
-            pass
-        for _ in run_cells(CacheTimes(bench, time), progress=not quiet) if time else ():
-            pass
-        echo_left_out(bench.remarks)
-        echo(CacheTable().lines(bench.points(), table))
-        if plot is not None:
-            CacheTable().draw(bench.points(), plot)
+    kept = _checked(store, table, plot)
+    front = CacheFront(
+        models=tuple(model or EMBEDDED),
+        policies=tuple(cache or ()),
+        solvers=tuple(solver or ("dpmpp-2m", "unipc-2", "ddim")),
+        steps=tuple(parse_ranges(steps)),
+        baselines=tuple(honest or BASELINES),
+        budgets=tuple(parse_ranges(budgets)),
+        grid=grid_type,
+        cfg_scale=cfg_scale,
+        images=images,
+        reference_nfe=reference_nfe,
+    )
+    bench = CacheBench(front, kept, device)
+    for _ in run_cells(bench, progress=not quiet):
+        pass
+    for _ in run_cells(CacheTimes(bench, time), progress=not quiet) if time else ():
+        pass
+    echo_left_out(bench.remarks)
+    echo(CacheTable().lines(bench.points(), table))
+    if plot is not None:
+        CacheTable().draw(bench.points(), plot)
 
 
 def _checked(store: Path, table: str, plot: Path | None) -> "ResultStore":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, echo_left_out, one_line_errors
+from .console import echo, echo_left_out
 from .options import Device, QuietTable, StoreFile
 
 
@@ -21,21 +21,20 @@ def gpu(
 
     Finished figures are in the store and are not measured again.
     """
-    with one_line_errors():
-        from ..eval.bench.runner import run_cells
-        from ..eval.experiments.gpu import GpuBench
-        from ..eval.experiments.gpu_figures import table
-        from ..eval.experiments.gpu_jobs import TINY, Scale
-        from ..models.load import checked_device
+    from ..eval.bench.runner import run_cells
+    from ..eval.experiments.gpu import GpuBench
+    from ..eval.experiments.gpu_figures import table
+    from ..eval.experiments.gpu_jobs import TINY, Scale
+    from ..models.load import checked_device
 
-        where = checked_device(device)
-        sizes = "tiny sizes" if tiny else "full sizes"
-        scale = TINY if tiny else Scale()
-        bench = GpuBench(store, f"{where.type}, {sizes}", where, scale)
-        for _ in run_cells(bench, progress=not quiet):
-            pass
-        echo_left_out(bench.remarks)
-        judged = where.type == "cuda" and not tiny
-        if not judged:
-            typer.echo(f"A run on {where.type}, {sizes}: it shows that the benchmark works.\n")
-        echo(table((row.figure for row in bench.rows()), judged))
+    where = checked_device(device)
+    sizes = "tiny sizes" if tiny else "full sizes"
+    scale = TINY if tiny else Scale()
+    bench = GpuBench(store, f"{where.type}, {sizes}", where, scale)
+    for _ in run_cells(bench, progress=not quiet):
+        pass
+    echo_left_out(bench.remarks)
+    judged = where.type == "cuda" and not tiny
+    if not judged:
+        typer.echo(f"A run on {where.type}, {sizes}: it shows that the benchmark works.\n")
+    echo(table((row.figure for row in bench.rows()), judged))

@@ -8,8 +8,6 @@ import typer
 from .console import (
     echo,
     echo_left_out,
-    one_line_errors,
-    one_line_warnings,
     refuse_typed,
     say_progress,
 )
@@ -51,52 +49,51 @@ def calibrate(
 
     Finished runs are kept beside --out: a stopped command goes on when it is typed again.
     """
-    with one_line_errors(), one_line_warnings():
-        from ..eval.bench.report import ReportFiles
-        from ..eval.bench.runner import run_cells
-        from ..eval.calibrate import Found, Quality, Question, Saving
-        from ..models.files import check_writable
+    from ..eval.bench.report import ReportFiles
+    from ..eval.bench.runner import run_cells
+    from ..eval.calibrate import Found, Quality, Question, Saving
+    from ..models.files import check_writable
 
-        if guidance is not None:
-            names = {"quality", "cache", "out", "plot"}
-            refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
-            wanted = Saving(
-                model=network,
-                solver=solver,
-                nfe=nfe,
-                guidance=guidance,
-                saving=saving,
-                cfg_scale=cfg_scale,
-                grid=grid_type,
-                images=images,
-                device=device,
-            )
-            echo(wanted.lines(progress=not quiet))
-            return
-        refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
-        check_writable(out, ".json")
-        ReportFiles(plot=plot).check([out])
-        question = Question(
+    if guidance is not None:
+        names = {"quality", "cache", "out", "plot"}
+        refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
+        wanted = Saving(
             model=network,
             solver=solver,
             nfe=nfe,
-            quality=Quality.parsed(quality),
-            caches=tuple(cache or ()),
-            grid=grid_type,
+            guidance=guidance,
+            saving=saving,
             cfg_scale=cfg_scale,
+            grid=grid_type,
             images=images,
             device=device,
         )
-        bench = question.bench(out)
-        for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
-            pass
-        found = Found.of(question, bench)
-        echo_left_out(bench.remarks if not quiet else ())
-        echo(found.lines() if not quiet else ())
-        if plot is not None:
-            found.draw(plot)
-        typer.echo(found.written(out))
-        typer.echo(found.command(out))
+        echo(wanted.lines(progress=not quiet))
+        return
+    refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
+    check_writable(out, ".json")
+    ReportFiles(plot=plot).check([out])
+    question = Question(
+        model=network,
+        solver=solver,
+        nfe=nfe,
+        quality=Quality.parsed(quality),
+        caches=tuple(cache or ()),
+        grid=grid_type,
+        cfg_scale=cfg_scale,
+        images=images,
+        device=device,
+    )
+    bench = question.bench(out)
+    for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
+        pass
+    found = Found.of(question, bench)
+    echo_left_out(bench.remarks if not quiet else ())
+    echo(found.lines() if not quiet else ())
+    if plot is not None:
+        found.draw(plot)
+    typer.echo(found.written(out))
+    typer.echo(found.command(out))
 
 
 def fit_linear_ag(
@@ -135,31 +132,30 @@ def fit_linear_ag(
     device: Device = "cpu",
 ) -> None:
     """Fits the weights of past outputs that stand in for the unconditional branch."""
-    with one_line_errors():
-        from ..eval.guidance_fit import Fit, fitted, pattern_of, terms_of
-        from ..eval.guidance_runs import Images
-        from ..models.files import check_writable, write_bytes
-        from ..models.load import load
+    from ..eval.guidance_fit import Fit, fitted, pattern_of, terms_of
+    from ..eval.guidance_runs import Images
+    from ..models.files import check_writable, write_bytes
+    from ..models.load import load
 
-        if mask is not None:
-            refuse_typed(ctx, {"every", "warmup", "tail"}, "--mask is the whole pattern")
-        check_writable(out, ".json")
-        what = Fit(
-            solver=solver,
-            nfe=nfe,
-            scale=cfg_scale,
-            grid=grid_type,
-            pattern=pattern_of(warmup, every, tail, mask),
-            terms=terms_of(terms),
-            ridge=ridge,
-        )
-        network = load(model, device=device)
-        found = fitted(network, what, Images(images, batch), progress=True)
-        write_bytes(out, found.model_dump_json(indent=1).encode())
-        typer.echo(f"{out}: both branches at {found.mask}, fitted to {images} images")
-        for step, weights in found.steps.items():
-            typer.echo(f"step {step}: {100 * weights.error:.0f} % of c - u is not forecast")
-        grid = "" if grid_type is None else f" --grid-type {grid_type}"
-        typer.echo(
-            f"sample {model} --solver {solver} --nfe {nfe}{grid} --guidance linear-ag:file={out}"
-        )
+    if mask is not None:
+        refuse_typed(ctx, {"every", "warmup", "tail"}, "--mask is the whole pattern")
+    check_writable(out, ".json")
+    what = Fit(
+        solver=solver,
+        nfe=nfe,
+        scale=cfg_scale,
+        grid=grid_type,
+        pattern=pattern_of(warmup, every, tail, mask),
+        terms=terms_of(terms),
+        ridge=ridge,
+    )
+    network = load(model, device=device)
+    found = fitted(network, what, Images(images, batch), progress=True)
+    write_bytes(out, found.model_dump_json(indent=1).encode())
+    typer.echo(f"{out}: both branches at {found.mask}, fitted to {images} images")
+    for step, weights in found.steps.items():
+        typer.echo(f"step {step}: {100 * weights.error:.0f} % of c - u is not forecast")
+    grid = "" if grid_type is None else f" --grid-type {grid_type}"
+    typer.echo(
+        f"sample {model} --solver {solver} --nfe {nfe}{grid} --guidance linear-ag:file={out}"
+    )

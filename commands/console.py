@@ -44,9 +44,12 @@ class OneLineGroup(TyperGroup):
 
 
 def run_in_one_line(run: Callable[[], Any]) -> int:
-    """Runs a command and returns its exit code, errors said in one line; bugs keep a traceback."""
+    """Runs a command and returns its exit code; each error and warning is printed as one line.
+
+    Bugs keep their traceback.
+    """
     try:
-        with one_line_errors():
+        with one_line_errors(), one_line_warnings():
             return int(run() or 0)
     except typer.Exit as done:
         return done.exit_code

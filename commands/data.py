@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, one_line_errors, one_line_warnings
+from .console import echo
 from .options import LAST_SEED, MOST, MOST_STEPS, Batch, Device, Model
 
 
@@ -23,12 +23,11 @@ def data(
     ] = None,
 ) -> None:
     """Fetches a data set, checks every byte of it and prints where it lies."""
-    with one_line_errors():
-        from ..eval.data import data_set, fetch
-        from ..eval.data.summary import summary
+    from ..eval.data import data_set, fetch
+    from ..eval.data.summary import summary
 
-        folder = fetch(name, path=path, source=source, out=out)
-        echo(summary(data_set(name), folder))
+    folder = fetch(name, path=path, source=source, out=out)
+    echo(summary(data_set(name), folder))
 
 
 def fid(
@@ -59,22 +58,21 @@ def fid(
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Figures of images against a reference: FID and its kin, and distances of pairs."""
-    with one_line_errors(), one_line_warnings():
-        from ..eval.metrics.command import Question, answer
-        from ..eval.metrics.measure import How
+    from ..eval.metrics.command import Question, answer
+    from ..eval.metrics.measure import How
 
-        question = Question(
-            images=images,
-            reference=reference,
-            metrics=metrics,
-            extractor=extractor,
-            weights=weights,
-            device=device,
-            n=n,
-            reference_n=reference_n,
-        )
-        found = answer(question, How(batch, progress=True))
-        echo([found.as_json()] if json_ else found.lines())
+    question = Question(
+        images=images,
+        reference=reference,
+        metrics=metrics,
+        extractor=extractor,
+        weights=weights,
+        device=device,
+        n=n,
+        reference_n=reference_n,
+    )
+    found = answer(question, How(batch, progress=True))
+    echo([found.as_json()] if json_ else found.lines())
 
 
 def stats(
@@ -94,28 +92,27 @@ def stats(
     device: Device = "cpu",
 ) -> None:
     """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
-    with one_line_errors():
-        from ..eval.stats import measurement
-        from ..models.files import check_apart, check_writable
-        from ..models.load import load
-        from ..samplers.measure import check_partial, measure, write_statistics
+    from ..eval.stats import measurement
+    from ..models.files import check_apart, check_writable
+    from ..models.load import load
+    from ..samplers.measure import check_partial, measure, write_statistics
 
-        partial = out.with_name(f"{out.name}.partial")
-        check_writable(out, ".safetensors")
-        check_apart([out], [None if data is None else Path(data)])
-        check_partial(partial)
-        network = load(model, device=device)
-        what = measurement(
-            network,
-            data,
-            samples,
-            progress=True,
-            nodes=nodes,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            batch=batch,
-            partial=partial,
-        )
-        write_statistics(measure(network, what, progress=True), out, what)
-        typer.echo(f"{out}: {nodes} nodes, {len(what.data)} samples ({what.source})")
-        typer.echo(f"sample {model} --solver dpm-solver-v3:stats={out}")
+    partial = out.with_name(f"{out.name}.partial")
+    check_writable(out, ".safetensors")
+    check_apart([out], [None if data is None else Path(data)])
+    check_partial(partial)
+    network = load(model, device=device)
+    what = measurement(
+        network,
+        data,
+        samples,
+        progress=True,
+        nodes=nodes,
+        cfg_scale=cfg_scale,
+        seed=seed,
+        batch=batch,
+        partial=partial,
+    )
+    write_statistics(measure(network, what, progress=True), out, what)
+    typer.echo(f"{out}: {nodes} nodes, {len(what.data)} samples ({what.source})")
+    typer.echo(f"sample {model} --solver dpm-solver-v3:stats={out}")

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ..models.errors import SettingError
-from .console import one_line_errors, one_line_warnings
 from .options import (
     DEFAULT_MODEL,
     LAST_SEED,
@@ -47,35 +46,34 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Finds the noise that a picture comes from, and says how well it comes back."""
-    with one_line_errors(), one_line_warnings():
-        from ..samplers import inversion
-        from ..samplers.images import to_pil
-        from ..samplers.picture_files import decibels, read_picture, write_strip
-        from ..samplers.sampler import Sampler
+    from ..samplers import inversion
+    from ..samplers.images import to_pil
+    from ..samplers.picture_files import decibels, read_picture, write_strip
+    from ..samplers.sampler import Sampler
 
-        _check_outputs(out, ".safetensors", strip, image)
-        _either(class_, prompt, "--class", "--prompt")
-        sampler = Sampler.from_pretrained(model, device=device)
-        x = read_picture(image, sampler.network)
-        found = inversion.invert(
-            sampler,
-            x,
-            solver=solver,
-            class_labels=class_,
-            prompt=prompt,
-            progress=not quiet,
-            nfe=nfe,
-            steps=steps,
-            grid=grid_type,
-            t_min=t_min,
-        )
-        back = inversion.reconstruct(sampler, found)
-        found.save(out, model=model)
-        if strip is not None:
-            write_strip([*to_pil(x), *back.images], strip)
-        if not quiet:
-            typer.echo(f"{out}: {found.ledger}")
-            typer.echo(f"reconstruction: {decibels(back.samples, x)}, {back.ledger}")
+    _check_outputs(out, ".safetensors", strip, image)
+    _either(class_, prompt, "--class", "--prompt")
+    sampler = Sampler.from_pretrained(model, device=device)
+    x = read_picture(image, sampler.network)
+    found = inversion.invert(
+        sampler,
+        x,
+        solver=solver,
+        class_labels=class_,
+        prompt=prompt,
+        progress=not quiet,
+        nfe=nfe,
+        steps=steps,
+        grid=grid_type,
+        t_min=t_min,
+    )
+    back = inversion.reconstruct(sampler, found)
+    found.save(out, model=model)
+    if strip is not None:
+        write_strip([*to_pil(x), *back.images], strip)
+    if not quiet:
+        typer.echo(f"{out}: {found.ledger}")
+        typer.echo(f"reconstruction: {decibels(back.samples, x)}, {back.ledger}")
 
 
 def edit(
@@ -106,28 +104,27 @@ def edit(
     quiet: Quiet = False,
 ) -> None:
     """Changes what a picture shows, a class or a prompt, and keeps what it can of it."""
-    with one_line_errors(), one_line_warnings():
-        from ..samplers.editing import Editor
-        from ..samplers.images import to_pil
-        from ..samplers.inversion import invert, reconstruct
-        from ..samplers.picture_files import read_picture, write_png, write_strip
-        from ..samplers.sampler import Sampler
+    from ..samplers.editing import Editor
+    from ..samplers.images import to_pil
+    from ..samplers.inversion import invert, reconstruct
+    from ..samplers.picture_files import read_picture, write_png, write_strip
+    from ..samplers.sampler import Sampler
 
-        _check_outputs(out, ".png", strip, image)
-        source = _either(from_class, from_prompt, "--from-class", "--from-prompt")
-        target = _either(to_class, to_prompt, "--to-class", "--to-prompt")
-        if target is None:
-            raise SettingError("say what the picture shall show: --to-class or --to-prompt")
-        sampler = Sampler.from_pretrained(model, device=device)
-        x, edits = read_picture(image, sampler.network), Editor(sampler, editor)
-        found = edits(x, source=source, target=target, negative=negative_prompt, seeds=[seed])
-        write_png(found.images[0], out)
-        if strip is not None:
-            there = invert(sampler, x, class_labels=from_class, prompt=from_prompt)
-            back = reconstruct(sampler, there)
-            write_strip([*to_pil(x), *back.images, *found.images], strip)
-        if not quiet:
-            typer.echo(f"{out}: {found.ledger}")
+    _check_outputs(out, ".png", strip, image)
+    source = _either(from_class, from_prompt, "--from-class", "--from-prompt")
+    target = _either(to_class, to_prompt, "--to-class", "--to-prompt")
+    if target is None:
+        raise SettingError("say what the picture shall show: --to-class or --to-prompt")
+    sampler = Sampler.from_pretrained(model, device=device)
+    x, edits = read_picture(image, sampler.network), Editor(sampler, editor)
+    found = edits(x, source=source, target=target, negative=negative_prompt, seeds=[seed])
+    write_png(found.images[0], out)
+    if strip is not None:
+        there = invert(sampler, x, class_labels=from_class, prompt=from_prompt)
+        back = reconstruct(sampler, there)
+        write_strip([*to_pil(x), *back.images, *found.images], strip)
+    if not quiet:
+        typer.echo(f"{out}: {found.ledger}")
 
 
 def _check_outputs(out: Path, suffix: str, strip: Path | None, image: Path) -> None:

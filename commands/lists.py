@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ..models.errors import UnknownNameError
-from .console import one_line_errors
 
 
 def list_(
@@ -18,19 +17,18 @@ def list_(
     ],
 ) -> None:
     """Lists what can be named: solvers, grids, schedules, models, caches, editors and others."""
-    with one_line_errors():
-        from rich.console import Console
-        from rich.table import Table
+    from rich.console import Console
+    from rich.table import Table
 
-        from ..eval.metrics import listing as metrics
-        from ..samplers.catalogue import LISTINGS
-        from ..samplers.editing import listing as editors
+    from ..eval.metrics import listing as metrics
+    from ..samplers.catalogue import LISTINGS
+    from ..samplers.editing import listing as editors
 
-        listings = {**LISTINGS, "editors": editors, "metrics": metrics}
-        if kind not in listings:
-            raise UnknownNameError("list", kind, listings)
-        header, *rows = listings[kind]()
-        table = Table(*header, box=None)
-        for row in rows:
-            table.add_row(*row)
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    listings = {**LISTINGS, "editors": editors, "metrics": metrics}
+    if kind not in listings:
+        raise UnknownNameError("list", kind, listings)
+    header, *rows = listings[kind]()
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..models.errors import SettingError
-from .console import one_line_errors, one_line_warnings, refuse_typed, typed
+from .console import refuse_typed, typed
 from .options import (
     DEFAULT_MODEL,
     MOST,
@@ -97,67 +97,66 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Draws a grid of images and prints what it cost."""
-    with one_line_errors(), one_line_warnings():
-        from ..models.files import check_apart, check_folder, check_writable
-        from ..models.load import load
-        from ..models.speed import Speed
-        from ..samplers.cache_file import resolved
-        from ..samplers.run_record import (
-            Run,
-            as_json,
-            check_pictures,
-            parse_interval,
-            run_from_png,
-            save_pictures,
-        )
-        from ..samplers.sampler import Sampler
+    from ..models.files import check_apart, check_folder, check_writable
+    from ..models.load import load
+    from ..models.speed import Speed
+    from ..samplers.cache_file import resolved
+    from ..samplers.run_record import (
+        Run,
+        as_json,
+        check_pictures,
+        parse_interval,
+        run_from_png,
+        save_pictures,
+    )
+    from ..samplers.sampler import Sampler
 
-        check_writable(out, ".png")
-        read = [from_png, *(Path(each) for each in (schedule, cache) if each)]
-        check_apart([out], read)
-        if save_images is not None:
-            check_folder(save_images)
-        if from_png is not None:
-            names = ctx.params.keys() - BESIDE_REPLAY
-            refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
-            run = run_from_png(from_png)
-            network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
-        else:
-            if force and schedule is None and cache is None:
-                raise SettingError("--force is for --schedule and --cache; give one of them")
-            speed = Speed(compile_, channels_last, cuda_graph)
-            network = load(model, dtype=dtype, device=device, speed=speed)
-            chosen, labels = _images(network, seed, seeds, classes, per_class)
-            run = Run(
-                model=model,
-                solver=solver,
-                grid=grid_type,
-                nfe=nfe,
-                steps=steps,
-                final=final,
-                schedule=None if schedule is None else _schedule(schedule, force),
-                seeds=chosen,
-                classes=labels,
-                cfg_scale=cfg_scale,
-                cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
-                guidance_spec=None if guidance is None else _guidance(ctx, guidance, cfg_scale),
-                threshold=threshold,
-                batch=batch,
-                dtype=dtype,
-                device=device,
-                speed=None if speed == Speed() else speed,
-                columns=per_class or 8 if classes and not seeds else None,
-            ).settled()
-            if cache is not None:
-                run = run.model_copy(update={"cache": resolved(cache, network, run, force)})
-        if save_images is not None:
-            check_pictures(run, out, save_images, read)
-        result = run.execute(Sampler(network), progress=not quiet)
-        save_pictures(run, result, out, save_images)
-        if json_:
-            typer.echo(as_json(run, out, result))
-        elif not quiet:
-            typer.echo(f"{out}: {result.ledger}")
+    check_writable(out, ".png")
+    read = [from_png, *(Path(each) for each in (schedule, cache) if each)]
+    check_apart([out], read)
+    if save_images is not None:
+        check_folder(save_images)
+    if from_png is not None:
+        names = ctx.params.keys() - BESIDE_REPLAY
+        refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
+        run = run_from_png(from_png)
+        network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
+    else:
+        if force and schedule is None and cache is None:
+            raise SettingError("--force is for --schedule and --cache; give one of them")
+        speed = Speed(compile_, channels_last, cuda_graph)
+        network = load(model, dtype=dtype, device=device, speed=speed)
+        chosen, labels = _images(network, seed, seeds, classes, per_class)
+        run = Run(
+            model=model,
+            solver=solver,
+            grid=grid_type,
+            nfe=nfe,
+            steps=steps,
+            final=final,
+            schedule=None if schedule is None else _schedule(schedule, force),
+            seeds=chosen,
+            classes=labels,
+            cfg_scale=cfg_scale,
+            cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
+            guidance_spec=None if guidance is None else _guidance(ctx, guidance, cfg_scale),
+            threshold=threshold,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            speed=None if speed == Speed() else speed,
+            columns=per_class or 8 if classes and not seeds else None,
+        ).settled()
+        if cache is not None:
+            run = run.model_copy(update={"cache": resolved(cache, network, run, force)})
+    if save_images is not None:
+        check_pictures(run, out, save_images, read)
+    result = run.execute(Sampler(network), progress=not quiet)
+    save_pictures(run, result, out, save_images)
+    if json_:
+        typer.echo(as_json(run, out, result))
+    elif not quiet:
+        typer.echo(f"{out}: {result.ledger}")
 
 
 def _images(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .console import echo, one_line_errors, one_line_warnings, refuse_typed
+from .console import echo, refuse_typed
 from .options import MOST, MOST_STEPS, CfgScale, Device, Dtype, Seed
 
 OF_TOY = {
@@ -107,44 +107,43 @@ def search(
     same command is given again, and processes that share --log share the work.
     """
     started = time.perf_counter()  # before the imports that take seconds
-    with one_line_errors(), one_line_warnings():
-        from ..eval.search.command import Request, searched, sizes_of, summary
+    from ..eval.search.command import Request, searched, sizes_of, summary
 
-        if network == "toy":
-            names = ctx.params.keys() - OF_TOY
-            refuse_typed(ctx, names, "toy brings its own network, teacher and seeds")
-        if rows is not None:
-            refuse_typed(ctx, NOT_OF_ROWS, "--rows frees all that guided schedules have")
-        request = Request(
-            model=network,
-            sizes=sizes_of(nfe, nfe_range, rows),
-            strategies=strategy,
-            objective=objective,
-            budget=budget,
-            out=out,
-            log=log,
-            plot=plot,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            noises=noises,
-            scored=scored,
-            seeds=(train_seeds, validation_seeds, test_seeds),
-            classes=classes,
-            teacher=teacher,
-            teacher_nfe=teacher_nfe,
-            final=final,
-            free=free,
-            afs=afs,
-            base=base,
-            grid=grid_type,
-            predictor=predictor,
-            reference=reference,
-            weights=weights,
-            batch=batch,
-            dtype=dtype,
-            device=device,
-            started=started,
-        )
-        for path, found in searched(request, progress=not quiet):
-            if not quiet:
-                echo(summary(path, found, request))
+    if network == "toy":
+        names = ctx.params.keys() - OF_TOY
+        refuse_typed(ctx, names, "toy brings its own network, teacher and seeds")
+    if rows is not None:
+        refuse_typed(ctx, NOT_OF_ROWS, "--rows frees all that guided schedules have")
+    request = Request(
+        model=network,
+        sizes=sizes_of(nfe, nfe_range, rows),
+        strategies=strategy,
+        objective=objective,
+        budget=budget,
+        out=out,
+        log=log,
+        plot=plot,
+        cfg_scale=cfg_scale,
+        seed=seed,
+        noises=noises,
+        scored=scored,
+        seeds=(train_seeds, validation_seeds, test_seeds),
+        classes=classes,
+        teacher=teacher,
+        teacher_nfe=teacher_nfe,
+        final=final,
+        free=free,
+        afs=afs,
+        base=base,
+        grid=grid_type,
+        predictor=predictor,
+        reference=reference,
+        weights=weights,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        started=started,
+    )
+    for path, found in searched(request, progress=not quiet):
+        if not quiet:
+            echo(summary(path, found, request))

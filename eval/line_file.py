@@ -9,8 +9,9 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..models.errors import SettingError
-from ..models.files import check_regular, resolve_target
+from ..models.files import resolve_target
 from ..models.locks import hold
+from ..models.reading import ordinary_file
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -75,9 +76,8 @@ class LineFile(Generic[M]):
             yield mine
 
     def _new(self) -> bytes:
-        check_regular(self.path)
         try:
-            with self.path.open("rb") as file:
+            with ordinary_file(self.path, missing_ok=True).open("rb") as file:
                 file.seek(self._offset)
                 return file.read()
         except FileNotFoundError:

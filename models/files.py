@@ -156,18 +156,6 @@ def _identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def check_regular(path: Path) -> None:
-    """Raises SettingError for what is there and is no file: a folder, a device or a pipe."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SettingError(f"cannot read {str(path)!r}: {_reason(error)}") from error
-    if not stat.S_ISREG(mode):
-        raise SettingError(f"cannot read {str(path)!r}: it is {_kind(mode)}, not a file")
-
-
 def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
     new = _beside(target, UNFINISHED)
     new.unlink(missing_ok=True)  # of a process that was killed: the lock is ours

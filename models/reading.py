@@ -25,15 +25,20 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def ordinary_file(path: str | PathLike[str], kind: str = "file") -> Path:
+def ordinary_file(
+    path: str | PathLike[str], kind: str = "file", *, missing_ok: bool = False
+) -> Path:
     """Returns the path of an ordinary file, links followed; raises SettingError for all else.
 
-    kind: what the file holds, for the message.
+    kind:       what the file holds, for the message.
+    missing_ok: a path where nothing is yet is returned too.
     """
     named = f"cannot read {f'{kind} ' if kind != 'file' else ''}{shortened(path)}"
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
+        if missing_ok:
+            return Path(path)
         raise SettingError(f"{named}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise SettingError(f"{named}: {reason_of(error)}") from None

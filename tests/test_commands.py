@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.commands.console import one_line_errors, one_line_warnings, refuse_typed, typed
+from fewstep.commands.console import OneLineCommand, refuse_typed, typed
 from fewstep.models.errors import SettingError
 
 FILES = sorted((Path(__file__).parents[1] / "commands").glob("*.py"))
@@ -104,10 +104,9 @@ def run(body, *words):
     """One command whose options are --first, --second-one; the body gets its context."""
     app = typer.Typer()
 
-    @app.command()
+    @app.command(cls=OneLineCommand)
     def _command(ctx: typer.Context, first: int = 1, second_one: int = 2) -> None:
-        with one_line_errors(), one_line_warnings():
-            body(ctx)
+        body(ctx)
 
     return CliRunner().invoke(app, [str(word) for word in words])
 

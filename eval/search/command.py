@@ -12,12 +12,12 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.files import (
     check_apart,
     check_folder,
-    check_regular,
     check_writable,
     make_folder,
     write_bytes,
 )
 from ...models.load import load
+from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
 from ...samplers.grid import Final, grid_names
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
@@ -157,7 +157,7 @@ def _begun(searches: Sequence[Search], request: Request) -> Iterator[Search]:
 def _check_places(request: Request) -> None:
     check_folder(request.folder)
     for path in request.folder.glob("worker-*.jsonl"):
-        check_regular(path)
+        ordinary_file(path, missing_ok=True)
     check_memory(request.folder)
     outputs = [request.out_at(size) for size in request.sizes]
     for path in outputs:
