@@ -25,9 +25,9 @@ def gpu(
     from ..eval.experiments.gpu import GpuBench
     from ..eval.experiments.gpu_figures import table
     from ..eval.experiments.gpu_jobs import TINY, Scale
-    from ..models.load import checked_device
+    from ..models.load import find_device
 
-    where = checked_device(device)
+    where = find_device(device)
     sizes = "tiny sizes" if tiny else "full sizes"
     scale = TINY if tiny else Scale()
     bench = GpuBench(store, f"{where.type}, {sizes}", where, scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError
 from ..models.probe import sketch
-from ..models.reading import shortened
+from ..models.reading import shorten
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.linear_ag import LinearWeights, Outputs, Weights, fit, signature
 from ..samplers.guidance.pattern import Pattern
@@ -134,7 +134,7 @@ def terms_of(text: str) -> tuple[int, int]:
         raise SettingError(f"{text!r} are no terms; write DIFFERENCES,CHANGES as in 2,2") from None
     if not (0 <= d <= MOST_TERMS and 0 <= c <= MOST_TERMS):
         raise SettingError(
-            f"terms lie between 0 and {MOST_TERMS}, not {shortened(text)}: a run has no more steps"
+            f"terms lie between 0 and {MOST_TERMS}, not {shorten(text)}: a run has no more steps"
             " to look back on"
         )
     return d, c

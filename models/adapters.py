@@ -121,7 +121,7 @@ def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
         dtype = _where(module, "dtype", x.dtype)
-        time = time_told(schedule, node, x, dtype)
+        time = make_network_time(schedule, node, x, dtype)
         cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
         try:
             out = call(x.to(dtype), time, **cast)
@@ -145,7 +145,7 @@ def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
     return forward
 
 
-def time_told(
+def make_network_time(
     schedule: NoiseSchedule, node: Node, x: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Returns what a network is told as its time, one number for each row of x (B, *).

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .architectures import architecture_of, known_classes
 from .architectures.base import SelfAttention
 from .errors import ModelError, SettingError, UnknownNameError
-from .modules import uncompiled
+from .modules import unwrap_compiled
 
 Place = tuple[int, int]  # (interval, stage)
 Key = tuple[int, int, int]  # (interval, stage, layer)
@@ -37,7 +37,7 @@ class Projection:
     width: int
 
 
-def projections(
+def find_projections(
     module: nn.Module | None, layers: Sequence[int] | None = None
 ) -> tuple[Projection, ...]:
     """The value projections of the tapped layers.
@@ -53,8 +53,8 @@ def projections(
             "this network is a plain function, whose attention cannot be reached; make it with"
             " from_module from a torch module, or take an editor that needs none, such as flow-edit"
         )
-    root = uncompiled(module)
-    found = list(self_attention(root).values())
+    root = unwrap_compiled(module)
+    found = list(find_self_attention(root).values())
     if not found:
         raise ModelError(
             f"this {type(root).__name__} has no self-attention whose values could be kept; take an"
@@ -64,7 +64,7 @@ def projections(
     chosen = (
         _attention_of(root).default_layers(count) if layers is None else _checked(layers, count)
     )
-    return tuple(projection(layer, found[layer]) for layer in chosen)
+    return tuple(find_projection(layer, found[layer]) for layer in chosen)
 
 
 def holds_text(module: nn.Module) -> bool:
@@ -73,10 +73,10 @@ def holds_text(module: nn.Module) -> bool:
     Raises:
         UnknownNameError: if nothing is known of its architecture.
     """
-    return _attention_of(uncompiled(module)).text
+    return _attention_of(unwrap_compiled(module)).text
 
 
-def self_attention(root: nn.Module) -> dict[str, nn.Module]:
+def find_self_attention(root: nn.Module) -> dict[str, nn.Module]:
     """The self-attention modules of a network by name, in its order.
 
     Raises:
@@ -90,7 +90,7 @@ def self_attention(root: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def projection(layer: int, attention: Any) -> Projection:
+def find_projection(layer: int, attention: Any) -> Projection:
     """The module that computes V: `to_v`, or `to_qkv` after diffusers' fuse_qkv_projections."""
     fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
     width = int(attention.to_v.weight.shape[0])
@@ -114,7 +114,7 @@ def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-class Store(StrEnum):
+class ValueStorage(StrEnum):
     """Where V waits: on the network's device, in (pinned) host memory, or as there is room."""
 
     AUTO = "auto"
@@ -145,7 +145,7 @@ class Tape:
 
     taps: Sequence[Projection]
     places: Collection[Place]
-    store: Store = Store.AUTO
+    store: ValueStorage = ValueStorage.AUTO
     mode: Mode = Mode.OFF
     place: Place | None = None
     held: dict[Key, Tensor] = field(default_factory=dict)
@@ -205,10 +205,10 @@ class Tape:
 
     def _away(self, device: torch.device) -> bool:
         """Whether V goes to the host."""
-        if device.type == "cpu" or self.store is Store.DEVICE:
+        if device.type == "cpu" or self.store is ValueStorage.DEVICE:
             return False
-        if self.store is Store.CPU or device.type != "cuda":
-            return self.store is Store.CPU
+        if self.store is ValueStorage.CPU or device.type != "cuda":
+            return self.store is ValueStorage.CPU
         expected = len(self.places) * len(self.taps) * max(self._layers.values())
         return expected > SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
 
@@ -232,7 +232,7 @@ def _replaced(out: Tensor, kept: Tensor, tap: Projection) -> Tensor:
     return value if out.shape[-1] == tap.width else torch.cat([out[..., : -tap.width], value], -1)
 
 
-def predicted_bytes(
+def predict_bytes(
     places: int, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> int:
     """The formula of the module: V of these shapes (B, L, d) by layer, at so many places."""

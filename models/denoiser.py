@@ -63,7 +63,7 @@ class Ask:
 Asks = Sequence[Branch | Ask]  # a branch alone is wanted for all rows
 
 
-class Unread(NamedTuple):
+class PendingNorm(NamedTuple):
     """The size of one output, which the host has yet to look at.
 
     norm: the root of the sum of its squares, on the output's own device.
@@ -163,7 +163,7 @@ class Denoiser:
     stage: int = 0
     cache: Attachment | None = None
     others: "Mapping[Branch, Denoiser]" = field(default_factory=dict)
-    unchecked: list[Unread] = field(default_factory=list)
+    unchecked: list[PendingNorm] = field(default_factory=list)
     sized: bool = False
 
     def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
@@ -232,7 +232,7 @@ class Denoiser:
 
         return check
 
-    def _judge(self, outputs: Sequence[Unread], norms: Sequence[float]) -> None:
+    def _judge(self, outputs: Sequence[PendingNorm], norms: Sequence[float]) -> None:
         for (node, *_), norm in zip(outputs, norms, strict=True):
             if not math.isfinite(norm):
                 raise NonFiniteError(
@@ -244,7 +244,7 @@ class Denoiser:
             self.sized = True
             self._judge_size(outputs[0], norms[0])
 
-    def _judge_size(self, first: Unread, norm: float) -> None:
+    def _judge_size(self, first: PendingNorm, norm: float) -> None:
         network = self.network
         usual = usual_size(network.prediction, first.node, max(1.0, network.sigma_data))
         if norm > TOO_LARGE * usual * math.sqrt(first.values):
@@ -289,7 +289,7 @@ class Denoiser:
         """Notes an output for `check`; a run that is recorded leaves its norms for the end."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(out, dtype=wide)
-        self.unchecked.append(Unread(node, out.numel(), norm))
+        self.unchecked.append(PendingNorm(node, out.numel(), norm))
         if out.device.type == "cpu" and Reading.allowed:
             self.check()
 

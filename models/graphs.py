@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .caching import attached
+from .caching import find_attachment
 from .hold import hold
 from .transfer import Reading
 
@@ -173,21 +173,21 @@ class Graphs:
         return Captured(own, outputs, replay, work)
 
 
-def graphed(module: nn.Module, graphs: Graphs) -> None:
+def record_calls(module: nn.Module, graphs: Graphs) -> None:
     """Records the calls of a module, in place; around its compiled call if it has one.
 
     With a cache on it its calls run as they are: what the cache decides is inside them.
     """
     held = vars(module)
-    if isinstance(held.get("_compiled_call_impl"), Call):
+    if isinstance(held.get("_compiled_call_impl"), GraphedForward):
         held["_compiled_call_impl"].graphs = graphs
         return
     inner = held.get("_compiled_call_impl") or module._call_impl
-    held["_compiled_call_impl"] = Call(module, inner, graphs)
+    held["_compiled_call_impl"] = GraphedForward(module, inner, graphs)
 
 
 @dataclass
-class Call:
+class GraphedForward:
     """What runs when the module is called."""
 
     module: nn.Module
@@ -195,7 +195,7 @@ class Call:
     graphs: Graphs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if attached(self.module) is not None:
+        if find_attachment(self.module) is not None:
             return self.inner(*args, **kwargs)
         name = f"the network {type(self.module).__name__}"
         return self.graphs.run(self._run, None, (args, kwargs), name)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import uncompiled
+from .modules import unwrap_compiled
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def hold(*modules: nn.Module | None, alone: bool = False) -> Iterator[None]:
         modules: networks of torch, compiled or not; what is inside them goes with them.
         alone: nobody else may run them; else others may that share them.
     """
-    locks = {_lock_of(uncompiled(each)) for each in modules if each is not None}
+    locks = {_lock_of(unwrap_compiled(each)) for each in modules if each is not None}
     with ExitStack() as stack:
         for lock in sorted(locks, key=id):
             stack.enter_context(lock.hold(alone))

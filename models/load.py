@@ -23,9 +23,9 @@ from .pipeline_network import (
     no_adapter,
     prompt_adapter,
 )
-from .reading import ordinary_file, read_object, reason_of, shortened
+from .reading import ordinary_file, read_object, reason_of, shorten
 from .schedule import noise_schedule
-from .speed import Speed, faster, in_tf32
+from .speed import Speed, faster, use_tf32
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LARGEST_SIDE = 4096  # of samples, which tables of positions may be built for before any weight
@@ -79,10 +79,10 @@ def load(
         SettingError: if it cannot be run so; see `faster`.
         MemoryLackError: if its weights do not fit on the device.
     """
-    doing, advice = f"loading {shortened(source)}", "take dtype bf16, or a device with more memory"
+    doing, advice = f"loading {shorten(source)}", "take dtype bf16, or a device with more memory"
     with _foreign_files(source), memory_advice(doing, advice):
         network = _found(source, dtype, device)
-    network = in_tf32(network) if dtype == TF32 else network
+    network = use_tf32(network) if dtype == TF32 else network
     return network if speed is None else faster(network, speed)
 
 
@@ -91,7 +91,7 @@ def _found(
 ) -> Network:
     if isinstance(source, Network):
         return source
-    kind, where = _dtype(dtype or "fp32"), checked_device(device or "cpu")
+    kind, where = _dtype(dtype or "fp32"), find_device(device or "cpu")
     if not isinstance(source, str | Path):
         return _of_pipeline(_moved(source, kind if dtype else None, where if device else None))
     if str(source) in embedded_names():
@@ -119,7 +119,7 @@ def _foreign_files(source: Any) -> Iterator[None]:
         if not isinstance(source, str | Path):
             raise
         raise ModelError(
-            f"cannot load {shortened(source)}: its files do not fit together"
+            f"cannot load {shorten(source)}: its files do not fit together"
             f" ({type(error).__name__}: {reason_of(error)})"
         ) from error
 
@@ -147,14 +147,14 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
     return DTYPES[str(name)]
 
 
-def checked_device(name: str | torch.device) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """The device of a name; raises ModelError if it cannot be used here."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # a device such as meta takes numbers and gives none
     except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
         reason = reason_of(error)
-        raise ModelError(f"device {shortened(name)} cannot be used: {reason}; try cpu") from error
+        raise ModelError(f"device {shorten(name)} cannot be used: {reason}; try cpu") from error
     return device
 
 
@@ -250,8 +250,7 @@ def _count_tensors(weights: Path) -> int:
             return len(file.keys())
     except (SafetensorError, SettingError, OSError) as error:
         raise ModelError(
-            f"cannot load {shortened(weights.parent)}: its weights cannot be read:"
-            f" {reason_of(error)}"
+            f"cannot load {shorten(weights.parent)}: its weights cannot be read: {reason_of(error)}"
         ) from error
 
 

@@ -7,12 +7,13 @@ import torch
 
 from .errors import MemoryLackError
 
-HOST = "DefaultCPUAllocator"  # torch raises a plain RuntimeError that names it
+TEXTS = ("DefaultCPUAllocator", "out of memory")  # of plain RuntimeErrors: the host, CUDA, MPS
 
 
 def lacks_memory(error: BaseException) -> bool:
     """Tells whether an error of torch says that a device or the host has too little memory."""
-    return isinstance(error, torch.OutOfMemoryError) or HOST in str(error)
+    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    return is_plain or isinstance(error, torch.OutOfMemoryError)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ STAND_IN = "_fewstep_stand_in"  # marks a method that answers in place of anothe
 DEPTH = 6  # of functions in functions that modules are looked for in
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
+def unwrap_compiled(module: nn.Module) -> nn.Module:
     """Returns the network inside what torch.compile returned; any other network itself."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, nn.Module) else module
@@ -25,7 +25,7 @@ def is_answered_for(module: nn.Module) -> bool:
 
 def is_compiled(module: nn.Module) -> bool:
     """Tells whether a module or one inside it runs compiled code, or was recorded in graphs."""
-    root = uncompiled(module)
+    root = unwrap_compiled(module)
     return root is not module or any(_has_compiled_call(each) for each in root.modules())
 
 
@@ -40,7 +40,7 @@ def warn_in_training(network: Any, name: str) -> None:
         arguments of a partial, and the globals that its code names are looked through.
     """
     for module in find_modules(network):
-        if any(each.training for each in uncompiled(module).modules()):
+        if any(each.training for each in unwrap_compiled(module).modules()):
             warnings.warn(
                 f"a {type(module).__name__} behind {name!r} is in training mode: batch"
                 " normalisation then makes an image depend on its batch, and dropout on chance;"

@@ -75,7 +75,7 @@ class NoiseSchedule(Protocol):
         ...
 
 
-def scaled_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -> float:
+def scale_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -> float:
     """What a network is told of a time in [0, 1]; a scale of None was never stated.
 
     Raises:

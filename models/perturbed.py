@@ -14,15 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .architectures import Architecture, architecture_of, known_classes
-from .attention import Projection, projection, self_attention
+from .attention import Projection, find_projection, find_self_attention
 from .denoiser import Network
 from .errors import ModelError, SettingError
 from .hold import hold
-from .modules import is_compiled, uncompiled
+from .modules import is_compiled, unwrap_compiled
 from .schedule import Node
 
 
-def perturbed(network: Network, layers: Sequence[int] | None = None) -> Network:
+def perturb_attention(network: Network, layers: Sequence[int] | None = None) -> Network:
     """The network with the identity in place of the attention maps of some layers.
 
     layers: numbers of its self-attention layers, from 0 in the order of the module; None takes
@@ -119,7 +119,7 @@ def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]
             "a compiled network does not see that its attention is perturbed; take the network as"
             " it was before torch.compile"
         )
-    found = _found(uncompiled(module))
+    found = _found(unwrap_compiled(module))
     return [_spot(layer, *found[layer]) for layer in _chosen(found, layers)]
 
 
@@ -132,7 +132,7 @@ def _found(root: nn.Module) -> list[tuple[str, nn.Module]]:
             f"the attention of {type(root).__name__} cannot be perturbed: it is not known, or text"
             f" and image share it; known are {known}"
         )
-    own = [each for each in self_attention(root).items() if not _attends_to_text(each[1])]
+    own = [each for each in find_self_attention(root).items() if not _attends_to_text(each[1])]
     if not own:
         raise ModelError(f"this {type(root).__name__} has no self-attention to perturb; take cfg")
     return own
@@ -167,4 +167,4 @@ def _listed(found: Sequence[tuple[str, Any]]) -> str:
 def _spot(layer: int, name: str, attention: Any) -> Spot:
     out = attention.to_out
     first = out[0] if isinstance(out, nn.ModuleList | nn.Sequential) else out
-    return Spot(name, projection(layer, attention), first)
+    return Spot(name, find_projection(layer, attention), first)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .adapters import decoder_of, encoder_of, time_told
+from .adapters import decoder_of, encoder_of, make_network_time
 from .architectures import architecture_of, known_classes
 from .architectures.base import TEXT, Conditions, PromptAdapter, fits
 from .architectures.common import module_of
@@ -56,7 +56,7 @@ def network_of(pipe: Any, size: Size) -> Network:
         for name in conditions.keys() - known:
             raise UnknownNameError("condition", name, known)
         kind = next(module.parameters()).dtype
-        time = time_told(schedule, node, x, kind)
+        time = make_network_time(schedule, node, x, kind)
         cast = {k: v.to(kind) if v.is_floating_point() else v for k, v in conditions.items()}
         return adapter.call(module, x.to(kind), time, cast).to(x.dtype)
 

@@ -12,7 +12,7 @@ ALIKE = 0.05  # relative distance of two answers of the same network, in bf16 at
 NUMBERS = 16  # of a sketch
 
 
-def middle(schedule: NoiseSchedule) -> Node:
+def middle_node(schedule: NoiseSchedule) -> Node:
     """The node with lam = 0: as much noise as data."""
     return schedule.at_lam(0.0)
 
@@ -22,7 +22,7 @@ def answer(network: Network, x: Tensor, conditions: Mapping[str, Tensor]) -> Ten
     where = {name: value.to(network.device) for name, value in conditions.items()}
     denoiser = Denoiser(network, {Branch.COND: where})
     with torch.inference_mode():
-        (x0,) = denoiser.x0(x.to(network.device), middle(network.schedule))
+        (x0,) = denoiser.x0(x.to(network.device), middle_node(network.schedule))
     denoiser.check()
     return x0.float().cpu()
 
@@ -43,7 +43,7 @@ def sketch(network: Network) -> tuple[float, ...] | None:
     return tuple(round(value, 6) for value in (signs @ x0 / len(x0) ** 0.5).tolist())
 
 
-def alike(mine: Sequence[float] | Tensor, theirs: Sequence[float] | Tensor) -> bool:
+def are_alike(mine: Sequence[float] | Tensor, theirs: Sequence[float] | Tensor) -> bool:
     """Whether two answers, or two sketches, can be those of one network."""
     a, b = torch.as_tensor(mine), torch.as_tensor(theirs)
     return a.shape == b.shape and float((a - b).norm()) < ALIKE * float(b.norm())

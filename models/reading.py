@@ -33,7 +33,7 @@ def ordinary_file(
     kind:       what the file holds, for the message.
     missing_ok: a path where nothing is yet is returned too.
     """
-    named = f"cannot read {f'{kind} ' if kind != 'file' else ''}{shortened(path)}"
+    named = f"cannot read {f'{kind} ' if kind != 'file' else ''}{shorten(path)}"
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
@@ -55,10 +55,10 @@ def read_bytes(path: str | PathLike[str], kind: str = "file", largest: int = LAR
         with ordinary_file(path, kind).open("rb") as file:
             body = file.read(largest + 1)
     except OSError as error:
-        raise SettingError(f"cannot read {shortened(path)}: {reason_of(error)}") from None
+        raise SettingError(f"cannot read {shorten(path)}: {reason_of(error)}") from None
     if len(body) > largest:
         raise SettingError(
-            f"cannot read {shortened(path)}: it has more than {largest:,} bytes, too many for a"
+            f"cannot read {shorten(path)}: it has more than {largest:,} bytes, too many for a"
             f" {kind} of fewstep"
         )
     return body
@@ -70,7 +70,7 @@ def read_text(path: str | PathLike[str], kind: str = "file", largest: int = LARG
         return read_bytes(path, kind, largest).decode()
     except UnicodeDecodeError as error:
         raise SettingError(
-            f"cannot read {kind} {shortened(path)}: it is no UTF-8 text ({error.reason})"
+            f"cannot read {kind} {shorten(path)}: it is no UTF-8 text ({error.reason})"
         ) from None
 
 
@@ -80,9 +80,9 @@ def read_object(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         body = parse_json(text)
     except SettingError as error:
-        raise SettingError(f"cannot read {shortened(path)}: {error}") from error
+        raise SettingError(f"cannot read {shorten(path)}: {error}") from error
     if not isinstance(body, dict):
-        raise SettingError(f"{shortened(path)} must hold a JSON object")
+        raise SettingError(f"{shorten(path)} must hold a JSON object")
     return body
 
 
@@ -121,7 +121,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def shortened(path: object) -> str:
+def shorten(path: object) -> str:
     """Returns a name as it stands in a message, in quotes."""
     name = str(path)
     return repr(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")

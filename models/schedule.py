@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from .errors import FewstepError, ScheduleError, SettingError, UnknownNameError
-from .node import Node, NoiseSchedule, check_range, scaled_time
+from .node import Node, NoiseSchedule, check_range, scale_time
 from .vp import Cosine, VPDiscrete, VPLinear
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "dynamic_shift",
     "noise_schedule",
     "process_of",
-    "same_path",
+    "share_path",
 ]
 
 
@@ -127,7 +127,7 @@ class RectifiedFlow:
         return -d_sigma, d_sigma
 
     def label(self, node: Node) -> float:
-        return scaled_time(self, self.time_scale, node.sigma if self.noise_at else node.alpha)
+        return scale_time(self, self.time_scale, node.sigma if self.noise_at else node.alpha)
 
     def noise_scale(self, node: Node) -> float:
         return 1.0
@@ -185,7 +185,7 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     return schedule
 
 
-def same_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+def share_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     """Whether two schedules pass through the same (alpha, sigma), however they name the times."""
     return _path(a) == _path(b)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .denoiser import Network
 from .errors import SettingError
-from .graphs import CudaCapture, Graphs, graphed
+from .graphs import CudaCapture, Graphs, record_calls
 from .hold import hold
 from .schedule import Node
 
@@ -59,18 +59,18 @@ def faster(network: Network, speed: Speed) -> Network:
             _compiled(module, network.name)
     if not speed.cuda_graph:
         return network
-    return with_graphs(network, Graphs(module, CudaCapture(network.device)))
+    return record_graphs(network, Graphs(module, CudaCapture(network.device)))
 
 
-def with_graphs(network: Network, graphs: Graphs) -> Network:
+def record_graphs(network: Network, graphs: Graphs) -> Network:
     """The network with its calls recorded in `graphs`, and whole runs by whoever drives it."""
     module = _module(network)
     with hold(module, alone=True):
-        graphed(module, graphs)
+        record_calls(module, graphs)
     return replace(network, graphs=graphs)
 
 
-def in_tf32(network: Network) -> Network:
+def use_tf32(network: Network) -> Network:
     """A float32 network whose matrix products may round their factors to TF32 (10 bits).
 
     Convolutions may do so in fp32 already, by torch's own default. Where there is no TF32 it warns

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """x on a device; the host does not wait.
 
     It goes through page-locked memory, which its allocator keeps until the copy is done.
@@ -30,7 +30,7 @@ class Constant:
         """It on the device and in the dtype of another tensor."""
         key = like.device, like.dtype
         if key not in self._at:
-            self._at[key] = sent(next(iter(self._at.values())), *key)
+            self._at[key] = send(next(iter(self._at.values())), *key)
         return self._at[key]
 
 

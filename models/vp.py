@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from .errors import ScheduleError, SettingError, UnknownNameError
-from .node import Node, check_range, scaled_time
+from .node import Node, check_range, scale_time
 
 MOST_TIMESTEPS = 100_000  # of a discrete schedule; published ones have 1000 or 4000
 
@@ -238,7 +238,7 @@ class VPLinear(_VariancePreserving):
         return _vp_slope(self.at(t), rate)
 
     def label(self, node: Node) -> float:
-        return scaled_time(self, self.time_scale, node.t)
+        return scale_time(self, self.time_scale, node.t)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Cosine(_VariancePreserving):
         return _vp_slope(self.at(t), rate)
 
     def label(self, node: Node) -> float:
-        return scaled_time(self, self.time_scale, node.t)
+        return scale_time(self, self.time_scale, node.t)
 
     def _angle(self, t: float) -> float:
         return math.pi / 2 * (t + self.s) / (1.0 + self.s)

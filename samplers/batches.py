@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.caching import Attachment, Policy, attached, caching
+from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.hold import hold
 from ..models.ledger import Ledger
 from ..models.memory import memory_advice
 from ..models.modules import is_compiled
 from ..models.schedule import Node
-from ..models.transfer import Reading, sent
+from ..models.transfer import Reading, send
 from .conditions import Branches, denoisers_of, rows_of
 from .cuda_graph import Course, course
 from .guidance import Guidance, Setup, warn_of_no_savings
@@ -59,7 +59,7 @@ class Job:
         others = self.guidance.networks(self.network)
         modules = (self.network.module, *(each.module for each in others.values()))
         with hold(*modules, alone=self._changes_modules(others)):
-            cached = attached(self.network) is not None
+            cached = find_attachment(self.network) is not None
             self._check_guidance(cached or self.cache is not None)
             with hold(self.network.module, alone=cached), self._cache_on() as cache:
                 samples, ledger = self._draw_all(others, cache)
@@ -82,7 +82,7 @@ class Job:
     def _cache_on(self) -> Iterator[Attachment | None]:
         """The cache on the network, for the job or since before."""
         with nullcontext() if self.cache is None else caching(self.network, self.cache):
-            yield attached(self.network)
+            yield find_attachment(self.network)
 
     def _draw_all(
         self, others: Mapping[Branch, Network], cache: Attachment | None
@@ -146,7 +146,7 @@ class Way:
         network, grid = denoiser.network, self.plan.grid
         noise = Noise(seeds, network.shape)
         with torch.inference_mode():
-            x = sent(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
+            x = send(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
             if self.whole is not None:
                 x = self.whole.run(denoiser, x)
                 for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here

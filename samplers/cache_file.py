@@ -17,8 +17,8 @@ from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError
 from ..models.files import write_bytes
-from ..models.probe import alike, sketch
-from ..models.reading import StrictModel, parse_as, read_text, shortened
+from ..models.probe import are_alike, sketch
+from ..models.reading import StrictModel, parse_as, read_text, shorten
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run_record import Run
 
@@ -69,7 +69,7 @@ class CacheFile(StrictModel):
             found = parse_as(cls, text)
         except SettingError as error:
             raise SettingError(
-                f"{shortened(path)} is no file of fewstep calibrate: {error}"
+                f"{shorten(path)} is no file of fewstep calibrate: {error}"
             ) from error
         try:
             take_cache(found.cache)
@@ -84,7 +84,7 @@ class CacheFile(StrictModel):
     def check(self, network: Network, run: Run) -> None:
         """Raises SettingError if it was made for another network or another run."""
         answers = sketch(network)
-        if self.sketch is not None and answers is not None and not alike(answers, self.sketch):
+        if self.sketch is not None and answers is not None and not are_alike(answers, self.sketch):
             raise SettingError(
                 f"this cache was calibrated on another network ({self.network}), to which"
                 f" {network.name} answers differently; run fewstep calibrate {network.name}, or"

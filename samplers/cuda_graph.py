@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.caching import Attachment
 from ..models.caching.attach import Record
-from ..models.denoiser import Denoiser, Unread
+from ..models.denoiser import Denoiser, PendingNorm
 from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
@@ -54,7 +54,7 @@ class Course:
         x, norms, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
         denoiser.ledger.add(told.ledger)
         denoiser.unchecked += [
-            Unread(node, values, norm)
+            PendingNorm(node, values, norm)
             for (node, values), norm in zip(told.outputs, norms, strict=True)
         ]
         if denoiser.cache is not None:

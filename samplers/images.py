@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.errors import ModelError, SettingError
-from ..models.reading import ordinary_file, reason_of, shortened
+from ..models.reading import ordinary_file, reason_of, shorten
 
 Picture = Image.Image
 VALUES = 100_000  # of a batch that are looked at for its range
@@ -80,6 +80,4 @@ def open_picture(path: Path) -> Picture:
                 image.load()
                 return image
     except Exception as error:  # a decoder that is given a damaged file may raise anything
-        raise SettingError(
-            f"{shortened(path)} is no readable picture: {reason_of(error)}"
-        ) from error
+        raise SettingError(f"{shorten(path)} is no readable picture: {reason_of(error)}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models.arguments import Integers, Numbers, refuse_unknown
-from ..models.caching import attached
+from ..models.caching import find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
@@ -219,7 +219,7 @@ def walk(
 def checked_image(network: Network, image: Tensor) -> Tensor:
     """The image as a state; raises SettingError if it is no sample of the network."""
     with hold(network.module):  # a run in another thread takes its own cache off again
-        cached = attached(network) is not None
+        cached = find_attachment(network) is not None
     if cached:
         raise SettingError("take the cache off the network first: disable_cache(network)")
     if tuple(image.shape[1:]) != network.shape or not len(image):

@@ -2,7 +2,7 @@
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.reading import shortened
+from ..models.reading import shorten
 
 MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
 NULL = "null"  # the name of no class at all
@@ -38,7 +38,7 @@ def _numbers(part: str, network: Network) -> list[int]:
             raise
         known = ", ".join(network.class_names)
         raise SettingError(
-            f"no class {shortened(part)} in {network.name}; known: 0 to {_last(network)}, or"
+            f"no class {shorten(part)} in {network.name}; known: 0 to {_last(network)}, or"
             f" {known}, or {NULL} for none"
         ) from None
     for label in labels:
@@ -69,11 +69,11 @@ def parse_ranges(text: str) -> list[int]:
             high = int(last) if dash else low
         except ValueError:
             raise SettingError(
-                f"{shortened(text)} is no list of numbers; write 0-63 or 1,5,7-9"
+                f"{shorten(text)} is no list of numbers; write 0-63 or 1,5,7-9"
             ) from None
         if high < low or high - low + len(numbers) >= MOST_NUMBERS:
             raise SettingError(
-                f"the range {shortened(part.strip())} must rise, and all ranges together hold at"
+                f"the range {shorten(part.strip())} must rise, and all ranges together hold at"
                 f" most {MOST_NUMBERS:,} numbers"
             )
         numbers.extend(range(low, high + 1))

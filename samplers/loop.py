@@ -14,7 +14,7 @@ from ..models.denoiser import Denoiser
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
-from ..models.transfer import sent
+from ..models.transfer import send
 from ..solvers import Revision, Rewritable, Solver, drive, dry_run, retold
 from ..solvers.base import Asked, Split
 from ..solvers.table import brings_guidance
@@ -140,4 +140,4 @@ def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:
 def _fresh(noise: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
     if noise is None:
         raise SettingError("this solver adds noise; give integrate a source of it")
-    return sent(noise(), x.device, x.dtype)
+    return send(noise(), x.device, x.dtype)

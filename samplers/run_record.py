@@ -14,7 +14,7 @@ from .. import __version__
 from ..models.caching import take_cache
 from ..models.errors import SettingError
 from ..models.files import check_apart, check_writable, make_folder, write_whole
-from ..models.reading import parse_as, parse_json, shortened
+from ..models.reading import parse_as, parse_json, shorten
 from ..models.speed import Speed
 from ..solvers import Schedule
 from .guidance import CFG, Guidance, Thresholded, named_guidance
@@ -187,7 +187,7 @@ def run_from_png(path: Path) -> Run:
     text = getattr(open_picture(path), "text", {}).get(CHUNK)
     if text is None:
         raise SettingError(
-            f"{shortened(path)} carries no fewstep run; only pictures made by `sample` can be"
+            f"{shorten(path)} carries no fewstep run; only pictures made by `sample` can be"
             " replayed"
         )
     try:
@@ -195,9 +195,9 @@ def run_from_png(path: Path) -> Run:
         if made <= Version(__version__):
             return parse_as(Run, text)
     except SettingError as error:
-        raise SettingError(f"the run stored in {shortened(path)} is damaged: {error}") from error
+        raise SettingError(f"the run stored in {shorten(path)} is damaged: {error}") from error
     raise SettingError(
-        f"{shortened(path)} was made by fewstep {made}, which is newer than this {__version__} and"
+        f"{shorten(path)} was made by fewstep {made}, which is newer than this {__version__} and"
         " may mean something else by the same words; update fewstep to repeat it"
     )
 
@@ -215,9 +215,7 @@ def parse_interval(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise SettingError(
-            f"{shortened(text)} is no interval; write LOW,HIGH as in 0.3,5"
-        ) from None
+        raise SettingError(f"{shorten(text)} is no interval; write LOW,HIGH as in 0.3,5") from None
     return low, high
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
-from ..models.transfer import sent
+from ..models.transfer import send
 from .base import Revision, SolverInfo, Step, register
 from .model_statistics import ModelStatistics
 from .multistep import LowerOrderFinal, orders
@@ -94,8 +94,8 @@ class Piece:
 
     def to(self, x: Tensor) -> "Piece":
         """The same numbers in the dtype and on the device of a state."""
-        weights = tuple(sent(weight, x.device, x.dtype) for weight in self.f)
-        slope, shift = (sent(each, x.device, x.dtype) for each in (self.x, self.shift))
+        weights = tuple(send(weight, x.device, x.dtype) for weight in self.f)
+        slope, shift = (send(each, x.device, x.dtype) for each in (self.x, self.shift))
         return Piece(slope, weights, shift)
 
 
@@ -112,7 +112,7 @@ class Stage:
 
     def to(self, x: Tensor) -> "Stage":
         corrector = None if self.corrector is None else self.corrector.to(x)
-        level = sent(self.level, x.device, x.dtype)
+        level = send(self.level, x.device, x.dtype)
         return Stage(level, corrector, self.predictor.to(x))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models.denoiser import Branch, Network
 from ..models.errors import ScheduleError
-from ..models.probe import alike, sketch
+from ..models.probe import are_alike, sketch
 from ..models.schedule import Node, TimeGrid
 from .schedule_data import ANSWER, Compiled, MeanImage, Schedule, StepSpec, evaluation_time
 from .table import Combination, Evaluation, Table, TableSteps, plus
@@ -79,7 +79,7 @@ def check_network(schedule: Schedule, network: Network) -> None:
     if (told := schedule.provenance.get(ANSWER)) is None:
         return
     own = sketch(network)
-    if own is not None and not alike(own, told):
+    if own is not None and not are_alike(own, told):
         name = schedule.provenance.get("model", "?")
         raise ScheduleError(
             f"this schedule was searched for another network ({name}): {network.name} answers a"

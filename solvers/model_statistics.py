@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
-from ..models.probe import alike, answer
+from ..models.probe import answer, are_alike
 from ..models.reading import first_problem
-from ..models.schedule import TimeGrid, same_path
+from ..models.schedule import TimeGrid, share_path
 from .schedule_data import Process
 
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
@@ -101,7 +101,7 @@ class ModelStatistics:
         if self.facts is None:
             return
         mine = self.facts.process.schedule()
-        if not same_path(mine, grid.schedule):
+        if not share_path(mine, grid.schedule):
             raise ScheduleError(
                 f"these statistics were made for {self.facts.network} on a {mine.family} schedule,"
                 f" the network's schedule is another ({grid.schedule.family}); run `fewstep stats`"
@@ -118,7 +118,7 @@ class ModelStatistics:
         x, wanted = self.probe["x"], self.probe["x0"]
         conditions = {name: t for name, t in self.probe.items() if name not in ("x", "x0")}
         same = wanted.shape[1:] == network.shape
-        if not (same and alike(answer(network, x, conditions), wanted)):
+        if not (same and are_alike(answer(network, x, conditions), wanted)):
             raise SettingError(
                 f"these are the statistics of another network ({self.facts.network}), not of"
                 f" {network.name}; run `fewstep stats {network.name}` and give what it writes"

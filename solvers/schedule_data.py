@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..models.errors import FewstepError, ScheduleError, SettingError
-from ..models.reading import parse_as, read_text, shortened
-from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, same_path
+from ..models.reading import parse_as, read_text, shorten
+from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Relax = Literal["none", "bh1", "bh2", "linear"]
@@ -271,7 +271,7 @@ class Schedule(_Strict):
         try:
             return cls.parse(text)
         except ScheduleError as error:
-            raise ScheduleError(f"{shortened(path)} is not a valid schedule: {error}") from error
+            raise ScheduleError(f"{shorten(path)} is not a valid schedule: {error}") from error
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
@@ -308,7 +308,7 @@ class Schedule(_Strict):
 
     def check_process(self, schedule: NoiseSchedule) -> None:
         """Raises ScheduleError if a network's noise schedule is not the one this was made for."""
-        if not same_path(self.process.schedule(), schedule):
+        if not share_path(self.process.schedule(), schedule):
             raise ScheduleError(
                 f"this schedule was made for process {_brief(self.process)}, but the network's is"
                 f" {_brief(Process.model_validate(process_of(schedule)))}; use a schedule made for"

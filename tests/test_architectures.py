@@ -17,10 +17,10 @@ from fewstep.models.architectures import ARCHITECTURES, architecture_of, known_c
 from fewstep.models.architectures.base import BlockGroup
 from fewstep.models.architectures.discover import observe
 from fewstep.models.architectures.replay import replace_blocks
-from fewstep.models.architectures.stack import State, blank, block_structure, describe
+from fewstep.models.architectures.stack import State, block_structure, describe, make_blank
 from fewstep.models.caching.magcache import find_ratios
 from fewstep.models.caching.teacache import find_polynomial
-from fewstep.models.caching.unet import describe_unet, hollow
+from fewstep.models.caching.unet import describe_unet, make_hollow
 from fewstep.models.errors import ModelError, SettingError
 
 MODULES = {  # of each kind of block, written down by hand
@@ -281,7 +281,7 @@ def test_cached_modules_run_once_and_stand_for_the_rest(name, config):
     assert sorted(call[0] for call in calls) == sorted(stack.modules)
     kept = {call[0]: call[3] for call in calls}
     answers = {m: lambda *_, n=n, **__: kept[n] for n, m in stack.modules.items()}
-    answers |= {m: lambda *args, **kwargs: blank(args, kwargs) for m in stack.idle.values()}
+    answers |= {m: lambda *args, **kwargs: make_blank(args, kwargs) for m in stack.idle.values()}
     with answering(answers):
         assert torch.equal(run(net, name), out)
         assert not torch.equal(run(net, name, step=3), run(network(name, **config), name, step=3))
@@ -292,8 +292,8 @@ def test_idle_modules_cost_nothing(name):
     stack = describe(network(name))
     assert len(stack.idle) == 4
     image, text = torch.ones(2, 16, 8), torch.ones(2, 5, 8)
-    assert blank((image,), {}).shape == (2, 16, 0)
-    both = blank((), {"hidden_states": image, "encoder_hidden_states": text})
+    assert make_blank((image,), {}).shape == (2, 16, 0)
+    both = make_blank((), {"hidden_states": image, "encoder_hidden_states": text})
     assert [each.shape for each in both] == [(2, 16, 0), (2, 5, 0)]
 
 
@@ -552,7 +552,7 @@ def split_run(net, name, branch, feature, step=0):
     def enter(_, args):
         return (split.join(feature, args[0]), *args[1:])
 
-    answers = {m: lambda *args, **kwargs: hollow(args, kwargs) for m in split.deep.values()}
+    answers = {m: lambda *args, **kwargs: make_hollow(args, kwargs) for m in split.deep.values()}
     handle = split.entry.register_forward_pre_hook(enter)
     leaves = [(n, m) for n, m in net.named_modules() if type(m).__name__ == "ResnetBlock2D"]
     hears = [m.conv1.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in leaves]
@@ -629,7 +629,7 @@ def test_a_unet_at_odd_sizes_and_without_middle_is_split_too():
             )
             net(**call)
             handle.remove()
-            answers = {m: lambda *a, **k: hollow(a, k) for m in split.deep.values()}
+            answers = {m: lambda *a, **k: make_hollow(a, k) for m in split.deep.values()}
             handle = split.entry.register_forward_pre_hook(
                 lambda _, args, split=split, kept=kept: (split.join(kept[0], args[0]), *args[1:])
             )

@@ -20,12 +20,12 @@ from fewstep.models.caching import (
     MagCache,
     TaylorSeer,
     TeaCache,
-    attached,
     caching,
     disable_cache,
     enable_cache,
+    find_attachment,
 )
-from fewstep.models.caching.contexts import Clock
+from fewstep.models.caching.contexts import CallCounter
 from fewstep.models.errors import ModelError, SettingError
 
 LITE = TaylorSeer(interval=3, level="last-block")
@@ -63,12 +63,12 @@ def kinds(ledger, branch=None):
 
 
 def places(calls):
-    clock, found = Clock(), []
+    clock, found = CallCounter(), []
     for name, time in calls:
         if clock.is_new_run(name, time):
-            clock = Clock()
+            clock = CallCounter()
             found.append("new")
-        place = clock.heard(name, time)
+        place = clock.count_heard(name, time)
         found.append((place.label, place.stage, place.index))
     return found
 
@@ -128,9 +128,9 @@ def test_contexts_of_pipelines_are_heard_and_a_reset_forgets():
                     net(**inputs("flux", s, branch))
         held = ledger.bytes_held
         assert {call.branch for call in ledger.calls} == set(BRANCHES)
-        assert attached(net).engines[0].tracks
+        assert find_attachment(net).engines[0].tracks
         net._reset_stateful_cache()
-        assert not attached(net).engines[0].tracks
+        assert not find_attachment(net).engines[0].tracks
         with net.cache_context("cond"):
             net(**inputs("flux", 4))
     assert ledger.calls[-1].kind == "full"
@@ -192,7 +192,7 @@ def test_kept_rows_are_those_of_the_conditional_branch():
     net = network("dit")
     both = {k: v for k, v in inputs("dit", 0, batch=4).items() if k != "return_dict"}
     with caching(net, FixedMask(compute=(0,), order=0), calls=3) as ledger:
-        attachment = attached(net)
+        attachment = find_attachment(net)
         attachment.announce(("uncond", "cond"))
         net(**both)
         held = attachment.engines[0].tracks[0, ""].stores["image"].held[0].clone()
@@ -242,7 +242,7 @@ def test_an_exception_in_mid_run_leaves_nothing_behind():
         walk(net, 3)
         with pytest.raises(RuntimeError):
             net(**{**inputs("dit", 3), "class_labels": torch.zeros(5, 5)})
-        assert not attached(net).engines[0].tracks
+        assert not find_attachment(net).engines[0].tracks
         assert all(map(torch.equal, walk(net), wanted))
 
 
@@ -329,7 +329,7 @@ def test_what_is_no_number_is_computed_and_warned_of(policy, bad):
 def test_an_error_of_exactly_zero_twice_is_warned_of(toy):
     with warned("measured 0"), caching(toy, FirstBlock(warmup=1, final=0)):
         for _ in range(5):
-            attached(toy).announce(("cond",))
+            find_attachment(toy).announce(("cond",))
             toy(torch.ones(2, 5, 4), timestep=1.0)
 
 
@@ -574,7 +574,7 @@ def test_a_residual_that_stays_is_added_to_where_the_call_starts(toy, policy):
     with caching(toy, policy, calls=6) as ledger:
         for _ in range(6):
             x = torch.randn(2, 5, 4, generator=draw_)
-            attached(toy).announce(("cond",))
+            find_attachment(toy).announce(("cond",))
             found.append(toy(x, timestep=1.0))
             wanted.append(2 * (x + sum(block.slope for block in toy.blocks)))
     assert_close(found, wanted)

@@ -18,9 +18,9 @@ from fewstep.models.caching import (
     MagCache,
     TaylorSeer,
     TeaCache,
-    attached,
     caching,
     enable_cache,
+    find_attachment,
 )
 from fewstep.models.errors import ModelError
 
@@ -139,7 +139,7 @@ def test_on_is_repeatable_and_leaves_no_trace(name, policy):
     assert (ledger.hits > 0) != same(first, wanted)
     assert len(ledger.calls) == 4 * STEPS
     assert ledger.bytes_held == ledger.bytes_predicted > 0
-    assert attached(net) is None
+    assert find_attachment(net) is None
     assert traces(net) == []
     assert same(run(net, name), wanted)
 
@@ -149,7 +149,7 @@ def test_blocks_run_as_often_as_the_ledger_says(name):
     net = network(name)
     for policy in (ON[1], ON[2], ON[4], ON[7]):
         attachment = enable_cache(net, policy, calls=STEPS)
-        found, handles = counted(attachment.engines[0].parts())
+        found, handles = counted(attachment.engines[0].list_parts())
         run(net, name)
         for handle in handles:
             handle.remove()

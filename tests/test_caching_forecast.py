@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fewstep.models.caching.forecast import Differences, Order, RowDifferences
+from fewstep.models.caching.forecast import FiniteDifferences, Order, RowDifferences
 
 EVEN = [0, 3, 6, 9, 12]
 UNEVEN = [0, 1, 4, 6, 11]
@@ -15,7 +15,7 @@ def f64(value):
 
 
 def filled(order, function, times):
-    memory = Differences(order)
+    memory = FiniteDifferences(order)
     for time in times:
         memory.update(f64(function(time)), time)
     return memory
@@ -72,7 +72,7 @@ def test_weights_of_the_table(basis, degree):
 
 
 def test_order_grows_by_one_per_full_call_and_waits_for_the_last_warm_up_call():
-    memory, sizes = Differences(Order(2, first=3)), []
+    memory, sizes = FiniteDifferences(Order(2, first=3)), []
     for time in [0, 1, 2, 6, 10]:
         memory.update(f64(time), time)
         sizes.append(len(memory.held))
@@ -80,7 +80,7 @@ def test_order_grows_by_one_per_full_call_and_waits_for_the_last_warm_up_call():
 
 
 def test_first_slope_comes_from_the_last_two_warm_up_calls():
-    memory = Differences(Order(1, first=3))
+    memory = FiniteDifferences(Order(1, first=3))
     for time, value in [(0, 100.0), (1, 2.0), (2, 5.0)]:
         memory.update(f64(value), time)
     assert_close(memory.forecast(4), f64(11.0))
@@ -95,7 +95,7 @@ def test_change_of_shape_or_dtype_starts_anew():
 
 
 def test_values_are_copies():
-    memory, x = Differences(Order(1)), f64(1)
+    memory, x = FiniteDifferences(Order(1)), f64(1)
     memory.update(x, 0)
     x.add_(5)
     memory.forecast(1).add_(7)
@@ -110,7 +110,7 @@ def test_forecast_adds_onto_a_tensor_and_leaves_it():
 
 @pytest.mark.parametrize(("degree", "expected"), [(1, torch.bfloat16), (3, torch.float32)])
 def test_high_orders_of_half_precision_are_held_in_single(degree, expected):
-    memory = Differences(Order(degree))
+    memory = FiniteDifferences(Order(degree))
     for i in range(6):
         memory.update(torch.full((4,), 1 + i / 64, dtype=torch.bfloat16), i)
     assert {each.dtype for each in memory.held} == {expected}
@@ -120,7 +120,7 @@ def test_high_orders_of_half_precision_are_held_in_single(degree, expected):
 @pytest.mark.parametrize("onto", [False, True])
 def test_forecast_allocates_one_tensor(degree, onto):
     """Every other operation writes into it."""
-    memory = Differences(Order(degree))
+    memory = FiniteDifferences(Order(degree))
     for i in range(degree + 1):
         memory.update(torch.randn(64, 64), i)
     base = torch.zeros(64, 64) if onto else None
@@ -137,7 +137,7 @@ def test_forecast_allocates_one_tensor(degree, onto):
 def test_rows_with_calls_of_their_own_are_forecast_as_if_alone(basis, degree):
     order, draw = Order(degree, basis), torch.Generator().manual_seed(1)
     times = [[0, 1, 2, 5, 7], [0, 1, 4, 7], [0, 6]]
-    together, alone = RowDifferences(order), [Differences(order) for _ in times]
+    together, alone = RowDifferences(order), [FiniteDifferences(order) for _ in times]
     for index in range(8):
         x = torch.randn(3, 4, generator=draw, dtype=torch.float64)
         rows = [b for b in range(3) if index in times[b]]

@@ -13,9 +13,9 @@ from fewstep.models.caching import (
     FirstBlock,
     TaylorSeer,
     TeaCache,
-    attached,
     caching,
     enable_cache,
+    find_attachment,
 )
 from fewstep.models.caching.stack_engine import StackEngine
 from fewstep.models.errors import ModelError, SettingError
@@ -83,7 +83,7 @@ def test_the_first_call_shows_the_blocks_and_is_the_first_of_the_run():
     assert ledger.calls[-1].skipped == tuple(f"blocks.{k}" for k in range(4))
     full = (0, 1, 4)
     assert all(torch.equal(found[i], wanted[i]) == (i in full) for i in range(7))
-    assert attached(net) is None
+    assert find_attachment(net) is None
     assert all(map(torch.equal, walk(net), wanted))
 
 

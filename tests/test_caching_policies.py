@@ -14,7 +14,7 @@ from fewstep.models.caching import (
     names,
     register,
 )
-from fewstep.models.caching.base import Moment
+from fewstep.models.caching.base import CallPosition
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 
 
@@ -22,7 +22,7 @@ def full_calls(policy, calls):
     """The calls that an index alone makes full."""
     full, last = [], 0
     for index in range(calls):
-        if index == 0 or policy.must(Moment(index, index - last, calls)):
+        if index == 0 or policy.must(CallPosition(index, index - last, calls)):
             full.append(index)
             last = index
     return full
@@ -47,7 +47,9 @@ def test_published_counts_of_full_calls():
 
 def test_gated_policies_force_both_ends_and_long_runs_of_skips():
     policy = CGTaylor(warmup=3, final=2, max_consecutive=2)
-    found = [policy.must(Moment(i, since, 10)) for i, since in [(2, 1), (3, 1), (5, 3), (8, 1)]]
+    found = [
+        policy.must(CallPosition(i, since, 10)) for i, since in [(2, 1), (3, 1), (5, 3), (8, 1)]
+    ]
     assert found == [True, None, True, True]
     assert [CGTaylor(threshold=0.1).accepts([e]) for e in (0.05, 0.1, float("nan"))] == [
         True,

@@ -16,7 +16,7 @@ from fewstep.models.errors import ModelError, ScheduleError, SettingError
 from fewstep.models.ledger import Ledger
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
-from fewstep.models.probe import alike, sketch
+from fewstep.models.probe import are_alike, sketch
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.conditions import branches_of
 from fewstep.samplers.grid import time_grid
@@ -270,8 +270,8 @@ def test_a_schedule_of_another_network_is_refused_unless_forced():
 
 def test_the_same_network_in_another_dtype_answers_alike():
     network, half = (load("fashion-unet", dtype=dtype) for dtype in ("fp32", "bf16"))
-    assert alike(sketch(half), sketch(network))
-    assert not alike(sketch(load("fashion-dit")), sketch(network))
+    assert are_alike(sketch(half), sketch(network))
+    assert not are_alike(sketch(load("fashion-dit")), sketch(network))
 
 
 def test_who_cannot_be_asked_is_not_refused():

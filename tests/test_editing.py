@@ -15,7 +15,14 @@ from fewstep.cli import app
 from fewstep.eval.experiments.editing import ClassEdits, Edited, lines
 from fewstep.models.adapters import from_module
 from fewstep.models.architectures import BY_CLASS, FLUX, HUNYUAN_VIDEO, known_classes
-from fewstep.models.attention import Mode, Store, Tape, holds_text, predicted_bytes, projections
+from fewstep.models.attention import (
+    Mode,
+    Tape,
+    ValueStorage,
+    find_projections,
+    holds_text,
+    predict_bytes,
+)
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
 from fewstep.samplers.editing import Editor, editor, listing, named_editor, names
@@ -146,7 +153,7 @@ def test_bytes_are_those_of_the_formula_and_are_freed():
         found = edited("rf-edit:steps=5,inject=3", sampler)
     expected = 2 * 3 * 2 * 2 * 16 * 16 * 4
     assert (found.bytes_predicted, found.bytes_held) == (expected, expected)
-    assert predicted_bytes(6, {2: (2, 16, 16), 3: (2, 16, 16)}) == expected
+    assert predict_bytes(6, {2: (2, 16, 16), 3: (2, 16, 16)}) == expected
     assert tapes[0].held == {}
     assert len(tapes[0].used) == len(tapes[0].recorded) == 12
     assert hooks(sampler) == 0
@@ -180,7 +187,7 @@ def test_images_do_not_depend_on_the_batch():
 
 def test_v_of_other_lengths_is_refused():
     module = tiny("flux")
-    taps = projections(module)
+    taps = find_projections(module)
     tape = Tape(taps, {(0, 0)})
     longer = inputs("flux")
     longer["encoder_hidden_states"] = torch.zeros(2, 7, 12)
@@ -194,7 +201,7 @@ def test_v_of_other_lengths_is_refused():
 
 
 def test_tape_that_saw_nothing_says_so():
-    tape = Tape(projections(tiny("dit")), {(0, 0)})
+    tape = Tape(find_projections(tiny("dit")), {(0, 0)})
     with pytest.raises(ModelError, match="0 were recorded"):
         tape.check()
 
@@ -211,7 +218,7 @@ def test_every_known_attention_is_tapped():
 def test_v_put_back_gives_the_same_answer_and_other_v_another(name):
     """Record at one call, put back at the same: nothing changes; at another: something does."""
     module = tiny(name)
-    tape = Tape(projections(module), {(0, 0)})
+    tape = Tape(find_projections(module), {(0, 0)})
     plain, other = (module(**inputs(name, step=step))[0] for step in (3, 4))
     with tape.on():
         tape.place = (0, 0)
@@ -232,7 +239,7 @@ def test_v_put_back_gives_the_same_answer_and_other_v_another(name):
 def test_fused_projections_are_tapped_too():
     module = tiny("flux")
     module.fuse_qkv_projections()
-    (tap,) = projections(module)
+    (tap,) = find_projections(module)
     assert tap.module.weight.shape[0] == 3 * tap.width
     tape, plain = Tape([tap], {(0, 0)}), module(**inputs("flux"))[0]
     with tape.on():
@@ -246,7 +253,7 @@ def test_fused_projections_are_tapped_too():
 
 def test_guided_rows_take_the_v_of_their_image():
     module = tiny("dit")
-    tape = Tape(projections(module), {(0, 0)}, Store.CPU)
+    tape = Tape(find_projections(module), {(0, 0)}, ValueStorage.CPU)
     call = inputs("dit")
     doubled = {k: torch.cat([v, v]) for k, v in call.items() if k != "return_dict"}
     with tape.on():
@@ -264,11 +271,11 @@ def test_published_layers():
 
 
 def test_layers_can_be_chosen():
-    assert [tap.layer for tap in projections(tiny("dit"))] == [2, 3]
-    assert [tap.layer for tap in projections(tiny("dit"), [3, 0])] == [0, 3]
+    assert [tap.layer for tap in find_projections(tiny("dit"))] == [2, 3]
+    assert [tap.layer for tap in find_projections(tiny("dit"), [3, 0])] == [0, 3]
     for wrong in ([4], [-1], [1, 1], []):
         with pytest.raises(SettingError, match="from 0 to 3"):
-            projections(tiny("dit"), wrong)
+            find_projections(tiny("dit"), wrong)
 
 
 def test_networks_without_self_attention_are_refused():
@@ -284,7 +291,7 @@ def test_networks_without_self_attention_are_refused():
     )
     for module, why in ((bare, "no self-attention"), (Plain(), "Plain"), (None, "plain function")):
         with pytest.raises(FewstepError, match=why):
-            projections(module)
+            find_projections(module)
     law = Sampler(MIXTURE.network(RectifiedFlow(), (2, 1, 2)))
     with pytest.raises(ModelError, match="flow-edit"):
         Editor(law, "rf-edit:guidance=1")(torch.zeros(1, 2, 1, 2))

@@ -19,8 +19,8 @@ from fewstep.models.caching import CGTaylor, TaylorSeer
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import MemoryLackError
 from fewstep.models.load import load
-from fewstep.models.speed import Speed, faster, in_tf32
-from fewstep.models.transfer import Constant, Reading, sent
+from fewstep.models.speed import Speed, faster, use_tf32
+from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
@@ -117,7 +117,7 @@ def test_lower_precision_stays_near():
         a, b = (Sampler(each)(seeds, class_labels=3, nfe=8).samples for each in (network, exact))
         return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
 
-    assert 0.0 < error(in_tf32(exact)) < 0.05
+    assert 0.0 < error(use_tf32(exact)) < 0.05
     assert 0.0 < error(load("fashion-dit", device="cuda", dtype="bf16")) < 0.3
 
 
@@ -181,7 +181,7 @@ def test_sending_reading_and_constants_do_not_wait():
     x, made = torch.arange(6.0, device=GPU), Constant(torch.tensor([2.0]))
     made.on(x)
     with no_waiting():
-        reading = Reading(made.on(x) * sent(torch.arange(6.0), GPU))
+        reading = Reading(made.on(x) * send(torch.arange(6.0), GPU))
     assert reading.numbers() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
 

@@ -15,7 +15,7 @@ from fewstep import CFG, Prediction, RectifiedFlow, Sampler, VPDiscrete, from_mo
 from fewstep.models.caching import CGTaylor, TaylorSeer, caching
 from fewstep.models.errors import MemoryLackError, NonFiniteError
 from fewstep.models.graphs import MOST, Graphs
-from fewstep.models.speed import with_graphs
+from fewstep.models.speed import record_graphs
 from fewstep.samplers.guidance import AdaptiveGuidance, Thresholded
 
 SEEDS, BATCH = range(6), 2
@@ -31,7 +31,7 @@ def dit(**facts):
 
 def taped(network=None, fails=None):
     capture, network = Taped(fails), network or dit()
-    return with_graphs(network, Graphs(network.module, capture)), capture
+    return record_graphs(network, Graphs(network.module, capture)), capture
 
 
 def arguments(k, rows=2):
@@ -112,7 +112,7 @@ def test_outputs_that_are_no_tensors_are_refused():
 
     module = Odd()
     capture = Taped()
-    with_graphs(replace(dit(), module=module), Graphs(module, capture))
+    record_graphs(replace(dit(), module=module), Graphs(module, capture))
     with pytest.warns(UserWarning, match="it returns a Out"):
         found = [module(torch.tensor(float(k))).sample for k in range(3)]
     assert found == [1.0, 2.0, 3.0]

@@ -14,7 +14,7 @@ from fewstep.models.caching import TaylorSeer
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.load import load
-from fewstep.models.perturbed import perturbed
+from fewstep.models.perturbed import perturb_attention
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.diffusers.policy_run import take_policy
 from fewstep.samplers.guidance import (
@@ -108,7 +108,7 @@ def test_every_token_gets_its_own_value(name):
     network = bare(module, tiny.inputs(name))
     layer = FAMILIES[name]
     plain, watch = answer(network), Watch(attention_of(module, layer))
-    found = answer(perturbed(network, [layer]))
+    found = answer(perturb_attention(network, [layer]))
     with torch.inference_mode():
         torch.testing.assert_close(watch.returned, by_hand(watch.attention, watch.given))
     assert (found - plain).abs().max() > 1e-3 * plain.abs().max()  # it is not the same network
@@ -119,7 +119,7 @@ def test_the_network_is_left_exactly_as_it_was(name):
     module = tiny.network(name)
     network = bare(module, tiny.inputs(name))
     before, plain = traces(module), answer(network)
-    view = perturbed(network)
+    view = perturb_attention(network)
     first = answer(view)
     assert traces(module) == before
     assert torch.equal(answer(network), plain)
@@ -131,13 +131,13 @@ def test_it_is_restored_when_the_call_fails():
     before, plain = traces(module), answer(bare(module, tiny.inputs("dit")))
     broken = bare(module, {**tiny.inputs("dit"), "timestep": None})
     with pytest.raises((RuntimeError, TypeError, AttributeError)):
-        answer(perturbed(broken))
+        answer(perturb_attention(broken))
     unmixed = bare(module, tiny.inputs("dit"))
     module.transformer_blocks[1].attn1.to_out[0].register_forward_pre_hook(
         lambda m, args: (_ for _ in ()).throw(ValueError("in the middle")), prepend=True
     )
     with pytest.raises(ValueError, match="in the middle"):
-        answer(perturbed(unmixed, [1]))
+        answer(perturb_attention(unmixed, [1]))
     module.transformer_blocks[1].attn1.to_out[0]._forward_pre_hooks.clear()
     assert traces(module) == before
     assert torch.equal(answer(unmixed), plain)
@@ -146,23 +146,23 @@ def test_it_is_restored_when_the_call_fails():
 def test_fused_projections_are_split():
     module = tiny.network("unet-condition")
     network = bare(module, tiny.inputs("unet-condition"))
-    whole = answer(perturbed(network, [1]))
+    whole = answer(perturb_attention(network, [1]))
     module.fuse_qkv_projections()
-    torch.testing.assert_close(answer(perturbed(network, [1])), whole)
+    torch.testing.assert_close(answer(perturb_attention(network, [1])), whole)
 
 
 def test_which_layers_are_taken_by_default():
     same = lambda a, b: torch.equal(answer(a), answer(b))  # noqa: E731
     deep = bare(tiny.network("dit", num_layers=5), tiny.inputs("dit"))
-    assert same(perturbed(deep), perturbed(deep, [2]))
-    assert not same(perturbed(deep), perturbed(deep, [1]))
+    assert same(perturb_attention(deep), perturb_attention(deep, [2]))
+    assert not same(perturb_attention(deep), perturb_attention(deep, [1]))
     unet = tiny.network("unet")
     names = [name for name, each in unet.named_modules() if hasattr(each, "to_v")]
     middle = [n for n, name in enumerate(names) if name.startswith("mid_block")]
     assert 0 < len(middle) < len(names)
     network = bare(unet, tiny.inputs("unet"))
-    assert same(perturbed(network), perturbed(network, middle))
-    assert not same(perturbed(network), perturbed(network, [0]))
+    assert same(perturb_attention(network), perturb_attention(network, middle))
+    assert not same(perturb_attention(network), perturb_attention(network, [0]))
 
 
 # The sum
@@ -258,7 +258,7 @@ def test_one_step_by_hand(dit):
     with torch.inference_mode():
         ((c,), (p,)) = (
             Denoiser(each, labels).x0(x, grid.nodes[0])
-            for each in (network, perturbed(network, [3]))
+            for each in (network, perturb_attention(network, [3]))
         )
     torch.testing.assert_close(found.samples, c + 2.0 * (c - p))
 
@@ -307,24 +307,24 @@ def test_networks_whose_attention_cannot_be_reached(dit):
     with pytest.raises(ModelError, match="plain function"):
         PAG().check(setup_of(function))
     with pytest.raises(ModelError, match="plain function"):  # nor is a perturbed one perturbed
-        perturbed(perturbed(dit.network))
+        perturb_attention(perturb_attention(dit.network))
     compiled = replace(dit.network, module=torch.compile(tiny.network("dit")))
     refused("before torch.compile", Sampler(compiled), PAG())
     regional = tiny.network("dit")
     regional.transformer_blocks[0].compile()
     with pytest.raises(ModelError, match="before torch"):
-        perturbed(bare(regional, {}))
+        perturb_attention(bare(regional, {}))
     for name in ("sd3", "flux", "cogvideox"):
         with pytest.raises(ModelError, match=f"{tiny.TINY[name].cls} cannot .* known are DiT"):
-            perturbed(bare(tiny.network(name), {}))
+            perturb_attention(bare(tiny.network(name), {}))
     blind = replace(dit.network, module=torch.nn.Linear(2, 2))
     refused("attention of Linear cannot be perturbed", Sampler(blind), PAG())
     text = tiny.network("unet-condition", only_cross_attention=True)
     with pytest.raises(SettingError, match=r"has 0 \(mid_block[^,]*$"):  # the others see text
-        perturbed(bare(text, {}), [1])
+        perturb_attention(bare(text, {}), [1])
     plain = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
     with pytest.raises(ModelError, match="no self-attention"):
-        perturbed(bare(tiny.network("unet", add_attention=False, **plain), {}))
+        perturb_attention(bare(tiny.network("unet", add_attention=False, **plain), {}))
     assert {tiny.TINY[name].cls for name in FAMILIES} == set(
         known_classes(lambda card: card.attention and card.attention.perturbable)
     )
@@ -334,10 +334,10 @@ def test_a_layer_that_is_not_called_or_mixes_otherwise_is_an_error():
     module = tiny.network("dit")
     idle = replace(bare(module, {}), forward=lambda x, node, conditions: x)
     with pytest.raises(ModelError, match=r"without its layer transformer_blocks.1.attn1"):
-        answer(perturbed(idle, [1]))
+        answer(perturb_attention(idle, [1]))
     module.transformer_blocks[1].attn1.to_v.register_forward_hook(lambda m, args, out: out[:, :2])
     with pytest.raises(ModelError, match="mix of its own"):
-        answer(perturbed(bare(module, tiny.inputs("dit")), [1]))
+        answer(perturb_attention(bare(module, tiny.inputs("dit")), [1]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fewstep.models.schedule import (
     dynamic_shift,
     noise_schedule,
     process_of,
-    same_path,
+    share_path,
 )
 from fewstep.models.vp import BETAS
 
@@ -211,7 +211,7 @@ def test_unknown_names_are_met_with_a_suggestion():
     ],
 )
 def test_same_path(one, other, same):
-    assert same_path(one, other) is same_path(other, one) is same
+    assert share_path(one, other) is share_path(other, one) is same
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

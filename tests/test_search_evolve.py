@@ -28,7 +28,7 @@ from fewstep.eval.search.strategies.evolve import Pools, named_seeds
 from fewstep.eval.search.toy import named, toy
 from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
 from fewstep.models.gaussian import GaussianMixture
-from fewstep.models.probe import alike, sketch
+from fewstep.models.probe import are_alike, sketch
 from fewstep.models.schedule import EDM
 from fewstep.solvers.schedule_data import ANSWER
 
@@ -483,7 +483,7 @@ def test_provenance_says_it_all(tmp_path):
     assert facts["scores"].keys() == {"train", "val", "test"}
     assert facts["budget"]["candidates"] == 60
     assert facts["budget"]["model_evals"] == 60 * 16 * 4
-    assert alike(facts[ANSWER], sketch(search.problem.network))
+    assert are_alike(facts[ANSWER], sketch(search.problem.network))
     assert facts["extras"] == []
     assert facts["baseline"]["name"].split(" on ")[0] in (
         "unipc-3",
@@ -497,7 +497,7 @@ def test_other_weights_answer_otherwise():
     other = GaussianMixture(LAW.means * 1.1, LAW.stds, LAW.weights)
     first, again, others = (sketch(law.network(EDM(), (2,))) for law in (LAW, LAW, other))
     assert first == again
-    assert not alike(first, others)
+    assert not are_alike(first, others)
 
 
 def test_a_log_of_another_search_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep import RectifiedFlow, VPDiscrete, from_module
 from fewstep.models.denoiser import Branch, Denoiser
-from fewstep.models.transfer import Constant, Reading, sent
+from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
@@ -109,7 +109,7 @@ def test_a_constant_keeps_its_value_and_knows_its_places():
 
 def test_sending_and_reading_on_a_cpu_copy_nothing():
     x = torch.tensor([[1.5, float("inf")]])
-    assert sent(x, x.device) is x
-    assert sent(x, x.device, torch.float64).dtype is torch.float64
+    assert send(x, x.device) is x
+    assert send(x, x.device, torch.float64).dtype is torch.float64
     assert Reading(x).numbers() == [[1.5, float("inf")]]
     assert Reading(x).tensor().data_ptr() == x.data_ptr()

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from ...models.caching import take_cache
 from ...models.denoiser import Network
 from ...models.errors import ScheduleError, SettingError
-from ...models.reading import StrictModel, first_problem, parse_as, read_text, shortened
+from ...models.reading import StrictModel, first_problem, parse_as, read_text, shorten
 from ...models.registry import parse_spec
 from ...samplers.conditions import branches_of, check_branches
 from ...samplers.grid import default_grid
@@ -111,7 +111,7 @@ class Sweep(StrictModel):
         try:
             return parse_as(cls, read_text(path))
         except SettingError as error:
-            raise SettingError(f"{shortened(path)} is no valid sweep: {error}") from error
+            raise SettingError(f"{shorten(path)} is no valid sweep: {error}") from error
 
 
 def check_choices(kind: type[M], **choices: Any) -> M:

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...models.errors import SettingError, UnknownNameError
-from ...models.load import checked_device
+from ...models.load import find_device
 from ..statistics import Origin
 
 
@@ -88,5 +88,5 @@ def extractor(name: str, path: Path | None = None, device: str = "cpu") -> Extra
     """
     if name not in LOADERS:
         raise UnknownNameError("extractor", name, LOADERS)
-    checked_device(device)
+    find_device(device)
     return LOADERS[name](path, device)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ... import __version__
 from ...models.errors import ModelError, SettingError
 from ...models.files import write_bytes
-from ...models.probe import alike, sketch
+from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
 from ...samplers.teacher import digest_of
@@ -416,5 +416,5 @@ def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:
 def _same(name: str, mine: Any, theirs: Any) -> bool:
     """Equal; or, of a network's answers, alike."""
     if name == ANSWER and mine and isinstance(theirs, list):
-        return all(isinstance(each, float) for each in theirs) and alike(mine, theirs)
+        return all(isinstance(each, float) for each in theirs) and are_alike(mine, theirs)
     return bool(mine == theirs)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..modules import uncompiled
+from ..modules import unwrap_compiled
 from .aura import AURA_FLOW
 from .base import Architecture, GuidanceLayout, PublishedCalibration, fits
 from .cogvideox import COGVIDEOX
@@ -76,7 +76,7 @@ def architecture_of(module: nn.Module, *, exact: bool = False) -> Architecture |
     exact: only the class itself counts: a subclass has the same parts, but it may be called in
         another way, and its checkpoints are others.
     """
-    cls = type(uncompiled(module))
+    cls = type(unwrap_compiled(module))
     names = [base.__name__ for base in ([cls] if exact else cls.__mro__)]
     return next((BY_CLASS[name] for name in names if name in BY_CLASS), None)
 
@@ -85,7 +85,7 @@ def published_calibrations(module: nn.Module) -> tuple[PublishedCalibration, ...
     """Returns what was published for the checkpoints that a network's class and settings fit."""
     card = architecture_of(module, exact=True)
     known = () if card is None else card.calibrations
-    return tuple(each for each in known if fits(uncompiled(module), each.config))
+    return tuple(each for each in known if fits(unwrap_compiled(module), each.config))
 
 
 def known_classes(part: Callable[[Architecture], object]) -> list[str]:

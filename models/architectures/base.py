@@ -49,7 +49,7 @@ class BlockStructure:
     modules: patterns (`re.fullmatch` on the full name) of the sub-modules whose output TaylorSeer
              caches: before the gate and the residual addition (arXiv:2503.06923).
     idle:    patterns of sub-modules whose output feeds nothing but a cached module; when that one
-             is forecast they need not run. `blank` is what they return then.
+             is forecast they need not run. `make_blank` is what they return then.
     signal:  where TeaCache looks (arXiv:2411.19108): the name of a module that runs before the
              blocks and whose output it is, or a function of the first block and its arguments;
              None if unknown.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..modules import uncompiled
+from ..modules import unwrap_compiled
 from .base import BlockGroup, BlockStructure
 from .replay import Replay, Visit, tensors
 from .stack import Stack, describe, parameters
@@ -42,7 +42,7 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
     Raises:
         ModelError: if no list of blocks can be skipped as a whole; it says what was seen.
     """
-    root = uncompiled(module)
+    root = unwrap_compiled(module)
     if root.training:
         raise ModelError("cannot observe a network in training mode; call .eval() on it first")
     visits, full = _watch(root, args, kwargs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..modules import uncompiled
+from ..modules import unwrap_compiled
 from . import architecture_of, known_classes
 from .base import IMAGE, TEXT, BlockGroup, BlockStructure
 
@@ -161,7 +161,7 @@ def describe(module: nn.Module, structure: BlockStructure | None = None) -> Stac
     Raises:
         ModelError: if that is not known, or the network lacks one of these lists of blocks.
     """
-    root = uncompiled(module)
+    root = unwrap_compiled(module)
     structure = structure or block_structure(root)
     if structure is None:
         card = architecture_of(root)
@@ -179,7 +179,7 @@ def block_structure(module: nn.Module) -> BlockStructure | None:
     return None if card is None else card.blocks
 
 
-def blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def make_blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an idle module returns: its streams at width zero, which cost nothing to concatenate.
 
     A tensor for one stream, a pair (image, text) if the call brings both.
@@ -207,7 +207,7 @@ def _blocks(root: nn.Module, group: BlockGroup) -> list[LiveBlock]:
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of the forward arguments of a module; of its class, as hooks may have wrapped it."""
-    return tuple(inspect.signature(type(uncompiled(module)).forward).parameters)[1:]
+    return tuple(inspect.signature(type(unwrap_compiled(module)).forward).parameters)[1:]
 
 
 def _unknown(root: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """Caches: skip blocks of a network where they can be reused or forecast."""
 
 from ..architectures.discover import observe
-from .attach import Attachment, attached, caching, disable_cache, enable_cache
+from .attach import Attachment, caching, disable_cache, enable_cache, find_attachment
 from .base import CacheInfo, Policy, StackPolicy
 from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
@@ -24,11 +24,11 @@ __all__ = [
     "StackPolicy",
     "TaylorSeer",
     "TeaCache",
-    "attached",
     "cache",
     "caching",
     "disable_cache",
     "enable_cache",
+    "find_attachment",
     "names",
     "observe",
     "policy_class",

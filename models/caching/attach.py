@@ -16,7 +16,7 @@ from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
-from ..modules import is_answered_for, uncompiled
+from ..modules import is_answered_for, unwrap_compiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
 from .module_engine import ModuleEngine
@@ -64,7 +64,7 @@ class Attachment:
     def announce(self, branches: Sequence[str], stage: int = 0) -> None:
         """The next call carries these branches as one batch, in this order."""
         for engine in self.engines:
-            engine.said = (tuple(branches), stage)
+            engine.announced = (tuple(branches), stage)
 
     def record(self, start: int) -> "Record":
         """The calls from the start-th on, taken out of the ledger."""
@@ -142,14 +142,14 @@ def enable_cache(
 
 def disable_cache(target: Any) -> CacheLedger:
     """Takes the cache off and returns its ledger; raises SettingError if there is none."""
-    attachment = attached(target)
+    attachment = find_attachment(target)
     if attachment is None:
         raise SettingError("there is no cache to take off; enable_cache(network, policy) puts one")
     attachment.detach()
     return attachment.ledger
 
 
-def attached(target: Any) -> Attachment | None:
+def find_attachment(target: Any) -> Attachment | None:
     """The cache on a network, if there is one."""
     module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
     if module is None and not hasattr(target, "components"):
@@ -159,7 +159,7 @@ def attached(target: Any) -> Attachment | None:
         return None
     from . import hooks
 
-    hook = hooks.found(root)
+    hook = hooks.find_listener(root)
     return None if hook is None else hook.attachment
 
 
@@ -168,7 +168,7 @@ def _check_free(root: nn.Module, group: Any) -> None:
     from . import hooks
 
     name = type(root).__name__
-    if hooks.found(root) is not None or getattr(root, "is_cache_enabled", False):
+    if hooks.find_listener(root) is not None or getattr(root, "is_cache_enabled", False):
         raise SettingError(
             f"{name} has a cache already; take it off first with disable_cache(network)"
         )
@@ -189,7 +189,7 @@ def _attachment(roots: Sequence[nn.Module], policy: Policy) -> Attachment:
     ledger = CacheLedger(policy.info.name)
     engines = [_engine(root, policy, ledger) for root in roots]
     attachment = Attachment(policy, ledger, engines)
-    ledger.share, ledger.parts = attachment._share, len(engines[0].parts())
+    ledger.share, ledger.parts = attachment._share, len(engines[0].list_parts())
     return attachment
 
 
@@ -198,7 +198,7 @@ def _hook(engine: Engine, attachment: Attachment) -> None:
 
     undo, root = attachment._undo, hooks.Root(engine)
     try:
-        for part in engine.hooked():
+        for part in engine.list_hooked():
             undo.append(hooks.put(part.module, hooks.Around(part)))
         undo.append(hooks.put(engine.root, root))
         undo.append(hooks.listen(engine, attachment))
@@ -217,20 +217,20 @@ def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Sta
 
     engine = _on_stack(stack, waiting.policy, waiting.ledger)
     engine.count, engine.group = waiting.count, waiting.group
-    engine.said, engine.context = waiting.said, waiting.context
-    for part in engine.hooked():
+    engine.announced, engine.context = waiting.announced, waiting.context
+    for part in engine.list_hooked():
         attachment._undo.append(hooks.put(part.module, hooks.Around(part)))
     hooks.replace_engine(root, engine)
     hooks.forget_contexts(engine.root)
     attachment.engines[attachment.engines.index(waiting)] = engine
-    attachment.ledger.parts = len(attachment.engines[0].parts())
+    attachment.ledger.parts = len(attachment.engines[0].list_parts())
     return engine
 
 
 def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
     """The engine for a policy on a network; it must be of a kind that can be skipped so."""
-    fitted = getattr(policy, "fitted", None)
-    settings: Any = policy if fitted is None else fitted(root)
+    fit_to = getattr(policy, "fit_to", None)
+    settings: Any = policy if fit_to is None else fit_to(root)
     name, deep = policy.info.name, hasattr(policy, "branch")
     level = getattr(policy, "level", "")
     if is_unet(root):
@@ -271,10 +271,10 @@ def _networks(target: Any) -> list[nn.Module]:
     """The networks in what a user may hand over."""
     target = getattr(target, "network", target)
     if isinstance(target, nn.Module):
-        return [uncompiled(target)]
+        return [unwrap_compiled(target)]
     names = ("module", "transformer", "transformer_2", "unet")
     found = [getattr(target, name, None) for name in names]
-    modules = [uncompiled(each) for each in found if isinstance(each, nn.Module)]
+    modules = [unwrap_compiled(each) for each in found if isinstance(each, nn.Module)]
     if not modules:
         raise ModelError(
             f"{type(target).__name__} holds no network of torch to cache; give a pipeline, a module"

@@ -39,7 +39,7 @@ class CacheInfo:
 
 
 @plain(frozen=True, slots=True)
-class Moment:
+class CallPosition:
     """Where in a run a call is.
 
     index: of the call in its run, from 0.
@@ -106,7 +106,7 @@ class Policy(Protocol):
         """Whether it must be known how many calls a run has."""
         ...
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         """True: this call is full; False: it is skipped; None: the gate decides."""
         ...
 
@@ -204,7 +204,7 @@ class Gated:
         if not self.off:
             check_room(calls, self.warmup + self.final, "warmup and final")
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         if self.off or now.index < self.warmup or now.since > self.max_consecutive:
             return True
         return True if now.near_end(self.final) else None

@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass
-class Clock:
+class CallCounter:
     """Counts the steps of one run."""
 
     steps: Counter[int] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Clock:
     seen: Counter[str] = field(default_factory=Counter)
     stages: set[int] = field(default_factory=set)
 
-    def said(self, branches: Sequence[str], stage: int) -> Place:
+    def count_announced(self, branches: Sequence[str], stage: int) -> Place:
         """A call of our own sampler: every one is a step of its stage."""
         index = self.steps[stage]
         self.steps[stage] += 1
@@ -60,7 +60,7 @@ class Clock:
             return self.seen[name or ""] >= MOST
         return self.falls is not None and self.falls != (time < self.time)
 
-    def heard(self, name: str | None, time: float | None) -> Place:
+    def count_heard(self, name: str | None, time: float | None) -> Place:
         """A call of a pipeline."""
         known = name or ""
         if time != self.time or (time is None and (known in self.seen or name is None)):

@@ -11,7 +11,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Cost:
+class FlopCount:
     """FLOPs of one full call.
 
     total: of the whole network.
@@ -29,7 +29,7 @@ class Cost:
 
 def measure(
     root: nn.Module, parts: Mapping[str, nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Cost:
+) -> FlopCount:
     """Counts a full call with these arguments; calls of the same shapes are counted once.
 
     The network really runs: on tensors without data torch takes longer than on small ones with.
@@ -44,7 +44,7 @@ def measure(
     return known[key]
 
 
-def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> Cost:
+def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> FlopCount:
     from torch.utils.flop_counter import FlopCounterMode
 
     found: dict[str, int] = dict.fromkeys(parts, 0)
@@ -56,10 +56,10 @@ def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: A
         eager("force_eager"),
     ):
         root(*args, **kwargs)
-    return Cost(counter.get_total_flops(), found)
+    return FlopCount(counter.get_total_flops(), found)
 
 
-_counted: "WeakKeyDictionary[nn.Module, dict[str, Cost]]" = WeakKeyDictionary()
+_counted: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionary()
 
 
 @contextmanager

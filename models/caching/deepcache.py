@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Keep, Moment, Ungated, check_degree, check_room, check_whole
+from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, check_room, check_whole
 from .forecast import Order
 from .registry import register
 
@@ -45,7 +45,7 @@ class DeepCache(Ungated):
         if not self.off:
             check_room(calls, 1, "the first call")
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         return now.index % self.interval == 0
 
     @property

@@ -20,12 +20,12 @@ from ..architectures.stack import State
 from ..errors import SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
-from .base import Moment, Policy
-from .contexts import Clock, Place
-from .cost import Cost, measure
-from .forecast import Differences, RowDifferences
+from .base import CallPosition, Policy
+from .contexts import CallCounter, Place
+from .cost import FlopCount, measure
+from .forecast import FiniteDifferences, RowDifferences
 
-Memory = Differences | RowDifferences
+Memory = FiniteDifferences | RowDifferences
 
 
 @dataclass
@@ -82,7 +82,7 @@ class CallState:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Substitute:
     """What a module is said to have returned; it does not run."""
 
     value: Any
@@ -104,7 +104,7 @@ class Part:
     """
 
     module: nn.Module
-    before: Callable[[Sequence[Any], Mapping[str, Any]], Answer | Arguments | None]
+    before: Callable[[Sequence[Any], Mapping[str, Any]], Substitute | Arguments | None]
     after: Callable[[Any], Any] = unchanged
 
 
@@ -134,13 +134,13 @@ class Engine(ABC):
         self.count: Callable[[int], int | None] = lambda stage: None
         self.tracks: dict[tuple[int, str], Track] = {}
         self.verdicts: dict[int, Verdict] = {}
-        self.clock = Clock()
-        self.said: tuple[tuple[str, ...], int] | None = None
+        self.clock = CallCounter()
+        self.announced: tuple[tuple[str, ...], int] | None = None
         self.context: str | None = None
         self.active = True
         self._lengths: dict[int, int | None] = {}
         self.sample: tuple[Any, Any] | None = None
-        self._cost: Cost | None = None
+        self._cost: FlopCount | None = None
         self._time = _position(root, ("timestep", "timesteps", "t"))
 
     # Runs
@@ -150,7 +150,7 @@ class Engine(ABC):
         self.tracks.clear()
         self.verdicts.clear()
         self._lengths.clear()
-        self.clock, self.said = Clock(), None
+        self.clock, self.announced = CallCounter(), None
 
     def _weigh(self) -> None:
         memories = [each for track in self.tracks.values() for each in track.memories()]
@@ -215,7 +215,7 @@ class Engine(ABC):
     def _record(self, call: CallState, full: bool) -> CacheCall:
         kind = "full" if full else "partial" if call.rows else "skip"
         computed = 1.0 if full else len(call.rows) / call.batch
-        skipped = () if full else self.skipped(call)
+        skipped = () if full else self.list_skipped(call)
         return CacheCall(
             branch=call.place.label,
             stage=call.place.stage,
@@ -238,13 +238,13 @@ class Engine(ABC):
             )
 
     def _place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Place:
-        if self.said is not None:
-            said, self.said = self.said, None
-            return self.clock.said(*said)
+        if self.announced is not None:
+            announced, self.announced = self.announced, None
+            return self.clock.count_announced(*announced)
         name, time = self.context, self._time_of(args, kwargs)
         if self.clock.is_new_run(name, time):
             self.reset()
-        return self.clock.heard(name, time)
+        return self.clock.count_heard(name, time)
 
     def _time_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
         if self._time is None:
@@ -282,7 +282,7 @@ class Engine(ABC):
         return found.pop() if len(found) == 1 else None  # rows differ: the gate looks at each
 
     def _must(self, index: int, last: int, length: int | None) -> bool | None:
-        return self.policy.must(Moment(index, index - last, length))
+        return self.policy.must(CallPosition(index, index - last, length))
 
     @property
     def _together(self) -> bool:
@@ -297,28 +297,28 @@ class Engine(ABC):
     # What kinds of caches differ in
 
     @abstractmethod
-    def skipped(self, call: CallState) -> tuple[str, ...]:
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
         """The parts that a call did not run, for the rows that were not computed."""
 
     @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
+    def list_parts(self) -> dict[str, nn.Module]:
         """The parts that may be skipped, by name."""
 
     @abstractmethod
-    def hooked(self) -> list[Part]:
+    def list_hooked(self) -> list[Part]:
         """The modules below the root that are not simply run."""
 
-    def cost(self) -> Cost | None:
+    def cost(self) -> FlopCount | None:
         """FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
             with hold(self.root, alone=True):
                 self._cost = self._measured(self.sample)
         return self._cost
 
-    def _measured(self, sample: tuple[Any, Any]) -> Cost | None:
+    def _measured(self, sample: tuple[Any, Any]) -> FlopCount | None:
         self.active = False
         try:
-            return measure(self.root, self.parts(), *sample)
+            return measure(self.root, self.list_parts(), *sample)
         finally:
             self.active = True
 

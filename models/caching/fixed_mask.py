@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from ..errors import SettingError
-from .base import CacheInfo, Keep, Moment, Ungated, check_degree
+from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree
 from .forecast import Basis, Order
 from .registry import register
 
@@ -57,7 +57,7 @@ class FixedMask(Ungated):
                 f" {calls - 1}; a mask is made for one number of steps"
             )
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         return now.index in self.compute
 
     @property

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..transfer import sent
+from ..transfer import send
 
 Basis = Literal["published", "newton"]
 
@@ -51,13 +51,13 @@ class Order:
             found.append(found[-1] * step)
         return found
 
-    def stored_as(self, dtype: torch.dtype) -> torch.dtype:
+    def choose_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Third and fourth differences drown in the rounding of half precision."""
         return torch.promote_types(dtype, torch.float32) if self.degree >= 3 else dtype
 
 
 @dataclass
-class Held:
+class StoredDifferences:
     """Differences of one tensor; copies, so that the tensor itself may be overwritten."""
 
     order: Order
@@ -77,7 +77,7 @@ class Held:
 
 
 @dataclass
-class Differences(Held):
+class FiniteDifferences(StoredDifferences):
     """Where all rows have the same full calls, at `times`, newest first."""
 
     times: list[int] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Differences(Held):
 
         Each difference is written over the one it is formed from, the value over the highest.
         """
-        degree, dtype = self.order.degree, self.order.stored_as(x.dtype)
+        degree, dtype = self.order.degree, self.order.choose_dtype(x.dtype)
         old = self.held if index > self.order.first - 2 and _alike(self.held, x, dtype) else []
         free = old[degree] if len(old) > degree else None
         new = [x.detach().to(dtype, copy=True) if free is None else free.copy_(x)]
@@ -112,20 +112,20 @@ class Differences(Held):
 
 
 @dataclass
-class RowDifferences(Held):
+class RowDifferences(StoredDifferences):
     """Where each row has full calls of its own: row b of (B, *) was full at times[b]."""
 
     times: list[list[int]] = field(default_factory=list)
 
     def update(self, x: Tensor, index: int, rows: Sequence[int] | None = None) -> None:
         """Takes the true values of some rows (b, *), or of all of them (B, *)."""
-        new = x.detach().to(self.order.stored_as(x.dtype), copy=True)
+        new = x.detach().to(self.order.choose_dtype(x.dtype), copy=True)
         if rows is None and not _alike(self.held, new, new.dtype):
             self.held = [new, *(torch.zeros_like(new) for _ in range(self.order.degree))]
             self.times = [[index] for _ in range(len(new))]
             return
         chosen = list(range(len(self.times))) if rows is None else list(rows)
-        at = sent(torch.tensor(chosen), x.device)
+        at = send(torch.tensor(chosen), x.device)
         for j in range(self.order.degree + 1):
             before = self.held[j].index_select(0, at)
             self.held[j].index_copy_(0, at, new)
@@ -177,7 +177,7 @@ def _alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    column = sent(torch.tensor(values, dtype=like.dtype), like.device)
+    column = send(torch.tensor(values, dtype=like.dtype), like.device)
     return column.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -11,7 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from .engine import Answer, Engine, Part
+from .engine import Engine, Part, Substitute
 
 NAME, LISTENER = "fewstep_cache", "fewstep_cache_listener"
 Undo = Callable[[], None]
@@ -70,7 +70,7 @@ class Around:
 
     def run(self, inner: Inner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         asked = self.before(args, kwargs)
-        if isinstance(asked, Answer):
+        if isinstance(asked, Substitute):
             return asked.value
         if asked is not None:
             args, kwargs = asked
@@ -144,11 +144,11 @@ def _register(module: nn.Module, hook: Any, name: str) -> Undo:
 
 def replace_engine(root: Root, engine: Engine) -> None:
     """Another engine goes on in the place of one that is attached, in the middle of a call."""
-    listener = found(engine.root)
+    listener = find_listener(engine.root)
     root.engine = listener.engine = listener.context.engine = engine
 
 
-def found(module: nn.Module) -> Any:
+def find_listener(module: nn.Module) -> Any:
     """Our listener on a network, if there is one."""
     registry = vars(module).get("_diffusers_hook")
     return None if registry is None else registry.get_hook(LISTENER)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..architectures import published_calibrations
 from ..errors import SettingError
-from .base import CacheInfo, Keep, Moment, Ungated, check_degree, check_threshold, check_whole
+from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, check_threshold, check_whole
 from .forecast import Order
 from .registry import register
 
@@ -71,7 +71,7 @@ class MagCache(Ungated):
         if not 0.0 <= self.retention < 1.0:
             raise SettingError(f"retention lies in 0 to 1, not {self.retention:g}; 0.2 is usual")
 
-    def fitted(self, root: nn.Module) -> "MagCache":
+    def fit_to(self, root: nn.Module) -> "MagCache":
         """With the published ratios of the network, unless some are given.
 
         Raises:
@@ -94,7 +94,7 @@ class MagCache(Ungated):
                 f"retention={self.retention:g} of {calls} calls leaves none to skip; lower it"
             )
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         ratios = self.ratios or (1.0,)
         calls = now.calls or len(ratios)
         if self.off or now.index < max(1, int(self.retention * calls + 0.5)):

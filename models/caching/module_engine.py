@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures.stack import Stack, blank
+from ..architectures.stack import Stack, make_blank
 from ..ledger import CacheLedger
 from .base import StackPolicy
-from .engine import Answer, CallState, Engine, Part
-from .forecast import Differences
+from .engine import CallState, Engine, Part, Substitute
+from .forecast import FiniteDifferences
 
 
 class ModuleEngine(Engine):
@@ -23,13 +23,13 @@ class ModuleEngine(Engine):
         super().__init__(root, policy, ledger)
         self.order, self.modules, self.idle = policy.keep.order, stack.modules, stack.idle
 
-    def parts(self) -> dict[str, nn.Module]:
+    def list_parts(self) -> dict[str, nn.Module]:
         return {**self.modules, **self.idle}
 
-    def skipped(self, call: CallState) -> tuple[str, ...]:
-        return tuple(self.parts())
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(self.list_parts())
 
-    def hooked(self) -> list[Part]:
+    def list_hooked(self) -> list[Part]:
         cached = [
             Part(each, partial(self.before, name), partial(self.after, name))
             for name, each in self.modules.items()
@@ -47,18 +47,20 @@ class ModuleEngine(Engine):
             call.track.last = [call.place.index]
         super().finish(call)
 
-    def before(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+    def before(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Substitute | None:
         """A cached module is about to run; a tuple of outputs has one memory each."""
         if not self.active or self.state.full:
             return None
         stores, index = self.state.track.stores, self.state.place.index
         dtype = _dtype(args, kwargs)
         if name in stores:
-            return Answer(stores[name].forecast(index).to(dtype))
+            return Substitute(stores[name].forecast(index).to(dtype))
         parts: list[Tensor] = []
         while (part := f"{name}[{len(parts)}]") in stores:
             parts.append(stores[part].forecast(index).to(dtype))
-        return Answer(tuple(parts))
+        return Substitute(tuple(parts))
 
     def after(self, name: str, out: Any) -> Any:
         """It has run."""
@@ -66,13 +68,13 @@ class ModuleEngine(Engine):
             stores, index = self.state.track.stores, self.state.place.index
             for part, value in _tensors(name, out):
                 if part not in stores:
-                    stores[part] = Differences(self.order)
+                    stores[part] = FiniteDifferences(self.order)
                 stores[part].update(value, index)
         return out
 
-    def rest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+    def rest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
         """A module that feeds nothing but a cached one."""
-        return None if not self.active or self.state.full else Answer(blank(args, kwargs))
+        return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
 
 
 def _tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..architectures.stack import LiveBlock, Stack, State
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
-from ..transfer import Reading, sent
+from ..transfer import Reading, send
 from .base import StackPolicy
-from .engine import Answer, Arguments, CallState, Engine, Memory, Part
-from .forecast import Differences, Order, RowDifferences
+from .engine import Arguments, CallState, Engine, Memory, Part, Substitute
+from .forecast import FiniteDifferences, Order, RowDifferences
 
 IMAGE, TEXT = "image", "text"
 POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # in argument names
@@ -50,14 +50,14 @@ class StackEngine(Engine):
         self.joint = bool(stack.blocks[-1].group.joint)
         self.by_row = self.gate is not None and self.gate.reduce == "per-sample"
 
-    def parts(self) -> dict[str, nn.Module]:
+    def list_parts(self) -> dict[str, nn.Module]:
         return {each.name: each.module for each in self.blocks[: self.end + 1]}
 
-    def skipped(self, call: CallState) -> tuple[str, ...]:
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
         first = 0 if self._skips_lead(call) else self.lead
         return tuple(each.name for each in self.blocks[first : self.end + 1])
 
-    def hooked(self) -> list[Part]:
+    def list_hooked(self) -> list[Part]:
         found = [
             Part(block.module, partial(self.before, k, block), partial(self.after, k, block))
             for k, block in enumerate(self.blocks[: self.end + 1])
@@ -75,7 +75,7 @@ class StackEngine(Engine):
 
     def before(
         self, k: int, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Answer | Arguments | None:
+    ) -> Substitute | Arguments | None:
         """A block is about to run: whether it shall."""
         if not self.active:
             return None
@@ -83,7 +83,7 @@ class StackEngine(Engine):
         if k == 0:
             self._enter_first(call, args, kwargs)
         if k < self.lead:
-            return Answer(block.pass_through(args, kwargs)) if self._skips_lead(call) else None
+            return Substitute(block.pass_through(args, kwargs)) if self._skips_lead(call) else None
         if k == self.lead:
             self._enter(call, block, args, kwargs)
         if call.full:
@@ -91,7 +91,7 @@ class StackEngine(Engine):
         if call.rows:
             call.before = block.entering(args, kwargs, call.text_rows)
             return (), {n: _rows(n, v, call) for n, v in block.call(args, kwargs).items()}
-        return Answer(self._skip(k, block, args, kwargs))
+        return Substitute(self._skip(k, block, args, kwargs))
 
     def after(self, k: int, block: LiveBlock, out: Any) -> Any:
         """A block has run."""
@@ -257,7 +257,7 @@ def _as_it_is(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def _memory(order: Order, by_row: bool) -> Memory:
-    return RowDifferences(order) if by_row else Differences(order)
+    return RowDifferences(order) if by_row else FiniteDifferences(order)
 
 
 def _sums(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
@@ -280,13 +280,13 @@ def _worst(errors: Sequence[float]) -> float:
 
 
 def _select(x: Tensor, rows: Sequence[int]) -> Tensor:
-    return x.index_select(0, sent(torch.tensor(rows), x.device))
+    return x.index_select(0, send(torch.tensor(rows), x.device))
 
 
 def _scatter(whole: Any, part: Any, rows: Sequence[int]) -> Any:
     if whole is None or part is None:
         return None
-    return whole.index_copy(0, sent(torch.tensor(rows), whole.device), part)
+    return whole.index_copy(0, send(torch.tensor(rows), whole.device), part)
 
 
 def _rows(name: str, value: Any, call: CallState) -> Any:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Keep, Moment, Ungated, check_degree, check_room, check_whole
+from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, check_room, check_whole
 from .forecast import Basis, Order
 from .registry import register
 
@@ -53,7 +53,7 @@ class TaylorSeer(Ungated):
         if not self.off:
             check_room(calls, self.first, "the first calls")
 
-    def must(self, now: Moment) -> bool | None:
+    def must(self, now: CallPosition) -> bool | None:
         return now.index < self.first or (now.index - self.first + 1) % self.interval == 0
 
     @property

@@ -69,7 +69,7 @@ class TeaCache(Gated):
         if self.coefficients == ():
             raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
 
-    def fitted(self, root: nn.Module) -> "TeaCache":
+    def fit_to(self, root: nn.Module) -> "TeaCache":
         """With the published coefficients of the checkpoint, unless some are given.
 
         Raises:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..architectures import architecture_of, known_classes
 from ..errors import ModelError, SettingError
-from ..modules import uncompiled
+from ..modules import unwrap_compiled
 
 PLAIN = ("", "Attn", "CrossAttn", "SimpleCrossAttn")
 BLOCKS = {f"{kind}{way}Block2D" for kind in PLAIN for way in ("Down", "Up")} | {
@@ -47,7 +47,7 @@ class UNetSplit:
     """A UNet cut at a branch.
 
     deep:     the modules that need not run while the kept feature stands for them, by name; in
-              their place `hollow` answers.
+              their place `make_hollow` answers.
     entry:    the resnet of up unit b, whose first argument is [feature, skip b] by channels; after
               hollow modules it is skip b alone.
     name:     the full name of `entry`.
@@ -128,7 +128,7 @@ def describe_unet(module: nn.Module) -> UNetStack:
     Raises:
         ModelError: if it is no UNet that is known, or has other kinds of blocks.
     """
-    root: Any = uncompiled(module)
+    root: Any = unwrap_compiled(module)
     if not is_unet(root):
         known = ", ".join(known_classes(lambda card: card.unet))
         raise ModelError(f"{type(root).__name__} is no UNet that can be split: {known}")
@@ -144,7 +144,7 @@ def describe_unet(module: nn.Module) -> UNetStack:
     return UNetStack(root, tuple(down), mid, tuple(up))
 
 
-def hollow(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def make_hollow(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a deep module returns on a cached call: its input without channels, (B, 0, H, W).
 
     It costs nothing, and the concatenations with skips that diffusers makes between two modules

@@ -7,9 +7,9 @@ from torch import nn
 
 from ..ledger import CacheLedger
 from .base import StackPolicy
-from .engine import Answer, Arguments, CallState, Engine, Part
-from .forecast import Differences
-from .unet import UNetStack, hollow
+from .engine import Arguments, CallState, Engine, Part, Substitute
+from .forecast import FiniteDifferences
+from .unet import UNetStack, make_hollow
 
 FEATURE = "feature"
 
@@ -24,13 +24,13 @@ class UNetEngine(Engine):
         self.stack, self.order = stack, policy.keep.order
         self.split = stack.split(getattr(policy, "branch", 0))
 
-    def parts(self) -> dict[str, nn.Module]:
+    def list_parts(self) -> dict[str, nn.Module]:
         return self.split.deep
 
-    def skipped(self, call: CallState) -> tuple[str, ...]:
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
         return tuple(self.split.deep)
 
-    def hooked(self) -> list[Part]:
+    def list_hooked(self) -> list[Part]:
         deep = [Part(each, self.deep) for each in self.split.deep.values()]
         return [] if self.policy.off else [*deep, Part(self.split.entry, self.entry)]
 
@@ -46,9 +46,9 @@ class UNetEngine(Engine):
             call.track.last = [call.place.index]
         super().finish(call)
 
-    def deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Answer | None:
+    def deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
         """A module of the deep part is about to run."""
-        return None if not self.active or self.state.full else Answer(hollow(args, kwargs))
+        return None if not self.active or self.state.full else Substitute(make_hollow(args, kwargs))
 
     def entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
         """The first module of the rim above it is."""
@@ -58,7 +58,7 @@ class UNetEngine(Engine):
         stores, index = call.track.stores, call.place.index
         if call.full:
             if FEATURE not in stores:
-                stores[FEATURE] = Differences(self.order)
+                stores[FEATURE] = FiniteDifferences(self.order)
             stores[FEATURE].update(self.split.feature(x), index)
             return None
         feature = stores[FEATURE].forecast(index).to(x.dtype)

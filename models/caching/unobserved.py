@@ -18,13 +18,13 @@ class Unobserved(Engine):
 
     give_way: Callable[[Stack], Engine]
 
-    def skipped(self, call: CallState) -> tuple[str, ...]:
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
         return ()
 
-    def parts(self) -> dict[str, nn.Module]:
+    def list_parts(self) -> dict[str, nn.Module]:
         return {}
 
-    def hooked(self) -> list[Part]:
+    def list_hooked(self) -> list[Part]:
         return []
 
     def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

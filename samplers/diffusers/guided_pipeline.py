@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...models.architectures import PIPELINES
 from ...models.architectures.base import GuidanceLayout
-from ...models.caching import Attachment, attached
+from ...models.caching import Attachment, find_attachment
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.hold import hold
@@ -221,7 +221,7 @@ class Run:
         process, labels = known(self.pipe.scheduler)
         start = self._place(self.layout.timestep(call.told), labels)
         self.ledger.images += images
-        self.cache = attached(self.pipe)
+        self.cache = find_attachment(self.pipe)
         if self.cache is not None:
             self.cache.reset()
         return Course(self.policy, Planned(process, labels[start:], images))

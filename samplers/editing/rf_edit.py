@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ...models.architectures.base import TEXT
-from ...models.attention import Mode, Place, Store, Tape, holds_text, projections
+from ...models.attention import Mode, Place, Tape, ValueStorage, find_projections, holds_text
 from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
 from ...models.hold import hold
@@ -53,7 +53,7 @@ class RFEdit:
     inject: Annotated[int, Field(ge=0)] = 2
     guidance: float = 2.0
     layers: tuple[int, ...] | None = None
-    store: Store = Store.AUTO
+    store: ValueStorage = ValueStorage.AUTO
     grid: str | None = None
     t_min: float | None = None
 
@@ -69,7 +69,7 @@ class RFEdit:
         )
         if not self.inject:
             return self._back(scene, way, self._there(scene, way, None), None)
-        taps = projections(scene.network.module, self.layers)
+        taps = find_projections(scene.network.module, self.layers)
         _check_texts(scene, target if scale != 1.0 else {Branch.COND: target[Branch.COND]})
         tape = Tape(taps, shared(way, self.inject), self.store)
         with hold(scene.network.module, alone=True), tape.on():

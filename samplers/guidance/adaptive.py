@@ -21,7 +21,7 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch
 from ...models.errors import SettingError
 from ...models.prediction import Prediction
-from ...models.transfer import Reading, sent
+from ...models.transfer import Reading, send
 from .base import BOTH, COND, Guide, Moment, Setup
 from .extrapolate import Differences
 from .registry import register
@@ -133,7 +133,7 @@ class AdaptiveGuide(Guide):
         if self.policy.batch == "per-sample":
             self.on = [on and not end for on, end in zip(self.on, done, strict=True)]
             kept = [row for row, on in enumerate(self.on) if on]
-            self.asked = sent(torch.tensor(kept), self.device)
+            self.asked = send(torch.tensor(kept), self.device)
         elif all(done):
             self.on = [False] * len(self.on)
 
@@ -162,7 +162,7 @@ class AdaptiveGuide(Guide):
             out = cond.clone()
         else:
             out = self._landed(cond, moment)
-            gone = per_row(sent(torch.tensor(self.on), cond.device), cond)
+            gone = per_row(send(torch.tensor(self.on), cond.device), cond)
             known = torch.zeros_like(cond).index_copy(0, rows, cond[rows] - uncond)
             self._keep(known * gone + self.past.at(moment.node) * (1.0 - gone), moment)
         out[rows] = torch.lerp(uncond, cond[rows], self.policy.scale)

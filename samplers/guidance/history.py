@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...models.transfer import sent
+from ...models.transfer import send
 from ...solvers import Revision
 from .space import per_row
 
@@ -72,4 +72,4 @@ def _where(rows: tuple[bool, ...], a: Tensor, b: Tensor) -> Tensor:
         return a
     if not any(rows):
         return b
-    return torch.where(per_row(sent(torch.tensor(rows), a.device), a).bool(), a, b)
+    return torch.where(per_row(send(torch.tensor(rows), a.device), a).bool(), a, b)

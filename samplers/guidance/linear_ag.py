@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
-from ...models.probe import alike, sketch
-from ...models.reading import StrictModel, parse_as, read_text, shortened
+from ...models.probe import are_alike, sketch
+from ...models.reading import StrictModel, parse_as, read_text, shorten
 from ...models.schedule import TimeGrid
 from ...solvers import Solver, drive
 from .base import BOTH, COND, Guidance, Guide, Moment, Setup
@@ -78,7 +78,7 @@ class LinearWeights(StrictModel):
             return parse_as(cls, read_text(path))
         except SettingError as error:
             raise SettingError(
-                f"{shortened(path)} holds no weights of linear-ag: {error};"
+                f"{shorten(path)} holds no weights of linear-ag: {error};"
                 " `fewstep fit linear-ag` makes such a file"
             ) from error
 
@@ -96,7 +96,7 @@ class LinearWeights(StrictModel):
                 f"linear-ag was fitted to {self.solver}, and this is another solver; {remedy}"
             )
         own = sketch(network) if self.answer else None
-        if own is not None and self.answer is not None and not alike(own, self.answer):
+        if own is not None and self.answer is not None and not are_alike(own, self.answer):
             raise SettingError(
                 f"linear-ag was fitted to another network ({self.network}): {network.name} answers"
                 f" a fixed noise otherwise; {remedy}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
-from ...models.perturbed import perturbed
+from ...models.perturbed import perturb_attention
 from ...models.schedule import TimeGrid
 from .base import Guidance, Guide, Moment, Setup, Unguided
 from .registry import register
@@ -73,12 +73,12 @@ class PerturbedAttention(Checked, Guidance):
                 "a run has one weaker network, and this guidance has two (pag and auto, or pag"
                 " twice); drop one of them"
             )
-        perturbed(setup.network, self.layers)
+        perturb_attention(setup.network, self.layers)
 
     def networks(self, main: Network) -> Mapping[Branch, Network]:
         if self.scale == 0.0:
             return self.inner.networks(main)
-        return {Branch.WEAK: perturbed(main, self.layers)}
+        return {Branch.WEAK: perturb_attention(main, self.layers)}
 
     def begin(self, setup: Setup) -> Guide:
         inner = self.inner.begin(setup)
