@@ -1,11 +1,13 @@
 """`fewstep bench inversion` and `fewstep bench edit`: pictures there and back, and changed."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import echo
+from .gather import gather_options
 from .options import (
     DEFAULT_MODEL,
     Batch,
@@ -17,37 +19,53 @@ from .options import (
     StoreFile,
 )
 
+if TYPE_CHECKING:
+    from ..eval.experiments.inversion import RoundTrips
 
+
+@dataclass
+class InversionOptions:
+    """What `fewstep bench inversion` measures."""
+
+    model: Model = DEFAULT_MODEL
+    data: LabelledData = "fashion-mnist-32:test"
+    images: FirstImages = 256
+    solver: Annotated[list[str] | None, typer.Option(help="Repeat it. Default: all kinds.")] = None
+    nfe: Annotated[str, typer.Option(help="Evaluations each way, as 12,24,60.")] = "12,24,60"
+    steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30"
+    grid_type: GridOfAll = None
+    t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None
+    batch: Batch = 32
+
+    def table(self) -> "RoundTrips":
+        """Returns the table to be measured; raises FewstepError for what is no number."""
+        from ..eval.experiments.inversion import SOLVERS, RoundTrips
+        from ..samplers.labels import parse_ranges
+
+        return RoundTrips(
+            model=self.model,
+            data=self.data,
+            images=self.images,
+            solvers=tuple(self.solver or SOLVERS),
+            nfe=parse_ranges(self.nfe),
+            steps=parse_ranges(self.steps),
+            grid=self.grid_type,
+            t_min=self.t_min,
+            batch=self.batch,
+        )
+
+
+@gather_options
 def inversion(
-    model: Model = DEFAULT_MODEL,
-    data: LabelledData = "fashion-mnist-32:test",
-    images: FirstImages = 256,
-    solver: Annotated[list[str] | None, typer.Option(help="Repeat it. Default: all kinds.")] = None,
-    nfe: Annotated[str, typer.Option(help="Evaluations each way, as 12,24,60.")] = "12,24,60",
-    steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30",
-    grid_type: GridOfAll = None,
-    t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None,
-    batch: Batch = 32,
+    options: InversionOptions,
     store: StoreFile = Path("inversion.jsonl"),
     quiet: QuietTable = False,
 ) -> None:
     """PSNR of images after inversion and reconstruction, for all solvers in one table."""
     from ..eval.bench.runner import run_cells
-    from ..eval.experiments.inversion import SOLVERS, InversionBench, RoundTrips, lines
-    from ..samplers.labels import parse_ranges
+    from ..eval.experiments.inversion import InversionBench, lines
 
-    table = RoundTrips(
-        model=model,
-        data=data,
-        images=images,
-        solvers=tuple(solver or SOLVERS),
-        nfe=parse_ranges(nfe),
-        steps=parse_ranges(steps),
-        grid=grid_type,
-        t_min=t_min,
-        batch=batch,
-    )
-    bench = InversionBench(table, store)
+    bench = InversionBench(options.table(), store)
     for _ in run_cells(bench, progress=not quiet):
         pass
     echo(lines(bench.rows()))

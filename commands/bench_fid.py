@@ -1,12 +1,14 @@
 """`fewstep bench fid-nfe` and `fewstep bench table`: image quality against evaluations."""
 
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import refuse_typed
+from .gather import gather_options
 from .options import (
     DEFAULT_MODEL,
     MOST,
@@ -22,55 +24,114 @@ from .options import (
     TableText,
 )
 
-BESIDE_SWEEP = {"sweep", "weights", "device", "store", "table", "plot", "html", "quiet"}
+if TYPE_CHECKING:
+    from ..eval.bench.report import ReportFiles
+    from ..eval.experiments.fid_sweep import Sweep
 
 
-def fid_nfe(
-    ctx: typer.Context,
+@dataclass
+class FidOptions:
+    """What is measured; `sweep` is the same as data."""
+
     model: Annotated[
         list[str] | None, typer.Option(help="As in sample; repeat it. Default: fashion-dit.")
-    ] = None,
+    ] = None
     solver: Annotated[
         list[str] | None,
         typer.Option(help="Name[:key=value,...] or a schedule file *.json; repeat it."),
-    ] = None,
+    ] = None
     rival: Annotated[
         list[str] | None,
         typer.Option(help="A scheduler of diffusers, name[:argument=value,...]; repeat it."),
-    ] = None,
+    ] = None
     grid_type: Annotated[
         list[str] | None, typer.Option(help="Of the named solvers, as in sample; repeat it.")
-    ] = None,
-    final: Annotated[str, typer.Option(help="How runs end, as in sample.")] = "zero",
-    nfe: Budgets = "4-6,8,10",
+    ] = None
+    final: Annotated[str, typer.Option(help="How runs end, as in sample.")] = "zero"
+    nfe: Budgets = "4-6,8,10"
     cfg_scale: Annotated[
         list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 1, off.")
-    ] = None,
-    cfg_interval: CfgInterval = None,
+    ] = None
+    cfg_interval: CfgInterval = None
     guidance: Annotated[
         list[str] | None, typer.Option(help="Policy as in sample; repeat it. Default: cfg.")
-    ] = None,
+    ] = None
     cache: Annotated[
         list[str] | None, typer.Option(help="Cache as in sample; repeat it. Default: none.")
-    ] = None,
+    ] = None
     metric: Annotated[
         str, typer.Option(help="fd-small, fid, or another of `fewstep list metrics`.")
-    ] = "fd-small",
+    ] = "fd-small"
     reference: Annotated[
         str | None, typer.Option(help="Images or statistics. Default: that of fd-small.")
-    ] = None,
+    ] = None
     floor: Annotated[
         str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
-    ] = None,
+    ] = None
     n: Annotated[
         int, typer.Option("--n", "--images", min=1, max=MOST, help="Images of each figure.")
-    ] = 2000,
+    ] = 2000
     blocks: Annotated[
         int,
         typer.Option(min=1, max=MOST_REPEATS, help="Figures with further seeds, 3 for a spread."),
-    ] = 1,
-    batch: BatchSampled = 32,
-    dtype: Dtype = "fp32",
+    ] = 1
+    batch: BatchSampled = 32
+    dtype: Dtype = "fp32"
+
+    def sweep(self) -> "Sweep":
+        """Returns the choices as they are stored; raises FewstepError for what is wrong."""
+        from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
+        from ..samplers.run_record import parse_interval
+
+        interval = None if self.cfg_interval is None else parse_interval(self.cfg_interval)
+        entry = check_choices(
+            Entry,
+            models=self.model or [DEFAULT_MODEL],
+            solvers=self.solver or [],
+            rivals=self.rival or [],
+            grids=self.grid_type or [],
+            final=self.final,
+            nfe=self.nfe,
+            cfg_scales=self.cfg_scale or [1.0],
+            cfg_interval=interval,
+            guidances=self.guidance or [],
+            caches=self.cache or [],
+        )
+        return check_choices(
+            Sweep,
+            metric=self.metric,
+            reference=self.reference,
+            floor=self.floor,
+            n=self.n,
+            blocks=self.blocks,
+            batch=self.batch,
+            dtype=self.dtype,
+            entries=[entry],
+        )
+
+
+@dataclass
+class FidOutputs:
+    """What is shown, and written beside the store."""
+
+    table: TableText = "md"
+    plot: Plot = None
+    html: Html = None
+
+    def check(self, stores: list[Path]) -> "ReportFiles":
+        """Returns what is asked for; raises FewstepError if it cannot be made."""
+        from ..eval.bench.report import ReportFiles
+
+        files = ReportFiles(self.table, self.plot, self.html)
+        files.check(stores)
+        return files
+
+
+@gather_options
+def fid_nfe(
+    ctx: typer.Context,
+    options: FidOptions,
+    *,
     sweep: Annotated[
         Path | None, typer.Option(help="JSON with all the choices above, instead of them.")
     ] = None,
@@ -79,9 +140,7 @@ def fid_nfe(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; one GPU per process.")] = "cpu",
     store: StoreFile = Path("results.jsonl"),
-    table: TableText = "md",
-    plot: Plot = None,
-    html: Html = None,
+    outputs: FidOutputs,
     quiet: QuietTable = False,
 ) -> None:
     """Image quality against network evaluations, for solvers, schedules and diffusers' own.
@@ -91,75 +150,46 @@ def fid_nfe(
     """
     from tqdm.auto import tqdm
 
-    from ..eval.bench.report import ReportFiles
     from ..eval.bench.rows import ResultStore
     from ..eval.bench.runner import run_cells
     from ..eval.bench.team import team
     from ..eval.experiments.fid_evaluator import make_evaluator
     from ..eval.experiments.fid_nfe import QualityBench
     from ..eval.experiments.fid_page import write_report
-    from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
+    from ..eval.experiments.fid_sweep import Sweep
     from ..eval.experiments.fid_table import row_line
-    from ..samplers.run_record import parse_interval
 
-    outputs = ReportFiles(table, plot, html)
-    outputs.check([store])
-    kept_rows = ResultStore(store)
-    kept_rows.check()
-    if sweep is not None:
-        names = ctx.params.keys() - BESIDE_SWEEP
+    files = outputs.check([store])
+    kept = ResultStore(store)
+    kept.check()
+    if sweep is None:
+        chosen = options.sweep()
+    else:
+        names = {field.name for field in fields(options)}
         refuse_typed(ctx, names, "--sweep holds all choices")
         chosen = Sweep.load(sweep)
-    else:
-        entry = check_choices(
-            Entry,
-            models=model or [DEFAULT_MODEL],
-            solvers=solver or [],
-            rivals=rival or [],
-            grids=grid_type or [],
-            final=final,
-            nfe=nfe,
-            cfg_scales=cfg_scale or [1.0],
-            cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
-            guidances=guidance or [],
-            caches=cache or [],
-        )
-        chosen = check_choices(
-            Sweep,
-            metric=metric,
-            reference=reference,
-            floor=floor,
-            n=n,
-            blocks=blocks,
-            batch=batch,
-            dtype=dtype,
-            entries=[entry],
-        )
     us = team(device)
     evaluator = make_evaluator(chosen, us.device, weights)
-    bench = QualityBench(chosen, evaluator, kept_rows, us)
+    bench = QualityBench(chosen, evaluator, kept, us)
     for (row,) in run_cells(bench, progress=not quiet):
         if not quiet:
             tqdm.write(row_line(row), file=sys.stderr)
     if us.leads:
-        remarks = [*bench.remarks, *kept_rows.broken]
-        typer.echo(write_report(outputs, bench.rows(), remarks, [kept_rows.path]))
+        remarks = [*bench.remarks, *kept.broken]
+        typer.echo(write_report(files, bench.rows(), remarks, [kept.path]))
 
 
+@gather_options
 def fid_table(
     stores: Annotated[list[Path], typer.Argument(help="Files that fid-nfe has written.")],
-    table: TableText = "md",
-    plot: Plot = None,
-    html: Html = None,
+    outputs: FidOutputs,
 ) -> None:
     """The table of all figures in some stores; refuses rows that cannot be compared."""
-    from ..eval.bench.report import ReportFiles
     from ..eval.bench.rows import ResultStore
     from ..eval.experiments.fid_page import write_report
 
-    outputs = ReportFiles(table, plot, html)
-    outputs.check(stores)
-    found = [ResultStore.existing(path) for path in stores]
-    rows = {row.hash: row for each in found for row in each.rows.values()}
-    broken = [line for each in found for line in each.broken]
-    typer.echo(write_report(outputs, list(rows.values()), broken, [s.path for s in found]))
+    files = outputs.check(stores)
+    read = [ResultStore.existing(path) for path in stores]
+    rows = {row.hash: row for each in read for row in each.rows.values()}
+    broken = [line for each in read for line in each.broken]
+    typer.echo(write_report(files, list(rows.values()), broken, [each.path for each in read]))

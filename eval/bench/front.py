@@ -1,5 +1,6 @@
 """Fronts of error against cost: runs from the same noises, compared pixel by pixel with others."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +20,7 @@ from ...samplers.sampler import Result
 from ...samplers.teacher import teacher
 from ...solvers import take_solver
 from .cell import Experiment
-from .front_table import FrontRun
+from .front_table import FrontPoint, FrontRun
 from .protocol import Drawn, Measure, Protocol, digest, weights_sha256
 from .rows import ResultRow, ResultStore, SamplingCost
 
@@ -59,6 +60,10 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
     def __post_init__(self) -> None:
         self.network = lru_cache(maxsize=1)(self._load)
         self.draw_reference = lru_cache(maxsize=2)(self._draw_reference)
+
+    @abstractmethod
+    def points(self) -> list[FrontPoint]:
+        """Returns the runs of this front that are in the store."""
 
     def protocol(
         self, cell: FrontRun, measure: Measure, files: Mapping[str, str] | None = None

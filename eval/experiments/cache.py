@@ -210,7 +210,6 @@ class CacheBench(FrontBench):
         return {**call, "class_labels": self.labels(cell.model)}
 
     def points(self) -> list[FrontPoint]:
-        """Returns the runs of this front that are in the store."""
         points = (self._point(cell) for cell in self.cells())
         return [point for point in points if point is not None]
 

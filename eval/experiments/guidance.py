@@ -119,7 +119,6 @@ class GuidanceBench(FrontBench):
         return [row for row in self._alike() if _run_of(row) in cells and low <= _rows(row) <= high]
 
     def points(self) -> list[FrontPoint]:
-        """Returns the same as points of the front."""
         return [_point(row) for row in self.rows()]
 
     def leave_out(self, cell: FrontRun, error: FewstepError) -> None:

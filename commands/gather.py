@@ -1,0 +1,42 @@
+"""Commands whose options are the fields of a dataclass, and are read where they are described."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any, get_type_hints
+
+
+def gather_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command that is typed with the fields of its dataclass arguments as options.
+
+    A field is annotated as an option of typer; one without a default must be given.
+    """
+    own = signature(command, eval_str=True).parameters
+    kinds = {name: each.annotation for name, each in own.items()}
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given)
+
+    parameters = [
+        option
+        for name, each in own.items()
+        for option in (_read_fields(groups[name]) if name in groups else [each])
+    ]
+    named = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+    run.__signature__ = Signature(named)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in named}
+    return run
+
+
+def _read_fields(kind: Any) -> Iterator[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        default = Parameter.empty if field.default is MISSING else field.default
+        yield Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
