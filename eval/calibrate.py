@@ -15,7 +15,7 @@ from ..models.caching.registry import CACHES
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.probe import sketch
-from ..samplers.cache_file import CacheFile, Figures
+from ..samplers.cache_file import CacheFigures, CacheFile
 from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
@@ -184,7 +184,9 @@ class Found:
             cfg_scale=question.cfg_scale,
             metric=question.quality.metric,
             wanted=question.quality.bound,
-            figures=Figures(effective=chosen.cost, quality=chosen.change, images=question.images),
+            figures=CacheFigures(
+                effective=chosen.cost, quality=chosen.change, images=question.images
+            ),
         )
 
     def written(self, out: Path) -> str:

@@ -19,7 +19,13 @@ from ..models.errors import SettingError
 from ..models.probe import sketch
 from ..models.reading import shorten
 from ..samplers.guidance.base import BOTH, Guide, Moment
-from ..samplers.guidance.linear_ag import LinearWeights, Outputs, Weights, fit, signature
+from ..samplers.guidance.linear_ag import (
+    LinearWeights,
+    PastOutputs,
+    Weights,
+    compute_signature,
+    fit,
+)
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
 from ..solvers import take_solver
@@ -68,7 +74,7 @@ def fitted(network: Network, what: Fit, images: Images, *, progress: bool = Fals
         raise SettingError(
             f"{what.solver} has several evaluations a step; take dpmpp-2m or another"
         )
-    flags = what.pattern.flags(plan.grid.steps)
+    flags = what.pattern.list_flags(plan.grid.steps)
     if all(flags):
         raise SettingError("the pattern skips no step; give --every 2 or more, or a mask with a 0")
     guide = FittingGuide(what, flags)
@@ -80,7 +86,7 @@ def fitted(network: Network, what: Fit, images: Images, *, progress: bool = Fals
         scale=what.scale,
         answer=sketch(network),
         times=tuple(node.t for node in plan.grid.nodes),
-        signature=signature(plan.solver, plan.grid),
+        signature=compute_signature(plan.solver, plan.grid),
         mask="".join("1" if flag else "0" for flag in flags),
         steps=guide.found,
         images=images.count,
@@ -92,7 +98,7 @@ class FittingGuide(Guide):
     """Evaluates both branches everywhere, and guides by the forecast where the pattern skips."""
 
     def __init__(self, what: Fit, flags: Sequence[bool]) -> None:
-        self.what, self.flags, self.past = what, flags, Outputs()
+        self.what, self.flags, self.past = what, flags, PastOutputs()
         self.found: dict[int, Weights] = {}
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
@@ -105,7 +111,7 @@ class FittingGuide(Guide):
             self.past.add(cond, true)
             return torch.lerp(uncond, cond, self.what.scale)
         d, c = self.what.terms
-        parts = self.past.regressors(cond, d, c)
+        parts = self.past.list_regressors(cond, d, c)
         # nine digits: the last bits of a least-squares fit depend on where its arrays lie in memory
         weights = [float(f"{w:.9g}") for w in fit(true, parts, self.what.ridge)]
         forecast = sum(w * part for w, part in zip(weights, parts, strict=True))

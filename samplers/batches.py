@@ -20,7 +20,7 @@ from ..models.modules import is_compiled
 from ..models.schedule import Node
 from ..models.transfer import Reading, send
 from .conditions import Branches, denoisers_of, rows_of
-from .cuda_graph import Course, course
+from .cuda_graph import RecordedRun, make_recorded_run
 from .guidance import Guidance, Setup, warn_of_no_savings
 from .loop import Callback, carry, stage_calls
 from .noise import Noise
@@ -61,7 +61,7 @@ class Job:
         with hold(*modules, alone=self._changes_modules(others)):
             cached = find_attachment(self.network) is not None
             self._check_guidance(cached or self.cache is not None)
-            with hold(self.network.module, alone=cached), self._cache_on() as cache:
+            with hold(self.network.module, alone=cached), self._put_cache_on() as cache:
                 samples, ledger = self._draw_all(others, cache)
         warn_of_no_savings(self.guidance, ledger)
         return samples, ledger
@@ -79,7 +79,7 @@ class Job:
         self.guidance.check(setup)
 
     @contextmanager
-    def _cache_on(self) -> Iterator[Attachment | None]:
+    def _put_cache_on(self) -> Iterator[Attachment | None]:
         """The cache on the network, for the job or since before."""
         with nullcontext() if self.cache is None else caching(self.network, self.cache):
             yield find_attachment(self.network)
@@ -96,24 +96,26 @@ class Job:
         size = min(self.batch, len(self.seeds))
         doing, advice = f"sampling {size} images at once", "lower batch, or take dtype bf16"
         steps = self.plan.grid.steps * len(chunks)
-        bar = _bar(self.progress, steps, self.callback)
+        bar = _show_bar(self.progress, steps, self.callback)
         with bar as step_done, memory_advice(doing, advice):
             denoisers = [
                 Denoiser(self.network, own, ledger, cache=cache, others=denoisers_of(others, own))
                 for own in (rows_of(self.branches, rows) for rows in chunks)
             ]
             watched = self.callback is not None
-            whole = course(denoisers[0], self.plan, self.guidance, self.choices, watched=watched)
-            way = Way(self.plan, self.guidance, whole, step_done)
+            whole = make_recorded_run(
+                denoisers[0], self.plan, self.guidance, self.choices, watched=watched
+            )
+            way = BatchRunner(self.plan, self.guidance, whole, step_done)
             seeds = (self.seeds[rows] for rows in chunks)
-            parts = [draft.home() for draft in _ahead(map(way.draw, denoisers, seeds))]
+            parts = [draft.fetch() for draft in _delay_by_one(map(way.draw, denoisers, seeds))]
         ledger.seconds = time.perf_counter() - start
         ledger.cache = None if cache is None else cache.ledger.since(before)
         return torch.cat(parts), ledger  # joined here, they are ordinary tensors again
 
 
 @dataclass(frozen=True)
-class Draft:
+class PendingSamples:
     """A batch on its way to the host.
 
     check: raises NonFiniteError if the network returned NaN or infinity for it.
@@ -122,14 +124,14 @@ class Draft:
     samples: Reading
     check: Callable[[], None]
 
-    def home(self) -> Tensor:
+    def fetch(self) -> Tensor:
         """The samples; raises as `check`."""
         self.check()
         return self.samples.tensor()
 
 
 @dataclass(frozen=True)
-class Way:
+class BatchRunner:
     """From noise to samples, for one batch after the other.
 
     whole:    what a recorded run is replayed by; None to go step by step.
@@ -138,10 +140,10 @@ class Way:
 
     plan: Plan
     guidance: Guidance
-    whole: Course | None
+    whole: RecordedRun | None
     callback: Callback
 
-    def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> Draft:
+    def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> PendingSamples:
         """One batch from its noise to its decoded samples; a GPU is not waited for."""
         network, grid = denoiser.network, self.plan.grid
         noise = Noise(seeds, network.shape)
@@ -152,18 +154,18 @@ class Way:
                 for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here
                     self.callback(n, node, x, x, denoiser.ledger)
             else:
-                x = self._stepped(denoiser, x, noise)
+                x = self._run_steps(denoiser, x, noise)
             x = x if network.decode is None else network.decode(x)
-            return Draft(Reading(x), denoiser.check_later())
+            return PendingSamples(Reading(x), denoiser.check_later())
 
-    def _stepped(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
+    def _run_steps(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
         solver, grid = self.plan.solver, self.plan.grid
         if denoiser.cache is not None:
             denoiser.cache.begin(stage_calls(solver, grid))
         return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
 
 
-def _ahead(drafts: Iterator[Draft]) -> Iterator[Draft]:
+def _delay_by_one(drafts: Iterator[PendingSamples]) -> Iterator[PendingSamples]:
     """The same one later, so that the next batch is under way when one is waited for."""
     for draft, _ in pairwise(chain(drafts, [None])):
         if draft is not None:
@@ -171,7 +173,7 @@ def _ahead(drafts: Iterator[Draft]) -> Iterator[Draft]:
 
 
 @contextmanager
-def _bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
+def _show_bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
     """A callback that moves a progress bar of all steps and then calls the user's."""
     off = None if progress else True  # None: off where nobody watches, in files and pipes
     with tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False) as bar:

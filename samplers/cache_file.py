@@ -25,7 +25,7 @@ from .run_record import Run
 Finite = Annotated[float, Limits(allow_inf_nan=False)]
 
 
-class Figures(StrictModel):
+class CacheFigures(StrictModel):
     """What the setting did to the images it was chosen on.
 
     effective: evaluations of the whole network that would take as many FLOPs.
@@ -59,7 +59,7 @@ class CacheFile(StrictModel):
     cfg_scale: Finite = 1.0
     metric: str
     wanted: Finite
-    figures: Figures
+    figures: CacheFigures
 
     @classmethod
     def load(cls, path: Path) -> "CacheFile":
@@ -94,14 +94,14 @@ class CacheFile(StrictModel):
             raise SettingError(
                 f"this cache was calibrated on {self.network}, not {network.name}; --force to try"
             )
-        mine, theirs = self._runs(run)
+        mine, theirs = self._compare_runs(run)
         if mine != theirs:
             raise SettingError(
-                f"this cache was calibrated for {_words(mine)}, not {_words(theirs)}; type"
-                f" {_options(mine, theirs)}, calibrate again, or --force to try"
+                f"this cache was calibrated for {_describe(mine)}, not {_describe(theirs)}; type"
+                f" {_suggest_options(mine, theirs)}, calibrate again, or --force to try"
             )
 
-    def _runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _compare_runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         """What it was made for, and what the run is."""
         names = ("solver", "nfe", "grid", "cfg_scale")
         theirs = {name: getattr(run, name) for name in names}
@@ -133,31 +133,31 @@ def spec_of(policy: Policy) -> str:
     """`name:key=value,...` of a policy, the inverse of `take_cache`; defaults are left out."""
     known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
     changed = [
-        f"{each.name}={_value(known[each.name])}"
+        f"{each.name}={_format_value(known[each.name])}"
         for each in fields(policy)  # type: ignore[arg-type]
-        if known[each.name] != _default(each)
+        if known[each.name] != _read_default(each)
     ]
     return f"{policy.info.name}:{','.join(changed)}".rstrip(":")
 
 
-def _default(field: Field[Any]) -> Any:
+def _read_default(field: Field[Any]) -> Any:
     found = field.default
     return object() if found is MISSING else found
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"))
 
 
-def _words(run: Mapping[str, Any]) -> str:
+def _describe(run: Mapping[str, Any]) -> str:
     grid = "" if run["grid"] is None else f" on {run['grid']}"
     nfe = "other steps" if run["nfe"] is None else f"{run['nfe']} evaluations"
     return f"{run['solver']}{grid}, {nfe}, guidance {run['cfg_scale']:g}"
 
 
-def _options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _suggest_options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What to type for the run that it was made for."""
     options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid-type"}
     options["cfg_scale"] = "--cfg-scale"

@@ -19,11 +19,11 @@ from .spacing import SPACINGS
 Rows = list[tuple[str, ...]]
 
 
-def _first_line(thing: object) -> str:
+def _read_first_line(thing: object) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
 
-def _solvers() -> Rows:
+def _list_solvers() -> Rows:
     rows: Rows = [("solver", "order", "calls/step", "kind", "runs on", "settings", "source")]
     for name in names():
         settings = solver(name)
@@ -43,12 +43,12 @@ def _solvers() -> Rows:
     return rows
 
 
-def _grids() -> Rows:
+def _list_grids() -> Rows:
     ramps = {**IN_TIME, **IN_LAM, **SPACINGS}
-    return [("grid", "nodes"), *((name, _first_line(ramps[name])) for name in grid_names())]
+    return [("grid", "nodes"), *((name, _read_first_line(ramps[name])) for name in grid_names())]
 
 
-def _models() -> Rows:
+def _list_models() -> Rows:
     rows: Rows = [("model", "class", "parameters", "predicts", "process", "classes", "data")]
     for name in embedded_names():
         facts = card(name)
@@ -60,7 +60,7 @@ def _models() -> Rows:
     return rows
 
 
-def _schedules() -> Rows:
+def _list_schedules() -> Rows:
     rows: Rows = [("schedule", "process", "NFE", "network", "CFG", "error", "hand-made", "made by")]
     for name in preset_names():
         schedule = preset(name)
@@ -81,40 +81,40 @@ def _schedules() -> Rows:
     return rows
 
 
-def _guidance() -> Rows:
+def _list_guidance() -> Rows:
     rows: Rows = [("guidance", "rule", "settings", "source")]
     for name in guidance_names():
         cls = guidance_class(name)
-        options = [_setting(each) for each in settings_of(cls) if each.name != "inner"]
-        rows.append((name, _first_line(cls), " ".join(options), cls.source))
+        options = [_format_setting(each) for each in settings_of(cls) if each.name != "inner"]
+        rows.append((name, _read_first_line(cls), " ".join(options), cls.source))
     return rows
 
 
-def _setting(field: "Field[Any]") -> str:
+def _format_setting(field: "Field[Any]") -> str:
     """`name`, or `name=default` where there is one."""
     name = field.name.rstrip("_")
-    return name if field.default is MISSING else f"{name}={_plain(field.default)}"
+    return name if field.default is MISSING else f"{name}={_format_value(field.default)}"
 
 
-def _caches() -> Rows:
+def _list_caches() -> Rows:
     rows: Rows = [("cache", "runs on", "skips by", "keeps", "settings", "source")]
     for name in cache_names():
         cls = policy_class(name)
         info = cls.info
-        options = [_setting(each) for each in settings_of(cls)]
+        options = [_format_setting(each) for each in settings_of(cls)]
         rows.append((name, info.runs_on, info.decides, info.keeps, " ".join(options), info.source))
     return rows
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 LISTINGS: dict[str, Callable[[], Rows]] = {
-    "solvers": _solvers,
-    "grids": _grids,
-    "schedules": _schedules,
-    "models": _models,
-    "caches": _caches,
-    "guidance": _guidance,
+    "solvers": _list_solvers,
+    "grids": _list_grids,
+    "schedules": _list_schedules,
+    "models": _list_models,
+    "caches": _list_caches,
+    "guidance": _list_guidance,
 }

@@ -33,7 +33,7 @@ def branches_of(
         SettingError: for labels that do not exist, or conditions without one row per image.
         ModelError: if a condition that the network cannot be called without is missing.
     """
-    cond = {**_expanded("conditions", conditions, n), **_labels(network, n, class_labels)}
+    cond = {**_expand("conditions", conditions, n), **_read_labels(network, n, class_labels)}
     missing = [name for name in network.needs if name not in cond]
     if missing:
         raise ModelError(
@@ -43,9 +43,9 @@ def branches_of(
     found = {Branch.COND: cond}
     has_null = bool(network.num_classes) and network.null_class is not None
     if negative is not None or has_null:
-        null = _labels(network, n, None) if has_null else {}
-        found[Branch.UNCOND] = {**cond, **_expanded("negative", negative, n), **null}
-    return {branch: _on(network.device, each) for branch, each in found.items()}
+        null = _read_labels(network, n, None) if has_null else {}
+        found[Branch.UNCOND] = {**cond, **_expand("negative", negative, n), **null}
+    return {branch: _to_device(network.device, each) for branch, each in found.items()}
 
 
 def check_branches(
@@ -74,7 +74,7 @@ def denoisers_of(networks: Mapping[Branch, Network], branches: Branches) -> dict
     return {branch: Denoiser(network, cond) for branch, network in networks.items()}
 
 
-def _labels(network: Network, n: int, class_labels: Integers | None) -> dict[str, Tensor]:
+def _read_labels(network: Network, n: int, class_labels: Integers | None) -> dict[str, Tensor]:
     if not network.num_classes:
         if class_labels is not None:
             raise SettingError(f"{network.name} has no classes; drop class_labels")
@@ -94,11 +94,11 @@ def _labels(network: Network, n: int, class_labels: Integers | None) -> dict[str
     return {"class_labels": torch.tensor(labels, dtype=torch.long)}
 
 
-def _expanded(argument: str, given: Conditions | None, n: int) -> dict[str, Tensor]:
+def _expand(argument: str, given: Conditions | None, n: int) -> dict[str, Tensor]:
     """Conditions with n rows; a single row serves all images."""
     if not isinstance(given, Mapping | None):
         raise SettingError(f"{argument} must be tensors by name, not {given!r}")
-    tensors = {name: _tensor(argument, name, value) for name, value in (given or {}).items()}
+    tensors = {name: _to_tensor(argument, name, value) for name, value in (given or {}).items()}
     for name, value in tensors.items():
         if value.ndim == 0 or len(value) not in (1, n):
             rows = len(value) if value.ndim else "no"
@@ -109,12 +109,12 @@ def _expanded(argument: str, given: Conditions | None, n: int) -> dict[str, Tens
     return {name: value.expand(n, *value.shape[1:]) for name, value in tensors.items()}
 
 
-def _tensor(argument: str, name: str, value: Any) -> Tensor:
+def _to_tensor(argument: str, name: str, value: Any) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise SettingError(f"{argument}[{name!r}] must be a tensor, not {value!r}") from None
 
 
-def _on(device: torch.device, conditions: Conditions) -> dict[str, Tensor]:
+def _to_device(device: torch.device, conditions: Conditions) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in conditions.items()}

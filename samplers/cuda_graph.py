@@ -26,7 +26,7 @@ WHAT = "the whole run"
 
 
 @dataclass(frozen=True)
-class Told:
+class HostRecord:
     """What a recorded run left on the host.
 
     ledger:  its counts.
@@ -39,7 +39,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Course:
+class RecordedRun:
     """A run that can be recorded, with the choices that tell it from others."""
 
     plan: Plan
@@ -50,7 +50,7 @@ class Course:
     def run(self, denoiser: Denoiser, x: Tensor) -> Tensor:
         """As `carry`; what it cost is counted in the denoiser's ledgers."""
         conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
-        work = partial(self._work, denoiser)
+        work = partial(self._run_steps, denoiser)
         x, norms, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
         denoiser.ledger.add(told.ledger)
         denoiser.unchecked += [
@@ -61,7 +61,7 @@ class Course:
             denoiser.cache.replayed(told.cached)
         return x
 
-    def _work(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], Told]:
+    def _run_steps(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], HostRecord]:
         x, conditions = given
         own = replace(denoiser, conditions=conditions, ledger=Ledger(), unchecked=[])
         cache = denoiser.cache
@@ -69,7 +69,7 @@ class Course:
         if cache is not None:
             cache.begin(stage_calls(self.plan.solver, self.plan.grid))
         x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
-        told = Told(
+        told = HostRecord(
             own.ledger,
             [(each.node, each.values) for each in own.unchecked],
             None if cache is None else cache.record(before),
@@ -77,9 +77,9 @@ class Course:
         return x, [each.norm for each in own.unchecked], told
 
 
-def course(
+def make_recorded_run(
     denoiser: Denoiser, plan: Plan, guidance: Guidance, choices: Mapping[str, Any], watched: bool
-) -> Course | None:
+) -> RecordedRun | None:
     """How to record such runs; None where the network is run as it is, or with a warning why.
 
     watched: somebody wants to see the state after every step.
@@ -89,14 +89,14 @@ def course(
         return None
     policy = None if denoiser.cache is None else denoiser.cache.policy
     key = (tuple(sorted(choices.items())), guidance, policy)
-    why = _why_not(denoiser, plan, key, watched)
+    why = _find_obstacle(denoiser, plan, key, watched)
     if why is None:
-        return Course(plan, guidance, graphs, key)
+        return RecordedRun(plan, guidance, graphs, key)
     graphs.refuse(WHAT, why)
     return None
 
 
-def _why_not(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
+def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
     calls = "; the calls of the network are"
     if denoiser.cache is not None and _has_gate(denoiser.cache):
         name = denoiser.cache.policy.info.name

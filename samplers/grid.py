@@ -41,14 +41,14 @@ class Final(StrEnum):
 
 def uniform(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
     """t evenly spaced; on rectified flow in the time before the shift."""
-    times = _ramp(schedule.t_max, end, n)
+    times = _find_ramp(schedule.t_max, end, n)
     terminal = getattr(schedule, "terminal", None)
-    return times if terminal is None else _stretched(schedule, times, terminal)
+    return times if terminal is None else _stretch(schedule, times, terminal)
 
 
 def quadratic(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
     """sqrt(t) evenly spaced: denser towards the data."""
-    return [v * v for v in _ramp(math.sqrt(schedule.t_max), math.sqrt(end), n)]
+    return [v * v for v in _find_ramp(math.sqrt(schedule.t_max), math.sqrt(end), n)]
 
 
 def beta(
@@ -60,13 +60,13 @@ def beta(
     if alpha <= 0.0 or beta <= 0.0:
         raise SettingError("grid 'beta' needs alpha > 0 and beta > 0; 0.6 and 0.6 are usual")
     span = schedule.t_max - end
-    return [end + span * float(betaincinv(alpha, beta, v)) for v in _ramp(1.0, 0.0, n)]
+    return [end + span * float(betaincinv(alpha, beta, v)) for v in _find_ramp(1.0, 0.0, n)]
 
 
 def logsnr(schedule: NoiseSchedule, n: int) -> list[float]:
     """lam evenly spaced."""
     low, high = lam_ends(schedule)
-    return [schedule.at_lam(lam).t for lam in _ramp(low, high, n)]
+    return [schedule.at_lam(lam).t for lam in _find_ramp(low, high, n)]
 
 
 def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
@@ -74,7 +74,7 @@ def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
     low, high = lam_ends(schedule)
-    roots = _ramp(math.exp(-low / rho), math.exp(-high / rho), n)
+    roots = _find_ramp(math.exp(-low / rho), math.exp(-high / rho), n)
     return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
 
 
@@ -83,7 +83,7 @@ def polyexponential(schedule: NoiseSchedule, n: int, rho: float = 1.0) -> list[f
     if rho <= 0.0:
         raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
     low, high = lam_ends(schedule)
-    return [schedule.at_lam(high + v**rho * (low - high)).t for v in _ramp(1.0, 0.0, n)]
+    return [schedule.at_lam(high + v**rho * (low - high)).t for v in _find_ramp(1.0, 0.0, n)]
 
 
 AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero (arXiv:2404.14507)
@@ -93,13 +93,13 @@ AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero 
 }
 
 
-def _ays(kappas: Sequence[float]) -> Ramp:
+def _make_ays(kappas: Sequence[float]) -> Ramp:
     table = [-math.log(kappa) for kappa in kappas]
 
     def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
         """A published Align Your Steps table, log-linearly interpolated to n nodes."""
         low, high = lam_ends(schedule)
-        lams = [_interpolated(table, place) for place in _ramp(0.0, len(table) - 1.0, n)]
+        lams = [_interpolate(table, place) for place in _find_ramp(0.0, len(table) - 1.0, n)]
         if table[0] < low - 0.01 or table[-1] > high + 0.01:
             raise ScheduleError(
                 f"this AYS table runs from sigma/alpha = {kappas[0]:g} to {kappas[-1]:g}, the"
@@ -116,7 +116,7 @@ IN_TIME: dict[str, Ramp] = {
     "uniform": uniform,
     "quadratic": quadratic,
     "beta": beta,
-    **{name: _ays(kappas) for name, kappas in AYS.items()},
+    **{name: _make_ays(kappas) for name, kappas in AYS.items()},
 }
 IN_LAM: dict[str, Ramp] = {
     "logsnr": logsnr,
@@ -158,7 +158,7 @@ def time_grid(
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"grid {name!r}: {key}={value} is no finite number")
     try:
-        times = _times(name, schedule, steps, final is Final.ZERO, settings)
+        times = _place_times(name, schedule, steps, final is Final.ZERO, settings)
     except FewstepError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -184,7 +184,7 @@ def check_steps(number: int, begin: str, unit: str = "") -> None:
         )
 
 
-def _times(
+def _place_times(
     name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
 ) -> list[float]:
     end = schedule.t_zero if zero else schedule.t_min
@@ -199,14 +199,14 @@ def _times(
     return IN_LAM[name](schedule, steps + 1, **settings)
 
 
-def _ramp(start: float, stop: float, n: int) -> list[float]:
+def _find_ramp(start: float, stop: float, n: int) -> list[float]:
     """n evenly spaced numbers with both ends exact; a single one is the start."""
     if n == 1:
         return [start]
     return [*(start + (stop - start) * i / (n - 1) for i in range(n - 1)), stop]
 
 
-def _interpolated(table: Sequence[float], place: float) -> float:
+def _interpolate(table: Sequence[float], place: float) -> float:
     """The table read at a fractional index."""
     i = min(int(place), len(table) - 2)
     return table[i] + (place - i) * (table[i + 1] - table[i])
@@ -220,7 +220,7 @@ def lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
     return low, schedule.at(schedule.t_min).lam
 
 
-def _stretched(schedule: NoiseSchedule, times: list[float], terminal: float) -> list[float]:
+def _stretch(schedule: NoiseSchedule, times: list[float], terminal: float) -> list[float]:
     """1 - tau' = (1 - tau) (1 - terminal) / (1 - tau_last): the last tau above 0 is `terminal`."""
     if not 0.0 < terminal < 1.0:
         raise ScheduleError(f"a grid cannot be stretched to end at {terminal:g}; use 0 < value < 1")

@@ -65,7 +65,7 @@ class Inversion:
         from safetensors.torch import save
 
         times = [node.t for node in self.route.grid]
-        solver, labels = _spec(self.route.settings), self.labels
+        solver, labels = _format_spec(self.route.settings), self.labels
         facts = {"solver": solver, "labels": labels, "prompt": self.prompt, "times": times, **told}
         noise = self.noise.float().contiguous().cpu()
         body = save({NOISE: noise}, {CHUNK: json.dumps(facts)})
@@ -125,9 +125,9 @@ def invert(
     """
     refuse_unknown(unknown, invert)
     network, image = placed(sampler.network, image)
-    x = checked_image(network, image)
+    x = check_image(network, image)
     way = route(network, solver, nfe=nfe, steps=steps, grid=grid, t_min=t_min)
-    branches = _branches(network, len(x), class_labels, conditions, prompt=prompt)
+    branches = _make_branches(network, len(x), class_labels, conditions, prompt=prompt)
     denoiser = Denoiser(network, branches, Ledger(images=len(x)))
     states = [x * way.rising[0].alpha]
 
@@ -168,18 +168,18 @@ def reconstruct(
     labels = inversion.labels if class_labels is None else class_labels
     prompt = inversion.prompt if prompt is None and conditions is None else prompt
     n = len(noise)
-    branches = _branches(network, n, labels, conditions, prompt=prompt, negative=negative)
+    branches = _make_branches(network, n, labels, conditions, prompt=prompt, negative=negative)
     guidance = policy_of(guidance)
     check_branches(network, branches, guidance, way.grid)
     back = way.back.on(way.grid)
     guidance.check(Setup(network, back, way.grid, len(noise), False, False))
     denoiser = Denoiser(network, branches, Ledger(images=len(noise)))
     with torch.no_grad(), hold(network.module), _timed(denoiser.ledger):
-        x = integrate(denoiser, back, way.grid, on_device(network, noise), guidance)
-    return Result(decoded(network, x / way.grid.nodes[-1].alpha), denoiser.ledger)
+        x = integrate(denoiser, back, way.grid, to_device(network, noise), guidance)
+    return Result(decode(network, x / way.grid.nodes[-1].alpha), denoiser.ledger)
 
 
-def _branches(
+def _make_branches(
     network: Network,
     n: int,
     labels: Integers | None,
@@ -216,7 +216,7 @@ def walk(
     return x
 
 
-def checked_image(network: Network, image: Tensor) -> Tensor:
+def check_image(network: Network, image: Tensor) -> Tensor:
     """The image as a state; raises SettingError if it is no sample of the network."""
     with hold(network.module):  # a run in another thread takes its own cache off again
         cached = find_attachment(network) is not None
@@ -229,16 +229,16 @@ def checked_image(network: Network, image: Tensor) -> Tensor:
         )
     if not image.is_floating_point() or not bool(image.isfinite().all()):
         raise SettingError("the image holds NaN, infinity or integers; give floats in [-1, 1]")
-    return on_device(network, image)
+    return to_device(network, image)
 
 
-def on_device(network: Network, x: Tensor) -> Tensor:
+def to_device(network: Network, x: Tensor) -> Tensor:
     """A state on the network's device, in float64 where that has it."""
     return x.to(network.device, state_dtype(network))
 
 
 @torch.no_grad()
-def decoded(network: Network, x: Tensor) -> Tensor:
+def decode(network: Network, x: Tensor) -> Tensor:
     """Float32 samples on the CPU, decoded where the network has a VAE."""
     x = x.float()
     return (x if network.decode is None else network.decode(x)).cpu()
@@ -257,7 +257,7 @@ class _timed:
         self.ledger.seconds = time.perf_counter() - self.start
 
 
-def _spec(settings: SolverSettings) -> str:
+def _format_spec(settings: SolverSettings) -> str:
     """`name:key=value,...` with the settings that are not as usual."""
     usual, given = vars(solver(settings.info.name)), vars(settings)
     changed = {key: value for key, value in given.items() if value != usual[key]}

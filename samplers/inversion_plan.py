@@ -101,7 +101,7 @@ def route(
     settings = checked_solver(solver)
     size = plain_choices(nfe=nfe, steps=steps, grid=grid)
     nfe, steps, grid = (size.get(name) for name in ("nfe", "steps", "grid"))
-    schedule, clean = network.schedule, _clean_end(network, t_min)
+    schedule, clean = network.schedule, _find_clean_end(network, t_min)
 
     def of(count: int | None) -> Route:
         final = Final.ZERO if schedule.family == "flow" or not _named(grid) else Final.SIGMA_MIN
@@ -191,15 +191,19 @@ def checked_solver(given: Any) -> SolverSettings:
     settings = take_solver(given)
     info = settings.info
     if info.stochastic or getattr(settings, "s_churn", False):
-        raise _no_way(info.name, "it adds noise, and what was added cannot be told from the image")
+        raise _make_error(
+            info.name, "it adds noise, and what was added cannot be told from the image"
+        )
     if info.adaptive:
-        raise _no_way(info.name, "it chooses its steps, and would choose others on the way back")
+        raise _make_error(
+            info.name, "it chooses its steps, and would choose others on the way back"
+        )
     if info.name not in invertible():
-        raise _no_way(info.name, "its steps hold in one direction only")
+        raise _make_error(info.name, "its steps hold in one direction only")
     return settings
 
 
-def _no_way(name: str, reason: str) -> SettingError:
+def _make_error(name: str, reason: str) -> SettingError:
     return SettingError(f"{name} cannot invert: {reason}; these can: {', '.join(invertible())}")
 
 
@@ -228,7 +232,7 @@ def state_dtype(network: Network) -> torch.dtype:
     return torch.float32 if network.device.type == "mps" else torch.float64
 
 
-def _clean_end(network: Network, t_min: float | None) -> float:
+def _find_clean_end(network: Network, t_min: float | None) -> float:
     schedule = network.schedule
     if t_min is None:
         wide = schedule.family == "flow" and state_dtype(network) == torch.float64

@@ -20,17 +20,17 @@ def parse_classes(text: str, network: Network) -> list[int] | None:
     if text.strip() == NULL:
         if network.null_class is None:
             raise SettingError(
-                f"{network.name} has no null class; give one of 0 to {_last(network)}"
+                f"{network.name} has no null class; give one of 0 to {_find_last(network)}"
             )
         return None
     names = {name: label for label, name in enumerate(network.class_names)}
     labels: list[int] = []
     for part in (part.strip() for part in text.split(",")):
-        labels += [names[part]] if part in names else _numbers(part, network)
+        labels += [names[part]] if part in names else _parse_numbers(part, network)
     return labels
 
 
-def _numbers(part: str, network: Network) -> list[int]:
+def _parse_numbers(part: str, network: Network) -> list[int]:
     try:
         labels = parse_ranges(part)
     except SettingError:
@@ -38,7 +38,7 @@ def _numbers(part: str, network: Network) -> list[int]:
             raise
         known = ", ".join(network.class_names)
         raise SettingError(
-            f"no class {shorten(part)} in {network.name}; known: 0 to {_last(network)}, or"
+            f"no class {shorten(part)} in {network.name}; known: 0 to {_find_last(network)}, or"
             f" {known}, or {NULL} for none"
         ) from None
     for label in labels:
@@ -51,11 +51,12 @@ def check_label(label: int, network: Network) -> None:
     if not 0 <= label < network.num_classes:
         none = "" if network.null_class is None else "; no class is class_labels=None, or null"
         raise SettingError(
-            f"class {label} does not exist; {network.name} has classes 0 to {_last(network)}{none}"
+            f"class {label} does not exist; {network.name} has classes 0 to"
+            f" {_find_last(network)}{none}"
         )
 
 
-def _last(network: Network) -> int:
+def _find_last(network: Network) -> int:
     return network.num_classes - 1
 
 

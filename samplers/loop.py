@@ -93,21 +93,21 @@ class Answers:
 
     def __call__(self, x: Tensor, node: Asked) -> Tensor:
         if node is None:
-            return _fresh(self.noise, x)
+            return _draw_noise(self.noise, x)
         self.denoiser.stage, stage = self.stage, self.stage
         self.stage += 1
         if isinstance(node, Split):
             outputs = self.denoiser.x0(x, node.node, node.branches)
             self.x0 = outputs[-1]
             return torch.stack(outputs)
-        self.x0 = self._guided(x, Moment(node, self.step, stage))
+        self.x0 = self._predict(x, Moment(node, self.step, stage))
         return self.x0
 
     def changes(self) -> Sequence[Revision]:
         """What the solver's memory shall hold instead, after the first answer of a step."""
         return () if self.history is None else self.history.changes()
 
-    def _guided(self, x: Tensor, moment: Moment) -> Tensor:
+    def _predict(self, x: Tensor, moment: Moment) -> Tensor:
         outputs = self.denoiser.x0(x, moment.node, self.guide.ask(moment))
         if self.denoiser.forecast:
             moment = replace(moment, forecast=True)
@@ -137,7 +137,7 @@ def _check_guidance(solver: Solver[Any], guidance: Guidance) -> None:
         )
 
 
-def _fresh(noise: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
+def _draw_noise(noise: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
     if noise is None:
         raise SettingError("this solver adds noise; give integrate a source of it")
     return send(noise(), x.device, x.dtype)

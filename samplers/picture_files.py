@@ -30,7 +30,7 @@ def read_picture(path: Path, network: Network) -> Tensor:
 
     A network with a VAE takes colour, and `placed` says of what size.
     """
-    return _pixels(open_picture(path), network, repr(str(path)))
+    return _to_pixels(open_picture(path), network, repr(str(path)))
 
 
 def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
@@ -68,10 +68,10 @@ def as_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor
         raise SettingError("give a PIL image, a list of them, or a tensor (B, C, H, W) in [-1, 1]")
     if len({each.size for each in listed}) > 1:
         raise SettingError("pictures of one batch must have one size; edit them one by one")
-    return torch.cat([_pixels(each, network, "the picture") for each in listed])
+    return torch.cat([_to_pixels(each, network, "the picture") for each in listed])
 
 
-def _pixels(image: Picture, network: Network, called: str) -> Tensor:
+def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
     """A picture as (1, C, H, W) in [-1, 1]."""
     free = network.encode is not None  # a VAE takes colour of many sizes
     drawn = network.decode is None and len(network.shape) == 3 and network.shape[0] in MODES

@@ -83,7 +83,7 @@ def make_plan(
         return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     size = plain_choices(nfe=nfe, steps=steps, grid=grid)
-    chosen = _grid(noise_schedule, settings, final=Final.named(final), **size)
+    chosen = _make_grid(noise_schedule, settings, final=Final.named(final), **size)
     _check_whole(settings, chosen)
     return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
 
@@ -166,7 +166,7 @@ def named_schedule(name: str) -> Schedule:
     return preset(name) if name in preset_names() else Schedule.load(name)
 
 
-def _span(
+def _make_span(
     noise_schedule: NoiseSchedule, settings: SolverSettings, given: tuple[Any, ...], final: Final
 ) -> TimeGrid:
     """The two ends of an adaptive run: from t_max to t_min, and to zero from there."""
@@ -180,7 +180,7 @@ def _span(
     return time_grid("logsnr", noise_schedule, ends, end)
 
 
-def _grid(
+def _make_grid(
     noise_schedule: NoiseSchedule,
     settings: SolverSettings,
     *,
@@ -196,7 +196,7 @@ def _grid(
             raise SettingError("explicit times are the grid; drop nfe, steps and final")
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
-        return _span(noise_schedule, settings, (nfe, steps, grid), final)
+        return _make_span(noise_schedule, settings, (nfe, steps, grid), final)
     name, options = parse_spec(grid or default_grid(noise_schedule))
 
     def of(n: int) -> TimeGrid:

@@ -26,7 +26,7 @@ from .sampler import Result, Sampler
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
-def _seeds(given: Any) -> Any:
+def _read_seeds(given: Any) -> Any:
     """A range string such as `0-1999` as the list it stands for."""
     return parse_ranges(given) if isinstance(given, str) else given
 
@@ -57,7 +57,7 @@ class Run(BaseModel):
     final: str = "zero"
     schedule: Schedule | None = None
     seeds: Annotated[
-        tuple[int, ...], BeforeValidator(_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
+        tuple[int, ...], BeforeValidator(_read_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
     ]
     classes: tuple[int, ...] | None = None
     cfg_scale: float = 1.0
@@ -99,10 +99,10 @@ class Run(BaseModel):
             raise SettingError("a guidance interval needs a guidance scale other than 1")
         guidance: Guidance = CFG(self.cfg_scale, interval)
         if self.guidance_spec is not None:
-            guidance = self._named(self.guidance_spec)
+            guidance = self._parse_guidance(self.guidance_spec)
         return guidance if self.threshold is None else Thresholded(guidance, self.threshold)
 
-    def _named(self, spec: str) -> Guidance:
+    def _parse_guidance(self, spec: str) -> Guidance:
         if self.cfg_interval is not None:
             low, high = self.cfg_interval
             raise SettingError(
@@ -191,7 +191,7 @@ def run_from_png(path: Path) -> Run:
             " replayed"
         )
     try:
-        made = _version_of(parse_json(text))
+        made = _read_version(parse_json(text))
         if made <= Version(__version__):
             return parse_as(Run, text)
     except SettingError as error:
@@ -202,7 +202,7 @@ def run_from_png(path: Path) -> Run:
     )
 
 
-def _version_of(body: Any) -> Version:
+def _read_version(body: Any) -> Version:
     """Returns the version of fewstep that wrote a run; raises SettingError if it names none."""
     try:
         return Version(body["version"])

@@ -165,7 +165,7 @@ class Sampler:
             seeds,
             branches,
             cache,
-            _checked_batch(batch),
+            _check_batch(batch),
             callback,
             progress,
         )
@@ -179,7 +179,7 @@ class Sampler:
         return self.plan(**choices) if default is None else self.plan(solver=default)
 
 
-def _checked_batch(given: int) -> int:
+def _check_batch(given: int) -> int:
     batch = as_integer(given, "batch")
     if batch < 1:
         raise SettingError(f"batch must be at least 1, not {batch}")

@@ -44,7 +44,7 @@ def teacher(
     call["solver"], seeds = take_solver(solver), checked_seeds(seeds)
     if cache is None:
         return Sampler(network)(seeds, **call).samples
-    key = _key(network, seeds, call)
+    key = _make_key(network, seeds, call)
     path = Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     samples = _read(path, key)
     if samples is None:
@@ -54,14 +54,14 @@ def teacher(
     return samples
 
 
-def _key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
+def _make_key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
     """Everything that decides the samples, as JSON."""
     parts = {
         "version": __version__,
         "network": [network.name, str(network.device), network.prediction, network.shape],
         "process": process_of(network.schedule),
         "seeds": seeds,
-        "call": json.loads(json.dumps(call, default=_plain)),
+        "call": json.loads(json.dumps(call, default=_simplify)),
     }
     labels = parts["call"].get("class_labels")
     given: dict[str, Any] = {"class_labels": labels[:1] if isinstance(labels, list) else labels}
@@ -72,7 +72,7 @@ def _key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
     return json.dumps({**parts, "answers": digest_of(answers)}, sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
+def _simplify(value: Any) -> Any:
     """Settings as their names and fields, ranges as lists.
 
     A field that came later and is at its default is left out: what was kept before is still found.

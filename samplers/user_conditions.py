@@ -39,19 +39,19 @@ def branches_for(
         SettingError: for a class where the network takes prompts and the other way round.
     """
     if isinstance(wanted, Mapping):
-        return branches_of(network, n, labels, wanted, _tensors(network, negative))
+        return branches_of(network, n, labels, wanted, _check_tensors(network, negative))
     if network.prompts is not None:
-        return _of_prompts(network, n, wanted, negative)
-    if _texts(wanted) is not None:
-        raise SettingError(f"{network.name} takes no prompt; {_instead(network)}")
+        return _encode_prompts(network, n, wanted, negative)
+    if _read_texts(wanted) is not None:
+        raise SettingError(f"{network.name} takes no prompt; {_suggest(network)}")
     classes = cast(Integers | None, wanted)
-    return branches_of(network, n, classes, None, _tensors(network, negative))
+    return branches_of(network, n, classes, None, _check_tensors(network, negative))
 
 
-def _of_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
+def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
     """The conditions of one prompt or n."""
     assert network.prompts is not None
-    texts = _texts(wanted)
+    texts = _read_texts(wanted)
     if wanted is not None and texts is None:
         raise SettingError(
             f"{network.name} takes prompts and no classes; say what is to be seen, as in"
@@ -82,7 +82,7 @@ def told(network: Network, branches: Branches, scale: float) -> tuple[Branches, 
     }, rest
 
 
-def _texts(wanted: object) -> str | Sequence[str] | None:
+def _read_texts(wanted: object) -> str | Sequence[str] | None:
     """The prompt or prompts; None if it is none."""
     if isinstance(wanted, str):
         return wanted
@@ -91,7 +91,7 @@ def _texts(wanted: object) -> str | Sequence[str] | None:
     return wanted if all(isinstance(each, str) for each in wanted) else None
 
 
-def _tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | None:
+def _check_tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | None:
     if negative is None or isinstance(negative, Mapping):
         return negative
     if network.prompts is None:
@@ -99,7 +99,7 @@ def _tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | Non
     raise SettingError("negative is a prompt beside tensors; give named tensors there too")
 
 
-def _instead(network: Network) -> str:
+def _suggest(network: Network) -> str:
     if network.num_classes:
         return f"give a class from 0 to {network.num_classes - 1}"
     if network.needs:

@@ -11,11 +11,11 @@ from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.models.probe import sketch
-from fewstep.samplers.cache_file import CacheFile, Figures, resolved, spec_of
+from fewstep.samplers.cache_file import CacheFigures, CacheFile, resolved, spec_of
 from fewstep.samplers.run_record import Run, run_from_png
 
 SPEC = "taylorseer:interval=3,level=last-block"
-FIGURES = Figures(effective=3.0, quality=0.1, images=4)
+FIGURES = CacheFigures(effective=3.0, quality=0.1, images=4)
 
 
 @pytest.fixture(scope="module")

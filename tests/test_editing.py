@@ -28,7 +28,7 @@ from fewstep.models.schedule import RectifiedFlow, VPLinear
 from fewstep.samplers.editing import Editor, editor, listing, named_editor, names
 from fewstep.samplers.editing.rf_edit import shared
 from fewstep.samplers.editing.rf_inversion import RFInversion
-from fewstep.samplers.editing.uni_edit import _mask
+from fewstep.samplers.editing.uni_edit import _make_mask
 from fewstep.samplers.guidance import CFG
 from fewstep.samplers.inversion import invert, reconstruct
 from fewstep.samplers.inversion_plan import CLEAN, route
@@ -368,7 +368,7 @@ def test_uni_edit_mask_runs_from_0_to_1_in_each_image():
         torch.sin(torch.arange(96.0)).reshape(2, 3, 4, 4)
         * torch.tensor([1.0, 9.0])[:, None, None, None]
     )
-    m = _mask(g)
+    m = _make_mask(g)
     assert m.shape == (2, 1, 4, 4)
     for row in m:
         assert float(row.min()) == 0.0
@@ -386,7 +386,7 @@ def test_uni_edit_is_its_formula():
         for label in (3, 6)
     )
     g, h = target - source, CLEAN - 0.5
-    m = _mask(g)
+    m = _make_mask(g)
     expected = x + 3 * h * (1 + m) * g + h * (m * target + (1 - m) * source)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
@@ -408,7 +408,7 @@ def test_uni_edit_runs_the_steps_next_to_the_data():
 
 def test_rf_inversion_pull_is_where_the_settings_say():
     settings = RFInversion(eta=0.8, start=0.25, stop=0.75, decay=1.0, steps=8)
-    found = [settings._eta(i) for i in range(8)]
+    found = [settings._compute_eta(i) for i in range(8)]
     assert found == pytest.approx([0, 0, 0.8 * 0.75, 0.8 * 0.625, 0.8 * 0.5, 0.8 * 0.375, 0, 0])
 
 

@@ -34,7 +34,7 @@ from fewstep.samplers.guidance import (
     names,
 )
 from fewstep.samplers.guidance.base import BOTH
-from fewstep.samplers.guidance.extrapolate import Differences
+from fewstep.samplers.guidance.extrapolate import PastDifferences
 from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.guidance.space import back, per_x0, prediction_of, read, similarity
 
@@ -352,7 +352,7 @@ def test_a_soft_landing_costs_what_the_hard_one_does(landing):
 
 
 def test_patterns():
-    digits = lambda p, n: "".join("01"[each] for each in p.flags(n))  # noqa: E731
+    digits = lambda p, n: "".join("01"[each] for each in p.list_flags(n))  # noqa: E731
     assert digits(Pattern(1, 2), 8) == "10101010"
     assert digits(Pattern(3, 2), 8) == "11101010"
     assert digits(Pattern(2, 3), 9) == "110010010"
@@ -362,7 +362,7 @@ def test_patterns():
     assert digits(Pattern(1, 1), 4) == "1111"
     assert digits(Pattern(1, 2, "1011"), 4) == "1011"
     with pytest.raises(SettingError, match="4 steps, and this run has 5"):
-        Pattern(1, 2, "1011").flags(5)
+        Pattern(1, 2, "1011").list_flags(5)
     for mask in ("0111", "12", "1x1"):
         with pytest.raises(SettingError, match="begins with 1"):
             Pattern(1, 2, mask)
@@ -371,7 +371,7 @@ def test_patterns():
 def test_a_polynomial_of_its_order_is_forecast_exactly():
     nodes = grid_of(6).nodes
     for order, clock in ((1, "lam"), (2, "lam"), (1, "t"), (2, "t")):
-        past = Differences(order, clock)
+        past = PastDifferences(order, clock)
         value = lambda node, k=order, w=clock: torch.full((1,), getattr(node, w) ** k).double()  # noqa: E731
         for node in nodes[:4]:
             past.add(node, value(node))
@@ -384,7 +384,7 @@ def test_a_difference_is_held_in_its_space(space, process):
     schedule = PROCESSES[process]
     kind = prediction_of(space, schedule)
     early, late = grid_of(6, schedule=schedule).nodes[1:3]
-    past = Differences(0, "lam", kind)
+    past = PastDifferences(0, "lam", kind)
     past.add(early, C - U)
     held = read(C, X, early, kind) - read(U, X, early, kind)
     torch.testing.assert_close(past.at(late) * per_x0(late, kind), held)
@@ -392,7 +392,7 @@ def test_a_difference_is_held_in_its_space(space, process):
 
 def test_pure_noise_has_no_place_on_lam_and_is_held():
     pure, then, after = FLOW.at(1.0), FLOW.at(0.8), FLOW.at(0.7)
-    past = Differences(1, "lam")
+    past = PastDifferences(1, "lam")
     past.add(pure, torch.ones(1))
     assert past.at(then).tolist() == [1.0]
     past.add(then, torch.full((1,), 3.0))

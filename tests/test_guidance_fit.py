@@ -19,7 +19,7 @@ from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG, Moment
-from fewstep.samplers.guidance.linear_ag import LinearWeights, Outputs, fit
+from fewstep.samplers.guidance.linear_ag import LinearWeights, PastOutputs, fit
 from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
@@ -71,12 +71,12 @@ def test_parts_that_are_the_same_are_shared_among():
 
 
 def test_the_latest_outputs_are_taken():
-    past, outputs = Outputs(), [noise(2) for _ in range(3)]
+    past, outputs = PastOutputs(), [noise(2) for _ in range(3)]
     differences = [noise(2), None, noise(2)]
     for cond, difference in zip(outputs, differences, strict=True):
         past.add(cond, difference)
     now = noise(2)
-    found = past.regressors(now, 2, 2)
+    found = past.list_regressors(now, 2, 2)
     wanted = [differences[2], differences[0], now - outputs[2], now - outputs[1]]
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert past.has(2, 3)

@@ -34,7 +34,7 @@ def listed(solver: str, steps: int = 10) -> SolverScheduler:
 
 
 def node_of(scheduler, n: int) -> Node:
-    return scheduler._questions[n].node
+    return scheduler._calls[n].node
 
 
 def states(node: Node) -> Tensor:

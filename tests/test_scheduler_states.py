@@ -56,7 +56,7 @@ def test_both_states_give_one_image(solver):
         scheduler.set_timesteps(6)
         torch.manual_seed(0)
         ends[state] = run(scheduler, noise())
-        nodes = [question.node for question in scheduler._questions]
+        nodes = [question.node for question in scheduler._calls]
     for node, plain, over in zip(nodes, ends["vp"], ends["ve"], strict=False):
         torch.testing.assert_close(over * node.alpha, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ends["ve"][-1], ends["vp"][-1], rtol=1e-4, atol=1e-5)

@@ -195,7 +195,7 @@ def _applies(policy: str, steps: int) -> bool:
         pattern = guidance.pattern
     if pattern.mask and len(pattern.mask) != steps:
         return False
-    return not all(pattern.flags(steps))
+    return not all(pattern.list_flags(steps))
 
 
 def _fit_of(policy: str) -> tuple[Pattern, tuple[int, int]]:

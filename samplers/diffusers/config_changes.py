@@ -8,9 +8,9 @@ from diffusers.utils import logging
 
 from ...models.diffusers_config import FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
-from .config_grids import GRID_FLAGS, spacing_grid
-from .live_config import attributes_of, is_same
-from .trained_process import Process, class_of
+from .config_grids import GRID_FLAGS, choose_spacing
+from .live_config import is_same, read_attributes
+from .trained_process import TrainedProcess, guess_class
 
 logger = logging.get_logger(__name__)
 
@@ -43,9 +43,9 @@ def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dic
         SettingError: for a change that would change nothing, or a config with two values of one.
     """
     _check_attributes(config, own)
-    base = _with_class({key: value for key, value in config.items() if key not in DEFAULTS})
+    base = _add_class({key: value for key, value in config.items() if key not in DEFAULTS})
     kept = {key: config[key] for key in DEFAULTS if key in config}
-    own = _with_grid_named(base, kept, own)
+    own = _name_grid(base, kept, own)
     picked = {key: value for key, value in own.items() if key in DEFAULTS}
     changes = {key: value for key, value in own.items() if key not in DEFAULTS}
     if picked.get("solver") is not None:
@@ -53,35 +53,35 @@ def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dic
     if picked.get("schedule") is not None:
         kept |= {"solver": None, "grid": None, "nfe": None}
     _say_what_is_left(base | changes)
-    _check_changes(base, _with_one_shift(base, changes), str(picked.get("grid")))
-    changes |= _shifts(base, changes)
-    return base | changes | _still_defaults(base, changes), {**DEFAULTS, **kept, **picked}
+    _check_changes(base, _merge_shifts(base, changes), str(picked.get("grid")))
+    changes |= _collect_shifts(base, changes)
+    return base | changes | _find_unset(base, changes), {**DEFAULTS, **kept, **picked}
 
 
-def _with_class(base: dict[str, Any]) -> dict[str, Any]:
+def _add_class(base: dict[str, Any]) -> dict[str, Any]:
     """Returns a config that says its class, which its fields do until others are added."""
     with suppress(ModelError):
-        return base | {"base_class": class_name_of(base) or class_of(base)}
+        return base | {"base_class": class_name_of(base) or guess_class(base)}
     return base
 
 
-def _with_one_shift(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns changes with the shift, which has two names, under the one that counts here."""
-    shifts, main = _shifts(base, changes), shift_key_of(base)
+    shifts, main = _collect_shifts(base, changes), shift_key_of(base)
     if any(shifts[key] != changes[key] for key in SHIFTS if key in changes):
         raise SettingError("shift and flow_shift are one number; give one of them")
     rest = {key: value for key, value in changes.items() if key not in SHIFTS}
     return rest | ({main: shifts[main]} if shifts else {})
 
 
-def _shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a changed shift under all names that it has: none shall keep the old value."""
     values = [changes[key] for key in SHIFTS if key in changes]
     names = {shift_key_of(base), *(key for key in SHIFTS if key in base or key in changes)}
     return dict.fromkeys(names, values[0]) if values else {}
 
 
-def _still_defaults(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, list[str]]:
+def _find_unset(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the fields that nobody set, for which another class takes its own defaults."""
     fields = base.get("_use_default_values", ())
     return {"_use_default_values": [key for key in fields if key not in changes]} if fields else {}
@@ -89,7 +89,7 @@ def _still_defaults(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raises where `config.x = value` was typed, which leaves the item as it was."""
-    for key, value in attributes_of(config).items():
+    for key, value in read_attributes(config).items():
         matters = key in (*FACTS, *GRID_FLAGS, *DEFAULTS) and key not in own
         if matters and not is_same(value, config.get(key)):
             raise SettingError(
@@ -98,7 +98,7 @@ def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None
             )
 
 
-def _with_grid_named(
+def _name_grid(
     base: Mapping[str, Any], kept: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Puts a grid in the place of use_karras_sigmas=True and its like, as diffusers has them, and
@@ -111,7 +111,7 @@ def _with_grid_named(
     rest = {key: value for key, value in own.items() if not (key in GRID_FLAGS and value)}
     moved = "steps_offset" in own and str(kept.get("grid")).startswith("leading:")
     if spaced or (moved and len(asked) == 0):
-        return rest | {"grid": spacing_grid(base, own)}
+        return rest | {"grid": choose_spacing(base, own)}
     return rest | ({"grid": GRID_FLAGS[flags[0]]} if flags else {})
 
 
@@ -127,10 +127,10 @@ def _check_changes(base: dict[str, Any], changes: dict[str, Any], grid: str) -> 
         rest = {other: changes[other] for other in changes if other != key}
         same = is_same(value, base.get(key)) or _agrees(key, value) or _spaces(key, grid)
         if not same and not _matters(key, base | rest, base | changes):
-            raise SettingError(f"{key}={value!r} changes nothing here; {_instead(key, base)}")
+            raise SettingError(f"{key}={value!r} changes nothing here; {_suggest(key, base)}")
 
 
-def _instead(key: str, base: Mapping[str, Any]) -> str:
+def _suggest(key: str, base: Mapping[str, Any]) -> str:
     if key == "shift" and base.get("use_dynamic_shifting"):
         return "this network shifts by the size of its images; add use_dynamic_shifting=False"
     return INSTEAD.get(key, "drop it, and choose what runs with solver= and grid=")
@@ -148,11 +148,11 @@ def _spaces(key: str, grid: str) -> bool:
 
 
 def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    found = Process.of(after)
+    found = TrainedProcess.of(after)
     if key in GRID_FLAGS or (key in READ_BY_PIPELINES and found.dynamic):
         return True
     try:
-        return Process.of(before).facts != found.facts
+        return TrainedProcess.of(before).facts != found.facts
     except ModelError:  # it is what makes the config one that can be read
         return True
 

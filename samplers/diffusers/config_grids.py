@@ -7,7 +7,7 @@ from ...models.diffusers_config import EXPLODING, class_name_of
 from ...models.errors import UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
 from ..grid import default_grid
-from .trained_process import classes_with
+from .trained_process import find_classes
 
 GRID_FLAGS = {
     "use_karras_sigmas": "karras",
@@ -22,7 +22,7 @@ SPARE = {  # they take one point more than there are steps
 }
 
 
-def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
+def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
     """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
     they were distilled at, else uniform on flow, as pipelines do."""
     for flag, grid in GRID_FLAGS.items():
@@ -34,10 +34,10 @@ def own_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
     return "uniform" if isinstance(schedule, RectifiedFlow) else default_grid(schedule)
 
 
-def spacing_grid(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+def choose_spacing(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """Returns the grid that the class of a config makes of a timestep_spacing that own asks for."""
     fields = {key for key in config if not key.startswith("_") and key != "base_class"}
-    classes = {class_name_of(config)} - {""} or set(classes_with(fields))
+    classes = {class_name_of(config)} - {""} or set(find_classes(fields))
     spare, asked = int(bool(classes & SPARE)), {**config, **own}
     match asked.get("timestep_spacing"):
         case "trailing":

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...models.diffusers_config import shift_key_of
 from ...models.schedule import Node
 from .config_changes import read_choices
-from .live_config import changed_values, current_values, write_values
+from .live_config import find_changes, read_values, write_values
 from .planning import Choices
-from .trained_process import Process
+from .trained_process import TrainedProcess
 
 
 class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
@@ -26,7 +26,7 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
     config_name = "scheduler_config.json"
 
     def __init__(self, base: Mapping[str, Any], choices: Choices) -> None:
-        self._decide(Process.of(base), choices)
+        self._decide(TrainedProcess.of(base), choices)
         unset = {key: base[key] for key in base if key == "_use_default_values"}
         self.register_to_config(**self._read, _class_name=type(self).__name__, **unset)
 
@@ -44,21 +44,21 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
     @property
     def alphas_cumprod(self) -> Tensor:
         """abar of every training timestep, float32 (N,), of discrete schedules only."""
-        return torch.tensor(self._abars())
+        return torch.tensor(self._read_abars())
 
     @property
     def alphas(self) -> Tensor:
         """1 - beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self._abars())
+        abars = (1.0, *self._read_abars())
         return torch.tensor([after / before for before, after in pairwise(abars)])
 
     @property
     def betas(self) -> Tensor:
         """beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self._abars())
+        abars = (1.0, *self._read_abars())
         return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
 
-    def _abars(self) -> tuple[float, ...]:
+    def _read_abars(self) -> tuple[float, ...]:
         self._follow_config()
         return self.process.alphas_cumprod
 
@@ -66,11 +66,11 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
     def _explodes(self) -> bool:
         return self.choices.explodes(self.process)
 
-    def _outside(self, node: Node) -> float:
+    def _compute_factor(self, node: Node) -> float:
         """Returns the factor from a state here to what the pipeline holds."""
         return 1.0 / node.alpha if self._explodes else 1.0
 
-    def _decide(self, process: Process, choices: Choices) -> None:
+    def _decide(self, process: TrainedProcess, choices: Choices) -> None:
         choices.check(process)
         self.process, self.choices = process, choices
         self._read = {**process.config, **choices.config}
@@ -81,11 +81,11 @@ class ConfiguredScheduler(ConfigMixin):  # type: ignore[misc]
         Raises:
             FewstepError: for a change that cannot be, or would change nothing.
         """
-        if changes := changed_values(current_values(self.config, self._read), self._read):
+        if changes := find_changes(read_values(self.config, self._read), self._read):
             self._change(changes)
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         base, what = read_choices(self._read, changes)
-        self._decide(Process.of(base), Choices.of(**what))
+        self._decide(TrainedProcess.of(base), Choices.of(**what))
         unset = [key for key in self.config.get("_use_default_values", ()) if key not in changes]
         write_values(self.config, {**self._read, "_use_default_values": unset})

@@ -14,9 +14,8 @@ watched: if it is handed anything but G, the run ends with an error instead of a
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,10 +30,10 @@ from ...models.hold import hold
 from ...models.ledger import Ledger
 from ...models.modules import STAND_IN
 from ..guidance.base import Guidance, nested, warn_of_no_savings
-from .policy_run import Course, Planned, known, nearest, take_policy
+from .network_call import NetworkCall
+from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
 
 SLOTS = ("unet", "transformer", "transformer_2")
-SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
 FAR = 0.02  # of the first label: what a label rounded to bfloat16 may be off
 
 
@@ -60,12 +59,12 @@ def guided(pipe: Any, policy: Guidance | str) -> Iterator[Ledger]:
             pipeline runs or at the end, if its guidance was not the policy's.
     """
     policy = take_policy(policy)
-    run = Run(pipe, policy, _layout(pipe))
+    run = GuidedPipeline(pipe, policy, _find_layout(pipe))
     with ExitStack() as undo:
-        for module in _networks(pipe):
-            undo.enter_context(_replaced(module, "forward", run.network))
-        undo.enter_context(_replaced(pipe.scheduler, "set_timesteps", run.plan))
-        undo.enter_context(_replaced(pipe.scheduler, "step", run.step))
+        for module in _find_networks(pipe):
+            undo.enter_context(_replace_method(module, "forward", run.network))
+        undo.enter_context(_replace_method(pipe.scheduler, "set_timesteps", run.plan))
+        undo.enter_context(_replace_method(pipe.scheduler, "step", run.step))
         yield run.ledger
     if not run.ledger.calls:
         raise SettingError(
@@ -75,48 +74,7 @@ def guided(pipe: Any, policy: Guidance | str) -> Iterator[Ledger]:
     warn_of_no_savings(policy, run.ledger)
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call of the network by a pipeline of that name."""
-
-    pipe: str
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    named: Mapping[str, Any]
-
-    @property
-    def x(self) -> Tensor:
-        """What the network reads (rows, *)."""
-        found = self.args[0] if self.args else self.named.get("hidden_states")
-        if not isinstance(found, Tensor):
-            raise SettingError(f"{self.pipe} calls its network in a way that is not known here")
-        return found
-
-    @property
-    def told(self) -> float:
-        """The time that the network is told."""
-        value = self.named["timestep"] if "timestep" in self.named else self.args[1]
-        return float(torch.as_tensor(value).max())
-
-    def on(self, index: Tensor | None = None) -> Tensor:
-        """The network's output for all rows, or for some."""
-        args, named = self.args, dict(self.named)
-        if index is not None:
-            rows = len(self.x)
-            args = tuple(_rows(value, rows, index) for value in args)
-            named |= {
-                key: _rows(value, rows, index) for key, value in named.items() if key not in SHARED
-            }
-        out = self.forward(*args, **named)
-        if not isinstance(out, tuple) or not isinstance(out[0], Tensor):
-            raise SettingError(
-                f"the network of {self.pipe} answers with {type(out).__name__}, not with a tuple,"
-                " and so it cannot be guided here"
-            )
-        return out[0]
-
-
-class Run:
+class GuidedPipeline:
     """The runs of a pipeline, one after the other, and where the present one is."""
 
     def __init__(self, pipe: Any, policy: Guidance, layout: GuidanceLayout) -> None:
@@ -126,7 +84,7 @@ class Run:
         self._forget()
 
     def _forget(self) -> None:
-        self.course: Course | None = None
+        self.course: PolicyRun | None = None
         self.cache: Attachment | None = None
         self.n = self.calls = 0
         self.cond = self.held = torch.empty(0)  # the answer to the first of two calls, and a copy
@@ -140,41 +98,45 @@ class Run:
 
     def network(self, original: Callable[..., Any], *args: Any, **named: Any) -> tuple[Tensor]:
         """`forward` of the network."""
-        call = Call(self.name, original, args, named)
+        call = NetworkCall(self.name, original, args, named)
         self.calls += 1
         if self.calls > (2 if self.layout.turns else 1):
-            raise self._odd("calls its network more often in one step than for two predictions")
+            raise self._make_error(
+                "calls its network more often in one step than for two predictions"
+            )
         if not self.layout.turns:
-            return (self._halves(call),)
-        return (self._first(call) if self.calls == 1 else self._second(call),)
+            return (self._answer_doubled(call),)
+        return (self._answer_first(call) if self.calls == 1 else self._answer_second(call),)
 
     def step(self, original: Callable[..., Any], output: Tensor, *args: Any, **named: Any) -> Any:
         """`step` of the scheduler: it has to be handed what the policy made."""
         if self.result is None:
             if self.calls == 0:
-                raise self._odd(
+                raise self._make_error(
                     "calls another network than at the start (offloading: one context a call)"
                 )
-            raise self._unguided()
+            raise self._make_unguided_error()
         self._check(output, self.result * self.layout.sign)
         self.n, self.calls, self.result = self.n + 1, 0, None
         now = time.perf_counter()
         self.ledger.seconds, self.since = self.ledger.seconds + now - self.since, now
         return original(output, *args, **named)
 
-    def _halves(self, call: Call) -> Tensor:
+    def _answer_doubled(self, call: NetworkCall) -> Tensor:
         """The answer to a batch [u, c]: the guided prediction twice."""
         images = len(call.x) // 2
         u, c = call.x[:images], call.x[images:]
         if self.course is None and (len(call.x) % 2 or not torch.equal(u, c)):
-            raise self._unguided()
+            raise self._make_unguided_error()
         asks = self._ask(call, images)
         rows = [
             torch.arange(images, device=c.device) if ask.rows is None else ask.rows for ask in asks
         ]
         index = torch.cat([*rows[:-1], rows[-1] + images])
         self._tell_cache(asks)
-        raws = torch.split(call.on(None if len(index) == len(call.x) else index), [*map(len, rows)])
+        raws = torch.split(
+            call.evaluate(None if len(index) == len(call.x) else index), [*map(len, rows)]
+        )
         self._count(images, len(index))
         self.result = self._combine(raws, c)
         return torch.cat([self.result, self.result])
@@ -185,10 +147,10 @@ class Run:
         if self.cache is not None and all(ask.rows is None for ask in asks):
             self.cache.announce([ask.branch for ask in asks], self.course.moment.stage)
 
-    def _first(self, call: Call) -> Tensor:
+    def _answer_first(self, call: NetworkCall) -> Tensor:
         """The answer to the conditional one of two calls."""
         asks = self._ask(call, len(call.x))
-        self.cond = call.on()
+        self.cond = call.evaluate()
         self._count(len(call.x), len(call.x))
         if len(asks) == 1:
             self.result = self._combine([self.cond], call.x)
@@ -196,37 +158,37 @@ class Run:
         self.held = self.cond.clone()
         return self.held
 
-    def _second(self, call: Call) -> Tensor:
+    def _answer_second(self, call: NetworkCall) -> Tensor:
         """The answer to the unconditional one; what the pipeline holds since the first follows."""
         if self.result is None and self.course is not None:
-            uncond = call.on(self.course.asks[0].rows)
+            uncond = call.evaluate(self.course.asks[0].rows)
             self._count(0, len(uncond))
             self.result = self.held.copy_(self._combine([uncond, self.cond], call.x))
         assert self.result is not None
         return self.result
 
-    def _ask(self, call: Call, images: int) -> tuple[Ask, ...]:
+    def _ask(self, call: NetworkCall, images: int) -> tuple[Ask, ...]:
         if self.course is None:
-            self.course = self._begun(call, images)
+            self.course = self._begin(call, images)
         return self.course.ask(self.n)
 
-    def _begun(self, call: Call, images: int) -> Course:
+    def _begin(self, call: NetworkCall, images: int) -> PolicyRun:
         """The course of a run, at the first call of its network."""
         if getattr(self.pipe, "_guidance_rescale", 0.0):
             raise SettingError(
                 f"{self.name} would rescale the guidance (guidance_rescale), which is the policy's"
                 " here; drop it, or take the policy CFG(scale, rescale=...)"
             )
-        self._say_whose_scale()
-        process, labels = known(self.pipe.scheduler)
-        start = self._place(self.layout.timestep(call.told), labels)
+        self._warn_of_scale()
+        process, labels = read_scheduler(self.pipe.scheduler)
+        start = self._find_place(self.layout.timestep(call.label), labels)
         self.ledger.images += images
         self.cache = find_attachment(self.pipe)
         if self.cache is not None:
             self.cache.reset()
-        return Course(self.policy, Planned(process, labels[start:], images))
+        return PolicyRun(self.policy, PlannedRun(process, labels[start:], images))
 
-    def _say_whose_scale(self) -> None:
+    def _warn_of_scale(self) -> None:
         """Where the pipeline's own scale can be read, it shall not be another one unnoticed."""
         own = getattr(self.pipe, "_guidance_scale", None)
         scale = next((each.scale for each in nested(self.policy) if hasattr(each, "scale")), 1.0)
@@ -238,11 +200,13 @@ class Run:
                 stacklevel=2,
             )
 
-    def _place(self, label: float, labels: Sequence[float]) -> int:
+    def _find_place(self, label: float, labels: Sequence[float]) -> int:
         """Which of a scheduler's timesteps the network was told: a run may begin later on."""
-        place = nearest(label, labels)
+        place = find_nearest(label, labels)
         if abs(labels[place] - label) > FAR * max(labels):
-            raise self._odd(f"tells its network a time ({label:g}) that its scheduler has not")
+            raise self._make_error(
+                f"tells its network a time ({label:g}) that its scheduler has not"
+            )
         return place
 
     def _combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -264,40 +228,40 @@ class Run:
         wanted = result if handed.shape == result.shape else result[:, : handed.shape[1]]
         same = handed.shape == wanted.shape
         if not same or not torch.allclose(handed, wanted.to(handed), 0.0, 0.0, equal_nan=True):
-            raise self._odd("hands its scheduler something else than its guided prediction")
+            raise self._make_error("hands its scheduler something else than its guided prediction")
 
-    def _unguided(self) -> SettingError:
+    def _make_unguided_error(self) -> SettingError:
         return SettingError(
             f"{self.name} makes no unconditional prediction in this run, so there is nothing to"
             " guide with; pass guidance_scale (Flux, QwenImage, HunyuanVideo: true_cfg_scale) above"
             " 1, and a negative prompt where it takes one"
         )
 
-    def _odd(self, what: str) -> SettingError:
+    def _make_error(self, what: str) -> SettingError:
         return SettingError(
             f"{self.name} {what}, so a policy cannot guide it; guide it by its own scale, or sample"
             " with Sampler.from_pipeline"
         )
 
 
-def _layout(pipe: Any) -> GuidanceLayout:
+def _find_layout(pipe: Any) -> GuidanceLayout:
     name = type(pipe).__name__
     if name not in PIPELINES:
-        known = ", ".join(PIPELINES)
+        read_scheduler = ", ".join(PIPELINES)
         raise SettingError(
-            f"how {name} makes its two predictions is not known here; known: {known}."
+            f"how {name} makes its two predictions is not known here; known: {read_scheduler}."
             " Sampler.from_pipeline takes any policy, and PolicyGuider is for modular pipelines"
         )
     return PIPELINES[name]
 
 
-def _networks(pipe: Any) -> list[nn.Module]:
+def _find_networks(pipe: Any) -> list[nn.Module]:
     found = [getattr(pipe, slot, None) for slot in SLOTS]
     return [module for module in found if isinstance(module, nn.Module)]
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+def _replace_method(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
     """A method answered for, with itself as the first argument; its signature stays."""
     original, own = getattr(owner, name), vars(owner).get(name)
     if getattr(original, STAND_IN, False):
@@ -317,15 +281,3 @@ def _replaced(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[Non
         with hold(module, alone=True):
             if vars(owner).get(name) is ours:  # else model offloading has put its own there
                 setattr(owner, name, own) if own is not None else delattr(owner, name)
-
-
-def _rows(value: Any, rows: int, index: Tensor) -> Any:
-    """The rows of every tensor of a batch; tensors that are of no batch stay."""
-    if isinstance(value, Tensor):
-        whole = value.ndim == 0 or len(value) != rows
-        return value if whole else value.index_select(0, index.to(value.device))
-    if isinstance(value, Mapping):
-        return {key: _rows(each, rows, index) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_rows(each, rows, index) for each in value)
-    return value

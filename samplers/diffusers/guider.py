@@ -18,7 +18,7 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ..guidance.base import BOTH, Guidance, nested
-from .policy_run import Course, Planned, known, nearest, take_policy
+from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
 
 SAME = 0.51  # labels this near are one; some pipelines round them
 
@@ -44,7 +44,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         self.register_to_config(policy=str(policy))
         self.policy, self.scheduler = policy, scheduler
         self.ledger = Ledger()
-        self.course: Course | None = None
+        self.course: PolicyRun | None = None
         self.asks: tuple[Ask, ...] = BOTH
         self.x = torch.empty(0)
         self.hook: Any = None
@@ -90,10 +90,10 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         self.cleanup_models(denoiser)
         card = architecture_of(denoiser, exact=True)
         if card is None or not card.modular:
-            known = ", ".join(known_classes(lambda each: each.modular))
+            read_scheduler = ", ".join(known_classes(lambda each: each.modular))
             raise SettingError(
                 f"what modular pipelines do with the output of {type(denoiser).__name__} is not"
-                f" known here; known: {known}"
+                f" known here; known: {read_scheduler}"
             )
         self.hook = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
 
@@ -120,10 +120,10 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
             return
         told, step = float(self._timestep), self._step
         if self.course is None:
-            process, labels = known(self.scheduler)
-            start = nearest(told, labels)  # later than the first where an image is the start
+            process, labels = read_scheduler(self.scheduler)
+            start = find_nearest(told, labels)  # later than the first where an image is the start
             self.labels = labels[start:]
-            self.course = Course(self.policy, Planned(process, self.labels, len(batch)))
+            self.course = PolicyRun(self.policy, PlannedRun(process, self.labels, len(batch)))
             self.ledger.images += len(batch)
         if step >= len(self.labels) or abs(self.labels[step] - told) > SAME:
             raise SettingError(

@@ -12,7 +12,7 @@ from ...models.schedule import Node, TimeGrid
 from ...solvers import Solver, SolverSettings
 from ...solvers.base import Step
 from ..plan import Plan
-from .stepper import Question, Stepper, questions
+from .stepper import PlannedCall, Stepper, list_calls
 
 
 class Resumed:
@@ -39,7 +39,7 @@ class Resumed:
         return x, (n, inner)
 
 
-def make_late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[Question]) -> Stepper:
+def make_late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[PlannedCall]) -> Stepper:
     """Returns what runs the rest of a plan, with no memory of what came before it.
 
     Raises:
@@ -54,14 +54,14 @@ def make_late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[Quest
     if len(nodes) > 1:
         grid = TimeGrid(plan.grid.schedule, nodes, plan.grid.denoise)
         anew = Plan(settings.on(grid), grid)
-        solver, asked = anew.solver, [question.node for question in questions(anew)]
+        solver, asked = anew.solver, [question.node for question in list_calls(anew)]
     if not falls or asked != [question.node for question in rest[calls:]]:
         raise make_refusal(settings, rest[0])
     runs = solver if solver and not calls else Resumed(solver, calls)
     return Stepper(runs, (*joined, *nodes))
 
 
-def make_refusal(settings: SolverSettings, first: Question) -> SettingError:
+def make_refusal(settings: SolverSettings, first: PlannedCall) -> SettingError:
     """Returns the error of a run that cannot begin at this evaluation."""
     return SettingError(
         f"{settings.info.name} cannot start at call {first.stage + 1} of step {first.step + 1}:"

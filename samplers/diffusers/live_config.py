@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def current_values(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def read_values(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values that a config now has, given those before: of an item and its attribute
     the one that was changed, and the attribute if both were."""
     items = {key: value for key, value in config.items() if not key.startswith("_")}
-    return items | changed_values(attributes_of(config), before)
+    return items | find_changes(read_attributes(config), before)
 
 
-def attributes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def read_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the public attributes of a config; none of a plain dict."""
     found: dict[str, Any] = getattr(config, "__dict__", {})
     return {key: value for key, value in found.items() if not key.startswith("_")}
@@ -31,7 +31,7 @@ def write_values(config: OrderedDict[str, Any], values: Mapping[str, Any]) -> No
         object.__setattr__(config, key, value)
 
 
-def changed_values(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def find_changes(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of the values that are new or other than before."""
     return {
         key: value

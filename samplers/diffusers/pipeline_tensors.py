@@ -12,7 +12,7 @@ from .stepper import Draw
 Generators = Generator | list[Generator] | None
 
 
-def state_of(sample: Tensor) -> Tensor:
+def to_state(sample: Tensor) -> Tensor:
     """A sample as the state is held: float32, or float64 if it is that."""
     return sample.to(torch.promote_types(sample.dtype, torch.float32))
 
@@ -22,7 +22,7 @@ def rescale(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1.0 else factor * x
 
 
-def answer_like(output: Any, x: Tensor) -> Tensor:
+def check_answer(output: Any, x: Tensor) -> Tensor:
     """The network's output in the state's dtype and shape, without a learned sigma.
 
     Raises:
@@ -53,12 +53,12 @@ def refuse_nonfinite(x0: Tensor, timestep: float) -> None:
         )
 
 
-def version_of(tensor: Tensor) -> int:
+def read_version(tensor: Tensor) -> int:
     """Tells whether a tensor was changed in place; inference tensors do not, and count as not."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-def drawing(generator: Generators) -> Draw:
+def make_draw(generator: Generators) -> Draw:
     """Standard normal noise of what a pipeline hands to `step`: of a list, one for each row."""
 
     def draw(x: Tensor) -> Tensor:

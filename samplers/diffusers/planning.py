@@ -13,16 +13,16 @@ from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings, take_solver
 from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule
-from .config_grids import own_grid
-from .stepper import questions
-from .timesteps import grid_at_labels, grid_at_sigmas, is_ramp
-from .trained_process import Process
+from .config_grids import choose_grid
+from .stepper import list_calls
+from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
+from .trained_process import TrainedProcess
 
 Numbers = Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TimestepsRequest:
     """The arguments of `set_timesteps`."""
 
     steps: int | None
@@ -34,9 +34,9 @@ class Wanted:
     @classmethod
     def of(
         cls, steps: int | None, nfe: int | None, mu: float | None, **listed: Numbers | None
-    ) -> "Wanted":
+    ) -> "TimestepsRequest":
         """Raises SettingError if there are two lists, or a list and another number of steps."""
-        sigmas, labels = (floats(name, listed[name]) for name in ("sigmas", "timesteps"))
+        sigmas, labels = (read_floats(name, listed[name]) for name in ("sigmas", "timesteps"))
         if sigmas is not None and labels is not None:
             raise SettingError("give sigmas or timesteps, not both; each determines the other")
         if [] in (sigmas, labels):
@@ -85,7 +85,7 @@ class Choices:
         check_finite: bool = False,
     ) -> "Choices":
         """Makes them of what `SolverScheduler.from_config` is told."""
-        times = grid if isinstance(grid, str) else floats("grid", grid)
+        times = grid if isinstance(grid, str) else read_floats("grid", grid)
         return cls(solver, times, nfe, _read_schedule(schedule), final, state, check_finite)
 
     @property
@@ -95,11 +95,11 @@ class Choices:
         rest = {each.name: getattr(self, each.name) for each in fields(self)}
         return {"schedule": text} | {key: value for key, value in rest.items() if key != "table"}
 
-    def explodes(self, process: Process) -> bool:
+    def explodes(self, process: TrainedProcess) -> bool:
         """Tells whether the pipeline holds x0 + (sigma / alpha) eps: the state divided by alpha."""
         return process.explodes if self.state is None else self.state == "ve"
 
-    def check(self, process: Process) -> None:
+    def check(self, process: TrainedProcess) -> None:
         """Raises FewstepError for names and combinations that cannot be."""
         Final.named(self.final)
         _check_count("nfe", self.nfe)
@@ -117,7 +117,7 @@ class Choices:
         if self.table is not None:
             if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
                 raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
-            questions(make_plan(process.fixed, self.table))
+            list_calls(make_plan(process.fixed, self.table))
         elif self.settings.info.adaptive:
             raise SettingError(
                 f"{self.settings.info.name} chooses its steps as it goes, and a pipeline wants them"
@@ -125,23 +125,23 @@ class Choices:
             )
         else:
             sized = self.nfe is not None or isinstance(self.grid, list)
-            self.plan(process, Wanted(None if sized else 4, None, None, None, mu=1.0))
+            self.plan(process, TimestepsRequest(None if sized else 4, None, None, None, mu=1.0))
 
     @property
     def settings(self) -> SolverSettings:
         return take_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
 
-    def plan(self, process: Process, wanted: Wanted) -> Plan:
+    def plan(self, process: TrainedProcess, wanted: TimestepsRequest) -> Plan:
         """The run; raises FewstepError if there is none such."""
-        schedule, given = process.schedule(wanted.mu), wanted.sigmas or wanted.labels
+        schedule, given = process.make_schedule(wanted.mu), wanted.sigmas or wanted.labels
         if given is None:
-            return self._sized(schedule, wanted, process.config)
+            return self._plan_steps(schedule, wanted, process.config)
         if isinstance(schedule, RectifiedFlow) and wanted.sigmas and is_ramp(given):
-            same = Wanted(len(given), wanted.nfe, None, None, wanted.mu)
-            plan = self._sized(schedule, same, process.config)
+            same = TimestepsRequest(len(given), wanted.nfe, None, None, wanted.mu)
+            plan = self._plan_steps(schedule, same, process.config)
         else:
-            read = grid_at_sigmas if wanted.sigmas else grid_at_labels
-            plan = self._listed(read(schedule, given), wanted.nfe)
+            read = make_grid_at_sigmas if wanted.sigmas else make_grid_at_labels
+            plan = self._plan_list(read(schedule, given), wanted.nfe)
         if wanted.steps not in (None, plan.grid.steps):
             raise SettingError(
                 f"{plan.grid.steps} times were given for {wanted.steps} steps; drop"
@@ -149,7 +149,7 @@ class Choices:
             )
         return plan
 
-    def _listed(self, grid: TimeGrid, nfe: int | None) -> Plan:
+    def _plan_list(self, grid: TimeGrid, nfe: int | None) -> Plan:
         """Times that somebody chose; they are taken as they are or not at all."""
         set_too = [name for name in ("grid", "nfe") if getattr(self, name) is not None]
         if nfe is not None or set_too or self.table is not None or self.final != "zero":
@@ -160,28 +160,30 @@ class Choices:
             )
         return make_plan(grid.schedule, self.settings, grid=[node.t for node in grid.nodes])
 
-    def _sized(self, schedule: NoiseSchedule, wanted: Wanted, config: Mapping[str, Any]) -> Plan:
+    def _plan_steps(
+        self, schedule: NoiseSchedule, wanted: TimestepsRequest, config: Mapping[str, Any]
+    ) -> Plan:
         nfe = self.nfe if wanted.nfe is None else wanted.nfe
         if self.table is not None:
             plan, what = make_plan(schedule, self.table), "the schedule"
         elif self.grid is not None and not isinstance(self.grid, str):
             plan, what = make_plan(schedule, self.settings, grid=self.grid), "the grid"
         elif nfe is not None:
-            plan, what = self._named(schedule, {"nfe": nfe}, config), f"{nfe} evaluations"
+            plan, what = self._plan_named(schedule, {"nfe": nfe}, config), f"{nfe} evaluations"
         elif wanted.steps is None:
             raise SettingError("set_timesteps needs num_inference_steps, sigmas, timesteps or nfe")
         else:
-            return self._named(schedule, {"steps": wanted.steps}, config)
+            return self._plan_named(schedule, {"steps": wanted.steps}, config)
         _check_steps(what, plan.grid.steps, wanted.steps)
         if (self.table is not None or isinstance(self.grid, list)) and nfe not in (None, plan.nfe):
             raise SettingError(f"{what} takes {plan.nfe} evaluations, not nfe={nfe}; drop nfe")
         return plan
 
-    def _named(
+    def _plan_named(
         self, schedule: NoiseSchedule, size: Mapping[str, int], config: Mapping[str, Any]
     ) -> Plan:
         assert not isinstance(self.grid, list)
-        grid = self.grid or own_grid(schedule, config)
+        grid = self.grid or choose_grid(schedule, config)
         return make_plan(schedule, self.settings, grid=grid, final=self.final, **size)
 
 
@@ -200,7 +202,7 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
         )
 
 
-def floats(name: str, values: Numbers | None) -> list[float] | None:
+def read_floats(name: str, values: Numbers | None) -> list[float] | None:
     """A list of numbers as Python floats; raises SettingError for anything else."""
     try:
         return None if values is None else [float(value) for value in values]

@@ -20,14 +20,14 @@ from ...solvers import solver
 from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, policy_of
 from ..guidance.base import Guidance, Moment, Setup, nested
 from ..guidance.space import back, read
-from .timesteps import grid_at_labels
-from .trained_process import Process
+from .timesteps import make_grid_at_labels
+from .trained_process import TrainedProcess
 
 BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """What is known of a run before its first evaluation.
 
     process: what the scheduler's config says of the network.
@@ -36,12 +36,12 @@ class Planned:
     images:  of the batch.
     """
 
-    process: Process
+    process: TrainedProcess
     labels: Sequence[float]
     images: int
 
 
-class Course:
+class PolicyRun:
     """One run of a policy.
 
     Raises:
@@ -49,11 +49,11 @@ class Course:
         ScheduleError: if the labels do not fall.
     """
 
-    def __init__(self, policy: Guidance, plan: Planned) -> None:
+    def __init__(self, policy: Guidance, plan: PlannedRun) -> None:
         self.kind = plan.process.prediction
-        grid = grid_at_labels(plan.process.fixed, [label for label, _ in groupby(plan.labels)])
+        grid = make_grid_at_labels(plan.process.fixed, [label for label, _ in groupby(plan.labels)])
         network = Network(
-            forward=_never,
+            forward=_refuse_call,
             schedule=grid.schedule,
             prediction=self.kind,
             shape=(1,),  # not known before the first call, and not asked for
@@ -63,7 +63,7 @@ class Course:
         setup = Setup(network, solver("ddim").on(grid), grid, plan.images)
         policy.check(setup)
         self.guide = policy.begin(setup)
-        self.moments = list(_moments(plan.labels, grid.nodes))
+        self.moments = list(_list_moments(plan.labels, grid.nodes))
         self.asks: tuple[Ask, ...] = ()
 
     def ask(self, n: int) -> tuple[Ask, ...]:
@@ -88,22 +88,22 @@ class Course:
         In between it is float64 where the device has that, so that the way to x0 and back leaves no
         trace; where the policy returns the conditional prediction, it is that output itself.
         """
-        node, wide = self.moment.node, _wide(x)
+        node, wide = self.moment.node, _widen(x)
         states = [wide if ask.rows is None else wide[ask.rows] for ask in self.asks]
-        x0s = [_x0(raw, state, node, self.kind) for raw, state in zip(raws, states, strict=True)]
+        x0s = [_to_x0(raw, state, node, self.kind) for raw, state in zip(raws, states, strict=True)]
         guided = self.guide.combine(x0s, wide, self.moment)
         if guided is x0s[-1]:
             return raws[-1]
         return read(guided, wide, node, self.kind).to(raws[-1].dtype)
 
 
-def known(scheduler: Any) -> tuple[Process, list[float]]:
+def read_scheduler(scheduler: Any) -> tuple[TrainedProcess, list[float]]:
     """What a diffusers scheduler, or ours, says of the network, and the labels of its plan.
 
     Raises:
         ModelError: if its config does not say enough; SettingError for EDM's preconditioning.
     """
-    process = getattr(scheduler, "process", None) or Process.of(scheduler.config)
+    process = getattr(scheduler, "process", None) or TrainedProcess.of(scheduler.config)
     if process.prediction is Prediction.EDM:
         raise SettingError(
             "the outputs of a network in EDM's preconditioning cannot be guided here; sample with"
@@ -112,7 +112,7 @@ def known(scheduler: Any) -> tuple[Process, list[float]]:
     return process, torch.as_tensor(scheduler.timesteps).tolist()
 
 
-def nearest(label: float, labels: Sequence[float]) -> int:
+def find_nearest(label: float, labels: Sequence[float]) -> int:
     """The first of the labels that is nearest to one."""
     if not labels:
         raise SettingError("this scheduler has no timesteps yet; call set_timesteps before")
@@ -141,19 +141,19 @@ def take_policy(given: Guidance | str) -> Guidance:
     return policy
 
 
-def _moments(labels: Sequence[float], nodes: Sequence[Node]) -> Iterator[Moment]:
+def _list_moments(labels: Sequence[float], nodes: Sequence[Node]) -> Iterator[Moment]:
     for step, (_, same) in enumerate(groupby(labels)):
         for stage, _ in enumerate(same):
             yield Moment(nodes[step], step, stage)
 
 
-def _wide(value: Tensor) -> Tensor:
+def _widen(value: Tensor) -> Tensor:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _x0(raw: Tensor, state: Tensor, node: Node, kind: Prediction) -> Tensor:
-    return back(_wide(raw), state, node, kind)
+def _to_x0(raw: Tensor, state: Tensor, node: Node, kind: Prediction) -> Tensor:
+    return back(_widen(raw), state, node, kind)
 
 
-def _never(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
+def _refuse_call(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
     raise SettingError("in a pipeline the network is called by the pipeline")

@@ -31,7 +31,7 @@ Draw = Callable[[Tensor], Tensor]  # a state -> standard normal noise like it
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlannedCall:
     """One evaluation of a plan: in which step, as which of its calls, and at which node."""
 
     step: int
@@ -62,15 +62,15 @@ class Stepper:
     def begin(self, x: Tensor, noise: Draw) -> Tensor:
         """Starts from x (B, *); the state in question, which is x if nothing comes before it."""
         self.x, self.begun = x, True
-        self.live = self._step()
-        return self._until_asked(None, noise)
+        self.live = self._start_step()
+        return self._run_until_asked(None, noise)
 
     def answer(self, x0: Tensor, noise: Draw) -> Tensor:
         """Takes x0 (B, *) at the state in question; the next such state, or the last sample."""
         if self.live is None:
-            self.live = self._retold()
+            self.live = self._replay_step()
         self.sent.append(x0)
-        return self._until_asked(x0, noise)
+        return self._run_until_asked(x0, noise)
 
     def replace(self, x: Tensor) -> None:
         """Puts x (B, *) in the place of the state in question.
@@ -80,21 +80,21 @@ class Stepper:
         """
         if not self.sent:
             self.x = x if self.asked is self.x else self.x + (x - self.asked)
-            self.live = self._retold()
+            self.live = self._replay_step()
         self.asked = x
 
-    def _step(self) -> Step[Any]:
+    def _start_step(self) -> Step[Any]:
         return self.solver.step(self.x, self.state, *self.pairs[self.n])
 
-    def _retold(self) -> Step[Any]:
+    def _replay_step(self) -> Step[Any]:
         """This step from its beginning to the question that is open."""
-        live = self._step()
+        live = self._start_step()
         next(live)
         for answer in self.sent:
             live.send(answer)
         return live
 
-    def _until_asked(self, answer: Tensor | None, noise: Draw) -> Tensor:
+    def _run_until_asked(self, answer: Tensor | None, noise: Draw) -> Tensor:
         assert self.live is not None
         while True:
             try:
@@ -105,7 +105,7 @@ class Stepper:
                 if self.over:
                     self.live, self.node = None, self.pairs[-1][1]
                     return self.x
-                self.live = self._step()
+                self.live = self._start_step()
                 continue
             if isinstance(node, Split):
                 raise SettingError(GUIDED)
@@ -119,7 +119,7 @@ class Stepper:
         return {**self.__dict__, "live": None}
 
 
-def questions(plan: Plan) -> list[Question]:
+def list_calls(plan: Plan) -> list[PlannedCall]:
     """Returns the evaluations of a run, in order.
 
     Raises:
@@ -133,10 +133,10 @@ def questions(plan: Plan) -> list[Question]:
         raise SettingError(AFS)
     if asked[0][0] != plan.grid.nodes[0]:
         raise SettingError(NOISE_FIRST)
-    found = list[Question]()
+    found = list[PlannedCall]()
     for step, nodes in enumerate(asked):
         calls = [node for node in nodes if isinstance(node, Node)]
-        found += [Question(step, stage, node) for stage, node in enumerate(calls)]
+        found += [PlannedCall(step, stage, node) for stage, node in enumerate(calls)]
     return found
 
 
@@ -157,7 +157,7 @@ class CallsPerStep(int):
     __hash__ = int.__hash__
 
 
-def calls_per_step(asked: Sequence[Question]) -> CallsPerStep:
+def count_calls_per_step(asked: Sequence[PlannedCall]) -> CallsPerStep:
     """How many evaluations a pipeline shall take for one step, so that its bar ends at its end.
 
     A bar moves at every k-th evaluation and at the last one. That is right for k calls in most

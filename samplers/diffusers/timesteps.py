@@ -20,13 +20,13 @@ from ..grid import lam_ends
 ROUNDING = 1e-6  # of float32 labels, relative
 
 
-def node_at(schedule: NoiseSchedule, label: float) -> Node:
+def find_node(schedule: NoiseSchedule, label: float) -> Node:
     """Returns the node of which the network is told `label`: the inverse of `schedule.label`.
 
     Raises:
         ScheduleError: if no node of the schedule has that label.
     """
-    t = _time_of(schedule, label)
+    t = _find_time(schedule, label)
     if not schedule.t_zero <= t < schedule.t_max * (1.0 + ROUNDING):
         clean = schedule.t_zero if schedule.family == "flow" else schedule.t_min
         first, last = (schedule.label(schedule.at(end)) for end in (schedule.t_max, clean))
@@ -37,15 +37,15 @@ def node_at(schedule: NoiseSchedule, label: float) -> Node:
     return schedule.at(min(t, schedule.t_max))
 
 
-def grid_at_labels(schedule: NoiseSchedule, labels: Sequence[float]) -> TimeGrid:
+def make_grid_at_labels(schedule: NoiseSchedule, labels: Sequence[float]) -> TimeGrid:
     """Returns the grid whose steps begin at these falling labels, and which ends at sigma = 0."""
     values = [float(label) for label in labels]
     _check_falling("timesteps", values)
-    times = [node_at(schedule, label).t for label in values]
-    return _end_grid(schedule, "timesteps", times)
+    times = [find_node(schedule, label).t for label in values]
+    return _make_grid(schedule, "timesteps", times)
 
 
-def grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid:
+def make_grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid:
     """Returns the grid whose steps begin at these falling sigmas, and which ends at sigma = 0.
 
     On rectified flow they are times before the shift, as diffusers reads them (the shift is applied
@@ -55,12 +55,12 @@ def grid_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> TimeGrid
     _check_falling("sigmas", values)
     if isinstance(schedule, RectifiedFlow):
         _check_unshifted(schedule, values)
-        return _end_grid(schedule, "sigmas", values)
+        return _make_grid(schedule, "sigmas", values)
     noisy = values[:-1] if values and values[-1] == 0.0 else values
-    return _end_grid(schedule, "sigmas", [_at_kappa(schedule, value).t for value in noisy])
+    return _make_grid(schedule, "sigmas", [_find_kappa(schedule, value).t for value in noisy])
 
 
-def _end_grid(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> TimeGrid:
+def _make_grid(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> TimeGrid:
     """Returns the grid of these times and the end, which may be the last of them already."""
     begin = [t for t in times if t != schedule.t_zero]
     if not begin:
@@ -97,7 +97,7 @@ def is_ramp(sigmas: Sequence[float]) -> bool:
     return n > 0 and all(abs(float(v) - (1.0 - i / n)) < 1e-6 for i, v in enumerate(sigmas))
 
 
-def _at_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
+def _find_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
     if not kappa > 0.0:
         raise ScheduleError(f"sigma={kappa:g} must be positive; only the last may be 0")
     low, high = lam_ends(schedule)
@@ -110,7 +110,7 @@ def _at_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
     return schedule.at_lam(min(max(lam, low), high))
 
 
-def _time_of(schedule: NoiseSchedule, label: float) -> float:
+def _find_time(schedule: NoiseSchedule, label: float) -> float:
     match schedule:
         case RectifiedFlow(shift=k, time_scale=scale, noise_at=end) if scale:
             tau = label / scale if end else 1.0 - label / scale

@@ -25,7 +25,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Process:
+class TrainedProcess:
     """The noise schedule and prediction of a network, by the config of its scheduler.
 
     config:     of that scheduler, with its class under "base_class".
@@ -38,12 +38,12 @@ class Process:
     prediction: Prediction
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Process":
+    def of(cls, config: Mapping[str, Any]) -> "TrainedProcess":
         """Raises ModelError, naming the field, if the config does not say enough."""
         _check_numbers(config)
         kept = {key: value for key, value in config.items() if not key.startswith("_")}
-        kept["base_class"] = class_name_of(config) or class_of(kept)
-        schedule, prediction = _read(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
+        kept["base_class"] = class_name_of(config) or guess_class(kept)
+        schedule, prediction = _read_config(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
         return cls(kept, schedule, prediction)
 
     @property
@@ -59,7 +59,7 @@ class Process:
     @property
     def facts(self) -> tuple[NoiseSchedule, Prediction, bool]:
         """All that a run depends on, with the times of a dynamic network shifted by mu = 1."""
-        return self.schedule(1.0), self.prediction, self.dynamic
+        return self.make_schedule(1.0), self.prediction, self.dynamic
 
     @property
     def sigma_data(self) -> float:
@@ -82,7 +82,7 @@ class Process:
             )
         raise AttributeError(f"a {self.fixed.family} schedule has no betas")
 
-    def trained(self) -> TimeGrid:
+    def list_timesteps(self) -> TimeGrid:
         """Returns every training timestep, as schedulers of diffusers list them before a run."""
         n = int(self.config.get("num_train_timesteps", 1000))
         if self.fixed.family == "edm":
@@ -90,7 +90,7 @@ class Process:
         times = [self.fixed.t_max * (n - i) / n for i in range(n)]
         return TimeGrid.of(self.fixed, [*times, self.fixed.t_zero])
 
-    def schedule(self, mu: float | None) -> NoiseSchedule:
+    def make_schedule(self, mu: float | None) -> NoiseSchedule:
         """The noise schedule of a run: the shift is exp(mu), or mu where the config says linear."""
         if not self.dynamic:
             return self.fixed
@@ -104,10 +104,12 @@ class Process:
                 f"mu={mu!r} is no shift; give a number, as pipelines do: 0.5 to 1.15"
             )
         linear = self.config.get("time_shift_type") == "linear"
-        return _read(self.config, float(mu) if linear else math.exp(mu))[0]
+        return _read_config(self.config, float(mu) if linear else math.exp(mu))[0]
 
 
-def _read(config: Mapping[str, Any], shift: float | None) -> tuple[NoiseSchedule, Prediction]:
+def _read_config(
+    config: Mapping[str, Any], shift: float | None
+) -> tuple[NoiseSchedule, Prediction]:
     own = {} if shift is None else {**dict.fromkeys(SHIFTS, shift), "use_dynamic_shifting": False}
     try:
         return from_scheduler_config({**config, "_class_name": config["base_class"], **own})
@@ -124,11 +126,11 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise ModelError(f"{key} of the scheduler config must be a number, not {config[key]!r}")
 
 
-def class_of(config: Mapping[str, Any]) -> str:
+def guess_class(config: Mapping[str, Any]) -> str:
     """The class of a config that was never saved, which does not say it: the one of its fields."""
     if "beta_schedule" in config:
         return ""
-    fitting = classes_with({key for key in config if not key.startswith("_")})
+    fitting = find_classes({key for key in config if not key.startswith("_")})
     if not fitting:
         raise ModelError(
             "this scheduler config does not say how its network was trained: it has neither"
@@ -137,13 +139,13 @@ def class_of(config: Mapping[str, Any]) -> str:
     return min(fitting, key=lambda name: (name in REFUSED, name))
 
 
-def classes_with(fields: Set[str]) -> list[str]:
+def find_classes(fields: Set[str]) -> list[str]:
     """Returns the schedulers of diffusers that have exactly these fields, sorted."""
     import diffusers.schedulers as known
 
     names = sorted(name for name in dir(known) if name.endswith("Scheduler"))
-    return [name for name in names if _fields(getattr(known, name)) == fields]
+    return [name for name in names if _read_fields(getattr(known, name)) == fields]
 
 
-def _fields(scheduler: Any) -> set[str]:
+def _read_fields(scheduler: Any) -> set[str]:
     return inspect.signature(scheduler.__init__).parameters.keys() - {"self"}

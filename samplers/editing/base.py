@@ -71,11 +71,11 @@ def listing() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("editor", "runs on", "settings", "source")]
     for name in names():
         cls: Any = EDITORS.get(name)
-        options = [f"{each.name}={_plain(each.default)}" for each in fields(cls)]
+        options = [f"{each.name}={_format_value(each.default)}" for each in fields(cls)]
         where = ", ".join(cls.info.families) or "all"
         rows.append((name, where, " ".join(options), cls.info.source))
     return rows
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value)

@@ -54,21 +54,23 @@ class FlowEdit:
         ends = list(pairwise(way.grid.nodes))[-self.n_max :]
         z = scene.image
         for t, s in ends[: self.n_max - self.n_min]:
-            total = sum((self._difference(scene, z, t) for _ in range(self.n_avg)), start=0.0 * z)
+            total = sum(
+                (self._compute_difference(scene, z, t) for _ in range(self.n_avg)), start=0.0 * z
+            )
             z = z + (s.sigma - t.sigma) / self.n_avg * total
         if not self.n_min:
             return z
-        x = z + self._noised(scene, ends[-self.n_min][0]) - scene.image
+        x = z + self._add_noise(scene, ends[-self.n_min][0]) - scene.image
         for t, s in ends[-self.n_min :]:
-            x = x + (s.sigma - t.sigma) * scene.velocity(x, t, scene.target, self.guidance)
+            x = x + (s.sigma - t.sigma) * scene.compute_velocity(x, t, scene.target, self.guidance)
         return x / way.grid.nodes[-1].alpha
 
-    def _difference(self, scene: Scene, z: Tensor, t: Node) -> Tensor:
+    def _compute_difference(self, scene: Scene, z: Tensor, t: Node) -> Tensor:
         """v(target) - v(source) under one fresh noise."""
-        noised = self._noised(scene, t)
+        noised = self._add_noise(scene, t)
         moved = z + noised - scene.image
-        target = scene.velocity(moved, t, scene.target, self.guidance)
-        return target - scene.velocity(noised, t, scene.source, self.source_guidance)
+        target = scene.compute_velocity(moved, t, scene.target, self.guidance)
+        return target - scene.compute_velocity(noised, t, scene.source, self.source_guidance)
 
-    def _noised(self, scene: Scene, t: Node) -> Tensor:
+    def _add_noise(self, scene: Scene, t: Node) -> Tensor:
         return t.alpha * scene.image + t.sigma * scene.draw()

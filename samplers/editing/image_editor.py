@@ -12,7 +12,7 @@ from ...models.errors import SettingError
 from ...models.hold import hold
 from ...models.ledger import Ledger
 from ..images import Picture, to_pil
-from ..inversion import checked_image, decoded
+from ..inversion import check_image, decode
 from ..noise import Noise, checked_seeds
 from ..picture_files import Given, placed
 from ..sampler import Sampler
@@ -90,20 +90,20 @@ class Editor:
             ModelError: if the editor needs what the network has not, such as self-attention.
         """
         network, image = placed(self.sampler.network, image)
-        x = checked_image(network, image)
-        noise = Noise(_seeds(seeds, len(x)), network.shape)
+        x = check_image(network, image)
+        noise = Noise(_read_seeds(seeds, len(x)), network.shape)
         source_of, target_of = (
             branches_for(network, len(x), wanted, negative) for wanted in (source, target)
         )
         scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
         with torch.no_grad(), hold(network.module):
             start = time.perf_counter()
-            samples = decoded(network, self.settings.edit(scene))
+            samples = decode(network, self.settings.edit(scene))
         scene.ledger.seconds = time.perf_counter() - start
         return Edit(samples, scene.ledger, scene.held, scene.predicted)
 
 
-def _seeds(seeds: Integers | None, n: int) -> list[int]:
+def _read_seeds(seeds: Integers | None, n: int) -> list[int]:
     found = checked_seeds(range(n) if seeds is None else seeds)
     if len(found) != n:
         raise SettingError(f"{len(found)} seeds for {n} images; give one for each")

@@ -68,33 +68,33 @@ class RFEdit:
             t_min=self.t_min,
         )
         if not self.inject:
-            return self._back(scene, way, self._there(scene, way, None), None)
+            return self._resample(scene, way, self._invert(scene, way, None), None)
         taps = find_projections(scene.network.module, self.layers)
         _check_texts(scene, target if scale != 1.0 else {Branch.COND: target[Branch.COND]})
         tape = Tape(taps, shared(way, self.inject), self.store)
         with hold(scene.network.module, alone=True), tape.on():
-            noise = self._there(scene, way, tape)
-            edited = self._back(scene, way, noise, tape)
+            noise = self._invert(scene, way, tape)
+            edited = self._resample(scene, way, noise, tape)
             tape.check()
         scene.held, scene.predicted = tape.bytes_held, tape.bytes_predicted
         return edited
 
-    def _there(self, scene: Scene, way: Route, tape: Tape | None) -> Tensor:
+    def _invert(self, scene: Scene, way: Route, tape: Tape | None) -> Tensor:
         """The noise of the source."""
-        counted, start = _counted(scene.network, tape, Mode.RECORD, way.calls()[0])
+        counted, start = _attach_counter(scene.network, tape, Mode.RECORD, way.calls()[0])
         last = way.grid.steps - 1
         start(0, last)
         x = scene.image * way.rising[0].alpha
-        denoiser = scene.denoiser(scene.source, counted)
+        denoiser = scene.make_denoiser(scene.source, counted)
         return walk(denoiser, way, x, lambda n, _: start(n + 1, last - n - 1))
 
-    def _back(self, scene: Scene, way: Route, noise: Tensor, tape: Tape | None) -> Tensor:
+    def _resample(self, scene: Scene, way: Route, noise: Tensor, tape: Tape | None) -> Tensor:
         """The image of the target."""
-        counted, start = _counted(scene.network, tape, Mode.REPLACE, way.calls()[1])
+        counted, start = _attach_counter(scene.network, tape, Mode.REPLACE, way.calls()[1])
         start(0, 0)
         target, scale = told(scene.network, scene.target, self.guidance)
         x = integrate(
-            scene.denoiser(target, counted),
+            scene.make_denoiser(target, counted),
             way.back.on(way.grid),
             way.grid,
             noise,
@@ -158,7 +158,7 @@ class _Counter:
         return call
 
 
-def _counted(
+def _attach_counter(
     network: Network, tape: Tape | None, mode: Mode, counts: list[int]
 ) -> tuple[Network, Callable[[int, int], None]]:
     """The network with a tape that follows it, and what is to be called as each step starts."""

@@ -52,21 +52,21 @@ class RFInversion:
         way = route(scene.network, "euler", steps=self.steps, grid=self.grid)
         x, y1 = scene.image * way.rising[0].alpha, scene.draw()
         for t, s in pairwise(way.rising):
-            v = scene.velocity(x, t, _null(scene.source))
+            v = scene.compute_velocity(x, t, _take_null(scene.source))
             pull = (y1 - x) / max(t.alpha, 1.0 / self.steps)
             x = x + (s.sigma - t.sigma) * (v + self.gamma * (pull - v))
         for i, (t, s) in enumerate(pairwise(way.grid.nodes)):
-            v = scene.velocity(x, t, scene.target, self.guidance)
+            v = scene.compute_velocity(x, t, scene.target, self.guidance)
             home = (x - scene.image) / max(t.sigma, 1.0 / self.steps)
-            x = x + (s.sigma - t.sigma) * (v + self._eta(i) * (home - v))
+            x = x + (s.sigma - t.sigma) * (v + self._compute_eta(i) * (home - v))
         return x / way.grid.nodes[-1].alpha
 
-    def _eta(self, i: int) -> float:
+    def _compute_eta(self, i: int) -> float:
         inside = int(self.start * self.steps) <= i < min(int(self.stop * self.steps), self.steps)
         decayed: float = (1.0 - i / self.steps) ** self.decay
         return self.eta * decayed if inside else 0.0
 
 
-def _null(branches: Branches) -> Branches:
+def _take_null(branches: Branches) -> Branches:
     """The unconditional branch where there is one, else the condition."""
     return {Branch.COND: branches.get(Branch.UNCOND, branches[Branch.COND])}

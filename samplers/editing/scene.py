@@ -38,15 +38,17 @@ class Scene:
         """Standard normal noise like the image."""
         return self.noise.draw().to(self.image)
 
-    def denoiser(self, branches: Branches, network: Network | None = None) -> Denoiser:
+    def make_denoiser(self, branches: Branches, network: Network | None = None) -> Denoiser:
         """The network under conditions, counting in the scene's ledger."""
         return Denoiser(network or self.network, branches, self.ledger)
 
-    def velocity(self, x: Tensor, node: Node, branches: Branches, scale: float = 1.0) -> Tensor:
+    def compute_velocity(
+        self, x: Tensor, node: Node, branches: Branches, scale: float = 1.0
+    ) -> Tensor:
         """v = eps - x0 = dx/dsigma on rectified flow, guided by u + scale (c - u)."""
         branches, scale = told(self.network, branches, scale)
         slope = self.network.schedule.slope(node.t)[1]
-        denoiser = self.denoiser(branches)
+        denoiser = self.make_denoiser(branches)
         if scale == 1.0:
             return denoiser.velocity(x, node)[0] / slope
         check_guided(branches, scale, self.network.name)

@@ -44,20 +44,20 @@ class UniEdit:
     t_min: float | None = None
 
     def edit(self, scene: Scene) -> Tensor:
-        way = self._way(scene)
+        way = self._take_last_steps(scene)
         x = scene.image * way.rising[0].alpha
-        x = walk(scene.denoiser(scene.source), way, x, lambda n, _: None)
+        x = walk(scene.make_denoiser(scene.source), way, x, lambda n, _: None)
         for t, s in pairwise(way.grid.nodes):
             source, target = (
-                scene.velocity(x, t, branches, self.guidance)
+                scene.compute_velocity(x, t, branches, self.guidance)
                 for branches in (scene.source, scene.target)
             )
             h, g = s.sigma - t.sigma, target - source
-            m = _mask(g)
+            m = _make_mask(g)
             x = x + h * (self.omega * (1 + m) * g + m * target + (1 - m) * source)
         return x / way.grid.nodes[-1].alpha
 
-    def _way(self, scene: Scene) -> Route:
+    def _take_last_steps(self, scene: Scene) -> Route:
         """The last floor(alpha steps) steps of the grid."""
         whole = route(scene.network, "uni-inv", steps=self.steps, grid=self.grid, t_min=self.t_min)
         kept = math.floor(self.alpha * self.steps + 1e-9)
@@ -67,7 +67,7 @@ class UniEdit:
         return Route(whole.settings, whole.back, part)
 
 
-def _mask(g: Tensor) -> Tensor:
+def _make_mask(g: Tensor) -> Tensor:
     """(B, 1, *): the mean over channels, between 0 and 1 over all places of each image."""
     mean = g.mean(1, keepdim=True)
     places = tuple(range(1, g.ndim))

@@ -23,7 +23,7 @@ from ...models.errors import SettingError
 from ...models.prediction import Prediction
 from ...models.transfer import Reading, send
 from .base import BOTH, COND, Guide, Moment, Setup
-from .extrapolate import Differences
+from .extrapolate import PastDifferences
 from .registry import register
 from .settings import Scaled
 from .space import Space, per_row, prediction_of, read, similarity
@@ -107,7 +107,7 @@ class AdaptiveGuide(Guide):
         self.on = [True] * setup.images  # whether an image is guided still
         self.asked: Tensor | None = None  # its rows, if not all
         self.gamma: Reading | None = None  # of the last step, read at the next
-        self.past = Differences(0 if policy.landing == "hold" else 1, "lam", Prediction.EPS)
+        self.past = PastDifferences(0 if policy.landing == "hold" else 1, "lam", Prediction.EPS)
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
         if moment.stage == 0:
@@ -140,14 +140,14 @@ class AdaptiveGuide(Guide):
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         cond = outputs[-1]
         if len(outputs) == 1:
-            return cond if self.policy.landing == "drop" else self._landed(cond, moment)
+            return cond if self.policy.landing == "drop" else self._land(cond, moment)
         uncond, rows = outputs[0], None if len(outputs[0]) == len(cond) else self.asked
         if moment.stage == 0 and not moment.forecast:
             self._measure(uncond, cond if rows is None else cond[rows], x, rows, moment)
         if rows is None:
             self._keep(cond - uncond, moment)
             return torch.lerp(uncond, cond, self.policy.scale)
-        return self._some(uncond, cond, rows, moment)
+        return self._select_rows(uncond, cond, rows, moment)
 
     def _measure(
         self, uncond: Tensor, cond: Tensor, x: Tensor, rows: Tensor | None, moment: Moment
@@ -156,12 +156,12 @@ class AdaptiveGuide(Guide):
         a, b = (read(each, x, moment.node, self.kind) for each in (cond, uncond))
         self.gamma, self.device = Reading(similarity(a, b)), x.device
 
-    def _some(self, uncond: Tensor, cond: Tensor, rows: Tensor, moment: Moment) -> Tensor:
+    def _select_rows(self, uncond: Tensor, cond: Tensor, rows: Tensor, moment: Moment) -> Tensor:
         """Guided in some rows; in the others as after the end."""
         if self.policy.landing == "drop":
             out = cond.clone()
         else:
-            out = self._landed(cond, moment)
+            out = self._land(cond, moment)
             gone = per_row(send(torch.tensor(self.on), cond.device), cond)
             known = torch.zeros_like(cond).index_copy(0, rows, cond[rows] - uncond)
             self._keep(known * gone + self.past.at(moment.node) * (1.0 - gone), moment)
@@ -172,7 +172,7 @@ class AdaptiveGuide(Guide):
         if self.policy.landing != "drop":
             self.past.add(moment.node, difference)
 
-    def _landed(self, cond: Tensor, moment: Moment) -> Tensor:
+    def _land(self, cond: Tensor, moment: Moment) -> Tensor:
         return cond + (self.policy.scale - 1.0) * self.past.at(moment.node)
 
     @property

@@ -57,20 +57,20 @@ class ProjectedGuide(Both):
         if own.momentum and self.running is not None:
             d = d.add(self.running, alpha=own.momentum)
         self.running = d if own.momentum else None
-        update = _projected(_clipped(d, own.norm), cond, own.eta)
+        update = _project(_clip(d, own.norm), cond, own.eta)
         if own.form == "cond":
             return cond.add(update, alpha=own.scale - 1.0)
         return uncond.add(update, alpha=own.scale)
 
 
-def _clipped(d: Tensor, norm: float) -> Tensor:
+def _clip(d: Tensor, norm: float) -> Tensor:
     if math.isinf(norm):
         return d
     size = d.flatten(1).float().norm(dim=1).clamp_min(1e-30)
     return d * per_row((norm / size).clamp(max=1.0), d)
 
 
-def _projected(d: Tensor, along: Tensor, eta: float) -> Tensor:
+def _project(d: Tensor, along: Tensor, eta: float) -> Tensor:
     """D_orth + eta D_par, the projection in float64 where the device has it."""
     if eta == 1.0:
         return d

@@ -20,7 +20,7 @@ from .settings import Scaled
 WEAK = (Ask(Branch.WEAK), Ask(Branch.COND))
 
 
-def _network(given: Any) -> Any:
+def _check_network(given: Any) -> Any:
     if not isinstance(given, str | Network):
         raise ValueError("it takes a Network, or a name or folder as load takes it")
     return given
@@ -41,25 +41,25 @@ class AutoGuidance(Scaled):
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "arXiv:2406.02507"
 
-    network: Annotated[str | InstanceOf[Network], BeforeValidator(_network)]
+    network: Annotated[str | InstanceOf[Network], BeforeValidator(_check_network)]
 
     def needs(self, grid: TimeGrid) -> set[Branch]:
         return {Branch.COND}
 
     def check(self, setup: Setup) -> None:
         if not self.off:
-            _check_alike(setup.network, self._second(setup.network))
+            _check_alike(setup.network, self._load_second(setup.network))
 
     def networks(self, main: Network) -> Mapping[Branch, Network]:
-        return {} if self.off else {Branch.WEAK: self._second(main)}
+        return {} if self.off else {Branch.WEAK: self._load_second(main)}
 
     def guide(self, setup: Setup) -> Guide:
         return AutoGuide(self.scale)
 
-    def _second(self, main: Network) -> Network:
+    def _load_second(self, main: Network) -> Network:
         if isinstance(self.network, Network):
             return self.network
-        return _loaded(self.network, _dtype_of(main), str(main.device))
+        return _load(self.network, _read_dtype(main), str(main.device))
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class AutoGuide(Guide):
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, dtype: torch.dtype | None, device: str) -> Network:
+def _load(name: str, dtype: torch.dtype | None, device: str) -> Network:
     return load(name, dtype=dtype, device=device)
 
 
-def _dtype_of(network: Network) -> torch.dtype | None:
+def _read_dtype(network: Network) -> torch.dtype | None:
     if network.module is None:
         return None
     return next((each.dtype for each in network.module.parameters()), None)
@@ -91,7 +91,7 @@ def _check_alike(strong: Network, weak: Network) -> None:
     facts = {
         "shape": (strong.shape, weak.shape),
         "number of classes": (strong.num_classes, weak.num_classes),
-        "noise process": _processes(strong, weak),
+        "noise process": _describe_processes(strong, weak),
     }
     for what, (mine, theirs) in facts.items():
         if mine != theirs:
@@ -101,7 +101,7 @@ def _check_alike(strong: Network, weak: Network) -> None:
             )
 
 
-def _processes(strong: Network, weak: Network) -> tuple[Any, Any]:
+def _describe_processes(strong: Network, weak: Network) -> tuple[Any, Any]:
     """Their families; of one family, the parameters that differ."""
     mine, theirs = process_of(strong.schedule), process_of(weak.schedule)
     if mine["family"] != theirs["family"]:

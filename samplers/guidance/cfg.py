@@ -91,10 +91,10 @@ class CFGGuide(Guide):
         uncond, cond = outputs
         guided = torch.lerp(uncond, cond, self.policy.scale)
         share = self.policy.rescale
-        return guided if share == 0.0 else _rescaled(guided, cond, share)
+        return guided if share == 0.0 else _rescale(guided, cond, share)
 
 
-def _rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:
+def _rescale(guided: Tensor, cond: Tensor, share: float) -> Tensor:
     """phi g std(c) / std(g) + (1 - phi) g."""
     size, wanted = wide(guided).std(1), wide(cond).std(1)
     ratio = torch.where(size > 0.0, wanted / size, 1.0)

@@ -66,9 +66,9 @@ class PlusPlusGuide(Both):
 
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
         t, s = self.grid.nodes[moment.step : moment.step + 2]
-        return torch.lerp(uncond, cond, effective_scale(self.scale, t, s))
+        return torch.lerp(uncond, cond, compute_scale(self.scale, t, s))
 
 
-def effective_scale(scale: float, t: Node, s: Node) -> float:
+def compute_scale(scale: float, t: Node, s: Node) -> float:
     """The scale of CFG that a step from t to s has to take."""
     return scale * s.alpha * t.sigma / (s.alpha * t.sigma - t.alpha * s.sigma)

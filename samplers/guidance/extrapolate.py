@@ -14,7 +14,7 @@ from .space import per_x0
 Clock = Literal["lam", "t"]
 
 
-class Differences:
+class PastDifferences:
     """The last differences in x0 and where they were found.
 
     order: degree of the polynomial through them; 0 holds the last one. The first answers have as
@@ -37,26 +37,26 @@ class Differences:
         """c - u in x0 at a node."""
         scale = per_x0(node, self.kind)
         out: Tensor | None = None
-        for weight, (place, difference) in self._weighed(node):
+        for weight, (place, difference) in self._weigh(node):
             share = weight * per_x0(place, self.kind) / scale
             out = difference * share if out is None else out.add(difference, alpha=share)
         if out is None:
             raise ValueError("no difference is known yet")
         return out
 
-    def _weighed(self, node: Node) -> list[tuple[float, tuple[Node, Tensor]]]:
-        place = self._place(node)
-        usable = [each for each in self.held if math.isfinite(self._place(each[0]))]
+    def _weigh(self, node: Node) -> list[tuple[float, tuple[Node, Tensor]]]:
+        place = self._read_coordinate(node)
+        usable = [each for each in self.held if math.isfinite(self._read_coordinate(each[0]))]
         if not math.isfinite(place) or len(usable) < 2:
             return [(1.0, self.held[0])] if self.held else []
-        weights = _lagrange([self._place(each[0]) for each in usable], place)
+        weights = _compute_lagrange([self._read_coordinate(each[0]) for each in usable], place)
         return list(zip(weights, usable, strict=True))
 
-    def _place(self, node: Node) -> float:
+    def _read_coordinate(self, node: Node) -> float:
         return node.lam if self.clock == "lam" else node.t
 
 
-def _lagrange(places: Sequence[float], at: float) -> list[float]:
+def _compute_lagrange(places: Sequence[float], at: float) -> list[float]:
     """Weights of values at the places in the polynomial through them, elsewhere."""
     return [
         math.prod((at - other) / (place - other) for other in places if other != place)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from .base import BOTH, COND, Guide, Moment, Setup
-from .extrapolate import Clock, Differences
+from .extrapolate import Clock, PastDifferences
 from .pattern import Pattern
 from .registry import register
 from .settings import Scaled
@@ -68,22 +68,22 @@ class GuidanceForecast(Scaled):
     def check(self, setup: Setup) -> None:
         check_steps(self.name, setup)
         if not self.off:
-            self.pattern.flags(setup.grid.steps)
+            self.pattern.list_flags(setup.grid.steps)
 
     def guide(self, setup: Setup) -> Guide:
         kind = prediction_of(self.space, setup.grid.schedule)
-        past = Differences(self.order, self.in_, kind)
-        return ForecastGuide(self.scale, self.pattern.flags(setup.grid.steps), past)
+        past = PastDifferences(self.order, self.in_, kind)
+        return ForecastGuide(self.scale, self.pattern.list_flags(setup.grid.steps), past)
 
 
 class ForecastGuide(Guide):
     """Evaluates c - u where the flags say so and forecasts it elsewhere."""
 
-    def __init__(self, scale: float, flags: Sequence[bool], past: Differences) -> None:
-        self.scale, self.flags, self.past = scale, flags, past
+    def __init__(self, scale: float, flags: Sequence[bool], past: PastDifferences) -> None:
+        self.scale, self.list_flags, self.past = scale, flags, past
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        return BOTH if self.flags[moment.step] or not self.past.held else COND
+        return BOTH if self.list_flags[moment.step] or not self.past.held else COND
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if len(outputs) == 1:

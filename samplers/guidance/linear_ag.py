@@ -86,12 +86,12 @@ class LinearWeights(StrictModel):
         """Raises SettingError if they were fitted to another run."""
         remedy = "fit it for this run with `fewstep fit linear-ag`"
         times = [node.t for node in grid.nodes]
-        if len(times) != len(self.times) or not _near(times, self.times):
+        if len(times) != len(self.times) or not _is_near(times, self.times):
             raise SettingError(
                 f"linear-ag was fitted to {self.nfe} evaluations of {self.solver} on another grid;"
                 f" {remedy}"
             )
-        if not _near(signature(solver, grid), self.signature):
+        if not _is_near(compute_signature(solver, grid), self.signature):
             raise SettingError(
                 f"linear-ag was fitted to {self.solver}, and this is another solver; {remedy}"
             )
@@ -132,7 +132,7 @@ class LinearAG(Checked, Guidance):
         if isinstance(self.file, LinearWeights):
             return self.file
         path = Path(self.file)
-        return _loaded(self.file, path.stat().st_mtime_ns if path.is_file() else 0)
+        return _load(self.file, path.stat().st_mtime_ns if path.is_file() else 0)
 
     def needs(self, grid: TimeGrid) -> set[Branch]:
         return {ask.branch for ask in BOTH}
@@ -150,11 +150,11 @@ class LinearAG(Checked, Guidance):
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: str, changed: int) -> LinearWeights:
+def _load(path: str, changed: int) -> LinearWeights:
     return LinearWeights.load(path)
 
 
-class Outputs:
+class PastOutputs:
     """Past outputs as the regressors of the next difference."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class Outputs:
         """Whether so many are known; inside an interval a run may begin late."""
         return len(self.d) >= d and len(self.c) >= c
 
-    def regressors(self, cond: Tensor, d: int, c: int) -> list[Tensor]:
+    def list_regressors(self, cond: Tensor, d: int, c: int) -> list[Tensor]:
         """The last d differences and c_n - c_{n-j} for the last c predictions."""
         return [*self.d[:d], *[cond - each for each in self.c[:c]]]
 
@@ -180,7 +180,7 @@ class LinearGuide(Guide):
     """Evaluates both branches where the mask says so, and combines past outputs elsewhere."""
 
     def __init__(self, weights: LinearWeights) -> None:
-        self.weights, self.past = weights, Outputs()
+        self.weights, self.past = weights, PastOutputs()
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
         own = self.weights.steps.get(moment.step)
@@ -192,7 +192,7 @@ class LinearGuide(Guide):
             self.past.add(cond, cond - outputs[0])
             return torch.lerp(outputs[0], cond, scale)
         own = self.weights.steps[moment.step]
-        parts = self.past.regressors(cond, len(own.d), len(own.c))
+        parts = self.past.list_regressors(cond, len(own.d), len(own.c))
         guided = cond.clone()
         for weight, part in zip((*own.d, *own.c), parts, strict=True):
             guided.add_(part, alpha=(scale - 1.0) * weight)
@@ -216,7 +216,7 @@ def fit(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[float]:
     return found
 
 
-def signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
+def compute_signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
     """Four numbers that tell solvers apart: the sum of the states that one asks about.
 
     It is given fixed answers. The last state alone would not do: at sigma = 0 it is one of them.
@@ -233,7 +233,7 @@ def signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
     return tuple(torch.stack([*states, x]).sum(0).flatten().tolist())
 
 
-def _near(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+def _is_near(mine: Sequence[float], theirs: Sequence[float]) -> bool:
     return all(
         math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(mine, theirs, strict=True)
     )

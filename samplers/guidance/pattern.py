@@ -27,7 +27,7 @@ class Pattern:
                 f" begins with 1, as 1101010; not {self.mask!r}"
             )
 
-    def flags(self, steps: int) -> tuple[bool, ...]:
+    def list_flags(self, steps: int) -> tuple[bool, ...]:
         """For a run of so many steps; raises SettingError if the mask is for another number."""
         if not self.mask:
             return tuple(self._both(n) and (n < steps - self.tail or n == 0) for n in range(steps))

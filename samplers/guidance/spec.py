@@ -37,12 +37,12 @@ def named_guidance(spec: str, scale: float | None = None) -> Guidance:
     Raises:
         FewstepError: for names, settings and combinations that cannot be.
     """
-    outer = "|".join(_wrappers())
+    outer = "|".join(_list_wrappers())
     first, *wrappers = re.split(rf"\+(?=[a-z-]+:|(?:{outer})(?:\+|$))", spec)
     name = parse_spec(first)[0]
-    if name in _wrappers() and scale is not None:
+    if name in _list_wrappers() and scale is not None:
         first, wrappers, scale = f"cfg:scale={scale!r}", [first, *wrappers], None
-    elif name in _wrappers(needy=True):
+    elif name in _list_wrappers(needy=True):
         raise SettingError(f"{spec!r} wraps another guidance; write cfg:scale=2+{spec}")
     name, settings = parse_spec(first)
     if scale is not None and settings.setdefault("scale", scale) != scale:
@@ -52,13 +52,13 @@ def named_guidance(spec: str, scale: float | None = None) -> Guidance:
     found = guidance(name, **settings)
     for each in wrappers:
         name, settings = parse_spec(each)
-        if name not in _wrappers():
-            raise UnknownNameError("guidance that goes around another", name, _wrappers())
+        if name not in _list_wrappers():
+            raise UnknownNameError("guidance that goes around another", name, _list_wrappers())
         found = guidance(name, inner=found, **settings)
     return found
 
 
-def _wrappers(*, needy: bool = False) -> list[str]:
+def _list_wrappers(*, needy: bool = False) -> list[str]:
     """The names of guidance that has another one inside; of those that must be given it."""
     every = [(name, each) for name in names() for each in settings_of(policy_class(name))]
     inner = [(name, each) for name, each in every if each.name == "inner"]
