@@ -28,7 +28,7 @@ _HOMES = {
     "LinearAG": ".samplers.guidance",
     "MagCache": ".models.caching",
     "MagnitudeAware": ".samplers.guidance",
-    "Network": ".models.denoiser",
+    "Network": ".models.network",
     "Node": ".models.schedule",
     "PerturbedAttention": ".samplers.guidance",
     "PolicyGuider": ".samplers.diffusers.guider",

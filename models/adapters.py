@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .architectures import architecture_of
 from .architectures.common import module_of
-from .denoiser import Forward, Network
 from .diffusers_config import from_scheduler_config
 from .errors import ModelError, SettingError
+from .network import Forward, Network
 from .prediction import Prediction, check_terminal
 from .schedule import EDM, Node, NoiseSchedule
 
@@ -57,12 +57,12 @@ def from_module(
     _check_time(schedule, kind)
     check_terminal(kind, schedule)
     return Network(
-        forward=_forward(module, schedule),
+        forward=_make_forward(module, schedule),
         schedule=schedule,
         prediction=kind,
         shape=shape,
-        device=_where(module, "device", torch.device("cpu")),
-        needs=_needs(module),
+        device=_read_property(module, "device", torch.device("cpu")),
+        needs=_find_needs(module),
         module=module if isinstance(module, nn.Module) else None,
         **{"name": type(module).__name__, **facts},
     )
@@ -93,18 +93,20 @@ def from_pipeline(pipe: Any) -> Network:
 
 def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: Any) -> Network:
     """A diffusers model whose scheduler config says how it was trained."""
-    shape = _shape(module)
-    schedule, prediction = from_scheduler_config(scheduler_config, tokens=_tokens(module, shape))
+    shape = _read_shape(module)
+    schedule, prediction = from_scheduler_config(
+        scheduler_config, tokens=_count_tokens(module, shape)
+    )
     return from_module(
         module,
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        **{**_class_facts(module), **facts},
+        **{**_read_classes(module), **facts},
     )
 
 
-def _class_facts(module: Any) -> dict[str, int | None]:
+def _read_classes(module: Any) -> dict[str, int | None]:
     """num_classes and null_class as far as a diffusers model's config tells them."""
     config, card = module.config, architecture_of(module)
     if config.get("num_class_embeds"):
@@ -115,12 +117,12 @@ def _class_facts(module: Any) -> dict[str, int | None]:
     return {"num_classes": 0, "null_class": None}
 
 
-def _forward(module: Module, schedule: NoiseSchedule) -> Forward:
+def _make_forward(module: Module, schedule: NoiseSchedule) -> Forward:
     diffusers_model = hasattr(module, "config") and hasattr(module, "save_pretrained")
-    call = _diffusers_call(module) if diffusers_model else module
+    call = _make_diffusers_call(module) if diffusers_model else module
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        dtype = _where(module, "dtype", x.dtype)
+        dtype = _read_property(module, "dtype", x.dtype)
         time = make_network_time(schedule, node, x, dtype)
         cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
         try:
@@ -168,7 +170,7 @@ def _explain(error: Exception, time: Tensor) -> None:
         ) from error
 
 
-def _diffusers_call(module: Any) -> Callable[..., Tensor]:
+def _make_diffusers_call(module: Any) -> Callable[..., Tensor]:
     """Calls a diffusers model by its own name for the state (sample, hidden_states)."""
     state = next(iter(inspect.signature(module.forward).parameters))
 
@@ -183,7 +185,7 @@ def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _where(module: Module, fact: str, default: Any) -> Any:
+def _read_property(module: Module, fact: str, default: Any) -> Any:
     """The dtype or device of a module's first parameter, the default where it has none."""
     if isinstance(module, nn.Module):
         for parameter in module.parameters():
@@ -191,7 +193,7 @@ def _where(module: Module, fact: str, default: Any) -> Any:
     return default
 
 
-def _needs(module: Module) -> tuple[str, ...]:
+def _find_needs(module: Module) -> tuple[str, ...]:
     """Conditions that a call cannot do without: parameters without default after x and time."""
     function = module.forward if isinstance(module, nn.Module) else module
     found = list(inspect.signature(function).parameters.values())
@@ -201,7 +203,7 @@ def _needs(module: Module) -> tuple[str, ...]:
     return tuple(name for name in free if name != timed)
 
 
-def _shape(module: Any) -> tuple[int, ...]:
+def _read_shape(module: Any) -> tuple[int, ...]:
     size, channels = module.config.get("sample_size"), module.config.get("in_channels")
     if size is None or channels is None:
         raise ModelError(
@@ -212,7 +214,7 @@ def _shape(module: Any) -> tuple[int, ...]:
     return int(channels), int(height), int(width)
 
 
-def _tokens(module: Any, shape: tuple[int, ...]) -> int:
+def _count_tokens(module: Any, shape: tuple[int, ...]) -> int:
     patch = module.config.get("patch_size") or 1
     return (shape[-2] // patch) * (shape[-1] // patch)
 
@@ -225,7 +227,7 @@ def decoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
     offset = vae.config.get("shift_factor") or 0.0
 
     def decode(latents: Tensor) -> Tensor:
-        dtype = _where(vae, "dtype", latents.dtype)
+        dtype = _read_property(vae, "dtype", latents.dtype)
         image: Tensor = vae.decode((latents / scale + offset).to(dtype), return_dict=False)[0]
         return image.float()
 
@@ -240,7 +242,9 @@ def encoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
     offset = vae.config.get("shift_factor") or 0.0
 
     def encode(images: Tensor) -> Tensor:
-        found = vae.encode(images.to(_where(vae, "dtype", images.dtype)), return_dict=False)[0]
+        found = vae.encode(
+            images.to(_read_property(vae, "dtype", images.dtype)), return_dict=False
+        )[0]
         latents: Tensor = found if isinstance(found, Tensor) else found.mode()
         return (latents.float() - offset) * scale
 

@@ -62,7 +62,9 @@ def find_projections(
         )
     count = len(found)
     chosen = (
-        _attention_of(root).default_layers(count) if layers is None else _checked(layers, count)
+        _attention_of(root).default_layers(count)
+        if layers is None
+        else _check_layers(layers, count)
     )
     return tuple(find_projection(layer, found[layer]) for layer in chosen)
 
@@ -105,7 +107,7 @@ def _attention_of(root: nn.Module) -> SelfAttention:
     return card.attention
 
 
-def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:
+def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
     if not layers or len(set(layers)) < len(layers) or not all(0 <= n < count for n in layers):
         raise SettingError(
             f"layers={list(layers)} must be different numbers from 0 to {count - 1}, the"
@@ -185,14 +187,16 @@ class Tape:
             if self.mode is Mode.RECORD:
                 self._keep(key, out[..., -tap.width :])
                 return None
-            return _replaced(out, self._fetch(key, out), tap)
+            return _replace_values(out, self._fetch(key, out), tap)
 
         return run
 
     def _keep(self, key: Key, value: Tensor) -> None:
         self._layers.setdefault(key[-1], value.numel() * value.element_size())
         self.bytes_predicted = len(self.places) * sum(self._layers.values())
-        self.held[key] = _host_copy(value) if self._away(value.device) else value.detach().clone()
+        self.held[key] = (
+            _copy_to_host(value) if self._goes_to_host(value.device) else value.detach().clone()
+        )
         self.recorded.add(key)
         held = sum(each.numel() * each.element_size() for each in self.held.values())
         self.bytes_held = max(self.bytes_held, held)
@@ -203,7 +207,7 @@ class Tape:
         self.used.add(key)
         return self.held.pop(key).to(out.device, non_blocking=True)
 
-    def _away(self, device: torch.device) -> bool:
+    def _goes_to_host(self, device: torch.device) -> bool:
         """Whether V goes to the host."""
         if device.type == "cpu" or self.store is ValueStorage.DEVICE:
             return False
@@ -213,13 +217,13 @@ class Tape:
         return expected > SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
 
 
-def _host_copy(value: Tensor) -> Tensor:
+def _copy_to_host(value: Tensor) -> Tensor:
     """In pinned memory, copied while the device goes on; the same stream later reads it back."""
     kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
     return kept.copy_(value.detach(), non_blocking=True)
 
 
-def _replaced(out: Tensor, kept: Tensor, tap: Projection) -> Tensor:
+def _replace_values(out: Tensor, kept: Tensor, tap: Projection) -> Tensor:
     """The output with V replaced; the rows of further branches of the batch take the same V."""
     rows, *rest = kept.shape
     if out.shape[1:-1] != kept.shape[1:-1] or len(out) % rows:

@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Never
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .arguments import as_integer, as_integers
 from .caching import Attachment
 from .errors import FewstepError, ModelError, NonFiniteError, SettingError
 from .hold import hold
 from .ledger import Ledger
 from .memory import lacks_memory
+from .network import Network
 from .prediction import (
     Linear,
-    Prediction,
     combine,
     eps_from,
     usual_size,
@@ -27,17 +26,12 @@ from .prediction import (
     x0_from,
 )
 from .reading import reason_of
-from .schedule import Node, NoiseSchedule
+from .schedule import Node
 from .transfer import Reading
 
-if TYPE_CHECKING:
-    from .graphs import Graphs
-    from .prompts import Prompts
+__all__ = ["Ask", "Asks", "Branch", "Denoiser", "Network", "PendingNorm"]
 
-CPU = torch.device("cpu")
 FAILURES = (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-LARGEST_SAMPLE = 2**34  # numbers in one sample, 64 GiB
-Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
 TOO_LARGE = 10.0  # times the size that an answer has for data of about one unit
 
 
@@ -74,73 +68,6 @@ class PendingNorm(NamedTuple):
     norm: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A pretrained network and the facts that are needed to sample from it.
-
-    forward:     (x_t (B, *), node, conditions) -> raw output (B, *), in the dtype of x_t. The
-                 conditions are keyword tensors with B rows.
-    schedule:    the noise schedule it was trained on.
-    prediction:  what the raw output is.
-    shape:       one sample without the batch axis, such as (1, 32, 32).
-    num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
-    null_class:  the label that stands for "no class"; None if there is none.
-    class_names: what the classes are called, in the order of their labels; empty if nobody says.
-    decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
-    encode:      the way back; None likewise, or if there is none.
-    needs:       names of the conditions it cannot be called without.
-    device:      where the network lives, and its samples with it.
-    name:        what the user called it.
-    module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
-                 plain function.
-    hooks:       the module that its calls hook and restore, alone in it meanwhile (`hold`); None if
-                 they change nothing.
-    prompts:     what makes conditions of prompts; None if it is asked without.
-    graphs:      what its calls are recorded in (`models.speed`); None if they are not.
-    """
-
-    forward: Forward
-    schedule: NoiseSchedule
-    prediction: Prediction
-    shape: tuple[int, ...]
-    num_classes: int = 0
-    null_class: int | None = None
-    class_names: tuple[str, ...] = ()
-    decode: Callable[[Tensor], Tensor] | None = None
-    encode: Callable[[Tensor], Tensor] | None = None
-    needs: tuple[str, ...] = ()
-    device: torch.device = CPU
-    name: str = ""
-    module: nn.Module | None = None
-    hooks: nn.Module | None = None
-    prompts: "Prompts | None" = None
-    graphs: "Graphs | None" = None
-
-    def __post_init__(self) -> None:
-        shape = tuple(as_integers(self.shape, "shape"))
-        if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_SAMPLE:
-            raise SettingError(
-                f"shape must hold the sizes of one sample, such as (3, 32, 32), not {self.shape!r}"
-            )
-        if as_integer(self.num_classes, "num_classes") < 0:
-            raise SettingError(f"num_classes must be 0 or more, not {self.num_classes}")
-        if self.null_class is not None:
-            as_integer(self.null_class, "null_class")
-        object.__setattr__(self, "shape", shape)
-
-    def __reduce__(self) -> Never:
-        """Refuses to be pickled or copied: `forward` would go on calling the module of this one."""
-        raise ModelError(
-            f"{self.name or 'this network'} cannot be pickled or copied: what calls its module is"
-            " code of this process; load it anew where it is wanted, as in"
-            " Sampler.from_pretrained(name)"
-        )
-
-    @property
-    def sigma_data(self) -> float:
-        return getattr(self.schedule, "sigma_data", 0.5)
-
-
 @dataclass
 class Denoiser:
     """The network during one run. Here it is called, counted and checked, and nowhere else.
@@ -175,7 +102,7 @@ class Denoiser:
         own = [ask for ask in asks if ask.branch not in self.others]
         found = iter(self._read(x_t, node, own, weights) if own else ())
         return tuple(
-            self._other(x_t, node, ask) if ask.branch in self.others else next(found)
+            self._ask_other(x_t, node, ask) if ask.branch in self.others else next(found)
             for ask in asks
         )
 
@@ -237,7 +164,7 @@ class Denoiser:
             if not math.isfinite(norm):
                 raise NonFiniteError(
                     f"the network {self.network.name!r} returned NaN or infinity at"
-                    f" {self._place(node)}; try --dtype fp32, or check that its schedule and"
+                    f" {self._name_time(node)}; try --dtype fp32, or check that its schedule and"
                     " prediction are the ones it was trained with"
                 )
         if not self.sized:
@@ -249,14 +176,14 @@ class Denoiser:
         usual = usual_size(network.prediction, first.node, max(1.0, network.sigma_data))
         if norm > TOO_LARGE * usual * math.sqrt(first.values):
             warnings.warn(
-                f"the first answer of {network.name!r}, at {self._place(first.node)}, is more than"
-                f" {TOO_LARGE:g} times as large as it can be for data of about one unit; check the"
-                f" units and the direction of the time that it is told, and that it predicts"
+                f"the first answer of {network.name!r}, at {self._name_time(first.node)}, is more"
+                f" than {TOO_LARGE:g} times as large as it can be for data of about one unit; check"
+                f" the units and the direction of the time that it is told, and that it predicts"
                 f" {network.prediction}",
                 stacklevel=2,
             )
 
-    def _place(self, node: Node) -> str:
+    def _name_time(self, node: Node) -> str:
         """A time in words, with the network's own where the schedule says what that is."""
         try:
             return f"t={node.t:g} (network time {self.network.schedule.label(node):g})"
@@ -279,10 +206,10 @@ class Denoiser:
         x_in = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
         x_in = x_in if scale == 1.0 else x_in * scale
         if self.cache is not None:
-            _check_whole(asks)
+            _check_all_rows(asks)
             self.cache.announce([ask.branch for ask in asks], self.stage)
-        conditions = self._conditions(asks)
-        with hold(self.network.module), _naming_conditions(self.network.name, conditions):
+        conditions = self._join_conditions(asks)
+        with hold(self.network.module), _explain_failures(self.network.name, conditions):
             return self.network.forward(x_in, node, conditions)
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
@@ -293,17 +220,17 @@ class Denoiser:
         if out.device.type == "cpu" and Reading.allowed:
             self.check()
 
-    def _other(self, x_t: Tensor, node: Node, ask: Ask) -> Tensor:
+    def _ask_other(self, x_t: Tensor, node: Node, ask: Ask) -> Tensor:
         """The x0 of another network under this one's condition."""
         (x0,) = self.others[ask.branch].x0(x_t, node, (Ask(Branch.COND, ask.rows),))
         self.ledger.count(0, len(x0))
         return x0
 
-    def _conditions(self, asks: Sequence[Ask]) -> Mapping[str, Tensor]:
+    def _join_conditions(self, asks: Sequence[Ask]) -> Mapping[str, Tensor]:
         named = ", ".join(dict.fromkeys(ask.branch for ask in asks))
         if self.conditions and not self.conditions.keys() >= {ask.branch for ask in asks}:
             raise ModelError(f"{self.network.name} was given no conditions for {named}")
-        held = [_rows(self.conditions.get(ask.branch, {}), ask.rows) for ask in asks]
+        held = [_select_rows(self.conditions.get(ask.branch, {}), ask.rows) for ask in asks]
         if len(held) == 1:
             return held[0]
         if any(each.keys() != held[0].keys() for each in held):
@@ -312,7 +239,7 @@ class Denoiser:
 
 
 @contextmanager
-def _naming_conditions(name: str, conditions: Mapping[str, Tensor]) -> Iterator[None]:
+def _explain_failures(name: str, conditions: Mapping[str, Tensor]) -> Iterator[None]:
     """Raises SettingError where a network refuses its conditions, ModelError where it fails."""
     try:
         yield
@@ -337,13 +264,13 @@ def _ask(wanted: Branch | Ask) -> Ask:
     return wanted if isinstance(wanted, Ask) else Ask(wanted)
 
 
-def _rows(conditions: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:
+def _select_rows(conditions: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:
     if rows is None:
         return conditions
     return {name: value[rows] for name, value in conditions.items()}
 
 
-def _check_whole(asks: Sequence[Ask]) -> None:
+def _check_all_rows(asks: Sequence[Ask]) -> None:
     if any(ask.rows is not None for ask in asks):
         raise ModelError(
             "a cache on the network remembers whole batches, so no branch can be evaluated for some"

@@ -71,7 +71,7 @@ def from_scheduler_config(
             whose output is none of ours, or holds values that are none; the message says which.
     """
     try:
-        return _read(config, tokens)
+        return _read_config(config, tokens)
     except FewstepError:
         raise
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
@@ -80,7 +80,7 @@ def from_scheduler_config(
         ) from error
 
 
-def _read(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSchedule, Prediction]:
+def _read_config(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSchedule, Prediction]:
     name = class_name_of(config)
     if config.get("invert_sigmas"):
         raise ModelError(f"{name} runs from data to noise (invert_sigmas), which is not supported")
@@ -90,11 +90,11 @@ def _read(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSchedule,
             " pass schedule= and prediction= if you know better"
         )
     if _is_flow(name, config):
-        return _flow(config, tokens), Prediction.FLOW
+        return _read_flow(config, tokens), Prediction.FLOW
     if name.startswith("EDM"):
-        return _edm(name, config), Prediction.EDM
+        return _read_edm(name, config), Prediction.EDM
     if name == "ScoreSdeVpScheduler":
-        return _score_sde(config), Prediction.EPS
+        return _read_score_sde(config), Prediction.EPS
     if name == "DDPMWuerstchenScheduler" and config.get("scaler", 1.0) == 1.0:
         return Cosine(config.get("s", 0.008), time_scale=1.0), Prediction.EPS
     if config.get("timestep_type") == "continuous" or "beta_schedule" not in config:
@@ -102,7 +102,7 @@ def _read(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSchedule,
             f"{name or 'this config'} does not say how its network was trained (no discrete"
             " beta_schedule); pass schedule= and prediction="
         )
-    schedule = _variance_preserving(config)
+    schedule = _read_variance_preserving(config)
     prediction = Prediction.named(config.get("prediction_type", "epsilon"))
     check_terminal(prediction, schedule)
     return schedule, prediction
@@ -126,7 +126,7 @@ def shift_key_of(config: Mapping[str, Any]) -> str:
     return other if own not in config and other in config else own
 
 
-def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
+def _read_flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
     if "sigma_data" in config:
         raise ModelError(
             "a flow config with sigma_data is of a Cosmos pipeline, which scales the input and"
@@ -134,7 +134,7 @@ def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
         )
     shift = config.get(shift_key_of(config), 1.0)
     if config.get("use_dynamic_shifting"):
-        shift = _dynamic(config, tokens)
+        shift = _read_dynamic_shift(config, tokens)
     return RectifiedFlow(
         shift=float(shift),
         terminal=config.get("shift_terminal"),
@@ -142,7 +142,7 @@ def _flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
     )
 
 
-def _dynamic(config: Mapping[str, Any], tokens: int | None) -> float:
+def _read_dynamic_shift(config: Mapping[str, Any], tokens: int | None) -> float:
     if tokens is None:
         raise ModelError(
             "this scheduler shifts its times by the size of the image (use_dynamic_shifting);"
@@ -158,29 +158,29 @@ def _dynamic(config: Mapping[str, Any], tokens: int | None) -> float:
     return math.log(shift) if config.get("time_shift_type") == "linear" else shift
 
 
-def _score_sde(config: Mapping[str, Any]) -> VPLinear:
-    low, high = _required(config, "beta_min", "beta_max")
+def _read_score_sde(config: Mapping[str, Any]) -> VPLinear:
+    low, high = _read_required(config, "beta_min", "beta_max")
     return VPLinear(low, high, time_scale=999.0)
 
 
-def _edm(name: str, config: Mapping[str, Any]) -> EDM:
+def _read_edm(name: str, config: Mapping[str, Any]) -> EDM:
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ModelError(
             f"{name} with prediction_type={config['prediction_type']!r} has a preconditioning we do"
             " not know; only 'epsilon' is the one of the EDM paper"
         )
-    low, high, data = _required(config, "sigma_min", "sigma_max", "sigma_data")
+    low, high, data = _read_required(config, "sigma_min", "sigma_max", "sigma_data")
     return EDM(low, high, data)
 
 
-def _required(config: Mapping[str, Any], *keys: str) -> list[float]:
+def _read_required(config: Mapping[str, Any], *keys: str) -> list[float]:
     for key in keys:
         if key not in config:
             raise ModelError(f"the scheduler config lacks {key!r}, which its network depends on")
     return [float(config[key]) for key in keys]
 
 
-def _variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
+def _read_variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
     trained = config.get("trained_betas")
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     base = VPDiscrete(
@@ -192,10 +192,10 @@ def _variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
         trained_betas=None if trained is None else tuple(map(float, trained)),
     )
     k = config.get("snr_shift_scale", 1.0)
-    return base if k == 1.0 else _with_snr_divided(base, k)
+    return base if k == 1.0 else _divide_snr(base, k)
 
 
-def _with_snr_divided(base: VPDiscrete, k: float) -> VPDiscrete:
+def _divide_snr(base: VPDiscrete, k: float) -> VPDiscrete:
     """abar' = abar / (k + (1 - k) abar): the SNR of every node divided by k (CogVideoX)."""
     plain = VPDiscrete(
         base.beta_schedule,

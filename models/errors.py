@@ -19,14 +19,18 @@ class UnknownNameError(FewstepError, LookupError):
     def __init__(self, kind: str, name: object, known: Iterable[str], preferred: str = "") -> None:
         known, given = sorted(map(str, known)), str(name)[:SHOWN]
         close = get_close_matches(given, known, n=1, cutoff=0.5)
-        if close and preferred and _likeness(given, preferred) >= _likeness(given, close[0]):
+        if (
+            close
+            and preferred
+            and _rate_likeness(given, preferred) >= _rate_likeness(given, close[0])
+        ):
             close = [preferred]
         hint = f"did you mean {close[0]!r}? " if close else ""
         shown = name if given == str(name) else f"{given}..."
         super().__init__(f"no {kind} {shown!r}; {hint}known: {', '.join(known)}")
 
 
-def _likeness(given: str, known: str) -> float:
+def _rate_likeness(given: str, known: str) -> float:
     """As `get_close_matches` has it."""
     return SequenceMatcher(None, known, given).ratio()
 

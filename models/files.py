@@ -29,10 +29,10 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         target = resolve_target(path)
-        with hold(_beside(target, LOCK)):
+        with hold(_name_beside(target, LOCK)):
             _replace(target, write)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_error(path, error) from error
 
 
 def write_bytes(path: Path, body: bytes) -> None:
@@ -43,10 +43,10 @@ def write_bytes(path: Path, body: bytes) -> None:
 def remove_file(path: Path) -> None:
     """Removes a file, if it is there, and what a killed process has left of it."""
     try:
-        for each in (path, _beside(path, UNFINISHED), _beside(path, LOCK)):
+        for each in (path, _name_beside(path, UNFINISHED), _name_beside(path, LOCK)):
             each.unlink(missing_ok=True)
     except OSError as error:
-        raise SettingError(f"cannot remove {str(path)!r}: {_reason(error)}") from error
+        raise SettingError(f"cannot remove {str(path)!r}: {_find_reason(error)}") from error
 
 
 def make_folder(path: Path) -> None:
@@ -60,7 +60,7 @@ def make_folder(path: Path) -> None:
         for lock in clear_locks(path, f".*{LOCK}"):
             lock.with_name(lock.name.removesuffix(LOCK) + UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
-        raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
+        raise SettingError(f"cannot create folder {str(path)!r}: {_find_reason(error)}") from error
 
 
 def check_writable(path: Path, *suffixes: str) -> None:
@@ -75,11 +75,11 @@ def check_writable(path: Path, *suffixes: str) -> None:
         raise SettingError("'-' is no file; give the name of a file to write")
     try:
         target = resolve_target(path)
-        with hold(_beside(target, LOCK), wait=False) as mine:
+        with hold(_name_beside(target, LOCK), wait=False) as mine:
             if mine:
-                _beside(target, UNFINISHED).unlink(missing_ok=True)
+                _name_beside(target, UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_error(path, error) from error
     if suffixes and path.suffix.lower() not in suffixes:
         raise SettingError(f"{str(path)!r} must end in {', '.join(suffixes)}")
 
@@ -105,8 +105,8 @@ def resolve_target(path: Path) -> Path:
         raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
     if not stat.S_ISREG(found.st_mode):
         raise SettingError(
-            f"cannot write {str(path)!r}: it is {_kind(found.st_mode)}, not a file; give another"
-            " name"
+            f"cannot write {str(path)!r}: it is {_name_kind(found.st_mode)}, not a file; give"
+            " another name"
         )
     if not found.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
         raise SettingError(f"cannot write {str(path)!r}: it is read-only; give another name")
@@ -122,7 +122,7 @@ def check_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise SettingError(f"cannot create folder {str(path)!r}: {_reason(error)}") from error
+        raise SettingError(f"cannot create folder {str(path)!r}: {_find_reason(error)}") from error
 
 
 def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
@@ -130,10 +130,10 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = 
 
     Names of one file are the same, also through links. None stands for what was not given.
     """
-    read = {_identity(path): path for path in inputs if path is not None}
+    read = {_identify(path): path for path in inputs if path is not None}
     written: dict[object, Path] = {}
     for path in filter(None, outputs):
-        this = _identity(path)
+        this = _identify(path)
         if this in read:
             raise SettingError(
                 f"{str(path)!r} would be written over {str(read[this])!r}, which is read; give"
@@ -147,7 +147,7 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = 
         written[this] = path
 
 
-def _identity(path: Path) -> object:
+def _identify(path: Path) -> object:
     """What two names of one file share, which need not be there yet."""
     try:
         found = path.stat()
@@ -157,7 +157,7 @@ def _identity(path: Path) -> object:
 
 
 def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    new = _beside(target, UNFINISHED)
+    new = _name_beside(target, UNFINISHED)
     new.unlink(missing_ok=True)  # of a process that was killed: the lock is ours
     try:
         with new.open("xb") as file:
@@ -169,7 +169,7 @@ def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
         new.unlink(missing_ok=True)
 
 
-def _beside(target: Path, suffix: str) -> Path:
+def _name_beside(target: Path, suffix: str) -> Path:
     """A hidden name for a file, of one length whatever the file's name is."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.with_name(f".{digest}{suffix}")
@@ -184,15 +184,15 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _kind(mode: int) -> str:
+def _name_kind(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a pipe" if stat.S_ISFIFO(mode) else "a device"
 
 
-def _unwritable(path: Path, error: OSError) -> SettingError:
-    return SettingError(f"cannot write {str(path)!r}: {_reason(error)}")
+def _make_error(path: Path, error: OSError) -> SettingError:
+    return SettingError(f"cannot write {str(path)!r}: {_find_reason(error)}")
 
 
-def _reason(error: OSError) -> str:
+def _find_reason(error: OSError) -> str:
     return error.strerror or str(error)

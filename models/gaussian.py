@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import Network
 from .errors import ModelError
+from .network import Network
 from .prediction import Prediction, convert
 from .schedule import Node, NoiseSchedule
 

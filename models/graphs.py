@@ -51,13 +51,13 @@ class CudaCapture:
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
         """Raises RuntimeError if the host waits for the device anywhere in it."""
         with torch.cuda.device(self.device):
-            return self._recorded(work)
+            return self._record(work)
 
-    def _recorded(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
+    def _record(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
         streams: Any = torch.cuda
         here, aside = streams.current_stream(), streams.Stream()
         aside.wait_stream(here)
-        with torch.cuda.stream(aside), _no_waiting():
+        with torch.cuda.stream(aside), _forbid_waiting():
             work()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
@@ -67,7 +67,7 @@ class CudaCapture:
 
 
 @contextmanager
-def _no_waiting() -> Iterator[None]:
+def _forbid_waiting() -> Iterator[None]:
     """Every wait of the host for the device raises, outside a recording, where it does no harm."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -112,15 +112,15 @@ class Graphs:
 
     def _run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
         tensors: list[Tensor] = []
-        if not self._possible() or not is_hashable(
-            found := (key, _mode(), _described(inputs, tensors))
+        if not self._can_record() or not is_hashable(
+            found := (key, _read_modes(), _describe_inputs(inputs, tensors))
         ):
             return work(inputs)
         self._check_weights()
         if found in self._failed or found not in self._held:
             self._keep(found, None)
             return work(inputs)
-        graph = self._held[found] or self._recorded(work, inputs, what)
+        graph = self._held[found] or self._record(work, inputs, what)
         if graph is None:
             self._failed.add(found)
             return work(inputs)
@@ -128,7 +128,7 @@ class Graphs:
         for own, given in zip(graph.inputs, tensors, strict=True):
             own.copy_(given, non_blocking=True)
         graph.replay()
-        return _cloned(graph.outputs)
+        return _clone_outputs(graph.outputs)
 
     def refuse(self, what: str, why: str) -> None:
         """Says, once, what is not recorded."""
@@ -136,7 +136,7 @@ class Graphs:
             self._said.add((what, why))
             warnings.warn(f"{what} is not recorded in a CUDA graph: {why}", stacklevel=3)
 
-    def _possible(self) -> bool:
+    def _can_record(self) -> bool:
         """Not while recording, with gradients, or where somebody watches single operations."""
         watched = torch._C._len_torch_dispatch_stack() > 0
         return not (Graphs.recording or torch.is_grad_enabled() or watched)
@@ -158,11 +158,11 @@ class Graphs:
             del self._held[next(iter(self._held))]
         self._held[key] = graph
 
-    def _recorded(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
+    def _record(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
         own: list[Tensor] = []
-        static = _copied(inputs, own)
+        static = _copy_inputs(inputs, own)
         try:
-            with _recording():
+            with _mark_recording():
                 outputs, replay = self.capture(lambda: work(static))
             _check_plain(outputs)
         except torch.OutOfMemoryError:
@@ -206,7 +206,7 @@ class GraphedForward:
 
 
 @contextmanager
-def _recording() -> Iterator[None]:
+def _mark_recording() -> Iterator[None]:
     Graphs.recording, Reading.allowed = True, False
     try:
         yield
@@ -214,43 +214,43 @@ def _recording() -> Iterator[None]:
         Graphs.recording, Reading.allowed = False, True
 
 
-def _mode() -> Hashable:
+def _read_modes() -> Hashable:
     """What torch itself is set to, which kernels depend on."""
     precision = torch.get_float32_matmul_precision()
     return torch.is_inference_mode_enabled(), torch.is_autocast_enabled(), precision
 
 
-def _described(tree: Any, tensors: list[Tensor]) -> Any:
+def _describe_inputs(tree: Any, tensors: list[Tensor]) -> Any:
     """What a graph depends on of its inputs; the tensors themselves are collected."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return tree.shape, tree.dtype, tree.device
     if isinstance(tree, dict):
-        return tuple((name, _described(each, tensors)) for name, each in tree.items())
+        return tuple((name, _describe_inputs(each, tensors)) for name, each in tree.items())
     if type(tree) in (list, tuple):
-        return type(tree), tuple(_described(each, tensors) for each in tree)
+        return type(tree), tuple(_describe_inputs(each, tensors) for each in tree)
     return type(tree), tree
 
 
-def _copied(tree: Any, tensors: list[Tensor]) -> Any:
-    """The same with tensors of its own, in the order of `_described`."""
+def _copy_inputs(tree: Any, tensors: list[Tensor]) -> Any:
+    """The same with tensors of its own, in the order of `_describe_inputs`."""
     if isinstance(tree, Tensor):
         tensors.append(tree.clone())
         return tensors[-1]
     if isinstance(tree, dict):
-        return {name: _copied(each, tensors) for name, each in tree.items()}
+        return {name: _copy_inputs(each, tensors) for name, each in tree.items()}
     if type(tree) in (list, tuple):
-        return type(tree)(_copied(each, tensors) for each in tree)
+        return type(tree)(_copy_inputs(each, tensors) for each in tree)
     return tree
 
 
-def _cloned(tree: Any) -> Any:
+def _clone_outputs(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree.clone()
     if isinstance(tree, dict):
-        return {name: _cloned(each) for name, each in tree.items()}
+        return {name: _clone_outputs(each) for name, each in tree.items()}
     if type(tree) in (list, tuple):
-        return type(tree)(_cloned(each) for each in tree)
+        return type(tree)(_clone_outputs(each) for each in tree)
     return tree
 
 

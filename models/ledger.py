@@ -77,7 +77,7 @@ class CacheLedger:
     def hit_rate(self) -> float:
         """The fraction of all rows that were skipped."""
         rows = sum(call.rows for call in self.calls)
-        return _per(sum(call.rows * (1.0 - call.computed) for call in self.calls), rows)
+        return _divide(sum(call.rows * (1.0 - call.computed) for call in self.calls), rows)
 
     @property
     def block_evaluations(self) -> float:
@@ -94,7 +94,7 @@ class CacheLedger:
         """FLOPs of the run over those without a cache; 1 if nothing ran."""
         rows = sum(call.rows for call in self.calls)
         paid = sum(call.rows * self.share(call) for call in self.calls)
-        return _per(paid, rows) if rows else 1.0
+        return _divide(paid, rows) if rows else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """The figures for `--json`."""
@@ -153,17 +153,17 @@ class Ledger:
     @property
     def nfe(self) -> float:
         """Evaluations per image: what a solver's budget is counted in."""
-        return _per(self.evaluations, self.images)
+        return _divide(self.evaluations, self.images)
 
     @property
     def rows_per_image(self) -> float:
         """Network rows per image: what the run cost, guidance included."""
-        return _per(self.rows, self.images)
+        return _divide(self.rows, self.images)
 
     @property
     def rows_per_step(self) -> tuple[float, ...]:
         """Network rows per image in each step."""
-        return tuple(_per(self.steps[n], self.images) for n in sorted(self.steps))
+        return tuple(_divide(self.steps[n], self.images) for n in sorted(self.steps))
 
     @property
     def saved(self) -> float:
@@ -201,7 +201,7 @@ class Ledger:
             "rows_per_image": self.rows_per_image,
             "calls": self.calls,
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(_per(self.images, self.seconds), 3),
+            "images_per_second": round(_divide(self.images, self.seconds), 3),
         }
         if self.rows > self.evaluations:
             found["rows_per_step"] = [round(rows, 4) for rows in self.rows_per_step]
@@ -211,7 +211,7 @@ class Ledger:
             found["cache"] = self.cache.as_dict()
         return found
 
-    def _saving(self) -> str:
+    def _describe_saving(self) -> str:
         """Said where some evaluations have two rows and some one."""
         some = self.evaluations < self.rows < 2 * self.evaluations
         return f" ({100.0 * self.saved:.0f} % fewer than full guidance)" if some else ""
@@ -219,13 +219,13 @@ class Ledger:
     def __str__(self) -> str:
         text = (
             f"{self.images} images | NFE {self.nfe:g} | {self.rows_per_image:g} network rows"
-            f" per image{self._saving()} | {self.calls} calls | {self.seconds:.2f} s"
-            f" | {_per(self.images, self.seconds):.1f} images/s"
+            f" per image{self._describe_saving()} | {self.calls} calls | {self.seconds:.2f} s"
+            f" | {_divide(self.images, self.seconds):.1f} images/s"
         )
         if self.cache is None:
             return text
         return f"{text}\n{self.cache} | effective NFE {self.effective_nfe:.2f}"
 
 
-def _per(total: float, count: float) -> float:
+def _divide(total: float, count: float) -> float:
     return total / count if count else 0.0

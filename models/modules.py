@@ -61,37 +61,37 @@ def _walk(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
         return
-    for part in _parts(value):
+    for part in _list_parts(value):
         yield from _walk(part, depth - 1, seen)
 
 
-def _parts(value: Any) -> list[Any]:
+def _list_parts(value: Any) -> list[Any]:
     """What a function holds; nothing of any other value but containers and callable objects."""
     match value:
         case partial():
             return [value.func, *value.args, *value.keywords.values()]
         case MethodType():
             owner = value.__self__
-            return [value.__func__, *([owner] if callable(owner) else _attributes(owner))]
+            return [value.__func__, *([owner] if callable(owner) else _list_attributes(owner))]
         case FunctionType():
             names = value.__code__.co_names
             used = [value.__globals__[name] for name in names if name in value.__globals__]
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            return [*_cells(value), *defaults, *used]
+            return [*_list_cells(value), *defaults, *used]
         case list() | tuple():
             return list(value)
         case dict():
             return list(value.values())
     is_object = callable(value) and not isinstance(value, type)
-    return [*_attributes(value), type(value).__call__] if is_object else []
+    return [*_list_attributes(value), type(value).__call__] if is_object else []
 
 
-def _attributes(value: Any) -> list[Any]:
+def _list_attributes(value: Any) -> list[Any]:
     """Returns the attributes of an object that has a dictionary of them."""
     return list(getattr(value, "__dict__", {}).values())
 
 
-def _cells(function: FunctionType) -> list[Any]:
+def _list_cells(function: FunctionType) -> list[Any]:
     cells = []
     for cell in function.__closure__ or ():
         try:

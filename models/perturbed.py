@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .architectures import Architecture, architecture_of, known_classes
 from .attention import Projection, find_projection, find_self_attention
-from .denoiser import Network
 from .errors import ModelError, SettingError
 from .hold import hold
 from .modules import is_compiled, unwrap_compiled
+from .network import Network
 from .schedule import Node
 
 
@@ -36,10 +36,10 @@ def perturb_attention(network: Network, layers: Sequence[int] | None = None) -> 
             is compiled, one that is not known so, or one whose layers attend to text.
         SettingError: for layers that it does not have.
     """
-    spots = _spots(network.module, layers)
+    spots = _find_spots(network.module, layers)
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        with hold(network.module, alone=True), _identity(spots):
+        with hold(network.module, alone=True), _skip_attention(spots):
             return network.forward(x, node, conditions)
 
     return replace(
@@ -84,7 +84,7 @@ class Swap:
 
 
 @contextmanager
-def _identity(spots: Sequence[Spot]) -> Iterator[None]:
+def _skip_attention(spots: Sequence[Spot]) -> Iterator[None]:
     """Hooks the layers and takes every hook off again."""
     swaps = [Swap(spot) for spot in spots]
     handles = []
@@ -108,7 +108,7 @@ def _check_reached(swaps: Sequence[Swap]) -> None:
         )
 
 
-def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]:
+def _find_spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]:
     if module is None:
         raise ModelError(
             "this network is a plain function, whose attention cannot be reached; make it with"
@@ -119,11 +119,11 @@ def _spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]
             "a compiled network does not see that its attention is perturbed; take the network as"
             " it was before torch.compile"
         )
-    found = _found(unwrap_compiled(module))
-    return [_spot(layer, *found[layer]) for layer in _chosen(found, layers)]
+    found = _find_layers(unwrap_compiled(module))
+    return [_make_spot(layer, *found[layer]) for layer in _choose_layers(found, layers)]
 
 
-def _found(root: nn.Module) -> list[tuple[str, nn.Module]]:
+def _find_layers(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """The self-attention layers by name, in their order."""
     card = architecture_of(root)
     if card is None or not _is_perturbable(card):
@@ -146,25 +146,25 @@ def _attends_to_text(attention: nn.Module) -> bool:
     return bool(getattr(attention, "is_cross_attention", False))
 
 
-def _chosen(found: Sequence[tuple[str, Any]], layers: Sequence[int] | None) -> Sequence[int]:
+def _choose_layers(found: Sequence[tuple[str, Any]], layers: Sequence[int] | None) -> Sequence[int]:
     if layers is None:
         middle = [n for n, (name, _) in enumerate(found) if name.startswith("mid_block.")]
         return middle or [len(found) // 2]
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(len(found))):
         raise SettingError(
             f"layers={list(layers)} must be different numbers of self-attention layers; this"
-            f" network has {_listed(found)}"
+            f" network has {_name_layers(found)}"
         )
     return sorted(layers)
 
 
-def _listed(found: Sequence[tuple[str, Any]]) -> str:
+def _name_layers(found: Sequence[tuple[str, Any]]) -> str:
     """The layers by number and name, as far as they fit a line."""
     named = [f"{n} ({name})" for n, (name, _) in enumerate(found)]
     return ", ".join(named if len(named) <= 8 else [*named[:4], "..", *named[-3:]])
 
 
-def _spot(layer: int, name: str, attention: Any) -> Spot:
+def _make_spot(layer: int, name: str, attention: Any) -> Spot:
     out = attention.to_out
     first = out[0] if isinstance(out, nn.ModuleList | nn.Sequential) else out
     return Spot(name, find_projection(layer, attention), first)

@@ -16,9 +16,9 @@ from .adapters import decoder_of, encoder_of, make_network_time
 from .architectures import architecture_of, known_classes
 from .architectures.base import TEXT, Conditions, PromptAdapter, fits
 from .architectures.common import module_of
-from .denoiser import Network
 from .diffusers_config import from_scheduler_config
 from .errors import ModelError, SettingError, UnknownNameError
+from .network import Network
 from .prompts import Prompts, device_of, encode
 from .schedule import Node
 from .size import Size
@@ -65,8 +65,8 @@ def network_of(pipe: Any, size: Size) -> Network:
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        decode=_decoder(adapter, pipe),
-        encode=_encoder(adapter, pipe),
+        decode=_find_decoder(adapter, pipe),
+        encode=_find_encoder(adapter, pipe),
         prompts=Prompts(adapter, pipe, size),
         needs=(*(name for name in adapter.conditions if "mask" not in name), *extra),
         device=device_of(pipe),
@@ -121,14 +121,14 @@ def _find_adapter(pipe: Any) -> PromptAdapter:
     return adapter
 
 
-def _decoder(adapter: PromptAdapter, pipe: Any) -> Any:
+def _find_decoder(adapter: PromptAdapter, pipe: Any) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None or not adapter.images:
         return None
     return decoder_of(vae) if adapter.decode is None else partial(adapter.decode, vae)
 
 
-def _encoder(adapter: PromptAdapter, pipe: Any) -> Any:
+def _find_encoder(adapter: PromptAdapter, pipe: Any) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None or not adapter.images:
         return None

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .denoiser import Branch, Denoiser, Network
+from .denoiser import Branch, Denoiser
+from .network import Network
 from .schedule import Node, NoiseSchedule
 
 ALIKE = 0.05  # relative distance of two answers of the same network, in bf16 at the worst

@@ -49,14 +49,14 @@ class Prompts:
         """
         texts: dict[str, Any] = {"prompt": prompt}
         if negative is not None:
-            texts |= _alike(prompt, negative)
+            texts |= _pair_texts(prompt, negative)
         elif self.adapter.guided:
             texts["do_classifier_free_guidance"] = True
         conditions, other = encode(self.adapter, self.pipe, **texts)
         return {**conditions, **self.adapter.extra(self.pipe, self.size)}, other
 
 
-def _alike(prompt: Texts, negative: Texts) -> dict[str, Texts]:
+def _pair_texts(prompt: Texts, negative: Texts) -> dict[str, Texts]:
     """Both as one text or both as lists of one length, as the pipelines want it."""
     if isinstance(prompt, str) and isinstance(negative, str):
         return {"prompt": prompt, "negative_prompt": negative}
@@ -81,11 +81,11 @@ def encode(adapter: PromptAdapter, pipe: Any, **texts: Any) -> tuple[Conditions,
     """
     given = texts.get("negative_prompt") is not None or "negative_prompt_embeds" in texts
     wanted = texts.get("do_classifier_free_guidance", given)
-    own = texts if adapter.guided else _texts(texts, negative=False)
+    own = texts if adapter.guided else _select_texts(texts, negative=False)
     found = _call_encoder(adapter, pipe, {**own, "do_classifier_free_guidance": wanted})
     negative = {key: value for key, value in found.items() if key.startswith("negative_")}
     if wanted and not adapter.guided:  # such pipelines encode one prompt at a time
-        other = _call_encoder(adapter, pipe, _texts(texts, negative=True))
+        other = _call_encoder(adapter, pipe, _select_texts(texts, negative=True))
         negative = {f"negative_{key}": value for key, value in other.items()}
     conditions = _name_conditions(adapter, found)
     if not wanted:
@@ -93,7 +93,7 @@ def encode(adapter: PromptAdapter, pipe: Any, **texts: Any) -> tuple[Conditions,
     return _align(adapter, conditions, _name_conditions(adapter, negative, "negative_"))
 
 
-def _texts(texts: Mapping[str, Any], *, negative: bool) -> dict[str, Any]:
+def _select_texts(texts: Mapping[str, Any], *, negative: bool) -> dict[str, Any]:
     """One prompt alone with the options of both, the negative one without that word."""
     options = {name: value for name, value in texts.items() if "prompt" not in name}
     asked = {name: v for name, v in texts.items() if name.startswith("negative_") == negative}

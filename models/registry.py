@@ -62,7 +62,7 @@ class SettingsRegistry(Registry[type[T]]):
         facts: Any = cls
         name = getattr(facts, "info", facts).name
         self.add(name, facts)
-        setattr(cls, "__init__", _checking(name, facts))  # noqa: B010  # mypy refuses the plain form
+        setattr(cls, "__init__", _wrap_constructor(name, facts))  # noqa: B010  # mypy refuses the plain form
         return cls
 
     def make(self, name: str, /, **settings: Any) -> T:
@@ -112,11 +112,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
-        settings[key.strip()] = _value(value.strip())
+        settings[key.strip()] = _parse_value(value.strip())
     return name, settings
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -133,7 +133,7 @@ def is_needed(field: "Field[Any]") -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _checking(name: str, cls: Any) -> Callable[..., None]:
+def _wrap_constructor(name: str, cls: Any) -> Callable[..., None]:
     """Returns the class's constructor with errors that name the setting."""
     make = cls.__init__
 
@@ -145,7 +145,7 @@ def _checking(name: str, cls: Any) -> Callable[..., None]:
         try:
             make(self, *args, **given)
         except ValidationError as error:
-            raise _setting_error(name, error) from error
+            raise _make_error(name, error) from error
 
     return init
 
@@ -168,7 +168,7 @@ def _check_names(
         raise SettingError(f"{name} needs {', '.join(missing)}; write {name}:{example}")
 
 
-def _setting_error(name: str, error: ValidationError) -> FewstepError:
+def _make_error(name: str, error: ValidationError) -> FewstepError:
     """Returns the first problem in one line; errors of ours stay as they are."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")

@@ -187,21 +187,21 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
 
 def share_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     """Whether two schedules pass through the same (alpha, sigma), however they name the times."""
-    return _path(a) == _path(b)
+    return _describe_path(a) == _describe_path(b)
 
 
 NAMES_AND_RANGES = {"shift", "terminal", "time_scale", "noise_at", "time_label", "sigma_data"}
 NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max"}
 
 
-def _path(schedule: NoiseSchedule) -> dict[str, Any]:
+def _describe_path(schedule: NoiseSchedule) -> dict[str, Any]:
     """The family and the parameters that alpha as a function of lam depends on."""
     process = process_of(schedule)
     kept = process["params"].keys() - NAMES_AND_RANGES
     return {"family": process["family"], **{name: process["params"][name] for name in kept}}
 
 
-def _whole(schedule: NoiseSchedule) -> str:
+def _explain_rounding(schedule: NoiseSchedule) -> str:
     """Says why times that were listed apart may be one, where they may."""
     if not getattr(schedule, "whole_times", False):
         return ""
@@ -230,7 +230,8 @@ class TimeGrid:
             if not s.lam > t.lam:
                 raise ScheduleError(
                     f"a time grid must fall: node {i} has t={t.t:g}, node {i + 1} has t={s.t:g};"
-                    f" list times from noise to data, each one once{_whole(self.schedule)}"
+                    " list times from noise to data, each one once"
+                    f"{_explain_rounding(self.schedule)}"
                 )
 
     @classmethod

@@ -24,7 +24,7 @@ def make_generator(seed: int) -> torch.Generator:
         raise SettingError(f"seed {seed} must not be negative")
     generator = torch.Generator().manual_seed(seed % WORD)
     if seed >= WORD:
-        generator.set_state(_state(seed, generator.get_state()))
+        generator.set_state(_make_state(seed, generator.get_state()))
     return generator
 
 
@@ -41,25 +41,25 @@ def seed_everything(seed: int) -> None:
     torch.set_rng_state(state)
 
 
-def _state(seed: int, state: torch.Tensor) -> torch.Tensor:
+def _make_state(seed: int, state: torch.Tensor) -> torch.Tensor:
     """The state of a generator that was seeded with the low word, for the whole seed."""
     words = state.numpy().copy().view(np.uint64)
-    if not np.array_equal(words[STATE], _twister(seed % WORD)):
+    if not np.array_equal(words[STATE], _make_twister(seed % WORD)):
         raise ModelError(
             f"torch {torch.__version__} keeps its random state in a way that is not known here, so"
             f" seed {seed} cannot be used; take one below 2^32"
         )
     words[0] = seed % WORD**2  # what `initial_seed` reports
-    words[STATE] = _twister(_words(seed))
+    words[STATE] = _make_twister(_split_words(seed))
     return torch.from_numpy(words.view(np.uint8))
 
 
-def _twister(key: int | list[int]) -> np.ndarray:
+def _make_twister(key: int | list[int]) -> np.ndarray:
     """The 624 words of a twister seeded with a number, or with several."""
     state = np.random.RandomState(key).get_state(legacy=False)
     return np.asarray(state["state"]["key"])
 
 
-def _words(seed: int) -> list[int]:
+def _split_words(seed: int) -> list[int]:
     """The 32-bit words of a number, low ones first."""
     return [seed >> shift & (WORD - 1) for shift in range(0, seed.bit_length(), 32)]

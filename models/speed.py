@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Network
 from .errors import SettingError
 from .graphs import CudaCapture, Graphs, record_calls
 from .hold import hold
+from .network import Network
 from .schedule import Node
 
 
@@ -46,7 +46,7 @@ def faster(network: Network, speed: Speed) -> Network:
     """
     if speed == Speed():
         return network
-    module = _module(network)
+    module = _require_module(network)
     if speed.cuda_graph and network.device.type != "cuda":
         raise SettingError(
             f"CUDA graphs need a CUDA device and {network.name} is on {network.device}; add"
@@ -54,9 +54,9 @@ def faster(network: Network, speed: Speed) -> Network:
         )
     with hold(module, alone=True):
         if speed.channels_last:
-            _in_channels_last(module, network.name)
+            _use_channels_last(module, network.name)
         if speed.compile:
-            _compiled(module, network.name)
+            _compile(module, network.name)
     if not speed.cuda_graph:
         return network
     return record_graphs(network, Graphs(module, CudaCapture(network.device)))
@@ -64,7 +64,7 @@ def faster(network: Network, speed: Speed) -> Network:
 
 def record_graphs(network: Network, graphs: Graphs) -> Network:
     """The network with its calls recorded in `graphs`, and whole runs by whoever drives it."""
-    module = _module(network)
+    module = _require_module(network)
     with hold(module, alone=True):
         record_calls(module, graphs)
     return replace(network, graphs=graphs)
@@ -83,14 +83,14 @@ def use_tf32(network: Network) -> Network:
         return network
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-        with _matmul_precision("high"):
+        with _set_matmul_precision("high"):
             return network.forward(x, node, conditions)
 
     return replace(network, forward=forward)
 
 
 @contextmanager
-def _matmul_precision(wanted: str) -> Iterator[None]:
+def _set_matmul_precision(wanted: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(wanted)
     try:
@@ -99,7 +99,7 @@ def _matmul_precision(wanted: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _module(network: Network) -> nn.Module:
+def _require_module(network: Network) -> nn.Module:
     if network.module is None:
         raise SettingError(
             f"{network.name} is a plain function, which is run as it is; make it with from_module"
@@ -108,13 +108,13 @@ def _module(network: Network) -> nn.Module:
     return network.module
 
 
-def _in_channels_last(module: Any, name: str) -> None:
+def _use_channels_last(module: Any, name: str) -> None:
     if not any(isinstance(each, nn.Conv2d) for each in module.modules()):
         raise SettingError(f"{name} has no 2D convolutions; drop --channels-last")
     module.to(memory_format=torch.channels_last)
 
 
-def _compiled(module: nn.Module, name: str) -> None:
+def _compile(module: nn.Module, name: str) -> None:
     """Compiles in place, at the first call; a module that is compiled already stays as it is."""
     if vars(module).get("_compiled_call_impl") is not None:
         return
@@ -138,7 +138,7 @@ class Backend:
         if self.broken:
             return plain
         try:
-            return self._inductor(graph, inputs)
+            return self._lower_graph(graph, inputs)
         except Exception as error:  # inductor, Triton and the C++ compiler raise what they like
             self.give_up(error)
             return plain
@@ -149,7 +149,7 @@ class Backend:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"{self.name} cannot be compiled and runs as it is: {text}", stacklevel=2)
 
-    def _inductor(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _lower_graph(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
         if self._lower is None:
             from torch._inductor import compile_fx  # slow to import
 

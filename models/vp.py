@@ -145,7 +145,7 @@ class VPDiscrete(_VariancePreserving):
         sums = [0.0]
         for beta in self._betas():
             sums.append(sums[-1] + 0.5 * math.log1p(-beta))
-        return tuple(_rescaled_to_zero(sums)) if self.zero_snr else tuple(sums)
+        return tuple(_rescale_to_zero(sums)) if self.zero_snr else tuple(sums)
 
     def _segment(self, t: float) -> tuple[int, float]:
         n = min(int(t * self.num_train_timesteps), self.num_train_timesteps - 1)
@@ -165,7 +165,7 @@ def _vp_slope(node: Node, rate: float) -> tuple[float, float]:
     return d_alpha, -math.inf * d_alpha if node.sigma == 0.0 else -node.alpha * d_alpha / node.sigma
 
 
-def _rescaled_to_zero(log_alpha: Sequence[float]) -> Iterator[float]:
+def _rescale_to_zero(log_alpha: Sequence[float]) -> Iterator[float]:
     """ln of alpha' = (alpha - alpha_N) alpha_1 / (alpha_1 - alpha_N), with a floor for the last."""
     first, last = math.exp(log_alpha[1]), math.exp(log_alpha[-1])
     yield 0.0

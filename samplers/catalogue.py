@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models.caching import names as cache_names
 from ..models.caching import policy_class
-from ..models.load import card, embedded_names
+from ..models.load import embedded_names, read_card
 from ..models.registry import settings_of
 from ..solvers import names, solver
 from ..solvers.presets import preset, preset_names
@@ -51,7 +51,7 @@ def _list_grids() -> Rows:
 def _list_models() -> Rows:
     rows: Rows = [("model", "class", "parameters", "predicts", "process", "classes", "data")]
     for name in embedded_names():
-        facts = card(name)
+        facts = read_card(name)
         parameters = f"{facts['parameters'] / 1e6:.2f} M"
         process = facts["schedule"]["family"]
         classes = str(facts["num_classes"])

@@ -27,9 +27,10 @@ from safetensors import safe_open
 from fewstep import Sampler
 from fewstep.models import embedded
 from fewstep.models.adapters import from_pipeline
+from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.errors import FewstepError, ModelError, UnknownNameError
-from fewstep.models.load import WEIGHTS, card, embedded_names, load
+from fewstep.models.load import embedded_names, load, read_card
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete, process_of
 
@@ -123,7 +124,7 @@ def test_what_is_embedded():
 
 @every_embedded
 def test_the_card_tells_the_truth(name):
-    facts, folder = card(name), HOME / name
+    facts, folder = read_card(name), HOME / name
     assert facts["name"] == name
     assert facts["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     module = getattr(diffusers, facts["class"]).from_pretrained(folder)
@@ -138,7 +139,7 @@ def test_the_card_tells_the_truth(name):
 
 @every_embedded
 def test_an_embedded_network_is_what_its_card_says(name, networks):
-    network, facts = networks[name], card(name)
+    network, facts = networks[name], read_card(name)
     assert network.name == name
     assert network.shape == tuple(facts["shape"]) == (1, 32, 32)
     assert (network.num_classes, network.null_class) == (10, 10)
@@ -333,7 +334,7 @@ def test_a_mistyped_name_is_met_with_a_suggestion():
     with pytest.raises(ModelError, match="'fashion-dti'; did you mean 'fashion-dit'"):
         load("fashion-dti")
     with pytest.raises(UnknownNameError, match="did you mean 'fashion-unet'"):
-        card("fashion-uent")
+        read_card("fashion-uent")
 
 
 def test_an_unknown_dtype():

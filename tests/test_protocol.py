@@ -14,7 +14,7 @@ from fewstep.eval.bench.protocol import (
     weights_sha256,
 )
 from fewstep.models.errors import SettingError
-from fewstep.models.load import card
+from fewstep.models.load import read_card
 from fewstep.models.schedule import VPDiscrete
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.run_record import Run
@@ -150,7 +150,7 @@ def test_labels_follow_seeds():
 
 
 def test_weights_are_hashed_where_they_are(tmp_path):
-    assert weights_sha256("fashion-dit") == card("fashion-dit")["sha256"]
+    assert weights_sha256("fashion-dit") == read_card("fashion-dit")["sha256"]
     assert weights_sha256("owner/name") is None
     (tmp_path / "unet").mkdir()
     file = tmp_path / "unet" / "a.safetensors"

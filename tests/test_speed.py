@@ -45,7 +45,7 @@ def traced(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(Backend, "_inductor", lower)
+    monkeypatch.setattr(Backend, "_lower_graph", lower)
     torch._dynamo.reset()
     return graphs
 
@@ -88,7 +88,7 @@ def test_a_failing_compiler_leaves_the_network_as_it_is_and_one_warning(monkeypa
         calls.append(1)
         raise RuntimeError("No working C++ compiler found\nin all the usual places")
 
-    monkeypatch.setattr(Backend, "_inductor", lower)
+    monkeypatch.setattr(Backend, "_lower_graph", lower)
     torch._dynamo.reset()
     network = faster(net(), Speed(compile=True))
     with pytest.warns(UserWarning, match="tiny cannot be compiled .*: No working C") as caught:
@@ -111,13 +111,13 @@ def test_a_python_that_cannot_compile_says_so(monkeypatch):
 
 @pytest.mark.slow
 def test_inductor_itself_compiles_the_network(monkeypatch):
-    lowered, inductor = [], Backend._inductor
+    lowered, inductor = [], Backend._lower_graph
 
     def lower(backend, graph, inputs):
         lowered.append(inductor(backend, graph, inputs))
         return lowered[-1]
 
-    monkeypatch.setattr(Backend, "_inductor", lower)
+    monkeypatch.setattr(Backend, "_lower_graph", lower)
     torch._dynamo.reset()
     network = faster(net(num_layers=1), Speed(compile=True))
     with warnings.catch_warnings():

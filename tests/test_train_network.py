@@ -22,9 +22,10 @@ from training import loop, pixels, run, store, table, task
 from training.recipe import Recipe, Times, build, parameters_of, recipe_of, written
 
 from fewstep.eval.data import in_memory
+from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
-from fewstep.models.load import WEIGHTS, card, load
+from fewstep.models.load import load, read_card
 from fewstep.models.prediction import x0_from
 from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
 
@@ -348,7 +349,7 @@ def test_fashion_recipes_make_the_embedded_networks_again(name):
         made = dict(build(recipe).config)
     names = kept.keys() - {"_class_name", "_diffusers_version"}
     assert {each: listed(made[each]) for each in names} == {each: kept[each] for each in names}
-    facts = card(name)
+    facts = read_card(name)
     assert facts["class"] == recipe.model
     assert facts["prediction"] == recipe.prediction
     assert facts["schedule"] == dict(recipe.schedule)
@@ -634,7 +635,7 @@ def test_one_command_leaves_a_network_to_sample_from(tmp_path, monkeypatch, caps
     assert network.schedule == EDM()
     assert network.null_class == 3
     facts = json.loads((out / "card.json").read_text())
-    assert facts.keys() >= card("fashion-dit").keys()
+    assert facts.keys() >= read_card("fashion-dit").keys()
     assert facts["trained"]["steps"] == 6
     assert "6 steps of AdamW" in facts["training"]
     assert facts["parameters"] == parameters_of(TINY_EDM)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, model_validator
 
 from ...models.errors import SettingError
-from ...models.load import card, embedded_names
+from ...models.load import embedded_names, read_card
 from ...models.reading import StrictModel
 from ...samplers.labels import parse_ranges
 from ...samplers.run_record import Run, format_ranges
@@ -184,7 +184,7 @@ def weights_sha256(model: str) -> str | None:
     None for a hub id, whose files are the hub's.
     """
     if model in embedded_names():
-        return str(card(model)["sha256"])
+        return str(read_card(model)["sha256"])
     if not Path(model).is_dir():
         return None
     paths = sorted(Path(model).rglob("*.safetensors"))

@@ -54,7 +54,7 @@ ARCHITECTURES = (
 )
 
 
-def _by_class() -> dict[str, Architecture]:
+def _index_classes() -> dict[str, Architecture]:
     whole = {name: card for card in ARCHITECTURES for name in card.classes}
     parts = {
         name: Architecture(classes=(name,), blocks=card.blocks)
@@ -64,7 +64,7 @@ def _by_class() -> dict[str, Architecture]:
     return parts | whole
 
 
-BY_CLASS = _by_class()
+BY_CLASS = _index_classes()
 PIPELINES: dict[str, GuidanceLayout] = {
     name: layout for card in ARCHITECTURES for name, layout in card.pipelines.items()
 }

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..modules import unwrap_compiled
 from .base import BlockGroup, BlockStructure
-from .replay import Replay, Visit, tensors
-from .stack import Stack, describe, parameters
+from .replay import Replay, Visit, list_tensors
+from .stack import Stack, describe, list_parameters
 
 CACHED = r"(?!act_|.*norm)((\w+_)?(attn|attention)\w*|ff|ffn|ff_\w+|(\w+_)?mlp|feed_forward\w*)"
 
@@ -46,30 +46,32 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
     if root.training:
         raise ModelError("cannot observe a network in training mode; call .eval() on it first")
     visits, full = _watch(root, args, kwargs)
-    chains = _chains(_runs(visits))
+    chains = _join_chains(_find_runs(visits))
     if not chains:
-        raise ModelError(f"{_who(root)}: no list of blocks hands its state from one to the next")
-    chain = max(chains, key=lambda each: _size(root, each))
+        raise ModelError(
+            f"{_name_failure(root)}: no list of blocks hands its state from one to the next"
+        )
+    chain = max(chains, key=lambda each: _count_parameters(root, each))
     _check_rows(root, chain, full)
     replay = Replay(
         [visit for run in chain for visit in run.visits], full, lambda: root(*args, **kwargs)
     )
-    for structure in _readings(root, chain):
+    for structure in _list_readings(root, chain):
         stack = describe(root, structure)
         if replay.holds(stack, tail=0):
             chained = len(stack.blocks) < 3 or replay.holds(stack, tail=len(stack.blocks) // 2)
             stack = replace(stack, structure=replace(structure, chained=chained))
-            return _with_modules(stack, replay)
+            return _add_modules(stack, replay)
     paths = " and ".join(run.group.path for run in chain)
     raise ModelError(
-        f"{_who(root)}: what leaves the last block of {paths} is not all that its output depends "
-        "on, so its blocks cannot be skipped as a whole"
+        f"{_name_failure(root)}: what leaves the last block of {paths} is not all that its output"
+        " depends on, so its blocks cannot be skipped as a whole"
     )
 
 
 def may_have_blocks(module: nn.Module) -> bool:
     """Whether a network has lists of modules that may be blocks, and is no UNet."""
-    return not hasattr(module, "up_blocks") and bool(_outer_lists(module))
+    return not hasattr(module, "up_blocks") and bool(_find_outer_lists(module))
 
 
 def _check_rows(root: nn.Module, chain: list[ListRun], full: list[Tensor]) -> None:
@@ -77,11 +79,11 @@ def _check_rows(root: nn.Module, chain: list[ListRun], full: list[Tensor]) -> No
     rows = next(each.shape[0] for each in chain[-1].visits[-1].outputs if each is not None)
     if rows not in (len(full), full[0].shape[0]):
         raise ModelError(
-            f"{_who(root)}: its blocks take {rows} rows for {full[0].shape[0]} samples"
+            f"{_name_failure(root)}: its blocks take {rows} rows for {full[0].shape[0]} samples"
         )
 
 
-def _who(root: nn.Module) -> str:
+def _name_failure(root: nn.Module) -> str:
     return f"no cache for {type(root).__name__}"
 
 
@@ -93,25 +95,25 @@ def _watch(
 
     def listener(path: str, index: int) -> Callable[..., None]:
         def hear(member: nn.Module, given: tuple[Any, ...], named: Any, out: Any) -> None:
-            call = {**dict(zip(parameters(member), given, strict=False)), **named}
+            call = {**dict(zip(list_parameters(member), given, strict=False)), **named}
             visits.append(Visit(path, index, call, out if isinstance(out, tuple) else (out,)))
 
         return hear
 
     handles = [
         member.register_forward_hook(listener(path, k), with_kwargs=True)
-        for path, held in _outer_lists(root)
+        for path, held in _find_outer_lists(root)
         for k, member in enumerate(held)
     ]
     try:
         with torch.no_grad():
-            return visits, tensors(root(*args, **kwargs))
+            return visits, list_tensors(root(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+def _find_outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """The module lists that are not inside a member of another one."""
     found: list[tuple[str, nn.ModuleList]] = []
     for name, each in root.named_modules():
@@ -121,7 +123,7 @@ def _outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     return found
 
 
-def _runs(visits: list[Visit]) -> list[ListRun]:
+def _find_runs(visits: list[Visit]) -> list[ListRun]:
     """The lists whose members ran once each, in a row, and handed on what they returned."""
     by_path: dict[str, list[Visit]] = {}
     for visit in visits:
@@ -131,18 +133,18 @@ def _runs(visits: list[Visit]) -> list[ListRun]:
         start = visits.index(own[0])
         in_a_row = visits[start : start + len(own)] == own
         once = [visit.index for visit in own] == list(range(len(own)))
-        streams = _streams(own) if in_a_row and once else ()
+        streams = _find_streams(own) if in_a_row and once else ()
         if streams:
             runs.append(ListRun(BlockGroup(path, streams), tuple(own)))
     return runs
 
 
-def _streams(visits: Sequence[Visit]) -> tuple[str, ...]:
+def _find_streams(visits: Sequence[Visit]) -> tuple[str, ...]:
     """By which argument each output enters the next block; () if one enters by none."""
     if len(visits) < 2:
         return ()
     names = [
-        tuple(_entry(after.call, out) for out in before.outputs)
+        tuple(_find_entry(after.call, out) for out in before.outputs)
         for before, after in pairwise(visits)
     ]
     alike = len(set(names)) == 1 and len(visits[-1].outputs) == len(names[0])
@@ -150,11 +152,11 @@ def _streams(visits: Sequence[Visit]) -> tuple[str, ...]:
     return names[0] if alike and known else ()
 
 
-def _entry(call: Mapping[str, Any], out: Any) -> str:
+def _find_entry(call: Mapping[str, Any], out: Any) -> str:
     return next((name for name, value in call.items() if value is out and out is not None), "")
 
 
-def _chains(runs: list[ListRun]) -> list[list[ListRun]]:
+def _join_chains(runs: list[ListRun]) -> list[list[ListRun]]:
     """Runs joined to their successor where that takes what they return."""
     chains: list[list[ListRun]] = []
     for run in runs:
@@ -176,13 +178,13 @@ def _link(before: ListRun, after: ListRun) -> ListRun | None:
         return after
     if len(taken) == 1 and len(outputs) == 2:
         for joint in ("first", "last"):
-            if any(_is_cat(taken[0], pair) for pair in _pairs(outputs, joint)):
+            if any(_is_cat(taken[0], pair) for pair in _list_pairs(outputs, joint)):
                 return replace(after, group=replace(after.group, joint=joint))
     return None
 
 
-def _pairs(outputs: Mapping[str, Any], joint: str) -> Iterator[tuple[Any, Any]]:
-    names = _likely_image(tuple(outputs))
+def _list_pairs(outputs: Mapping[str, Any], joint: str) -> Iterator[tuple[Any, Any]]:
+    names = _sort_streams(tuple(outputs))
     image, text = outputs[names[0]], outputs[names[1]]
     yield (text, image) if joint == "first" else (image, text)
 
@@ -194,34 +196,36 @@ def _is_cat(whole: Any, parts: tuple[Any, Any]) -> bool:
     return whole.shape[1] == rows and torch.equal(whole, torch.cat(parts, dim=1))
 
 
-def _likely_image(streams: tuple[str, ...]) -> list[str]:
+def _sort_streams(streams: tuple[str, ...]) -> list[str]:
     """The streams, the likeliest image first: what is not called text, context or encoder."""
     words = ("encoder", "text", "txt", "context", "cap", "audio")
     return sorted(streams, key=lambda name: any(word in name for word in words))
 
 
-def _size(root: nn.Module, chain: list[ListRun]) -> int:
+def _count_parameters(root: nn.Module, chain: list[ListRun]) -> int:
     held = [root.get_submodule(run.group.path) for run in chain]
     return sum(parameter.numel() for each in held for parameter in each.parameters())
 
 
-def _readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStructure]:
+def _list_readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStructure]:
     """Yields the chain as a structure, once for each of two streams that the image may be."""
     first = chain[0].group.returns
     if len(first) > 2:
-        raise ModelError(f"{_who(root)}: its blocks return {len(first)} streams, at most 2 can be")
-    for image in _likely_image(first):
+        raise ModelError(
+            f"{_name_failure(root)}: its blocks return {len(first)} streams, at most 2 can be"
+        )
+    for image in _sort_streams(first):
         yield BlockStructure(tuple(_name_streams(run.group, image) for run in chain))
 
 
 def _name_streams(group: BlockGroup, image: str) -> BlockGroup:
     """Returns the group with image and text named; a list of other names has its own image."""
-    mine = image if image in group.returns else _likely_image(group.returns)[0]
+    mine = image if image in group.returns else _sort_streams(group.returns)[0]
     text = next((name for name in group.returns if name != mine), group.text)
     return replace(group, image=mine, text=text)
 
 
-def _with_modules(stack: Stack, replay: Replay) -> Stack:
+def _add_modules(stack: Stack, replay: Replay) -> Stack:
     """The stack with the usual attention and MLP modules: those that run once in each call."""
     found = {
         f"{block.name}.{name}": module

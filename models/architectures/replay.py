@@ -43,7 +43,7 @@ class Replay:
 
         try:
             with torch.no_grad(), replace_blocks(stack, recorded, rows, tail, lead=0):
-                return same(tensors(self.call()), self.full)
+                return are_same(list_tensors(self.call()), self.full)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
             return False  # the shapes did not fit: a block changes them
 
@@ -83,15 +83,15 @@ def replace_blocks(
                 vars(module)["forward"] = own
 
 
-def tensors(out: Any) -> list[Tensor]:
+def list_tensors(out: Any) -> list[Tensor]:
     """Returns the tensors of an output: a tensor, a tuple or list, or diffusers' record."""
     if isinstance(out, Tensor):
         return [out]
     values = out.values() if isinstance(out, Mapping) else out
-    nested = [tensors(each) for each in values if isinstance(each, Tensor | list | tuple)]
+    nested = [list_tensors(each) for each in values if isinstance(each, Tensor | list | tuple)]
     return [each for own in nested for each in own]
 
 
-def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+def are_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Tells whether two outputs are equal to the bit, and there is something to compare."""
     return len(a) == len(b) > 0 and all(map(torch.equal, a, b))

@@ -112,7 +112,7 @@ class Stack:
         Raises:
             ModelError: if none are known, or its patterns match none here.
         """
-        found = _matching(self.root, self.structure.modules)
+        found = _match_modules(self.root, self.structure.modules)
         if not found:
             patterns = ", ".join(self.structure.modules) or "any (none are known for it)"
             raise ModelError(
@@ -124,7 +124,7 @@ class Stack:
     @cached_property
     def idle(self) -> dict[str, nn.Module]:
         """The sub-modules that need not run when the cached ones are forecast, by name."""
-        return _matching(self.root, self.structure.idle)
+        return _match_modules(self.root, self.structure.idle)
 
     def text_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         """How many text rows a joint group carries, from the arguments of the first block."""
@@ -165,11 +165,13 @@ def describe(module: nn.Module, structure: BlockStructure | None = None) -> Stac
     structure = structure or block_structure(root)
     if structure is None:
         card = architecture_of(root)
-        raise ModelError(_unet(root) if card is not None and card.unet else _unknown(root))
-    blocks = tuple(block for group in structure.groups for block in _blocks(root, group))
+        raise ModelError(
+            _explain_unet(root) if card is not None and card.unet else _explain_unknown(root)
+        )
+    blocks = tuple(block for group in structure.groups for block in _find_blocks(root, group))
     if not blocks:
         paths = " and ".join(group.path for group in structure.groups)
-        raise ModelError(f"{type(root).__name__} has no block in {paths}; {_lists(root)}")
+        raise ModelError(f"{type(root).__name__} has no block in {paths}; {_name_lists(root)}")
     return Stack(root, structure, blocks)
 
 
@@ -189,28 +191,29 @@ def make_blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return image[..., :0] if text is None else (image[..., :0], text[..., :0])
 
 
-def _matching(root: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
+def _match_modules(root: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
     whole = re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or "(?!)")
     return {name: each for name, each in root.named_modules() if whole.fullmatch(name)}
 
 
-def _blocks(root: nn.Module, group: BlockGroup) -> list[LiveBlock]:
+def _find_blocks(root: nn.Module, group: BlockGroup) -> list[LiveBlock]:
     held = dict(root.named_modules()).get(group.path)
     if not isinstance(held, nn.ModuleList):
         raise ModelError(
-            f"{type(root).__name__} has no list of blocks {group.path!r}; {_lists(root)}"
+            f"{type(root).__name__} has no list of blocks {group.path!r}; {_name_lists(root)}"
         )
     return [
-        LiveBlock(f"{group.path}.{k}", each, group, parameters(each)) for k, each in enumerate(held)
+        LiveBlock(f"{group.path}.{k}", each, group, list_parameters(each))
+        for k, each in enumerate(held)
     ]
 
 
-def parameters(module: nn.Module) -> tuple[str, ...]:
+def list_parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of the forward arguments of a module; of its class, as hooks may have wrapped it."""
     return tuple(inspect.signature(type(unwrap_compiled(module)).forward).parameters)[1:]
 
 
-def _unknown(root: nn.Module) -> str:
+def _explain_unknown(root: nn.Module) -> str:
     known = ", ".join(known_classes(lambda card: card.blocks))
     return (
         f"no block structure is known for {type(root).__name__}; known: {known}; "
@@ -219,13 +222,13 @@ def _unknown(root: nn.Module) -> str:
     )
 
 
-def _unet(root: nn.Module) -> str:
+def _explain_unet(root: nn.Module) -> str:
     return (
         f"{type(root).__name__} is a UNet: its blocks are not one stack that can be skipped as a"
         " whole; use deepcache or fixed-mask, which split it into a deep and a shallow part"
     )
 
 
-def _lists(root: nn.Module) -> str:
+def _name_lists(root: nn.Module) -> str:
     found = [n for n, each in root.named_modules() if isinstance(each, nn.ModuleList) and n]
     return f"its lists of modules are: {', '.join(found[:8]) or 'none'}"

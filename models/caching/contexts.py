@@ -64,7 +64,7 @@ class CallCounter:
         """A call of a pipeline."""
         known = name or ""
         if time != self.time or (time is None and (known in self.seen or name is None)):
-            self._step(time)
+            self._start_step(time)
         turn = self.seen[known]
         self.seen[known] += 1
         stage = turn if name is not None else 0
@@ -74,7 +74,7 @@ class CallCounter:
             self.steps[stage] += 1
         return Place((branch,), stage, self.steps[stage] - 1)
 
-    def _step(self, time: float | None) -> None:
+    def _start_step(self, time: float | None) -> None:
         if time is not None and self.time is not None:
             self.falls = time < self.time
         self.time = time

@@ -38,7 +38,7 @@ def measure(
 
     shapes = tree_map_only(torch.Tensor, lambda each: (each.shape, each.dtype), (args, kwargs))
     size = sum(1 for _ in root.modules())  # adapters may have come since
-    key, known = repr((list(parts), shapes, size)), _counted.setdefault(root, {})
+    key, known = repr((list(parts), shapes, size)), _counts.setdefault(root, {})
     if key not in known:
         known[key] = _count(root, parts, args, kwargs)
     return known[key]
@@ -51,7 +51,7 @@ def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: A
     eager: Any = torch.compiler.set_stance  # a compiled block would hide what it does
     with (
         FlopCounterMode(display=False) as counter,
-        _watched(parts, found, counter),
+        _watch_parts(parts, found, counter),
         torch.no_grad(),
         eager("force_eager"),
     ):
@@ -59,11 +59,13 @@ def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: A
     return FlopCount(counter.get_total_flops(), found)
 
 
-_counted: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionary()
+_counts: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionary()
 
 
 @contextmanager
-def _watched(parts: Mapping[str, nn.Module], found: dict[str, int], counter: Any) -> Iterator[None]:
+def _watch_parts(
+    parts: Mapping[str, nn.Module], found: dict[str, int], counter: Any
+) -> Iterator[None]:
     """Adds to each part what the counter rises by while it runs."""
 
     def before(name: str) -> Any:

@@ -141,7 +141,7 @@ class Engine(ABC):
         self._lengths: dict[int, int | None] = {}
         self.sample: tuple[Any, Any] | None = None
         self._cost: FlopCount | None = None
-        self._time = _position(root, ("timestep", "timesteps", "t"))
+        self._time = _find_argument(root, ("timestep", "timesteps", "t"))
 
     # Runs
 
@@ -195,11 +195,11 @@ class Engine(ABC):
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
         self._check_mode()
-        place = self._place(args, kwargs)
+        place = self._find_place(args, kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        self.state = CallState(place, self._track(place, x), len(x))
+        self.state = CallState(place, self._find_track(place, x), len(x))
         length = self.length(place.stage)
-        self.state.full = True if self.policy.off else self._forced(self.state, length)
+        self.state.full = True if self.policy.off else self._decide_early(self.state, length)
         if self.sample is None:
             self.sample = (tuple(args), dict(kwargs))
         return self.state
@@ -237,7 +237,7 @@ class Engine(ABC):
                 " under torch.no_grad() or torch.inference_mode()"
             )
 
-    def _place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Place:
+    def _find_place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Place:
         if self.announced is not None:
             announced, self.announced = self.announced, None
             return self.clock.count_announced(*announced)
@@ -255,7 +255,7 @@ class Engine(ABC):
             return float(found.flatten()[0]) if found.numel() else None
         return float(found) if isinstance(found, int | float) else None
 
-    def _track(self, place: Place, x: Tensor) -> Track:
+    def _find_track(self, place: Place, x: Tensor) -> Track:
         facts = (x.shape[1:], x.dtype, x.device, len(x) // len(place.branches))
         track = self.tracks.get(place.key)
         if track is not None and track.facts == facts:
@@ -268,7 +268,7 @@ class Engine(ABC):
         self.tracks[place.key] = Track(facts, place.branches)
         return self.tracks[place.key]
 
-    def _forced(self, call: CallState, length: int | None) -> bool | None:
+    def _decide_early(self, call: CallState, length: int | None) -> bool | None:
         """Whether a call is full or skipped, where that is known before its blocks run."""
         place, track = call.place, call.track
         decided = self.verdicts.get(place.stage)
@@ -312,10 +312,10 @@ class Engine(ABC):
         """FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
             with hold(self.root, alone=True):
-                self._cost = self._measured(self.sample)
+                self._cost = self._measure_cost(self.sample)
         return self._cost
 
-    def _measured(self, sample: tuple[Any, Any]) -> FlopCount | None:
+    def _measure_cost(self, sample: tuple[Any, Any]) -> FlopCount | None:
         self.active = False
         try:
             return measure(self.root, self.list_parts(), *sample)
@@ -323,7 +323,7 @@ class Engine(ABC):
             self.active = True
 
 
-def _position(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:
+def _find_argument(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:
     """Where the first argument of one of these names stands in the forward of a network."""
     parameters = list(inspect.signature(type(root).forward).parameters)[1:]
     return next(((parameters.index(n), n) for n in names if n in parameters), None)

@@ -88,27 +88,27 @@ class FiniteDifferences(StoredDifferences):
         Each difference is written over the one it is formed from, the value over the highest.
         """
         degree, dtype = self.order.degree, self.order.choose_dtype(x.dtype)
-        old = self.held if index > self.order.first - 2 and _alike(self.held, x, dtype) else []
+        old = self.held if index > self.order.first - 2 and _are_alike(self.held, x, dtype) else []
         free = old[degree] if len(old) > degree else None
         new = [x.detach().to(dtype, copy=True) if free is None else free.copy_(x)]
         for j, before in enumerate(old[:degree]):
             gap = self.order.gap(index, self.times, j)
-            new.append(_slope(new[j], before, gap))
+            new.append(_divide_difference(new[j], before, gap))
         self.held, self.times = new, [index, *self.times][: self.order.degree + 1]
 
     def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
         """The value expected at a call, plus `onto`; allocates this one tensor."""
         weights = self.order.weights(index, self.times, len(self.held))
         if onto is not None:
-            return _added(onto + self.held[0], self.held[1:], weights[1:])
+            return _add_terms(onto + self.held[0], self.held[1:], weights[1:])
         if len(self.held) == 1:
             return self.held[0].clone()
         out = torch.add(self.held[0], self.held[1], alpha=weights[1])
-        return _added(out, self.held[2:], weights[2:])
+        return _add_terms(out, self.held[2:], weights[2:])
 
     def keep(self, parts: Sequence[int], of: int) -> None:
         """Keeps some of `of` equal parts of the rows, as when a batch of branches halves."""
-        self.held = [_parts(each, parts, of) for each in self.held]
+        self.held = [_select_parts(each, parts, of) for each in self.held]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class RowDifferences(StoredDifferences):
     def update(self, x: Tensor, index: int, rows: Sequence[int] | None = None) -> None:
         """Takes the true values of some rows (b, *), or of all of them (B, *)."""
         new = x.detach().to(self.order.choose_dtype(x.dtype), copy=True)
-        if rows is None and not _alike(self.held, new, new.dtype):
+        if rows is None and not _are_alike(self.held, new, new.dtype):
             self.held = [new, *(torch.zeros_like(new) for _ in range(self.order.degree))]
             self.times = [[index] for _ in range(len(new))]
             return
@@ -129,8 +129,10 @@ class RowDifferences(StoredDifferences):
         for j in range(self.order.degree + 1):
             before = self.held[j].index_select(0, at)
             self.held[j].index_copy_(0, at, new)
-            gaps = [self._gap(b, index, j) for b in chosen]
-            new = (new - before).mul_(_column([1.0 / gap if gap else 0.0 for gap in gaps], new))
+            gaps = [self._find_gap(b, index, j) for b in chosen]
+            new = (new - before).mul_(
+                _make_column([1.0 / gap if gap else 0.0 for gap in gaps], new)
+            )
         for b in chosen:
             self.times[b] = [index, *self.times[b]][: self.order.degree + 1]
 
@@ -141,27 +143,27 @@ class RowDifferences(StoredDifferences):
         out = self.held[0].clone() if onto is None else onto + self.held[0]
         for j in range(1, degree):
             weights = [each[j] if j < len(each) else 0.0 for each in known]
-            out.addcmul_(self.held[j], _column(weights, out))
+            out.addcmul_(self.held[j], _make_column(weights, out))
         return out
 
     def keep(self, parts: Sequence[int], of: int) -> None:
-        self.held = [_parts(each, parts, of) for each in self.held]
+        self.held = [_select_parts(each, parts, of) for each in self.held]
         size = len(self.times) // of
         self.times = [self.times[part * size + b] for part in parts for b in range(size)]
 
-    def _gap(self, b: int, index: int, j: int) -> int:
+    def _find_gap(self, b: int, index: int, j: int) -> int:
         """0, for no slope, where the row has no earlier value of that order."""
         known = j < len(self.times[b]) and index > self.order.first - 2
         return self.order.gap(index, self.times[b], j) if known else 0
 
 
-def _added(out: Tensor, terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _add_terms(out: Tensor, terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for term, weight in zip(terms, weights, strict=True):
         out.add_(term, alpha=weight)
     return out
 
 
-def _slope(new: Tensor, before: Tensor, gap: int) -> Tensor:
+def _divide_difference(new: Tensor, before: Tensor, gap: int) -> Tensor:
     """(new - before) / gap, in the memory of `before`."""
     if new.dtype.itemsize < 4:
         return before.copy_(new.float().sub_(before).div_(gap))
@@ -169,18 +171,18 @@ def _slope(new: Tensor, before: Tensor, gap: int) -> Tensor:
     return before if gap == 1 else before.div_(gap)
 
 
-def _alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
+def _are_alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
     if not held:
         return False
     first = held[0]
     return (first.shape, first.dtype, first.device) == (x.shape, dtype, x.device)
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+def _make_column(values: Sequence[float], like: Tensor) -> Tensor:
     column = send(torch.tensor(values, dtype=like.dtype), like.device)
     return column.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _parts(x: Tensor, parts: Sequence[int], of: int) -> Tensor:
+def _select_parts(x: Tensor, parts: Sequence[int], of: int) -> Tensor:
     blocks = x.reshape(of, -1, *x.shape[1:])
     return torch.cat([blocks[part] for part in parts])

@@ -101,7 +101,7 @@ class MagCache(Ungated):
             return True
         product, error = 1.0, 0.0
         for i in range(now.index - now.since + 1, now.index + 1):
-            product *= ratios[_nearest(i, calls, len(ratios))]
+            product *= ratios[_find_nearest(i, calls, len(ratios))]
             error += abs(1.0 - product)
         return not (error <= self.threshold and now.since <= self.max_consecutive)
 
@@ -110,6 +110,6 @@ class MagCache(Ungated):
         return Keep("residual", Order(self.order))
 
 
-def _nearest(index: int, calls: int, known: int) -> int:
+def _find_nearest(index: int, calls: int, known: int) -> int:
     """The place in a list of `known` that stands for one of `calls`."""
     return round(index * (known - 1) / (calls - 1)) if calls > 1 else 0

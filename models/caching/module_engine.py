@@ -54,7 +54,7 @@ class ModuleEngine(Engine):
         if not self.active or self.state.full:
             return None
         stores, index = self.state.track.stores, self.state.place.index
-        dtype = _dtype(args, kwargs)
+        dtype = _find_dtype(args, kwargs)
         if name in stores:
             return Substitute(stores[name].forecast(index).to(dtype))
         parts: list[Tensor] = []
@@ -66,7 +66,7 @@ class ModuleEngine(Engine):
         """It has run."""
         if self.active:
             stores, index = self.state.track.stores, self.state.place.index
-            for part, value in _tensors(name, out):
+            for part, value in _name_tensors(name, out):
                 if part not in stores:
                     stores[part] = FiniteDifferences(self.order)
                 stores[part].update(value, index)
@@ -77,13 +77,13 @@ class ModuleEngine(Engine):
         return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
 
 
-def _tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:
+def _name_tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:
     if isinstance(out, Tensor):
         return [(name, out)]
     return [(f"{name}[{i}]", each) for i, each in enumerate(out)]
 
 
-def _dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
+def _find_dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
     values = [*args, *kwargs.values()]
     floats = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
     return next(floats).dtype

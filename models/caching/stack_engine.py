@@ -64,7 +64,7 @@ class StackEngine(Engine):
         ]
         signal = self.stack.signal_module
         if self.gate is not None and self.gate.reads == "signal" and signal is not None:
-            found.append(Part(signal, _as_it_is, self.watch))
+            found.append(Part(signal, _leave_arguments, self.watch))
         return [] if self.policy.off else found
 
     def watch(self, out: Any) -> Any:
@@ -90,7 +90,7 @@ class StackEngine(Engine):
             return None
         if call.rows:
             call.before = block.entering(args, kwargs, call.text_rows)
-            return (), {n: _rows(n, v, call) for n, v in block.call(args, kwargs).items()}
+            return (), {n: _select_rows(n, v, call) for n, v in block.call(args, kwargs).items()}
         return Substitute(self._skip(k, block, args, kwargs))
 
     def after(self, k: int, block: LiveBlock, out: Any) -> Any:
@@ -99,7 +99,7 @@ class StackEngine(Engine):
             return out
         call = self.state
         if not call.full:
-            return self._joined(k, block, block.leaving(out, call.text_rows))
+            return self._join_rows(k, block, block.leaving(out, call.text_rows))
         if k == self.end:
             self._store(call, block.leaving(out, call.text_rows))
         return out
@@ -121,13 +121,13 @@ class StackEngine(Engine):
         """The start of the stretch: what the gate reads and what a residual starts from."""
         start = block.entering(args, kwargs, call.text_rows)
         if self.gate is not None and not call.follows:
-            self._judge(call, self._tapped(call, start.image, args, kwargs))
+            self._judge(call, self._read_gate_input(call, start.image, args, kwargs))
         self.settle(call)
         if self.keep.what == "residual" and (call.full or call.rows):
             text = start.text.clone() if self.policy.tail and start.text is not None else None
             call.start = State(start.image.clone(), text)
 
-    def _tapped(
+    def _read_gate_input(
         self, call: CallState, image: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Tensor:
         assert self.gate is not None
@@ -142,7 +142,7 @@ class StackEngine(Engine):
         gate, track = self.gate, call.track
         assert gate is not None
         if track.gate is None:
-            track.gate = _memory(gate.order, self.by_row)
+            track.gate = _make_memory(gate.order, self.by_row)
         if call.full is None:
             self._decide(call, x, track.gate)
         if gate.every_call or call.full:
@@ -157,8 +157,8 @@ class StackEngine(Engine):
         if not memory:
             call.full = True
             return
-        sums = _sums(memory.forecast(call.place.index), x, self.gate.relative_to)
-        errors = self._errors(sums, len(call.place.branches))
+        sums = _sum_errors(memory.forecast(call.place.index), x, self.gate.relative_to)
+        errors = self._read_errors(sums, len(call.place.branches))
         self.ledger.notice(errors)
         call.error = max(errors) if len(errors) > 1 else errors[0]
         if self.by_row:
@@ -167,7 +167,7 @@ class StackEngine(Engine):
         call.track.errors.append(call.error)
         call.full = not (math.isfinite(call.error) and self.policy.accepts(call.track.errors))
 
-    def _errors(self, sums: Tensor, branches: int) -> list[float]:
+    def _read_errors(self, sums: Tensor, branches: int) -> list[float]:
         """One error, or one per image: the worse of its branches."""
         assert self.gate is not None
         if self.gate.reduce == "mean":
@@ -178,8 +178,8 @@ class StackEngine(Engine):
         ratios = [a / b if b > 0.0 else float("nan") for a, b in zip(difference, size, strict=True)]
         if self.gate.reduce == "per-sample":
             images = len(ratios) // branches
-            return [_worst(ratios[b::images]) for b in range(images)]
-        return [_worst(ratios)]
+            return [_find_worst(ratios[b::images]) for b in range(images)]
+        return [_find_worst(ratios)]
 
     def _decide_rows(self, call: CallState, errors: Sequence[float]) -> None:
         images, length = len(errors), self._lengths[call.place.stage]
@@ -196,13 +196,13 @@ class StackEngine(Engine):
     def _store(self, call: CallState, state: State) -> None:
         """A full call: the end of the stretch is remembered."""
         track, index = call.track, call.place.index
-        for name, value in self._values(call, state):
+        for name, value in self._list_values(call, state):
             if name not in track.stores:
-                track.stores[name] = _memory(self.keep.order, self.by_row)
+                track.stores[name] = _make_memory(self.keep.order, self.by_row)
             track.stores[name].update(value, index)
         track.last = [index] * (call.batch if self.by_row else 1)
 
-    def _values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
+    def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
         start = call.start
         found = [(IMAGE, state.image if start is None else state.image - start.image)]
         if self.policy.tail and state.text is not None:
@@ -217,9 +217,9 @@ class StackEngine(Engine):
         if k < self.end:
             return block.pass_through(args, kwargs)
         start = block.entering(args, kwargs, self.state.text_rows)
-        return block.layout(self._expected(self.state, start))
+        return block.layout(self._forecast_state(self.state, start))
 
-    def _expected(self, call: CallState, start: State) -> State:
+    def _forecast_state(self, call: CallState, start: State) -> State:
         stores, index = call.track.stores, call.place.index
         onto = self.keep.what == "residual"
         image = stores[IMAGE].forecast(index, start.image if onto else None)
@@ -229,13 +229,13 @@ class StackEngine(Engine):
             text = text if start.text is None else text.to(start.text.dtype)
         return State(image.to(start.image.dtype), text)
 
-    def _joined(self, k: int, block: LiveBlock, after: State) -> Any:
+    def _join_rows(self, k: int, block: LiveBlock, after: State) -> Any:
         """Failing rows went through the block; the others pass by and are forecast at the end."""
         call = self.state
         others = call.before
         assert others is not None
         if k == self.end:
-            others = self._expected(call, others)
+            others = self._forecast_state(call, others)
             self._store_rows(call, after)
         return block.layout(State(*map(_scatter, others, after, [call.rows] * 2)))
 
@@ -244,7 +244,7 @@ class StackEngine(Engine):
         if start is not None:
             picked = [None if each is None else _select(each, call.rows) for each in start]
             call.start = State(*picked)  # type: ignore[arg-type]
-        for name, value in self._values(call, after):
+        for name, value in self._list_values(call, after):
             store = call.track.stores[name]
             assert isinstance(store, RowDifferences)
             store.update(value, call.place.index, call.rows)
@@ -252,29 +252,29 @@ class StackEngine(Engine):
             call.track.last[row] = call.place.index
 
 
-def _as_it_is(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _leave_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     return None
 
 
-def _memory(order: Order, by_row: bool) -> Memory:
+def _make_memory(order: Order, by_row: bool) -> Memory:
     return RowDifferences(order) if by_row else FiniteDifferences(order)
 
 
-def _sums(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
+def _sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
     """(2, B): sum |expected - x| and the sum it is measured by, in single precision."""
     reference = x if relative_to == "true" else expected
-    size = _norms(reference)
+    size = _sum_magnitudes(reference)
     wide = expected.float() if expected.dtype.itemsize < 4 else expected
-    return torch.stack([_norms(wide.sub_(x)), size])
+    return torch.stack([_sum_magnitudes(wide.sub_(x)), size])
 
 
-def _norms(x: Tensor) -> Tensor:
+def _sum_magnitudes(x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     found: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
     return found
 
 
-def _worst(errors: Sequence[float]) -> float:
+def _find_worst(errors: Sequence[float]) -> float:
     """The largest; not a number if one of them is none."""
     return float("nan") if any(e != e for e in errors) else max(errors)
 
@@ -289,10 +289,10 @@ def _scatter(whole: Any, part: Any, rows: Sequence[int]) -> Any:
     return whole.index_copy(0, send(torch.tensor(rows), whole.device), part)
 
 
-def _rows(name: str, value: Any, call: CallState) -> Any:
+def _select_rows(name: str, value: Any, call: CallState) -> Any:
     """The rows of an argument that has one per image; (L, d) positions are the same for all."""
     if isinstance(value, tuple | list):
-        return type(value)(_rows(name, each, call) for each in value)
+        return type(value)(_select_rows(name, each, call) for each in value)
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != call.batch:
         return value
     shared = value.ndim < 3 and any(part in name for part in POSITIONS)

@@ -102,10 +102,10 @@ class TeaCache(Gated):
         return Gate("signal", every_call=True, reduce=self.reduce)
 
     def accepts(self, errors: Sequence[float]) -> bool:
-        changes = [self._rescaled(error) for error in errors]
+        changes = [self._rescale(error) for error in errors]
         return sum(0.0 if change < 0.0 else change for change in changes) < self.threshold
 
-    def _rescaled(self, error: float) -> float:
+    def _rescale(self, error: float) -> float:
         value = 0.0
         for coefficient in self.coefficients or (1.0, 0.0):
             value = value * error + coefficient

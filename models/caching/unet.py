@@ -61,14 +61,14 @@ class UNetSplit:
 
     def feature(self, x: Tensor) -> Tensor:
         """A copy of what comes from below in the entry's input, (B, C, H, W): what is kept."""
-        return x[:, : x.shape[1] - self.channels].clone(memory_format=_layout(x))
+        return x[:, : x.shape[1] - self.channels].clone(memory_format=_find_layout(x))
 
     def join(self, feature: Tensor, skip: Tensor) -> Tensor:
         """The entry's input of a cached call: values and memory format as in a full one.
 
         The format decides which kernels run, and they round differently.
         """
-        return torch.cat([feature, skip], dim=1).contiguous(memory_format=_layout(feature))
+        return torch.cat([feature, skip], dim=1).contiguous(memory_format=_find_layout(feature))
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def describe_unet(module: nn.Module) -> UNetStack:
     if kinds - BLOCKS:
         known = ", ".join(sorted(BLOCKS))
         raise ModelError(f"cannot split a UNet with {', '.join(kinds - BLOCKS)}; known: {known}")
-    down = [unit for k, each in enumerate(root.down_blocks) for unit in _down(each, k)]
-    up = [unit for k, each in enumerate(root.up_blocks) for unit in _up(each, k)]
+    down = [unit for k, each in enumerate(root.down_blocks) for unit in _list_down_units(each, k)]
+    up = [unit for k, each in enumerate(root.up_blocks) for unit in _list_up_units(each, k)]
     mid = {"mid_block": root.mid_block} if root.mid_block is not None else {}
     if len(up) != len(down) + 1:
         raise ModelError(f"{type(root).__name__} makes {len(down) + 1} skips and takes {len(up)}")
@@ -154,27 +154,27 @@ def make_hollow(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return (x[:, :0],) if kwargs.get("return_dict") is False else x[:, :0]
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def _find_layout(x: Tensor) -> torch.memory_format:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _down(block: Any, k: int) -> list[Unit]:
-    units = [_layer(block, f"down_blocks.{k}", j) for j in range(len(block.resnets))]
+def _list_down_units(block: Any, k: int) -> list[Unit]:
+    units = [_make_layer_unit(block, f"down_blocks.{k}", j) for j in range(len(block.resnets))]
     if block.downsamplers is not None:
         names = {f"down_blocks.{k}.downsamplers.{j}": m for j, m in enumerate(block.downsamplers)}
         units.append(Unit(names, int(block.downsamplers[-1].out_channels)))
     return units
 
 
-def _up(block: Any, k: int) -> list[Unit]:
+def _list_up_units(block: Any, k: int) -> list[Unit]:
     """The upsampler runs after the block's last layer, and is deep where that is."""
-    units = [_layer(block, f"up_blocks.{k}", j) for j in range(len(block.resnets))]
+    units = [_make_layer_unit(block, f"up_blocks.{k}", j) for j in range(len(block.resnets))]
     names = {f"up_blocks.{k}.upsamplers.{j}": m for j, m in enumerate(block.upsamplers or ())}
     return [*units[:-1], Unit(units[-1].modules | names, units[-1].channels)]
 
 
-def _layer(block: Any, path: str, j: int) -> Unit:
+def _make_layer_unit(block: Any, path: str, j: int) -> Unit:
     modules = {f"{path}.resnets.{j}": block.resnets[j]}
     if getattr(block, "attentions", None):
         modules[f"{path}.attentions.{j}"] = block.attentions[j]

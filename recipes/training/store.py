@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.eval.data import DATA_SETS, PADDED
+from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import check_folder, write_bytes
-from fewstep.models.load import WEIGHTS
 from fewstep.models.schedule import process_of
 from fewstep.samplers.images import contact_sheet
 from fewstep.samplers.sampler import Sampler

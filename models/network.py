@@ -1,0 +1,89 @@
+"""A pretrained network, and what must be known of it to sample from it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Never
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import as_integer, as_integers
+from .errors import ModelError, SettingError
+from .node import Node, NoiseSchedule
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .graphs import Graphs
+    from .prompts import Prompts
+
+CPU = torch.device("cpu")
+LARGEST_SAMPLE = 2**34  # numbers in one sample, 64 GiB
+Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A pretrained network and the facts that are needed to sample from it.
+
+    forward:     (x_t (B, *), node, conditions) -> raw output (B, *), in the dtype of x_t. The
+                 conditions are keyword tensors with B rows.
+    schedule:    the noise schedule it was trained on.
+    prediction:  what the raw output is.
+    shape:       one sample without the batch axis, such as (1, 32, 32).
+    num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
+    null_class:  the label that stands for "no class"; None if there is none.
+    class_names: what the classes are called, in the order of their labels; empty if nobody says.
+    decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
+    encode:      the way back; None likewise, or if there is none.
+    needs:       names of the conditions it cannot be called without.
+    device:      where the network lives, and its samples with it.
+    name:        what the user called it.
+    module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
+                 plain function.
+    hooks:       the module that its calls hook and restore, alone in it meanwhile (`hold`); None if
+                 they change nothing.
+    prompts:     what makes conditions of prompts; None if it is asked without.
+    graphs:      what its calls are recorded in (`models.speed`); None if they are not.
+    """
+
+    forward: Forward
+    schedule: NoiseSchedule
+    prediction: Prediction
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    null_class: int | None = None
+    class_names: tuple[str, ...] = ()
+    decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
+    needs: tuple[str, ...] = ()
+    device: torch.device = CPU
+    name: str = ""
+    module: nn.Module | None = None
+    hooks: nn.Module | None = None
+    prompts: "Prompts | None" = None
+    graphs: "Graphs | None" = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(as_integers(self.shape, "shape"))
+        if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_SAMPLE:
+            raise SettingError(
+                f"shape must hold the sizes of one sample, such as (3, 32, 32), not {self.shape!r}"
+            )
+        if as_integer(self.num_classes, "num_classes") < 0:
+            raise SettingError(f"num_classes must be 0 or more, not {self.num_classes}")
+        if self.null_class is not None:
+            as_integer(self.null_class, "null_class")
+        object.__setattr__(self, "shape", shape)
+
+    def __reduce__(self) -> Never:
+        """Refuses to be pickled or copied: `forward` would go on calling the module of this one."""
+        raise ModelError(
+            f"{self.name or 'this network'} cannot be pickled or copied: what calls its module is"
+            " code of this process; load it anew where it is wanted, as in"
+            " Sampler.from_pretrained(name)"
+        )
+
+    @property
+    def sigma_data(self) -> float:
+        return getattr(self.schedule, "sigma_data", 0.5)
