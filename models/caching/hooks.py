@@ -11,7 +11,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from .engine import Engine, Part, Substitute
+from .call_state import Part, Substitute
+from .engine import Engine
 
 NAME, LISTENER = "fewstep_cache", "fewstep_cache_listener"
 Undo = Callable[[], None]

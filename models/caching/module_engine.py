@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..architectures.stack import Stack, make_blank
 from ..ledger import CacheLedger
 from .base import StackPolicy
-from .engine import CallState, Engine, Part, Substitute
+from .call_state import CallState, Part, Substitute
+from .engine import Engine
 from .forecast import FiniteDifferences
 
 

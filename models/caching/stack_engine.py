@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..architectures.stack import LiveBlock, Stack, State
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
-from ..transfer import Reading, send
+from ..transfer import Reading
 from .base import StackPolicy
-from .engine import Arguments, CallState, Engine, Memory, Part, Substitute
+from .call_state import Arguments, CallState, Memory, Part, Substitute
+from .engine import Engine
 from .forecast import FiniteDifferences, Order, RowDifferences
+from .rows import find_worst, scatter_rows, select_argument, select_rows, sum_errors
 
 IMAGE, TEXT = "image", "text"
-POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # in argument names
 
 
 class StackEngine(Engine):
@@ -90,7 +91,7 @@ class StackEngine(Engine):
             return None
         if call.rows:
             call.before = block.entering(args, kwargs, call.text_rows)
-            return (), {n: _select_rows(n, v, call) for n, v in block.call(args, kwargs).items()}
+            return (), {n: select_argument(n, v, call) for n, v in block.call(args, kwargs).items()}
         return Substitute(self._skip(k, block, args, kwargs))
 
     def after(self, k: int, block: LiveBlock, out: Any) -> Any:
@@ -149,7 +150,7 @@ class StackEngine(Engine):
             track.gate.update(x, call.place.index)
         elif call.rows:
             assert isinstance(track.gate, RowDifferences)
-            track.gate.update(_select(x, call.rows), call.place.index, call.rows)
+            track.gate.update(select_rows(x, call.rows), call.place.index, call.rows)
 
     def _decide(self, call: CallState, x: Tensor, memory: Memory) -> None:
         """Two sums per image come to the host; anything that is no number is computed."""
@@ -157,7 +158,7 @@ class StackEngine(Engine):
         if not memory:
             call.full = True
             return
-        sums = _sum_errors(memory.forecast(call.place.index), x, self.gate.relative_to)
+        sums = sum_errors(memory.forecast(call.place.index), x, self.gate.relative_to)
         errors = self._read_errors(sums, len(call.place.branches))
         self.ledger.notice(errors)
         call.error = max(errors) if len(errors) > 1 else errors[0]
@@ -178,8 +179,8 @@ class StackEngine(Engine):
         ratios = [a / b if b > 0.0 else float("nan") for a, b in zip(difference, size, strict=True)]
         if self.gate.reduce == "per-sample":
             images = len(ratios) // branches
-            return [_find_worst(ratios[b::images]) for b in range(images)]
-        return [_find_worst(ratios)]
+            return [find_worst(ratios[b::images]) for b in range(images)]
+        return [find_worst(ratios)]
 
     def _decide_rows(self, call: CallState, errors: Sequence[float]) -> None:
         images, length = len(errors), self._lengths[call.place.stage]
@@ -237,12 +238,12 @@ class StackEngine(Engine):
         if k == self.end:
             others = self._forecast_state(call, others)
             self._store_rows(call, after)
-        return block.layout(State(*map(_scatter, others, after, [call.rows] * 2)))
+        return block.layout(State(*map(scatter_rows, others, after, [call.rows] * 2)))
 
     def _store_rows(self, call: CallState, after: State) -> None:
         start = call.start
         if start is not None:
-            picked = [None if each is None else _select(each, call.rows) for each in start]
+            picked = [None if each is None else select_rows(each, call.rows) for each in start]
             call.start = State(*picked)  # type: ignore[arg-type]
         for name, value in self._list_values(call, after):
             store = call.track.stores[name]
@@ -258,42 +259,3 @@ def _leave_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 def _make_memory(order: Order, by_row: bool) -> Memory:
     return RowDifferences(order) if by_row else FiniteDifferences(order)
-
-
-def _sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
-    """(2, B): sum |expected - x| and the sum it is measured by, in single precision."""
-    reference = x if relative_to == "true" else expected
-    size = _sum_magnitudes(reference)
-    wide = expected.float() if expected.dtype.itemsize < 4 else expected
-    return torch.stack([_sum_magnitudes(wide.sub_(x)), size])
-
-
-def _sum_magnitudes(x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    found: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
-    return found
-
-
-def _find_worst(errors: Sequence[float]) -> float:
-    """The largest; not a number if one of them is none."""
-    return float("nan") if any(e != e for e in errors) else max(errors)
-
-
-def _select(x: Tensor, rows: Sequence[int]) -> Tensor:
-    return x.index_select(0, send(torch.tensor(rows), x.device))
-
-
-def _scatter(whole: Any, part: Any, rows: Sequence[int]) -> Any:
-    if whole is None or part is None:
-        return None
-    return whole.index_copy(0, send(torch.tensor(rows), whole.device), part)
-
-
-def _select_rows(name: str, value: Any, call: CallState) -> Any:
-    """The rows of an argument that has one per image; (L, d) positions are the same for all."""
-    if isinstance(value, tuple | list):
-        return type(value)(_select_rows(name, each, call) for each in value)
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != call.batch:
-        return value
-    shared = value.ndim < 3 and any(part in name for part in POSITIONS)
-    return value if shared else _select(value, call.rows)

@@ -7,7 +7,8 @@ from torch import nn
 
 from ..ledger import CacheLedger
 from .base import StackPolicy
-from .engine import Arguments, CallState, Engine, Part, Substitute
+from .call_state import Arguments, CallState, Part, Substitute
+from .engine import Engine
 from .forecast import FiniteDifferences
 from .unet import UNetStack, make_hollow
 

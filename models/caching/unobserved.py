@@ -7,7 +7,8 @@ from torch import nn
 
 from ..architectures.discover import observe
 from ..architectures.stack import Stack
-from .engine import CallState, Engine, Part
+from .call_state import CallState, Part
+from .engine import Engine
 
 
 class Unobserved(Engine):
