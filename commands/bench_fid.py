@@ -156,8 +156,8 @@ def fid_nfe(
     from ..eval.experiments.fid_evaluator import make_evaluator
     from ..eval.experiments.fid_nfe import QualityBench
     from ..eval.experiments.fid_page import write_report
+    from ..eval.experiments.fid_points import row_line
     from ..eval.experiments.fid_sweep import Sweep
-    from ..eval.experiments.fid_table import row_line
 
     files = outputs.check([store])
     kept = ResultStore(store)

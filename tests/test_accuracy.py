@@ -41,13 +41,13 @@ def test_exact_flow_is_the_closed_one_for_a_single_gaussian():
     law = accuracy.GaussianMixture(*(each.double() for each in (law.means, law.stds, law.weights)))
     t, s = EDM().at(80.0), EDM().at(0.002)
     x = torch.tensor([[70.0], [-31.0]], dtype=torch.float64)
-    found = accuracy.exact_flow(law, x, t, s, steps=300)
+    found = accuracy.solve_exactly(law, x, t, s, steps=300)
     torch.testing.assert_close(found, law.flow_map(x, t, s), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_mixture_gives_the_known_figures():
-    problem = accuracy.toy()
+    problem = accuracy.make_toy()
     for name, figures in KNOWN.items():
         late = name + ("," if ":" in name else ":") + "lower_order_final=always"
         solver = late if name.startswith("dpmpp") else name

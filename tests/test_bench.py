@@ -36,7 +36,7 @@ UNCOUNTED = {"evodiff"}  # test_evodiff.py
     "pair", [p for p in overhead.PAIRS if p.name not in UNCOUNTED], ids=lambda pair: pair.name
 )
 def test_operations_per_step(pair):
-    full, tiny = overhead.operations(overhead.ours(pair, 20), 20)
+    full, tiny = overhead.count_operations(overhead.make_ours(pair, 20), 20)
     assert full <= MOST[pair.name]
     assert tiny == 0
 

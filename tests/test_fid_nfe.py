@@ -27,12 +27,12 @@ from fewstep.eval.experiments import fid_nfe
 from fewstep.eval.experiments.fid_evaluator import (
     ImageEvaluator,
     make_evaluator,
-    metric_and_extractor,
+    split_label,
 )
 from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row, quantise
-from fewstep.eval.experiments.fid_partial import Partial, features_of, merged
+from fewstep.eval.experiments.fid_partial import Partial, features_of, merge_parts
+from fewstep.eval.experiments.fid_points import setting_label
 from fewstep.eval.experiments.fid_sweep import Entry, Sweep, check_choices, plan_cells
-from fewstep.eval.experiments.fid_table import setting_label
 from fewstep.eval.metrics import Features, Need, metric
 from fewstep.eval.statistics import Moments, Origin, frechet
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
@@ -74,7 +74,7 @@ def statistics(features):
     return moments.statistics(Origin("fake", "00", "none"))
 
 
-def fake_judge(n, name="fd", stop=None):
+def fake_evaluator(n, name="fd", stop=None):
     rows = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
     reference = Features(500, {"pool": statistics(rows)}, {"pool": rows})
     measure = Measure(
@@ -109,7 +109,7 @@ def measure(bench):
 
 
 def bench(chosen, store="s.jsonl", stop=None, name="fd"):
-    return QualityBench(chosen, fake_judge(chosen.n, name, stop), ResultStore(Path(store)))
+    return QualityBench(chosen, fake_evaluator(chosen.n, name, stop), ResultStore(Path(store)))
 
 
 # ---- cells
@@ -117,32 +117,32 @@ def bench(chosen, store="s.jsonl", stop=None, name="fd"):
 
 def test_cells_run_cheap_first_and_repeats_count_as_dearer():
     chosen = sweep(blocks=2, solvers=["unipc-2"], rivals=["unipc"], nfe="4,6,20")
-    cells = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__).cells
+    cells = plan_cells(chosen, fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     order = [(cell.nfe, cell.block) for cell in cells]
     assert order[::2] == [(4, 0), (6, 0), (4, 1), (6, 1), (20, 0), (20, 1)]
     assert order[::2] == order[1::2]
 
 
 def test_a_cell_says_everything():
-    (cell,) = plan_cells(sweep(), fake_judge(20).measure, NETWORKS.__getitem__).cells
+    (cell,) = plan_cells(sweep(), fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     run = cell.protocol.images.run
     assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "beta", 4, "zero")
     assert run.seeds == tuple(range(20))
     assert cell.protocol.images.labels == "none"
     with_classes = replace(FLOW, num_classes=7, null_class=7)
-    (cell,) = plan_cells(sweep(), fake_judge(20).measure, lambda model: with_classes).cells
+    (cell,) = plan_cells(sweep(), fake_evaluator(20).measure, lambda model: with_classes).cells
     assert cell.protocol.images.labels == "seed modulo 7"
 
 
 def test_a_block_draws_the_next_seeds_and_a_cell_is_named_once():
     chosen = sweep(blocks=3, solvers=["unipc-2", "unipc-2"])
-    cells = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__).cells
+    cells = plan_cells(chosen, fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     assert [cell.protocol.images.run.seeds[0] for cell in cells] == [0, 20, 40]
 
 
 def test_budgets_that_cannot_be_spent_are_told_and_the_rest_runs():
     chosen = sweep(solvers=["heun"], rivals=["heun"], nfe="4,5")
-    plan = plan_cells(chosen, fake_judge(20).measure, NETWORKS.__getitem__)
+    plan = plan_cells(chosen, fake_evaluator(20).measure, NETWORKS.__getitem__)
     assert [cell.nfe for cell in plan.cells] == [5, 5]
     assert len(plan.refused) == 2
     assert all("cannot spend exactly 4" in each for each in plan.refused)
@@ -165,7 +165,7 @@ def test_budgets_that_cannot_be_spent_are_told_and_the_rest_runs():
 )
 def test_wrong_choices_are_told(entry, error, message):
     with pytest.raises(error, match=message):
-        plan_cells(sweep(**entry), fake_judge(20).measure, NETWORKS.__getitem__)
+        plan_cells(sweep(**entry), fake_evaluator(20).measure, NETWORKS.__getitem__)
 
 
 def test_choices_that_would_be_ignored_are_refused():
@@ -190,7 +190,7 @@ def expected(n, nfe=4, solver="unipc-2", network=FLOW):
     samples = Sampler(network)(range(n), solver=solver, nfe=nfe, batch=8).samples
     pixels = (samples * 127.5 + 127.5).round().clamp(0, 255)
     features = pixels.flatten(1) / 255.0 @ WEIGHTS
-    return frechet(statistics(features), fake_judge(n).reference.statistics["pool"])
+    return frechet(statistics(features), fake_evaluator(n).reference.statistics["pool"])
 
 
 def test_the_figure_is_that_of_the_quantised_samples():
@@ -213,7 +213,7 @@ def test_metrics_that_need_all_features_get_them_in_order():
     (row,) = measure(bench(sweep(n=20), name="kid"))
     samples = quantise(Sampler(FLOW)(range(20), solver="unipc-2", nfe=4, batch=8).samples)
     mine = Features(20, rows=Projection()(samples))
-    assert row.value == metric("kid").function(mine, fake_judge(20).reference)
+    assert row.value == metric("kid").function(mine, fake_evaluator(20).reference)
 
 
 def test_guided_rows_and_flops_are_counted():
@@ -264,7 +264,7 @@ def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
     one.save(tmp_path / "p.npz")
     assert two.load(tmp_path / "p.npz")
     assert two.effective == 2.0
-    assert merged([one, two]).effective == 4.0
+    assert merge_parts([one, two]).effective == 4.0
 
 
 def test_the_first_images_are_kept(tmp_path):
@@ -347,7 +347,7 @@ def test_shares_add_up_to_the_whole(size, name):
         one.team = Team(rank, size)
         parts.append(one._gather(cell, lambda rows: None))
     assert sum(part.done for part in parts) == 8
-    total = merged(parts)
+    total = merge_parts(parts)
     assert total.ledger.images == 60
     alone = whole._gather(cell, lambda rows: None)
     for output, batches in alone.batches.items():  # in the order of the images
@@ -389,8 +389,8 @@ def test_two_processes_give_the_figure_of_one(tmp_path):
 
 
 def test_labels_name_metric_and_network():
-    assert metric_and_extractor("fd-small") == ("fd", "small")
-    assert metric_and_extractor("fid") == ("fid", "inception")
+    assert split_label("fd-small") == ("fd", "small")
+    assert split_label("fid") == ("fid", "inception")
     found = make_evaluator(Sweep(n=50, entries=(Entry(models=("flow",)),)))
     assert found.measure.metric == "fd-small"
     assert found.measure.reference == "fashion-mnist"
@@ -460,5 +460,5 @@ def test_an_empty_partial_refuses_what_the_extractor_lacks():
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "results").glob("*.json")))
 def test_the_sweeps_of_the_results_page_name_what_there_is(path):
-    cells = plan_cells(Sweep.load(path), fake_judge(20).measure, lru_cache(load)).cells
+    cells = plan_cells(Sweep.load(path), fake_evaluator(20).measure, lru_cache(load)).cells
     assert cells

@@ -101,7 +101,7 @@ def test_jobs_measure_what_they_say():
     assert named["eager over diffusers eager"].value == pytest.approx(ratio)
     assert named["eager over diffusers eager"].asked == 3.0
     large = Large(TINY_DIT, dit, CPU, QUICK)
-    cached = {each.what: each.value for each in large.cached("taylorseer, last block")("c")}
+    cached = {each.what: each.value for each in large.time_cache("taylorseer, last block")("c")}
     full = 2 + (QUICK.steps - 2) // 4
     assert cached["full over evaluated blocks"] == pytest.approx(QUICK.steps / full)
     allowed = cached["speed-up"] / cached["full over evaluated blocks"]
@@ -114,8 +114,8 @@ def test_jobs_measure_what_they_say():
 def test_the_loop_of_a_pipeline_gives_the_images_of_ours():
     """Else the two would not be timed at the same work."""
     small = Small("fashion-dit", 2, CPU, QUICK)
-    theirs = small._theirs(small._network(Speed()))()
-    ours = small._ours(small._network(Speed()))()
+    theirs = small._make_theirs(small._network(Speed()))()
+    ours = small._make_ours(small._network(Speed()))()
     assert theirs[0].shape == ours.samples.shape
     assert float((theirs[0] - ours.samples).square().mean().sqrt()) < 0.2
 

@@ -17,16 +17,11 @@ from fewstep.cli import app
 from fewstep.eval.bench.protocol import Protocol, Real
 from fewstep.eval.bench.report import ReportFiles
 from fewstep.eval.bench.rows import ResultRow, ResultStore, SamplingCost
+from fewstep.eval.bench.table import format_number
 from fewstep.eval.experiments.fid_nfe import picture_path
 from fewstep.eval.experiments.fid_page import page, write_report
-from fewstep.eval.experiments.fid_table import (
-    QualityTable,
-    as_csv,
-    details,
-    markdown,
-    means,
-    number,
-)
+from fewstep.eval.experiments.fid_points import QualityTable
+from fewstep.eval.experiments.fid_table import as_csv, details, markdown, means
 from fewstep.models.errors import SettingError, UnknownNameError
 
 
@@ -157,7 +152,7 @@ def test_csv_keeps_all_digits_and_the_hashes():
     ],
 )
 def test_numbers_have_three_digits(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 class Outside(HTMLParser):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .plot import draw_panels, frame, scatter
+from .table import markdown_table
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,10 @@ class FrontTable(ABC):
         yield ""
         yield self.intro
         yield ""
-        yield f"| {self.head} | " + " | ".join(map(self.column.format, self.budgets)) + " |"
-        yield "|---|" + "---|" * len(self.budgets)
+        rows = [(self.head, *map(self.column.format, self.budgets))]
         for name in panel.families:
-            texts = (self._text(panel, name, budget) for budget in self.budgets)
-            yield f"| {name} | " + " | ".join(texts) + " |"
+            rows.append((name, *(self._text(panel, name, budget) for budget in self.budgets)))
+        yield from markdown_table(rows, "---")
         yield ""
         yield "Best settings:"
         yield ""

@@ -88,14 +88,14 @@ class Drawn(StrictModel):
         return len(self.run.seeds)
 
     def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:
-        """The class label of each seed's image, by the rule."""
+        """Returns the class label of each seed's image, by the rule."""
         if self.labels == "none":
             return None
         classes = int(self.labels.rpartition(" ")[2])
         return tuple(seed % classes for seed in seeds)
 
     def deciding(self) -> dict[str, Any]:
-        """The JSON without what does not decide the images."""
+        """Returns the JSON without what does not decide the images."""
         body = self.model_dump(mode="json", exclude_none=True)
         body["run"] = {name: v for name, v in body["run"].items() if name not in UNDECIDED}
         body["run"].get("schedule", {}).pop("provenance", None)
@@ -119,7 +119,7 @@ class Real(StrictModel):
         return len(parse_ranges(self.rows))
 
     def deciding(self) -> dict[str, Any]:
-        """The JSON."""
+        """Returns the JSON."""
         return self.model_dump(mode="json")
 
 
@@ -153,13 +153,13 @@ class Protocol(StrictModel):
 
 
 def digest(body: Any) -> str:
-    """sha256 of canonical JSON: sorted keys, no spaces, floats in their shortest exact form."""
+    """Returns the sha256 of canonical JSON: sorted keys, no spaces, shortest exact floats."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_alike(measures: list[Measure]) -> Measure:
-    """The one measure that all share.
+    """Returns the one measure that all share.
 
     Raises:
         SettingError: if there is none, or two differ; it names the field and both values.
@@ -179,7 +179,7 @@ def check_alike(measures: list[Measure]) -> Measure:
 
 
 def weights_sha256(model: str) -> str | None:
-    """sha256 of a network's weights: of the card's file, or of all safetensors of a folder.
+    """Returns the sha256 of weights: of the card's file, or of all safetensors of a folder.
 
     None for a hub id, whose files are the hub's.
     """
@@ -192,6 +192,6 @@ def weights_sha256(model: str) -> str | None:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Returns the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

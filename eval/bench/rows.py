@@ -87,7 +87,7 @@ class ResultRow(KeyedRow):
 
     @classmethod
     def now(cls, protocol: Protocol, value: float, **figures: object) -> "ResultRow":
-        """A row finished here and now."""
+        """Returns a row finished here and now."""
         return cls(
             hash=protocol.hash,
             protocol=protocol,
@@ -107,7 +107,7 @@ class ResultStore(RowStore[ResultRow]):
 
     @classmethod
     def existing(cls, path: Path) -> "ResultStore":
-        """The store of a file that is there; raises SettingError if it is not, or holds no row."""
+        """Returns the store of a file; raises SettingError if it is not there, or holds no row."""
         store = cls(path)
         if not store.rows:
             raise SettingError(
@@ -118,14 +118,14 @@ class ResultStore(RowStore[ResultRow]):
 
 
 def versions() -> dict[str, str]:
-    """Of fewstep and of the packages that a figure can depend on."""
+    """Returns those of fewstep and of the packages that a figure can depend on."""
     from importlib.metadata import version
 
     return {"fewstep": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
 
 
 def machine() -> str:
-    """This machine in words: processor, cores that may be used, GPU, system."""
+    """Returns this machine in words: processor, cores that may be used, GPU, system."""
     import torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

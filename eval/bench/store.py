@@ -143,7 +143,7 @@ class RowStore(Generic[R]):
         self.rows[row.key] = row
 
     def _is_begun(self, kind: type[R]) -> bool:
-        """Whether the file is the beginning of a first row, whose writer was killed."""
+        """Returns whether the file is the beginning of a first row, whose writer was killed."""
         start = f'{{"{next(iter(kind.model_fields))}":'.encode()
         body = self.path.read_bytes()
         return b"\n" not in body and body.startswith(start)

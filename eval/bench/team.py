@@ -34,11 +34,11 @@ class Team:
         return self.rank == 0
 
     def share(self, parts: Sequence[T]) -> Sequence[T]:
-        """Every size-th part, starting at this rank."""
+        """Returns every size-th part, starting at this rank."""
         return parts[self.rank :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in the order of ranks, on all of them; for small ones."""
+        """Returns the value of each process, by rank, on all of them; for small ones."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -47,7 +47,7 @@ class Team:
         return gathered
 
     def collect(self, value: T) -> list[T]:
-        """The value of each process on rank 0, which alone needs the room; elsewhere one's own."""
+        """Returns the value of each process on rank 0, which has the room; else one's own."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -57,7 +57,7 @@ class Team:
         return collected
 
     def together(self, work: Callable[[], T]) -> T:
-        """What this process made of its work, once all have done theirs.
+        """Returns what this process made of its work, once all have done theirs.
 
         Raises:
             FewstepError: in every process if it was raised in one, so that none waits in vain.
@@ -74,14 +74,14 @@ class Team:
         return made
 
     def led(self, work: Callable[[], T]) -> T:
-        """What rank 0, and it alone, made of a work."""
+        """Returns what rank 0, and it alone, made of a work."""
         made = self.together(lambda: work() if self.leads else None)
         first = self.gather(made)[0]
         return first  # type: ignore[return-value]
 
 
 def team(device: str = "cpu") -> Team:
-    """The team that the launcher made, or this process alone.
+    """Returns the team that the launcher made, or this process alone.
 
     Args:
         device: cpu, or cuda for one GPU per process.

@@ -35,16 +35,16 @@ REFERENCE = 200
 
 
 @dataclass(frozen=True)
-class Problem:
+class OdeProblem:
     """Something to be solved: what solvers give for a budget, and what they should give."""
 
     ends: Ends
     exact: Tensor
 
 
-def toy(samples: int = 2000) -> Problem:
-    """The closed-form mixture."""
-    law, edm = mixture(), EDM()
+def make_toy(samples: int = 2000) -> OdeProblem:
+    """Returns the closed-form mixture."""
+    law, edm = draw_mixture(), EDM()
     start = torch.Generator().manual_seed(1)
     x = edm.sigma_max * torch.randn(samples, *SHAPE, generator=start, dtype=torch.float64)
 
@@ -54,11 +54,11 @@ def toy(samples: int = 2000) -> Problem:
         denoiser = Denoiser(law.network(edm, SHAPE))
         return integrate(denoiser, plan.solver, plan.grid, x, Unguided(), noise=noise.draw)
 
-    return Problem(ends, exact_flow(law, x, edm.at(edm.sigma_max), edm.at(edm.sigma_min)))
+    return OdeProblem(ends, solve_exactly(law, x, edm.at(edm.sigma_max), edm.at(edm.sigma_min)))
 
 
-def mixture() -> GaussianMixture:
-    """Six Gaussians in eight dimensions, drawn from seed 0."""
+def draw_mixture() -> GaussianMixture:
+    """Returns six Gaussians in eight dimensions, drawn from seed 0."""
     g = torch.Generator().manual_seed(0)
     means = 0.5 * torch.randn(6, 8, generator=g, dtype=torch.float64)
     stds = 0.05 + 0.2 * torch.rand(6, generator=g, dtype=torch.float64)
@@ -66,8 +66,8 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(means, stds[:, None], weights / weights.sum())
 
 
-def exact_flow(law: GaussianMixture, x: Tensor, t: Node, s: Node, steps: int = 1500) -> Tensor:
-    """Runge-Kutta of order 4 for dx/dlam = x0 - x on EDM, even in lam."""
+def solve_exactly(law: GaussianMixture, x: Tensor, t: Node, s: Node, steps: int = 1500) -> Tensor:
+    """Returns the end of dx/dlam = x0 - x on EDM, by Runge-Kutta of order 4 even in lam."""
     edm, h = EDM(), (s.lam - t.lam) / steps
 
     def slope(x: Tensor, lam: float) -> Tensor:
@@ -83,8 +83,8 @@ def exact_flow(law: GaussianMixture, x: Tensor, t: Node, s: Node, steps: int = 1
     return x
 
 
-def on_network(model: str, images: int = 32) -> Problem:
-    """A network of the package; all its classes in turn."""
+def make_problem(model: str, images: int = 32) -> OdeProblem:
+    """Returns a network of the package; all its classes in turn."""
     sampler = Sampler.from_pretrained(model)
     classes = sampler.network.num_classes
     labels = [i % classes for i in range(images)] if classes else None
@@ -92,7 +92,7 @@ def on_network(model: str, images: int = 32) -> Problem:
     def ends(name: str, nfe: int) -> Tensor:
         return sampler(range(images), class_labels=labels, solver=name, nfe=nfe).samples
 
-    return Problem(ends, ends("unipc-3", REFERENCE))
+    return OdeProblem(ends, ends("unipc-3", REFERENCE))
 
 
 def rmse(ends: Tensor, exact: Tensor) -> float:
@@ -100,7 +100,7 @@ def rmse(ends: Tensor, exact: Tensor) -> float:
 
 
 def frechet(ends: Tensor, exact: Tensor) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussian fits, in float64, ddof 0."""
+    """Returns |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of Gaussian fits, in float64, ddof 0."""
     a, b = (each.flatten(1).double().numpy() for each in (ends, exact))
     fits = (
         Statistics(each.mean(0), np.cov(each, rowvar=False, ddof=0), len(each)) for each in (a, b)
@@ -109,14 +109,14 @@ def frechet(ends: Tensor, exact: Tensor) -> float:
 
 
 def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterator[str]:
-    """The table line by line: one row per solver, RMSE and for the mixture Frechet distance."""
-    solvers = solvers or fixed_solvers()
+    """Yields the table: one row per solver, RMSE and for the mixture Frechet distance."""
+    solvers = solvers or list_fixed_solvers()
     for name in solvers:  # what is unknown shows before the reference is computed
         take_solver(name)
     for nfe in budgets:
         check_steps(nfe, "nfe must be")
     measures = (rmse, frechet) if model == "toy" else (rmse,)
-    problem = toy() if model == "toy" else on_network(model)
+    problem = make_toy() if model == "toy" else make_problem(model)
     width = 2 + max(map(len, solvers))
     yield f"{'NFE':{width}}" + "".join(f"{nfe:>{8 * len(measures)}}" for nfe in budgets)
     for name in solvers:
@@ -124,13 +124,13 @@ def report(model: str, solvers: Sequence[str], budgets: Sequence[int]) -> Iterat
         yield f"{name:{width}}" + "".join(cells)
 
 
-def fixed_solvers() -> list[str]:
-    """All solvers that take a budget."""
+def list_fixed_solvers() -> list[str]:
+    """Returns all solvers that take a budget."""
     return [name for name in names() if not take_solver(name).info.adaptive]
 
 
-def cell(problem: Problem, name: str, nfe: int, measures: Sequence[Measure]) -> str:
-    """The figures of one run; a dash where the solver cannot spend that budget or run there."""
+def cell(problem: OdeProblem, name: str, nfe: int, measures: Sequence[Measure]) -> str:
+    """Returns the figures of one run; a dash where the solver cannot spend that budget."""
     try:
         ends = problem.ends(name, nfe)
     except (SettingError, ScheduleError):

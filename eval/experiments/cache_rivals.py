@@ -32,13 +32,13 @@ CONTEXT = "cond"
 
 
 def is_rival(spec: str) -> bool:
-    """Whether a spec names a cache of somebody else."""
+    """Returns whether a spec names a cache of somebody else."""
     return spec.partition(":")[0] in RIVALS
 
 
 @contextmanager
 def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
-    """A rival's cache on a network, for a run of so many calls.
+    """Yields a rival's cache on a network, for a run of so many calls.
 
     Raises:
         SettingError: if it is not installed, or refuses the network or the settings, in its words.
@@ -58,7 +58,7 @@ def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
 
 
 def rival_run(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> Result:
-    """One run under a rival's cache; raises SettingError if it fails there."""
+    """Returns one run under a rival's cache; raises SettingError if it fails there."""
     with rival_cache(network, spec, nfe):
         try:
             return Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
@@ -102,7 +102,7 @@ def _first_block(module: nn.Module, settings: Mapping[str, Any], calls: int) -> 
 
 
 def _in_context(module: Any) -> Callable[[], None]:
-    """Names the context that the hooks below a network want; undone, they are gone."""
+    """Returns names the context that the hooks below a network want; undone, they are gone."""
     from diffusers.hooks import HookRegistry
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from ..bench.front_table import FrontPanel, FrontPoint, FrontTable
+from ..bench.table import markdown_table
 from .cache import TO_EXACT, UNCACHED
 
 REACH = 1.08  # a budget is taken for the runs up to so much above it: costs are no whole numbers
@@ -50,12 +51,11 @@ class CacheTable(FrontTable):
             return
         yield f"Wall time on {panel.title}, in turns with the uncached run, medians:"
         yield ""
-        yield "| cache | solver | steps | effective | times as fast | ms per image |"
-        yield "|---|---|---|---|---|---|"
+        rows = [("cache", "solver", "steps", "effective", "times as fast", "ms per image")]
         for point in sorted(timed, key=lambda each: each.ratio or 0.0):
             run, ratio, seconds = point.run, point.ratio or 1.0, point.seconds or 0.0
-            yield (
-                f"| `{run.policy}` | {run.solver} | {run.nfe} | {point.cost:.2f} |"
-                f" {1.0 / ratio:.2f} | {1000.0 * seconds:.1f} |"
-            )
+            speed, time = f"{1.0 / ratio:.2f}", f"{1000.0 * seconds:.1f}"
+            name, steps = f"`{run.policy}`", str(run.nfe)
+            rows.append((name, run.solver, steps, f"{point.cost:.2f}", speed, time))
+        yield from markdown_table(rows, "---")
         yield ""

@@ -11,7 +11,7 @@ COMMANDS = (("sample",), ("sample", "--help"))
 
 
 def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
-    """Seconds and peak resident MB of one run as a process of its own; raises if it fails."""
+    """Returns seconds and peak resident MB of one process; raises if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "fewstep.cli", *words],
@@ -27,7 +27,7 @@ def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
 
 
 def report(repeats: int = 3) -> str:
-    """One line per command: median and slowest wall time, largest memory."""
+    """Returns one line per command: median and slowest wall time, largest memory."""
     lines = [f"{'command':15} {'median s':>9} {'slowest s':>10} {'peak MB':>9}"]
     with tempfile.TemporaryDirectory() as folder:
         for words in COMMANDS:

@@ -20,6 +20,7 @@ from ...samplers.guidance import CFG
 from ...samplers.images import to_pil, to_uint8
 from ...samplers.picture_files import write_sheet
 from ...samplers.sampler import Sampler
+from ..bench.table import markdown_table
 from ..extractors.small import CLASSES, load_small
 from ..metrics import PairMetric, pair_metric
 from .inversion import labelled_images
@@ -63,7 +64,7 @@ class ClassEdits:
     guidance: float = 2.0
 
     def run(self, strip: Path | None = None, *, progress: bool = False) -> list[Edited]:
-        """One entry per editor, and the fresh samples first.
+        """Returns one entry per editor, and the fresh samples first.
 
         Raises:
             UnknownNameError: for a distance that does not exist.
@@ -80,7 +81,7 @@ class ClassEdits:
         target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
         seeds = range(len(x))
         fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))
-        judged = _Judge(x, target, distance)
+        judged = _EditJudge(x, target, distance)
         found = [judged(FRESH, fresh.samples, fresh.ledger.nfe, fresh.ledger.rows / len(x))]
         bar = tqdm(self.editors, disable=None if progress else True, leave=False)
         for name, editor in zip(bar, editors, strict=True):
@@ -92,7 +93,7 @@ class ClassEdits:
         return found
 
 
-class _Judge:
+class _EditJudge:
     """Holds edits against their targets and sources."""
 
     def __init__(self, x: Tensor, target: Sequence[int], distance: PairMetric) -> None:
@@ -111,11 +112,9 @@ class _Judge:
 
 
 def lines(found: Sequence[Edited], distance: str) -> Iterator[str]:
-    """A Markdown table."""
-    yield f"| editor | target class | {distance} to the source | NFE | rows |"
-    yield "|---|---:|---:|---:|---:|"
+    """Yields a Markdown table."""
+    rows = [("editor", "target class", f"{distance} to the source", "NFE", "rows")]
     for each in found:
-        yield (
-            f"| {each.name} | {each.arrived:.1%} | {each.distance:.3f} | {each.nfe:g} |"
-            f" {each.rows:g} |"
-        )
+        arrived, kept = f"{each.arrived:.1%}", f"{each.distance:.3f}"
+        rows.append((each.name, arrived, kept, f"{each.nfe:g}", f"{each.rows:g}"))
+    return markdown_table(rows)

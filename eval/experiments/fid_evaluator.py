@@ -24,7 +24,7 @@ class ImageEvaluator:
     measure: Measure
 
     def value(self, part: Partial) -> float:
-        """The figure of what was gathered."""
+        """Returns the figure of what was gathered."""
         features = features_of(part, self.metric.needs, self.extractor)
         return self.metric.function(features, self.reference)
 
@@ -43,7 +43,7 @@ def make_evaluator(
         FewstepError: for a metric that does not exist or judges pairs, weights that cannot be had,
             and a reference that is missing or does not fit.
     """
-    name, network = metric_and_extractor(sweep.metric)
+    name, network = split_label(sweep.metric)
     asked = metric(name)
     if not isinstance(asked, SetMetric):
         raise SettingError(f"{name} compares pairs of images; a sweep needs a metric of sets")
@@ -62,8 +62,8 @@ def make_evaluator(
     return ImageEvaluator(asked, found, reference, measure)
 
 
-def metric_and_extractor(label: str) -> tuple[str, str]:
-    """`fd-small` -> ("fd", "small"), `fid` -> ("fid", "inception")."""
+def split_label(label: str) -> tuple[str, str]:
+    """Returns the two names: `fd-small` -> ("fd", "small"), `fid` -> ("fid", "inception")."""
     name, _, network = label.partition("-")
     return name, network or "inception"
 
@@ -71,12 +71,12 @@ def metric_and_extractor(label: str) -> tuple[str, str]:
 def _reference(
     source: str | None, asked: SetMetric, network: Extractor
 ) -> tuple[str, str, Features]:
-    """(name, sha256, features) of the reference; none where the metric looks at none."""
+    """Returns (name, sha256, features) of the reference; none where the metric looks at none."""
     if not asked.uses_reference:
         return "none", "", Features(0)
     sums = all(need.form == "statistics" for need in asked.needs)
     if source in (None, "fashion-mnist") and network.name == "fd-small" and sums:
-        return _shipped()
+        return _load_shipped()
     if source is None:
         raise SettingError(
             "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
@@ -88,8 +88,8 @@ def _reference(
     return source, digest, features
 
 
-def _shipped() -> tuple[str, str, Features]:
-    """The statistics that come with fd-small."""
+def _load_shipped() -> tuple[str, str, Features]:
+    """Returns the statistics that come with fd-small."""
     from ..extractors.small import small_reference
 
     statistics = small_reference()

@@ -30,7 +30,7 @@ from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
 from ..bench.team import Team
 from ..data import images_of
 from .fid_evaluator import ImageEvaluator
-from .fid_partial import Partial, merged
+from .fid_partial import Partial, merge_parts
 from .fid_sweep import QualityCell, Sweep, plan_cells
 from .rivals import RivalSampler
 
@@ -121,7 +121,7 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         """Returns the row of one cell; that of rank 0 is of all processes."""
         part = self.team.together(lambda: self._gather(cell, advance))
         start = time.perf_counter()
-        total = merged(self.team.collect(part))
+        total = merge_parts(self.team.collect(part))
         value = self.team.led(lambda: self.evaluator.value(total))
         spent = total.clock.total + time.perf_counter() - start
         row = ResultRow.now(

@@ -13,17 +13,10 @@ from ...models.files import write_bytes, write_whole
 from ..bench.plot import colour, marker
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
+from ..bench.table import format_number
 from .fid_nfe import picture_path
-from .fid_table import (
-    QualityPoint,
-    QualityTable,
-    as_csv,
-    details,
-    markdown,
-    means,
-    number,
-    row_line,
-)
+from .fid_points import QualityPoint, QualityTable, row_line
+from .fid_table import as_csv, details, markdown, means
 
 TEMPLATE = "fid_nfe.html"
 
@@ -48,7 +41,7 @@ def write_report(
 
 
 def page(table: QualityTable, stores: Sequence[Path]) -> str:
-    """The HTML page: tables, curves, Pareto front, samples and protocols."""
+    """Returns the HTML page: tables, curves, Pareto front, samples and protocols."""
     found: str = _template().render(
         table=table,
         svg=_svg(table),
@@ -82,7 +75,7 @@ def _svg(table: QualityTable) -> Any:
 
 
 def _curves(table: QualityTable, file: IO[bytes], kind: str) -> None:
-    """One panel of figure against NFE per network, and one of all against FLOPs."""
+    """Draws one panel of figure against NFE per network, and one of all against FLOPs."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -165,7 +158,7 @@ def _on_front(point: QualityPoint) -> list[str]:
     return [
         f"{point.cost('flops') / 1e9:.2f}",
         str(point.nfe),
-        number(point.mean),
+        format_number(point.mean),
         point.network,
         point.setting,
     ]
@@ -174,7 +167,7 @@ def _on_front(point: QualityPoint) -> list[str]:
 def _samples(
     table: QualityTable, network: str, stores: Sequence[Path]
 ) -> dict[str, dict[int, str]]:
-    """setting -> NFE -> data URI of its first images; settings without any are left out."""
+    """Returns setting -> NFE -> data URI of its first images; settings without any are left out."""
     found = {
         setting: {nfe: uri for nfe in sorted(points) if (uri := _data_uri(points[nfe], stores))}
         for setting, points in table.of_network(network).items()
@@ -190,6 +183,6 @@ def _data_uri(point: QualityPoint, stores: Sequence[Path]) -> str:
 
 
 def _protocol(row: ResultRow) -> tuple[str, str]:
-    """(title, JSON) of a row."""
+    """Returns (title, JSON) of a row."""
     body = row.model_dump(mode="json", exclude_none=True)
     return f"{row.hash[:12]}: {row_line(row)}", json.dumps(body, indent=1)

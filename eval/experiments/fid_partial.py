@@ -46,7 +46,7 @@ class Partial:
 
     @classmethod
     def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need]) -> "Partial":
-        """Nothing done yet; raises StatisticsError for an output that the extractor lacks."""
+        """Returns one with nothing done; raises StatisticsError for an output that is lacking."""
         for need in needs:
             if need.output not in outputs:
                 raise StatisticsError(
@@ -57,7 +57,7 @@ class Partial:
         return cls(sums, {need.output: [] for need in needs if need.form != "statistics"})
 
     def add(self, features: Mapping[str, Tensor]) -> None:
-        """The features of one batch."""
+        """Adds the features of one batch."""
         for output, moments in self.moments.items():
             moments.update(features[output])
         for output, parts in self.batches.items():
@@ -81,7 +81,7 @@ class Partial:
         self.effective += effective
         for name in ("images", "evaluations", "rows", "calls", "seconds"):
             setattr(self.ledger, name, getattr(self.ledger, name) + getattr(ledger, name))
-        self.clock = added(self.clock, clock)
+        self.clock = add_times(self.clock, clock)
 
     def save(self, path: Path) -> None:
         """Writes the npz."""
@@ -100,7 +100,7 @@ class Partial:
         write_whole(path, write)
 
     def load(self, path: Path) -> bool:
-        """Takes over what the file holds; False if there is none that can be read."""
+        """Takes over what the file holds; returns False if there is none that can be read."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 counts, (seconds, *times, effective) = (
@@ -123,15 +123,15 @@ class Partial:
         return True
 
 
-def added(a: TimeSpent, b: TimeSpent) -> TimeSpent:
-    """The sum of two clocks."""
+def add_times(a: TimeSpent, b: TimeSpent) -> TimeSpent:
+    """Returns the sum of two clocks."""
     return TimeSpent(
         **{name: getattr(a, name) + getattr(b, name) for name in TimeSpent.model_fields}
     )
 
 
-def merged(parts: Sequence[Partial]) -> Partial:
-    """What all processes have done; whole features are put back into the order of the images."""
+def merge_parts(parts: Sequence[Partial]) -> Partial:
+    """Returns what all processes have done, whole features in the order of the images."""
     total, *others = parts
     for other in others:
         total.take(other)
@@ -142,7 +142,7 @@ def merged(parts: Sequence[Partial]) -> Partial:
 
 
 def features_of(part: Partial, needs: Sequence[Need], extractor: Extractor) -> Features:
-    """What a metric takes."""
+    """Returns what a metric takes."""
     origin, splits, rows = origin_of(extractor), {}, {}
     for need in needs:
         if need.form == "statistics":

@@ -70,7 +70,7 @@ class Entry(StrictModel):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        """Before a network, a reference or an extractor is touched."""
+        """Checks all names before a network, a reference or an extractor is touched."""
         for solver in filter(_is_name, self.solvers):
             take_solver(solver)
         for rival in self.rivals:
@@ -149,7 +149,7 @@ class SweepPlan:
 
 
 def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
-    """Every cell of a sweep, each once.
+    """Returns every cell of a sweep, each once.
 
     Raises:
         FewstepError: for names and settings that do not exist.
@@ -159,9 +159,9 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
     refused: dict[str, None] = {}
     for drawn in _settings(sweep):
         network = networks(drawn.run.model)
-        drawn = _completed(drawn, network)
+        drawn = _complete(drawn, network)
         try:
-            nfe = checked_nfe(drawn, network)
+            nfe = find_nfe(drawn, network)
         except (SettingError, ScheduleError) as error:
             refused[f"{drawn.run.model}: {error}"] = None
             continue
@@ -183,7 +183,7 @@ def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> QualityCell:
 
 
 def _settings(sweep: Sweep) -> Iterator[Drawn]:
-    """What is drawn, with one seed in place of all."""
+    """Yields what is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
         weights = weights_sha256(model)
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
@@ -203,7 +203,7 @@ def _settings(sweep: Sweep) -> Iterator[Drawn]:
 
 
 def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
-    """(choices of the run, rival) of an entry."""
+    """Returns (choices of the run, rival) of an entry."""
     budgets = parse_ranges(entry.nfe)
     named = [solver for solver in entry.solvers if _is_name(solver)]
     for solver in named:
@@ -213,18 +213,20 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
         found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
     for path in entry.solvers:
         if not _is_name(path):
-            found.append(({"schedule": _called(named_schedule(path), Path(path).stem)}, None))
+            found.append(
+                ({"schedule": _name_schedule(named_schedule(path), Path(path).stem)}, None)
+            )
     found += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
     return found
 
 
-def _called(schedule: Schedule, name: str) -> Schedule:
-    """With the name that tables show."""
+def _name_schedule(schedule: Schedule, name: str) -> Schedule:
+    """Returns a schedule with the name that tables show."""
     return schedule.model_copy(update={"provenance": {**schedule.provenance, "name": name}})
 
 
 def _files(solver: str | None) -> dict[str, str]:
-    """sha256 of the files among a solver's settings."""
+    """Returns the sha256 of the files among a solver's settings."""
     values = () if solver is None else parse_spec(solver)[1].values()
     paths = (Path(value) for value in values if isinstance(value, str))
     return {str(path): file_sha256(path) for path in paths if path.is_file()}
@@ -234,8 +236,8 @@ def _is_name(solver: str) -> bool:
     return not solver.endswith(".json") and solver not in preset_names()
 
 
-def _completed(drawn: Drawn, network: Network) -> Drawn:
-    """With what is left to the network written out: the grid and the rule of the labels."""
+def _complete(drawn: Drawn, network: Network) -> Drawn:
+    """Returns it with the grid and the rule of the labels, which are left to the network."""
     run, classes = drawn.run, network.num_classes
     labels = f"seed modulo {classes}" if classes else "none"
     written: dict[str, Any] = {"device": network.device.type}
@@ -245,8 +247,8 @@ def _completed(drawn: Drawn, network: Network) -> Drawn:
     return drawn.model_copy(update={"run": run, "labels": labels})
 
 
-def checked_nfe(drawn: Drawn, network: Network) -> int:
-    """Evaluations per image; raises FewstepError if it cannot be run."""
+def find_nfe(drawn: Drawn, network: Network) -> int:
+    """Returns evaluations per image; raises FewstepError if it cannot be run."""
     guidance = drawn.run.guidance()
     if drawn.run.cache is not None:
         take_cache(drawn.run.cache)

@@ -87,6 +87,6 @@ class GpuBench(Experiment[GpuJob, GpuRow]):
             large = Large(size, make, self.device, self.scale)
             yield GpuJob(f"{size}", large.overhead)
             for cache in CACHES:
-                yield GpuJob(f"{size}, {cache}", large.cached(cache))
+                yield GpuJob(f"{size}, {cache}", large.time_cache(cache))
             for spec in RIVALS:
-                yield GpuJob(f"{size}, {spec}", large.rival(spec))
+                yield GpuJob(f"{size}, {spec}", large.time_rival(spec))

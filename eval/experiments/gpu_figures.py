@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from ..bench.store import KeyedRow
+from ..bench.table import aligned_table
 
 HEADER = ("run", "what", "measured", "asked", "")
 
@@ -39,7 +40,7 @@ class GpuFigure:
         return self.value >= self.asked if self.sense == "least" else self.value <= self.asked
 
     def cells(self, judged: bool) -> tuple[str, ...]:
-        """One line of the table; not judged, it leaves open whether the value is good enough."""
+        """Returns one line of the table; judged, it says whether the value is good enough."""
         asked = "" if self.asked is None else f"at {self.sense} {self.asked:g}{self.unit}"
         said = {None: "", True: "met", False: "NOT MET"}[self.met] if judged else ""
         return self.job, self.what, f"{self.value:.4g}{self.unit}", asked, said
@@ -70,15 +71,10 @@ class GpuRow(KeyedRow):
 
 
 def table(figures: Iterable[GpuFigure], judged: bool) -> Iterator[str]:
-    """Yields the figures in Markdown, with a verdict on each target if they are to be judged."""
+    """Returns the figures in Markdown, with a verdict on each target if they are to be judged."""
     rows = [HEADER, *(each.cells(judged) for each in figures)]
     rows = [(*_name_once(row[0], above[0]), *row[1:]) for above, row in pairwise([("",), *rows])]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    for n, row in enumerate(rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "| " + " | ".join(cells) + " |"
-        if n == 0:
-            yield "| " + " | ".join("-" * width for width in widths) + " |"
+    return aligned_table(rows, left=len(HEADER))
 
 
 def _name_once(name: str, above: str) -> tuple[str]:

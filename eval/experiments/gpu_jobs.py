@@ -88,15 +88,15 @@ class Small:
     scale: Scale
 
     def figures(self, job: str) -> list[GpuFigure]:
-        """Images per second of all ways, and their ratios."""
+        """Returns images per second of all ways, and their ratios."""
         if COMPILED in self.scale.ways:
             torch.compiler.reset()  # compiled code is kept by class, and only so much of it
         networks = {way: self._network(WAYS[way]) for way in self.scale.ways}
-        works = {way: self._ours(network) for way, network in networks.items()}
-        works[THEIRS] = self._theirs(self._network(Speed()))
+        works = {way: self._make_ours(network) for way, network in networks.items()}
+        works[THEIRS] = self._make_theirs(self._network(Speed()))
         if COMPILED in self.scale.ways:
-            works[THEIRS_COMPILED] = self._theirs(self._network(Speed(compile=True)))
-        taken = self._timed(works)
+            works[THEIRS_COMPILED] = self._make_theirs(self._network(Speed(compile=True)))
+        taken = self._measure(works)
         images = self.batch * self.scale.runs
         figures = [GpuFigure(job, way, images / each, " images/s") for way, each in taken.items()]
         return [*figures, *self._ratios(job, taken, networks)]
@@ -117,7 +117,7 @@ class Small:
     def _network(self, speed: Speed) -> Network:
         return load(self.model, device=self.device, speed=speed)
 
-    def _ours(self, network: Network) -> Callable[[], object]:
+    def _make_ours(self, network: Network) -> Callable[[], object]:
         sampler, labels = Sampler(network), [k % 10 for k in self._seeds]
 
         def work() -> object:
@@ -127,16 +127,16 @@ class Small:
 
         return work
 
-    def _theirs(self, network: Network) -> Callable[[], object]:
-        """The loop of a diffusers pipeline, without its bar; the noise is ours."""
+    def _make_theirs(self, network: Network) -> Callable[[], object]:
+        """Returns the loop of a diffusers pipeline, without its bar; the noise is ours."""
         made = RivalSampler(network, SOLVER, NFE)
 
         def work() -> object:
-            return [self._piped(network, made, seeds) for seeds in self._chunks()]
+            return [self._run_pipeline(network, made, seeds) for seeds in self._chunks()]
 
         return work
 
-    def _piped(self, network: Network, made: RivalSampler, seeds: Sequence[int]) -> Tensor:
+    def _run_pipeline(self, network: Network, made: RivalSampler, seeds: Sequence[int]) -> Tensor:
         module: Any = network.module
         scheduler = made.make(made.steps)
         labels = torch.tensor([k % 10 for k in seeds], device=self.device)
@@ -149,7 +149,7 @@ class Small:
         return x.cpu()
 
     def _call(self, network: Network) -> float:
-        """Seconds of one call of the network, of many in a row."""
+        """Returns seconds of one call of the network, of many in a row."""
         module: Any = network.module
         x = torch.zeros(self.batch, *network.shape, device=self.device)
         given = {
@@ -163,9 +163,9 @@ class Small:
                 module(x, **given, return_dict=False)
 
         with torch.inference_mode():
-            return self._timed({"": work})[""] / calls
+            return self._measure({"": work})[""] / calls
 
-    def _timed(self, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    def _measure(self, works: dict[str, Callable[[], object]]) -> dict[str, float]:
         return time_medians(works, self.device, self.scale.repeats, self.scale.warm)
 
     @property
@@ -186,7 +186,7 @@ class Large:
     scale: Scale
 
     def overhead(self, job: str) -> list[GpuFigure]:
-        """How much longer a run takes than its calls of the network."""
+        """Returns how much longer a run takes than its calls of the network."""
         network = self._network()
         denoiser, branches = self._denoiser(network)
         node = network.schedule.at(0.5)
@@ -199,7 +199,7 @@ class Large:
                         torch.cat([x] * len(branches)), node, self._rows(denoiser, branches)
                     )
 
-        works = {"run": lambda: self._drawn(network), "calls": calls}
+        works = {"run": lambda: self._draw(network), "calls": calls}
         taken = time_medians(works, self.device, self.scale.slow, warm=1)
         extra = 100.0 * (taken["run"] / taken["calls"] - 1.0)
         return [
@@ -210,17 +210,17 @@ class Large:
             GpuFigure(job, "solver and guidance", extra, " %", 0.5, "most"),
         ]
 
-    def cached(self, cache: str) -> Callable[[str], list[GpuFigure]]:
-        """The speed-up of a cache of ours against what it saved, and its memory."""
+    def time_cache(self, cache: str) -> Callable[[str], list[GpuFigure]]:
+        """Returns the speed-up of a cache of ours against what it saved, and its memory."""
 
         def figures(job: str) -> list[GpuFigure]:
             network, policy = self._network(), CACHES[cache]
             works = {
-                "full": lambda: self._drawn(network),
-                "cached": lambda: self._drawn(network, policy),
+                "full": lambda: self._draw(network),
+                "cached": lambda: self._draw(network, policy),
             }
             taken = time_medians(works, self.device, self.scale.slow, warm=1)
-            ledger = self._drawn(network, policy).ledger.cache
+            ledger = self._draw(network, policy).ledger.cache
             speedup = taken["full"] / taken["cached"]
             saved = ledger.parts * len(ledger.calls) / ledger.block_evaluations
             ratios = [
@@ -232,14 +232,14 @@ class Large:
 
         return figures
 
-    def rival(self, spec: str) -> Callable[[str], list[GpuFigure]]:
-        """The speed-up of somebody else's cache."""
+    def time_rival(self, spec: str) -> Callable[[str], list[GpuFigure]]:
+        """Returns the speed-up of somebody else's cache."""
 
         def figures(job: str) -> list[GpuFigure]:
             network = self._network()
             steps, given = self.scale.steps, self._given(network)
             works = {
-                "full": lambda: self._drawn(network),
+                "full": lambda: self._draw(network),
                 "cached": lambda: rival_run(network, spec, 1, steps, solver=SOLVER, **given),
             }
             taken = time_medians(works, self.device, self.scale.slow, warm=1)
@@ -256,7 +256,7 @@ class Large:
         for cache in (None, policy):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
-            self._drawn(network, cache)
+            self._draw(network, cache)
             peaks.append(torch.cuda.max_memory_allocated(self.device))
         held = peaks[1] - peaks[0]
         off = 100.0 * abs(held - predicted) / max(predicted, 1)
@@ -272,7 +272,7 @@ class Large:
     def _given(self, network: Network) -> dict[str, Any]:
         return {"class_labels": 1, "guidance": CFG(4.0)} if network.num_classes else {}
 
-    def _drawn(self, network: Network, cache: Policy | None = None) -> Any:
+    def _draw(self, network: Network, cache: Policy | None = None) -> Any:
         given = self._given(network)
         return Sampler(network)(range(1), solver=SOLVER, nfe=self.scale.steps, cache=cache, **given)
 

@@ -49,7 +49,7 @@ TINY_FLUX = Sized("tiny Flux", (2, 4), 2, 32, 16, 8)
 
 
 def dit(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
-    """A class-conditional DiT that predicts eps."""
+    """Returns a class-conditional DiT that predicts eps."""
     from diffusers import DiTTransformer2DModel
 
     made: Any = DiTTransformer2DModel
@@ -76,7 +76,7 @@ def dit(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
 
 
 def flux(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
-    """A Flux transformer on packed latents, with a random prompt."""
+    """Returns a Flux transformer on packed latents, with a random prompt."""
     from diffusers import FluxTransformer2DModel
 
     made: Any = FluxTransformer2DModel
@@ -119,14 +119,14 @@ def flux(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
 
 
 def _places(side: int) -> Tensor:
-    """(side^2, 3): 0, row and column."""
+    """Returns (side^2, 3): 0, row and column."""
     place = torch.cartesian_prod(torch.arange(side), torch.arange(side))
     return torch.cat([torch.zeros_like(place[:, :1]), place], dim=1).float()
 
 
 @contextmanager
 def _made_there(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """What is made inside is on the device and in the dtype from the start, the same each time."""
+    """Has what is made inside on the device and in the dtype at once, the same each time."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

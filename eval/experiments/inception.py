@@ -15,8 +15,8 @@ from ..extractors.weights import inception_weights, installed_inception
 Network = Callable[[Tensor], Tensor]
 
 
-def sides(path: Path | None) -> tuple[Network, Network]:
-    """(ours, the TorchScript): uint8 (B, 3, H, W) -> (B, 2048), resize included in both.
+def load_both(path: Path | None) -> tuple[Network, Network]:
+    """Returns (ours, the TorchScript): uint8 (B, 3, H, W) -> (B, 2048), resize included in both.
 
     Raises:
         SettingError: if no TorchScript is given and the `eval` extra is not installed.
@@ -37,8 +37,8 @@ def sides(path: Path | None) -> tuple[Network, Network]:
 
 
 def report(path: Path | None = None, batch: int = 16, repeats: int = 5) -> str:
-    """One line: seconds per image of both, run in turn, their ratio, and the largest difference."""
-    pair = sides(path)
+    """Returns one line: seconds per image of both, their ratio, and the largest difference."""
+    pair = load_both(path)
     images = torch.randint(
         0, 256, (batch, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

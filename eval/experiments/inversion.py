@@ -23,6 +23,7 @@ from ...samplers.sampler import Sampler
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import weights_sha256
 from ..bench.store import KeyedRow, RowStore
+from ..bench.table import markdown_table
 from ..data import images_of
 from ..metrics.pairs import psnr
 
@@ -142,10 +143,10 @@ def lines(rows: Sequence[RoundTripRow]) -> Iterator[str]:
         if not table:
             continue
         counts = sorted({count for _, count in table})
-        yield f"| PSNR in dB, {title} | {' | '.join(map(str, counts))} |"
-        yield f"|---|{'---:|' * len(counts)}"
+        lines = [(f"PSNR in dB, {title}", *map(str, counts))]
         for solver in dict.fromkeys(name for name, _ in table):
-            yield f"| {solver} | {' | '.join(_decibels(table.get((solver, n))) for n in counts)} |"
+            lines.append((solver, *(_decibels(table.get((solver, n))) for n in counts)))
+        yield from markdown_table(lines)
         yield ""
 
 

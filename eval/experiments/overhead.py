@@ -25,7 +25,7 @@ from ...solvers import drive, solver
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
 VIEWS = {"alias", "detach", "expand", "select", "slice", "squeeze", "unsqueeze", "view"}
 
-Run = Callable[[Tensor, Tensor], Tensor]  # (start, stored network output) -> sample
+Solve = Callable[[Tensor, Tensor], Tensor]  # (start, stored network output) -> sample
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class CountOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def ours(pair: Pair, steps: int) -> Run:
-    """Our solver with its coefficients ready."""
+def make_ours(pair: Pair, steps: int) -> Solve:
+    """Returns our solver with its coefficients ready."""
     schedule = RectifiedFlow() if pair.flow else VPDiscrete()
     grid = time_grid("uniform", schedule, steps)
     ready, nodes = solver(pair.name).on(grid), list(pairwise(grid.nodes))
@@ -98,8 +98,8 @@ def ours(pair: Pair, steps: int) -> Run:
     return run
 
 
-def theirs(pair: Pair, steps: int) -> Run:
-    """The diffusers scheduler with its timesteps set."""
+def make_theirs(pair: Pair, steps: int) -> Solve:
+    """Returns the diffusers scheduler with its timesteps set."""
     import diffusers
 
     with warnings.catch_warnings(action="ignore"):  # some of its settings are deprecated
@@ -115,36 +115,36 @@ def theirs(pair: Pair, steps: int) -> Run:
     return run
 
 
-def microseconds(run: Run, shape: tuple[int, ...], steps: int) -> float:
-    """CPU time of one run, per step."""
+def time_step(run: Solve, shape: tuple[int, ...], steps: int) -> float:
+    """Returns the CPU time of one run, per step."""
     x, out = torch.ones(shape), torch.full(shape, 0.5)
     start = time.thread_time()
     run(x, out)
     return (time.thread_time() - start) / steps * 1e6
 
 
-def operations(run: Run, steps: int) -> tuple[float, float]:
-    """(full, tiny) operations per step of a run with batch 1."""
+def count_operations(run: Solve, steps: int) -> tuple[float, float]:
+    """Returns (full, tiny) operations per step of a run with batch 1."""
     x, out = torch.ones(SHAPES[0]), torch.full(SHAPES[0], 0.5)
     with CountOps(x.numel()) as count:
         run(x, out)
     return count.full / steps, count.tiny / steps
 
 
-def row(pair: Pair, shape: tuple[int, ...], steps: int, repeats: int) -> str:
-    """One line of the table."""
-    sides = (ours, theirs) if pair.rival else (ours,)
+def make_row(pair: Pair, shape: tuple[int, ...], steps: int, repeats: int) -> str:
+    """Returns one line of the table."""
+    sides = (make_ours, make_theirs) if pair.rival else (make_ours,)
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for times, side in zip(taken, sides, strict=True):
-            times.append(microseconds(side(pair, steps), shape, steps))
+            times.append(time_step(side(pair, steps), shape, steps))
     mine, *other = map(statistics.median, taken)
     line = f"{pair.name:12} {shape[0]:5} {mine:8.1f} " + _counts(
-        operations(ours(pair, steps), steps)
+        count_operations(make_ours(pair, steps), steps)
     )
     if not other:
         return line
-    rival = _counts(operations(theirs(pair, steps), steps))
+    rival = _counts(count_operations(make_theirs(pair, steps), steps))
     return f"{line} {other[0]:10.1f} {rival} {other[0] / mine:7.1f}x"
 
 
@@ -153,12 +153,12 @@ def _counts(counts: tuple[float, float]) -> str:
 
 
 def report(steps: int = 20, repeats: int = 40) -> str:
-    """The table as text: microseconds and operations per step on both sides, and the ratio."""
+    """Returns the table: microseconds and operations per step on both sides, and the ratio."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            rows = [row(pair, shape, steps, repeats) for shape in SHAPES for pair in PAIRS]
+            rows = [make_row(pair, shape, steps, repeats) for shape in SHAPES for pair in PAIRS]
     finally:
         torch.set_num_threads(threads)
     header = (

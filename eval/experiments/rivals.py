@@ -114,7 +114,7 @@ class RivalSampler:
         guidance: Guidance | None = None,
         batch: int = 32,
     ) -> Result:
-        """One image per seed; see `Sampler`."""
+        """Returns one image per seed; see `Sampler`."""
         guidance = guidance or Unguided()
         if isinstance(guidance, Thresholded):
             raise SettingError("a rival has thresholding of its own; drop the threshold")
@@ -154,7 +154,7 @@ def _unscaled(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple[Tensor, ...]:
-    """What the scheduler expects, one per branch, read through the denoiser that counts."""
+    """Returns what the scheduler expects, one per branch, read through the denoiser that counts."""
     schedule = denoiser.network.schedule
     if isinstance(schedule, RectifiedFlow):
         _, rate = schedule.slope(node.t)
@@ -166,12 +166,12 @@ def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple
 
 
 def rival_names() -> list[str]:
-    """All named rivals, sorted."""
+    """Returns all named rivals, sorted."""
     return sorted(RIVALS)
 
 
 def rival_of(spec: str) -> tuple[Rival, Settings]:
-    """The rival of `name:argument=value,...` and its arguments; raises UnknownNameError."""
+    """Returns the rival of `name:argument=value,...` and its arguments; raises UnknownNameError."""
     name, extra = parse_spec(spec)
     if name not in RIVALS:
         raise UnknownNameError("rival", name, RIVALS)
@@ -179,7 +179,7 @@ def rival_of(spec: str) -> tuple[Rival, Settings]:
 
 
 def _maker(network: Network, spec: str) -> Callable[[int], Any]:
-    """A function that makes the scheduler ready for a number of steps."""
+    """Returns a function that makes the scheduler ready for a number of steps."""
     import diffusers
 
     rival, extra = rival_of(spec)
@@ -209,7 +209,7 @@ def _maker(network: Network, spec: str) -> Callable[[int], Any]:
 
 
 def _process(network: Network, known: set[str]) -> Settings:
-    """The arguments that tell a scheduler of the network's noise schedule and prediction."""
+    """Returns what tells a scheduler of the network's noise schedule and prediction."""
     schedule = network.schedule
     if isinstance(schedule, RectifiedFlow):
         if schedule.terminal is not None:
@@ -228,7 +228,7 @@ def _process(network: Network, known: set[str]) -> Settings:
 
 @cache
 def _discrete(schedule: VPDiscrete | VPLinear | Cosine) -> VPDiscrete:
-    """The discrete process that a scheduler is told of: a continuous one at even times."""
+    """Returns the discrete process that a scheduler is told of: a continuous one at even times."""
     if isinstance(schedule, VPDiscrete):
         return schedule
     first, span = schedule.t_min, schedule.t_max - schedule.t_min
@@ -250,7 +250,7 @@ def _variance_preserving(schedule: VPDiscrete, known: set[str], predicts: str) -
 
 
 def _steps_for(make: Callable[[int], Any], spec: str, nfe: int) -> int:
-    """num_inference_steps such that the network is called nfe times: N, or N + 1 over 2 (Heun)."""
+    """Returns num_inference_steps that call the network N times: N, or (N + 1) / 2 (Heun)."""
     if nfe < 1:
         raise SettingError(f"nfe must be at least 1, not {nfe}")
     spent = {}
@@ -267,7 +267,7 @@ def _steps_for(make: Callable[[int], Any], spec: str, nfe: int) -> int:
 
 
 def _node(schedule: NoiseSchedule, label: float) -> Node:
-    """The node whose network label is the timestep that a scheduler passes on."""
+    """Returns the node whose network label is the timestep that a scheduler passes on."""
     if isinstance(schedule, VPDiscrete):
         return schedule.at(min((label + 1.0) / schedule.num_train_timesteps, 1.0))
     if isinstance(schedule, VPLinear | Cosine):
@@ -296,7 +296,7 @@ def _check_ends(schedule: NoiseSchedule, scheduler: Any, spec: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Some settings of some schedulers are deprecated; that is theirs to say elsewhere."""
+    """Silences that some settings of some schedulers are deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
