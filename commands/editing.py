@@ -1,71 +1,109 @@
 """`fewstep invert` and `fewstep edit`: a picture to its noise, and to another one."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..models.errors import SettingError
+from .gather import gather_options
 from .options import (
     DEFAULT_MODEL,
+    IMAGES,
     LAST_SEED,
+    OUTPUT,
+    SAMPLING,
     Device,
     GridType,
     ModelOption,
     PictureFile,
     Quiet,
     Steps,
+    Strip,
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class InvertOptions:
+    """How a picture is taken to its noise."""
+
+    class_: Annotated[
+        int | None,
+        typer.Option(
+            "--class",
+            help="Class label of the picture. By default it has no class.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Description of the picture, for networks with text. By default it is empty.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="A solver that runs in both directions, as name[:key=value,...].",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = "rf-solver"
+    nfe: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of network evaluations on the way to the noise. The default is 30.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    steps: Steps = None
+    grid_type: GridType = None
+    t_min: Annotated[
+        float | None,
+        typer.Option(
+            help="Time at the clean end, such as 0.01; earlier times are skipped.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+
+
+@gather_options
 def invert(
     image: PictureFile,
+    options: InvertOptions,
     model: ModelOption = DEFAULT_MODEL,
-    class_: Annotated[
-        int | None, typer.Option("--class", help="What the picture shows. Default: no class.")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The same for networks with text. Default: the empty prompt.")
-    ] = None,
-    solver: Annotated[
-        str, typer.Option(help="Name[:key=value,...] of one that runs both ways.")
-    ] = "rf-solver",
-    nfe: Annotated[
-        int | None, typer.Option(help="Evaluations on the way to the noise. Default 30.")
-    ] = None,
-    steps: Steps = None,
-    grid_type: GridType = None,
-    t_min: Annotated[
-        float | None, typer.Option(help="Time of the clean end, as 0.01; skips what is below.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The noise, .safetensors.")] = Path("noise.safetensors"),
-    strip: Annotated[
-        Path | None, typer.Option(help="A PNG of the picture and of what comes back.")
-    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The .safetensors file that the noise is written to.", rich_help_panel=OUTPUT
+        ),
+    ] = Path("noise.safetensors"),
+    strip: Strip = None,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Finds the noise that a picture comes from, and says how well it comes back."""
+    """Finds the noise that a picture comes from, and reports how well it is restored."""
     from ..samplers import inversion
     from ..samplers.images import to_pil
     from ..samplers.picture_files import decibels, read_picture, write_strip
     from ..samplers.sampler import Sampler
 
     _check_outputs(out, ".safetensors", strip, image)
-    _either(class_, prompt, "--class", "--prompt")
+    _either(options.class_, options.prompt, "--class", "--prompt")
     sampler = Sampler.from_pretrained(model, device=device)
     x = read_picture(image, sampler.network)
     found = inversion.invert(
         sampler,
         x,
-        solver=solver,
-        class_labels=class_,
-        prompt=prompt,
+        solver=options.solver,
+        class_labels=options.class_,
+        prompt=options.prompt,
         progress=not quiet,
-        nfe=nfe,
-        steps=steps,
-        grid=grid_type,
-        t_min=t_min,
+        nfe=options.nfe,
+        steps=options.steps,
+        grid=options.grid_type,
+        t_min=options.t_min,
     )
     back = inversion.reconstruct(sampler, found)
     found.save(out, model=model)
@@ -76,34 +114,83 @@ def invert(
         typer.echo(f"reconstruction: {decibels(back.samples, x)}, {back.ledger}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EditOptions:
+    """What a picture shows, and what it shall show."""
+
+    from_class: Annotated[
+        int | None,
+        typer.Option(
+            help="Class label of the picture as it is. By default it has no class.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    to_class: Annotated[
+        int | None,
+        typer.Option(help="Class label of the edited picture.", rich_help_panel=IMAGES),
+    ] = None
+    from_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Description of the picture as it is, for networks with text. By default it is"
+            " empty.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    to_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Description of the edited picture, for networks with text.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Description of what the edited picture must not show, for guided editors.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    editor: Annotated[
+        str,
+        typer.Option(
+            help="The editor, as name[:key=value,...]; see `fewstep list editors`.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = "rf-edit"
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LAST_SEED,
+            help="Random seed, for editors that draw noise.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 0
+
+    def conditions(self) -> tuple[int | str | None, int | str]:
+        """Returns what the picture shows and what it shall show, each a class or a prompt."""
+        source = _either(self.from_class, self.from_prompt, "--from-class", "--from-prompt")
+        target = _either(self.to_class, self.to_prompt, "--to-class", "--to-prompt")
+        if target is None:
+            raise SettingError("say what the picture shall show: --to-class or --to-prompt")
+        return source, target
+
+
+@gather_options
 def edit(
     image: PictureFile,
+    options: EditOptions,
     model: ModelOption = DEFAULT_MODEL,
-    from_class: Annotated[
-        int | None, typer.Option(help="What it shows. Default: no class.")
-    ] = None,
-    to_class: Annotated[int | None, typer.Option(help="What it shall show.")] = None,
-    from_prompt: Annotated[
-        str | None, typer.Option(help="What it shows, for networks with text. Default: empty.")
-    ] = None,
-    to_prompt: Annotated[str | None, typer.Option(help="What it shall show.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What it shall not show, for guided editors.")
-    ] = None,
-    editor: Annotated[
-        str, typer.Option(help="Name[:key=value,...]; see `fewstep list editors`.")
-    ] = "rf-edit",
-    seed: Annotated[
-        int, typer.Option(min=0, max=LAST_SEED, help="For editors that draw noise.")
-    ] = 0,
-    out: Annotated[Path, typer.Option(help="The edited picture.")] = Path("edit.png"),
-    strip: Annotated[
-        Path | None, typer.Option(help="A PNG of source, reconstruction and edit.")
-    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="The .png file for the edited picture.", rich_help_panel=OUTPUT),
+    ] = Path("edit.png"),
+    strip: Strip = None,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Changes what a picture shows, a class or a prompt, and keeps what it can of it."""
+    """Changes what a picture shows, a class or a prompt, and keeps as much of it as possible."""
     from ..samplers.editing import Editor
     from ..samplers.images import to_pil
     from ..samplers.inversion import invert, reconstruct
@@ -111,20 +198,18 @@ def edit(
     from ..samplers.sampler import Sampler
 
     _check_outputs(out, ".png", strip, image)
-    source = _either(from_class, from_prompt, "--from-class", "--from-prompt")
-    target = _either(to_class, to_prompt, "--to-class", "--to-prompt")
-    if target is None:
-        raise SettingError("say what the picture shall show: --to-class or --to-prompt")
+    source, target = options.conditions()
     sampler = Sampler.from_pretrained(model, device=device)
-    x, edits = read_picture(image, sampler.network), Editor(sampler, editor)
-    found = edits(x, source=source, target=target, negative=negative_prompt, seeds=[seed])
-    write_png(found.images[0], out)
+    x, edits = read_picture(image, sampler.network), Editor(sampler, options.editor)
+    negative, seeds = options.negative_prompt, [options.seed]
+    result = edits(x, source=source, target=target, negative=negative, seeds=seeds)
+    write_png(result.images[0], out)
     if strip is not None:
-        there = invert(sampler, x, class_labels=from_class, prompt=from_prompt)
-        back = reconstruct(sampler, there)
-        write_strip([*to_pil(x), *back.images, *found.images], strip)
+        start = invert(sampler, x, class_labels=options.from_class, prompt=options.from_prompt)
+        back = reconstruct(sampler, start)
+        write_strip([*to_pil(x), *back.images, *result.images], strip)
     if not quiet:
-        typer.echo(f"{out}: {found.ledger}")
+        typer.echo(f"{out}: {result.ledger}")
 
 
 def _check_outputs(out: Path, suffix: str, strip: Path | None, image: Path) -> None:

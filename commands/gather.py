@@ -19,7 +19,8 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**given: Any) -> None:
         for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            names = [each.name for each in fields(kind) if each.init]
+            given[name] = kind(**{each: given.pop(each) for each in names})
         command(**given)
 
     parameters = [
@@ -35,7 +36,7 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _read_fields(kind: Any) -> Iterator[Parameter]:
     hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
+    for field in (each for each in fields(kind) if each.init):
         default = Parameter.empty if field.default is MISSING else field.default
         yield Parameter(
             field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]

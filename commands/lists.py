@@ -12,7 +12,8 @@ def list_(
     kind: Annotated[
         str,
         typer.Argument(
-            help="solvers, grids, schedules, models, guidance, caches, editors, metrics."
+            help="What to list: solvers, grids, schedules, models, guidance, caches, editors or"
+            " metrics."
         ),
     ],
 ) -> None:

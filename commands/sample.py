@@ -1,5 +1,6 @@
 """`sample`: a grid of images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,9 +8,14 @@ import typer
 
 from ..models.errors import SettingError
 from .console import refuse_typed, typed
+from .gather import gather_options
 from .options import (
     DEFAULT_MODEL,
+    GUIDANCE,
+    IMAGES,
     MOST,
+    OUTPUT,
+    SAMPLING,
     BatchSampled,
     CfgInterval,
     CfgScale,
@@ -19,144 +25,242 @@ from .options import (
     Device,
     Dtype,
     GridType,
+    Json,
+    Model,
     Quiet,
     Steps,
 )
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
+    from ..models.speed import Speed
+    from ..samplers.run_record import Run
+    from ..samplers.sampler import Result
     from ..solvers import Schedule
 
-IMAGES = 64
+DRAWN = 64  # images where nothing is said of their number
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet"}
 
 
-def sample(
-    ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Embedded name, diffusers folder or hub id.")
-    ] = DEFAULT_MODEL,
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """What is drawn, as it is typed; `Run` is the same as it is recorded."""
+
+    model: Model = DEFAULT_MODEL
     solver: Annotated[
-        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list solvers`.")
-    ] = None,
+        str | None,
+        typer.Option(
+            help="The solver, as name[:key=value,...]; see `fewstep list solvers`.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
     nfe: Annotated[
-        int | None, typer.Option(help="Budget of network evaluations per image. Default 10.")
-    ] = None,
-    steps: Steps = None,
-    grid_type: GridType = None,
+        int | None,
+        typer.Option(
+            help="Budget of network evaluations for each image. The default is 10.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    steps: Steps = None
+    grid_type: GridType = None
     final: Annotated[
-        str, typer.Option(help="How the run ends: zero, sigma_min or denoise.")
-    ] = "zero",
+        str,
+        typer.Option(
+            help="How the run ends: zero, sigma_min or denoise.", rich_help_panel=SAMPLING
+        ),
+    ] = "zero"
     schedule: Annotated[
         str | None,
-        typer.Option(help="A .json, or a name of `fewstep list schedules`; instead of a solver."),
-    ] = None,
+        typer.Option(
+            help="A searched schedule, in place of a solver: a .json file or a name of"
+            " `fewstep list schedules`.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="A cache, as name[:key=value,...], see `fewstep list caches`; or a .json file of"
+            " `fewstep calibrate`.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
     force: Annotated[
         bool,
-        typer.Option("--force", help="Take a schedule or cache of another network or guidance."),
-    ] = False,
+        typer.Option(
+            "--force",
+            help="Accept a schedule or a cache that was made for another network or guidance.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = False
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image; each next adds 1. Default 0.")
-    ] = None,
+        int | None,
+        typer.Option(
+            help="Seed of the first image; seeds count up from it. The default is 0.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
     seeds: Annotated[
-        str | None, typer.Option(help="One seed per image, as 0-63,100; instead of --seed.")
-    ] = None,
+        str | None,
+        typer.Option(
+            help="One seed for each image, such as 0-63,100, in place of --seed.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Class labels, as 0-9 or 3,5 or shirt; null for no class. Default: all in turn."
+            help="Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By"
+            " default all classes take turns.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None
+    per_class: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of images of each class. The default is 8.", rich_help_panel=IMAGES
+        ),
+    ] = None
+    cfg_scale: CfgScale = 1.0
+    cfg_interval: CfgInterval = None
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="The guidance, as name[:key=value,...]; see `fewstep list guidance`.",
+            rich_help_panel=GUIDANCE,
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Quantile for dynamic thresholding of the predicted image, such as 0.995.",
+            rich_help_panel=GUIDANCE,
+        ),
+    ] = None
+    batch: BatchSampled = 32
+    dtype: Dtype = "fp32"
+    device: Device = "cpu"
+    compile_: Compile = False
+    channels_last: ChannelsLast = False
+    cuda_graph: CudaGraph = False
+
+    @property
+    def speed(self) -> "Speed":
+        """How the network is run."""
+        from ..models.speed import Speed
+
+        return Speed(self.compile_, self.channels_last, self.cuda_graph)
+
+    def load(self) -> "Network":
+        """Returns the network; raises FewstepError if there is none such, or options disagree."""
+        from ..models.load import load
+
+        if self.force and self.schedule is None and self.cache is None:
+            raise SettingError("--force is for --schedule and --cache; give one of them")
+        return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
+
+    def record(self, network: "Network") -> "Run":
+        """Returns the run of the network that was asked for, with nothing left open."""
+        from ..models.speed import Speed
+        from ..samplers.cache_file import resolved
+        from ..samplers.run_record import Run, parse_interval
+
+        seeds, labels = _images(network, self.seed, self.seeds, self.classes, self.per_class)
+        run = Run(
+            model=self.model,
+            solver=self.solver,
+            grid=self.grid_type,
+            nfe=self.nfe,
+            steps=self.steps,
+            final=self.final,
+            schedule=None if self.schedule is None else _schedule(self.schedule, self.force),
+            seeds=seeds,
+            classes=labels,
+            cfg_scale=self.cfg_scale,
+            cfg_interval=None if self.cfg_interval is None else parse_interval(self.cfg_interval),
+            guidance_spec=self.guidance,
+            threshold=self.threshold,
+            batch=self.batch,
+            dtype=self.dtype,
+            device=self.device,
+            speed=None if self.speed == Speed() else self.speed,
+            columns=self.per_class or 8 if self.classes and not self.seeds else None,
+        ).settled()
+        if self.cache is None:
+            return run
+        return run.model_copy(update={"cache": resolved(self.cache, network, run, self.force)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOutputs:
+    """Where the images go, and what is printed."""
+
+    out: Annotated[
+        Path,
+        typer.Option(help="The .png file for the grid of images.", rich_help_panel=OUTPUT),
+    ] = Path("samples.png")
+    save_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that gets every image as a .png of its own.", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    json_: Json = False
+    quiet: Quiet = False
+
+    def check(self, inputs: list[Path | None]) -> None:
+        """Raises SettingError if something could not be written, or would replace an input."""
+        from ..models.files import check_apart, check_folder, check_writable
+
+        check_writable(self.out, ".png")
+        check_apart([self.out], inputs)
+        if self.save_images is not None:
+            check_folder(self.save_images)
+
+    def show(self, run: "Run", result: "Result") -> None:
+        """Writes the pictures and prints what they cost."""
+        from ..samplers.run_record import as_json, save_pictures
+
+        save_pictures(run, result, self.out, self.save_images)
+        if self.json_:
+            typer.echo(as_json(run, self.out, result))
+        elif not self.quiet:
+            typer.echo(f"{self.out}: {result.ledger}")
+
+
+@gather_options
+def sample(
+    ctx: typer.Context,
+    options: SampleOptions,
+    from_png: Annotated[
+        Path | None,
+        typer.Option(
+            help="Repeat the run that is stored in a picture made by `sample`.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
-    per_class: Annotated[int | None, typer.Option(help="Images of each class. Default 8.")] = None,
-    cfg_scale: CfgScale = 1.0,
-    cfg_interval: CfgInterval = None,
-    guidance: Annotated[
-        str | None, typer.Option(help="Name[:key=value,...]; see `fewstep list guidance`.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Dynamic thresholding of x0 at this quantile, as 0.995.")
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(help="Name[:key=value,...], see `fewstep list caches`; or a .json."),
-    ] = None,
-    batch: BatchSampled = 32,
-    dtype: Dtype = "fp32",
-    device: Device = "cpu",
-    compile_: Compile = False,
-    channels_last: ChannelsLast = False,
-    cuda_graph: CudaGraph = False,
-    out: Annotated[Path, typer.Option(help="The grid picture.")] = Path("samples.png"),
-    save_images: Annotated[
-        Path | None, typer.Option(help="Folder for every image as a PNG of its own.")
-    ] = None,
-    from_png: Annotated[
-        Path | None, typer.Option(help="Replay the run stored in a picture made by sample.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the run as JSON.")] = False,
-    quiet: Quiet = False,
+    *,
+    outputs: SampleOutputs,
 ) -> None:
     """Draws a grid of images and prints what it cost."""
-    from ..models.files import check_apart, check_folder, check_writable
     from ..models.load import load
-    from ..models.speed import Speed
-    from ..samplers.cache_file import resolved
-    from ..samplers.run_record import (
-        Run,
-        as_json,
-        check_pictures,
-        parse_interval,
-        run_from_png,
-        save_pictures,
-    )
+    from ..samplers.run_record import check_pictures, run_from_png
     from ..samplers.sampler import Sampler
 
-    check_writable(out, ".png")
-    read = [from_png, *(Path(each) for each in (schedule, cache) if each)]
-    check_apart([out], read)
-    if save_images is not None:
-        check_folder(save_images)
+    inputs = [from_png, *(Path(each) for each in (options.schedule, options.cache) if each)]
+    outputs.check(inputs)
     if from_png is not None:
         names = ctx.params.keys() - BESIDE_REPLAY
         refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
         run = run_from_png(from_png)
         network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
     else:
-        if force and schedule is None and cache is None:
-            raise SettingError("--force is for --schedule and --cache; give one of them")
-        speed = Speed(compile_, channels_last, cuda_graph)
-        network = load(model, dtype=dtype, device=device, speed=speed)
-        chosen, labels = _images(network, seed, seeds, classes, per_class)
-        run = Run(
-            model=model,
-            solver=solver,
-            grid=grid_type,
-            nfe=nfe,
-            steps=steps,
-            final=final,
-            schedule=None if schedule is None else _schedule(schedule, force),
-            seeds=chosen,
-            classes=labels,
-            cfg_scale=cfg_scale,
-            cfg_interval=None if cfg_interval is None else parse_interval(cfg_interval),
-            guidance_spec=None if guidance is None else _guidance(ctx, guidance, cfg_scale),
-            threshold=threshold,
-            batch=batch,
-            dtype=dtype,
-            device=device,
-            speed=None if speed == Speed() else speed,
-            columns=per_class or 8 if classes and not seeds else None,
-        ).settled()
-        if cache is not None:
-            run = run.model_copy(update={"cache": resolved(cache, network, run, force)})
-    if save_images is not None:
-        check_pictures(run, out, save_images, read)
-    result = run.execute(Sampler(network), progress=not quiet)
-    save_pictures(run, result, out, save_images)
-    if json_:
-        typer.echo(as_json(run, out, result))
-    elif not quiet:
-        typer.echo(f"{out}: {result.ledger}")
+        network = options.load()
+        _check_guidance(ctx, options)
+        run = options.record(network)
+    if outputs.save_images is not None:
+        check_pictures(run, outputs.out, outputs.save_images, inputs)
+    outputs.show(run, run.execute(Sampler(network), progress=not outputs.quiet))
 
 
 def _images(
@@ -175,7 +279,7 @@ def _images(
         raise SettingError("give --seed, the first one, or --seeds, all of them, not both")
     seed, listed = first or 0, None if seeds is None else parse_ranges(seeds)
     if classes is None and per_class is None:
-        chosen = tuple(listed or range(seed, seed + IMAGES))
+        chosen = tuple(listed or range(seed, seed + DRAWN))
         n = network.num_classes
         return chosen, tuple(i % n for i in range(len(chosen))) if n else None
     if not network.num_classes:
@@ -214,9 +318,10 @@ def _schedule(name: str, force: bool) -> "Schedule":
     return schedule.for_any() if force else schedule
 
 
-def _guidance(ctx: typer.Context, spec: str, scale: float) -> str:
-    """The spec, if it can be had and a guidance scale that was typed agrees with it."""
+def _check_guidance(ctx: typer.Context, options: SampleOptions) -> None:
+    """Raises SettingError for guidance that is not, or disagrees with a scale that was typed."""
     from ..samplers.guidance import named_guidance
 
-    named_guidance(spec, scale if typed(ctx, "cfg_scale") else None)
-    return spec
+    if options.guidance is not None:
+        scale = options.cfg_scale if typed(ctx, "cfg_scale") else None
+        named_guidance(options.guidance, scale)

@@ -8,19 +8,23 @@ that meets the quality becomes a small file for `sample --cache`.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..models.caching.registry import CACHES
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
+from ..models.files import check_writable
 from ..models.probe import sketch
 from ..samplers.cache_file import CacheFigures, CacheFile
 from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
+from .bench.runner import run_cells
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
 from .experiments.cache_policies import DEEP, FITTED, GATED, TAYLOR
+from .requests import CalibrationRequest, make_request
 
 HIGHER = ("psnr",)  # is better; of the others lower is
 
@@ -57,47 +61,63 @@ class Quality:
         return -value if self.metric in HIGHER else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is calibrated.
+def calibrate(network: str, *, progress: bool = False, **options: Any) -> CacheFile:
+    """Finds the cheapest cache that keeps the images near and writes it, as the command does.
 
-    caches: names, of which several settings are tried, or names with settings; empty: all that run
-            on the network.
+    >>> file = fewstep.calibrate("fashion-dit", nfe=30, quality="psnr=30", out="cache.json")
+    >>> file.cache, file.figures.effective
+
+    Args:
+        network: an embedded name, a folder or an id on the hub.
+        progress: shows how far the runs are.
+        options: the fields of `CalibrationRequest` that concern caches.
+
+    Raises:
+        SettingError: if no cache is good enough, or the network cannot be cached.
     """
-
-    model: str
-    solver: str
-    nfe: int
-    quality: Quality
-    caches: tuple[str, ...] = ()
-    grid: str | None = None
-    cfg_scale: float = 1.0
-    images: int = 48
-    device: str = "cpu"
-
-    def bench(self, out: Path) -> CacheBench:
-        """The runs to be made; their figures are kept beside the file that will be written."""
-        for each in self.caches:
-            CACHES.get(each.partition(":")[0])
-        front = CacheFront(
-            models=(self.model,),
-            policies=("taylorseer",),
-            solvers=(self.solver,),
-            steps=(self.nfe,),
-            baselines=(),
-            budgets=(),
-            grid=self.grid,
-            cfg_scale=self.cfg_scale,
-            images=self.images,
-            reference_nfe=0,
-            quality=self.quality.metric,  # type: ignore[arg-type]
+    request = make_request(CalibrationRequest, network=network, **options)
+    if request.guidance is not None:
+        raise SettingError(
+            "fewstep.calibrate finds caches; for a threshold of adaptive guidance take"
+            " fewstep.eval.calibrate.saving_lines"
         )
-        store = ResultStore(out.with_name(f"{out.name}.figures.jsonl"))
-        store.check()
-        bench = CacheBench(front, store, self.device)
-        policies = tuple(tried(bench.network(self.model), self.caches))
-        bench.front = replace(front, policies=policies)
-        return bench
+    bench = make_bench(request)
+    for _ in run_cells(bench, progress=progress):
+        pass
+    file = Calibration.of(request, bench).file()
+    file.write(request.out)
+    return file
+
+
+def make_bench(request: CalibrationRequest) -> CacheBench:
+    """Returns the runs to be made; their figures are kept beside the file that will be written.
+
+    Raises:
+        FewstepError: for what cannot be run, or not be written.
+    """
+    check_writable(request.out, ".json")
+    quality = Quality.parsed(request.quality)
+    for each in request.cache or ():
+        CACHES.get(each.partition(":")[0])
+    front = CacheFront(
+        models=(request.network,),
+        policies=("taylorseer",),
+        solvers=(request.solver,),
+        steps=(request.nfe,),
+        baselines=(),
+        budgets=(),
+        grid=request.grid_type,
+        cfg_scale=request.cfg_scale,
+        images=request.images,
+        reference_nfe=0,
+        quality=quality.metric,  # type: ignore[arg-type]
+    )
+    store = ResultStore(request.out.with_name(f"{request.out.name}.figures.jsonl"))
+    store.check()
+    bench = CacheBench(front, store, request.device)
+    policies = tuple(tried(bench.network(request.network), request.cache or ()))
+    bench.front = replace(front, policies=policies)
+    return bench
 
 
 def tried(network: Network, caches: Sequence[str]) -> Iterator[str]:
@@ -123,17 +143,23 @@ def tried(network: Network, caches: Sequence[str]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Calibration:
     """What the runs gave: the settings, cheap first, and what was asked for."""
 
-    question: Question
+    request: CalibrationRequest
     bench: CacheBench
     figures: tuple[FrontPoint, ...]
 
     @classmethod
-    def of(cls, question: Question, bench: CacheBench) -> "Found":
+    def of(cls, request: CalibrationRequest, bench: CacheBench) -> "Calibration":
+        """Returns what the runs of a bench gave."""
         known = [each for each in bench.points() if each.run.policy and each.change is not None]
-        return cls(question, bench, tuple(sorted(known, key=lambda each: each.cost)))
+        return cls(request, bench, tuple(sorted(known, key=lambda each: each.cost)))
+
+    @cached_property
+    def quality(self) -> Quality:
+        """What was asked for."""
+        return Quality.parsed(self.request.quality)
 
     def front(self) -> list[FrontPoint]:
         """Those that nothing cheaper is as good as."""
@@ -146,7 +172,7 @@ class Found:
 
     def badness(self, figure: FrontPoint) -> float:
         assert figure.change is not None
-        return self.question.quality.badness(figure.change)
+        return self.quality.badness(figure.change)
 
     def chosen(self) -> FrontPoint:
         """The cheapest that will do.
@@ -154,9 +180,9 @@ class Found:
         Raises:
             SettingError: if none does, with the best there is.
         """
-        quality = self.question.quality
+        quality = self.quality
         able = [each for each in self.figures if quality.met(each.change or 0.0)]
-        saving = [each for each in able if each.cost < self.question.nfe]
+        saving = [each for each in able if each.cost < self.request.nfe]
         if saving:
             return min(saving, key=lambda each: (each.cost, self.badness(each)))
         nearest = min(self.figures, key=self.badness, default=None)
@@ -171,21 +197,21 @@ class Found:
 
     def file(self) -> CacheFile:
         """The chosen setting with all that `sample --cache` must know of it."""
-        question, chosen = self.question, self.chosen()
+        request, chosen = self.request, self.chosen()
         assert chosen.change is not None
-        network = self.bench.network(question.model)
+        network = self.bench.network(request.network)
         return CacheFile(
             cache=self.bench.spec(chosen.run),
             network=network.name,
             sketch=sketch(network),
-            solver=question.solver,
-            grid=question.grid,
-            nfe=question.nfe,
-            cfg_scale=question.cfg_scale,
-            metric=question.quality.metric,
-            wanted=question.quality.bound,
+            solver=request.solver,
+            grid=request.grid_type,
+            nfe=request.nfe,
+            cfg_scale=request.cfg_scale,
+            metric=self.quality.metric,
+            wanted=self.quality.bound,
             figures=CacheFigures(
-                effective=chosen.cost, quality=chosen.change, images=question.images
+                effective=chosen.cost, quality=chosen.change, images=request.images
             ),
         )
 
@@ -201,8 +227,8 @@ class Found:
 
     def lines(self) -> Iterator[str]:
         """The front as a table; what is good enough is marked."""
-        quality = self.question.quality
-        yield f"{QUALITIES[quality.metric]}, {self.question.images} images"
+        quality = self.quality
+        yield f"{QUALITIES[quality.metric]}, {self.request.images} images"
         yield ""
         yield f"| effective | {quality.metric} | meets {quality.bound:g} | cache |"
         yield "|---|---|---|---|"
@@ -214,10 +240,10 @@ class Found:
 
     def command(self, out: Path) -> str:
         """What to type to use the file."""
-        question = self.question
-        words = ["sample", question.model, "--solver", question.solver, "--nfe", str(question.nfe)]
-        words += [] if question.grid is None else ["--grid-type", question.grid]
-        words += [] if question.cfg_scale == 1.0 else ["--cfg-scale", f"{question.cfg_scale:g}"]
+        request = self.request
+        words = ["sample", request.network, "--solver", request.solver, "--nfe", str(request.nfe)]
+        words += [] if request.grid_type is None else ["--grid-type", request.grid_type]
+        words += [] if request.cfg_scale == 1.0 else ["--cfg-scale", f"{request.cfg_scale:g}"]
         return " ".join([*words, "--cache", str(out)])
 
     def draw(self, path: Path) -> None:
@@ -225,9 +251,9 @@ class Found:
         draw_panels([self], _paint, path)
 
 
-def _paint(axis: Any, found: Found) -> None:
+def _paint(axis: Any, found: Calibration) -> None:
     quality, names = (
-        found.question.quality,
+        found.quality,
         dict.fromkeys(each.run.family for each in found.figures),
     )
     for i, name in enumerate(names):
@@ -237,81 +263,65 @@ def _paint(axis: Any, found: Found) -> None:
     front = [each for each in found.front() if each.change]
     axis.plot([each.cost for each in front], [each.change for each in front], "k-", lw=0.8)
     axis.axhline(quality.bound, color="grey", lw=0.8, ls="--", label="asked for")
-    question = found.question
-    title = f"{question.model}, {question.solver}, {question.nfe} steps"
+    request = found.request
+    title = f"{request.network}, {request.solver}, {request.nfe} steps"
     yscale = "linear" if quality.metric in HIGHER else "log"
     frame(axis, title, "effective evaluations", QUALITIES[quality.metric], yscale)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saving:
-    """`fewstep calibrate --guidance adaptive`: the threshold for a wanted saving.
+def saving_lines(request: CalibrationRequest, progress: bool = False) -> Iterator[str]:
+    """Yields the similarity of the branches in each step, the threshold, and what to type.
 
-    guidance: `adaptive[:space=..,warmup=..,need=..]`; saving: of the rows of full guidance.
+    Raises:
+        SettingError: if no threshold saves that much, or the network cannot be guided.
     """
+    from ..models.load import load
+    from ..models.registry import parse_spec
+    from ..samplers.guidance import AdaptiveGuidance, named_guidance
+    from .guidance_calibration import similarity_log
+    from .guidance_runs import Images, plan_of
 
-    model: str
-    solver: str
-    nfe: int
-    guidance: str
-    saving: float
-    cfg_scale: float
-    grid: str | None = None
-    images: int = 48
-    device: str = "cpu"
-
-    def lines(self, progress: bool = False) -> Iterator[str]:
-        """The similarity of the branches in each step, the threshold, and what to type.
-
-        Raises:
-            SettingError: if no threshold saves that much, or the network cannot be guided.
-        """
-        from ..models.load import load
-        from ..models.registry import parse_spec
-        from ..samplers.guidance import AdaptiveGuidance, named_guidance
-        from .guidance_calibration import similarity_log
-        from .guidance_runs import Images, plan_of
-
-        found = named_guidance(self.guidance, self.cfg_scale)
-        if not isinstance(found, AdaptiveGuidance):
-            raise SettingError(
-                f"only adaptive guidance has such a threshold, not {self.guidance}; write"
-                " --guidance adaptive"
-            )
-        if self.cfg_scale == 1.0:
-            raise SettingError("a guidance scale of 1 is no guidance; give --cfg-scale 3")
-        ignored = parse_spec(self.guidance)[1].keys() - {"scale", "space", "warmup", "need"}
-        if ignored:
-            raise SettingError(
-                "the threshold is what is looked for, of images judged by themselves; drop"
-                f" {', '.join(sorted(ignored))}"
-            )
-        network = load(self.model, device=self.device)
-        plan = plan_of(network, self.solver, self.nfe, self.grid)
-        images = Images(count=self.images)
-        log = similarity_log(network, plan, self.cfg_scale, images, found.space, progress=progress)
-        threshold = _below(log.proposed(self.saving, found.warmup, found.need))
-        yield "| step | mean similarity | least |"
-        yield "|---|---|---|"
-        for step in range(log.steps):
-            gamma = log.gamma[:, step]
-            yield f"| {step} | {float(gamma.mean()):.5f} | {float(gamma.min()):.5f} |"
-        yield ""
-        saved = log.saving(threshold, found.warmup, found.need)
-        yield f"threshold {threshold!r} saves {100.0 * saved:.1f} % of the rows of full guidance"
-        yield "of images that are each judged by themselves; batch=all saves less."
-        yield ""
-        yield self._command(threshold, found)
-
-    def _command(self, threshold: float, found: Any) -> str:
-        settings = {"threshold": threshold, "space": found.space, "warmup": found.warmup}
-        settings |= {"need": found.need, "batch": "per-sample"}
-        spec = ",".join(f"{name}={value}" for name, value in settings.items())
-        grid = "" if self.grid is None else f" --grid-type {self.grid}"
-        return (
-            f"sample {self.model} --solver {self.solver} --nfe {self.nfe}{grid}"
-            f" --cfg-scale {self.cfg_scale:g} --guidance adaptive:{spec}"
+    spec = request.guidance or "adaptive"
+    found = named_guidance(spec, request.cfg_scale)
+    if not isinstance(found, AdaptiveGuidance):
+        raise SettingError(
+            f"only adaptive guidance has such a threshold, not {spec}; write --guidance adaptive"
         )
+    if request.cfg_scale == 1.0:
+        raise SettingError("a guidance scale of 1 is no guidance; give --cfg-scale 3")
+    ignored = parse_spec(spec)[1].keys() - {"scale", "space", "warmup", "need"}
+    if ignored:
+        raise SettingError(
+            "the threshold is what is looked for, of images judged by themselves; drop"
+            f" {', '.join(sorted(ignored))}"
+        )
+    network = load(request.network, device=request.device)
+    plan = plan_of(network, request.solver, request.nfe, request.grid_type)
+    images = Images(count=request.images)
+    log = similarity_log(network, plan, request.cfg_scale, images, found.space, progress=progress)
+    threshold = _below(log.proposed(request.saving, found.warmup, found.need))
+    yield "| step | mean similarity | least |"
+    yield "|---|---|---|"
+    for step in range(log.steps):
+        gamma = log.gamma[:, step]
+        yield f"| {step} | {float(gamma.mean()):.5f} | {float(gamma.min()):.5f} |"
+    yield ""
+    saved = log.saving(threshold, found.warmup, found.need)
+    yield f"threshold {threshold!r} saves {100.0 * saved:.1f} % of the rows of full guidance"
+    yield "of images that are each judged by themselves; batch=all saves less."
+    yield ""
+    yield _guided_command(request, threshold, found)
+
+
+def _guided_command(request: CalibrationRequest, threshold: float, found: Any) -> str:
+    settings = {"threshold": threshold, "space": found.space, "warmup": found.warmup}
+    settings |= {"need": found.need, "batch": "per-sample"}
+    spec = ",".join(f"{name}={value}" for name, value in settings.items())
+    grid = "" if request.grid_type is None else f" --grid-type {request.grid_type}"
+    return (
+        f"sample {request.network} --solver {request.solver} --nfe {request.nfe}{grid}"
+        f" --cfg-scale {request.cfg_scale:g} --guidance adaptive:{spec}"
+    )
 
 
 def _below(threshold: float) -> float:

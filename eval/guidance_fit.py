@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError
+from ..models.load import load
 from ..models.probe import sketch
 from ..models.reading import shorten
 from ..samplers.guidance.base import BOTH, Guide, Moment
@@ -30,6 +31,7 @@ from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
 from ..solvers import take_solver
 from .guidance_runs import Images, plan_of, run_guided
+from .requests import LinearFitRequest
 
 MOST_TERMS = 100  # of past outputs, each
 
@@ -92,6 +94,22 @@ def fitted(network: Network, what: Fit, images: Images, *, progress: bool = Fals
         images=images.count,
         ridge=what.ridge,
     )
+
+
+def fit_request(request: LinearFitRequest, *, progress: bool = False) -> LinearWeights:
+    """Returns the weights that were asked for; raises SettingError as `fitted` does."""
+    pattern = pattern_of(request.warmup, request.every, request.tail, request.mask)
+    what = Fit(
+        solver=request.solver,
+        nfe=request.nfe,
+        scale=request.cfg_scale,
+        grid=request.grid_type,
+        pattern=pattern,
+        terms=terms_of(request.terms),
+        ridge=request.ridge,
+    )
+    network = load(request.model, device=request.device)
+    return fitted(network, what, Images(request.images, request.batch), progress=progress)
 
 
 class FittingGuide(Guide):

@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fewstep.eval.search.command import Request, searched, summary
+from fewstep.eval.requests import SearchRequest
+from fewstep.eval.search.command import run_search, summary
 from fewstep.eval.search.size import Size
 
 ROOT = Path(__file__).parents[1]
@@ -40,14 +41,15 @@ def _name(model: str, scale: float, size: Size) -> str:
     return f"{model}-{size.mark}" + ("" if scale == 1.0 else f"-cfg{scale:g}")
 
 
-def request(name: str, budget: str) -> Request:
+def request(name: str, budget: str) -> SearchRequest:
     """The search of a name; those of one network and guidance share their teacher's ends."""
     model, scale, size = jobs()[name]
     rows = size.unit == "rows"
-    return Request(
-        model=model,
-        sizes=(size,),
-        strategies="grid,fit,grad,refine" if rows else "grid,fit,grow,refine",
+    return SearchRequest(
+        network=model,
+        nfe=None if rows else size.amount,
+        rows=size.amount if rows else None,
+        strategy="grid,fit,grad,refine" if rows else "grid,fit,grow,refine",
         objective="terminal",
         budget=budget,
         out=OUT / f"{name}.json",
@@ -66,7 +68,7 @@ def main() -> None:
     options = asked.parse_args()
     for name in options.names or jobs():
         what = request(name, options.budget)
-        for path, found in searched(what, progress=True):
+        for path, found in run_search(what, progress=True):
             sys.stdout.write("\n".join(summary(path, found, what)) + "\n")
 
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observed
-from fewstep.eval.calibrate import Found, Quality, Question, tried
+from fewstep.eval.calibrate import Calibration, Quality, tried
 from fewstep.eval.experiments.cache import compare
+from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
@@ -101,12 +102,12 @@ class NoBench:
 
 
 def found(quality, *points):
-    question = Question(model="m", solver="ddim", nfe=10, quality=Quality.parsed(quality))
+    request = CalibrationRequest(network="m", solver="ddim", nfe=10, quality=quality)
     figures = tuple(
         FrontPoint(FrontRun("m", "ddim", 10, f"p{i}"), effective, change=change)
         for i, (effective, change) in enumerate(points)
     )
-    return Found(question, NoBench(), figures)
+    return Calibration(request, NoBench(), figures)
 
 
 def test_the_cheapest_that_will_do_is_chosen():

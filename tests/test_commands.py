@@ -5,8 +5,10 @@ import inspect
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -14,10 +16,12 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.commands.console import OneLineCommand, refuse_typed, typed
+from fewstep.commands.gather import gather_options
 from fewstep.models.errors import SettingError
 
-FILES = sorted((Path(__file__).parents[1] / "commands").glob("*.py"))
-SHARED = {"__init__", "console", "options"}
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "commands").glob("*.py"))
+SHARED = {"__init__", "console", "gather", "options"}
 MODULES = [import_module(f"fewstep.commands.{f.stem}") for f in FILES if f.stem not in SHARED]
 
 
@@ -56,21 +60,58 @@ def test_help_names_every_option_and_says_what_it_is(words):
         assert max(parameter.opts, key=len).lower() in result.output.lower()
 
 
-def test_no_two_commands_write_the_same_option():
+def annotated(tree):
+    """Names and annotations of the options in a file: arguments of commands, fields of requests."""
+    for each in ast.walk(tree):
+        name = each.arg if isinstance(each, ast.arg) else None
+        name = each.target.id if isinstance(each, ast.AnnAssign) else name
+        if name is not None and each.annotation and "Annotated" in ast.unparse(each.annotation):
+            yield name, ast.unparse(each.annotation)
+
+
+def test_no_option_is_written_twice():
     """What several share stands in options.py, so that its help cannot drift apart."""
-    options = ast.parse((FILES[0].parent / "options.py").read_text()).body
-    shared = {ast.unparse(each.value) for each in options if isinstance(each, ast.Assign)}
-    seen, twice = {}, []
-    for path in FILES:
-        for function in ast.walk(ast.parse(path.read_text())):
-            for each in function.args.args if isinstance(function, ast.FunctionDef) else ():
-                if each.annotation is None or "Annotated" not in (text := ast.unparse(each)):
-                    continue
-                here = f"{path.stem}.{function.name}"
-                if text in seen or ast.unparse(each.annotation) in shared:
-                    twice.append((each.arg, seen.get(text, "options"), here))
-                seen[text] = here
+    eval_ = ROOT / "eval"
+    shared, seen, twice = {}, {}, []
+    for path in (ROOT / "commands" / "options.py", eval_ / "options.py"):
+        values = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.Assign)]
+        shared |= {ast.unparse(each.value): path for each in values}
+    for path in (*FILES, eval_ / "requests.py"):
+        for name, text in annotated(ast.parse(path.read_text())):
+            if text in shared or (name, text) in seen:
+                twice.append((name, path.stem, seen.get((name, text), "options")))
+            seen[name, text] = path.stem
+    assert len(seen) > 50
     assert not twice
+
+
+def test_a_command_has_few_arguments_of_its_own():
+    for function in COMMANDS.values():
+        own = inspect.signature(inspect.unwrap(function)).parameters
+        assert len(own) <= 12, function.__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    size: Annotated[int, typer.Option(min=1, help="The size.")]
+    name: Annotated[str, typer.Option("--called", help="The name.")] = "x"
+    made: float = field(init=False, default_factory=lambda: 7.0)
+
+
+def test_fields_of_a_dataclass_are_options():
+    app, seen = typer.Typer(), []
+
+    @app.command()
+    @gather_options
+    def _command(choice: Choice, last: Annotated[bool, typer.Option("--last")] = False) -> None:
+        seen.append((choice, last))
+
+    assert CliRunner().invoke(app, ["--size", "3", "--last"]).exit_code == 0
+    assert CliRunner().invoke(app, ["--called", "y", "--size", "1"]).exit_code == 0
+    assert seen == [(Choice(size=3), True), (Choice(size=1, name="y"), False)]
+    assert seen[0][0].made == 7.0
+    for wrong in ([], ["--size", "0"], ["--size", "1", "--made", "2"]):
+        assert CliRunner().invoke(app, wrong).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +120,6 @@ def test_no_two_commands_write_the_same_option():
         (("sample",), "sample", "BESIDE_REPLAY"),
         (("search",), "search", "OF_TOY"),
         (("search",), "search", "NOT_OF_ROWS"),
-        (("bench", "fid-nfe"), "bench_fid", "BESIDE_SWEEP"),
     ],
 )
 def test_lists_of_options_name_options(words, file, constant):

@@ -523,7 +523,7 @@ def test_bad_input_gives_one_line(sets, tmp_path, small):
         ((folder, "--reference", tmp_path / "stats.npz", *small_, "--reference-n", 9), "drop its"),
         ((folder, "--reference", tmp_path / "stats.npz", "--metrics", "rmse"), "need images on"),
         ((folder, "--reference", real, *small_, "--n", 71), "images 0 to 69"),
-        ((folder, "--reference", real, *small_, "--batch", 0), "at least 1 image"),
+        ((folder, "--reference", real, *small_, "--batch", 0), "greater than or equal to 1"),
         ((folder, "--reference", real, *small_, "--weights", "x"), "comes with the package"),
         ((folder, "--reference", real, "--weights", tmp_path / "x"), "cannot read weights"),
         ((folder, "--reference", real, *small_, "--device", "gpu"), "device 'gpu'"),

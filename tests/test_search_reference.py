@@ -6,7 +6,8 @@ import pytest
 from laws import MIXTURE
 
 from fewstep.eval.search import command
-from fewstep.eval.search.command import Request, searched, summary
+from fewstep.eval.requests import SearchRequest
+from fewstep.eval.search.command import run_search, summary
 from fewstep.eval.search.reference import Reference, SizedReference, fit_reference
 from fewstep.eval.search.size import Size
 from fewstep.models.denoiser import Network
@@ -78,17 +79,17 @@ def machine(monkeypatch, tmp_path):
 def search(machine, out, **fields):
     """The results of a search, and the seconds that it took."""
     start = machine.now
-    request = Request(
-        model="fast", strategies="grid,evolve", objective="terminal", out=out, **fields
+    request = SearchRequest(
+        network="fast", strategy="grid,evolve", objective="terminal", out=out, **fields
     )
-    found = list(searched(request, progress=False))
+    found = list(run_search(request))
     return request, found, machine.now - start
 
 
-@pytest.mark.parametrize(("sizes", "seconds"), [((Size(4),), 20.0), ((Size(3), Size(5)), 40.0)])
+@pytest.mark.parametrize(("sizes", "seconds"), [("4", 20.0), ("3,5", 40.0)])
 def test_the_whole_command_takes_the_time_of_its_budget(machine, tmp_path, sizes, seconds):
     out = tmp_path / "a.json"
-    request, found, taken = search(machine, out, sizes=sizes, budget=f"{seconds:g}s")
+    request, found, taken = search(machine, out, nfe_range=sizes, budget=f"{seconds:g}s")
     assert 0.8 * seconds < taken < 1.2 * seconds
     for path, each in found:
         facts = each.schedule.provenance
@@ -105,20 +106,20 @@ def test_a_search_that_has_spent_its_time_says_the_same_again_and_goes_on_with_m
     machine, tmp_path
 ):
     out = tmp_path / "a.json"
-    _, first, _ = search(machine, out, sizes=(Size(4),), budget="20s")
+    _, first, _ = search(machine, out, nfe=4, budget="20s")
     log = tmp_path / "a.search" / "worker-0.jsonl"
     body = log.read_text()
-    _, again, _ = search(machine, out, sizes=(Size(4),), budget="20s")
+    _, again, _ = search(machine, out, nfe=4, budget="20s")
     assert log.read_text() == body
     assert again[0][1].scores == first[0][1].scores
-    _, more, taken = search(machine, out, sizes=(Size(4),), budget="30s")
+    _, more, taken = search(machine, out, nfe=4, budget="30s")
     assert len(log.read_text()) > len(body)
     assert taken < 30.0
     assert more[0][1].schedule.provenance["noises"] == first[0][1].schedule.provenance["noises"]
 
 
 def test_other_budgets_leave_the_reference_as_it_was_asked_for(machine, tmp_path):
-    asked = {"sizes": (Size(3),), "noises": "40,8,8", "teacher_nfe": 30, "out": tmp_path / "a.json"}
+    asked = {"nfe": 3, "noises": "40,8,8", "teacher_nfe": 30, "out": tmp_path / "a.json"}
     request, found, taken = search(machine, budget="candidates=3", **asked)
     facts = found[0][1].schedule.provenance
     assert (facts["noises"], facts["teacher"]["nfe"]) == ([40, 8, 8], 30)
@@ -128,7 +129,7 @@ def test_other_budgets_leave_the_reference_as_it_was_asked_for(machine, tmp_path
 
 
 def test_a_folder_keeps_the_reference_that_it_began_with(machine, tmp_path):
-    asked = {"sizes": (Size(4),), "out": tmp_path / "a.json"}
+    asked = {"nfe": 4, "out": tmp_path / "a.json"}
     _, first, _ = search(machine, budget="20s", **asked)
     _, other, _ = search(machine, budget="candidates=1", **asked)
     noises = [found[0][1].schedule.provenance["noises"] for found in (first, other)]
@@ -138,7 +139,7 @@ def test_a_folder_keeps_the_reference_that_it_began_with(machine, tmp_path):
 
 
 def test_too_little_time_is_refused_and_leaves_nothing(machine, tmp_path):
-    asked = {"sizes": (Size(4),), "out": tmp_path / "a.json"}
+    asked = {"nfe": 4, "out": tmp_path / "a.json"}
     with pytest.raises(SettingError, match=r"a budget of 8s is too small.*give \d+s or more"):
         search(machine, budget="8s", **asked)
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +154,7 @@ def test_a_damaged_file_of_the_reference_is_named(body, tmp_path):
 
 def test_processes_that_share_a_folder_have_one_reference(machine, tmp_path):
     """The second finds what the first has sized, on a machine that is slower by then."""
-    asked = {"sizes": (Size(4),), "budget": "20s", "log": tmp_path / "log"}
+    asked = {"nfe": 4, "budget": "20s", "log": tmp_path / "log"}
     _, first, _ = search(machine, tmp_path / "a.json", **asked)
     machine.seconds *= 3.0
     _, second, _ = search(machine, tmp_path / "b.json", **asked)

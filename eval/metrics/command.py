@@ -4,39 +4,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...models.errors import SettingError
 from ..data import ImageSet, images_of
 from ..extractors import Extractor, extractor, origin_of
+from ..requests import EvaluationRequest, make_request
 from ..statistics import holds_statistics
 from .base import PairMetric, SetMetric, metric
-from .measure import DEFAULT, Figure, How, Side, pair_figures, set_figures
+from .measure import Figure, How, Side, pair_figures, set_figures
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked: which figures of what, against what.
-
-    metrics:   names, with commas; None is fid, or fd for another extractor than inception.
-    extractor: name; weights: its path, if not found by itself.
-    n, reference_n: only the first so many images; None for all.
-    """
-
-    images: str
-    reference: str | None
-    metrics: str | None = None
-    extractor: str = "inception"
-    weights: Path | None = None
-    device: str = "cpu"
-    n: int | None = None
-    reference_n: int | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
+class MetricReport:
     """The figures and what they were measured with."""
 
-    question: Question
+    request: EvaluationRequest
     figures: Sequence[Figure]
     extractor: Extractor | None
 
@@ -44,7 +27,7 @@ class Answer:
         """One line per figure; n belongs to it, for figures of different n do not compare."""
         return [
             f"{each.label:14} {each.value:12.6g}   n {each.n or '?'}"
-            + (f", reference {each.n_reference or '?'}" if self.question.reference else "")
+            + (f", reference {each.n_reference or '?'}" if self.request.reference else "")
             for each in self.figures
         ]
 
@@ -52,39 +35,56 @@ class Answer:
         """The figures, the question and the extractor."""
         body = {
             "figures": [asdict(each) for each in self.figures],
-            "images": self.question.images,
-            "reference": self.question.reference,
+            "images": self.request.images,
+            "reference": self.request.reference,
             "extractor": None if self.extractor is None else asdict(origin_of(self.extractor)),
         }
         return json.dumps(body, indent=2)
 
 
-def answer(question: Question, how: How = DEFAULT) -> Answer:
+def evaluate(
+    images: str, reference: str | None = None, *, progress: bool = False, **options: Any
+) -> MetricReport:
+    """Measures images, alone or against a reference, as `fewstep fid` does.
+
+    >>> report = fewstep.evaluate("samples/", "fashion-mnist-32:test", extractor="small")
+    >>> report.figures[0].label, report.figures[0].value
+
+    Args:
+        images: a folder, a .zip, a .npz, or the name of a data set.
+        reference: the same, or a .npz of statistics.
+        progress: shows how far the extraction is.
+        options: the fields of `EvaluationRequest`.
+    """
+    request = make_request(EvaluationRequest, images=images, reference=reference, **options)
+    return measure_request(request, progress)
+
+
+def measure_request(request: EvaluationRequest, progress: bool = False) -> MetricReport:
     """Measures what was asked.
 
     Raises:
         FewstepError: for unknown names, sources that cannot be read, weights that cannot be had,
             and references that do not fit.
     """
-    default = "fid" if question.extractor == "inception" else "fd"
-    asked = [metric(name.strip()) for name in (question.metrics or default).split(",")]
+    how = How(request.batch, progress=progress)
+    default = "fid" if request.extractor == "inception" else "fd"
+    asked = [metric(name.strip()) for name in (request.metrics or default).split(",")]
     sets = [each for each in asked if isinstance(each, SetMetric)]
     pairs = [each for each in asked if isinstance(each, PairMetric)]
-    if question.reference is None and (pairs or any(each.uses_reference for each in sets)):
+    if request.reference is None and (pairs or any(each.uses_reference for each in sets)):
         raise SettingError(
             "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
             " statistics"
         )
-    images = side(question.images, question.n)
-    reference = (
-        None if question.reference is None else side(question.reference, question.reference_n)
-    )
+    images = side(request.images, request.n)
+    reference = None if request.reference is None else side(request.reference, request.reference_n)
     figures = [] if not pairs else pair_figures(_set(images), _set(reference), pairs, how)
     network = None
     if sets:
-        network = extractor(question.extractor, question.weights, question.device)
+        network = extractor(request.extractor, request.weights, request.device)
         figures = [*set_figures(images, reference, sets, network, how), *figures]
-    return Answer(question, figures, network)
+    return MetricReport(request, figures, network)
 
 
 def side(source: str, n: int | None) -> Side:

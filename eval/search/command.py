@@ -1,9 +1,8 @@
 """`fewstep search`: from what is typed to a search, and from its result to a file."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ...samplers.grid import Final, grid_names
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
 from ...solvers import take_solver
 from ...solvers.schedule_data import MeanImage
+from ..requests import SearchRequest, make_request
 from . import toy
 from .budget import Budget
 from .objective import names as objectives
@@ -30,7 +30,7 @@ from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
 from .reference import SizedReference, Timetable, resize
-from .run import AUTO, OF_ROWS, Found, Search, check_memory, run
+from .run import AUTO, OF_ROWS, Search, SearchResult, check_memory, run
 from .size import Size, size_of
 from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
@@ -42,57 +42,9 @@ AFS = ("none", "zero", "mean", "any")
 TEACHER = "teacher"  # where the folder of a log keeps its reference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asked for; see `fewstep search --help`.
-
-    started: when the command began, as `time.perf_counter` tells it; a budget of time counts from
-             there.
-    """
-
-    model: str
-    sizes: tuple[Size, ...]
-    strategies: str
-    objective: str
-    budget: str
-    out: Path
-    log: Path | None = None
-    plot: Path | None = None
-    cfg_scale: float = 1.0
-    seed: int = 0
-    noises: str = "1024,256,1024"
-    scored: int | None = None
-    seeds: tuple[str | None, str | None, str | None] = (None, None, None)
-    classes: str | None = None
-    teacher: str = "unipc-3"
-    teacher_nfe: int = 200
-    final: str = "zero"
-    free: str | None = None
-    afs: str = "none"
-    base: str = "dpmpp-2m"
-    grid: str = "logsnr"
-    predictor: bool = False
-    reference: str | None = None
-    weights: Path | None = None
-    batch: int = 32
-    dtype: str = "fp32"
-    device: str = "cpu"
-    started: float = field(default_factory=lambda: time.perf_counter())
-
-    @property
-    def folder(self) -> Path:
-        """Of the log, and what else the search remembers."""
-        return self.log or self.out.with_name(f"{self.out.stem}.search")
-
-    def out_at(self, size: Size) -> Path:
-        """The file of the schedule of a size."""
-        if len(self.sizes) == 1:
-            return self.out
-        return self.out.with_name(f"{self.out.stem}-{size.mark}{self.out.suffix}")
-
-
-def sizes_of(nfe: int | None, nfe_range: str | None, rows: int | None) -> tuple[Size, ...]:
-    """The sizes asked for, each once and rising."""
+def sizes_of(request: SearchRequest) -> tuple[Size, ...]:
+    """Returns the sizes asked for, each once and rising."""
+    nfe, nfe_range, rows = request.nfe, request.nfe_range, request.rows
     if [nfe, nfe_range, rows].count(None) != 2:
         raise SettingError(
             "give --nfe, such as 5, or --nfe-range, such as 3-10, or, under guidance, --rows"
@@ -108,8 +60,38 @@ def sizes_of(nfe: int | None, nfe_range: str | None, rows: int | None) -> tuple[
     return tuple(Size(number) for number in sorted(set(numbers)))
 
 
-def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
-    """Runs the search of each size in turn and writes its schedule.
+def search(network: str, *, progress: bool = False, **options: Any) -> list[SearchResult]:
+    """Searches for schedules that suit a network and writes them, as `fewstep search` does.
+
+    >>> (found,) = fewstep.search("fashion-dit", nfe=5, budget="10m", out="five.json")
+    >>> Sampler.from_pretrained("fashion-dit")(range(8), solver=found.schedule)
+
+    Args:
+        network: an embedded name, a folder or an id on the hub.
+        progress: shows how far the search is.
+        options: the fields of `SearchRequest`, of which nfe, nfe_range or rows is needed.
+
+    Returns:
+        One result for each size, in the order of the sizes.
+
+    Raises:
+        FewstepError: for anything that cannot be searched, before any work where possible.
+    """
+    request = make_request(SearchRequest, network=network, **options)
+    return [result for _, result in run_search(request, progress)]
+
+
+def schedule_path(request: SearchRequest, size: Size) -> Path:
+    """Returns the file of the schedule of a size."""
+    if request.nfe_range is None or len(sizes_of(request)) == 1:
+        return request.out
+    return request.out.with_name(f"{request.out.stem}-{size.mark}{request.out.suffix}")
+
+
+def run_search(
+    request: SearchRequest, progress: bool = False
+) -> Iterator[tuple[Path, SearchResult]]:
+    """Runs the search of each size in turn, writes its schedule and yields the file with it.
 
     Raises:
         FewstepError: for anything that cannot be searched, before any work where possible.
@@ -125,7 +107,7 @@ def searched(request: Request, progress: bool) -> Iterator[tuple[Path, Found]]:
                 found = run(search, watch)
             finally:
                 watch.close()
-            out = request.out_at(search.size)
+            out = schedule_path(request, search.size)
             write_bytes(out, found.schedule.dump().encode() + b"\n")
             yield out, found
 
@@ -143,7 +125,7 @@ def _log_folder(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def _begun(searches: Sequence[Search], request: Request) -> Iterator[Search]:
+def _begun(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
     """Each search when its turn comes, with its reference and its share of the budget."""
     budget = Budget.parse(request.budget)
     timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
@@ -154,16 +136,17 @@ def _begun(searches: Sequence[Search], request: Request) -> Iterator[Search]:
         yield replace(search, space=space, budget=granted)
 
 
-def _check_places(request: Request) -> None:
+def _check_places(request: SearchRequest) -> None:
+    sizes = sizes_of(request)
     check_folder(request.folder)
     for path in request.folder.glob("worker-*.jsonl"):
         ordinary_file(path, missing_ok=True)
     check_memory(request.folder)
-    outputs = [request.out_at(size) for size in request.sizes]
+    outputs = [schedule_path(request, size) for size in sizes]
     for path in outputs:
         check_writable(path, ".json")
     if request.plot is not None:
-        if len(request.sizes) > 1:
+        if len(sizes) > 1:
             raise SettingError(
                 "--plot takes one .svg; several NFEs have theirs in the log's folder"
             )
@@ -180,10 +163,11 @@ def _file(name: str | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def prepared(request: Request) -> list[Search]:
+def prepared(request: SearchRequest) -> list[Search]:
     """One search per size, all on one problem, checked before anything is computed or written."""
-    budget = Budget.parse(request.budget).divided(len(request.sizes))
-    strategies = _strategies(request)
+    sizes = sizes_of(request)
+    budget = Budget.parse(request.budget).divided(len(sizes))
+    strategies = _strategies(request.strategy, sizes)
     free = _free(request.free)
     _check_names(request)
     problem = replace(_problem(request), cache=request.folder / TEACHER)
@@ -194,7 +178,7 @@ def prepared(request: Request) -> list[Search]:
         free=free | ({"afs"} if request.afs != "none" else set()),
         ends=_ends(problem),
         solver=request.base,
-        grid=request.grid,
+        grid=request.grid_type,
     )
     searches = [
         Search(
@@ -209,16 +193,16 @@ def prepared(request: Request) -> list[Search]:
             scored=SCORED[size.unit] if request.scored is None else request.scored,
             settings={"predictor": request.predictor},
         )
-        for size in request.sizes
+        for size in sizes
     ]
     for search in searches:
         search.check()
     return searches
 
 
-def _check_names(request: Request) -> None:
+def _check_names(request: SearchRequest) -> None:
     """Raises FewstepError for names and numbers that need no network to be told wrong."""
-    grid = parse_spec(request.grid)[0]
+    grid = parse_spec(request.grid_type)[0]
     for kind, name, known in (
         ("analytic first step", request.afs, AFS),
         ("objective", request.objective, objectives()),
@@ -232,10 +216,9 @@ def _check_names(request: Request) -> None:
     _sizes(request.noises)
 
 
-def _strategies(request: Request) -> tuple[str, ...]:
-    text = request.strategies
+def _strategies(text: str, sizes: Sequence[Size]) -> tuple[str, ...]:
     if text == "auto":
-        return OF_ROWS if request.sizes[0].unit == "rows" else AUTO
+        return OF_ROWS if sizes[0].unit == "rows" else AUTO
     chosen = tuple(part.strip() for part in text.split(","))
     for name in chosen:
         if name not in names():
@@ -255,16 +238,16 @@ def _free(text: str | None) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _problem(request: Request) -> Problem:
-    if request.model == "toy":
+def _problem(request: SearchRequest) -> Problem:
+    if request.network == "toy":
         return toy.toy(_sizes(request.noises))
-    network = load(request.model, dtype=request.dtype, device=request.device)
+    network = load(request.network, dtype=request.dtype, device=request.device)
     teacher = Teacher(solver=request.teacher, nfe=request.teacher_nfe, final=request.final)
     fields: dict[str, Any] = {
         "cfg_scale": request.cfg_scale,
         "teacher": teacher,
         "batch": request.batch,
-        **_given_seeds(request.seeds),
+        **_given_seeds(request),
     }
     if request.classes is not None:
         fields["labels"] = _labels(request.classes, network)
@@ -292,7 +275,8 @@ def _sizes(text: str) -> tuple[int, int, int]:
     return train, validation, test
 
 
-def _given_seeds(given: Sequence[str | None]) -> Mapping[str, list[int]]:
+def _given_seeds(request: SearchRequest) -> Mapping[str, list[int]]:
+    given = (request.train_seeds, request.validation_seeds, request.test_seeds)
     blocks = zip(("train", "validation", "test"), given, strict=True)
     return {name: parse_ranges(text) for name, text in blocks if text is not None}
 
@@ -305,7 +289,7 @@ def _ends(problem: Problem) -> tuple[float, ...]:
     return (process.t_zero, process.t_min)
 
 
-def _afs(request: Request, problem: Problem) -> tuple[Any, ...]:
+def _afs(request: SearchRequest, problem: Problem) -> tuple[Any, ...]:
     """The analytic first steps to choose from; the mean is that of the training reference."""
     if request.afs in ("none", "zero"):
         return ("zero",)
@@ -319,7 +303,7 @@ def mean_image(block: Block) -> MeanImage:
     return MeanImage.of(mean.flatten().tolist(), tuple(mean.shape))
 
 
-def summary(out: Path, found: Found, request: Request) -> list[str]:
+def summary(out: Path, found: SearchResult, request: SearchRequest) -> list[str]:
     """What is printed of a result."""
     scores, facts = found.scores, found.schedule.provenance
     lines = [
@@ -331,8 +315,8 @@ def summary(out: Path, found: Found, request: Request) -> list[str]:
         name, score = found.baseline
         lines.append(f"best hand-made: {score:.4g}, {name}")
     lines.append(_reference(facts, request.folder))
-    if request.model != "toy":
-        lines.append(f"sample {request.model} --schedule {out}")
+    if request.network != "toy":
+        lines.append(f"sample {request.network} --schedule {out}")
     return lines
 
 

@@ -79,7 +79,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class Found:
+class DescentResult:
     """What a descent ends with.
 
     schedule:   the best on the validation block, of the moving average.
@@ -99,7 +99,7 @@ def descend(
     descent: Descent,
     checkpoint: Path | None = None,
     progress: Progress = lambda iterations, score: 0.0,
-) -> Found:
+) -> DescentResult:
     """Lowers ln of the mean square error to the teacher's ends, from a schedule.
 
     Args:
@@ -173,10 +173,10 @@ class _Run:
             over = over or state.stale >= descent.patience
         return over
 
-    def found(self) -> Found:
+    def found(self) -> DescentResult:
         state = self.state
         schedule = self.parameters.assign(state.best).schedule()
-        return Found(schedule, state.score, self.start, state.iteration)
+        return DescentResult(schedule, state.score, self.start, state.iteration)
 
     def _backward(self) -> bool:
         """Gradients of one batch; whether they are finite."""

@@ -125,7 +125,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The result of a search.
 
     schedule: the best on validation, with its provenance.
@@ -138,7 +138,7 @@ class Found:
     baseline: tuple[str, float] | None
 
 
-def run(search: Search, watch: Watch | None = None) -> Found:
+def run(search: Search, watch: Watch | None = None) -> SearchResult:
     """Spends what is left of the budget, chooses, and looks at the test block once.
 
     A search that was stopped goes on from its log; one whose budget is spent gives its result
@@ -236,7 +236,7 @@ def evaluate(task: Task, name: str, proposal: Proposal) -> bool:
 # --- the choice
 
 
-def _found(search: Search, task: Task) -> Found:
+def _found(search: Search, task: Task) -> SearchResult:
     validated = _validated(task)
     best_score, best = validated[0]
     scores = {
@@ -250,7 +250,7 @@ def _found(search: Search, task: Task) -> Found:
     _tell_overfit(search.objective.name, scores)
     facts = provenance(search, task, best, scores, baseline)
     schedule = best.schedule.model_copy(update={"provenance": facts})
-    return Found(schedule, scores, baseline)
+    return SearchResult(schedule, scores, baseline)
 
 
 def _validated(task: Task) -> list[tuple[float, Trial]]:
