@@ -23,6 +23,7 @@ from ..eval.options import CfgScale as CfgScale
 from ..eval.options import Device as Device
 from ..eval.options import Dtype as Dtype
 from ..eval.options import GridType as GridType
+from ..eval.options import Model as Model
 
 DEFAULT_MODEL = "fashion-dit"
 

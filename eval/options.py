@@ -21,7 +21,7 @@ IMAGES = "Images"
 MACHINE = "Network and machine"
 OUTPUT = "Output"
 
-NetworkName = Annotated[
+Model = Annotated[
     str,
     typer.Argument(
         help="The network: an embedded name of `fewstep list models`, a folder of diffusers or an"

@@ -27,14 +27,14 @@ from .options import (
     Device,
     Dtype,
     GridType,
-    NetworkName,
+    Model,
     SolverName,
 )
 
 SIZE, METHOD, SPACE = "Size of the schedule", "Search", "What may vary"
 DATA, REFERENCE = "Noises and classes", "Reference solution"
 QUALITY, FIGURES = "What is asked for", "Figures"
-R = TypeVar("R")
+R = TypeVar("R", "SearchRequest", "CalibrationRequest", "EvaluationRequest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ class SearchRequest:
 class CalibrationRequest:
     """The calibration of a cache, or of adaptive guidance; see `fewstep calibrate --help`."""
 
-    network: NetworkName
+    network: Model
     solver: SolverName = "unipc-2"
     nfe: Annotated[
         int,
@@ -374,7 +374,7 @@ class EvaluationRequest:
 class LinearFitRequest:
     """The fit of `linear-ag`'s weights; see `fewstep fit linear-ag --help`."""
 
-    model: NetworkName
+    model: Model
     cfg_scale: Annotated[
         float,
         typer.Option(help="Guidance scale to fit the weights for.", rich_help_panel=SAMPLING),
@@ -471,7 +471,7 @@ def make_request(kind: type[R], **options: Any) -> R:
         if name not in known:
             raise UnknownNameError("option", name, known)
         _check_range(name, value, known[name].__metadata__[0])
-        kinds = known[name].__origin__
+        kinds: Any = known[name].__origin__
         if isinstance(value, str) and Path in (kinds, *get_args(kinds)):
             options[name] = Path(value)
     return kind(**options)

@@ -5,11 +5,10 @@ import time
 import pytest
 from laws import MIXTURE
 
-from fewstep.eval.search import command
 from fewstep.eval.requests import SearchRequest
+from fewstep.eval.search import command
 from fewstep.eval.search.command import run_search, summary
 from fewstep.eval.search.reference import Reference, SizedReference, fit_reference
-from fewstep.eval.search.size import Size
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import SettingError
 from fewstep.models.prediction import Prediction
