@@ -1,1 +1,1 @@
-"""What a network is: its noise schedule, what it predicts, how it is called and what it costs."""
+"""Networks: their noise schedules, predictions, calls and costs."""

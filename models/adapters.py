@@ -28,7 +28,7 @@ def from_module(
     shape: tuple[int, ...],
     **facts: Any,
 ) -> Network:
-    """Any module or function `f(x, time, **conditions) -> output` as a network.
+    """Makes a network of any module or function `f(x, time, **conditions) -> output`.
 
     Args:
         module: called with x (B, *shape) and a float32 tensor (B,) of network times. A diffusers
@@ -79,7 +79,7 @@ def _check_time(schedule: NoiseSchedule, prediction: Prediction) -> None:
 
 
 def from_pipeline(pipe: Any) -> Network:
-    """The network of a live diffusers pipeline, with its schedule and the decoding of its VAE."""
+    """Makes a network of a live diffusers pipeline, with its schedule and its VAE."""
     module = module_of(pipe)
     vae = getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
     return from_checkpoint(
@@ -92,7 +92,7 @@ def from_pipeline(pipe: Any) -> Network:
 
 
 def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: Any) -> Network:
-    """A diffusers model whose scheduler config says how it was trained."""
+    """Makes a network of a diffusers model whose scheduler config says how it was trained."""
     shape = _read_shape(module)
     schedule, prediction = from_scheduler_config(
         scheduler_config, tokens=_count_tokens(module, shape)
@@ -107,7 +107,7 @@ def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: A
 
 
 def _read_classes(module: Any) -> dict[str, int | None]:
-    """num_classes and null_class as far as a diffusers model's config tells them."""
+    """Returns num_classes and null_class as far as a diffusers model's config has them."""
     config, card = module.config, architecture_of(module)
     if config.get("num_class_embeds"):
         return {"num_classes": int(config["num_class_embeds"]), "null_class": None}
@@ -150,7 +150,7 @@ def _make_forward(module: Module, schedule: NoiseSchedule) -> Forward:
 def make_network_time(
     schedule: NoiseSchedule, node: Node, x: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Returns what a network is told as its time, one number for each row of x (B, *).
+    """Returns the network's time at a node, one number for each row of x (B, *).
 
     It is float64 for a network that works in float64, whole numbers for one that takes no others,
     and float32 else, as bfloat16 could not tell timesteps apart.
@@ -186,7 +186,7 @@ def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _read_property(module: Module, fact: str, default: Any) -> Any:
-    """The dtype or device of a module's first parameter, the default where it has none."""
+    """Returns the dtype or device of a module's first parameter; the default if it has none."""
     if isinstance(module, nn.Module):
         for parameter in module.parameters():
             return getattr(parameter, fact)
@@ -194,10 +194,10 @@ def _read_property(module: Module, fact: str, default: Any) -> Any:
 
 
 def _find_needs(module: Module) -> tuple[str, ...]:
-    """Conditions that a call cannot do without: parameters without default after x and time."""
+    """Returns the conditions without a default: the parameters after x and time."""
     function = module.forward if isinstance(module, nn.Module) else module
-    found = list(inspect.signature(function).parameters.values())
-    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    parameters = list(inspect.signature(function).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     free = [p.name for p in named[1:] if p.default is p.empty]
     timed = "timestep" if hasattr(module, "save_pretrained") else next(iter(free), "")
     return tuple(name for name in free if name != timed)
@@ -220,7 +220,7 @@ def _count_tokens(module: Any, shape: tuple[int, ...]) -> int:
 
 
 def decoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
-    """What makes images in [-1, 1] of latents; None without a VAE."""
+    """Returns the function from latents to images in [-1, 1]; None without a VAE."""
     if vae is None:
         return None
     scale = vae.config.get("scaling_factor") or 1.0
@@ -235,17 +235,17 @@ def decoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def encoder_of(vae: Any) -> Callable[[Tensor], Tensor] | None:
-    """What makes latents of images in [-1, 1], by the mode of the posterior; None without a VAE."""
+    """Returns the function from images in [-1, 1] to latents, by the posterior's mode, if any."""
     if vae is None:
         return None
     scale = vae.config.get("scaling_factor") or 1.0
     offset = vae.config.get("shift_factor") or 0.0
 
     def encode(images: Tensor) -> Tensor:
-        found = vae.encode(
+        posterior = vae.encode(
             images.to(_read_property(vae, "dtype", images.dtype)), return_dict=False
         )[0]
-        latents: Tensor = found if isinstance(found, Tensor) else found.mode()
+        latents: Tensor = posterior if isinstance(posterior, Tensor) else posterior.mode()
         return (latents.float() - offset) * scale
 
     return encode

@@ -1,4 +1,4 @@
-"""What users hand over, as plain Python values: whole numbers of any kind, and known keywords."""
+"""Arguments of users as plain Python values: whole numbers of any kind, and known keywords."""
 
 from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter, signature

@@ -30,7 +30,7 @@ SHARE_OF_FREE = 0.25  # of a GPU's free memory, which V may take before it goes 
 
 @dataclass(frozen=True)
 class Projection:
-    """Where the V of one layer leaves a module, in the last `width` columns of its output."""
+    """The place where V of one layer leaves a module: the last `width` columns of its output."""
 
     layer: int
     module: nn.Module
@@ -40,7 +40,7 @@ class Projection:
 def find_projections(
     module: nn.Module | None, layers: Sequence[int] | None = None
 ) -> tuple[Projection, ...]:
-    """The value projections of the tapped layers.
+    """Returns the value projections of the tapped layers.
 
     layers: numbers of the self-attention modules; None for the architecture's own choice.
 
@@ -54,23 +54,23 @@ def find_projections(
             " from_module from a torch module, or take an editor that needs none, such as flow-edit"
         )
     root = unwrap_compiled(module)
-    found = list(find_self_attention(root).values())
-    if not found:
+    attentions = list(find_self_attention(root).values())
+    if not attentions:
         raise ModelError(
             f"this {type(root).__name__} has no self-attention whose values could be kept; take an"
             " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
         )
-    count = len(found)
+    count = len(attentions)
     chosen = (
         _attention_of(root).default_layers(count)
         if layers is None
         else _check_layers(layers, count)
     )
-    return tuple(find_projection(layer, found[layer]) for layer in chosen)
+    return tuple(find_projection(layer, attentions[layer]) for layer in chosen)
 
 
 def holds_text(module: nn.Module) -> bool:
-    """Whether V of a network's tapped layers holds text, so that both passes need it equally long.
+    """Tells whether V of the tapped layers holds text, which both passes then need equally long.
 
     Raises:
         UnknownNameError: if nothing is known of its architecture.
@@ -79,21 +79,21 @@ def holds_text(module: nn.Module) -> bool:
 
 
 def find_self_attention(root: nn.Module) -> dict[str, nn.Module]:
-    """The self-attention modules of a network by name, in its order.
+    """Returns the self-attention modules of a network by name, in its order.
 
     Raises:
         UnknownNameError: if nothing is known of its architecture.
     """
-    found = re.compile(_attention_of(root).pattern)
+    pattern = re.compile(_attention_of(root).pattern)
     return {
         name: each
         for name, each in root.named_modules()
-        if found.fullmatch(name) and isinstance(getattr(each, "to_v", None), nn.Module)
+        if pattern.fullmatch(name) and isinstance(getattr(each, "to_v", None), nn.Module)
     }
 
 
 def find_projection(layer: int, attention: Any) -> Projection:
-    """The module that computes V: `to_v`, or `to_qkv` after diffusers' fuse_qkv_projections."""
+    """Returns the module that computes V: `to_v`, or `to_qkv` after fuse_qkv_projections."""
     fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
     width = int(attention.to_v.weight.shape[0])
     return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
@@ -117,7 +117,7 @@ def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 class ValueStorage(StrEnum):
-    """Where V waits: on the network's device, in (pinned) host memory, or as there is room."""
+    """The place where V waits: the network's device, (pinned) host memory, or as there is room."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -125,7 +125,7 @@ class ValueStorage(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a tape does at the places of its plan."""
+    """The work of a tape at the places of its plan."""
 
     OFF = "off"
     RECORD = "record"
@@ -198,8 +198,8 @@ class Tape:
             _copy_to_host(value) if self._goes_to_host(value.device) else value.detach().clone()
         )
         self.recorded.add(key)
-        held = sum(each.numel() * each.element_size() for each in self.held.values())
-        self.bytes_held = max(self.bytes_held, held)
+        size = sum(each.numel() * each.element_size() for each in self.held.values())
+        self.bytes_held = max(self.bytes_held, size)
 
     def _fetch(self, key: Key, out: Tensor) -> Tensor:
         if key not in self.held:
@@ -208,7 +208,7 @@ class Tape:
         return self.held.pop(key).to(out.device, non_blocking=True)
 
     def _goes_to_host(self, device: torch.device) -> bool:
-        """Whether V goes to the host."""
+        """Tells whether V goes to the host."""
         if device.type == "cpu" or self.store is ValueStorage.DEVICE:
             return False
         if self.store is ValueStorage.CPU or device.type != "cuda":
@@ -218,27 +218,27 @@ class Tape:
 
 
 def _copy_to_host(value: Tensor) -> Tensor:
-    """In pinned memory, copied while the device goes on; the same stream later reads it back."""
-    kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
-    return kept.copy_(value.detach(), non_blocking=True)
+    """Copies to pinned memory while the device goes on; the same stream reads it back later."""
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    return copy.copy_(value.detach(), non_blocking=True)
 
 
-def _replace_values(out: Tensor, kept: Tensor, tap: Projection) -> Tensor:
-    """The output with V replaced; the rows of further branches of the batch take the same V."""
-    rows, *rest = kept.shape
-    if out.shape[1:-1] != kept.shape[1:-1] or len(out) % rows:
+def _replace_values(out: Tensor, recorded: Tensor, tap: Projection) -> Tensor:
+    """Returns the output with V replaced, in the rows of further branches of the batch too."""
+    rows, *rest = recorded.shape
+    if out.shape[1:-1] != recorded.shape[1:-1] or len(out) % rows:
         raise SettingError(
             f"V was recorded for {rows} rows of {rest[0]} tokens, and the edit has {len(out)} rows"
             f" of {out.shape[1]}: both passes need the same images and prompts of one length; pad"
             " the shorter prompt to the longer"
         )
-    value = kept.repeat(len(out) // rows, *[1] * len(rest)).to(out.dtype)
+    value = recorded.repeat(len(out) // rows, *[1] * len(rest)).to(out.dtype)
     return value if out.shape[-1] == tap.width else torch.cat([out[..., : -tap.width], value], -1)
 
 
 def predict_bytes(
     places: int, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> int:
-    """The formula of the module: V of these shapes (B, L, d) by layer, at so many places."""
+    """Computes the formula of the module: V of shapes (B, L, d) by layer, at so many places."""
     rows = sum(torch.Size(shape).numel() for shape in shapes.values())
     return places * rows * dtype.itemsize

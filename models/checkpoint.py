@@ -72,7 +72,7 @@ def _call_loader(folder: Path, from_pretrained: Any, dtype: torch.dtype, **optio
 
 @contextmanager
 def _hide_bars() -> Iterator[None]:
-    """Without the progress bars of diffusers, and of transformers where it is in use."""
+    """Hides the progress bars of diffusers, and of transformers where it is in use."""
     from diffusers.utils import is_transformers_available, logging
 
     talking: list[Any] = [logging]
@@ -121,7 +121,7 @@ def _count_tensors(weights: Path) -> int:
 
 
 def _flatten(value: Any) -> list[Any]:
-    """The values in nested lists."""
+    """Returns the values in nested lists."""
     if isinstance(value, list):
         return [each for part in value for each in _flatten(part)]
     return [value]

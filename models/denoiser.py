@@ -36,7 +36,7 @@ TOO_LARGE = 10.0  # times the size that an answer has for data of about one unit
 
 
 class Branch(StrEnum):
-    """Which conditioning an evaluation carries."""
+    """The condition that an evaluation carries."""
 
     COND = "cond"
     UNCOND = "uncond"
@@ -94,33 +94,33 @@ class Denoiser:
     sized: bool = False
 
     def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
-        """The predicted clean sample (B, *), one per branch; of an `Ask` for k rows, (k, *)."""
+        """Returns the predicted clean sample (B, *) of each branch; (k, *) for k rows."""
         weights = x0_from(self.network.prediction, node, self.network.sigma_data)
         if not self.others:
             return self._read(x_t, node, branches, weights)
         asks = list(map(_ask, branches))
-        own = [ask for ask in asks if ask.branch not in self.others]
-        found = iter(self._read(x_t, node, own, weights) if own else ())
+        mine = [ask for ask in asks if ask.branch not in self.others]
+        answers = iter(self._read(x_t, node, mine, weights) if mine else ())
         return tuple(
-            self._ask_other(x_t, node, ask) if ask.branch in self.others else next(found)
+            self._ask_other(x_t, node, ask) if ask.branch in self.others else next(answers)
             for ask in asks
         )
 
     def eps(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
-        """The predicted noise (B, *), one per branch."""
+        """Returns the predicted noise (B, *), one per branch."""
         weights = eps_from(self.network.prediction, node, self.network.sigma_data)
         return self._read(x_t, node, branches, weights)
 
     def velocity(
         self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)
     ) -> tuple[Tensor, ...]:
-        """dx/dt of the probability-flow ODE in the schedule's own time, one per branch."""
+        """Returns dx/dt of the probability-flow ODE in the schedule's own time, one per branch."""
         slope = self.network.schedule.slope(node.t)
         weights = velocity_from(self.network.prediction, node, slope, self.network.sigma_data)
         return self._read(x_t, node, branches, weights)
 
     def score(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
-        """The gradient of log p(x_t), -eps / sigma, one per branch."""
+        """Returns the gradient of log p(x_t), -eps / sigma, one per branch."""
         if node.sigma == 0.0:
             raise ModelError(f"there is no score at t={node.t:g}, where sigma is 0")
         c, d = eps_from(self.network.prediction, node, self.network.sigma_data)
@@ -128,7 +128,7 @@ class Denoiser:
 
     @property
     def forecast(self) -> bool:
-        """Whether a cache forecast a part of the last answer."""
+        """True if a cache forecast a part of the last answer."""
         if self.cache is None or not self.cache.ledger.calls:
             return False
         return self.cache.ledger.calls[-1].kind != "full"
@@ -146,7 +146,7 @@ class Denoiser:
         self.check_later()()
 
     def check_later(self) -> Callable[[], None]:
-        """`check` in two parts: the norms go to the host now, what is returned waits for them."""
+        """Sends the norms to the host now and returns the check, which waits for them."""
         others = [other.check_later() for other in self.others.values()]
         pending, self.unchecked = self.unchecked, []
         norms = Reading(torch.stack([each.norm for each in pending])) if pending else None
@@ -184,7 +184,7 @@ class Denoiser:
             )
 
     def _name_time(self, node: Node) -> str:
-        """A time in words, with the network's own where the schedule says what that is."""
+        """Returns a time in words, with the network's own where the schedule has it."""
         try:
             return f"t={node.t:g} (network time {self.network.schedule.label(node):g})"
         except FewstepError:  # a function may well do without
@@ -201,7 +201,7 @@ class Denoiser:
         return tuple(combine(weights, x, out) for x, out in zip(parts, outs, strict=True))
 
     def _call(self, parts: Sequence[Tensor], node: Node, asks: Sequence[Ask]) -> Tensor:
-        """All rows of all branches as one batch: one forward pass."""
+        """Runs all rows of all branches as one batch: one forward pass."""
         scale = self.network.prediction.input_scale(node, self.network.sigma_data)
         x_in = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
         x_in = x_in if scale == 1.0 else x_in * scale
@@ -221,7 +221,7 @@ class Denoiser:
             self.check()
 
     def _ask_other(self, x_t: Tensor, node: Node, ask: Ask) -> Tensor:
-        """The x0 of another network under this one's condition."""
+        """Returns the x0 of another network under this one's condition."""
         (x0,) = self.others[ask.branch].x0(x_t, node, (Ask(Branch.COND, ask.rows),))
         self.ledger.count(0, len(x0))
         return x0
@@ -230,12 +230,12 @@ class Denoiser:
         named = ", ".join(dict.fromkeys(ask.branch for ask in asks))
         if self.conditions and not self.conditions.keys() >= {ask.branch for ask in asks}:
             raise ModelError(f"{self.network.name} was given no conditions for {named}")
-        held = [_select_rows(self.conditions.get(ask.branch, {}), ask.rows) for ask in asks]
-        if len(held) == 1:
-            return held[0]
-        if any(each.keys() != held[0].keys() for each in held):
+        conditions = [_select_rows(self.conditions.get(ask.branch, {}), ask.rows) for ask in asks]
+        if len(conditions) == 1:
+            return conditions[0]
+        if any(each.keys() != conditions[0].keys() for each in conditions):
             raise ModelError(f"branches {named} need the same conditions by name")
-        return {name: torch.cat([each[name] for each in held]) for name in held[0]}
+        return {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
 
 
 @contextmanager
@@ -244,24 +244,24 @@ def _explain_failures(name: str, conditions: Mapping[str, Tensor]) -> Iterator[N
     try:
         yield
     except FAILURES as error:
-        own = {key: value for key, value in conditions.items() if key != "class_labels"}
+        shown = {key: value for key, value in conditions.items() if key != "class_labels"}
         passes = isinstance(error, FewstepError) or lacks_memory(error)
         if passes or not Reading.allowed:
             raise
-        if not own:
+        if not shown:
             raise ModelError(
                 f"{name} fails when it is called ({type(error).__name__}: {reason_of(error)}); its"
                 " code or its config does not fit what it is handed"
             ) from error
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in own.items())
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in shown.items())
         raise SettingError(
             f"{name} cannot be called with the conditions {shapes}: {reason_of(error)};"
             " give those of the shapes that it was trained with"
         ) from error
 
 
-def _ask(wanted: Branch | Ask) -> Ask:
-    return wanted if isinstance(wanted, Ask) else Ask(wanted)
+def _ask(branch: Branch | Ask) -> Ask:
+    return branch if isinstance(branch, Ask) else Ask(branch)
 
 
 def _select_rows(conditions: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:

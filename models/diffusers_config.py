@@ -1,4 +1,4 @@
-"""What a diffusers scheduler config says of its network: the noise schedule and the prediction."""
+"""The noise schedule and the prediction of a network, read from a diffusers scheduler config."""
 
 import math
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ REFUSED = {
 def from_scheduler_config(
     config: Mapping[str, Any], *, tokens: int | None = None
 ) -> tuple[NoiseSchedule, Prediction]:
-    """The noise schedule and prediction that a diffusers scheduler config stands for.
+    """Returns the noise schedule and prediction of a diffusers scheduler config.
 
     Args:
         config: `scheduler.config`, or the contents of a scheduler_config.json.
@@ -196,7 +196,7 @@ def _read_variance_preserving(config: Mapping[str, Any]) -> VPDiscrete:
 
 
 def _divide_snr(base: VPDiscrete, k: float) -> VPDiscrete:
-    """abar' = abar / (k + (1 - k) abar): the SNR of every node divided by k (CogVideoX)."""
+    """Divides the SNR of every node by k (CogVideoX): abar' = abar / (k + (1 - k) abar)."""
     plain = VPDiscrete(
         base.beta_schedule,
         base.beta_start,

@@ -31,7 +31,7 @@ class UnknownNameError(FewstepError, LookupError):
 
 
 def _rate_likeness(given: str, known: str) -> float:
-    """As `get_close_matches` has it."""
+    """Returns the likeness of two names, as `get_close_matches` has it."""
     return SequenceMatcher(None, known, given).ratio()
 
 

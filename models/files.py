@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what may be written where.
+"""Files that are written whole or not at all, and checks of the places to write them.
 
 A file is written under a hidden name in its own folder and then renamed. The hidden name follows
 from the file's, and one process at a time writes it: what a killed process has left of a file is
@@ -36,7 +36,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes(path: Path, body: bytes) -> None:
-    """`write_whole` of bytes that are at hand."""
+    """Writes bytes as `write_whole` does."""
     write_whole(path, lambda file: file.write(body))
 
 
@@ -93,7 +93,7 @@ def resolve_target(path: Path) -> Path:
     """
     target = Path(os.path.realpath(path))
     try:
-        found = target.stat()
+        status = target.stat()
     except FileNotFoundError:
         if not target.parent.is_dir():
             parent = path.parent if target.parent == path.parent.resolve() else target.parent
@@ -101,14 +101,14 @@ def resolve_target(path: Path) -> Path:
                 f"the folder {str(parent)!r} does not exist; create it first"
             ) from None
         return target
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise SettingError(f"{str(path)!r} is a folder; give the name of a file in it")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise SettingError(
-            f"cannot write {str(path)!r}: it is {_name_kind(found.st_mode)}, not a file; give"
+            f"cannot write {str(path)!r}: it is {_name_kind(status.st_mode)}, not a file; give"
             " another name"
         )
-    if not found.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
+    if not status.st_mode & 0o222 or not os.access(target, os.W_OK):  # root may write any file
         raise SettingError(f"cannot write {str(path)!r}: it is read-only; give another name")
     return target
 
@@ -148,12 +148,12 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = 
 
 
 def _identify(path: Path) -> object:
-    """What two names of one file share, which need not be there yet."""
+    """Returns a key that all names of one file share; the file need not be there yet."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -170,13 +170,13 @@ def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _name_beside(target: Path, suffix: str) -> Path:
-    """A hidden name for a file, of one length whatever the file's name is."""
+    """Returns a hidden name for a file, of one length whatever the file's name is."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.with_name(f".{digest}{suffix}")
 
 
 def _exists(path: Path) -> bool:
-    """`Path.exists`, which takes a name that is too long, or a loop of links, for none."""
+    """Tells whether a path exists; raises OSError for a name too long or a loop of links."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

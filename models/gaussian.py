@@ -32,11 +32,11 @@ class GaussianMixture:
 
     @classmethod
     def single(cls, mean: Tensor, std: Tensor) -> "GaussianMixture":
-        """One Gaussian N(mean, diag(std^2)); mean and std have shape (d,)."""
+        """Makes one Gaussian N(mean, diag(std^2)); mean and std have shape (d,)."""
         return cls(mean[None], std[None], mean.new_ones(1))
 
     def x0(self, x_t: Tensor, node: Node) -> Tensor:
-        """E[x0 | x_t] for x_t of shape (B, *)."""
+        """Returns E[x0 | x_t] for x_t of shape (B, *)."""
         x = x_t.flatten(1)[:, None].to(self.means.dtype)  # (B, 1, d)
         var = node.alpha**2 * self.stds**2 + node.sigma**2  # (K, d)
         off = x - node.alpha * self.means  # (B, K, d)
@@ -45,7 +45,7 @@ class GaussianMixture:
         return (log_p.softmax(-1)[..., None] * each).sum(1).reshape(x_t.shape).to(x_t.dtype)
 
     def flow_map(self, x: Tensor, start: Node, end: Node) -> Tensor:
-        """Where the probability-flow ODE carries x (B, *) from start to end, exactly.
+        """Carries x (B, *) along the probability-flow ODE from start to end, exactly.
 
         x_s = alpha_s m + sqrt(v_s / v_t) (x_t - alpha_t m), v = alpha^2 std^2 + sigma^2.
 
@@ -60,7 +60,7 @@ class GaussianMixture:
         return moved.reshape(x.shape)
 
     def draw(self, n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """n samples of the data, (n, *shape)."""
+        """Draws n samples of the data, (n, *shape)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, math.prod(shape), generator=generator, dtype=self.means.dtype)
         return (self.means[k] + self.stds[k] * z).reshape(n, *shape)
@@ -71,7 +71,7 @@ class GaussianMixture:
         shape: tuple[int, ...],
         prediction: Prediction = Prediction.X0,
     ) -> Network:
-        """This law as a network on any schedule, answering in any prediction."""
+        """Makes this law a network on any schedule, answering in any prediction."""
         sigma_data = getattr(schedule, "sigma_data", 0.5)
 
         def forward(x_in: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:

@@ -27,7 +27,7 @@ MOST = 16  # graphs of one network; of more shapes than that, the oldest are rec
 
 @dataclass(frozen=True)
 class Captured:
-    """One graph: where its inputs are read, where its outputs are left, and what runs it.
+    """One graph, with its inputs, its outputs and its replay.
 
     work: what was recorded, whose constants the graph reads and which must not be freed.
     """
@@ -68,7 +68,7 @@ class CudaCapture:
 
 @contextmanager
 def _forbid_waiting() -> Iterator[None]:
-    """Every wait of the host for the device raises, outside a recording, where it does no harm."""
+    """Raises at every wait of the host for the device, before a recording, where it is harmless."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -79,7 +79,7 @@ def _forbid_waiting() -> Iterator[None]:
 
 @dataclass
 class Graphs:
-    """What was recorded of one network.
+    """The recorded graphs of one network.
 
     module:  the network; when its weights have moved, everything is recorded anew.
     capture: runs work, a function without arguments, once more, records it and returns its outputs
@@ -96,7 +96,7 @@ class Graphs:
     recording: ClassVar[bool] = False  # of any network: one recording cannot hold another
 
     def run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
-        """work(inputs), replayed if it can be, by one thread at a time.
+        """Returns work(inputs), replayed if possible, by one thread at a time.
 
         The first time it runs as it is, which leaves libraries and compilers ready; the second time
         it is recorded, so that what is run only once costs nothing.
@@ -113,31 +113,31 @@ class Graphs:
     def _run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
         tensors: list[Tensor] = []
         if not self._can_record() or not is_hashable(
-            found := (key, _read_modes(), _describe_inputs(inputs, tensors))
+            full_key := (key, _read_modes(), _describe_inputs(inputs, tensors))
         ):
             return work(inputs)
         self._check_weights()
-        if found in self._failed or found not in self._held:
-            self._keep(found, None)
+        if full_key in self._failed or full_key not in self._held:
+            self._keep(full_key, None)
             return work(inputs)
-        graph = self._held[found] or self._record(work, inputs, what)
+        graph = self._held[full_key] or self._record(work, inputs, what)
         if graph is None:
-            self._failed.add(found)
+            self._failed.add(full_key)
             return work(inputs)
-        self._held[found] = graph
-        for own, given in zip(graph.inputs, tensors, strict=True):
-            own.copy_(given, non_blocking=True)
+        self._held[full_key] = graph
+        for static, fresh in zip(graph.inputs, tensors, strict=True):
+            static.copy_(fresh, non_blocking=True)
         graph.replay()
         return _clone_outputs(graph.outputs)
 
     def refuse(self, what: str, why: str) -> None:
-        """Says, once, what is not recorded."""
+        """Warns, once, of work that is not recorded."""
         if (what, why) not in self._said:
             self._said.add((what, why))
             warnings.warn(f"{what} is not recorded in a CUDA graph: {why}", stacklevel=3)
 
     def _can_record(self) -> bool:
-        """Not while recording, with gradients, or where somebody watches single operations."""
+        """Tells whether to record: not in a recording, nor with gradients or watched operations."""
         watched = torch._C._len_torch_dispatch_stack() > 0
         return not (Graphs.recording or torch.is_grad_enabled() or watched)
 
@@ -159,8 +159,8 @@ class Graphs:
         self._held[key] = graph
 
     def _record(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
-        own: list[Tensor] = []
-        static = _copy_inputs(inputs, own)
+        tensors: list[Tensor] = []
+        static = _copy_inputs(inputs, tensors)
         try:
             with _mark_recording():
                 outputs, replay = self.capture(lambda: work(static))
@@ -170,7 +170,7 @@ class Graphs:
         except (RuntimeError, TypeError) as error:
             self.refuse(what, (str(error).strip() or type(error).__name__).splitlines()[0])
             return None
-        return Captured(own, outputs, replay, work)
+        return Captured(tensors, outputs, replay, work)
 
 
 def record_calls(module: nn.Module, graphs: Graphs) -> None:
@@ -178,17 +178,17 @@ def record_calls(module: nn.Module, graphs: Graphs) -> None:
 
     With a cache on it its calls run as they are: what the cache decides is inside them.
     """
-    held = vars(module)
-    if isinstance(held.get("_compiled_call_impl"), GraphedForward):
-        held["_compiled_call_impl"].graphs = graphs
+    attributes = vars(module)
+    if isinstance(attributes.get("_compiled_call_impl"), GraphedForward):
+        attributes["_compiled_call_impl"].graphs = graphs
         return
-    inner = held.get("_compiled_call_impl") or module._call_impl
-    held["_compiled_call_impl"] = GraphedForward(module, inner, graphs)
+    inner = attributes.get("_compiled_call_impl") or module._call_impl
+    attributes["_compiled_call_impl"] = GraphedForward(module, inner, graphs)
 
 
 @dataclass
 class GraphedForward:
-    """What runs when the module is called."""
+    """The call of a module that is recorded and replayed."""
 
     module: nn.Module
     inner: Callable[..., Any]
@@ -215,13 +215,13 @@ def _mark_recording() -> Iterator[None]:
 
 
 def _read_modes() -> Hashable:
-    """What torch itself is set to, which kernels depend on."""
+    """Returns the modes of torch that kernels depend on."""
     precision = torch.get_float32_matmul_precision()
     return torch.is_inference_mode_enabled(), torch.is_autocast_enabled(), precision
 
 
 def _describe_inputs(tree: Any, tensors: list[Tensor]) -> Any:
-    """What a graph depends on of its inputs; the tensors themselves are collected."""
+    """Returns the facts of inputs that a graph depends on; collects the tensors."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return tree.shape, tree.dtype, tree.device
@@ -233,7 +233,7 @@ def _describe_inputs(tree: Any, tensors: list[Tensor]) -> Any:
 
 
 def _copy_inputs(tree: Any, tensors: list[Tensor]) -> Any:
-    """The same with tensors of its own, in the order of `_describe_inputs`."""
+    """Copies inputs with tensors of its own, in the order of `_describe_inputs`."""
     if isinstance(tree, Tensor):
         tensors.append(tree.clone())
         return tensors[-1]
@@ -260,7 +260,7 @@ def _check_plain(outputs: Any) -> None:
 
 
 def is_hashable(key: Any) -> bool:
-    """Whether a value can be told from others, as the key of a graph must."""
+    """Tells whether a value is hashable, as the key of a graph must be."""
     try:
         hash(key)
     except TypeError:

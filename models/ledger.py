@@ -1,4 +1,4 @@
-"""What a run cost, counted at the one place where the network is called."""
+"""The cost of a run, counted at the one place where the network is called."""
 
 import math
 import warnings
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheCall:
-    """What a cache did in one call of the network.
+    """The work of a cache in one call of the network.
 
     branch:   "cond", "uncond+cond" or what a pipeline calls it.
     stage:    which evaluation within a step of the solver; index: the step.
@@ -31,7 +31,7 @@ class CacheCall:
 
 @dataclass
 class CacheLedger:
-    """What a cache did in all calls since it was attached.
+    """The work of a cache in all calls since it was attached.
 
     policy:          its name.
     bytes_predicted: what it will hold once its forecasts have reached their order, known after the
@@ -65,7 +65,7 @@ class CacheLedger:
             )
 
     def since(self, start: int) -> "CacheLedger":
-        """The same for the calls from the start-th on."""
+        """Returns the same ledger for the calls from the start-th on."""
         return replace(self, calls=self.calls[start:])
 
     @property
@@ -97,7 +97,7 @@ class CacheLedger:
         return _divide(paid, rows) if rows else 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures for `--json`."""
+        """Returns the figures for `--json`."""
         return {
             "policy": self.policy,
             "calls": len(self.calls),
@@ -113,7 +113,7 @@ class CacheLedger:
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        """One row per call: step, stage, branch, what was done, the gate's error."""
+        """Returns one row per call: step, stage, branch, kind and the gate's error."""
         rows: list[tuple[str, ...]] = [("step", "stage", "branch", "did", "error")]
         for call in self.calls:
             error = "" if call.error is None else f"{call.error:.4g}"
@@ -167,7 +167,7 @@ class Ledger:
 
     @property
     def saved(self) -> float:
-        """Which share of the rows the guidance saved, of two for each evaluation."""
+        """The share of the rows that guidance saved, of two for each evaluation."""
         return 1.0 - self.rows / (2.0 * self.evaluations) if self.evaluations else 0.0
 
     def count_step(self, n: int, rows: int) -> None:
@@ -194,8 +194,8 @@ class Ledger:
         return self.nfe if self.cache is None else self.nfe * self.cache.relative_cost
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures for `--json`."""
-        found: dict[str, Any] = {
+        """Returns the figures for `--json`."""
+        figures: dict[str, Any] = {
             "images": self.images,
             "nfe": self.nfe,
             "rows_per_image": self.rows_per_image,
@@ -204,15 +204,15 @@ class Ledger:
             "images_per_second": round(_divide(self.images, self.seconds), 3),
         }
         if self.rows > self.evaluations:
-            found["rows_per_step"] = [round(rows, 4) for rows in self.rows_per_step]
-            found["saved_of_cfg"] = round(self.saved, 4)
+            figures["rows_per_step"] = [round(rows, 4) for rows in self.rows_per_step]
+            figures["saved_of_cfg"] = round(self.saved, 4)
         if self.cache is not None:
-            found["effective_nfe"] = round(self.effective_nfe, 3)
-            found["cache"] = self.cache.as_dict()
-        return found
+            figures["effective_nfe"] = round(self.effective_nfe, 3)
+            figures["cache"] = self.cache.as_dict()
+        return figures
 
     def _describe_saving(self) -> str:
-        """Said where some evaluations have two rows and some one."""
+        """Returns the saving in words where some evaluations have two rows and some one."""
         some = self.evaluations < self.rows < 2 * self.evaluations
         return f" ({100.0 * self.saved:.0f} % fewer than full guidance)" if some else ""
 

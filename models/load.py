@@ -1,4 +1,4 @@
-"""Finding a network: by embedded name, folder, hub id, or as a live diffusers pipeline."""
+"""Finds a network: by embedded name, folder, hub id, or in a live diffusers pipeline."""
 
 import hashlib
 import json
@@ -37,18 +37,18 @@ DTYPES = {
 
 
 def embedded_names() -> list[str]:
-    """The networks that come with the package."""
+    """Returns the names of the networks that come with the package."""
     folder = files(f"{__package__}.embedded")
     return sorted(entry.name for entry in folder.iterdir() if (entry / "card.json").is_file())
 
 
 def read_card(name: str) -> dict[str, Any]:
-    """An embedded network's card: class, schedule, prediction, data, licence, sha256 and so on."""
+    """Reads an embedded network's card: class, schedule, prediction, data, licence, sha256 etc."""
     if name not in embedded_names():
         raise UnknownNameError("embedded network", name, embedded_names())
     text = (files(f"{__package__}.embedded") / name / "card.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    facts: dict[str, Any] = json.loads(text)
+    return facts
 
 
 def load(
@@ -58,7 +58,7 @@ def load(
     device: str | torch.device | None = None,
     speed: Speed | None = None,
 ) -> Network:
-    """A network ready to sample from.
+    """Loads a network ready to sample from.
 
     Args:
         source: an embedded name; a diffusers pipeline folder or checkpoint folder (the latter with
@@ -108,7 +108,7 @@ def _is_folder(source: str | Path) -> bool:
 
 @contextmanager
 def _guard_files(source: Any) -> Iterator[None]:
-    """Turns all that the files of a folder can make Python raise into one ModelError."""
+    """Turns every error that the files of a folder can cause into one ModelError."""
     try:
         yield
     except FewstepError:
@@ -123,7 +123,7 @@ def _guard_files(source: Any) -> Iterator[None]:
 
 
 def _make_from_pipeline(pipe: Any) -> Network:
-    """The network of a pipeline, at the size that it draws by default."""
+    """Makes the network of a pipeline, at the size that it draws by default."""
     if prompt_adapter(pipe) is not None:
         return network_of(pipe, default_size(pipe))
     if asks_for_text(pipe):
@@ -146,7 +146,7 @@ def _find_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of a name; raises ModelError if it cannot be used here."""
+    """Returns the device of a name; raises ModelError if it cannot be used here."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # a device such as meta takes numbers and gives none
@@ -191,7 +191,7 @@ def _make_from_card(module: Any, folder: Path) -> Network:
 
 
 def _make_from_scheduler(module: Any, folder: Path) -> Network:
-    """A bare checkpoint: its scheduler's config says the schedule and the prediction."""
+    """Makes a network of a bare checkpoint by the config of its scheduler."""
     for path in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
         if path.is_file():
             return from_checkpoint(module, read_config(path))

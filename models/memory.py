@@ -1,4 +1,4 @@
-"""Running out of memory, said in words that help."""
+"""Lack of memory, reported with advice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which module is the network, where torch.compile has wrapped it or a function holds it."""
+"""Finds the network of torch inside a compiled module or a function."""
 
 import warnings
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def _walk(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
 
 
 def _list_parts(value: Any) -> list[Any]:
-    """What a function holds; nothing of any other value but containers and callable objects."""
+    """Returns the values that a function, a container or a callable object holds."""
     match value:
         case partial():
             return [value.func, *value.args, *value.keywords.values()]

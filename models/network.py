@@ -1,4 +1,4 @@
-"""A pretrained network, and what must be known of it to sample from it."""
+"""A pretrained network with the facts that sampling from it needs."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The points of a time grid, and what every noise schedule has: x_t = alpha_t x0 + sigma_t eps.
+"""Points of a time grid, and the interface of noise schedules: x_t = alpha_t x0 + sigma_t eps.
 
 Everything here and in the schedules is Python floats, which are IEEE float64: the coefficients are
 the same on every device, cost no synchronisation, and never change the dtype of a state. lam =
@@ -55,28 +55,28 @@ class NoiseSchedule(Protocol):
     def t_zero(self) -> float: ...
 
     def at(self, t: float) -> Node:
-        """The node at time t; raises ScheduleError outside the schedule's range."""
+        """Returns the node at time t; raises ScheduleError outside the schedule's range."""
         ...
 
     def at_lam(self, lam: float) -> Node:
-        """The node whose half log-SNR is lam: `at(t)` for the t that has it."""
+        """Returns the node whose half log-SNR is lam: `at(t)` for the t that has it."""
         ...
 
     def slope(self, t: float) -> tuple[float, float]:
-        """(d alpha / dt, d sigma / dt) at time t."""
+        """Returns (d alpha / dt, d sigma / dt) at time t."""
         ...
 
     def label(self, node: Node) -> float:
-        """What the network is told as its time at this node; a float, never truncated."""
+        """Returns the network's own time at this node; a float, never truncated."""
         ...
 
     def noise_scale(self, node: Node) -> float:
-        """Standard deviation of the noise that sampling starts from at this node."""
+        """Returns the standard deviation of the noise that sampling starts from at this node."""
         ...
 
 
 def scale_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -> float:
-    """What a network is told of a time in [0, 1]; a scale of None was never stated.
+    """Returns the network's time for a time in [0, 1]; a scale of None was never stated.
 
     Raises:
         SettingError: without a scale, since networks told t and networks told 1000 t look alike.

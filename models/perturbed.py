@@ -1,4 +1,4 @@
-"""A network whose attention is switched off in places: what perturbed-attention guidance leaves.
+"""A network whose attention is switched off in places, for perturbed-attention guidance.
 
 In the chosen self-attention layers the map softmax(q k / sqrt(d)) is replaced by the identity, so
 that every token keeps its own value: what `to_v` returned goes into `to_out` unmixed. Whatever else
@@ -23,7 +23,7 @@ from .schedule import Node
 
 
 def perturb_attention(network: Network, layers: Sequence[int] | None = None) -> Network:
-    """The network with the identity in place of the attention maps of some layers.
+    """Puts the identity in place of the attention maps of some layers of a network.
 
     layers: numbers of its self-attention layers, from 0 in the order of the module; None takes
             those of a UNet's middle block, as published (arXiv:2403.17377), and of a transformer,
@@ -53,7 +53,7 @@ def perturb_attention(network: Network, layers: Sequence[int] | None = None) -> 
 
 @dataclass(frozen=True)
 class Spot:
-    """One layer: where its V is computed and where its result is projected out."""
+    """One layer: the projections of its V and of its result."""
 
     name: str
     value: Projection
@@ -68,11 +68,11 @@ class Swap:
         self.held: Tensor | None = None
 
     def keep(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        """After the projection of V."""
+        """Keeps V after its projection."""
         self.held = out[..., -self.spot.value.width :]
 
     def give(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Before the projection of the result, which takes V in its place."""
+        """Hands V to the projection of the result, in the place of the mixed values."""
         mixed, *rest = args
         value, self.held, self.reached = self.held, None, True
         if value is None or value.shape != mixed.shape:
@@ -119,12 +119,12 @@ def _find_spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[
             "a compiled network does not see that its attention is perturbed; take the network as"
             " it was before torch.compile"
         )
-    found = _find_layers(unwrap_compiled(module))
-    return [_make_spot(layer, *found[layer]) for layer in _choose_layers(found, layers)]
+    attentions = _find_layers(unwrap_compiled(module))
+    return [_make_spot(layer, *attentions[layer]) for layer in _choose_layers(attentions, layers)]
 
 
 def _find_layers(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The self-attention layers by name, in their order."""
+    """Returns the self-attention layers by name, in their order."""
     card = architecture_of(root)
     if card is None or not _is_perturbable(card):
         known = ", ".join(known_classes(_is_perturbable))
@@ -132,10 +132,12 @@ def _find_layers(root: nn.Module) -> list[tuple[str, nn.Module]]:
             f"the attention of {type(root).__name__} cannot be perturbed: it is not known, or text"
             f" and image share it; known are {known}"
         )
-    own = [each for each in find_self_attention(root).items() if not _attends_to_text(each[1])]
-    if not own:
+    attentions = [
+        each for each in find_self_attention(root).items() if not _attends_to_text(each[1])
+    ]
+    if not attentions:
         raise ModelError(f"this {type(root).__name__} has no self-attention to perturb; take cfg")
-    return own
+    return attentions
 
 
 def _is_perturbable(card: Architecture) -> bool:
@@ -146,21 +148,27 @@ def _attends_to_text(attention: nn.Module) -> bool:
     return bool(getattr(attention, "is_cross_attention", False))
 
 
-def _choose_layers(found: Sequence[tuple[str, Any]], layers: Sequence[int] | None) -> Sequence[int]:
+def _choose_layers(
+    attentions: Sequence[tuple[str, Any]], layers: Sequence[int] | None
+) -> Sequence[int]:
     if layers is None:
-        middle = [n for n, (name, _) in enumerate(found) if name.startswith("mid_block.")]
-        return middle or [len(found) // 2]
-    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(len(found))):
+        middle = [n for n, (name, _) in enumerate(attentions) if name.startswith("mid_block.")]
+        return middle or [len(attentions) // 2]
+    if (
+        not layers
+        or len(set(layers)) < len(layers)
+        or not set(layers) <= set(range(len(attentions)))
+    ):
         raise SettingError(
             f"layers={list(layers)} must be different numbers of self-attention layers; this"
-            f" network has {_name_layers(found)}"
+            f" network has {_name_layers(attentions)}"
         )
     return sorted(layers)
 
 
-def _name_layers(found: Sequence[tuple[str, Any]]) -> str:
-    """The layers by number and name, as far as they fit a line."""
-    named = [f"{n} ({name})" for n, (name, _) in enumerate(found)]
+def _name_layers(attentions: Sequence[tuple[str, Any]]) -> str:
+    """Returns the layers by number and name, as far as they fit a line."""
+    named = [f"{n} ({name})" for n, (name, _) in enumerate(attentions)]
     return ", ".join(named if len(named) <= 8 else [*named[:4], "..", *named[-3:]])
 
 

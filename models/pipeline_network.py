@@ -29,7 +29,7 @@ FARTHEST = 512  # pixels or frames that the next size taken lies above one that 
 
 
 def prompt_adapter(pipe: Any) -> PromptAdapter | None:
-    """Returns how a pipeline's network is conditioned; None where that is not known."""
+    """Returns the adapter for a pipeline's network; None if there is none."""
     module = module_of(pipe)
     card = architecture_of(module, exact=True)
     adapters = () if card is None else card.prompted
@@ -88,7 +88,7 @@ def fit_shape(network: Network, shape: tuple[int, ...]) -> Network:
 
 
 def default_size(pipe: Any) -> Size:
-    """Returns what the pipeline draws if it is told no size.
+    """Returns the size that a pipeline draws by default.
 
     Raises:
         ModelError: if its network does not say it.

@@ -1,4 +1,4 @@
-"""What a network predicts, and the only code that converts between predictions.
+"""Prediction types of networks, and the only code that converts between them.
 
 Every prediction determines x0 and eps linearly: x0 = a x_t + b out, eps = c x_t + d out. The four
 coefficients are closed forms of alpha and sigma, so a conversion never goes through a quantity that
@@ -42,14 +42,14 @@ class Prediction(StrEnum):
 
     @classmethod
     def named(cls, name: str) -> "Prediction":
-        """The prediction by our name or by diffusers' `prediction_type`."""
+        """Returns the prediction by our name or by diffusers' `prediction_type`."""
         ours = DIFFUSERS_NAMES.get(str(name), name)  # whatever else is given is none of them
         if ours not in list(cls):
             raise UnknownNameError("prediction", name, [*cls, *DIFFUSERS_NAMES])
         return cls(ours)
 
     def input_scale(self, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> float:
-        """What x_t is multiplied by before the network reads it; 1 but for edm (c_in)."""
+        """Returns the factor of x_t before the network reads it; 1 but for edm (c_in)."""
         if self is not Prediction.EDM:
             return 1.0
         return 1.0 / math.hypot(node.sigma, node.alpha * sigma_data)
@@ -64,7 +64,7 @@ DIFFUSERS_NAMES = {
 
 
 def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
-    """(a, b) with x0 = a x_t + b out; raises ModelError for eps at alpha = 0."""
+    """Returns (a, b) with x0 = a x_t + b out; raises ModelError for eps at alpha = 0."""
     a, s = node.alpha, node.sigma
     match kind:
         case Prediction.X0:
@@ -88,7 +88,7 @@ def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) ->
 
 
 def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
-    """(c, d) with eps = c x_t + d out; raises ModelError for x0 at sigma = 0."""
+    """Returns (c, d) with eps = c x_t + d out; raises ModelError for x0 at sigma = 0."""
     a, s = node.alpha, node.sigma
     match kind:
         case Prediction.EPS:
@@ -127,7 +127,7 @@ def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
 
 
 def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:
-    """The root mean square of a network's outputs where x0 has that of `data`."""
+    """Returns the root mean square of a network's outputs where x0 has that of `data`."""
     match kind:
         case Prediction.EPS | Prediction.EDM:
             return 1.0
@@ -142,7 +142,7 @@ def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:
 def velocity_from(
     kind: Prediction, node: Node, slope: tuple[float, float], sigma_data: float = EDM_SIGMA_DATA
 ) -> Linear:
-    """Weights of dx/dt = alpha' x0 + sigma' eps, where slope = (alpha', sigma') at the node."""
+    """Returns the weights of dx/dt = alpha' x0 + sigma' eps, with slope = (alpha', sigma')."""
     signs = {Prediction.FLOW: 1.0, Prediction.FLOW_TO_DATA: -1.0}
     if kind in signs and slope[0] == -slope[1]:  # d sigma (eps - x0): holds at both ends
         return 0.0, signs[kind] * slope[1]
@@ -151,7 +151,7 @@ def velocity_from(
 
 
 def combine(weights: Linear, x_t: Tensor, out: Tensor) -> Tensor:
-    """a x_t + b out for (a, b) = weights; what is not needed is not touched."""
+    """Returns a x_t + b out for (a, b) = weights; a term of weight 0 is not touched."""
     a, b = weights
     if a == 0.0:
         return out if b == 1.0 else out * b
@@ -168,7 +168,7 @@ def convert(
     target: Prediction,
     sigma_data: float = EDM_SIGMA_DATA,
 ) -> Tensor:
-    """A network output read as another prediction; shapes (B, *) in and out.
+    """Converts a network output to another prediction; shapes (B, *) in and out.
 
     v = alpha eps - sigma x0, flow = eps - x0 = -(flow-to-data), and for edm
     F = (sigma x0 - alpha sigma_data^2 eps) / (sigma_data sqrt(sigma^2 + alpha^2 sigma_data^2)).

@@ -1,4 +1,4 @@
-"""Telling networks apart by what they answer: another dtype or device answers alike, others not."""
+"""Tells networks apart by their answers, which another dtype or device hardly changes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +14,12 @@ NUMBERS = 16  # of a sketch
 
 
 def middle_node(schedule: NoiseSchedule) -> Node:
-    """The node with lam = 0: as much noise as data."""
+    """Returns the node with lam = 0: as much noise as data."""
     return schedule.at_lam(0.0)
 
 
 def answer(network: Network, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    """x0 of x (B, *) at the middle node, float32 on the CPU: one call outside all counts."""
+    """Returns x0 of x (B, *) at the middle node, float32 on the CPU, by one uncounted call."""
     where = {name: value.to(network.device) for name, value in conditions.items()}
     denoiser = Denoiser(network, {Branch.COND: where})
     with torch.inference_mode():
@@ -29,7 +29,7 @@ def answer(network: Network, x: Tensor, conditions: Mapping[str, Tensor]) -> Ten
 
 
 def sketch(network: Network) -> tuple[float, ...] | None:
-    """The answer to one fixed noise, under class 0 if there are classes, in a few numbers.
+    """Describes the answer to one fixed noise, of class 0 if there are classes, in a few numbers.
 
     They are sums of the answer under random signs, divided by the square root of its size. None for
     a network that needs conditions nobody knows here, such as the embedding of a prompt.
@@ -45,6 +45,6 @@ def sketch(network: Network) -> tuple[float, ...] | None:
 
 
 def are_alike(mine: Sequence[float] | Tensor, theirs: Sequence[float] | Tensor) -> bool:
-    """Whether two answers, or two sketches, can be those of one network."""
+    """Tells whether two answers, or two sketches, can be those of one network."""
     a, b = torch.as_tensor(mine), torch.as_tensor(theirs)
     return a.shape == b.shape and float((a - b).norm()) < ALIKE * float(b.norm())

@@ -1,4 +1,4 @@
-"""What a pipeline does around its network: it makes conditions of prompts."""
+"""Encodes prompts into the conditions of a network, as its pipeline does."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,20 @@ class Prompts:
 
     @property
     def multiple(self) -> int:
-        """What both sides of a picture must be multiples of, in pixels."""
+        """The number of pixels that both sides of a picture must be multiples of."""
         patch = module_of(self.pipe).config.get("patch_size") or 1
         return int(self.pipe.vae_scale_factor) * max(self.adapter.packs, patch)
 
     @property
     def unit(self) -> float:
-        """What a network that is told its guidance is told for a scale of 1."""
-        told = self.adapter.extra(self.pipe, replace(self.size, guidance=1.0))
-        return float(told["guidance"]) if "guidance" in told else 1.0
+        """The network's own number for a guidance scale of 1; 1 if it takes none."""
+        conditions = self.adapter.extra(self.pipe, replace(self.size, guidance=1.0))
+        return float(conditions["guidance"]) if "guidance" in conditions else 1.0
 
     def conditions(
         self, prompt: Texts, negative: Texts | None = None
     ) -> tuple[Conditions, Conditions | None]:
-        """The conditions of prompts and of what the image shall not be.
+        """Returns the conditions of prompts and of negative prompts.
 
         negative: None is the pipeline's own (mostly the empty prompt) for networks that are guided
             by two branches, and none at all for the others.
@@ -57,7 +57,7 @@ class Prompts:
 
 
 def _pair_texts(prompt: Texts, negative: Texts) -> dict[str, Texts]:
-    """Both as one text or both as lists of one length, as the pipelines want it."""
+    """Returns both as one text or both as lists of one length, as the pipelines want it."""
     if isinstance(prompt, str) and isinstance(negative, str):
         return {"prompt": prompt, "negative_prompt": negative}
     n = max(len(each) for each in (prompt, negative) if not isinstance(each, str))
@@ -66,7 +66,7 @@ def _pair_texts(prompt: Texts, negative: Texts) -> dict[str, Texts]:
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Returns where the network runs: an offloaded one is elsewhere as long as it waits."""
+    """Returns the device that the network runs on; an offloaded one waits on another."""
     module = module_of(pipe)
     grouped = any(hasattr(each, "_diffusers_hook") for each in module.modules())
     offloaded = grouped or hasattr(module, "_hf_hook") or module.device.type == "meta"
@@ -80,21 +80,21 @@ def encode(adapter: PromptAdapter, pipe: Any, **texts: Any) -> tuple[Conditions,
         do_classifier_free_guidance=True the pipeline's own negative prompt where none is given.
     """
     given = texts.get("negative_prompt") is not None or "negative_prompt_embeds" in texts
-    wanted = texts.get("do_classifier_free_guidance", given)
-    own = texts if adapter.guided else _select_texts(texts, negative=False)
-    found = _call_encoder(adapter, pipe, {**own, "do_classifier_free_guidance": wanted})
-    negative = {key: value for key, value in found.items() if key.startswith("negative_")}
-    if wanted and not adapter.guided:  # such pipelines encode one prompt at a time
+    is_guided = texts.get("do_classifier_free_guidance", given)
+    prompt = texts if adapter.guided else _select_texts(texts, negative=False)
+    embeddings = _call_encoder(adapter, pipe, {**prompt, "do_classifier_free_guidance": is_guided})
+    negative = {key: value for key, value in embeddings.items() if key.startswith("negative_")}
+    if is_guided and not adapter.guided:  # such pipelines encode one prompt at a time
         other = _call_encoder(adapter, pipe, _select_texts(texts, negative=True))
         negative = {f"negative_{key}": value for key, value in other.items()}
-    conditions = _name_conditions(adapter, found)
-    if not wanted:
+    conditions = _name_conditions(adapter, embeddings)
+    if not is_guided:
         return conditions, None
     return _align(adapter, conditions, _name_conditions(adapter, negative, "negative_"))
 
 
 def _select_texts(texts: Mapping[str, Any], *, negative: bool) -> dict[str, Any]:
-    """One prompt alone with the options of both, the negative one without that word."""
+    """Returns one prompt with the options of both; the negative one loses that word."""
     options = {name: value for name, value in texts.items() if "prompt" not in name}
     asked = {name: v for name, v in texts.items() if name.startswith("negative_") == negative}
     return options | {name.removeprefix("negative_"): value for name, value in asked.items()}
@@ -131,16 +131,18 @@ def _call_encoder(adapter: PromptAdapter, pipe: Any, texts: Mapping[str, Any]) -
 
 
 def _name_conditions(
-    adapter: PromptAdapter, found: Mapping[str, Any], prefix: str = ""
+    adapter: PromptAdapter, embeddings: Mapping[str, Any], prefix: str = ""
 ) -> Conditions:
-    wanted = {name: found.get(prefix + source) for name, source in adapter.conditions.items()}
-    return {name: value for name, value in wanted.items() if value is not None}
+    conditions = {
+        name: embeddings.get(prefix + source) for name, source in adapter.conditions.items()
+    }
+    return {name: value for name, value in conditions.items() if value is not None}
 
 
 def _align(
     adapter: PromptAdapter, conditions: Conditions, negative: Conditions
 ) -> tuple[Conditions, Conditions]:
-    """Both with texts of one length, the shorter padded and masked.
+    """Pads and masks the shorter of two texts to the length of the other.
 
     Most pipelines pad every prompt to one length; QwenImage's takes each as long as it is, and
     leaves out the mask of those that fill it.

@@ -114,7 +114,7 @@ def parse_as(kind: type[M], text: str | bytes) -> M:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Returns where the first thing is wrong, and how."""
+    """Returns the place and the text of the first validation error."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -128,9 +128,9 @@ def shorten(path: object) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns what went wrong, in the first line of the error's own words."""
-    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(said).splitlines()[0]
+    """Returns the first line of an error's own words."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class SettingsRegistry(Registry[type[T]]):
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`karras:rho=5` -> ("karras", {"rho": 5}); values are JSON where they can be, else words.
+    """Parses `karras:rho=5` into ("karras", {"rho": 5}); values are JSON if they can be, or words.
 
     A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
     """
@@ -129,7 +129,7 @@ def settings_of(cls: Any) -> "list[Field[Any]]":
 
 
 def is_needed(field: "Field[Any]") -> bool:
-    """Returns whether settings cannot be made without this field."""
+    """Tells whether settings cannot be made without this field."""
     return field.default is MISSING and field.default_factory is MISSING
 
 

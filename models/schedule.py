@@ -119,7 +119,7 @@ class RectifiedFlow:
         return Node(t, alpha, sigma, math.log(alpha) - math.log(sigma))
 
     def at_lam(self, lam: float) -> Node:
-        """t = sigmoid(-(lam + log(shift)))."""
+        """Returns the node at t = sigmoid(-(lam + log(shift)))."""
         return self.at(_sigmoid(-(lam + math.log(self.shift))))
 
     def slope(self, t: float) -> tuple[float, float]:
@@ -145,7 +145,7 @@ def dynamic_shift(
     base_tokens: int = 256,
     max_tokens: int = 4096,
 ) -> float:
-    """The shift e^mu that Flux uses for an image of that many tokens.
+    """Returns the shift e^mu that Flux uses for an image of that many tokens.
 
     mu = base_shift + (tokens - base_tokens) (max_shift - base_shift) / (max_tokens - base_tokens).
     """
@@ -159,7 +159,7 @@ FAMILIES: dict[str, type[Any]] = {
 
 
 def process_of(schedule: NoiseSchedule) -> dict[str, Any]:
-    """The schedule as plain data: {"family": name, "params": fields}."""
+    """Returns the schedule as plain data: {"family": name, "params": fields}."""
     fields: dict[str, Any] = asdict(schedule)  # type: ignore[call-overload]
     params = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
     return {"family": schedule.family, "params": params}
@@ -186,7 +186,7 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
 
 
 def share_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
-    """Whether two schedules pass through the same (alpha, sigma), however they name the times."""
+    """Tells whether two schedules have the same pairs (alpha, sigma), whatever their times."""
     return _describe_path(a) == _describe_path(b)
 
 
@@ -195,10 +195,10 @@ NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max"}
 
 
 def _describe_path(schedule: NoiseSchedule) -> dict[str, Any]:
-    """The family and the parameters that alpha as a function of lam depends on."""
+    """Returns the family and the parameters that alpha as a function of lam depends on."""
     process = process_of(schedule)
-    kept = process["params"].keys() - NAMES_AND_RANGES
-    return {"family": process["family"], **{name: process["params"][name] for name in kept}}
+    names = process["params"].keys() - NAMES_AND_RANGES
+    return {"family": process["family"], **{name: process["params"][name] for name in names}}
 
 
 def _explain_rounding(schedule: NoiseSchedule) -> str:
@@ -213,7 +213,7 @@ def _explain_rounding(schedule: NoiseSchedule) -> str:
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """N + 1 nodes on a schedule, noisiest first: what a solver steps over.
+    """The N + 1 nodes on a schedule, noisiest first, that a solver steps over.
 
     denoise: the last step is the extra evaluation x <- x0(x, t_min) after a run that ended at
              t_min, so that a solver which lowers its order at the end does so before it.
@@ -238,7 +238,7 @@ class TimeGrid:
     def of(
         cls, schedule: NoiseSchedule, times: Sequence[float], denoise: bool = False
     ) -> "TimeGrid":
-        """The grid with nodes `schedule.at(t)` at the given falling times."""
+        """Returns the grid with nodes `schedule.at(t)` at the given falling times."""
         return cls(schedule, tuple(schedule.at(t) for t in times), denoise)
 
     @property

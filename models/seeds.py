@@ -42,11 +42,11 @@ def seed_everything(seed: int) -> None:
 
 
 def _make_state(seed: int, state: torch.Tensor) -> torch.Tensor:
-    """The state of a generator that was seeded with the low word, for the whole seed."""
+    """Returns the state of a generator for the whole seed, from that for its low word."""
     words = state.numpy().copy().view(np.uint64)
     if not np.array_equal(words[STATE], _make_twister(seed % WORD)):
         raise ModelError(
-            f"torch {torch.__version__} keeps its random state in a way that is not known here, so"
+            f"torch {torch.__version__} keeps its random state in an unknown way, so"
             f" seed {seed} cannot be used; take one below 2^32"
         )
     words[0] = seed % WORD**2  # what `initial_seed` reports
@@ -55,11 +55,11 @@ def _make_state(seed: int, state: torch.Tensor) -> torch.Tensor:
 
 
 def _make_twister(key: int | list[int]) -> np.ndarray:
-    """The 624 words of a twister seeded with a number, or with several."""
+    """Returns the 624 words of a twister seeded with a number, or with several."""
     state = np.random.RandomState(key).get_state(legacy=False)
     return np.asarray(state["state"]["key"])
 
 
 def _split_words(seed: int) -> list[int]:
-    """The 32-bit words of a number, low ones first."""
+    """Returns the 32-bit words of a number, low ones first."""
     return [seed >> shift & (WORD - 1) for shift in range(0, seed.bit_length(), 32)]

@@ -1,4 +1,4 @@
-"""The size of what shall be sampled."""
+"""The size of a sample."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from .errors import SettingError
 
 @dataclass(frozen=True)
 class Size:
-    """What shall be sampled, in pixels and frames.
+    """The size of the sample, in pixels and frames.
 
     guidance: the scale that distilled networks are told; None is what their pipelines tell them.
     """

@@ -22,7 +22,7 @@ from .schedule import Node
 
 @dataclass(frozen=True)
 class Speed:
-    """How a network is run.
+    """The ways to run a network faster.
 
     compile:       by torch.compile, in the default mode of inductor.
     channels_last: convolutions in the layout (B, H, W, C), which is theirs on tensor cores.
@@ -35,7 +35,7 @@ class Speed:
 
 
 def faster(network: Network, speed: Speed) -> Network:
-    """The network run as told; its module is changed in place and stays so.
+    """Returns the network made faster; its module is changed in place and stays so.
 
     Attach caches, adapters and the like as usual: a cache works on a compiled network. What
     changes the module itself (LoRA, quantisation) comes before this.
@@ -63,7 +63,7 @@ def faster(network: Network, speed: Speed) -> Network:
 
 
 def record_graphs(network: Network, graphs: Graphs) -> Network:
-    """The network with its calls recorded in `graphs`, and whole runs by whoever drives it."""
+    """Records the calls of a network in `graphs`, and whole runs by whoever drives it."""
     module = _require_module(network)
     with hold(module, alone=True):
         record_calls(module, graphs)
@@ -71,7 +71,7 @@ def record_graphs(network: Network, graphs: Graphs) -> Network:
 
 
 def use_tf32(network: Network) -> Network:
-    """A float32 network whose matrix products may round their factors to TF32 (10 bits).
+    """Lets matrix products of a float32 network round their factors to TF32 (10 bits).
 
     Convolutions may do so in fp32 already, by torch's own default. Where there is no TF32 it warns
     and changes nothing.
@@ -90,9 +90,9 @@ def use_tf32(network: Network) -> Network:
 
 
 @contextmanager
-def _set_matmul_precision(wanted: str) -> Iterator[None]:
+def _set_matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(wanted)
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
@@ -155,5 +155,5 @@ class Backend:
 
             lower: Any = compile_fx.compile_fx
             self._lower = lower
-        found: Callable[..., Any] = self._lower(graph, inputs)
-        return found
+        compiled: Callable[..., Any] = self._lower(graph, inputs)
+        return compiled

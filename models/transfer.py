@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device; the host does not wait.
+    """Sends x to a device; the host does not wait.
 
     It goes through page-locked memory, which its allocator keeps until the copy is done.
     """
@@ -21,13 +21,13 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 class Constant:
-    """A tensor that never changes, copied once to each place where it is wanted."""
+    """A tensor that never changes, copied once to each place where it is needed."""
 
     def __init__(self, x: Tensor) -> None:
         self._at = {(x.device, x.dtype): x}
 
     def on(self, like: Tensor) -> Tensor:
-        """It on the device and in the dtype of another tensor."""
+        """Returns the tensor on the device and in the dtype of another one."""
         key = like.device, like.dtype
         if key not in self._at:
             self._at[key] = send(next(iter(self._at.values())), *key)
@@ -35,7 +35,7 @@ class Constant:
 
 
 class Reading:
-    """A tensor that the host will want: its copy starts now and is waited for when it is read."""
+    """A tensor that the host will read: its copy starts now and is waited for when it is read."""
 
     allowed: ClassVar[bool] = True
 
@@ -49,7 +49,7 @@ class Reading:
             self._done.record(torch.cuda.current_stream(x.device))
 
     def tensor(self) -> Tensor:
-        """The same on the CPU.
+        """Returns the tensor on the CPU.
 
         Raises:
             RuntimeError: while a CUDA graph is recorded, which holds no decisions of the host.
@@ -61,5 +61,5 @@ class Reading:
         return self._host.cpu()
 
     def numbers(self) -> Any:
-        """What `tolist` gives: floats, in lists as deep as the tensor."""
+        """Returns the tensor as `tolist` does: floats, in lists as deep as the tensor."""
         return self.tensor().tolist()

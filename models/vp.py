@@ -15,7 +15,7 @@ MOST_TIMESTEPS = 100_000  # of a discrete schedule; published ones have 1000 or 
 
 
 def _half_log_snr(log_alpha: float) -> float:
-    """lam of a variance-preserving node from ln(alpha); expm1 keeps the digits near t = 0."""
+    """Returns lam of a variance-preserving node from ln(alpha); expm1 keeps digits near t = 0."""
     if log_alpha == 0.0:
         return math.inf
     return log_alpha - 0.5 * math.log(-math.expm1(2.0 * log_alpha))
@@ -27,19 +27,19 @@ def _vp_node(t: float, log_alpha: float) -> Node:
 
 
 def _vp_log_alpha(lam: float) -> float:
-    """ln(alpha) of the variance-preserving node with half log-SNR lam: -log1p(e^{-2 lam}) / 2."""
+    """Returns ln(alpha) of the VP node with half log-SNR lam: -log1p(e^{-2 lam}) / 2."""
     if lam < 0.0:  # the same with e^{2 lam} factored out, so that nothing overflows
         return lam - 0.5 * math.log1p(math.exp(2.0 * lam))
     return -0.5 * math.log1p(math.exp(-2.0 * lam))
 
 
 def _snap(t: float) -> float:
-    """t put back into [0, 1] if only rounding carried it out."""
+    """Returns t, put back into [0, 1] if only rounding carried it out."""
     return min(max(t, 0.0), 1.0) if -1e-12 < t < 1.0 + 1e-12 else t
 
 
 class _VariancePreserving:
-    """What all schedules with alpha^2 + sigma^2 = 1 share: unit-variance noise at the start."""
+    """A base of schedules with alpha^2 + sigma^2 = 1: noise of unit variance at the start."""
 
     def noise_scale(self, node: Node) -> float:
         return 1.0
@@ -86,7 +86,7 @@ class VPDiscrete(_VariancePreserving):
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float]) -> "VPDiscrete":
-        """A schedule with the given abar_0 > abar_1 > ... > abar_{N-1} > 0."""
+        """Makes a schedule with the given abar_0 > abar_1 > ... > abar_{N-1} > 0."""
         ratios = (b / a for a, b in pairwise([1.0, *alphas_cumprod]))
         return cls(trained_betas=tuple(1.0 - ratio for ratio in ratios))
 
@@ -160,13 +160,13 @@ class VPDiscrete(_VariancePreserving):
 
 
 def _vp_slope(node: Node, rate: float) -> tuple[float, float]:
-    """(d alpha, d sigma) / dt from rate = d ln(alpha) / dt, for alpha^2 + sigma^2 = 1."""
+    """Returns (d alpha, d sigma) / dt from rate = d ln(alpha) / dt, for alpha^2 + sigma^2 = 1."""
     d_alpha = node.alpha * rate
     return d_alpha, -math.inf * d_alpha if node.sigma == 0.0 else -node.alpha * d_alpha / node.sigma
 
 
 def _rescale_to_zero(log_alpha: Sequence[float]) -> Iterator[float]:
-    """ln of alpha' = (alpha - alpha_N) alpha_1 / (alpha_1 - alpha_N), with a floor for the last."""
+    """Yields ln of (alpha - alpha_N) alpha_1 / (alpha_1 - alpha_N), with a floor for the last."""
     first, last = math.exp(log_alpha[1]), math.exp(log_alpha[-1])
     yield 0.0
     for before in log_alpha[1:-1]:
@@ -188,7 +188,7 @@ def _scaled_linear_betas(start: float, end: float, n: int) -> list[float]:
 
 
 def _squared_cosine_betas(start: float, end: float, n: int) -> list[float]:
-    """1 - abar(t + 1/N) / abar(t) capped at 0.999 (arXiv:2102.09672, eq. 17); start, end unused."""
+    """Returns 1 - abar(t + 1/N) / abar(t), at most 0.999 (arXiv:2102.09672, eq. 17)."""
     abar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
     return [min(1.0 - b / a, 0.999) for a, b in pairwise(abar)]
 
@@ -228,7 +228,10 @@ class VPLinear(_VariancePreserving):
         return _vp_node(t, -0.25 * t * t * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0)
 
     def at_lam(self, lam: float) -> Node:
-        """t = 2 L / (sqrt(beta_0^2 + 2 (beta_1 - beta_0) L) + beta_0), L = log1p(e^{-2 lam})."""
+        """Returns the node at t = 2 L / (sqrt(beta_0^2 + 2 (beta_1 - beta_0) L) + beta_0).
+
+        L = log1p(e^{-2 lam}).
+        """
         big = -2.0 * _vp_log_alpha(lam)
         root = math.sqrt(self.beta_0**2 + 2.0 * (self.beta_1 - self.beta_0) * big)
         return self.at(_snap(2.0 * big / (root + self.beta_0)))

@@ -82,7 +82,7 @@ def architecture_of(module: nn.Module, *, exact: bool = False) -> Architecture |
 
 
 def published_calibrations(module: nn.Module) -> tuple[PublishedCalibration, ...]:
-    """Returns what was published for the checkpoints that a network's class and settings fit."""
+    """Returns the published calibrations that fit a network's class and settings."""
     card = architecture_of(module, exact=True)
     known = () if card is None else card.calibrations
     return tuple(each for each in known if fits(unwrap_compiled(module), each.config))

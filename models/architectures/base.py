@@ -1,4 +1,4 @@
-"""What a card says about an architecture: values that describe networks of some diffusers classes.
+"""The parts of a card: values that describe networks of some diffusers classes.
 
 Every field may be empty, where that is not known or does not apply; who needs it says so then.
 """
@@ -43,7 +43,7 @@ class BlockGroup:
 
 @dataclass(frozen=True)
 class BlockStructure:
-    """What a transformer is made of, as a cache sees it.
+    """The parts of a transformer, as a cache sees them.
 
     groups:  the block lists in the order they run; the head begins after the last one.
     modules: patterns (`re.fullmatch` on the full name) of the sub-modules whose output TaylorSeer
@@ -88,7 +88,7 @@ class SelfAttention:
 
 @dataclass(frozen=True)
 class PublishedCalibration:
-    """What was measured for caches on one checkpoint, and published.
+    """Published measurements for caches on one checkpoint.
 
     checkpoint: its name.
     config:     settings that tell it from other checkpoints of the class.
@@ -106,7 +106,7 @@ class PublishedCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptAdapter:
-    """How a pipeline's network is called without the pipeline, conditioned by its prompts.
+    """The way to call a pipeline's network without the pipeline, conditioned by its prompts.
 
     returns:    what `encode_prompt` of the pipeline returns, in its order.
     conditions: name of each condition and which of those it is; a negative one is called the same
@@ -138,13 +138,13 @@ class PromptAdapter:
 
     @property
     def guided(self) -> bool:
-        """Whether the pipeline encodes a negative prompt of its own where none is given."""
+        """True if the pipeline encodes a negative prompt of its own where none is given."""
         return any(name.startswith("negative_") for name in self.returns)
 
 
 @dataclass(frozen=True)
 class GuidanceLayout:
-    """How a pipeline asks its network for the two predictions of classifier-free guidance.
+    """The calls by which a pipeline gets the two predictions of classifier-free guidance.
 
     turns:     in two calls, the conditional one first; else in one, whose batch is [u, c].
     unit:      what timesteps are divided by for the network.
@@ -199,5 +199,5 @@ class Architecture:
 
 def fits(module: Any, config: Mapping[str, Any]) -> bool:
     """Tells whether a network has these settings in its config."""
-    own = getattr(module, "config", {})
-    return all(own.get(key) == value for key, value in config.items())
+    settings = getattr(module, "config", {})
+    return all(settings.get(key) == value for key, value in config.items())

@@ -33,7 +33,7 @@ def _shape(pipe: Any, size: Size) -> tuple[int, int, int, int]:
 
 
 def _time_embedding(_: Any, arguments: Arguments) -> Tensor:
-    """The published coefficients were fitted to the time embedding itself."""
+    """Returns the time embedding itself, to which the published coefficients were fitted."""
     temb: Tensor = arguments["temb"]
     return temb
 

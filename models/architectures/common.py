@@ -1,4 +1,4 @@
-"""What several cards share: shapes, packing, ways to call a network, signals of TeaCache."""
+"""Parts that several cards share: shapes, packing, calls of a network, signals of TeaCache."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def video_shape(pipe: Any, size: Size) -> tuple[int, int, int, int]:
 
 
 def pack(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H W / 4, 4 C): 2 x 2 patches as tokens, channels outermost."""
+    """Packs (B, C, H, W) into (B, H W / 4, 4 C): 2 x 2 patches as tokens, channels outermost."""
     b, c, h, w = x.shape
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
 

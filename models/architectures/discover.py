@@ -33,7 +33,7 @@ class ListRun:
 
 
 def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
-    """The stack of a transformer whose blocks no card describes, from one example call of it.
+    """Finds the blocks of a transformer that no card describes, from one example call of it.
 
     Args:
         module: the network, in eval mode, before torch.compile.
@@ -70,12 +70,12 @@ def observe(module: nn.Module, *args: Any, **kwargs: Any) -> Stack:
 
 
 def may_have_blocks(module: nn.Module) -> bool:
-    """Whether a network has lists of modules that may be blocks, and is no UNet."""
+    """Tells whether a network has lists of modules that may be blocks, and is no UNet."""
     return not hasattr(module, "up_blocks") and bool(_find_outer_lists(module))
 
 
 def _check_rows(root: nn.Module, chain: list[ListRun], full: list[Tensor]) -> None:
-    """Rows of a state must be samples: a gate may look at each, and a batch may shrink."""
+    """Raises ModelError unless rows are samples: gates look at each, and batches may shrink."""
     rows = next(each.shape[0] for each in chain[-1].visits[-1].outputs if each is not None)
     if rows not in (len(full), full[0].shape[0]):
         raise ModelError(
@@ -90,7 +90,7 @@ def _name_failure(root: nn.Module) -> str:
 def _watch(
     root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Visit], list[Tensor]]:
-    """All calls of members of lists, in order, and the output. Visits hold on to the tensors."""
+    """Records all calls of members of lists, in order, and returns them with the output."""
     visits: list[Visit] = []
 
     def listener(path: str, index: int) -> Callable[..., None]:
@@ -102,8 +102,8 @@ def _watch(
 
     handles = [
         member.register_forward_hook(listener(path, k), with_kwargs=True)
-        for path, held in _find_outer_lists(root)
-        for k, member in enumerate(held)
+        for path, members in _find_outer_lists(root)
+        for k, member in enumerate(members)
     ]
     try:
         with torch.no_grad():
@@ -114,33 +114,33 @@ def _watch(
 
 
 def _find_outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The module lists that are not inside a member of another one."""
-    found: list[tuple[str, nn.ModuleList]] = []
+    """Returns the module lists that are not inside a member of another one."""
+    lists: list[tuple[str, nn.ModuleList]] = []
     for name, each in root.named_modules():
-        inside = any(name.startswith(f"{path}.") for path, _ in found)
+        inside = any(name.startswith(f"{path}.") for path, _ in lists)
         if isinstance(each, nn.ModuleList) and not inside:
-            found.append((name, each))
-    return found
+            lists.append((name, each))
+    return lists
 
 
 def _find_runs(visits: list[Visit]) -> list[ListRun]:
-    """The lists whose members ran once each, in a row, and handed on what they returned."""
+    """Returns the lists whose members ran once each, in a row, and passed on their outputs."""
     by_path: dict[str, list[Visit]] = {}
     for visit in visits:
         by_path.setdefault(visit.path, []).append(visit)
     runs = []
-    for path, own in by_path.items():
-        start = visits.index(own[0])
-        in_a_row = visits[start : start + len(own)] == own
-        once = [visit.index for visit in own] == list(range(len(own)))
-        streams = _find_streams(own) if in_a_row and once else ()
+    for path, members in by_path.items():
+        start = visits.index(members[0])
+        in_a_row = visits[start : start + len(members)] == members
+        once = [visit.index for visit in members] == list(range(len(members)))
+        streams = _find_streams(members) if in_a_row and once else ()
         if streams:
-            runs.append(ListRun(BlockGroup(path, streams), tuple(own)))
+            runs.append(ListRun(BlockGroup(path, streams), tuple(members)))
     return runs
 
 
 def _find_streams(visits: Sequence[Visit]) -> tuple[str, ...]:
-    """By which argument each output enters the next block; () if one enters by none."""
+    """Names the argument by which each output enters the next block; () if one enters by none."""
     if len(visits) < 2:
         return ()
     names = [
@@ -157,7 +157,7 @@ def _find_entry(call: Mapping[str, Any], out: Any) -> str:
 
 
 def _join_chains(runs: list[ListRun]) -> list[list[ListRun]]:
-    """Runs joined to their successor where that takes what they return."""
+    """Joins runs to their successor where that takes their outputs."""
     chains: list[list[ListRun]] = []
     for run in runs:
         linked = _link(chains[-1][-1], run) if chains else None
@@ -169,7 +169,7 @@ def _join_chains(runs: list[ListRun]) -> list[list[ListRun]]:
 
 
 def _link(before: ListRun, after: ListRun) -> ListRun | None:
-    """`after`, as it takes the state of `before`: the same tensors, or image and text joined."""
+    """Returns `after` if it takes the state of `before`, as it is or with image and text joined."""
     outputs = dict(zip(before.group.returns, before.visits[-1].outputs, strict=True))
     taken = [after.visits[0].call[name] for name in after.group.returns]
     if len(taken) == len(outputs) and all(
@@ -197,14 +197,14 @@ def _is_cat(whole: Any, parts: tuple[Any, Any]) -> bool:
 
 
 def _sort_streams(streams: tuple[str, ...]) -> list[str]:
-    """The streams, the likeliest image first: what is not called text, context or encoder."""
+    """Sorts streams, the likeliest image first: not called text, context or encoder."""
     words = ("encoder", "text", "txt", "context", "cap", "audio")
     return sorted(streams, key=lambda name: any(word in name for word in words))
 
 
 def _count_parameters(root: nn.Module, chain: list[ListRun]) -> int:
-    held = [root.get_submodule(run.group.path) for run in chain]
-    return sum(parameter.numel() for each in held for parameter in each.parameters())
+    lists = [root.get_submodule(run.group.path) for run in chain]
+    return sum(parameter.numel() for each in lists for parameter in each.parameters())
 
 
 def _list_readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStructure]:
@@ -226,14 +226,14 @@ def _name_streams(group: BlockGroup, image: str) -> BlockGroup:
 
 
 def _add_modules(stack: Stack, replay: Replay) -> Stack:
-    """The stack with the usual attention and MLP modules: those that run once in each call."""
-    found = {
+    """Adds the usual attention and MLP modules to a stack: those that run once in each call."""
+    modules = {
         f"{block.name}.{name}": module
         for block in stack.blocks
         for name, module in block.module.named_children()
         if re.fullmatch(CACHED, name)
     }
-    counts = dict.fromkeys(found, 0)
+    counts = dict.fromkeys(modules, 0)
 
     def counter(name: str) -> Callable[..., None]:
         def count(*_: Any) -> None:
@@ -241,7 +241,7 @@ def _add_modules(stack: Stack, replay: Replay) -> Stack:
 
         return count
 
-    handles = [m.register_forward_hook(counter(name)) for name, m in found.items()]
+    handles = [m.register_forward_hook(counter(name)) for name, m in modules.items()]
     try:
         with torch.no_grad():
             replay.call()

@@ -9,7 +9,7 @@ from .common import BLOCKS
 
 
 def _norm_of_labels(block: Any, arguments: Arguments) -> Tensor:
-    """Every block embeds time and class itself."""
+    """Modulates the first norm by time and class, which every block embeds itself."""
     image = arguments[IMAGE]
     labels, dtype = arguments["class_labels"], image.dtype
     out: Tensor = block.norm1(image, arguments["timestep"], labels, hidden_dtype=dtype)[0]

@@ -44,7 +44,7 @@ def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
 
 
 def _places(x: Tensor) -> Tensor:
-    """(H W / 4, 3): 0, the row and the column of every patch."""
+    """Returns the ids (H W / 4, 3) of all patches: 0, its row and its column."""
     rows, columns = (torch.arange(n // 2, device=x.device) for n in x.shape[-2:])
     place = torch.cartesian_prod(rows, columns)
     return torch.cat([torch.zeros_like(place[:, :1]), place], dim=1).to(x.dtype)

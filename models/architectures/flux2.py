@@ -9,7 +9,7 @@ from .common import BLOCKS, SINGLE
 
 
 def _shared_modulation(block: Any, arguments: Arguments) -> Tensor:
-    """The modulation is computed once for all blocks, (B, 6 d) or (B, L, 6 d)."""
+    """Modulates it by one computation for all blocks, (B, 6 d) or (B, L, 6 d)."""
     rows = arguments["temb_mod_img"]
     shift, scale = (rows.unsqueeze(1) if rows.ndim == 2 else rows).chunk(6, dim=-1)[:2]
     out: Tensor = (1 + scale) * block.norm1(arguments[IMAGE]) + shift

@@ -27,7 +27,7 @@ from .common import (
 
 
 def _first_frame_norm(block: Any, arguments: Arguments) -> Tensor:
-    """The image-to-video blocks modulate the tokens of the first frame apart."""
+    """Modulates the tokens of the first frame apart, as image-to-video blocks do."""
     extra = [arguments[name] for name in ("token_replace_emb", "num_tokens") if name in arguments]
     if not extra:
         return adaptive_norm(block, arguments)

@@ -27,7 +27,7 @@ FRAME_RATE = 25.0
 
 
 def _shape(pipe: Any, size: Size) -> tuple[int, int, int, int]:
-    """(C, F, H, W); every place is one token."""
+    """Returns (C, F, H, W); every place is one token."""
     config, (per_time, per, _) = module_of(pipe).config, _compression(pipe)
     if (config.get("patch_size", 1), config.get("patch_size_t", 1)) != (1, 1):
         raise ModelError("this LTX network takes patches of more than one place, which is not done")
@@ -36,7 +36,7 @@ def _shape(pipe: Any, size: Size) -> tuple[int, int, int, int]:
 
 
 def _compression(pipe: Any) -> tuple[int, int, int]:
-    """Frames, rows and columns of one place of the latent."""
+    """Returns the frames, rows and columns of one place of the latent."""
     side = int(pipe.vae_spatial_compression_ratio)
     return int(pipe.vae_temporal_compression_ratio), side, side
 
@@ -60,7 +60,7 @@ def _places(pipe: Any, size: Size) -> Conditions:
 
 
 def _table_per_token(block: Any, arguments: Arguments) -> Tensor:
-    """As `table_norm`, and the time may differ from token to token."""
+    """Modulates as `table_norm` does, by times that may differ from token to token."""
     image, temb = arguments[IMAGE], arguments["temb"]
     rows = block.scale_shift_table + temb.reshape(len(image), temb.shape[1], 6, -1)
     out: Tensor = block.norm1(image) * (1 + rows[:, :, 1]) + rows[:, :, 0]

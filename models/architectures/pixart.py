@@ -22,7 +22,7 @@ def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
 
 
 def _sizes(pipe: Any, size: Size) -> Conditions:
-    """What the 1024 pixel network of PixArt-alpha is told; the others are not."""
+    """Returns the conditions of the 1024 pixel network of PixArt-alpha; the others have none."""
     module = module_of(pipe)
     if not getattr(module, "use_additional_conditions", False):
         return {}

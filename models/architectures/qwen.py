@@ -46,14 +46,14 @@ def encode_image(vae: Any, images: Tensor) -> Tensor:
 
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel (1, C, 1, 1, 1)."""
+    """Returns the mean and standard deviation of each channel, (1, C, 1, 1, 1)."""
     values = (like.new_tensor(vae.config[f"latents_{key}"]) for key in ("mean", "std"))
     mean, std = (each.view(1, -1, 1, 1, 1) for each in values)
     return mean, std
 
 
 def _image_modulation(block: Any, arguments: Arguments) -> Tensor:
-    """With `zero_cond_t` a reference image has a time of its own."""
+    """Modulates the image; with `zero_cond_t` a reference image has a time of its own."""
     first, _ = block.img_mod(arguments["temb"]).chunk(2, dim=-1)
     normed = block.img_norm1(arguments[IMAGE])
     out: Tensor = block._modulate(normed, first, arguments.get("modulate_index"))[0]

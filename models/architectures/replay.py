@@ -77,10 +77,10 @@ def replace_blocks(
             vars(module)["forward"] = answer
         yield
     finally:
-        for module, own in before.items():
+        for module, forward in before.items():
             vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
+            if forward is not None:
+                vars(module)["forward"] = forward
 
 
 def list_tensors(out: Any) -> list[Tensor]:
@@ -89,7 +89,7 @@ def list_tensors(out: Any) -> list[Tensor]:
         return [out]
     values = out.values() if isinstance(out, Mapping) else out
     nested = [list_tensors(each) for each in values if isinstance(each, Tensor | list | tuple)]
-    return [each for own in nested for each in own]
+    return [each for inner in nested for each in inner]
 
 
 def are_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -23,7 +23,7 @@ from .base import IMAGE, TEXT, BlockGroup, BlockStructure
 
 
 class State(NamedTuple):
-    """What flows from block to block.
+    """The tensors that flow from block to block.
 
     image: (B, L, d) tokens that the head reads.
     text:  (B, T, d) tokens that run along; None where there are none, or the block drops them.
@@ -49,28 +49,28 @@ class LiveBlock:
     parameters: tuple[str, ...]
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of one call by name; those left to their default are not there."""
+        """Returns the arguments of one call by name, without those left to their default."""
         return {**dict(zip(self.parameters, args, strict=False)), **kwargs}
 
     def takes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The streams that a call brings, in the order in which the block returns them."""
+        """Returns the streams of a call, in the order in which the block returns them."""
         call = self.call(args, kwargs)
         return tuple(call[stream] for stream in self.group.returns)
 
     def pass_through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the block would return if it did nothing: its inputs, laid out as its output."""
+        """Returns the inputs of the block laid out as its output, as if it did nothing."""
         return self._pack(self.takes(args, kwargs))
 
     def entering(self, args: Sequence[Any], kwargs: Mapping[str, Any], text_rows: int = 0) -> State:
-        """The state before the block. text_rows: see `Stack.text_rows`."""
+        """Returns the state before the block. text_rows: see `Stack.text_rows`."""
         return self._split(self.takes(args, kwargs), text_rows)
 
     def leaving(self, output: Any, text_rows: int = 0) -> State:
-        """The state after the block, of what it returned."""
+        """Returns the state after the block from its output."""
         return self._split(output if isinstance(output, tuple) else (output,), text_rows)
 
     def layout(self, state: State) -> Any:
-        """A state in the form in which this block returns it; the inverse of `leaving`."""
+        """Lays a state out as this block returns it; the inverse of `leaving`."""
         if self.group.joint:
             rows = (state.text, state.image)
             ordered = rows if self.group.joint == "first" else rows[::-1]
@@ -94,7 +94,7 @@ class LiveBlock:
 
 @dataclass(frozen=True)
 class Stack:
-    """A live network, resolved.
+    """A live network, taken apart into blocks.
 
     root:      the network.
     structure: what is known of its blocks.
@@ -112,14 +112,14 @@ class Stack:
         Raises:
             ModelError: if none are known, or its patterns match none here.
         """
-        found = _match_modules(self.root, self.structure.modules)
-        if not found:
+        modules = _match_modules(self.root, self.structure.modules)
+        if not modules:
             patterns = ", ".join(self.structure.modules) or "any (none are known for it)"
             raise ModelError(
                 f"{type(self.root).__name__} has no sub-module that matches {patterns}; "
                 "use a cache of whole blocks, such as taylorseer:level=last-block or cg-taylor"
             )
-        return found
+        return modules
 
     @cached_property
     def idle(self) -> dict[str, nn.Module]:
@@ -127,7 +127,7 @@ class Stack:
         return _match_modules(self.root, self.structure.idle)
 
     def text_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-        """How many text rows a joint group carries, from the arguments of the first block."""
+        """Counts the text rows of a joint group, from the arguments of the first block."""
         first = self.blocks[0]
         if not any(group.joint for group in self.structure.groups):
             return 0
@@ -135,12 +135,12 @@ class Stack:
 
     @property
     def signal_module(self) -> nn.Module | None:
-        """The module whose output is TeaCache's signal, if it is a module's."""
+        """The module whose output is TeaCache's signal; None if it is no module's output."""
         path = self.structure.signal
         return self.root.get_submodule(path) if isinstance(path, str) else None
 
     def signal(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """TeaCache's signal, computed from the arguments of the first block's call.
+        """Computes TeaCache's signal from the arguments of the first block's call.
 
         Raises:
             ModelError: if none is known; `signal_module` may give it then.
@@ -176,13 +176,13 @@ def describe(module: nn.Module, structure: BlockStructure | None = None) -> Stac
 
 
 def block_structure(module: nn.Module) -> BlockStructure | None:
-    """Returns what the card of a network's class says of its blocks; None if it says nothing."""
+    """Returns the block structure on the card of a network's class; None if there is none."""
     card = architecture_of(module)
     return None if card is None else card.blocks
 
 
 def make_blank(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What an idle module returns: its streams at width zero, which cost nothing to concatenate.
+    """Makes the output of an idle module: its streams at width zero, which cost nothing to join.
 
     A tensor for one stream, a pair (image, text) if the call brings both.
     """
@@ -197,19 +197,19 @@ def _match_modules(root: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.M
 
 
 def _find_blocks(root: nn.Module, group: BlockGroup) -> list[LiveBlock]:
-    held = dict(root.named_modules()).get(group.path)
-    if not isinstance(held, nn.ModuleList):
+    members = dict(root.named_modules()).get(group.path)
+    if not isinstance(members, nn.ModuleList):
         raise ModelError(
             f"{type(root).__name__} has no list of blocks {group.path!r}; {_name_lists(root)}"
         )
     return [
         LiveBlock(f"{group.path}.{k}", each, group, list_parameters(each))
-        for k, each in enumerate(held)
+        for k, each in enumerate(members)
     ]
 
 
 def list_parameters(module: nn.Module) -> tuple[str, ...]:
-    """Names of the forward arguments of a module; of its class, as hooks may have wrapped it."""
+    """Names the forward arguments of a module's class; hooks may have wrapped its own."""
     return tuple(inspect.signature(type(unwrap_compiled(module)).forward).parameters)[1:]
 
 
@@ -230,5 +230,5 @@ def _explain_unet(root: nn.Module) -> str:
 
 
 def _name_lists(root: nn.Module) -> str:
-    found = [n for n, each in root.named_modules() if isinstance(each, nn.ModuleList) and n]
-    return f"its lists of modules are: {', '.join(found[:8]) or 'none'}"
+    names = [n for n, each in root.named_modules() if isinstance(each, nn.ModuleList) and n]
+    return f"its lists of modules are: {', '.join(names[:8]) or 'none'}"

@@ -26,7 +26,7 @@ def _call(module: Any, x: Tensor, time: Tensor, conditions: Mapping[str, Tensor]
 
 
 def _sizes(pipe: Any, size: Size) -> Conditions:
-    """Original size, crop and target size, as SDXL is told them."""
+    """Returns the original size, the crop and the target size, as SDXL takes them."""
     whole = (size.height, size.width)
     return {"time_ids": torch.tensor([[*whole, 0, 0, *whole]], dtype=torch.float32)}
 

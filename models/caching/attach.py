@@ -1,4 +1,4 @@
-"""Attaching a cache to a network and taking it off again."""
+"""Attaches a cache to a network and takes it off again."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from .unobserved import Unobserved
 
 @dataclass(frozen=True)
 class Record:
-    """What a cache did in a run: its calls, its bytes, and what each network was called with."""
+    """The work of a cache in a run: its calls, its bytes, and the networks' arguments."""
 
     calls: list[CacheCall]
     bytes_held: int
@@ -51,30 +51,30 @@ class Attachment:
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def begin(self, calls: Mapping[int, int]) -> None:
-        """A new run of so many calls per stage; says so for pipelines that cannot."""
+        """Begins a run of so many calls per stage, for pipelines that cannot say it themselves."""
         for engine in self.engines:
             engine.reset()
             engine.count = calls.get
 
     def reset(self) -> None:
-        """Forgets what is held; the next call is the first of a run."""
+        """Forgets all stored tensors; the next call is the first of a run."""
         for engine in self.engines:
             engine.reset()
 
     def announce(self, branches: Sequence[str], stage: int = 0) -> None:
-        """The next call carries these branches as one batch, in this order."""
+        """Announces that the next call carries these branches as one batch, in this order."""
         for engine in self.engines:
             engine.announced = (tuple(branches), stage)
 
     def record(self, start: int) -> "Record":
-        """The calls from the start-th on, taken out of the ledger."""
+        """Takes the calls from the start-th on out of the ledger."""
         calls = self.ledger.calls[start:]
         del self.ledger.calls[start:]
         held, expected = self.ledger.bytes_held, self.ledger.bytes_predicted
         return Record(calls, held, expected, [engine.sample for engine in self.engines])
 
     def replayed(self, record: "Record") -> None:
-        """What was recorded in a CUDA graph ran once, without anything here being called."""
+        """Adds a record to the ledger: a CUDA graph ran its calls without calling anything here."""
         self.ledger.calls.extend(record.calls)
         self.ledger.bytes_held = max(self.ledger.bytes_held, record.bytes_held)
         self.ledger.bytes_predicted = max(self.ledger.bytes_predicted, record.bytes_predicted)
@@ -98,7 +98,11 @@ class Attachment:
 def caching(
     target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
 ) -> Iterator[CacheLedger]:
-    """`with caching(pipe, CGTaylor(threshold=0.05)) as ledger: pipe(prompt)`; see enable_cache."""
+    """Puts a cache on a network while the context lasts, and yields its ledger.
+
+    As in `with caching(pipe, CGTaylor(threshold=0.05)) as ledger: pipe(prompt)`; for the arguments
+    see `enable_cache`.
+    """
     attachment = enable_cache(target, policy, calls=calls, group=group)
     try:
         yield attachment.ledger
@@ -150,7 +154,7 @@ def disable_cache(target: Any) -> CacheLedger:
 
 
 def find_attachment(target: Any) -> Attachment | None:
-    """The cache on a network, if there is one."""
+    """Returns the cache on a network; None if there is none."""
     module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
     if module is None and not hasattr(target, "components"):
         return None
@@ -185,7 +189,7 @@ def _check_free(root: nn.Module, group: Any) -> None:
 
 
 def _attachment(roots: Sequence[nn.Module], policy: Policy) -> Attachment:
-    """A cache for networks, not on them yet."""
+    """Makes a cache for networks; it is not on them yet."""
     ledger = CacheLedger(policy.info.name)
     engines = [_engine(root, policy, ledger) for root in roots]
     attachment = Attachment(policy, ledger, engines)
@@ -212,7 +216,7 @@ def _hook(engine: Engine, attachment: Attachment) -> None:
 
 
 def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Stack) -> Engine:
-    """The engine for what the first call showed, in the place of the one that waited for it."""
+    """Puts the engine for the blocks of the first call in the place of the one that waited."""
     from . import hooks
 
     engine = _on_stack(stack, waiting.policy, waiting.ledger)
@@ -228,7 +232,7 @@ def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Sta
 
 
 def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
-    """The engine for a policy on a network; it must be of a kind that can be skipped so."""
+    """Makes the engine for a policy on a network; raises ModelError if it cannot be skipped so."""
     fit_to = getattr(policy, "fit_to", None)
     settings: Any = policy if fit_to is None else fit_to(root)
     name, deep = policy.info.name, hasattr(policy, "branch")
@@ -268,13 +272,13 @@ def _on_stack(stack: Stack, policy: Any, ledger: CacheLedger) -> Engine:
 
 
 def _networks(target: Any) -> list[nn.Module]:
-    """The networks in what a user may hand over."""
+    """Returns the networks in the target that a user gave."""
     target = getattr(target, "network", target)
     if isinstance(target, nn.Module):
         return [unwrap_compiled(target)]
     names = ("module", "transformer", "transformer_2", "unet")
-    found = [getattr(target, name, None) for name in names]
-    modules = [unwrap_compiled(each) for each in found if isinstance(each, nn.Module)]
+    parts = [getattr(target, name, None) for name in names]
+    modules = [unwrap_compiled(each) for each in parts if isinstance(each, nn.Module)]
     if not modules:
         raise ModelError(
             f"{type(target).__name__} holds no network of torch to cache; give a pipeline, a module"
@@ -284,7 +288,7 @@ def _networks(target: Any) -> list[nn.Module]:
 
 
 def _count(target: Any, calls: int | None) -> Callable[[int], int | None]:
-    """Who knows how many calls of a stage a run has."""
+    """Returns the function that knows how many calls of a stage a run has."""
     if calls is not None:
         return lambda stage: calls
     if not hasattr(target, "scheduler"):

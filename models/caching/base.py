@@ -1,4 +1,4 @@
-"""What a cache policy is: a frozen value of settings, and choices that one engine carries out.
+"""Cache policies: frozen values of settings, and choices that one engine carries out.
 
 A call of the network runs its blocks in a row. A policy skips a stretch of them: the first `lead`
 and the last `tail` blocks always run, the rest only at full calls. Whether a call is full is
@@ -40,7 +40,7 @@ class CacheInfo:
 
 @plain(frozen=True, slots=True)
 class CallPosition:
-    """Where in a run a call is.
+    """The position of a call in its run.
 
     index: of the call in its run, from 0.
     since: how many calls ago the last full one was, 1 for the previous call.
@@ -52,13 +52,13 @@ class CallPosition:
     calls: int | None
 
     def near_end(self, full: int) -> bool:
-        """Whether it is one of the last `full` calls."""
+        """Tells whether it is one of the last `full` calls."""
         return self.calls is not None and self.index >= self.calls - full
 
 
 @plain(frozen=True)
 class Keep:
-    """What is stored at full calls and forecast at skipped ones.
+    """The tensor that is stored at full calls and forecast at skipped ones.
 
     what:  "state", the end of the stretch; or "residual", the end minus the start, which is added
            to the true start of the skipped call.
@@ -71,7 +71,7 @@ class Keep:
 
 @plain(frozen=True)
 class Gate:
-    """How a skip is judged: a tensor of this call against what was expected.
+    """The test by which a skip is judged: a tensor of this call against its expected value.
 
     reads:       "state" at the start of the stretch; "residual", that minus what enters the first
                  block; or "signal", the input of the first block after its modulation.
@@ -92,22 +92,22 @@ class Gate:
 
 
 class Policy(Protocol):
-    """What the registry holds."""
+    """A cache policy, as the registry holds it."""
 
     info: ClassVar[CacheInfo]
 
     @property
     def off(self) -> bool:
-        """Whether these settings never skip."""
+        """True if these settings never skip."""
         ...
 
     @property
     def needs_calls(self) -> bool:
-        """Whether it must be known how many calls a run has."""
+        """True if the number of calls in a run must be known."""
         ...
 
     def must(self, now: CallPosition) -> bool | None:
-        """True: this call is full; False: it is skipped; None: the gate decides."""
+        """Returns True for a full call, False for a skipped one, None where the gate decides."""
         ...
 
     def check(self, calls: int) -> None:
@@ -132,7 +132,7 @@ class StackPolicy(Policy, Protocol):
     def gate(self) -> Gate | None: ...
 
     def accepts(self, errors: Sequence[float]) -> bool:
-        """Whether to skip, from the gate's errors since the last full call, the newest last."""
+        """Tells whether to skip, by the gate's errors since the last full call, the newest last."""
         ...
 
 
@@ -215,7 +215,7 @@ class Gated:
 
 @dataclass(frozen=True)
 class Ungated:
-    """What policies share that decide from the index of the call alone, and keep the last state."""
+    """A base of policies that decide by the index of the call alone and keep the last state."""
 
     @property
     def needs_calls(self) -> bool:

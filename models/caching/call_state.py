@@ -1,4 +1,4 @@
-"""What an engine remembers between calls, decides in one, and hands to a module of the network."""
+"""The state of an engine: its memory between calls, one call, and the parts that it replaces."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Memory = FiniteDifferences | RowDifferences
 
 @dataclass
 class Track:
-    """What one branch (or a batch of them) remembers at one stage.
+    """The memory of one branch (or a batch of them) at one stage.
 
     facts:    shape of a row, dtype, device and rows per branch; a change of them drops all.
     branches: whose rows it holds.
@@ -46,7 +46,7 @@ class Track:
 
 @dataclass
 class CallState:
-    """One call while it runs.
+    """The state of one call while it runs.
 
     full:    whether all blocks run; None until the gate has decided.
     rows:    the rows that are computed where others are forecast.
@@ -68,7 +68,7 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class Substitute:
-    """What a module is said to have returned; it does not run."""
+    """The output of a module that does not run."""
 
     value: Any
 
@@ -95,7 +95,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided for all branches of a step."""
+    """The decision for all branches of a step."""
 
     index: int
     full: bool

@@ -1,4 +1,4 @@
-"""Which branch, stage and step a call of the network belongs to.
+"""The branch, stage and step that a call of the network belongs to.
 
 Our own sampler says so. A pipeline of diffusers may name the branch with `cache_context`; one that
 does not is understood from the time it calls with: the same time again is a further branch. With
@@ -14,7 +14,7 @@ MOST = 8  # more calls at one time than branches and stages there can be: runs o
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call belongs.
+    """The place of a call in its run.
 
     branches: the branches whose rows it carries, in their order in the batch.
     stage:    which evaluation within a step of the solver.
@@ -47,13 +47,13 @@ class CallCounter:
     stages: set[int] = field(default_factory=set)
 
     def count_announced(self, branches: Sequence[str], stage: int) -> Place:
-        """A call of our own sampler: every one is a step of its stage."""
+        """Counts a call of our own sampler: every one is a step of its stage."""
         index = self.steps[stage]
         self.steps[stage] += 1
         return Place(tuple(branches), stage, index, batched=True)
 
     def is_new_run(self, name: str | None, time: float | None) -> bool:
-        """Whether the time went back, or stood still for longer than a step can be."""
+        """Tells whether the time went back, or stood still for longer than a step can be."""
         if time is None or self.time is None:
             return False
         if time == self.time:
@@ -61,7 +61,7 @@ class CallCounter:
         return self.falls is not None and self.falls != (time < self.time)
 
     def count_heard(self, name: str | None, time: float | None) -> Place:
-        """A call of a pipeline."""
+        """Counts a call of a pipeline."""
         known = name or ""
         if time != self.time or (time is None and (known in self.seen or name is None)):
             self._start_step(time)

@@ -1,4 +1,4 @@
-"""What the parts of a network cost, counted by running it once."""
+"""The FLOPs of a network and its parts, counted by running it once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class FlopCount:
     parts: Mapping[str, int]
 
     def share(self, skipped: Sequence[str], rows: float = 0.0) -> float:
-        """The cost of a call that skips some parts, for all but a fraction of the rows; full: 1."""
+        """Returns the cost of a call that skips parts for all but a share of the rows; full: 1."""
         saved = sum(self.parts[name] for name in skipped) * (1.0 - rows)
         return 1.0 - saved / self.total if self.total else 1.0
 
@@ -47,16 +47,16 @@ def measure(
 def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> FlopCount:
     from torch.utils.flop_counter import FlopCounterMode
 
-    found: dict[str, int] = dict.fromkeys(parts, 0)
+    flops: dict[str, int] = dict.fromkeys(parts, 0)
     eager: Any = torch.compiler.set_stance  # a compiled block would hide what it does
     with (
         FlopCounterMode(display=False) as counter,
-        _watch_parts(parts, found, counter),
+        _watch_parts(parts, flops, counter),
         torch.no_grad(),
         eager("force_eager"),
     ):
         root(*args, **kwargs)
-    return FlopCount(counter.get_total_flops(), found)
+    return FlopCount(counter.get_total_flops(), flops)
 
 
 _counts: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionary()
@@ -64,19 +64,19 @@ _counts: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionar
 
 @contextmanager
 def _watch_parts(
-    parts: Mapping[str, nn.Module], found: dict[str, int], counter: Any
+    parts: Mapping[str, nn.Module], flops: dict[str, int], counter: Any
 ) -> Iterator[None]:
     """Adds to each part what the counter rises by while it runs."""
 
     def before(name: str) -> Any:
         def hook(*_: Any) -> None:
-            found[name] -= counter.get_total_flops()
+            flops[name] -= counter.get_total_flops()
 
         return hook
 
     def after(name: str) -> Any:
         def hook(*_: Any) -> None:
-            found[name] += counter.get_total_flops()
+            flops[name] += counter.get_total_flops()
 
         return hook
 

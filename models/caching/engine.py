@@ -25,7 +25,7 @@ from .cost import FlopCount, measure
 
 
 class Engine(ABC):
-    """What all kinds of caches have in common.
+    """The base of all kinds of caches.
 
     root:   the network, without its compiled shell.
     policy: what to do.
@@ -61,18 +61,18 @@ class Engine(ABC):
 
     def _weigh(self) -> None:
         memories = [each for track in self.tracks.values() for each in track.memories()]
-        held = sum(each.nbytes for each in memories)
+        size = sum(each.nbytes for each in memories)
         expected = sum(each.expected_bytes for each in memories)
-        self.ledger.bytes_held = max(self.ledger.bytes_held, held)
+        self.ledger.bytes_held = max(self.ledger.bytes_held, size)
         self.ledger.bytes_predicted = max(self.ledger.bytes_predicted, expected)
 
     def length(self, stage: int) -> int | None:
-        """How many calls of that stage the run has; checked against the policy once per run."""
+        """Returns the calls of that stage in a run; checks them by the policy once per run."""
         if stage not in self._lengths:
-            found = self._lengths[stage] = self.count(stage)
-            if found is not None and stage == 0:  # a rare further stage may well be all full
-                self.policy.check(found)
-            elif found is None and self.policy.needs_calls:
+            calls = self._lengths[stage] = self.count(stage)
+            if calls is not None and stage == 0:  # a rare further stage may well be all full
+                self.policy.check(calls)
+            elif calls is None and self.policy.needs_calls:
                 raise SettingError(
                     f"{self.policy.info.name} must know how many calls a run has, and nobody said;"
                     " use caching(network, policy, calls=STEPS)"
@@ -82,7 +82,7 @@ class Engine(ABC):
     # Calls
 
     def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """A call of the network begins."""
+        """Begins a call of the network."""
         if self.active:
             try:
                 self.begin(args, kwargs)
@@ -91,12 +91,12 @@ class Engine(ABC):
                 raise
 
     def fail(self) -> None:
-        """It failed: nothing of the run is kept."""
+        """Drops all that is stored of the run, as a call failed."""
         if self.active:
             self.reset()
 
     def leave(self) -> None:
-        """It ends."""
+        """Ends a call of the network."""
         if self.active:
             self.finish(self.state)
 
@@ -157,10 +157,10 @@ class Engine(ABC):
         if self._time is None:
             return None
         place, name = self._time
-        found = args[place] if place < len(args) else kwargs.get(name)
-        if isinstance(found, Tensor):
-            return float(found.flatten()[0]) if found.numel() else None
-        return float(found) if isinstance(found, int | float) else None
+        time = args[place] if place < len(args) else kwargs.get(name)
+        if isinstance(time, Tensor):
+            return float(time.flatten()[0]) if time.numel() else None
+        return float(time) if isinstance(time, int | float) else None
 
     def _find_track(self, place: Place, x: Tensor) -> Track:
         facts = (x.shape[1:], x.dtype, x.device, len(x) // len(place.branches))
@@ -176,7 +176,7 @@ class Engine(ABC):
         return self.tracks[place.key]
 
     def _decide_early(self, call: CallState, length: int | None) -> bool | None:
-        """Whether a call is full or skipped, where that is known before its blocks run."""
+        """Decides on a full or a skipped call, where that is known before its blocks run."""
         place, track = call.place, call.track
         decided = self.verdicts.get(place.stage)
         call.follows = decided is not None and decided.index == place.index and self._together
@@ -185,8 +185,10 @@ class Engine(ABC):
         if decided is not None and call.follows:
             call.rows = decided.rows
             return decided.full
-        found = {self._must(place.index, last, length) for last in track.last}
-        return found.pop() if len(found) == 1 else None  # rows differ: the gate looks at each
+        decisions = {self._must(place.index, last, length) for last in track.last}
+        return (
+            decisions.pop() if len(decisions) == 1 else None
+        )  # rows differ: the gate looks at each
 
     def _must(self, index: int, last: int, length: int | None) -> bool | None:
         return self.policy.must(CallPosition(index, index - last, length))
@@ -198,25 +200,25 @@ class Engine(ABC):
     def settle(self, call: CallState) -> None:
         """Lets the other branches of this step follow."""
         if not call.follows:
-            found = Verdict(call.place.index, call.full is not False, call.rows)
-            self.verdicts[call.place.stage] = found
+            verdict = Verdict(call.place.index, call.full is not False, call.rows)
+            self.verdicts[call.place.stage] = verdict
 
     # What kinds of caches differ in
 
     @abstractmethod
     def list_skipped(self, call: CallState) -> tuple[str, ...]:
-        """The parts that a call did not run, for the rows that were not computed."""
+        """Returns the parts that a call did not run, for the rows that were not computed."""
 
     @abstractmethod
     def list_parts(self) -> dict[str, nn.Module]:
-        """The parts that may be skipped, by name."""
+        """Returns the parts that may be skipped, by name."""
 
     @abstractmethod
     def list_hooked(self) -> list[Part]:
-        """The modules below the root that are not simply run."""
+        """Returns the modules below the root that are not simply run."""
 
     def cost(self) -> FlopCount | None:
-        """FLOPs of a full call and of its parts; None before the first call."""
+        """Counts the FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
             with hold(self.root, alone=True):
                 self._cost = self._measure_cost(self.sample)
@@ -231,13 +233,13 @@ class Engine(ABC):
 
 
 def _find_argument(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:
-    """Where the first argument of one of these names stands in the forward of a network."""
+    """Finds the first argument of one of these names in the forward of a network."""
     parameters = list(inspect.signature(type(root).forward).parameters)[1:]
     return next(((parameters.index(n), n) for n in names if n in parameters), None)
 
 
 def warn_of_zero_hits(ledger: CacheLedger, policy: Policy) -> None:
-    """A cache that never skipped cost time and saved none: the user should hear of it."""
+    """Warns of a cache that never skipped: it cost time and saved none."""
     if ledger.calls and not ledger.hits and not policy.off:
         advice = "raise its threshold or interval, or drop it"
         if ledger.restarts > 1:

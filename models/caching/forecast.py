@@ -27,7 +27,7 @@ Basis = Literal["published", "newton"]
 
 @dataclass(frozen=True)
 class Order:
-    """How a tensor is forecast.
+    """The order and basis of a tensor's forecast.
 
     degree: 0 repeats the last value, 1 extrapolates along a line; at most 4.
     basis:  see the module.
@@ -40,19 +40,19 @@ class Order:
     first: int = 1
 
     def gap(self, newest: int, earlier: Sequence[int], j: int) -> int:
-        """What the j-th difference is divided by."""
+        """Returns the divisor of the j-th difference."""
         return newest - earlier[0 if self.basis == "published" else j]
 
     def weights(self, index: int, earlier: Sequence[int], count: int) -> list[float]:
-        """The factor of each of `count` differences in a forecast for a call."""
-        found, newest = [1.0], earlier[0]
+        """Returns the factor of each of `count` differences in a forecast for a call."""
+        weights, newest = [1.0], earlier[0]
         for j in range(1, count):
             step = (index - newest) / j if self.basis == "published" else index - earlier[j - 1]
-            found.append(found[-1] * step)
-        return found
+            weights.append(weights[-1] * step)
+        return weights
 
     def choose_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Third and fourth differences drown in the rounding of half precision."""
+        """Returns the dtype of storage: half precision drowns the third and fourth differences."""
         return torch.promote_types(dtype, torch.float32) if self.degree >= 3 else dtype
 
 
@@ -72,13 +72,13 @@ class StoredDifferences:
 
     @property
     def expected_bytes(self) -> int:
-        """What will be held once the order has grown to its degree."""
+        """The bytes stored once the order has grown to its degree."""
         return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
 
 
 @dataclass
 class FiniteDifferences(StoredDifferences):
-    """Where all rows have the same full calls, at `times`, newest first."""
+    """Differences where all rows have the same full calls, at `times`, newest first."""
 
     times: list[int] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class FiniteDifferences(StoredDifferences):
         self.held, self.times = new, [index, *self.times][: self.order.degree + 1]
 
     def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
-        """The value expected at a call, plus `onto`; allocates this one tensor."""
+        """Returns the value expected at a call, plus `onto`; allocates this one tensor."""
         weights = self.order.weights(index, self.times, len(self.held))
         if onto is not None:
             return _add_terms(onto + self.held[0], self.held[1:], weights[1:])
@@ -113,7 +113,7 @@ class FiniteDifferences(StoredDifferences):
 
 @dataclass
 class RowDifferences(StoredDifferences):
-    """Where each row has full calls of its own: row b of (B, *) was full at times[b]."""
+    """Differences where row b of (B, *) has full calls of its own, at times[b]."""
 
     times: list[list[int]] = field(default_factory=list)
 
@@ -137,7 +137,7 @@ class RowDifferences(StoredDifferences):
             self.times[b] = [index, *self.times[b]][: self.order.degree + 1]
 
     def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
-        """The values expected at a call (B, *), plus `onto`."""
+        """Returns the values expected at a call (B, *), plus `onto`."""
         degree = self.order.degree + 1
         known = [self.order.weights(index, times, min(len(times), degree)) for times in self.times]
         out = self.held[0].clone() if onto is None else onto + self.held[0]
@@ -152,7 +152,7 @@ class RowDifferences(StoredDifferences):
         self.times = [self.times[part * size + b] for part in parts for b in range(size)]
 
     def _find_gap(self, b: int, index: int, j: int) -> int:
-        """0, for no slope, where the row has no earlier value of that order."""
+        """Returns 0, for no slope, where the row has no earlier value of that order."""
         known = j < len(self.times[b]) and index > self.order.first - 2
         return self.order.gap(index, self.times[b], j) if known else 0
 
@@ -164,17 +164,17 @@ def _add_terms(out: Tensor, terms: Sequence[Tensor], weights: Sequence[float]) -
 
 
 def _divide_difference(new: Tensor, before: Tensor, gap: int) -> Tensor:
-    """(new - before) / gap, in the memory of `before`."""
+    """Returns (new - before) / gap, in the memory of `before`."""
     if new.dtype.itemsize < 4:
         return before.copy_(new.float().sub_(before).div_(gap))
     torch.sub(new, before, out=before)
     return before if gap == 1 else before.div_(gap)
 
 
-def _are_alike(held: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
-    if not held:
+def _are_alike(stored: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> bool:
+    if not stored:
         return False
-    first = held[0]
+    first = stored[0]
     return (first.shape, first.dtype, first.device) == (x.shape, dtype, x.device)
 
 

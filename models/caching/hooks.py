@@ -23,8 +23,8 @@ Inner = Callable[..., Any]
 def _on_host(function: F, *, all_of_it: bool = True) -> F:
     """Keeps a function out of compiled code, and all it calls or not."""
     disable: Any = torch.compiler.disable
-    found: F = disable(function, recursive=all_of_it)
-    return found
+    plain: F = disable(function, recursive=all_of_it)
+    return plain
 
 
 class _Context(StateManager):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class _Context(StateManager):  # type: ignore[misc]
 
 
 class Root:
-    """What runs in place of the network: its decisions on the host, its inside as it was."""
+    """The hook of a network: its decisions are taken on the host, its inside stays as it was."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine  # may give way to another one at its first call
@@ -64,7 +64,7 @@ class Root:
 
 
 class Around:
-    """What runs in place of one of its parts."""
+    """The hook of one of its parts."""
 
     def __init__(self, part: Part) -> None:
         self.before, self.after = _on_host(part.before), _on_host(part.after)
@@ -90,7 +90,7 @@ class _Hook(ModelHook):  # type: ignore[misc]
 
 
 class _Listener(ModelHook):  # type: ignore[misc]
-    """On the network itself: hears of contexts and resets, and tells who is attached."""
+    """A hook of the network itself, which hears of contexts and resets and knows the attachment."""
 
     _is_stateful = True
 
@@ -104,7 +104,7 @@ class _Listener(ModelHook):  # type: ignore[misc]
 
 
 def put(module: nn.Module, around: Root | Around) -> Undo:
-    """Puts it around a module, outermost; returns what takes every trace of it away.
+    """Puts a hook around a module, outermost; returns the function that removes every trace of it.
 
     A module that is compiled already (`module.compile()`) gets it around its compiled call, so that
     the compiled code stays as it is.
@@ -144,19 +144,19 @@ def _register(module: nn.Module, hook: Any, name: str) -> Undo:
 
 
 def replace_engine(root: Root, engine: Engine) -> None:
-    """Another engine goes on in the place of one that is attached, in the middle of a call."""
+    """Puts another engine in the place of an attached one, in the middle of a call."""
     listener = find_listener(engine.root)
     root.engine = listener.engine = listener.context.engine = engine
 
 
 def find_listener(module: nn.Module) -> Any:
-    """Our listener on a network, if there is one."""
+    """Returns our listener on a network; None if there is none."""
     registry = vars(module).get("_diffusers_hook")
     return None if registry is None else registry.get_hook(LISTENER)
 
 
 def forget_contexts(module: nn.Module) -> None:
-    """The registries below a network are memoised by diffusers; ours are new."""
+    """Makes diffusers look for registries below a network again: it memoises them."""
     HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
 
@@ -167,8 +167,8 @@ def _remove(registry: HookRegistry, name: str) -> None:
     """
     place = registry._hook_order.index(name)
     outer = registry._fn_refs[place + 1] if place + 1 < len(registry._fn_refs) else None
-    kept = None if outer is None or outer.original_forward is None else outer.forward
+    forward = None if outer is None or outer.original_forward is None else outer.forward
     inner = registry._fn_refs[place].original_forward
     registry.remove_hook(name, recurse=False)
-    if outer is not None and kept is not None:
-        outer.forward, outer.original_forward = kept, inner
+    if outer is not None and forward is not None:
+        outer.forward, outer.original_forward = forward, inner

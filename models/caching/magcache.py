@@ -1,4 +1,4 @@
-"""MagCache: how the residual of the stack grows, measured beforehand (arXiv:2506.09045)."""
+"""MagCache: the growth of the stack's residual, measured beforehand (arXiv:2506.09045)."""
 
 import math
 from dataclasses import replace
@@ -72,7 +72,7 @@ class MagCache(Ungated):
             raise SettingError(f"retention lies in 0 to 1, not {self.retention:g}; 0.2 is usual")
 
     def fit_to(self, root: nn.Module) -> "MagCache":
-        """With the published ratios of the network, unless some are given.
+        """Returns this policy with the published ratios of the network, unless some are given.
 
         Raises:
             SettingError: if none are published.
@@ -111,5 +111,5 @@ class MagCache(Ungated):
 
 
 def _find_nearest(index: int, calls: int, known: int) -> int:
-    """The place in a list of `known` that stands for one of `calls`."""
+    """Returns the place in a list of `known` that stands for one of `calls`."""
     return round(index * (known - 1) / (calls - 1)) if calls > 1 else 0

@@ -51,7 +51,7 @@ class ModuleEngine(Engine):
     def before(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Substitute | None:
-        """A cached module is about to run; a tuple of outputs has one memory each."""
+        """Forecasts the output of a cached module at a skipped call; a tuple part by part."""
         if not self.active or self.state.full:
             return None
         stores, index = self.state.track.stores, self.state.place.index
@@ -64,7 +64,7 @@ class ModuleEngine(Engine):
         return Substitute(tuple(parts))
 
     def after(self, name: str, out: Any) -> Any:
-        """It has run."""
+        """Stores the output of a cached module."""
         if self.active:
             stores, index = self.state.track.stores, self.state.place.index
             for part, value in _name_tensors(name, out):
@@ -74,7 +74,7 @@ class ModuleEngine(Engine):
         return out
 
     def rest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
-        """A module that feeds nothing but a cached one."""
+        """Leaves out a module that feeds nothing but a cached one."""
         return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
 
 

@@ -13,7 +13,7 @@ POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # i
 
 
 def sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
-    """(2, B): sum |expected - x| and the sum it is measured by, in single precision."""
+    """Returns (2, B): sum |expected - x| and the sum it is measured by, in single precision."""
     reference = x if relative_to == "true" else expected
     size = _sum_magnitudes(reference)
     wide = expected.float() if expected.dtype.itemsize < 4 else expected
@@ -22,12 +22,12 @@ def sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
 
 def _sum_magnitudes(x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    found: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
-    return found
+    sums: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
+    return sums
 
 
 def find_worst(errors: Sequence[float]) -> float:
-    """The largest; not a number if one of them is none."""
+    """Returns the largest error; NaN if one of them is NaN."""
     return float("nan") if any(e != e for e in errors) else max(errors)
 
 
@@ -42,7 +42,7 @@ def scatter_rows(whole: Any, part: Any, rows: Sequence[int]) -> Any:
 
 
 def select_argument(name: str, value: Any, call: CallState) -> Any:
-    """The rows of an argument that has one per image; (L, d) positions are the same for all."""
+    """Returns some rows of an argument with one per image; positions (L, d) are shared by all."""
     if isinstance(value, tuple | list):
         return type(value)(select_argument(name, each, call) for each in value)
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != call.batch:

@@ -1,4 +1,4 @@
-"""Skips a stretch of blocks: what most policies do."""
+"""Skips a stretch of blocks, as most policies do."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -59,17 +59,17 @@ class StackEngine(Engine):
         return tuple(each.name for each in self.blocks[first : self.end + 1])
 
     def list_hooked(self) -> list[Part]:
-        found = [
+        parts = [
             Part(block.module, partial(self.before, k, block), partial(self.after, k, block))
             for k, block in enumerate(self.blocks[: self.end + 1])
         ]
         signal = self.stack.signal_module
         if self.gate is not None and self.gate.reads == "signal" and signal is not None:
-            found.append(Part(signal, _leave_arguments, self.watch))
-        return [] if self.policy.off else found
+            parts.append(Part(signal, _leave_arguments, self.watch))
+        return [] if self.policy.off else parts
 
     def watch(self, out: Any) -> Any:
-        """A module before the blocks whose output the gate reads."""
+        """Notes the output of a module before the blocks, for the gate."""
         if self.active:
             self.state.entered = (out[0] if isinstance(out, tuple) else out).clone()
         return out
@@ -77,7 +77,7 @@ class StackEngine(Engine):
     def before(
         self, k: int, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Substitute | Arguments | None:
-        """A block is about to run: whether it shall."""
+        """Decides whether a block runs, on which rows, or what stands for its output."""
         if not self.active:
             return None
         call = self.state
@@ -95,7 +95,7 @@ class StackEngine(Engine):
         return Substitute(self._skip(k, block, args, kwargs))
 
     def after(self, k: int, block: LiveBlock, out: Any) -> Any:
-        """A block has run."""
+        """Stores or joins the output of a block."""
         if not self.active or k < self.lead:
             return out
         call = self.state
@@ -106,7 +106,7 @@ class StackEngine(Engine):
         return out
 
     def _skips_lead(self, call: CallState) -> bool:
-        """A branch that follows needs no gate, and a forecast state needs no start."""
+        """Tells whether leading blocks need not run: for no gate, and no start of a residual."""
         alone = call.full is False and not call.rows
         return alone and self.keep.what == "state" and (call.follows or self.gate is None)
 
@@ -119,7 +119,7 @@ class StackEngine(Engine):
     def _enter(
         self, call: CallState, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """The start of the stretch: what the gate reads and what a residual starts from."""
+        """Reads the start of the stretch, for the gate and for a residual."""
         start = block.entering(args, kwargs, call.text_rows)
         if self.gate is not None and not call.follows:
             self._judge(call, self._read_gate_input(call, start.image, args, kwargs))
@@ -153,7 +153,7 @@ class StackEngine(Engine):
             track.gate.update(select_rows(x, call.rows), call.place.index, call.rows)
 
     def _decide(self, call: CallState, x: Tensor, memory: Memory) -> None:
-        """Two sums per image come to the host; anything that is no number is computed."""
+        """Decides by two sums per image, which come to the host; NaN and infinity are computed."""
         assert self.gate is not None
         if not memory:
             call.full = True
@@ -169,7 +169,7 @@ class StackEngine(Engine):
         call.full = not (math.isfinite(call.error) and self.policy.accepts(call.track.errors))
 
     def _read_errors(self, sums: Tensor, branches: int) -> list[float]:
-        """One error, or one per image: the worse of its branches."""
+        """Returns one error, or one per image: the worse of its branches."""
         assert self.gate is not None
         if self.gate.reduce == "mean":
             sums = sums.sum(dim=1, keepdim=True)
@@ -195,7 +195,7 @@ class StackEngine(Engine):
         call.rows = () if call.full else tuple(p * images + b for p in branches for b in failing)
 
     def _store(self, call: CallState, state: State) -> None:
-        """A full call: the end of the stretch is remembered."""
+        """Stores the end of the stretch at a full call."""
         track, index = call.track, call.place.index
         for name, value in self._list_values(call, state):
             if name not in track.stores:
@@ -205,16 +205,16 @@ class StackEngine(Engine):
 
     def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
         start = call.start
-        found = [(IMAGE, state.image if start is None else state.image - start.image)]
+        values = [(IMAGE, state.image if start is None else state.image - start.image)]
         if self.policy.tail and state.text is not None:
             moved = start is not None and start.text is not None
-            found.append((TEXT, state.text - start.text if moved else state.text))  # type: ignore[union-attr,operator]
-        return found
+            values.append((TEXT, state.text - start.text if moved else state.text))  # type: ignore[union-attr,operator]
+        return values
 
     def _skip(
         self, k: int, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """A skipped call: the end of the stretch is forecast."""
+        """Forecasts the end of the stretch at a skipped call."""
         if k < self.end:
             return block.pass_through(args, kwargs)
         start = block.entering(args, kwargs, self.state.text_rows)
@@ -231,7 +231,7 @@ class StackEngine(Engine):
         return State(image.to(start.image.dtype), text)
 
     def _join_rows(self, k: int, block: LiveBlock, after: State) -> Any:
-        """Failing rows went through the block; the others pass by and are forecast at the end."""
+        """Joins the rows that ran with the others, which are forecast at the end."""
         call = self.state
         others = call.before
         assert others is not None

@@ -70,20 +70,20 @@ class TeaCache(Gated):
             raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
 
     def fit_to(self, root: nn.Module) -> "TeaCache":
-        """With the published coefficients of the checkpoint, unless some are given.
+        """Returns this policy with the checkpoint's published coefficients, unless some are given.
 
         Raises:
             SettingError: if none are published.
         """
         if self.coefficients is not None or self.off:
             return self
-        found = find_polynomial(root)
-        if found is None:
+        polynomial = find_polynomial(root)
+        if polynomial is None:
             raise SettingError(
                 f"no coefficients of teacache are published for {type(root).__name__};"
                 " calibrate them, or give coefficients=[1,0] for no rescaling"
             )
-        return replace(self, coefficients=found)
+        return replace(self, coefficients=polynomial)
 
     @property
     def lead(self) -> int:

@@ -60,11 +60,11 @@ class UNetSplit:
     channels: int
 
     def feature(self, x: Tensor) -> Tensor:
-        """A copy of what comes from below in the entry's input, (B, C, H, W): what is kept."""
+        """Copies the part of the entry's input that comes from below, (B, C, H, W), to be kept."""
         return x[:, : x.shape[1] - self.channels].clone(memory_format=_find_layout(x))
 
     def join(self, feature: Tensor, skip: Tensor) -> Tensor:
-        """The entry's input of a cached call: values and memory format as in a full one.
+        """Returns the entry's input of a cached call: values and memory format as in a full one.
 
         The format decides which kernels run, and they round differently.
         """
@@ -73,7 +73,7 @@ class UNetSplit:
 
 @dataclass(frozen=True)
 class UNetStack:
-    """A live UNet, resolved.
+    """A live UNet, taken apart.
 
     down: the units that make skips 1, 2, ..., in the order they run.
     mid:  the block between, by name; empty if there is none.
@@ -87,11 +87,11 @@ class UNetStack:
 
     @property
     def branches(self) -> int:
-        """How many branches there are: 0 to this minus one."""
+        """The number of branches: they are 0 to this minus one."""
         return len(self.up) if self.mid else len(self.up) - 1
 
     def split(self, branch: int = 0) -> UNetSplit:
-        """The UNet cut at a branch.
+        """Cuts the UNet at a branch.
 
         Raises:
             SettingError: if there is no such branch.
@@ -104,11 +104,11 @@ class UNetStack:
         shallow = len(self.up) - 1 - branch  # the place of up unit b in the order they run
         deep = (*self.down[branch:], *self.up[:shallow])
         name, entry = next(iter(self.up[shallow].modules.items()))
-        held = {name: each for unit in deep for name, each in unit.modules.items()} | self.mid
-        return UNetSplit(held, entry, name, self._skip_channels(branch))
+        modules = {name: each for unit in deep for name, each in unit.modules.items()} | self.mid
+        return UNetSplit(modules, entry, name, self._skip_channels(branch))
 
     def needs_all(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call must be full: a ControlNet or an adapter adds to the skips."""
+        """Tells whether a call must be full: a ControlNet or an adapter adds to the skips."""
         return any(kwargs.get(name) is not None for name in EXTRA)
 
     def _skip_channels(self, skip: int) -> int:
@@ -123,7 +123,7 @@ def is_unet(module: nn.Module) -> bool:
 
 
 def describe_unet(module: nn.Module) -> UNetStack:
-    """The units of a live UNet.
+    """Returns the units of a live UNet.
 
     Raises:
         ModelError: if it is no UNet that is known, or has other kinds of blocks.
@@ -145,7 +145,7 @@ def describe_unet(module: nn.Module) -> UNetStack:
 
 
 def make_hollow(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a deep module returns on a cached call: its input without channels, (B, 0, H, W).
+    """Makes the output of a deep module at a cached call: its input without channels, (B, 0, H, W).
 
     It costs nothing, and the concatenations with skips that diffusers makes between two modules
     still fit.
@@ -168,7 +168,7 @@ def _list_down_units(block: Any, k: int) -> list[Unit]:
 
 
 def _list_up_units(block: Any, k: int) -> list[Unit]:
-    """The upsampler runs after the block's last layer, and is deep where that is."""
+    """Returns the units of an up block; its upsampler is deep where its last layer is."""
     units = [_make_layer_unit(block, f"up_blocks.{k}", j) for j in range(len(block.resnets))]
     names = {f"up_blocks.{k}.upsamplers.{j}": m for j, m in enumerate(block.upsamplers or ())}
     return [*units[:-1], Unit(units[-1].modules | names, units[-1].channels)]

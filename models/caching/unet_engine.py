@@ -48,11 +48,11 @@ class UNetEngine(Engine):
         super().finish(call)
 
     def deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
-        """A module of the deep part is about to run."""
+        """Leaves out a module of the deep part at a skipped call."""
         return None if not self.active or self.state.full else Substitute(make_hollow(args, kwargs))
 
     def entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
-        """The first module of the rim above it is."""
+        """Stores the feature that enters the rim at a full call, and forecasts it at others."""
         if not self.active:
             return None
         call, x = self.state, args[0]
