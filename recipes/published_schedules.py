@@ -15,9 +15,10 @@ from fewstep.models.files import write_bytes
 from fewstep.models.schedule import EDM, NoiseSchedule, process_of
 from fewstep.models.vp import VPDiscrete, VPLinear
 from fewstep.samplers.grid import time_grid
-from fewstep.solvers import Schedule, solver
-from fewstep.solvers.multistep import Encoder
-from fewstep.solvers.schedule_data import Process, StepSpec
+from fewstep.solvers import Schedule, StepSchedule
+from fewstep.solvers.artefact import Process
+from fewstep.solvers.dpmpp import DPMpp2M
+from fewstep.solvers.step_schedule import StepSpec
 
 OUT = Path(__file__).parent.parent / "solvers" / "presets"
 STABLE = VPDiscrete(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -66,17 +67,15 @@ def step(text: str) -> StepSpec:
 def ays(name: str) -> Schedule:
     """DPM-Solver++(2M) over a table of AYS."""
     grid = time_grid(name, AYS[name], 10)
-    settings = solver("dpmpp-2m")
-    assert isinstance(settings, Encoder)
     facts = {"source": "arXiv:2404.14507, ten-step table, with dpmpp-2m"}
-    return settings.encode(grid).model_copy(update={"provenance": facts})
+    return DPMpp2M().encode(grid).model_copy(update={"provenance": facts})
 
 
 def usf(name: str) -> Schedule:
     """A searched schedule with the zero image as its first prediction."""
     process, times, steps = USF[name]
     specs = tuple(step(text) for text in steps.split())
-    return Schedule(
+    made = StepSchedule(
         process=Process.model_validate(process_of(process)),
         t=tuple(float(t) for t in times.split()),
         afs="zero",
@@ -84,6 +83,7 @@ def usf(name: str) -> Schedule:
         nfe=len(specs) - 1,
         provenance={"source": "arXiv:2312.07243, published search result"},
     )
+    return Schedule.of_steps(made)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem
 from fewstep.eval.search.size import Size
 from fewstep.models.load import load
-from fewstep.solvers import Schedule
+from fewstep.solvers.artefact import Artefact
 from fewstep.solvers.presets import preset, preset_names
 
 RIVALS = 3
@@ -58,12 +58,12 @@ def _problem(model: str, scale: float, facts: dict[str, Any], folder: Path) -> P
     return Problem(network, **seeds, labels=labels, cfg_scale=scale, cache=folder / "teacher")
 
 
-def _distance(problem: Problem, schedule: Schedule) -> float:
+def _distance(problem: Problem, schedule: Artefact) -> float:
     aim = objective("terminal", problem.network)
     return aim(problem, schedule, problem.block("test"))
 
 
-def _rivals(folder: Path, size: Size) -> Iterator[tuple[str, Schedule]]:
+def _rivals(folder: Path, size: Size) -> Iterator[tuple[str, Artefact]]:
     lines = (line for path in folder.glob("worker-*.jsonl") for line in path.open())
     trials = ranked(Trial.model_validate_json(line) for line in lines)
     named = [t for t in trials if t.strategy == "grid" and size.fits(t.schedule)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ..models.errors import ScheduleError, SettingError
 from ..models.schedule import TimeGrid
 from ..solvers import SolverSettings, queries
-from ..solvers.schedule_data import MAX_STEPS
+from ..solvers.artefact import MAX_STEPS
 from .grid import check_steps
 
 

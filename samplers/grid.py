@@ -17,7 +17,7 @@ from typing import Any
 
 from ..models.errors import FewstepError, ScheduleError, SettingError, UnknownNameError
 from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
-from ..solvers.schedule_data import MAX_STEPS
+from ..solvers.artefact import MAX_STEPS
 from .spacing import SPACINGS
 
 Ramp = Callable[..., list[float]]

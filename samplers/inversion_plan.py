@@ -22,12 +22,13 @@ from ..models.arguments import Numbers
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError
 from ..models.schedule import Node, RectifiedFlow, TimeGrid
-from ..solvers import Schedule, Solver, SolverSettings, dry_run, names, solver, take_solver
+from ..solvers import Solver, SolverSettings, dry_run, names, solver, take_solver
+from ..solvers.artefact import Artefact
 from ..solvers.base import Query
 from ..solvers.fireflow import FireFlowSteps
 from ..solvers.multistep import Encoder
 from ..solvers.runge_kutta import RungeKuttaSteps
-from ..solvers.schedule_data import StepSpec
+from ..solvers.step_schedule import StepSpec
 from ..solvers.table import Evaluation, Table, TableSteps
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
@@ -183,7 +184,7 @@ def _within(nfe: int, settings: SolverSettings, of: Callable[[int], Route]) -> R
 
 def checked_solver(given: Any) -> SolverSettings:
     """The settings of a solver that has a way back, as far as its facts tell."""
-    if isinstance(given, Schedule):
+    if isinstance(given, Artefact):
         raise SettingError(
             "a searched schedule runs from noise to data only; name a solver that runs both ways:"
             f" {', '.join(invertible())}"

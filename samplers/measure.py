@@ -41,8 +41,8 @@ from ..models.files import check_folder, make_folder, remove_file, write_bytes
 from ..models.probe import answer
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
+from ..solvers.artefact import Process
 from ..solvers.model_statistics import Facts, ModelStatistics
-from ..solvers.schedule_data import Process
 from .conditions import Branches, Conditions, branches_of, rows_of
 from .grid import lam_ends
 from .guidance import CFG, guided_x0

@@ -10,10 +10,10 @@ from ..models.prediction import Prediction
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
+from ..solvers.artefact import SCALE, Artefact
 from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
-from ..solvers.schedule_data import SCALE
 from .budget import steps_for
 from .grid import Final, default_grid, time_grid
 from .guidance import CFG, Guidance
@@ -42,8 +42,7 @@ class Plan:
 
         Schedules and solvers that were measured on a network were seen to be right there.
         """
-        measured = isinstance(self.solver, Bound) and not isinstance(self.solver, Executor)
-        if self.settings is not None and not (self.adaptive or measured):
+        if self.settings is not None and not (self.adaptive or isinstance(self.solver, Bound)):
             warn_of_amplification(self.settings, self.grid, kind)
 
     @property
@@ -54,7 +53,7 @@ class Plan:
 
 def make_plan(
     noise_schedule: NoiseSchedule,
-    solver: str | SolverSettings | Schedule | None = None,
+    solver: str | SolverSettings | Artefact | None = None,
     *,
     nfe: int | None = None,
     steps: int | None = None,
@@ -76,7 +75,7 @@ def make_plan(
     Raises:
         FewstepError: for names that do not exist and combinations that cannot be.
     """
-    if isinstance(solver, Schedule):
+    if isinstance(solver, Artefact):
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
@@ -137,14 +136,13 @@ def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -
     return None if name is None else preset(name)
 
 
-def check_scale(schedule: Schedule, guided: Guidance) -> None:
+def check_scale(schedule: Artefact, guided: Guidance) -> None:
     """Raises SettingError if a schedule was searched for another guidance scale than that.
 
     A schedule that brings its guidance, or does not say what it was searched for, takes any.
     """
     made_for = schedule.provenance.get(SCALE)
-    brings = schedule.compiled is not None and schedule.compiled.U is not None
-    if made_for is None or brings or made_for == scale_of(guided):
+    if made_for is None or schedule.guided or made_for == scale_of(guided):
         return
     raise SettingError(
         f"this schedule was searched for guidance scale {made_for:g}, and the run has"

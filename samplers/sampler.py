@@ -18,6 +18,7 @@ from ..models.pipeline_network import network_of
 from ..models.size import Size
 from ..models.speed import Speed
 from ..solvers import Bound, Schedule, SolverSettings
+from ..solvers.artefact import Artefact
 from .batches import Job
 from .conditions import Conditions, branches_of, check_branches
 from .grid import Final
@@ -173,7 +174,7 @@ class Sampler:
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
         """The plan of these choices, or of the schedule that stands in for them."""
-        if isinstance(choices.get("solver"), Schedule):
+        if isinstance(choices.get("solver"), Artefact):
             check_scale(choices["solver"], guidance)
         default = default_schedule(self.network.name, choices, guidance)
         return self.plan(**choices) if default is None else self.plan(solver=default)

@@ -22,6 +22,7 @@ from .base import (
 from .executor import Executor
 from .multistep import LowerOrderFinal
 from .schedule_data import Schedule
+from .step_schedule import StepSchedule
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     import_module(f"{__name__}.{_module}")
@@ -36,6 +37,7 @@ __all__ = [
     "Solver",
     "SolverInfo",
     "SolverSettings",
+    "StepSchedule",
     "drive",
     "dry_run",
     "names",

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .base import SolverInfo, register
 from .multistep import Encoder, LowerOrderFinal, orders
-from .schedule_data import StepSpec
+from .step_schedule import StepSpec
 
 
 @dataclass(frozen=True)

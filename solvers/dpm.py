@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .base import SolverInfo, register
 from .dpmpp import DPMpp2M, DPMpp3M
-from .schedule_data import StepSpec
+from .step_schedule import StepSpec
 
 
 def _in_noise(specs: Sequence[StepSpec]) -> list[StepSpec]:

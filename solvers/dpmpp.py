@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .base import SolverInfo, register
 from .multistep import Encoder, LowerOrderFinal, orders
-from .schedule_data import Relax, StepSpec
+from .step_schedule import Relax, StepSpec
 
 Kind = Literal["midpoint", "taylor"]
 

@@ -1,7 +1,6 @@
 """Linear multistep of orders 1 to 4 in the straight coordinate of the process."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -31,18 +30,16 @@ class LMS(LinearSolver):
     )
     order: Annotated[int, Field(ge=1, le=4)] = 4
 
-    def coordinates(self, grid: TimeGrid) -> Sequence[Node]:
-        flow = grid.schedule.family == "flow"
-        return tuple(map(_straight, grid.nodes)) if flow else grid.nodes
-
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        nodes, combos = self.coordinates(grid), []
+        flow = grid.schedule.family == "flow"
+        nodes = tuple(map(_straight, grid.nodes)) if flow else grid.nodes
+        combos = []
         for n in range(grid.steps):
             taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
             end = nodes[n + 1].kappa
             means = mean_of_basis(taus, between(taus[0], end)) if n else []
             combos.append(adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
-        return combos
+        return list(map(_with_velocity, combos)) if flow else combos
 
 
 @register
@@ -60,3 +57,8 @@ def _straight(node: Node) -> Node:
     scale = node.alpha + node.sigma
     lam = math.inf if node.sigma == 0.0 else math.log(scale / node.sigma)
     return Node(node.t, scale, node.sigma, lam)
+
+
+def _with_velocity(combo: Combination) -> Combination:
+    """The combination with the name that eps of `_straight` nodes has on true ones."""
+    return {("v" if kind == "eps" else kind, n): weight for (kind, n), weight in combo.items()}

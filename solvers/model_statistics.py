@@ -26,7 +26,7 @@ from ..models.errors import ScheduleError, SettingError
 from ..models.probe import answer, are_alike
 from ..models.reading import first_problem
 from ..models.schedule import TimeGrid, share_path
-from .schedule_data import Process
+from .artefact import Process
 
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
 

@@ -1,14 +1,16 @@
 """Bases of the solvers that compile to tables, and how orders rise and fall along a grid."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..models.schedule import Node, TimeGrid
+from pydantic import TypeAdapter
+
+from ..models.schedule import TimeGrid
 from .base import SolverInfo, check_family
-from .executor import Executor
-from .schedule_data import Schedule, StepSpec
+from .schedule_data import Schedule
+from .step_schedule import StepSchedule, StepSpec
+from .step_table import compile_steps
 from .table import Combination, Evaluation, Table, TableSteps
 
 
@@ -21,21 +23,15 @@ class LinearSolver(ABC):
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         """Returns x_{n+1} for every step n, in terms of states, predictions and noise."""
 
-    def starts(self, grid: TimeGrid) -> Sequence[int]:
-        """Returns the node that each step begins at; nothing where it is its own."""
-        return ()
-
-    def coordinates(self, grid: TimeGrid) -> Sequence[Node]:
-        """Returns the nodes whose alpha and sigma the combinations mean by eps."""
-        return grid.nodes
-
     def table(self, grid: TimeGrid) -> Table:
         """Returns the table over a grid; raises ScheduleError for a process it does not run on."""
         check_family(self.info, grid)
-        evaluations = list(map(Evaluation, grid.nodes[:-1]))
-        return Table(
-            self.coordinates(grid), self.combinations(grid), evaluations, self.starts(grid)
-        )
+        return Table(grid.nodes, self.combinations(grid), list(map(Evaluation, grid.nodes[:-1])))
+
+    def encode(self, grid: TimeGrid) -> Schedule:
+        """Returns this solver on this grid as data, with its name and settings as its origin."""
+        settings: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return Schedule.of(self.table(grid), grid, {"solver": self.info.name, "settings": settings})
 
     def on(self, grid: TimeGrid) -> TableSteps:
         return TableSteps(self.table(grid))
@@ -60,22 +56,19 @@ class LowerOrderFinal(StrEnum):
         return self is LowerOrderFinal.ALWAYS or steps < limit[self]
 
 
-class Encoder(ABC):
-    """A solver that is a schedule: `encode` writes it down, the executor runs it."""
-
-    info: ClassVar[SolverInfo]
+class Encoder(LinearSolver):
+    """A solver whose steps are step specifications, so that a search can start from it."""
 
     @abstractmethod
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        """What each step of the grid is."""
+        """Returns the specification of each step of a grid."""
 
-    def encode(self, grid: TimeGrid) -> Schedule:
-        """This solver on this grid, as data."""
-        return Schedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
+    def step_schedule(self, grid: TimeGrid) -> StepSchedule:
+        """Returns this solver on this grid as what a search moves."""
+        return StepSchedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
 
-    def on(self, grid: TimeGrid) -> Executor:
-        check_family(self.info, grid)
-        return Executor(self.encode(grid))
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        return list(compile_steps(self.step_schedule(grid)).steps)
 
 
 def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:

@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
 from .multistep import LinearSolver, LowerOrderFinal, orders
-from .schedule_data import StepSpec
 from .sde_dpmpp import Scale, noise_std, stretched
+from .step_schedule import StepSpec
 from .table import Combination, plus
 from .taylor import taylor
 

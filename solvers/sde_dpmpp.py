@@ -30,7 +30,7 @@ from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
 from .dpmpp import DPMpp1M, DPMpp2M, DPMpp3M, Kind
 from .multistep import LinearSolver, LowerOrderFinal
-from .schedule_data import StepSpec
+from .step_schedule import StepSpec
 from .table import Combination
 from .taylor import taylor
 

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
 from .multistep import LinearSolver
-from .schedule_data import Relax, StepSpec
+from .step_schedule import Relax, StepSpec
 from .table import Combination, plus
 from .taylor import taylor
 
@@ -45,9 +45,6 @@ class Singlestep(LinearSolver):
             for start, end in _blocks(grid, self.p)
             for n in range(start, end)
         ]
-
-    def starts(self, grid: TimeGrid) -> list[int]:
-        return [start for start, end in _blocks(grid, self.p) for _ in range(start, end)]
 
     def _step(self, nodes: Sequence[Node], block: range, n: int) -> Combination:
         """The step from the first node of its block to node n + 1."""

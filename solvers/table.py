@@ -9,7 +9,7 @@ where the terms are states and predictions of nodes up to n and the noise of ste
 this as data; `TableSteps` runs it, and keeps no tensor longer than a later step needs it.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,8 +25,11 @@ from .base import Query, Revision, Split
 
 LARGEST_WEIGHT = 1e38  # float32 ends at 3.4e38
 
-# ("x", n), the state at node n; ("x0", n) and ("eps", n), the prediction there in two forms;
-# ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
+BOTH = (Branch.UNCOND, Branch.COND)
+SLOPES = ("eps", "v")
+
+# ("x", n), the state at node n; ("x0", n), ("eps", n) and ("v", n) = eps - x0, the prediction there
+# in three forms; ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
 Term = tuple[str, int]
 Combination = dict[Term, float]
 
@@ -45,23 +48,45 @@ class Evaluation(NamedTuple):
 class Table:
     """N steps over N + 1 nodes.
 
-    nodes:       alpha and sigma there give eps in terms of x and x0.
+    nodes:       alpha and sigma there give eps and v in terms of x and x0.
     steps:       the combination that is x_{n+1}, for every n.
     evaluations: of each step; None where the network is not asked.
-    starts:      the node whose state each step carries on; its own if empty.
     given:       what x0_n is taken to be where the network is not asked; None is zero.
     """
 
     nodes: Sequence[Node]
     steps: Sequence[Combination]
     evaluations: Sequence[Evaluation | None]
-    starts: Sequence[int] = ()
     given: Tensor | None = None
 
     @property
     def guided(self) -> bool:
         """Whether the table combines the branches of the network itself."""
         return any(each is not None and each.branches for each in self.evaluations)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a run; one of several branches counts once."""
+        return sum(each is not None for each in self.evaluations)
+
+    @property
+    def rows(self) -> int:
+        """Network rows per image, where no guidance adds any."""
+        return sum(max(1, len(each.branches)) for each in self.evaluations if each is not None)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The node whose state each step carries on: the last one that it weighs, or its own."""
+        states = (
+            [j for (kind, j), weight in combo.items() if kind == "x" and weight]
+            for combo in self.steps
+        )
+        return tuple(max(nodes, default=n) for n, nodes in enumerate(states))
+
+    @property
+    def held(self) -> int:
+        """Tensors that a run keeps at once, beside the state."""
+        return max(map(len, _layouts(_expanded(self.nodes, self.steps))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +132,8 @@ class TableSteps:
     def __init__(self, table: Table) -> None:
         self.guided = table.guided
         self.rows = tuple(_rows(table))
-        _check_weights(self.rows)
-        self.starts = tuple(table.starts) or tuple(range(len(self.rows)))
+        _check_rows(self.rows)
+        self.starts = table.starts
         self._given = None if table.given is None else Constant(table.given)
 
     def init(self) -> Memory:
@@ -201,16 +226,21 @@ def _rewritten(tensor: Tensor, origin: Origin, change: Revision) -> Tensor:
     return tensor.add(change.new - change.old, alpha=origin.x0)
 
 
-def _check_weights(rows: Sequence[Row]) -> None:
+def _check_rows(rows: Sequence[Row]) -> None:
     """Raises ScheduleError for a weight that is beyond float32, in which states are kept."""
     for n, row in enumerate(rows):
         pushed = [weight for origin in row.push for weight in origin[1:]]
-        for weight in (row.x, row.x0, row.u0, row.z, *row.kept, *pushed):
-            if not abs(weight) <= LARGEST_WEIGHT:
-                raise ScheduleError(
-                    f"step {n} has a weight of {weight:.3g}, which float32 states cannot take:"
-                    " times lie too near to each other, or coefficients are too large"
-                )
+        check_weights(n, (row.x, row.x0, row.u0, row.z, *row.kept, *pushed))
+
+
+def check_weights(n: int, weights: Iterable[float]) -> None:
+    """Raises ScheduleError for a weight of step n that is beyond float32."""
+    for weight in weights:
+        if not abs(weight) <= LARGEST_WEIGHT:
+            raise ScheduleError(
+                f"step {n} has a weight of {weight:.3g}, which float32 states cannot take:"
+                " times lie too near to each other, or coefficients are too large"
+            )
 
 
 def _rows(table: Table) -> list[Row]:
@@ -229,17 +259,22 @@ def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) 
 
 
 def _expanded(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Combination]:
-    """Writes eps in terms of x and x0 where that is cheaper: in the step of its own node, where
-    both are at hand; and in tables whose every eps serves one later step, as it takes two
+    """Writes eps and v in terms of x and x0 where that is cheaper: in the step of their own node,
+    where both are at hand; and in tables that use each of them in one later step, as one takes two
     operations to make and its parts take none to keep.
     """
-    late = [term for n, c in enumerate(combos) for term in c if term[0] == "eps" and term[1] < n]
+    late = [
+        term
+        for n, combo in enumerate(combos)
+        for term, weight in combo.items()
+        if term[0] in SLOPES and term[1] < n and weight
+    ]
     once = len(set(late)) == len(late)
     out = []
     for n, combo in enumerate(combos):
         for term, weight in list(combo.items()):
-            if term[0] == "eps" and weight and (term[1] == n or once):
-                a, b = _own(nodes[term[1]], "eps")
+            if term[0] in SLOPES and weight and (term[1] == n or once):
+                a, b = own_weights(nodes[term[1]], term[0])
                 written = {("x", term[1]): a, ("x0", term[1]): b}
                 combo = plus({**combo, term: 0.0}, written, weight)
         out.append({term: weight for term, weight in combo.items() if weight != 0.0})
@@ -257,6 +292,7 @@ def _layouts(combos: Sequence[Combination]) -> list[list[Term]]:
 
 
 def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[Term]) -> Row:
+    places = {term: i for i, term in enumerate(held)}
     return Row(
         query=_query(table.evaluations[n]),
         x=combo.get(("x", n), 0.0),
@@ -264,7 +300,7 @@ def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[
         u0=combo.get(("u0", n), 0.0),
         z=combo.get(("z", n), 0.0),
         kept=tuple(combo.get(term, 0.0) for term in held),
-        keep=tuple(held.index(term) for term in left if term[1] < n),
+        keep=tuple(places[term] for term in left if term[1] < n),
         push=tuple(_origin(table.nodes[n], kind, n) for kind, j in left if j == n),
     )
 
@@ -276,11 +312,15 @@ def _query(evaluation: Evaluation | None) -> Node | Split | None:
 
 
 def _origin(node: Node, kind: str, n: int) -> Origin:
-    return Origin(n, 0.0, 0.0, 1.0) if kind == "u0" else Origin(n, *_own(node, kind))
+    return Origin(n, 0.0, 0.0, 1.0) if kind == "u0" else Origin(n, *own_weights(node, kind))
 
 
-def _own(node: Node, kind: str) -> tuple[float, float]:
-    """A tensor of a node as weights of its state and its x0: eps = (x - alpha x0) / sigma."""
-    if kind == "eps":
-        return 1.0 / node.sigma, -node.alpha / node.sigma
+def own_weights(node: Node, kind: str) -> tuple[float, float]:
+    """Returns a term of a node as weights of its state and its x0.
+
+    eps = (x - alpha x0) / sigma and v = eps - x0 = (x - (alpha + sigma) x0) / sigma.
+    """
+    if kind in SLOPES:
+        scale = node.alpha if kind == "eps" else node.alpha + node.sigma
+        return 1.0 / node.sigma, -scale / node.sigma
     return (1.0, 0.0) if kind == "x" else (0.0, 1.0)

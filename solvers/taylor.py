@@ -17,7 +17,7 @@ from itertools import count, islice
 
 from ..models.schedule import Node
 from .phi import derivative_weights, phi
-from .schedule_data import Relax, StepSpec
+from .step_schedule import Relax, StepSpec
 from .table import Combination, plus
 
 

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import TimeGrid
 from .base import SolverInfo, register
 from .multistep import Encoder, LowerOrderFinal, orders
-from .schedule_data import Corrector, StepSpec
+from .step_schedule import Corrector, StepSpec
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from fewstep.models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from fewstep.solvers import Schedule, Solver, SolverSettings, drive, names
+from fewstep.solvers import Solver, SolverSettings, StepSchedule, drive, names
 from fewstep.solvers import solver as registered
-from fewstep.solvers.schedule_data import StepSpec
+from fewstep.solvers.compiled import compiled
+from fewstep.solvers.step_schedule import StepSpec
 
 Law = Callable[[Tensor, Node], Tensor]
 
@@ -109,13 +110,18 @@ def run(settings: SolverSettings, grid: TimeGrid, x: Tensor, law: Law) -> Tensor
     return x
 
 
+def with_table(schedule: StepSchedule) -> StepSchedule:
+    """The schedule with its canonical table beside its steps."""
+    return StepSchedule.model_validate({**schedule.model_dump(), "compiled": compiled(schedule)})
+
+
 # The textbook executor. It shares no formula with the one it judges: corrected states are formed,
 # derivatives are those of the interpolating polynomial, and every integral is a quadrature.
 
 Point = tuple[Node, Tensor, Tensor]  # a node with the x0 and eps predicted there
 
 
-def textbook(schedule: Schedule, x: Tensor, law: Law) -> Tensor:
+def textbook(schedule: StepSchedule, x: Tensor, law: Law) -> Tensor:
     process = schedule.process.schedule()
     nodes = [process.at(t) for t in schedule.t]
 

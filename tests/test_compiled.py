@@ -5,9 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import GAUSSIAN, MIXTURE, PROCESSES, even_in_lam, f64, run, start, unit_noise, walk
+from laws import (
+    CASES,
+    GAUSSIAN,
+    MIXTURE,
+    PROCESSES,
+    even_in_lam,
+    f64,
+    run,
+    start,
+    unit_noise,
+    walk,
+    with_table,
+)
 from pydantic import ValidationError
-from test_schedule_data import CONSISTENT, ENCODED, RANDOM, execute
+from test_step_schedule import CONSISTENT, ENCODED, RANDOM, execute
 from torch.testing import assert_close
 
 from fewstep.eval.search.guided import guided_schedule
@@ -24,11 +36,13 @@ from fewstep.samplers.guidance import CFG, Thresholded, Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Executor, Schedule, queries, solver
-from fewstep.solvers.compiled import compiled, compiled_solver, violations, with_table
-from fewstep.solvers.executor import check_network
-from fewstep.solvers.schedule_data import ANSWER, Compiled, MeanImage
-from fewstep.solvers.table import brings_guidance
+from fewstep.solvers import Executor, Schedule, StepSchedule, queries, solver
+from fewstep.solvers.artefact import ANSWER, MeanImage
+from fewstep.solvers.compiled import compiled, rewrite, tabulate, violations
+from fewstep.solvers.executor import check_network, table_of
+from fewstep.solvers.multistep import LinearSolver
+from fewstep.solvers.step_schedule import Compiled
+from fewstep.solvers.table import TableSteps, brings_guidance
 
 
 def example(**table):
@@ -44,7 +58,7 @@ def example(**table):
 
 
 def parse(data):
-    return Schedule.parse(json.dumps(data))
+    return StepSchedule.parse(json.dumps(data))
 
 
 # What a table is
@@ -63,7 +77,7 @@ def test_tables_run_as_their_schedules(schedule):
 @pytest.mark.parametrize(("name", "process"), ENCODED)
 def test_tables_of_named_solvers_run_as_they_do(name, process):
     grid = even_in_lam(PROCESSES[process], 8)
-    tabled, x = with_table(solver(name).encode(grid)), start(grid)
+    tabled, x = with_table(solver(name).step_schedule(grid)), start(grid)
     wanted = run(solver(name), grid, x, MIXTURE.x0)
     assert_close(execute(tabled, x, MIXTURE.x0), wanted, rtol=0.0, atol=2e-12)
 
@@ -84,7 +98,7 @@ def test_a_table_weighs_states_and_predictions_as_it_says():
 
 def test_tables_survive_json_to_the_last_bit():
     made = with_table(RANDOM[0])
-    again = Schedule.parse(made.dump())
+    again = StepSchedule.parse(made.dump())
     assert again == made
     assert again.schedule_id == made.schedule_id
     for dtype in (torch.float32, torch.float64):
@@ -101,7 +115,7 @@ def test_a_table_is_compiled_to_itself():
 
 @pytest.mark.parametrize("schedule", CONSISTENT, ids=range(24))
 def test_consistent_schedules_violate_nothing(schedule):
-    found = violations(compiled(schedule), schedule.grid().nodes)
+    found = violations(table_of(schedule))
     assert found.state < 1e-12
     assert found.predictions < 1e-12
     assert found.largest > 0.0
@@ -109,7 +123,7 @@ def test_consistent_schedules_violate_nothing(schedule):
 
 def test_violations_are_those_of_the_table():
     made = parse(example())
-    found = violations(made.compiled, made.grid().nodes)
+    found = violations(table_of(made))
     assert found.state == pytest.approx(0.1 - 4.0 / 80.0)
     assert found.predictions == pytest.approx(0.95 - 0.9)
     assert found.largest == 0.9
@@ -118,37 +132,60 @@ def test_violations_are_those_of_the_table():
 def test_free_weights_are_told_as_violations():
     body = RANDOM[0].model_dump(mode="json")
     body["steps"][3] |= {"dA": 0.01, "dB": [0.02]}
-    made = Schedule.model_validate(body | {"afs": None, "nfe": 7})
-    found = violations(compiled(made), made.grid().nodes)
+    made = StepSchedule.model_validate(body | {"afs": None, "nfe": 7})
+    found = violations(table_of(made))
     assert found.state > 1e-3
     assert found.predictions > 1e-3
 
 
-def test_linear_solvers_without_a_schedule_have_tables():
+LINEAR = [
+    (name, process)
+    for name, process in CASES
+    if isinstance(solver(name), LinearSolver) and not solver(name).info.stochastic
+]
+
+
+def test_tables_are_rewritten_to_their_canonical_form_and_back():
+    """The noise of a stochastic step is not kept, so those have none."""
+    for name, process in LINEAR:
+        grid = even_in_lam(PROCESSES[process], 6)
+        table, x = solver(name).table(grid), start(grid)
+        wanted = run(solver(name), grid, x, MIXTURE.x0)
+        canonical = rewrite(table, [0] * 6)
+        assert {term for combo in canonical.steps for term in combo if term[0] == "x"} <= {("x", 0)}
+        assert not any(kind in ("eps", "v") for combo in canonical.steps for kind, _ in combo)
+        for each in (canonical, rewrite(canonical, range(6)), rewrite(table, range(6))):
+            *_, (end, _) = walk(TableSteps(each), grid, x, MIXTURE.x0)
+            assert_close(end, wanted, rtol=0.0, atol=1e-12, msg=name)
+    noisy = solver("ddpm").table(even_in_lam(VPLinear(), 4))
+    with pytest.raises(ScheduleError, match="adds noise"):
+        rewrite(noisy, [0] * 4)
+
+
+def test_guided_tables_are_rewritten_too():
+    base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 5))
+    made = guided(base, 3.0, [0, 2])
+    grid = made.grid()
+    table = Schedule.of(rewrite(Schedule.of_steps(made).table(), range(5)), grid, {})
+    assert any(("x", n) in combo for n, combo in enumerate(table.table().steps[1:], start=1))
+    assert_close(ends(table), ends(made), rtol=0.0, atol=1e-12)
+
+
+def test_linear_solvers_of_other_kinds_have_canonical_tables():
     grid = even_in_lam(VPLinear(), 6)
-    table = compiled_solver(solver("deis-tab2").on(grid), grid)
-    steps = solver("ddim").encode(grid)
-    made = Schedule.model_validate({**steps.model_dump(), "compiled": table.model_dump()})
+    table = tabulate(solver("deis-tab2").table(grid))
+    steps = solver("ddim").step_schedule(grid)
+    made = StepSchedule.model_validate({**steps.model_dump(), "compiled": table.model_dump()})
     x = unit_noise()
     wanted = run(solver("deis-tab2"), grid, x, MIXTURE.x0)
     assert_close(execute(made, x, MIXTURE.x0), wanted, rtol=0.0, atol=2e-12)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("heun", "asks the network 2 times"), ("ddpm", "adds noise")],
-)
-def test_solvers_without_a_table(name, message):
-    grid = even_in_lam(VPLinear(), 4)
-    with pytest.raises(ScheduleError, match=message):
-        compiled_solver(solver(name).on(grid), grid)
 
 
 @pytest.mark.parametrize("tabled", [False, True])
 def test_a_linear_law_ends_where_the_weights_say(tabled):
     """For one Gaussian x0 = m + G (x - alpha m): the end is that of scalar arithmetic."""
     grid = even_in_lam(EDM(), 5)
-    made = solver("unipc-3").encode(grid)
+    made = solver("unipc-3").step_schedule(grid)
     table, x = compiled(made), start(grid)
     mean, var = GAUSSIAN.means[0], GAUSSIAN.stds[0] ** 2
     states, predictions = [x.flatten(1)], []
@@ -197,11 +234,13 @@ def test_tables_fit_their_steps():
 
 def test_a_mean_stands_for_the_first_prediction():
     grid = even_in_lam(EDM(), 5)
-    base = solver("unipc-3").encode(grid)
+    base = solver("unipc-3").step_schedule(grid)
     mean = MeanImage.of([0.25, -0.5, 1.0, 0.0], (2, 1, 2))
     for each in (base, with_table(base)):
-        made = Schedule.model_validate({**each.model_dump(), "afs": mean.model_dump(), "nfe": 4})
-        assert Schedule.parse(made.dump()) == made
+        made = StepSchedule.model_validate(
+            {**each.model_dump(), "afs": mean.model_dump(), "nfe": 4}
+        )
+        assert StepSchedule.parse(made.dump()) == made
         x, value = start(grid), f64([[0.25, -0.5]], [[1.0, 0.0]])
 
         def law(z, node, value=value):
@@ -213,9 +252,11 @@ def test_a_mean_stands_for_the_first_prediction():
 
 def test_a_mean_of_zero_is_zero():
     grid = even_in_lam(EDM(), 5)
-    base = solver("dpmpp-2m").encode(grid).model_dump()
+    base = solver("dpmpp-2m").step_schedule(grid).model_dump()
     mean = MeanImage.of([0.0], (1,)).model_dump()
-    zero, mean = (Schedule.model_validate({**base, "afs": afs, "nfe": 4}) for afs in ("zero", mean))
+    zero, mean = (
+        StepSchedule.model_validate({**base, "afs": afs, "nfe": 4}) for afs in ("zero", mean)
+    )
     x = start(grid)
     assert_close(execute(zero, x, MIXTURE.x0), execute(mean, x, MIXTURE.x0))
 
@@ -239,9 +280,9 @@ def test_damaged_means_are_refused():
 def test_a_mean_must_fit_the_network(shape, fits):
     network = MIXTURE.network(EDM(), (2, 1, 2))
     values = [0.5] * torch.Size(shape).numel()
-    base = solver("ddim").encode(even_in_lam(EDM(), 3)).model_dump()
+    base = solver("ddim").step_schedule(even_in_lam(EDM(), 3)).model_dump()
     afs = MeanImage.of(values, shape).model_dump()
-    made = Schedule.model_validate({**base, "afs": afs, "nfe": 2})
+    made = StepSchedule.model_validate({**base, "afs": afs, "nfe": 2})
     if fits:
         assert Sampler(network)([0], solver=made).ledger.nfe == 2
         return
@@ -254,7 +295,7 @@ def test_a_mean_must_fit_the_network(shape, fits):
 
 def found_for(network):
     """A schedule as a search leaves it."""
-    made = solver("ddim").encode(even_in_lam(EDM(), 3))
+    made = solver("ddim").step_schedule(even_in_lam(EDM(), 3))
     return made.model_copy(update={"provenance": {"model": "m", ANSWER: sketch(network)}})
 
 
@@ -262,7 +303,7 @@ def test_a_schedule_of_another_network_is_refused_unless_forced():
     mine, other = (law.network(EDM(), (2, 1, 2)) for law in (MIXTURE, GAUSSIAN))
     schedule = found_for(mine)
     assert Sampler(mine)([0], solver=schedule).ledger.nfe == 3
-    assert Sampler(mine)([0], solver=Schedule.parse(schedule.dump())).ledger.nfe == 3
+    assert Sampler(mine)([0], solver=StepSchedule.parse(schedule.dump())).ledger.nfe == 3
     with pytest.raises(ScheduleError, match=r"another network \(m\).*fewstep search.*--force"):
         Sampler(other)([0], solver=schedule)
     assert Sampler(other)([0], solver=schedule.for_any()).ledger.nfe == 3
@@ -283,7 +324,7 @@ def test_who_cannot_be_asked_is_not_refused():
 def test_a_damaged_answer_is_refused():
     body = {**example(), "provenance": {ANSWER: ["x"]}}
     with pytest.raises(ValidationError, match="must be a list of numbers"):
-        Schedule.model_validate(body)
+        StepSchedule.model_validate(body)
 
 
 # Guided tables
@@ -321,13 +362,13 @@ def ends(schedule, guidance=None, ledger=None):
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc-3", "dpm-2m"])
 def test_guided_at_every_step_is_classifier_free_guidance(name):
-    base = solver(name).encode(time_grid("uniform", RectifiedFlow(), 6))
+    base = solver(name).step_schedule(time_grid("uniform", RectifiedFlow(), 6))
     assert_close(ends(guided(base, 3.0, range(6))), ends(base, CFG(3.0)), rtol=0.0, atol=1e-11)
     assert_close(ends(guided(base, 3.0, [])), ends(base), rtol=0.0, atol=1e-11)
 
 
 def test_guided_early_steps_are_an_interval():
-    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 6))
+    base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 6))
     nodes = base.grid().nodes
     first = guided(base, 3.0, range(6))
     wanted = ends(base, CFG(3.0, (nodes[3].kappa, nodes[0].kappa)))
@@ -339,7 +380,7 @@ def test_guided_early_steps_are_an_interval():
 
 def test_a_held_difference_is_that_of_the_last_guided_step():
     """Two DDIM steps guided at the first: the second takes c_1 + (s - 1) (c_0 - u_0)."""
-    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 2))
+    base = solver("ddim").step_schedule(time_grid("uniform", RectifiedFlow(), 2))
     x, (t, s, _) = unit_noise(), base.grid().nodes
     c, u = MIXTURE.x0(x, t), GAUSSIAN.x0(x, t)
     z = s.sigma * x + s.alpha * (u + 3.0 * (c - u))
@@ -347,7 +388,7 @@ def test_a_held_difference_is_that_of_the_last_guided_step():
 
 
 def test_rows_of_a_guided_run_are_counted():
-    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 6))
+    base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 6))
     made, ledger = guided(base, 3.0, [0, 2, 5]), Ledger(images=2)
     ends(made, ledger=ledger)
     assert (ledger.nfe, ledger.rows_per_image) == (6, 9) == (made.nfe, made.rows)
@@ -356,9 +397,9 @@ def test_rows_of_a_guided_run_are_counted():
 
 
 def test_guided_tables_survive_json():
-    base = solver("dpmpp-2m").encode(time_grid("uniform", RectifiedFlow(), 4))
+    base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 4))
     made = guided(base, 3.0, [0, 2])
-    again = Schedule.parse(made.dump())
+    again = StepSchedule.parse(made.dump())
     assert again == made
     assert torch.equal(ends(again), ends(made))
     assert brings_guidance(Executor(made))
@@ -367,7 +408,7 @@ def test_guided_tables_survive_json():
 
 @pytest.mark.parametrize("other", [CFG(2.0), CFG(0.0), Thresholded(), Thresholded(CFG(1.0))])
 def test_no_other_guidance_stands_beside_a_guided_table(other):
-    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
+    base = solver("ddim").step_schedule(time_grid("uniform", RectifiedFlow(), 3))
     made = guided(base, 3.0, [0])
     ends(made, CFG(1.0))
     with pytest.raises(SettingError, match="brings its own guidance"):
@@ -375,7 +416,7 @@ def test_no_other_guidance_stands_beside_a_guided_table(other):
 
 
 def test_guided_tables_need_an_unconditional_branch():
-    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 3))
+    base = solver("ddim").step_schedule(time_grid("uniform", RectifiedFlow(), 3))
     network = MIXTURE.network(RectifiedFlow(), (2, 1, 2))
     with pytest.raises(ModelError, match="no conditions for uncond"):
         Sampler(network)([0], solver=guided(base, 3.0, [0]))
@@ -384,8 +425,8 @@ def test_guided_tables_need_an_unconditional_branch():
 def test_guided_tables_weigh_their_columns():
     """A hand-made one: z_1 = z_0 + c_0 - 2 u_0, with constant branches 1 and 10."""
     table = Compiled(A=(1.0,), B=((1.0,),), U=((-2.0,),), tau=(1.0,), guided=(0,))
-    base = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 1))
-    made = Schedule.model_validate({**base.model_dump(), "compiled": table.model_dump()})
+    base = solver("ddim").step_schedule(time_grid("uniform", RectifiedFlow(), 1))
+    made = StepSchedule.model_validate({**base.model_dump(), "compiled": table.model_dump()})
     steps = Executor(made)
     step = steps.step(torch.zeros(1, 2), steps.init(), *made.grid())
     _, query = next(step)

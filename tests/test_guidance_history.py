@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from guided import EDGE, NONE, SCHEDULE, SHAPE, ends, exact, grid_of, network
-from laws import FIXED, runs, solver, start, unit_noise
+from laws import FIXED, runs, solver, start, unit_noise, with_table
 
 from fewstep.samplers.guidance import (
     CFG,
@@ -18,7 +18,6 @@ from fewstep.samplers.guidance import (
     Thresholded,
 )
 from fewstep.solvers import Executor, Revision, Rewritable, drive, retold
-from fewstep.solvers.compiled import with_table
 from fewstep.solvers.multistep import Encoder
 from fewstep.solvers.singlestep import Singlestep
 from fewstep.solvers.table import TableSteps
@@ -100,7 +99,7 @@ def test_tables_do_what_their_steps_do(name, case):
 
     class Tabled:
         def on(self, grid):
-            return Executor(with_table(full(name).encode(grid)))
+            return Executor(with_table(full(name).step_schedule(grid)))
 
     assert isinstance(solver(name), Encoder)
     stepwise = errors(full(name), case, True, (64,))

@@ -25,7 +25,7 @@ from fewstep.samplers.inversion import Inversion, invert, reconstruct
 from fewstep.samplers.inversion_plan import CLEAN, invertible, route
 from fewstep.samplers.picture_files import decibels, read_picture, write_strip
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Schedule, solver
+from fewstep.solvers import StepSchedule, solver
 
 SHAPE = (2, 1, 2)
 IMAGE = f64([-0.7, 0.1, 0.6, -0.1], [0.5, -0.6, 0.0, 0.8], [0.1, 0.7, -0.8, 0.5]).reshape(3, *SHAPE)
@@ -162,7 +162,7 @@ def test_solvers_that_cannot_are_refused(name, why):
 def test_a_searched_schedule_is_refused():
     grid = route(sampler().network, steps=3).grid
     with pytest.raises(SettingError, match="noise to data only"):
-        route(sampler().network, Schedule.of(grid, solver("ddim").steps(grid), solver="ddim"))
+        route(sampler().network, StepSchedule.of(grid, solver("ddim").steps(grid), solver="ddim"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Schedules of the package: they are what they say, and stand in where they are best."""
 
 import json
+from importlib.resources import files
 
 import pytest
 from typer.testing import CliRunner
@@ -12,8 +13,8 @@ from fewstep.models.load import embedded_names, load
 from fewstep.samplers.guidance import CFG, Unguided
 from fewstep.samplers.plan import default_schedule, make_plan, named_schedule
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Schedule, presets
-from fewstep.solvers.compiled import compiled, violations
+from fewstep.solvers import StepSchedule, presets, solver
+from fewstep.solvers.compiled import violations
 from fewstep.solvers.presets import best_preset, preset, preset_names
 
 PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
@@ -24,7 +25,7 @@ SEARCHED = [name for name in preset_names() if name not in PUBLISHED]
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_schedules_are_consistent(name):
     schedule = preset(name)
-    found = violations(compiled(schedule), schedule.grid().nodes)
+    found = violations(schedule.table())
     assert max(found.state, found.predictions) < 1e-9
 
 
@@ -33,7 +34,8 @@ def test_the_published_tables_are_the_published_numbers():
     published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152]
     assert kappas[:-1] == pytest.approx(published, rel=2e-3)
     assert kappas[-1] == 0.0
-    lsun = preset("usf-lsun-nfe6")
+    text = (files(presets) / "usf-lsun-nfe6.json").read_text(encoding="utf-8")
+    lsun = StepSchedule.parse(text)
     assert (lsun.nfe, len(lsun.steps), lsun.afs, lsun.t[1]) == (6, 7, "zero", 0.85729)
     assert [step.pred for step in lsun.steps] == list(PREDICTIONS)
     assert [step.c for step in lsun.steps] == [0.0, -0.1667, 0.0, 0.1667, 0.047, -0.1667, 0.0]
@@ -55,7 +57,7 @@ def shelf(monkeypatch):
     network = load("fashion-dit")
 
     def made(grid, test, **facts):
-        settings, nodes = make_plan(network.schedule, "ddim", nfe=3, grid=grid), 3
+        settings = make_plan(network.schedule, "ddim", nfe=3, grid=grid)
         told = {
             "model": "fashion-dit",
             "cfg_scale": 1.0,
@@ -63,7 +65,7 @@ def shelf(monkeypatch):
             "baseline": {"name": "ddim", "test": 1.0},
             **facts,
         }
-        schedule = Schedule.of(settings.grid, ({},) * nodes)
+        schedule = solver("ddim").encode(settings.grid)
         return schedule.model_copy(update={"provenance": told})
 
     held = {

@@ -19,7 +19,7 @@ from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import names, solver
 from fewstep.solvers.presets import preset
-from fewstep.solvers.schedule_data import Compiled
+from fewstep.solvers.step_schedule import Compiled
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VP = diffusers.DDIMScheduler(**SD, clip_sample=False).config
@@ -489,10 +489,10 @@ def test_what_cannot_be_planned_says_why(case):
 
 
 PLAIN = preset("ays-sd15-nfe10")
-AFS = Schedule.parse(json.dumps(json.loads(PLAIN.dump()) | {"afs": "zero", "nfe": 9}))
+AFS = PLAIN.model_copy(update={"evaluations": (None, *PLAIN.evaluations[1:]), "nfe": 9})
 ONE_STEP = Compiled(A=(0.0,), B=((1.0,),), U=((-2.0,),), tau=(1.0,), guided=(0,))
-BASE = solver("ddim").encode(make_plan(ours(VP).process.fixed, steps=1).grid)
-GUIDED = BASE.model_copy(update={"compiled": ONE_STEP})
+BASE = solver("ddim").step_schedule(make_plan(ours(VP).process.fixed, steps=1).grid)
+GUIDED = Schedule.of_steps(BASE.model_copy(update={"compiled": ONE_STEP}))
 CANNOT = {
     "solver": (VP, {"solver": "unipc3"}, "did you mean 'unipc-3'"),
     "no solver": (VP, {"solver": ""}, "no solver ''; known"),

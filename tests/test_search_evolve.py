@@ -30,7 +30,7 @@ from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.probe import are_alike, sketch
 from fewstep.models.schedule import EDM
-from fewstep.solvers.schedule_data import ANSWER
+from fewstep.solvers.artefact import ANSWER
 
 LAW = GaussianMixture(
     means=f64([-0.8, 0.3], [0.6, -0.7], [0.2, 0.8]),

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import PROCESSES, f64
-from test_schedule_data import RANDOM
+from laws import PROCESSES, f64, with_table
 from test_search_problem import ddim, small
+from test_step_schedule import RANDOM
 from torch.testing import assert_close
 
 from fewstep.eval.search import coefficients, student
@@ -29,8 +29,8 @@ from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.grid import time_grid
-from fewstep.solvers import Schedule, phi, solver
-from fewstep.solvers.compiled import compiled, with_table
+from fewstep.solvers import StepSchedule, phi, solver
+from fewstep.solvers.compiled import compiled
 
 PLAIN = [each.model_copy(update={"afs": None, "nfe": 7}) for each in RANDOM]
 
@@ -78,7 +78,7 @@ def test_tables_and_odd_schedules_are_starts_too(seed):
     """A start without a theory of its own is the theory of its steps and free weights."""
     body = with_table(PLAIN[seed]).model_dump()
     plain = [{"order": min(2, i + 1)} for i in range(6)] + [{}]
-    made = Schedule.model_validate(body | {"steps": plain})
+    made = StepSchedule.model_validate(body | {"steps": plain})
     parameters = Parameters(made)
     assert_close(parameters.table().detach(), rows_of(PLAIN[seed]), rtol=1e-10, atol=1e-10)
     assert_close(rows_of(parameters.schedule()), rows_of(PLAIN[seed]), rtol=1e-10, atol=1e-10)
@@ -124,7 +124,7 @@ def double(problem):
 
 STARTS = [
     lambda problem: ddim(problem),
-    lambda problem: solver("unipc-3").encode(time_grid("beta", problem.network.schedule, 5)),
+    lambda problem: solver("unipc-3").step_schedule(time_grid("beta", problem.network.schedule, 5)),
     lambda problem: guided_schedule(ddim(problem, 5), 3.0, [0, 1, 3]),
 ]
 
@@ -177,7 +177,7 @@ def test_gradients_are_slopes_of_the_loss(start, monkeypatch):
 def test_a_mean_stands_for_the_first_prediction():
     problem = toy((4, 2, 2))
     base = named("dpmpp-2m", "logsnr", 5).model_dump()
-    made = Schedule.model_validate({**base, "afs": toy_mean().model_dump(), "nfe": 4})
+    made = StepSchedule.model_validate({**base, "afs": toy_mean().model_dump(), "nfe": 4})
     block = double(problem)
     before = problem.evaluations
     ends = Student(problem, Parameters(made)).ends(block).detach()

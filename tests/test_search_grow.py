@@ -16,8 +16,9 @@ from fewstep.eval.search.strategies import Proposal, strategy
 from fewstep.eval.search.strategies.grow import grown, preceded
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
+from fewstep.solvers.artefact import MeanImage
 from fewstep.solvers.compiled import compiled, violations
-from fewstep.solvers.schedule_data import MeanImage
+from fewstep.solvers.executor import table_of
 
 PROBLEM = small(cfg_scale=1.0)
 
@@ -56,8 +57,9 @@ def test_the_new_state_is_that_of_its_time():
     made = grown(unipc(), 1)
     table, process = compiled(made), made.process.schedule()
     nodes = [process.at(t) for t in (*table.tau, made.t[-1])]
-    assert violations(table, nodes).state < 1e-12
-    assert violations(table, nodes).predictions < 1e-12
+    found = violations(replace(table_of(made), nodes=nodes))
+    assert found.state < 1e-12
+    assert found.predictions < 1e-12
 
 
 def larger(folder, nfe):
@@ -89,7 +91,7 @@ def test_without_anything_smaller_there_are_none(tmp_path):
 def test_it_takes_the_best_of_the_largest_that_is_smaller(tmp_path):
     task = larger(tmp_path, 6)
     nodes = time_grid("uniform", PROBLEM.network.schedule, 5)
-    of_five = [solver(name).encode(nodes) for name in ("unipc-2", "ddim")]
+    of_five = [solver(name).step_schedule(nodes) for name in ("unipc-2", "ddim")]
     for schedule in of_five:
         evaluate(replace(task, size=Size(5)), "grid", Proposal(schedule))
     best = min((task.log.trials[s.schedule_id] for s in of_five), key=lambda trial: trial.rank)

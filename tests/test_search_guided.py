@@ -37,7 +37,7 @@ from fewstep.eval.search.trajectories import branched, fine_grid
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.samplers.grid import time_grid
-from fewstep.solvers import Schedule, solver
+from fewstep.solvers import Schedule, StepSchedule, solver
 
 SIX = Size(6, "rows")
 QUICK = {"fine": 12, "iterations": 10, "batch": 6, "every": 5}
@@ -69,7 +69,7 @@ def test_a_schedule_has_rows_if_it_brings_its_guidance(tmp_path):
     (first, *_) = strategies.strategy("grid")(task)
     assert size_of(first.schedule) == Size(6, "rows")
     assert first.schedule.nfe != 6
-    plain = solver("ddim").encode(time_grid("uniform", task.space.process, 6))
+    plain = solver("ddim").step_schedule(time_grid("uniform", task.space.process, 6))
     assert plain.rows == 6
     assert size_of(plain) == Size(6)
     assert not Size(6, "rows").fits(plain)
@@ -206,7 +206,7 @@ def test_a_fitted_schedule_runs_as_it_was_fitted(tmp_path):
         else:
             row = [w + 0.02 * (j == column) for j, w in enumerate(last)]
             body["compiled"][name] = [*body["compiled"][name][:-1], row]
-        other = Schedule.model_validate(body)
+        other = StepSchedule.model_validate(body)
         assert rmse(problem.ends(other, block), block) > error
 
 
@@ -220,7 +220,7 @@ def test_a_fitted_schedule_betters_its_theory(tmp_path):
         fine_grid(task),
         Placement((0, 4, 8), (0, 4, 8)),
     )
-    theory = solver("dpmpp-2m").encode(time_grid("beta", task.space.process, 3))
+    theory = solver("dpmpp-2m").step_schedule(time_grid("beta", task.space.process, 3))
     block = task.problem.block("test")
     aim = objective("terminal", task.problem.network)
     assert aim(task.problem, made, block) < 0.8 * aim(task.problem, theory, block)
@@ -263,7 +263,7 @@ def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale
     assert_close(problem.answers(block, states[0], node, None)[0], guided, rtol=1e-4, atol=1e-5)
     first = (made.compiled.A[0], made.compiled.B[0][0])
     assert first == pytest.approx(fit([states[0], guided], states[4]).tolist(), abs=1e-4)
-    theory = solver("dpmpp-2m").encode(time_grid("beta", task.space.process, 3))
+    theory = solver("dpmpp-2m").step_schedule(time_grid("beta", task.space.process, 3))
     test = problem.block("test")
     assert rmse(problem.ends(made, test), test) < 0.9 * rmse(problem.ends(theory, test), test)
 

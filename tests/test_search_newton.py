@@ -21,21 +21,21 @@ from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE, Line
 from fewstep.models.denoiser import Network
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
-from fewstep.solvers import Schedule, solver
+from fewstep.solvers import StepSchedule, solver
+from fewstep.solvers.artefact import MeanImage
 from fewstep.solvers.compiled import compiled
-from fewstep.solvers.schedule_data import MeanImage
 
 PROBLEM = small(cfg_scale=1.0)
 
 
 def unipc(steps=3):
     grid = time_grid("uniform", PROBLEM.network.schedule, steps)
-    return solver("unipc-2").encode(grid)
+    return solver("unipc-2").step_schedule(grid)
 
 
 def with_afs():
     mean = MeanImage.of([0.3, -0.2, 0.1, 0.4], (2, 1, 2))
-    return Schedule.model_validate({**unipc().model_dump(), "afs": mean, "nfe": 2})
+    return StepSchedule.model_validate({**unipc().model_dump(), "afs": mean, "nfe": 2})
 
 
 CASES = {
@@ -178,7 +178,7 @@ def test_the_first_rounds_start_from_others(tmp_path):
     for grid in ("uniform", "beta", "logsnr"):
         nodes = time_grid(grid, task.problem.network.schedule, 3)
         for name in ("dpmpp-2m", "unipc-2"):  # with the same times: one of them is a start
-            made = solver(name).encode(nodes)
+            made = solver(name).step_schedule(nodes)
             assert evaluate(task, "grid", Proposal(made))
     refined(task, 4)
     parents = [trial.parent for trial in task.log.own if trial.strategy == "refine"]
@@ -218,7 +218,9 @@ def test_every_strategy_has_a_start(tmp_path, monkeypatch):
         nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
         name = "fit" if grid == "karras" else "grid"
         task.log.append(
-            Trial.of(solver("unipc-2").encode(nodes), 0.01 * i, strategy=name, seed=0, evals=18)
+            Trial.of(
+                solver("unipc-2").step_schedule(nodes), 0.01 * i, strategy=name, seed=0, evals=18
+            )
         )
     refined(task, 2)
     parents = [trial.parent for trial in task.log.own if trial.strategy == "refine"]
@@ -247,7 +249,7 @@ def test_the_ladder_of_starts(tmp_path, monkeypatch):
     task = task_of(tmp_path)
     for grid in ("uniform", "beta", "logsnr", "beta:alpha=2.0", "uniform"):
         nodes = make_plan(task.problem.network.schedule, "ddim", steps=3, grid=grid).grid
-        evaluate(task, "grid", Proposal(solver("dpmpp-2m").encode(nodes)))
+        evaluate(task, "grid", Proposal(solver("dpmpp-2m").step_schedule(nodes)))
     roots = list(task.log.own)
     refined(task, len(roots) + 3 * 3 + 3)
     line_of = {trial.id: trial.id for trial in roots}

@@ -23,7 +23,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow
 from fewstep.samplers.grid import Final, time_grid
 from fewstep.samplers.guidance import CFG
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Schedule, solver
+from fewstep.solvers import StepSchedule, solver
 
 QUICK = Teacher(nfe=20)
 
@@ -48,7 +48,7 @@ def small(**fields):
 
 
 def ddim(problem, steps=4):
-    return solver("ddim").encode(time_grid("uniform", problem.network.schedule, steps))
+    return solver("ddim").step_schedule(time_grid("uniform", problem.network.schedule, steps))
 
 
 # Problems
@@ -244,7 +244,7 @@ def test_objectives_of_schedules(name):
     assert aim.name == name
     figure = {"terminal": rmse, "log_mse": log_mse}[name]
     assert aim(problem, made, block) == figure(problem.ends(made, block), block)
-    better = solver("unipc-3").encode(time_grid("uniform", problem.network.schedule, 12))
+    better = solver("unipc-3").step_schedule(time_grid("uniform", problem.network.schedule, 12))
     assert aim(problem, better, block) < aim(problem, made, block)
 
 
@@ -254,7 +254,7 @@ def test_what_is_not_finite_is_the_worst():
     assert aim.of(block.ends * math.nan, block) == math.inf
     body = ddim(problem).model_dump(mode="json")
     body["steps"][1]["dA"] = 1e200
-    assert aim(problem, Schedule.model_validate(body), block) == math.inf
+    assert aim(problem, StepSchedule.model_validate(body), block) == math.inf
 
 
 def grey():
@@ -345,7 +345,7 @@ def test_the_toy_is_a_problem():
     made = named("dpmpp-2m", "logsnr", 5)
     assert made.t[-1] == pytest.approx(EDM().sigma_min, rel=1e-14)
     with_mean = {**made.model_dump(), "afs": toy_mean().model_dump(), "nfe": 4}
-    ends = problem.ends(Schedule.model_validate(with_mean), block)
+    ends = problem.ends(StepSchedule.model_validate(with_mean), block)
     assert torch.isfinite(ends).all()
     final = time_grid("logsnr", EDM(), 5, Final.SIGMA_MIN)
     assert made.grid() == final

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import GAUSSIAN, PROCESSES, run, start
+from laws import GAUSSIAN, PROCESSES, run, start, with_table
 
 from fewstep.eval.search.space import (
     DECISIONS,
@@ -25,8 +25,8 @@ from fewstep.eval.search.space import (
 )
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.schedule import Cosine, VPDiscrete
-from fewstep.solvers import Executor, Schedule, take_solver
-from fewstep.solvers.schedule_data import MeanImage
+from fewstep.solvers import Executor, StepSchedule, take_solver
+from fewstep.solvers.artefact import MeanImage
 
 ALL = frozenset(DECISIONS)
 SPACES = {
@@ -45,7 +45,7 @@ def usable(schedule):
 
 def check(space, schedule, nfe):
     """Valid, of that cost, inside the space, and with steps that are told in one way only."""
-    assert Schedule.parse(schedule.dump()) == schedule
+    assert StepSchedule.parse(schedule.dump()) == schedule
     assert schedule.nfe == nfe
     assert schedule.t[0] in space.starts
     assert schedule.t[-1] in space.ends
@@ -204,8 +204,6 @@ def test_children_differ_from_their_parents_and_repeat_with_their_seed():
 
 
 def test_a_draft_leaves_coefficients_and_tables_behind():
-    from fewstep.solvers.compiled import with_table
-
     space = SPACES["edm"]
     table = with_table(space.base(4))
     assert space.projected(table).compiled is None

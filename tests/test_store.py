@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -114,3 +115,18 @@ def test_places_that_cannot_be_written_or_read(tmp_path):
 def test_overhead_is_what_sampling_and_extraction_do_not_explain():
     assert TimeSpent(sampling=8.0, features=2.0, total=10.5).overhead == pytest.approx(0.05)
     assert TimeSpent().overhead == 0.0
+
+
+def test_rows_of_older_schedules_are_known_by_their_table():
+    """A schedule of version 1 is read as a table, which has another hash; an edited one is told."""
+    lines = (Path(__file__).parents[1] / "results" / "fd-small.jsonl").read_text().splitlines()
+    older = [line for line in lines if '"format":"solver-schedule","version":1' in line]
+    assert older
+    for line in older:
+        row = ResultRow.model_validate_json(line)
+        assert row.hash == row.protocol.hash != json.loads(line)["hash"]
+        assert ResultRow.model_validate_json(row.line) == row
+    body = json.loads(older[0])
+    body["protocol"]["images"]["run"]["schedule"]["compiled"]["A"][0] += 0.01
+    with pytest.raises(ValidationError, match="the line was edited"):
+        ResultRow.model_validate(body)

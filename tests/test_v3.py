@@ -16,10 +16,10 @@ from fewstep.models.errors import NonFiniteError, ScheduleError, SettingError
 from fewstep.models.schedule import EDM, TimeGrid, VPLinear
 from fewstep.samplers.grid import lam_ends, time_grid
 from fewstep.samplers.measure import Measurement, check_partial, measure, write_statistics
-from fewstep.solvers import Schedule, drive
+from fewstep.solvers import StepSchedule, drive
 from fewstep.solvers.executor import Executor
 from fewstep.solvers.model_statistics import ModelStatistics
-from fewstep.solvers.schedule_data import Corrector, StepSpec
+from fewstep.solvers.step_schedule import Corrector, StepSpec
 
 SHAPE = (2, 1, 2)
 
@@ -51,7 +51,7 @@ def test_corrector_is_that_of_a_schedule(order):
     corrected = [
         StepSpec(order=min(order, n + 1, 7 - n), corr=Corrector(on=n < 6)) for n in range(7)
     ]
-    schedule = Executor(Schedule.of(grid, tuple(corrected)))
+    schedule = Executor(StepSchedule.of(grid, tuple(corrected)))
     state, x = schedule.init(), start(grid)
     for t, s in pairwise(grid.nodes):
         x, state = drive(schedule.step(x, state, t, s), MIXTURE.x0)

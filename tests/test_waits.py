@@ -17,8 +17,8 @@ from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
 from fewstep.samplers.loop import carry
-from fewstep.solvers import Executor, Schedule
-from fewstep.solvers.schedule_data import MeanImage
+from fewstep.solvers import Executor, StepSchedule
+from fewstep.solvers.artefact import MeanImage
 
 META = torch.device("meta")
 UNGATED = ["apg:scale=2", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "cfg-pp", "cfg-zero:scale=2"]
@@ -93,9 +93,9 @@ def test_a_gate_does_and_is_seen_by_this_test():
 
 def test_a_mean_image_is_copied_once_for_all_runs():
     grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 5)
-    body = solver("unipc-2").encode(grid).model_dump()
+    body = solver("unipc-2").step_schedule(grid).model_dump()
     mean = MeanImage.of([0.1, 0.2, 0.3, 0.4], (1, 2, 2)).model_dump()
-    ready = Executor(Schedule.model_validate({**body, "afs": mean, "nfe": 4}))
+    ready = Executor(StepSchedule.model_validate({**body, "afs": mean, "nfe": 4}))
     assert [driven(ready, grid, Unguided()) for _ in range(3)] == [1, 0, 0]
 
 

@@ -140,7 +140,15 @@ class Protocol(StrictModel):
     @property
     def hash(self) -> str:
         """sha256 of the canonical JSON of what decides the number."""
-        body = {"images": self.images.deciding(), "measure": self.measure.model_dump(mode="json")}
+        return self._hash_of(self.images.deciding())
+
+    def hash_under(self, schedule: dict[str, Any]) -> str:
+        """Returns the hash that it had with the schedule of its run in another form, as JSON."""
+        images = self.images.deciding()
+        return self._hash_of({**images, "run": {**images["run"], "schedule": schedule}})
+
+    def _hash_of(self, images: dict[str, Any]) -> str:
+        body = {"images": images, "measure": self.measure.model_dump(mode="json")}
         return digest({"format": self.format, "version": self.version, **body})
 
     @property

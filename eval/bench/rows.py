@@ -4,9 +4,9 @@ import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ... import __version__
 from ...models.errors import SettingError
@@ -79,6 +79,19 @@ class ResultRow(KeyedRow):
     def line(self) -> str:
         return self.model_dump_json(exclude_none=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renew_hash(cls, data: Any) -> Any:
+        """Gives a row whose schedule is of version 1 the hash of the table that this is read as."""
+        if (older := _older_schedule(data)) is None:
+            return data
+        try:
+            protocol = Protocol.model_validate(data["protocol"])
+        except ValidationError:
+            return data  # the fields themselves say what is wrong
+        former = protocol.hash_under({key: v for key, v in older.items() if key != "provenance"})
+        return {**data, "hash": protocol.hash} if data.get("hash") == former else data
+
     @model_validator(mode="after")
     def _hash_is_its_own(self) -> Self:
         if self.hash != self.protocol.hash:
@@ -97,6 +110,13 @@ class ResultRow(KeyedRow):
             finished=datetime.now(UTC).replace(microsecond=0),
             **figures,  # type: ignore[arg-type]
         )
+
+
+def _older_schedule(data: Any) -> dict[str, Any] | None:
+    """The schedule of version 1 in the JSON of a row, if there is one."""
+    for name in ("protocol", "images", "run", "schedule"):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) and data.get("version") == 1 else None
 
 
 class ResultStore(RowStore[ResultRow]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...models.schedule import Node, NoiseSchedule
-from ...solvers.schedule_data import Relax, StepSpec
+from ...solvers.step_schedule import Relax, StepSpec
 
 SERIES = 20  # terms of phi near zero
 FACTORIALS = torch.tensor([math.factorial(i) for i in range(SERIES + 6)], dtype=torch.float64)

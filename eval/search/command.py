@@ -20,8 +20,8 @@ from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
 from ...samplers.grid import Final, grid_names
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
-from ...solvers import take_solver
-from ...solvers.schedule_data import MeanImage
+from ...solvers import Schedule, take_solver
+from ...solvers.artefact import MeanImage
 from ..requests import SearchRequest, make_request
 from . import toy
 from .budget import Budget
@@ -108,7 +108,8 @@ def run_search(
             finally:
                 watch.close()
             out = schedule_path(request, search.size)
-            write_bytes(out, found.schedule.dump().encode() + b"\n")
+            written = Schedule.of_steps(found.schedule)
+            write_bytes(out, written.dump().encode() + b"\n")
             yield out, found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...models.errors import FewstepError, NonFiniteError, SettingError
 from ...models.files import write_bytes
 from ...models.seeds import make_generator
-from ...solvers import Schedule
+from ...solvers import StepSchedule
 from .guided import parameters_of
 from .objective import rmse
 from .problem import Block, Problem
@@ -87,7 +87,7 @@ class DescentResult:
     iterations: that were made.
     """
 
-    schedule: Schedule
+    schedule: StepSchedule
     validation: float
     start: float
     iterations: int
@@ -95,7 +95,7 @@ class DescentResult:
 
 def descend(
     problem: Problem,
-    start: Schedule,
+    start: StepSchedule,
     descent: Descent,
     checkpoint: Path | None = None,
     progress: Progress = lambda iterations, score: 0.0,
@@ -122,7 +122,7 @@ class _Run:
     """One descent."""
 
     def __init__(
-        self, problem: Problem, start: Schedule, descent: Descent, checkpoint: Path | None
+        self, problem: Problem, start: StepSchedule, descent: Descent, checkpoint: Path | None
     ) -> None:
         start.check_process(problem.network.schedule)
         self.descent, self.checkpoint = descent, checkpoint
@@ -221,7 +221,7 @@ class _Run:
         finally:
             self.parameters.assign(held)
 
-    def _key(self, start: Schedule) -> str:
+    def _key(self, start: StepSchedule) -> str:
         """What a checkpoint belongs to."""
         problem = self.student.problem
         parts = [start.schedule_id, asdict(self.descent), problem.network.name, problem.cfg_scale]

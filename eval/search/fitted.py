@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...models.schedule import TimeGrid
-from ...solvers import Schedule
+from ...solvers import StepSchedule
 from .guided import table_of
 from .placement import Placement, solved
 from .problem import Block, Problem
@@ -23,7 +23,7 @@ THEORY = "dpmpp-2m"  # of the steps; what the fitted rows differ by are free wei
 
 def fitted(
     problem: Problem, block: Block, states: Tensor, grid: TimeGrid, placed: Placement
-) -> Schedule:
+) -> StepSchedule:
     """The schedule of a placement with fitted rows; it costs the rows of one run of the block.
 
     Args:
@@ -41,7 +41,7 @@ def fitted(
         rows.append(weights.tolist())
     table = table_of(rows, [node.t for node in nodes], placed.guided if placed.both else None)
     body = encoded(THEORY, TimeGrid(grid.schedule, (*nodes, grid.nodes[-1])))
-    return Schedule.model_validate({**body.model_dump(), "compiled": table})
+    return StepSchedule.model_validate({**body.model_dump(), "compiled": table})
 
 
 def fit(columns: Sequence[Tensor], target: Tensor) -> Tensor:

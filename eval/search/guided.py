@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
-from ...solvers import Schedule
-from ...solvers.executor import branches_at, weights_of
-from ...solvers.schedule_data import Compiled
+from ...solvers import StepSchedule
+from ...solvers.step_schedule import Compiled
+from ...solvers.step_table import branches_at, weights_of
 from .parameters import Parameters
 from .problem import Problem
 
@@ -23,7 +23,7 @@ NOISES = 48  # from which inner products of columns are taken
 NEAR = 1e-5  # share of its own size that a column is kept apart from the others by
 
 
-def guided_schedule(base: Schedule, scale: float, guided: Iterable[int]) -> Schedule:
+def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> StepSchedule:
     """The steps of a schedule with classifier-free guidance at some of them.
 
     Args:
@@ -99,7 +99,7 @@ class GuidedParameters(Parameters):
 
     def __init__(
         self,
-        base: Schedule,
+        base: StepSchedule,
         predictions: Tensor,
         guided: tuple[int, ...],
         factors: Tensor | None = None,
@@ -123,7 +123,7 @@ class GuidedParameters(Parameters):
     def branches(self, n: int) -> tuple[Branch, ...] | None:
         return branches_at(self._frame(), n)
 
-    def schedule(self, **provenance: object) -> Schedule:
+    def schedule(self, **provenance: object) -> StepSchedule:
         """A guided table, with the times and theory it stands on."""
         plain = super().schedule()
         with torch.no_grad():
@@ -134,7 +134,7 @@ class GuidedParameters(Parameters):
             "compiled": table_of(rows, tau, self.guided),
             "provenance": provenance,
         }
-        return Schedule.model_validate({**self.base.model_dump(), **body})
+        return StepSchedule.model_validate({**self.base.model_dump(), **body})
 
     def _rows(self) -> Tensor:
         table = self.base.compiled
@@ -154,7 +154,7 @@ class GuidedParameters(Parameters):
         return Compiled(A=(0.0,) * n, B=zeros, U=zeros, tau=(0.0,) * n, guided=self.guided)
 
 
-def parameters_of(start: Schedule, problem: Problem) -> Parameters:
+def parameters_of(start: StepSchedule, problem: Problem) -> Parameters:
     """The parameters of a schedule, guided or not."""
     table = start.compiled
     if table is None or table.U is None:
@@ -163,7 +163,7 @@ def parameters_of(start: Schedule, problem: Problem) -> Parameters:
     return GuidedParameters(start, rows, table.guided, factors(start, table, problem))
 
 
-def factors(schedule: Schedule, table: Compiled, problem: Problem) -> Tensor:
+def factors(schedule: StepSchedule, table: Compiled, problem: Problem) -> Tensor:
     """(N, W, W): `GuidedParameters.factors` by a run of some training noises."""
     block = problem.block("train")
     block = block.first(min(NOISES, len(block)))

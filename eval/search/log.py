@@ -19,7 +19,7 @@ from ...models.errors import SettingError
 from ...models.files import make_folder
 from ...models.locks import claim, clear_locks
 from ...models.reading import first_problem
-from ...solvers import Schedule
+from ...solvers import StepSchedule
 from ..line_file import LineFile
 from .size import Size
 
@@ -44,7 +44,7 @@ class Trial(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    schedule: Schedule
+    schedule: StepSchedule
     score: Annotated[float, Field(allow_inf_nan=False)] | None
     strategy: str
     parent: str | None = None
@@ -53,7 +53,7 @@ class Trial(BaseModel):
     seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
 
     @classmethod
-    def of(cls, schedule: Schedule, score: float, **facts: object) -> "Trial":
+    def of(cls, schedule: StepSchedule, score: float, **facts: object) -> "Trial":
         """A trial; a score that is not finite counts as the worst."""
         kept = score if math.isfinite(score) else None
         return cls(id=schedule.schedule_id, schedule=schedule, score=kept, **facts)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ...models.denoiser import Branch
-from ...solvers import Schedule
+from ...solvers import StepSchedule
 from ...solvers.compiled import compiled
-from ...solvers.executor import branches_at, mean_of, weights_of
-from ...solvers.schedule_data import Compiled, evaluation_time
+from ...solvers.step_schedule import Compiled, evaluation_time
+from ...solvers.step_table import branches_at, weights_of
 from .guided import table_of
 from .parameters import Coordinate
 from .problem import Block, Problem
@@ -42,12 +42,12 @@ class Point:
     rows: N rows of weights, of the noise and of the columns there are by then.
     """
 
-    base: Schedule
+    base: StepSchedule
     u: Tensor
     rows: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, schedule: Schedule) -> "Point":
+    def of(cls, schedule: StepSchedule) -> "Point":
         """The point of a schedule's table; times at the rim of the process are moved inside."""
         table = compiled(schedule)
         kept = schedule.model_copy(update={"compiled": table})
@@ -100,15 +100,15 @@ class Point:
             place += len(row)
         return replace(self, u=u, rows=tuple(rows))
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> StepSchedule:
         """The schedule that runs the moved table."""
         tau = [self.coordinate.time(float(u)) for u in self.u]
         rows = [row.tolist() for row in self.rows]
         table = table_of(rows, tau, None if self.table.U is None else self.table.guided)
-        return Schedule.model_validate({**self.base.model_dump(), "compiled": table})
+        return StepSchedule.model_validate({**self.base.model_dump(), "compiled": table})
 
 
-def times_of(schedule: Schedule) -> Tensor:
+def times_of(schedule: StepSchedule) -> Tensor:
     """(N,) evaluation times of a schedule in the search's coordinate, as shares of its range."""
     process = schedule.process.schedule()
     coordinate = Coordinate(process)
@@ -171,7 +171,7 @@ class Sensitivities:
 
     def _given(self) -> None:
         """The column that stands for the first prediction, which nothing moves."""
-        mean = mean_of(self.point.base)
+        mean = self.point.base.given
         zero = torch.zeros_like(self.x)
         self.columns.append(zero if mean is None else mean.expand_as(self.x).clone())
         self.tangents.append(torch.zeros_like(self.tangents[0]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...models.denoiser import Network
 from ...models.errors import NonFiniteError, ScheduleError, SettingError, UnknownNameError
 from ...samplers.images import to_uint8
-from ...solvers import Schedule
+from ...solvers.artefact import Artefact
 from ..data import images_of
 from ..extractors import Extractor, extractor
 from ..extractors.small import small_reference
@@ -35,7 +35,7 @@ class Objective(Protocol):
     @property
     def name(self) -> str: ...
 
-    def __call__(self, problem: Problem, schedule: Schedule, block: Block) -> float: ...
+    def __call__(self, problem: Problem, schedule: Artefact, block: Block) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OfEnds:
     name: str
     figure: Figure
 
-    def __call__(self, problem: Problem, schedule: Schedule, block: Block) -> float:
+    def __call__(self, problem: Problem, schedule: Artefact, block: Block) -> float:
         schedule.check_process(problem.network.schedule)
         try:
             return self.of(problem.ends(schedule, block), block)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.schedule import Node, NoiseSchedule
 from ...samplers.grid import lam_ends
-from ...solvers import Schedule
+from ...solvers import StepSchedule
 from ...solvers.compiled import compiled
-from ...solvers.schedule_data import evaluation_time
+from ...solvers.step_schedule import evaluation_time
 from .coefficients import Point, Theory, f64
 
 BEYOND = 0.5  # nats behind t_min that the last node before sigma = 0 may come near
@@ -70,7 +70,7 @@ class Parameters:
     free:       (N, W) added weights in the basis, where the mask allows.
     """
 
-    def __init__(self, schedule: Schedule, predictions: Tensor | None = None) -> None:
+    def __init__(self, schedule: StepSchedule, predictions: Tensor | None = None) -> None:
         self.base = schedule
         self.process = schedule.process.schedule()
         self.coordinate = Coordinate(self.process)
@@ -145,7 +145,7 @@ class Parameters:
         """(N, W): what is added to the state that each step gives."""
         return self.free * self.mask
 
-    def schedule(self, **provenance: object) -> Schedule:
+    def schedule(self, **provenance: object) -> StepSchedule:
         """The schedule they stand for, symbolic: times, xi, dA and dB."""
         with torch.no_grad():
             times = self._times()
@@ -158,7 +158,7 @@ class Parameters:
             for n, spec in enumerate(self.base.steps)
         ]
         body = {**self.base.model_dump(), "t": times, "xi": xi, "steps": steps}
-        return Schedule.model_validate({**body, "compiled": None, "provenance": provenance})
+        return StepSchedule.model_validate({**body, "compiled": None, "provenance": provenance})
 
     def _times(self) -> list[float]:
         inner = [self.coordinate.time(float(u.detach())) for u in self.places()[1:-1]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
-from ...solvers.executor import BOTH
+from ...solvers.table import BOTH
 from .size import Size
 
 RIDGE = 1e-7  # of each column's own size, for columns that are nearly combinations of others

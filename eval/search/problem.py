@@ -23,7 +23,8 @@ from ...samplers.loop import integrate
 from ...samplers.noise import Noise, checked_seeds
 from ...samplers.plan import make_plan
 from ...samplers.teacher import teacher
-from ...solvers import Bound, Schedule
+from ...solvers import Bound
+from ...solvers.artefact import Artefact
 from ...solvers.table import brings_guidance
 
 BlockName = Literal["train", "validation", "test"]
@@ -166,7 +167,7 @@ class Problem:
             self._blocks[name] = Block(name, seeds, self.labels_of(seeds), noise, ends)
         return self._blocks[name]
 
-    def ends(self, schedule: Schedule, block: Block, limit: int | None = None) -> Tensor:
+    def ends(self, schedule: Artefact, block: Block, limit: int | None = None) -> Tensor:
         """Where a schedule takes a block, or its first `limit` rows: (n, *shape) on the CPU.
 
         Raises:
@@ -180,7 +181,7 @@ class Problem:
         ]
         return torch.cat(parts)
 
-    def run(self, schedule: Schedule, block: Block) -> Tensor:
+    def run(self, schedule: Artefact, block: Block) -> Tensor:
         """The same in one batch."""
         plan = make_plan(self.network.schedule, schedule)
         if isinstance(plan.solver, Bound):

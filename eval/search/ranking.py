@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...models.seeds import seed_everything
-from ...solvers import Schedule
-from ...solvers.schedule_data import StepSpec
+from ...solvers import StepSchedule
+from ...solvers.step_schedule import StepSpec
 from .log import Trial
 
 TIME, HIDDEN, HEAD = 128, 128, 200
@@ -44,7 +44,7 @@ class Ranking(nn.Module):
         out: Tensor = self.head(nn.functional.normalize(mean, dim=-1))
         return out[:, 0]
 
-    def scores(self, schedules: Sequence[Schedule]) -> list[float]:
+    def scores(self, schedules: Sequence[StepSchedule]) -> list[float]:
         """One number per schedule, lower is better."""
         with torch.no_grad():
             found: list[float] = self(*_inputs(schedules)).tolist()
@@ -85,7 +85,7 @@ def _ranks(keys: Sequence[tuple[float, str]]) -> Tensor:
     return torch.tensor([places[key] / spread for key in keys])
 
 
-def _inputs(schedules: Sequence[Schedule]) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(schedules: Sequence[StepSchedule]) -> tuple[Tensor, Tensor, Tensor]:
     """What the network reads: padded times and codes, and lengths."""
     longest = max(len(schedule.steps) for schedule in schedules)
     times = torch.zeros(len(schedules), longest, 2 * TIME)

@@ -17,8 +17,8 @@ from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
 from ...samplers.teacher import digest_of
-from ...solvers import Schedule
-from ...solvers.schedule_data import ANSWER
+from ...solvers import StepSchedule
+from ...solvers.artefact import ANSWER
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
 from .objective import Objective
@@ -133,7 +133,7 @@ class SearchResult:
     baseline: name and test score of the best named solver on its best grid, if any was tried.
     """
 
-    schedule: Schedule
+    schedule: StepSchedule
     scores: Mapping[str, float]
     baseline: tuple[str, float] | None
 
@@ -294,13 +294,13 @@ def _shortlist(task: Task) -> list[Trial]:
     return list({trial.id: trial for trial in chosen}.values())
 
 
-def _score(task: Task, schedule: Schedule, name: BlockName) -> float:
+def _score(task: Task, schedule: StepSchedule, name: BlockName) -> float:
     """The objective on a whole block; infinite where it is not finite."""
     value = task.objective(task.problem, schedule, task.problem.block(name))
     return value if math.isfinite(value) else math.inf
 
 
-def _test_score(task: Task, schedule: Schedule) -> float:
+def _test_score(task: Task, schedule: StepSchedule) -> float:
     """On the test block: once, and from then on as it was written down."""
     path = task.log.folder / "test.json"
     known = _read(path, SCORES)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...solvers import Schedule
+from ...solvers.artefact import Artefact
 
 Unit = Literal["nfe", "rows"]
 
@@ -20,7 +20,7 @@ class Size:
     amount: int
     unit: Unit = "nfe"
 
-    def fits(self, schedule: Schedule) -> bool:
+    def fits(self, schedule: Artefact) -> bool:
         """Whether a schedule is of this size."""
         return size_of(schedule) == self
 
@@ -33,11 +33,6 @@ class Size:
         return f"NFE {self.amount}" if self.unit == "nfe" else f"{self.amount} rows"
 
 
-def guides(schedule: Schedule) -> bool:
-    """Whether the guidance is part of a schedule."""
-    return schedule.compiled is not None and schedule.compiled.U is not None
-
-
-def size_of(schedule: Schedule) -> Size:
+def size_of(schedule: Artefact) -> Size:
     """The size that a schedule is of."""
-    return Size(schedule.rows, "rows") if guides(schedule) else Size(schedule.nfe)
+    return Size(schedule.rows, "rows") if schedule.guided else Size(schedule.nfe)

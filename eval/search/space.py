@@ -1,8 +1,8 @@
 """The decision space of a search (arXiv:2312.07243): how schedules are drawn, changed and crossed.
 
-Every product is a valid `Schedule` of the process. Times live in lam, where a change of the same
-size means the same everywhere. A decision that is not free keeps the value of the base solver on
-the base grid, in every product: nothing else can be brought in by a seed or by crossing.
+Every product is a valid `StepSchedule` of the process. Times live in lam, where a change of the
+same size means the same everywhere. A decision that is not free keeps the value of the base solver
+on the base grid, in every product: nothing else can be brought in by a seed or by crossing.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.registry import parse_spec
 from ...models.schedule import Node, NoiseSchedule, TimeGrid
 from ...samplers.grid import Final, lam_ends, time_grid
-from ...solvers import Schedule, take_solver
+from ...solvers import StepSchedule, take_solver
 from ...solvers.multistep import Encoder
-from ...solvers.schedule_data import Corrector, StepSpec
+from ...solvers.step_schedule import Corrector, StepSpec
 
 DECISIONS = {
     "times": "the nodes between the ends",
@@ -63,7 +63,7 @@ class Space:
     solver: str = "dpmpp-2m"
     grid: str = "logsnr"
     afs: tuple[Any, ...] = ("zero",)
-    _bases: dict[Any, Schedule] = field(default_factory=dict, compare=False, repr=False)
+    _bases: dict[Any, StepSchedule] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in sorted(self.free - DECISIONS.keys()):
@@ -88,7 +88,7 @@ class Space:
         """Where nodes between the ends may lie."""
         return lam_ends(self.process)
 
-    def base(self, steps: int, end: float | None = None) -> Schedule:
+    def base(self, steps: int, end: float | None = None) -> StepSchedule:
         """The base solver on the base grid, to the first of the ends or to another."""
         key = steps, self.ends[0] if end is None else end
         if key not in self._bases:
@@ -97,11 +97,11 @@ class Space:
             self._bases[key] = made.model_copy(update={"t": (start, *made.t[1:])})
         return self._bases[key]
 
-    def named(self, solver: str, grid: TimeGrid) -> Schedule:
+    def named(self, solver: str, grid: TimeGrid) -> StepSchedule:
         """A named solver on a grid, as a starting point of the space."""
         return self.projected(encoded(solver, grid))
 
-    def projected(self, schedule: Schedule) -> Schedule:
+    def projected(self, schedule: StepSchedule) -> StepSchedule:
         """The schedule with every decision that is not free put to the base's."""
         found = Draft.of(schedule).built(self)
         if found is None:
@@ -114,12 +114,12 @@ def nearest(times: Sequence[float], t: float) -> float:
     return min(times, key=lambda each: abs(each - t))
 
 
-def encoded(solver: str, grid: TimeGrid) -> Schedule:
+def encoded(solver: str, grid: TimeGrid) -> StepSchedule:
     """A named exponential multistep solver on a grid, as data; raises SettingError for others."""
     settings = take_solver(solver)
     if not isinstance(settings, Encoder):
         raise SettingError(f"{solver} is no exponential multistep method, so no starting point")
-    return settings.encode(grid)
+    return settings.step_schedule(grid)
 
 
 def grid_to(space: Space, name: str, steps: int, end: float | None = None) -> TimeGrid:
@@ -151,7 +151,7 @@ class Draft:
     shifts: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, schedule: Schedule) -> "Draft":
+    def of(cls, schedule: StepSchedule) -> "Draft":
         """Its decisions; free coefficients and compiled tables stay behind."""
         nodes = schedule.grid().nodes
         return cls(
@@ -163,7 +163,7 @@ class Draft:
             shifts=list(schedule.xi) or [0.0] * len(schedule.steps),
         )
 
-    def built(self, space: Space) -> Schedule | None:
+    def built(self, space: Space) -> StepSchedule | None:
         """The valid schedule nearest to this; None if the times cannot be told apart."""
         free = space.free
         start, end = self._ends(space)
@@ -173,7 +173,7 @@ class Draft:
             return None
         afs = self.afs if "afs" in free else base.afs
         try:
-            return Schedule(
+            return StepSchedule(
                 process=base.process,
                 t=(start, *inner, end),
                 steps=tuple(_fitted(self.steps, base, space, start, end)),
@@ -206,7 +206,7 @@ class Draft:
 
 
 def _fitted(
-    steps: Sequence[StepSpec], base: Schedule, space: Space, start: float, end: float
+    steps: Sequence[StepSpec], base: StepSchedule, space: Space, start: float, end: float
 ) -> list[StepSpec]:
     """Steps as they can be where they stand, written in one way only."""
     blind = int(space.process.at(start).alpha == 0.0)  # nothing can be learned at lam = -inf
@@ -220,7 +220,7 @@ def _fitted(
     return out
 
 
-def _as_base(step: StepSpec, base: Schedule, i: int, free: frozenset[str]) -> StepSpec:
+def _as_base(step: StepSpec, base: StepSchedule, i: int, free: frozenset[str]) -> StepSpec:
     """The step with decisions that are not free taken from the base's step i."""
     model = base.steps[i]
     values: dict[str, Any] = {"dA": 0.0, "dB": None}
@@ -239,7 +239,7 @@ def _as_base(step: StepSpec, base: Schedule, i: int, free: frozenset[str]) -> St
     return step.model_copy(update=values)
 
 
-def _usual_relax(base: Schedule) -> str:
+def _usual_relax(base: StepSchedule) -> str:
     return next((step.relax for step in base.steps if step.order > 1), "none")
 
 
@@ -268,10 +268,10 @@ def _canonical(step: StepSpec, highest: int, last: bool) -> StepSpec:
 # --- what evolution does with schedules
 
 
-def random_schedule(space: Space, nfe: int, rng: Random) -> Schedule:
+def random_schedule(space: Space, nfe: int, rng: Random) -> StepSchedule:
     """A schedule of random decisions, with the frequencies of the published search."""
 
-    def draw() -> Schedule | None:
+    def draw() -> StepSchedule | None:
         afs = rng.choice((None, *space.afs)) if "afs" in space.free else None
         steps = nfe + (afs is not None)
         low, high = space.lams
@@ -283,11 +283,11 @@ def random_schedule(space: Space, nfe: int, rng: Random) -> Schedule:
     return _until_valid(draw)
 
 
-def mutated(space: Space, schedule: Schedule, rng: Random) -> Schedule:
+def mutated(space: Space, schedule: StepSchedule, rng: Random) -> StepSchedule:
     """A neighbour of the same NFE: some nodes moved, some decisions drawn again."""
     own = schedule.schedule_id
 
-    def draw() -> Schedule | None:
+    def draw() -> StepSchedule | None:
         draft = Draft.of(schedule)
         if "afs" in space.free and rng.random() < 0.15:
             _toggle_afs(draft, space, rng)
@@ -301,7 +301,7 @@ def mutated(space: Space, schedule: Schedule, rng: Random) -> Schedule:
     return _until_valid(draw)
 
 
-def crossed(space: Space, a: Schedule, b: Schedule, rng: Random) -> Schedule:
+def crossed(space: Space, a: StepSchedule, b: StepSchedule, rng: Random) -> StepSchedule:
     """A child of two: each field from either, and half of the time each step from either.
 
     Parents that differ in their number of steps cannot be crossed; then it is the first one.
@@ -324,10 +324,10 @@ def crossed(space: Space, a: Schedule, b: Schedule, rng: Random) -> Schedule:
 FIELDS = (("order", "est", "kmul", "relax", "c"), ("pred", "mix_l"), ("corr",))
 
 
-def resized(space: Space, schedule: Schedule, nfe: int, rng: Random) -> Schedule:
+def resized(space: Space, schedule: StepSchedule, nfe: int, rng: Random) -> StepSchedule:
     """The schedule with steps inserted or deleted until it takes that many evaluations."""
 
-    def draw() -> Schedule | None:
+    def draw() -> StepSchedule | None:
         draft = Draft.of(schedule)
         wanted = nfe + (draft.afs is not None)
         while len(draft.steps) > wanted:
@@ -339,7 +339,7 @@ def resized(space: Space, schedule: Schedule, nfe: int, rng: Random) -> Schedule
     return _until_valid(draw)
 
 
-def _until_valid(draw: Callable[[], Schedule | None]) -> Schedule:
+def _until_valid(draw: Callable[[], StepSchedule | None]) -> StepSchedule:
     for _ in range(RESHUFFLES):
         found = draw()
         if found is not None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from ...models.denoiser import Branch, Denoiser
 from ...models.errors import FewstepError, ModelError
 from ...samplers.guidance import Guidance, guided_x0
-from ...solvers.executor import mean_of
 from .parameters import Coordinate, Parameters
 from .problem import Block, Problem
 
@@ -103,7 +102,7 @@ class Student:
         """The columns of step n."""
         base = self.parameters.base
         if n == 0 and base.afs:
-            mean = mean_of(base)
+            mean = base.given
             return [torch.zeros_like(x) if mean is None else mean.to(x).expand_as(x)]
         out: Tensor = _Call.apply(x, u, ask)  # type: ignore[no-untyped-call]
         return list(out.unbind(1))

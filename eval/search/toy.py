@@ -23,9 +23,9 @@ from ...samplers.grid import Final, time_grid
 from ...samplers.guidance import Unguided
 from ...samplers.loop import integrate
 from ...samplers.plan import make_plan
-from ...solvers import Schedule, take_solver
+from ...solvers import StepSchedule, take_solver
+from ...solvers.artefact import MeanImage
 from ...solvers.multistep import Encoder
-from ...solvers.schedule_data import MeanImage
 from .problem import Block, Problem, Teacher
 
 DIMENSIONS, COMPONENTS, RANK = 32, 12, 6
@@ -146,8 +146,8 @@ def toy_mean(seed: int = 0) -> MeanImage:
     return MeanImage.of(mixture(seed).mean.tolist(), (DIMENSIONS,))
 
 
-def named(solver: str, grid: str, nfe: int, **settings: Any) -> Schedule:
+def named(solver: str, grid: str, nfe: int, **settings: Any) -> StepSchedule:
     """A named solver on a named grid, down to sigma 0.002."""
     made = take_solver(solver)
     assert isinstance(made, Encoder)
-    return made.encode(time_grid(grid, EDM(), nfe, Final.SIGMA_MIN, **settings))
+    return made.step_schedule(time_grid(grid, EDM(), nfe, Final.SIGMA_MIN, **settings))

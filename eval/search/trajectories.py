@@ -19,7 +19,7 @@ from ...models.seeds import make_generator
 from ...samplers.grid import default_grid
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
-from ...solvers.executor import BOTH
+from ...solvers.table import BOTH
 from .problem import Block, Problem
 from .space import encoded, grid_to
 from .strategies.base import Task

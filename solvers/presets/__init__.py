@@ -32,8 +32,7 @@ def best_preset(model: str, nfe: int, cfg_scale: float) -> str | None:
         schedule = preset(name)
         facts = schedule.provenance
         asked = (facts.get("model"), schedule.nfe, facts.get("cfg_scale"))
-        guided = schedule.compiled is not None and schedule.compiled.U is not None
-        if asked == (model, nfe, cfg_scale) and not guided:
+        if asked == (model, nfe, cfg_scale) and not schedule.guided:
             score, rival = facts["scores"]["test"], facts["baseline"]["test"]
             scores.update({name: score} if score < rival else {})
     return min(scores, key=scores.__getitem__, default=None)

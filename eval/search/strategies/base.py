@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from ....models.registry import Registry
-from ....solvers import Schedule
+from ....solvers import StepSchedule
 from ..budget import Meter
 from ..log import Log, Trial
 from ..objective import Objective
@@ -25,7 +25,7 @@ from ..space import Space
 class Proposal:
     """A schedule to be evaluated, and the id of the one it was made from."""
 
-    schedule: Schedule
+    schedule: StepSchedule
     parent: str | None = None
 
 

@@ -9,7 +9,7 @@ stopped.
 from collections.abc import Iterator, Mapping
 from random import Random
 
-from ....solvers import Schedule
+from ....solvers import StepSchedule
 from ..log import Trial
 from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
 from .base import Proposal, Task, random_of, register
@@ -87,7 +87,7 @@ class Pools:
         kept.sort(key=lambda each: each.rank)
         del kept[POOL:]
 
-    def _inside(self, schedule: Schedule) -> bool:
+    def _inside(self, schedule: StepSchedule) -> bool:
         """Whether all it has are decisions of the space: no free coefficients, no table."""
         if schedule.compiled is not None:
             return False

@@ -13,7 +13,7 @@ from random import Random
 from torch import Tensor
 
 from ....models.schedule import TimeGrid
-from ....solvers import Schedule
+from ....solvers import StepSchedule
 from ..fitted import fitted
 from ..log import Trial
 from ..placement import Judge, Placement, mutated, placements
@@ -74,7 +74,7 @@ class _Search:
     def _fits(self) -> list[Trial]:
         return [trial for trial in self.task.best() if trial.strategy == "fit"]
 
-    def _placed(self, schedule: Schedule) -> Placement:
+    def _placed(self, schedule: StepSchedule) -> Placement:
         times = [node.t for node in self.grid.nodes]
         nodes = tuple(times.index(t) for t in schedule.t[:-1])
         steps = schedule.compiled.guided if schedule.compiled else ()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ....models.errors import ScheduleError, SettingError
 from ....models.files import write_bytes
-from ....solvers import Schedule
+from ....solvers import StepSchedule
 from ..descent import Descent, descend
 from .base import Proposal, Task, register
 
@@ -43,7 +43,7 @@ def _usual(task: Task) -> Descent:
     return Descent(seed=task.seed)
 
 
-def _descended(task: Task, start: Schedule, descent: Descent) -> Proposal:
+def _descended(task: Task, start: StepSchedule, descent: Descent) -> Proposal:
     found = descend(
         task.problem,
         start,
@@ -66,7 +66,7 @@ def _set(task: Task, descent: Descent) -> Descent:
 
 
 @contextmanager
-def _start(task: Task, taken: Set[str]) -> Iterator[Schedule | None]:
+def _start(task: Task, taken: Set[str]) -> Iterator[StepSchedule | None]:
     """The next start that nobody has descended from, held for this process; None if none is left.
 
     Those that someone has begun and left come first, then the best.
@@ -82,7 +82,7 @@ def _start(task: Task, taken: Set[str]) -> Iterator[Schedule | None]:
     yield None
 
 
-def _known(task: Task) -> list[Schedule]:
+def _known(task: Task) -> list[StepSchedule]:
     """What may be descended from, best first."""
     found = [t.schedule for t in task.best() if t.score is not None and t.strategy not in LATER]
     if found or task.size.unit == "rows":
@@ -90,12 +90,12 @@ def _known(task: Task) -> list[Schedule]:
     return [task.space.base(task.nfe)]
 
 
-def _begun(task: Task) -> list[Schedule]:
+def _begun(task: Task) -> list[StepSchedule]:
     """Starts that were written down."""
     found = []
     for path in sorted(task.log.folder.glob(f"grad-{task.size.mark}-*.json")):
         try:
-            found.append(Schedule.load(path))
+            found.append(StepSchedule.load(path))
         except ScheduleError as error:
             raise SettingError(f"{error}; delete it to start anew") from error
     return found
@@ -107,5 +107,5 @@ def _done(task: Task, key: str) -> bool:
     return any(trial.parent == key and task.size.fits(trial.schedule) for trial in mine)
 
 
-def _path(task: Task, start: Schedule) -> Path:
+def _path(task: Task, start: StepSchedule) -> Path:
     return task.log.folder / f"grad-{task.size.mark}-{start.schedule_id[:16]}.json"

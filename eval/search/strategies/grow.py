@@ -15,10 +15,11 @@ from itertools import pairwise
 from typing import Literal
 
 from ....models.schedule import Node
-from ....solvers import Schedule
+from ....solvers import StepSchedule
+from ....solvers.artefact import MeanImage
 from ....solvers.compiled import compiled
-from ....solvers.executor import weights_of
-from ....solvers.schedule_data import Compiled, MeanImage, StepSpec
+from ....solvers.step_schedule import Compiled, StepSpec
+from ....solvers.step_table import weights_of
 from ..guided import table_of
 from ..log import Trial
 from ..parameters import Coordinate
@@ -58,7 +59,7 @@ def _smaller(task: Task) -> Trial | None:
     return next((best[0] for best in found if best and best[0].score is not None), None)
 
 
-def grown(schedule: Schedule, place: int) -> Schedule:
+def grown(schedule: StepSchedule, place: int) -> StepSchedule:
     """The schedule with one more evaluation, after that of step `place`; it ends where it did."""
     table, coordinate = compiled(schedule), Coordinate(schedule.process.schedule())
     here, there = _gaps(schedule)[place]
@@ -72,7 +73,7 @@ def grown(schedule: Schedule, place: int) -> Schedule:
     return _with(schedule, made, place + 1, None)
 
 
-def preceded(schedule: Schedule, afs: Afs) -> Schedule:
+def preceded(schedule: StepSchedule, afs: Afs) -> StepSchedule:
     """The schedule with a step before its first evaluation that takes a constant for one."""
     table = compiled(schedule)
     rows = [[1.0, 0.0], *([row[0], 0.0, *row[1:]] for row in _rows(table)[1:])]
@@ -96,10 +97,10 @@ def _between(
     return [a * x + b * y for x, y in zip(padded, after, strict=True)]
 
 
-def _with(schedule: Schedule, table: Compiled, place: int, afs: Afs) -> Schedule:
+def _with(schedule: StepSchedule, table: Compiled, place: int, afs: Afs) -> StepSchedule:
     """The schedule that runs the table; a step more says where it came from."""
     t, steps = schedule.t, schedule.steps
-    return Schedule(
+    return StepSchedule(
         process=schedule.process,
         t=(*t[:place], (t[place - 1] + t[place]) / 2.0, *t[place:]),
         afs=schedule.afs if afs is None else afs,
@@ -109,7 +110,7 @@ def _with(schedule: Schedule, table: Compiled, place: int, afs: Afs) -> Schedule
     )
 
 
-def _gaps(schedule: Schedule) -> list[tuple[Node, Node]]:
+def _gaps(schedule: StepSchedule) -> list[tuple[Node, Node]]:
     """Between evaluations, and between the last one and the end."""
     process = schedule.process.schedule()
     return list(pairwise(process.at(t) for t in (*compiled(schedule).tau, schedule.t[-1])))
@@ -121,7 +122,7 @@ def _ends(coordinate: Coordinate, *nodes: Node) -> list[float]:
     return [min(max(coordinate.of(node), low), high) for node in nodes]
 
 
-def _widest(schedule: Schedule) -> int:
+def _widest(schedule: StepSchedule) -> int:
     """The place of the widest gap."""
     coordinate = Coordinate(schedule.process.schedule())
     ends = [_ends(coordinate, *gap) for gap in _gaps(schedule)]

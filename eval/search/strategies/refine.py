@@ -16,7 +16,7 @@ from itertools import takewhile, zip_longest
 
 from torch import Tensor
 
-from ....solvers import Schedule
+from ....solvers import StepSchedule
 from ..log import Trial
 from ..newton import Point, damped, products, times_of
 from ..problem import Block
@@ -151,7 +151,7 @@ def _round(task: Task, line: Line) -> Proposal:
     gram, against = products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
-    found: list[tuple[float, float, Schedule]] = []
+    found: list[tuple[float, float, StepSchedule]] = []
     for factor in FACTORS:
         damping = min(max(factor * line.damping, 1e-6), 1e3)
         moved = point.moved(damped(gram, against, damping)).schedule()
@@ -166,7 +166,7 @@ def _round(task: Task, line: Line) -> Proposal:
     return Proposal(best.model_copy(update={"provenance": facts}), start.id)
 
 
-def _told(task: Task, schedule: Schedule) -> float:
+def _told(task: Task, schedule: StepSchedule) -> float:
     """The objective on the wider block; infinite where it is not finite."""
     train = task.problem.block("train")
     value = task.objective(task.problem, schedule, train.first(min(WIDE, len(train))))
@@ -181,7 +181,7 @@ def _noises(task: Task, batches: int) -> Block:
     return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
 
 
-def _label(schedule: Schedule) -> str:
+def _label(schedule: StepSchedule) -> str:
     return str(schedule.provenance.get("label", schedule.schedule_id[:12]))
 
 

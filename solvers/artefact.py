@@ -1,0 +1,229 @@
+"""What schedules as data have in common: their times, how they are read, and whose they are."""
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import struct
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..models.errors import FewstepError, ScheduleError, SettingError
+from ..models.reading import StrictModel, parse_as, read_text, shorten
+from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
+ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
+LARGEST = 2**24  # bytes of a file; the largest part is a mean image
+MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
+MIN_LAM_GAP = 1e-6  # nearer nodes make the derivative weights singular in float64
+
+
+class Process(StrictModel):
+    """The noise schedule that the times belong to, as `models.schedule.process_of` gives it."""
+
+    family: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Writes out the parameters that were left at their defaults, so that they are hashed."""
+        if isinstance(data, dict) and isinstance(data.get("params", {}), dict):
+            try:
+                schedule = noise_schedule(data.get("family", ""), **data.get("params", {}))
+            except FewstepError as error:
+                raise ValueError(str(error)) from error
+            return {**data, **process_of(schedule)}
+        return data
+
+    def schedule(self) -> NoiseSchedule:
+        return noise_schedule(self.family, **self.params)
+
+
+class MeanImage(StrictModel):
+    """A tensor that stands for the first prediction, carried inside the JSON.
+
+    It is one sample, or what broadcasts to one (a value per channel, say), so that a schedule stays
+    one file, and travels in a picture, whatever happens to the folder it was made in.
+
+    mean:  sha256 of its bytes, checked.
+    shape: of one sample, without the batch axis.
+    data:  its float32 values, little-endian, in base64.
+    """
+
+    mean: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    data: str
+
+    @classmethod
+    def of(cls, values: Sequence[float], shape: Sequence[int]) -> "MeanImage":
+        """From the values in row-major order; they are rounded to float32."""
+        body = struct.pack(f"<{len(values)}f", *values)
+        data = base64.b64encode(body).decode()
+        return cls(mean=hashlib.sha256(body).hexdigest(), shape=tuple(shape), data=data)
+
+    def values(self) -> list[float]:
+        """The values in row-major order."""
+        body = base64.b64decode(self.data, validate=True)
+        return list(struct.unpack(f"<{len(body) // 4}f", body))
+
+    def tensor(self) -> Tensor:
+        """The values as float32 in the shape of a sample."""
+        return torch.tensor(self.values(), dtype=torch.float32).reshape(self.shape)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        try:
+            body = base64.b64decode(self.data, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"data is no base64: {error}") from error
+        if hashlib.sha256(body).hexdigest() != self.mean:
+            raise ValueError("data is not the tensor that mean names (sha256)")
+        if len(body) != 4 * math.prod(self.shape):
+            raise ValueError(f"data holds {len(body)} bytes, not float32 of shape {self.shape}")
+        if not all(math.isfinite(value) for value in self.values()):
+            raise ValueError("the mean holds NaN or infinity")
+        return self
+
+
+class Artefact(StrictModel):
+    """N steps over N + 1 times of a process, as a file holds them.
+
+    process:    the noise schedule; a network on another path refuses this schedule.
+    t:          N + 1 falling times of the process.
+    nfe:        network evaluations; checked. A guided one counts once.
+    provenance: where the schedule comes from; free-form, not part of its identity. `ANSWER` in it
+                is the `sketch` of the network that it was searched for; others are refused.
+    """
+
+    format: Literal["solver-schedule"] = "solver-schedule"
+    process: Process
+    t: Annotated[tuple[Finite, ...], Field(min_length=2, max_length=MAX_STEPS + 1)]
+    nfe: Annotated[int, Field(ge=0)]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        """Of what decides the run; equal schedules have equal ids."""
+        return hash(self.schedule_id)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads and checks a JSON file; raises ScheduleError with the first thing that is wrong."""
+        try:
+            text = read_text(path, "schedule", LARGEST)
+        except SettingError as error:
+            raise ScheduleError(
+                f"{error}; give a file, or a name of `fewstep list schedules`"
+            ) from error
+        try:
+            return cls.parse(text)
+        except ScheduleError as error:
+            raise ScheduleError(f"{shorten(path)} is not a valid schedule: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Checks JSON text; raises ScheduleError with the first thing that is wrong."""
+        try:
+            return parse_as(cls, text)
+        except SettingError as error:
+            raise ScheduleError(str(error)) from error
+
+    def dump(self) -> str:
+        """Canonical JSON: sorted keys, floats in their shortest exact form."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+    @property
+    def schedule_id(self) -> str:
+        """sha256 of the canonical JSON without its provenance."""
+        body = self.model_dump(mode="json", exclude={"provenance"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Network rows per image: nfe, and one more for every guided evaluation."""
+
+    @property
+    @abstractmethod
+    def guided(self) -> bool:
+        """Whether the schedule combines the branches of the network itself."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> MeanImage | None:
+        """The tensor that stands for predictions that are not asked for; None for zero."""
+
+    @property
+    def given(self) -> Tensor | None:
+        """The same as float32; None for zero."""
+        return None if self.mean is None else self.mean.tensor()
+
+    def for_any(self) -> Self:
+        """The same without what tells which network and guidance scale it was searched for."""
+        bound = {ANSWER, SCALE}
+        facts = {name: fact for name, fact in self.provenance.items() if name not in bound}
+        return self.model_copy(update={"provenance": facts})
+
+    def grid(self) -> TimeGrid:
+        """The grid that the steps run over."""
+        return TimeGrid.of(self.process.schedule(), self.t)
+
+    def check_process(self, schedule: NoiseSchedule) -> None:
+        """Raises ScheduleError if a network's noise schedule is not the one this was made for."""
+        if not share_path(self.process.schedule(), schedule):
+            raise ScheduleError(
+                f"this schedule was made for process {_brief(self.process)}, but the network's is"
+                f" {_brief(Process.model_validate(process_of(schedule)))}; use a schedule made for"
+                " this network"
+            )
+
+    def check_times(self, steps: int, nfe: int) -> None:
+        """Raises ValueError unless the times are as many as the steps need, and fall apart."""
+        try:
+            nodes = self.grid().nodes
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+        if len(self.t) != steps + 1:
+            raise ValueError(f"{steps} steps need {steps + 1} times, but there are {len(self.t)}")
+        if self.nfe != nfe:
+            raise ValueError(f"nfe is {self.nfe}, but the steps take {nfe}")
+        for a, b in pairwise(nodes):
+            if b.lam - a.lam < MIN_LAM_GAP:
+                raise ValueError(f"times {a.t!r} and {b.t!r} are too close to tell apart")
+
+    def check_evaluation(self, t: float, name: str) -> None:
+        """Raises ValueError unless an evaluation is inside the process, at sigma > 0."""
+        try:
+            inside = self.process.schedule().at(t).sigma > 0.0
+        except FewstepError:
+            inside = False
+        if not inside:
+            raise ValueError(f"{name} moves the evaluation to t={t:g}, outside the process")
+
+    @model_validator(mode="after")
+    def _bonds_are_numbers(self) -> Self:
+        scale = self.provenance.get(SCALE)
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise ValueError(f"{SCALE} in the provenance must be a number")
+        told = self.provenance.get(ANSWER)
+        if told is not None and not (
+            isinstance(told, list | tuple) and all(isinstance(each, int | float) for each in told)
+        ):
+            raise ValueError(f"{ANSWER} in the provenance must be a list of numbers")
+        return self
+
+
+def _brief(process: Process) -> str:
+    params = ", ".join(f"{k}={v}" for k, v in process.params.items() if not isinstance(v, list))
+    return f"{process.family}({params})"
