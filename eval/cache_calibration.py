@@ -85,7 +85,7 @@ class _Watcher:
     def enters(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         """The first block begins."""
         self.rows = self.stack.text_rows(args, kwargs)
-        self.start = self.stack.blocks[0].entering(args, kwargs, self.rows).image.clone()
+        self.start = self.stack.blocks[0].read_input(args, kwargs, self.rows).image.clone()
         if self.stack.structure.signal is not None and self.stack.signal_module is None:
             self._signal(self.stack.signal(args, kwargs))
 
@@ -96,7 +96,7 @@ class _Watcher:
     def leaves(self, block: nn.Module, args: Any, out: Any) -> None:
         """The last block has run."""
         assert self.start is not None
-        residual = self.stack.blocks[-1].leaving(out, self.rows).image - self.start
+        residual = self.stack.blocks[-1].read_output(out, self.rows).image - self.start
         if self.residual is None or self.residual.shape != residual.shape:
             self.found.ratios.append(1.0)
         else:

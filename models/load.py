@@ -19,8 +19,8 @@ from .network import Network
 from .pipeline_network import (
     asks_for_text,
     default_size,
+    make_adapter_error,
     network_of,
-    no_adapter,
     prompt_adapter,
 )
 from .reading import ordinary_file, reason_of, shorten
@@ -127,7 +127,7 @@ def _make_from_pipeline(pipe: Any) -> Network:
     if prompt_adapter(pipe) is not None:
         return network_of(pipe, default_size(pipe))
     if asks_for_text(pipe):
-        raise no_adapter(pipe)
+        raise make_adapter_error(pipe)
     return from_pipeline(pipe)
 
 

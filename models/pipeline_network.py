@@ -117,7 +117,7 @@ def encoded(pipe: Any, size: Size, **texts: Any) -> tuple[Conditions, Conditions
 def _find_adapter(pipe: Any) -> PromptAdapter:
     adapter = prompt_adapter(pipe)
     if adapter is None:
-        raise no_adapter(pipe)
+        raise make_adapter_error(pipe)
     return adapter
 
 
@@ -192,7 +192,7 @@ def asks_for_text(pipe: Any) -> bool:
     return TEXT in inspect.signature(module_of(pipe).forward).parameters
 
 
-def no_adapter(pipe: Any) -> ModelError:
+def make_adapter_error(pipe: Any) -> ModelError:
     """Returns the error for a network without an adapter."""
     module = type(module_of(pipe)).__name__
     if not asks_for_text(pipe):

@@ -58,7 +58,7 @@ class RecordedRun:
             for (node, values), norm in zip(told.outputs, norms, strict=True)
         ]
         if denoiser.cache is not None:
-            denoiser.cache.replayed(told.cached)
+            denoiser.cache.add_record(told.cached)
         return x
 
     def _run_steps(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], HostRecord]:

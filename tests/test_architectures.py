@@ -137,7 +137,7 @@ def _observed(name, config):
 
 def states(stack, calls):
     rows = stack.text_rows(calls[0][1], calls[0][2])
-    return [b.leaving(c[3], rows) for b, c in zip(stack.blocks, calls, strict=True)], rows
+    return [b.read_output(c[3], rows) for b, c in zip(stack.blocks, calls, strict=True)], rows
 
 
 @every_network
@@ -154,14 +154,14 @@ def test_a_block_returns_what_the_next_one_takes(name, config):
     after, rows = states(stack, calls)
     for k, block in enumerate(stack.blocks[1:], start=1):
         _, args, kwargs, _ = calls[k]
-        before, given = stack.blocks[k - 1], block.takes(args, kwargs)
+        before, given = stack.blocks[k - 1], block.find_streams(args, kwargs)
         if bool(before.group.joint) == bool(block.group.joint):
             returned = calls[k - 1][3]
             returned = returned if isinstance(returned, tuple) else (returned,)
             named = dict(zip(before.group.returns, returned, strict=True))
             assert all(each is named[s] for s, each in zip(block.group.returns, given, strict=True))
         else:
-            entering = block.entering(args, kwargs, rows)
+            entering = block.read_input(args, kwargs, rows)
             assert torch.equal(entering.image, after[k - 1].image)
             assert torch.equal(entering.text, after[k - 1].text)
 
@@ -171,7 +171,7 @@ def test_layout_undoes_leaving(name, config):
     _, stack, calls, _ = observed(name, config)
     after, _ = states(stack, calls)
     for block, state, call in zip(stack.blocks, after, calls, strict=True):
-        laid, returned = block.layout(state), call[3]
+        laid, returned = block.lay_out(state), call[3]
         assert type(laid) is type(returned)
         pairs = zip(laid, returned, strict=True) if isinstance(laid, tuple) else [(laid, returned)]
         assert all(a is b or torch.equal(a, b) for a, b in pairs)
@@ -182,7 +182,7 @@ def test_image_keeps_its_shape_through_the_stack(name, config):
     """So a residual between any two blocks can be taken, across a join as well."""
     _, stack, calls, _ = observed(name, config)
     after, rows = states(stack, calls)
-    first = stack.blocks[0].entering(*calls[0][1:3], rows)
+    first = stack.blocks[0].read_input(*calls[0][1:3], rows)
     assert {state.image.shape for state in after} == {first.image.shape}
 
 
@@ -450,9 +450,9 @@ def test_observe_tells_which_rows_of_a_joint_stream_are_the_image(joint):
     assert stack.structure.chained
     image, text = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
     last, state = stack.blocks[-1], State(image, text)
-    laid = last.layout(state)
+    laid = last.lay_out(state)
     assert torch.equal(laid[:, :3], text if joint == "first" else image[:, :3])
-    assert all(map(torch.equal, last.leaving(laid, text_rows=3), state))
+    assert all(map(torch.equal, last.read_output(laid, text_rows=3), state))
     assert stack.text_rows((image, text), {}) == 3
 
 

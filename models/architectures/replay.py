@@ -36,13 +36,13 @@ class Replay:
         """Tells whether the recorded state alone, put in before the tail, gives the full output."""
         rows = stack.text_rows((), self.visits[0].call)
         block, out = stack.blocks[-1 - tail], self.visits[-1 - tail].outputs
-        state = block.leaving(out if len(out) > 1 else out[0], rows)
+        state = block.read_output(out if len(out) > 1 else out[0], rows)
 
-        def recorded(entering: State) -> State:
+        def use_recorded(entering: State) -> State:
             return state if tail else State(state.image, entering.text)
 
         try:
-            with torch.no_grad(), replace_blocks(stack, recorded, rows, tail, lead=0):
+            with torch.no_grad(), replace_blocks(stack, use_recorded, rows, tail, lead=0):
                 return are_same(list_tensors(self.call()), self.full)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
             return False  # the shapes did not fit: a block changes them
@@ -65,12 +65,12 @@ def replace_blocks(
     *passing, last = stack.blocks[lead : len(stack.blocks) - tail]
 
     def put_in(*args: Any, **kwargs: Any) -> Any:
-        return last.layout(forecast(last.entering(args, kwargs, text_rows)))
+        return last.lay_out(forecast(last.read_input(args, kwargs, text_rows)))
 
-    def passes(block: LiveBlock) -> Callable[..., Any]:
+    def pass_block(block: LiveBlock) -> Callable[..., Any]:
         return lambda *args, **kwargs: block.pass_through(args, kwargs)
 
-    answers = {block.module: passes(block) for block in passing} | {last.module: put_in}
+    answers = {block.module: pass_block(block) for block in passing} | {last.module: put_in}
     before = {module: vars(module).get("forward") for module in answers}
     try:
         for module, answer in answers.items():

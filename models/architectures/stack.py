@@ -52,25 +52,27 @@ class LiveBlock:
         """Returns the arguments of one call by name, without those left to their default."""
         return {**dict(zip(self.parameters, args, strict=False)), **kwargs}
 
-    def takes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    def find_streams(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """Returns the streams of a call, in the order in which the block returns them."""
         call = self.call(args, kwargs)
         return tuple(call[stream] for stream in self.group.returns)
 
     def pass_through(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Returns the inputs of the block laid out as its output, as if it did nothing."""
-        return self._pack(self.takes(args, kwargs))
+        return self._pack(self.find_streams(args, kwargs))
 
-    def entering(self, args: Sequence[Any], kwargs: Mapping[str, Any], text_rows: int = 0) -> State:
+    def read_input(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], text_rows: int = 0
+    ) -> State:
         """Returns the state before the block. text_rows: see `Stack.text_rows`."""
-        return self._split(self.takes(args, kwargs), text_rows)
+        return self._split(self.find_streams(args, kwargs), text_rows)
 
-    def leaving(self, output: Any, text_rows: int = 0) -> State:
+    def read_output(self, output: Any, text_rows: int = 0) -> State:
         """Returns the state after the block from its output."""
         return self._split(output if isinstance(output, tuple) else (output,), text_rows)
 
-    def layout(self, state: State) -> Any:
-        """Lays a state out as this block returns it; the inverse of `leaving`."""
+    def lay_out(self, state: State) -> Any:
+        """Lays a state out as this block returns it; the inverse of `read_output`."""
         if self.group.joint:
             rows = (state.text, state.image)
             ordered = rows if self.group.joint == "first" else rows[::-1]

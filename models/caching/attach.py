@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..architectures import known_classes
-from ..architectures.discover import may_have_blocks
-from ..architectures.stack import Stack, block_structure, describe
+from ..architectures.stack import Stack
 from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..hold import hold
@@ -19,11 +17,8 @@ from ..ledger import CacheCall, CacheLedger
 from ..modules import is_answered_for, unwrap_compiled
 from .base import Policy
 from .engine import Engine, warn_of_zero_hits
-from .module_engine import ModuleEngine
+from .engines import make_engine, make_stack_engine
 from .registry import take_cache
-from .stack_engine import StackEngine
-from .unet import describe_unet, is_unet
-from .unet_engine import UNetEngine
 from .unobserved import Unobserved
 
 
@@ -73,7 +68,7 @@ class Attachment:
         held, expected = self.ledger.bytes_held, self.ledger.bytes_predicted
         return Record(calls, held, expected, [engine.sample for engine in self.engines])
 
-    def replayed(self, record: "Record") -> None:
+    def add_record(self, record: "Record") -> None:
         """Adds a record to the ledger: a CUDA graph ran its calls without calling anything here."""
         self.ledger.calls.extend(record.calls)
         self.ledger.bytes_held = max(self.ledger.bytes_held, record.bytes_held)
@@ -132,14 +127,14 @@ def enable_cache(
         ModelError: if the network is of a kind that this policy cannot skip; of a transformer whose
             blocks no card describes, at its first call, which shows what it is made of (`observe`).
     """
-    roots, policy = _networks(target), take_cache(policy)
+    roots, policy = _find_networks(target), take_cache(policy)
     calls = None if calls is None else as_integer(calls, "calls")
     with hold(*roots, alone=True):
         for root in roots:
             _check_free(root, group)
-        attachment = _attachment(roots, policy)
+        attachment = _make_attachment(roots, policy)
         for engine in attachment.engines:
-            engine.count, engine.group = _count(target, calls), group
+            engine.count, engine.group = _make_counter(target, calls), group
             _hook(engine, attachment)
     return attachment
 
@@ -158,7 +153,7 @@ def find_attachment(target: Any) -> Attachment | None:
     module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
     if module is None and not hasattr(target, "components"):
         return None
-    root = _networks(target)[0]
+    root = _find_networks(target)[0]
     if "_diffusers_hook" not in vars(root):
         return None
     from . import hooks
@@ -188,10 +183,10 @@ def _check_free(root: nn.Module, group: Any) -> None:
         )
 
 
-def _attachment(roots: Sequence[nn.Module], policy: Policy) -> Attachment:
+def _make_attachment(roots: Sequence[nn.Module], policy: Policy) -> Attachment:
     """Makes a cache for networks; it is not on them yet."""
     ledger = CacheLedger(policy.info.name)
-    engines = [_engine(root, policy, ledger) for root in roots]
+    engines = [make_engine(root, policy, ledger) for root in roots]
     attachment = Attachment(policy, ledger, engines)
     ledger.share, ledger.parts = attachment._share, len(engines[0].list_parts())
     return attachment
@@ -207,7 +202,7 @@ def _hook(engine: Engine, attachment: Attachment) -> None:
         undo.append(hooks.put(engine.root, root))
         undo.append(hooks.listen(engine, attachment))
         if isinstance(engine, Unobserved):
-            engine.give_way = partial(_observed, attachment, engine, root)
+            engine.give_way = partial(_replace_unobserved, attachment, engine, root)
     except BaseException:
         while undo:
             undo.pop()()
@@ -215,11 +210,13 @@ def _hook(engine: Engine, attachment: Attachment) -> None:
     hooks.forget_contexts(engine.root)
 
 
-def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Stack) -> Engine:
+def _replace_unobserved(
+    attachment: Attachment, waiting: Unobserved, root: Any, stack: Stack
+) -> Engine:
     """Puts the engine for the blocks of the first call in the place of the one that waited."""
     from . import hooks
 
-    engine = _on_stack(stack, waiting.policy, waiting.ledger)
+    engine = make_stack_engine(stack, waiting.policy, waiting.ledger)
     engine.count, engine.group = waiting.count, waiting.group
     engine.announced, engine.context = waiting.announced, waiting.context
     for part in engine.list_hooked():
@@ -231,47 +228,7 @@ def _observed(attachment: Attachment, waiting: Unobserved, root: Any, stack: Sta
     return engine
 
 
-def _engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
-    """Makes the engine for a policy on a network; raises ModelError if it cannot be skipped so."""
-    fit_to = getattr(policy, "fit_to", None)
-    settings: Any = policy if fit_to is None else fit_to(root)
-    name, deep = policy.info.name, hasattr(policy, "branch")
-    level = getattr(policy, "level", "")
-    if is_unet(root):
-        if settings.gate is not None or settings.keep.what == "residual":
-            raise ModelError(
-                f"{type(root).__name__} has no row of equal blocks, which {name} needs; a UNet"
-                " takes deepcache, fixed-mask and taylorseer:level=last-block"
-            )
-        if level == "module":
-            raise ModelError(
-                f"the sub-modules of {type(root).__name__} are not forecast one by one; use"
-                " taylorseer:level=last-block or deepcache"
-            )
-        return UNetEngine(root, settings, ledger, describe_unet(root))
-    known = block_structure(root) is not None
-    if not known and not may_have_blocks(root):
-        unets = ", ".join(known_classes(lambda card: card.unet))
-        raise ModelError(
-            f"{type(root).__name__} has nothing that a cache can skip: it has no list of blocks"
-            f" that run one after the other, and is no UNet that is known ({unets}); run it"
-            " without a cache, in fewer steps"
-        )
-    if deep:
-        raise ModelError(
-            f"{name} splits a UNet, and {type(root).__name__} is none; use taylorseer or cg-taylor"
-        )
-    if not known:
-        return Unobserved(root, settings, ledger)
-    return _on_stack(describe(root), settings, ledger)
-
-
-def _on_stack(stack: Stack, policy: Any, ledger: CacheLedger) -> Engine:
-    kind = ModuleEngine if getattr(policy, "level", "") == "module" else StackEngine
-    return kind(stack.root, policy, ledger, stack)
-
-
-def _networks(target: Any) -> list[nn.Module]:
+def _find_networks(target: Any) -> list[nn.Module]:
     """Returns the networks in the target that a user gave."""
     target = getattr(target, "network", target)
     if isinstance(target, nn.Module):
@@ -287,14 +244,14 @@ def _networks(target: Any) -> list[nn.Module]:
     return modules
 
 
-def _count(target: Any, calls: int | None) -> Callable[[int], int | None]:
+def _make_counter(target: Any, calls: int | None) -> Callable[[int], int | None]:
     """Returns the function that knows how many calls of a stage a run has."""
     if calls is not None:
         return lambda stage: calls
     if not hasattr(target, "scheduler"):
         return lambda stage: None
 
-    def asked(stage: int) -> int | None:
+    def count_calls(stage: int) -> int | None:
         times = getattr(target.scheduler, "timesteps", None)
         if times is None or getattr(target.scheduler, "num_inference_steps", None) is None:
             return None
@@ -302,4 +259,4 @@ def _count(target: Any, calls: int | None) -> Callable[[int], int | None]:
         repeats = Counter(map(float, times[begin:]))
         return sum(times > stage for times in repeats.values()) or None
 
-    return asked
+    return count_calls

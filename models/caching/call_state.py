@@ -76,7 +76,7 @@ class Substitute:
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 
-def unchanged(out: Any) -> Any:
+def pass_unchanged(out: Any) -> Any:
     return out
 
 
@@ -90,7 +90,7 @@ class Part:
 
     module: nn.Module
     before: Callable[[Sequence[Any], Mapping[str, Any]], Substitute | Arguments | None]
-    after: Callable[[Any], Any] = unchanged
+    after: Callable[[Any], Any] = pass_unchanged
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Engine(ABC):
         self.ledger.bytes_held = max(self.ledger.bytes_held, size)
         self.ledger.bytes_predicted = max(self.ledger.bytes_predicted, expected)
 
-    def length(self, stage: int) -> int | None:
+    def find_length(self, stage: int) -> int | None:
         """Returns the calls of that stage in a run; checks them by the policy once per run."""
         if stage not in self._lengths:
             calls = self._lengths[stage] = self.count(stage)
@@ -105,7 +105,7 @@ class Engine(ABC):
         place = self._find_place(args, kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
         self.state = CallState(place, self._find_track(place, x), len(x))
-        length = self.length(place.stage)
+        length = self.find_length(place.stage)
         self.state.full = True if self.policy.off else self._decide_early(self.state, length)
         if self.sample is None:
             self.sample = (tuple(args), dict(kwargs))

@@ -35,7 +35,7 @@ class ModuleEngine(Engine):
             Part(each, partial(self.before, name), partial(self.after, name))
             for name, each in self.modules.items()
         ]
-        idle = [Part(each, self.rest) for each in self.idle.values()]
+        idle = [Part(each, self.leave_out) for each in self.idle.values()]
         return [] if self.policy.off else [*cached, *idle]
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
@@ -73,7 +73,7 @@ class ModuleEngine(Engine):
                 stores[part].update(value, index)
         return out
 
-    def rest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
+    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
         """Leaves out a module that feeds nothing but a cached one."""
         return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
 

@@ -90,7 +90,7 @@ class StackEngine(Engine):
         if call.full:
             return None
         if call.rows:
-            call.before = block.entering(args, kwargs, call.text_rows)
+            call.before = block.read_input(args, kwargs, call.text_rows)
             return (), {n: select_argument(n, v, call) for n, v in block.call(args, kwargs).items()}
         return Substitute(self._skip(k, block, args, kwargs))
 
@@ -100,9 +100,9 @@ class StackEngine(Engine):
             return out
         call = self.state
         if not call.full:
-            return self._join_rows(k, block, block.leaving(out, call.text_rows))
+            return self._join_rows(k, block, block.read_output(out, call.text_rows))
         if k == self.end:
-            self._store(call, block.leaving(out, call.text_rows))
+            self._store(call, block.read_output(out, call.text_rows))
         return out
 
     def _skips_lead(self, call: CallState) -> bool:
@@ -114,13 +114,13 @@ class StackEngine(Engine):
         if self.joint:
             call.text_rows = self.stack.text_rows(args, kwargs)
         if self.gate is not None and self.gate.reads == "residual" and not call.follows:
-            call.entered = self.blocks[0].entering(args, kwargs, call.text_rows).image.clone()
+            call.entered = self.blocks[0].read_input(args, kwargs, call.text_rows).image.clone()
 
     def _enter(
         self, call: CallState, block: LiveBlock, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """Reads the start of the stretch, for the gate and for a residual."""
-        start = block.entering(args, kwargs, call.text_rows)
+        start = block.read_input(args, kwargs, call.text_rows)
         if self.gate is not None and not call.follows:
             self._judge(call, self._read_gate_input(call, start.image, args, kwargs))
         self.settle(call)
@@ -217,8 +217,8 @@ class StackEngine(Engine):
         """Forecasts the end of the stretch at a skipped call."""
         if k < self.end:
             return block.pass_through(args, kwargs)
-        start = block.entering(args, kwargs, self.state.text_rows)
-        return block.layout(self._forecast_state(self.state, start))
+        start = block.read_input(args, kwargs, self.state.text_rows)
+        return block.lay_out(self._forecast_state(self.state, start))
 
     def _forecast_state(self, call: CallState, start: State) -> State:
         stores, index = call.track.stores, call.place.index
@@ -238,7 +238,7 @@ class StackEngine(Engine):
         if k == self.end:
             others = self._forecast_state(call, others)
             self._store_rows(call, after)
-        return block.layout(State(*map(scatter_rows, others, after, [call.rows] * 2)))
+        return block.lay_out(State(*map(scatter_rows, others, after, [call.rows] * 2)))
 
     def _store_rows(self, call: CallState, after: State) -> None:
         start = call.start

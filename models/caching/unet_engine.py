@@ -32,8 +32,8 @@ class UNetEngine(Engine):
         return tuple(self.split.deep)
 
     def list_hooked(self) -> list[Part]:
-        deep = [Part(each, self.deep) for each in self.split.deep.values()]
-        return [] if self.policy.off else [*deep, Part(self.split.entry, self.entry)]
+        deep = [Part(each, self.skip_deep) for each in self.split.deep.values()]
+        return [] if self.policy.off else [*deep, Part(self.split.entry, self.run_entry)]
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
         call = super().begin(args, kwargs)
@@ -47,11 +47,11 @@ class UNetEngine(Engine):
             call.track.last = [call.place.index]
         super().finish(call)
 
-    def deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
+    def skip_deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
         """Leaves out a module of the deep part at a skipped call."""
         return None if not self.active or self.state.full else Substitute(make_hollow(args, kwargs))
 
-    def entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
+    def run_entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
         """Stores the feature that enters the rim at a full call, and forecasts it at others."""
         if not self.active:
             return None
