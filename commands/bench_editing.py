@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import echo
-from .gather import gather_options
+from .gather import gather_options, take_given
 from .options import (
     DEFAULT_MODEL,
     Batch,
@@ -39,20 +39,10 @@ class InversionOptions:
 
     def table(self) -> "RoundTrips":
         """Returns the table to be measured; raises FewstepError for what is no number."""
-        from ..eval.experiments.inversion import SOLVERS, RoundTrips
-        from ..samplers.labels import parse_ranges
+        from ..eval.experiments.inversion import RoundTrips
 
-        return RoundTrips(
-            model=self.model,
-            data=self.data,
-            images=self.images,
-            solvers=tuple(self.solver or SOLVERS),
-            nfe=parse_ranges(self.nfe),
-            steps=parse_ranges(self.steps),
-            grid=self.grid_type,
-            t_min=self.t_min,
-            batch=self.batch,
-        )
+        given = take_given(self, ("nfe", "steps"), solver="solvers", grid_type="grid")
+        return RoundTrips(**given)
 
 
 @gather_options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import refuse_typed
-from .gather import gather_options
+from .gather import gather_options, take_given
 from .options import (
     DEFAULT_MODEL,
     MOST,
@@ -27,6 +27,12 @@ from .options import (
 if TYPE_CHECKING:
     from ..eval.bench.report import ReportFiles
     from ..eval.experiments.fid_sweep import Sweep
+
+
+PLURALS = {
+    **{"model": "models", "solver": "solvers", "rival": "rivals", "grid_type": "grids"},
+    **{"cfg_scale": "cfg_scales", "guidance": "guidances", "cache": "caches"},
+}
 
 
 @dataclass
@@ -83,31 +89,11 @@ class FidOptions:
         from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
         from ..samplers.run_record import parse_interval
 
-        interval = None if self.cfg_interval is None else parse_interval(self.cfg_interval)
-        entry = check_choices(
-            Entry,
-            models=self.model or [DEFAULT_MODEL],
-            solvers=self.solver or [],
-            rivals=self.rival or [],
-            grids=self.grid_type or [],
-            final=self.final,
-            nfe=self.nfe,
-            cfg_scales=self.cfg_scale or [1.0],
-            cfg_interval=interval,
-            guidances=self.guidance or [],
-            caches=self.cache or [],
-        )
-        return check_choices(
-            Sweep,
-            metric=self.metric,
-            reference=self.reference,
-            floor=self.floor,
-            n=self.n,
-            blocks=self.blocks,
-            batch=self.batch,
-            dtype=self.dtype,
-            entries=[entry],
-        )
+        given = {"models": [DEFAULT_MODEL], **take_given(self, **PLURALS)}
+        if "cfg_interval" in given:
+            given["cfg_interval"] = parse_interval(given["cfg_interval"])
+        entry = {name: given.pop(name) for name in Entry.model_fields if name in given}
+        return check_choices(Sweep, entries=[check_choices(Entry, **entry)], **given)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import echo, echo_left_out
-from .gather import gather_options
+from .gather import gather_options, take_given
 from .options import (
     MOST,
     MOST_REPEATS,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..eval.bench.rows import ResultStore
     from ..eval.experiments.cache import CacheFront
     from ..eval.experiments.guidance import GuidanceFront
-
-EMBEDDED = ("fashion-dit", "fashion-unet")
 
 
 @dataclass
@@ -60,22 +58,14 @@ class GuidanceOptions:
 
     def front(self) -> "GuidanceFront":
         """Returns what is measured; raises FewstepError for what cannot be."""
-        from ..eval.experiments.guidance import POLICIES, GuidanceFront
-        from ..samplers.labels import parse_ranges
+        from ..eval.experiments.guidance import BASELINE, GuidanceFront
 
-        budgets, guidance = parse_ranges(self.rows), self.guidance
-        return GuidanceFront(
-            models=tuple(self.model or EMBEDDED),
-            scales=tuple(self.cfg_scale or (2.0, 3.0)),
-            policies=tuple(dict.fromkeys(["cfg", *guidance])) if guidance else POLICIES,
-            steps=tuple(parse_ranges(self.steps)),
-            rows=(min(budgets), max(budgets)),
-            solver=self.solver,
-            grid=self.grid_type,
-            images=self.images,
-            reference_nfe=self.reference_nfe,
-            fit_images=self.fit_images,
-        )
+        names = {"model": "models", "cfg_scale": "scales", "grid_type": "grid"}
+        given = take_given(self, ("steps", "rows"), guidance="policies", **names)
+        given["rows"] = min(given["rows"]), max(given["rows"])
+        if "policies" in given:
+            given["policies"] = tuple(dict.fromkeys([BASELINE, *given["policies"]]))
+        return GuidanceFront(**given)
 
 
 @dataclass
@@ -111,21 +101,11 @@ class CacheOptions:
 
     def front(self) -> "CacheFront":
         """Returns what is measured; raises FewstepError for what cannot be."""
-        from ..eval.experiments.cache import BASELINES, CacheFront
-        from ..samplers.labels import parse_ranges
+        from ..eval.experiments.cache import CacheFront
 
-        return CacheFront(
-            models=tuple(self.model or EMBEDDED),
-            policies=tuple(self.cache or ()),
-            solvers=tuple(self.solver or ("dpmpp-2m", "unipc-2", "ddim")),
-            steps=tuple(parse_ranges(self.steps)),
-            baselines=tuple(self.honest or BASELINES),
-            budgets=tuple(parse_ranges(self.budgets)),
-            grid=self.grid_type,
-            cfg_scale=self.cfg_scale,
-            images=self.images,
-            reference_nfe=self.reference_nfe,
-        )
+        names = {"model": "models", "solver": "solvers", "cache": "policies"}
+        names |= {"honest": "baselines", "grid_type": "grid"}
+        return CacheFront(**take_given(self, ("steps", "budgets"), **names))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Commands whose options are the fields of a dataclass, and are read where they are described."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -41,3 +41,23 @@ def _read_fields(kind: Any) -> Iterator[Parameter]:
         yield Parameter(
             field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
         )
+
+
+def take_given(options: Any, ranges: Sequence[str] = (), **renamed: str) -> dict[str, Any]:
+    """Returns the options of a dataclass as settings; those that are None are left out.
+
+    ranges:  fields that hold numbers as 6-14,16.
+    renamed: option -> setting, where the names differ.
+
+    Raises:
+        SettingError: for a range that is none.
+    """
+    from ..samplers.labels import parse_ranges
+
+    settings = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is not None:
+            name = renamed.get(field.name, field.name)
+            settings[name] = parse_ranges(value) if field.name in ranges else value
+    return settings
