@@ -29,6 +29,7 @@ from .rows import ResultRow, ResultStore, SamplingCost
 class FrontSettings(Checked):
     """What all fronts are told.
 
+    name:      of the command, for errors.
     models:    every one is a panel of its own, or several.
     steps:     of the runs that are to save work.
     grid:      of all runs.
@@ -36,6 +37,7 @@ class FrontSettings(Checked):
     reference, reference_nfe: the converged run.
     """
 
+    name: ClassVar[str]
     models: tuple[str, ...] = ("fashion-dit", "fashion-unet")
     steps: tuple[Annotated[int, Field(ge=2)], ...] = ()
     grid: str | None = None

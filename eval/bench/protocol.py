@@ -52,7 +52,7 @@ class Drawn(StrictModel):
 
     run:     network, solver, grid, NFE, end, schedule, guidance, dtype and the seeds, which JSON
              holds as ranges. It has no class labels: `labels` is the rule that gives them.
-    rival:   a diffusers scheduler instead of the run's solver, as `eval.rivals` names it.
+    rival:   a diffusers scheduler instead of the run's solver, as `experiments.rivals` names it.
     weights: sha256 of the network's weights, where they are files on this machine.
     files:   sha256 of each file that the solver's settings name.
     labels:  "seed modulo K" for a network with K classes, so that an image's label depends on its

@@ -96,5 +96,5 @@ def team(device: str = "cpu") -> Team:
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    found = str(state.device)
-    return Team(state.process_index, state.num_processes, found)
+    place = str(state.device)
+    return Team(state.process_index, state.num_processes, place)

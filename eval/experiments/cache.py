@@ -64,6 +64,7 @@ class CacheFront(FrontSettings):
     quality:   how images are compared with the uncached ones.
     """
 
+    name = "bench cache"
     steps: tuple[Annotated[int, Field(ge=2)], ...] = (20, 30, 40, 50)
     policies: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ("dpmpp-2m", "unipc-2", "ddim")

@@ -111,10 +111,10 @@ def _in_context(module: Any) -> Callable[[], None]:
 
     def detach() -> None:
         for child in module.modules():
-            held = vars(child).get("_diffusers_hook")
-            for name in list(held.hooks) if held is not None else ():
-                held.remove_hook(name, recurse=False)
-            for each in ("forward", "_diffusers_hook") if held is not None else ():
+            registry = vars(child).get("_diffusers_hook")
+            for name in list(registry.hooks) if registry is not None else ():
+                registry.remove_hook(name, recurse=False)
+            for each in ("forward", "_diffusers_hook") if registry is not None else ():
                 vars(child).pop(each, None)
 
     return detach

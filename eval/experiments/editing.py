@@ -81,16 +81,16 @@ class ClassEdits:
         target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
         seeds = range(len(x))
         fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))
-        judged = _EditJudge(x, target, distance)
-        found = [judged(FRESH, fresh.samples, fresh.ledger.nfe, fresh.ledger.rows / len(x))]
+        judge = _EditJudge(x, target, distance)
+        edits = [judge(FRESH, fresh.samples, fresh.ledger.nfe, fresh.ledger.rows / len(x))]
         bar = tqdm(self.editors, disable=None if progress else True, leave=False)
         for name, editor in zip(bar, editors, strict=True):
             edit = editor(x, source=source, target=target, seeds=seeds)
-            found.append(judged(name, edit.samples, edit.ledger.nfe, edit.ledger.rows / len(x)))
+            edits.append(judge(name, edit.samples, edit.ledger.nfe, edit.ledger.rows / len(x)))
         if strip is not None:
-            shown = [x, *(each.samples for each in found)]
+            shown = [x, *(each.samples for each in edits)]
             write_sheet([p for part in shown for p in to_pil(part[:SHOWN])], SHOWN, strip)
-        return found
+        return edits
 
 
 class _EditJudge:
@@ -111,10 +111,10 @@ class _EditJudge:
         return Edited(name, arrived, distance, nfe, rows, samples)
 
 
-def lines(found: Sequence[Edited], distance: str) -> Iterator[str]:
+def lines(edits: Sequence[Edited], distance: str) -> Iterator[str]:
     """Yields a Markdown table."""
     rows = [("editor", "target class", f"{distance} to the source", "NFE", "rows")]
-    for each in found:
-        arrived, kept = f"{each.arrived:.1%}", f"{each.distance:.3f}"
-        rows.append((each.name, arrived, kept, f"{each.nfe:g}", f"{each.rows:g}"))
+    for each in edits:
+        arrived, away = f"{each.arrived:.1%}", f"{each.distance:.3f}"
+        rows.append((each.name, arrived, away, f"{each.nfe:g}", f"{each.rows:g}"))
     return markdown_table(rows)

@@ -47,19 +47,19 @@ def make_evaluator(
     asked = metric(name)
     if not isinstance(asked, SetMetric):
         raise SettingError(f"{name} compares pairs of images; a sweep needs a metric of sets")
-    found = extractor(network, weights, device)
+    extract = extractor(network, weights, device)
     asked.check(network)
-    label, digest, reference = _reference(sweep.reference, asked, found)
+    label, digest, reference = _reference(sweep.reference, asked, extract)
     measure = Measure(
-        metric=asked.label(found.name),
-        extractor=found.name,
-        extractor_sha256=found.sha256,
-        resize=found.resize,
+        metric=asked.label(extract.name),
+        extractor=extract.name,
+        extractor_sha256=extract.sha256,
+        resize=extract.resize,
         reference=label,
         reference_sha256=digest,
         n=sweep.n,
     )
-    return ImageEvaluator(asked, found, reference, measure)
+    return ImageEvaluator(asked, extract, reference, measure)
 
 
 def split_label(label: str) -> tuple[str, str]:
@@ -82,9 +82,9 @@ def _reference(
             "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
             " statistics"
         )
-    found = side(source, None)
-    features = reference_features(found, asked.needs, network)
-    digest = found.sha256 if isinstance(found, ImageSet) else file_sha256(found)
+    images = side(source, None)
+    features = reference_features(images, asked.needs, network)
+    digest = images.sha256 if isinstance(images, ImageSet) else file_sha256(images)
     return source, digest, features
 
 

@@ -42,7 +42,7 @@ def write_report(
 
 def page(table: QualityTable, stores: Sequence[Path]) -> str:
     """Returns the HTML page: tables, curves, Pareto front, samples and protocols."""
-    found: str = _template().render(
+    text: str = _template().render(
         table=table,
         svg=_svg(table),
         means={network: means(table, network) for network in table.networks},
@@ -51,7 +51,7 @@ def page(table: QualityTable, stores: Sequence[Path]) -> str:
         samples={network: _samples(table, network, stores) for network in table.networks},
         protocols=[_protocol(row) for row in _rows(table)],
     )
-    return found
+    return text
 
 
 def _rows(table: QualityTable) -> list[ResultRow]:
@@ -168,11 +168,11 @@ def _samples(
     table: QualityTable, network: str, stores: Sequence[Path]
 ) -> dict[str, dict[int, str]]:
     """Returns setting -> NFE -> data URI of its first images; settings without any are left out."""
-    found = {
+    uris = {
         setting: {nfe: uri for nfe in sorted(points) if (uri := _data_uri(points[nfe], stores))}
         for setting, points in table.of_network(network).items()
     }
-    return {setting: each for setting, each in found.items() if each}
+    return {setting: each for setting, each in uris.items() if each}
 
 
 def _data_uri(point: QualityPoint, stores: Sequence[Path]) -> str:

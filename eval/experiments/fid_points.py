@@ -97,11 +97,11 @@ class QualityTable:
 
     def of_network(self, network: str) -> dict[str, dict[int, QualityPoint]]:
         """Returns setting -> NFE -> point, the settings in the order of the store."""
-        found: dict[str, dict[int, QualityPoint]] = {}
+        settings: dict[str, dict[int, QualityPoint]] = {}
         for point in self.points:
             if point.network == network:
-                found.setdefault(point.setting, {})[point.nfe] = point
-        return found
+                settings.setdefault(point.setting, {})[point.nfe] = point
+        return settings
 
     def best(self, points: Iterable[QualityPoint]) -> QualityPoint:
         """Returns the best of some, by the mean."""
@@ -125,19 +125,19 @@ class QualityTable:
 def better(label: str) -> str:
     """Returns "low" or "high", whichever is good of a metric; low for one not known here."""
     try:
-        found = metric(split_label(label)[0])
+        entry = metric(split_label(label)[0])
     except UnknownNameError:
         return "low"
-    return found.better if isinstance(found, SetMetric) else "low"
+    return entry.better if isinstance(entry, SetMetric) else "low"
 
 
 def _points(rows: Iterable[ResultRow]) -> list[QualityPoint]:
     """Returns rows of one setting together; blocks in the order of their seeds."""
-    kept: dict[str, list[ResultRow]] = {}
+    groups: dict[str, list[ResultRow]] = {}
     for row in rows:
-        kept.setdefault(row.protocol.setting, []).append(row)
+        groups.setdefault(row.protocol.setting, []).append(row)
     points = []
-    for group in kept.values():
+    for group in groups.values():
         images = group[0].protocol.images
         assert isinstance(images, Drawn)
         ordered = sorted(group, key=_first_seed)
@@ -214,6 +214,7 @@ def _schedule_label(schedule: Schedule) -> str:
 def _mixed(rows: Sequence[ResultRow]) -> Iterator[str]:
     """Remarks on rows that different software made."""
     for name in ("fewstep", "torch", "diffusers"):
-        found = sorted({row.versions.get(name, "?") for row in rows})
-        if len(found) > 1:
-            yield f"rows were made by {name} {', '.join(found)}; draw them again to compare closely"
+        versions = sorted({row.versions.get(name, "?") for row in rows})
+        if len(versions) > 1:
+            several = ", ".join(versions)
+            yield f"rows were made by {name} {several}; draw them again to compare closely"

@@ -40,7 +40,7 @@ class Entry(StrictModel):
     models:  as `sample` takes them.
     solvers: names, `name:key=value,...`, or schedules, which bring their own NFE, by file (*.json)
              or name.
-    rivals:  diffusers' schedulers, as `eval.rivals` names them.
+    rivals:  diffusers' schedulers, as `experiments.rivals` names them.
     grids:   of the named solvers; none is the default one of the network.
     nfe:     budgets, such as "4-6,8,10".
     guidances, caches: `name:key=value,...` as `sample` takes them, of our own solvers; none is
@@ -208,16 +208,16 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
     named = [solver for solver in entry.solvers if _is_name(solver)]
     for solver in named:
         take_solver(solver)  # its errors are mistakes, not budgets it cannot spend
-    found: list[tuple[dict[str, Any], str | None]] = []
+    choices: list[tuple[dict[str, Any], str | None]] = []
     for solver, grid, nfe in product(named, entry.grids or (None,), budgets):
-        found.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
+        choices.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
     for path in entry.solvers:
         if not _is_name(path):
-            found.append(
+            choices.append(
                 ({"schedule": _name_schedule(named_schedule(path), Path(path).stem)}, None)
             )
-    found += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
-    return found
+    choices += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
+    return choices
 
 
 def _name_schedule(schedule: Schedule, name: str) -> Schedule:

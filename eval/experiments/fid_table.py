@@ -25,14 +25,14 @@ def markdown(table: QualityTable) -> str:
 
 def means(table: QualityTable, network: str) -> list[list[str]]:
     """Returns header and rows: settings by NFE, the floor first, the best of each column marked."""
-    found = table.of_network(network)
-    budgets = sorted({nfe for each in found.values() for nfe in each})
-    best = {n: table.best(each[n] for each in found.values() if n in each) for n in budgets}
+    settings = table.of_network(network)
+    budgets = sorted({nfe for each in settings.values() for nfe in each})
+    best = {n: table.best(each[n] for each in settings.values() if n in each) for n in budgets}
     rows = [["NFE", *map(str, budgets)]]
     if table.floor:
         floor = format_number(mean(row.value for row in table.floor))
         rows.append([FLOOR, *[floor] * len(budgets)])
-    for setting, points in found.items():
+    for setting, points in settings.items():
         marks = [BEST if points.get(n) is best[n] else "" for n in budgets]
         cells = [format_number(points[n].mean) if n in points else "-" for n in budgets]
         rows.append([setting, *(cell + mark for cell, mark in zip(cells, marks, strict=True))])

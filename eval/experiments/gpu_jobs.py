@@ -258,11 +258,11 @@ class Large:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._draw(network, cache)
             peaks.append(torch.cuda.max_memory_allocated(self.device))
-        held = peaks[1] - peaks[0]
-        off = 100.0 * abs(held - predicted) / max(predicted, 1)
+        used = peaks[1] - peaks[0]
+        off = 100.0 * abs(used - predicted) / max(predicted, 1)
         return [
             GpuFigure(job, "memory predicted", predicted / 1e6, " MB"),
-            GpuFigure(job, "memory measured", held / 1e6, " MB"),
+            GpuFigure(job, "memory measured", used / 1e6, " MB"),
             GpuFigure(job, "prediction off by", off, " %", 5.0, "most"),
         ]
 
@@ -278,18 +278,18 @@ class Large:
 
     def _denoiser(self, network: Network) -> tuple[Denoiser, tuple[Branch, ...]]:
         guidance: Guidance = self._given(network).get("guidance", Unguided())
-        held = {Branch.UNCOND: network.null_class, Branch.COND: 1}
+        labels = {Branch.UNCOND: network.null_class, Branch.COND: 1}
         conditions = {
             branch: {"class_labels": torch.tensor([label], device=self.device)}
-            for branch, label in held.items()
+            for branch, label in labels.items()
             if label is not None and network.num_classes
         }
         asked = guidance.stateless().ask(Moment(network.schedule.at(0.5)))
         return Denoiser(network, conditions), tuple(ask.branch for ask in asked)
 
     def _rows(self, denoiser: Denoiser, branches: Sequence[Branch]) -> dict[str, Tensor]:
-        held = [denoiser.conditions.get(branch, {}) for branch in branches]
-        return {name: torch.cat([each[name] for each in held]) for name in held[0]}
+        conditions = [denoiser.conditions.get(branch, {}) for branch in branches]
+        return {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
 
 
 def _ratio(job: str, what: str, value: float, asked: float) -> GpuFigure:

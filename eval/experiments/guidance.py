@@ -69,6 +69,7 @@ class GuidanceFront(FrontSettings):
     fit_images: that linear-ag is fitted to.
     """
 
+    name = "bench guidance"
     steps: tuple[Annotated[int, Field(ge=2)], ...] = (6, 8, 9, 10, 11, 12, 14, 16, 20)
     scales: tuple[float, ...] = (2.0, 3.0)
     policies: tuple[str, ...] = POLICIES

