@@ -34,16 +34,16 @@ def from_module(
         module: called with x (B, *shape) and a float32 tensor (B,) of network times. A diffusers
             model is recognised; so are outputs with twice the channels, whose second half (a
             learned sigma) is split off.
-        schedule: the noise schedule it was trained on, and what it is told as its time:
+        schedule: the noise schedule it was trained on, with the units of the time it receives:
             `RectifiedFlow(time_scale=1)` for t in [0, 1], 1000 for networks of diffusers. `EDM()`
             with prediction "edm" is the EDM preconditioning, `EDM(time_label="sigma")` with "x0" a
             network preconditioned already.
-        prediction: what it returns.
+        prediction: the type of its output.
         shape: one sample without the batch axis.
         facts: further fields of `Network`, such as num_classes, null_class, decode and name.
 
     Raises:
-        SettingError: if the schedule does not say what the network is told as its time.
+        SettingError: if the schedule does not say in which units the network gets its time.
         UnknownNameError: for a prediction that does not exist.
         ModelError: for eps on a schedule whose last timestep is pure noise.
     """
@@ -69,7 +69,7 @@ def from_module(
 
 
 def _check_time(schedule: NoiseSchedule, prediction: Prediction) -> None:
-    """Raises SettingError if a schedule leaves open what a network is told as its time."""
+    """Raises SettingError if a schedule leaves open in which units a network gets its time."""
     schedule.label(schedule.at(schedule.t_max))
     if prediction is not Prediction.EDM and isinstance(schedule, EDM) and not schedule.time_label:
         raise SettingError(
@@ -152,8 +152,8 @@ def make_network_time(
 ) -> Tensor:
     """Returns the network's time at a node, one number for each row of x (B, *).
 
-    It is float64 for a network that works in float64, whole numbers for one that takes no others,
-    and float32 else, as bfloat16 could not tell timesteps apart.
+    The dtype is float64 for a network in float64, integers for one that takes nothing else, and
+    otherwise float32, as bfloat16 cannot tell timesteps apart.
     """
     kind = dtype if dtype == torch.float64 else torch.float32
     kind = torch.long if getattr(schedule, "whole_times", False) else kind

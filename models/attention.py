@@ -1,8 +1,8 @@
 """The values V of self-attention, recorded in one pass over a network and put back in another.
 
-Which attention modules are tapped says the card of the architecture. A `Tape` hooks their value
-projections. It is told where a run is by two integers (interval of the grid counted from the noise
-end, calls left in that step), and keeps or replaces V under (interval, stage, layer): never under a
+The card of the architecture says which attention modules are tapped. A `Tape` hooks their value
+projections. Two integers tell it where a run is (interval of the grid counted from the noise end,
+calls left in that step), and it keeps or replaces V under (interval, stage, layer): never under a
 time, so that two passes over one grid in opposite directions meet exactly.
 
     bytes = places * sum over layers of B * L * d * itemsize
@@ -136,13 +136,13 @@ class Mode(StrEnum):
 class Tape:
     """The V of one run.
 
-    taps:   whose V.
+    taps:   the projections whose V it handles.
     places: where it is recorded, and where it is put back.
-    store:  where it waits in between.
+    store:  where it is stored in between.
 
-    held:   the V recorded and not used yet; each is dropped when it has been used.
-    bytes_predicted: what the places will hold, by the formula, known from the first call of each
-            layer on; bytes_held: the most that was held.
+    held:   the V recorded and not used yet; each is dropped once it has been used.
+    bytes_predicted: the bytes of all places by the formula, known from the first call of each
+            layer on; bytes_held: the maximum so far.
     """
 
     taps: Sequence[Projection]
@@ -159,7 +159,7 @@ class Tape:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Hooks the projections; afterwards takes every hook off and drops what is held."""
+        """Hooks the projections; afterwards removes every hook and drops all V."""
         handles = [tap.module.register_forward_hook(self._hook(tap)) for tap in self.taps]
         try:
             yield

@@ -1,4 +1,4 @@
-"""A network behind one face: x_t and a node in, x0 (or eps, velocity, score) out."""
+"""A network behind one interface: x_t and a node in, x0 (or eps, velocity, score) out."""
 
 import math
 import warnings
@@ -45,7 +45,7 @@ class Branch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One branch, wanted for all rows of a state or for some.
+    """A branch to be evaluated, for all rows of a state or for some.
 
     rows: an index tensor (k,) on the state's device; None for all.
     """
@@ -54,11 +54,11 @@ class Ask:
     rows: Tensor | None = None
 
 
-Asks = Sequence[Branch | Ask]  # a branch alone is wanted for all rows
+Asks = Sequence[Branch | Ask]  # a branch alone is evaluated for all rows
 
 
 class PendingNorm(NamedTuple):
-    """The size of one output, which the host has yet to look at.
+    """The norm of one output, which the host has not read yet.
 
     norm: the root of the sum of its squares, on the output's own device.
     """
@@ -70,16 +70,16 @@ class PendingNorm(NamedTuple):
 
 @dataclass
 class Denoiser:
-    """The network during one run. Here it is called, counted and checked, and nowhere else.
+    """The network during one run: it is called, counted and checked here and nowhere else.
 
     conditions: the keyword tensors of each branch, with as many rows as the state.
     ledger:     counts one call, its images and its rows each time.
     stage:      which evaluation within a step of the solver comes next.
-    cache:      the cache on the network, which is told what each call is.
-    others:     who answers a branch that is not this network's; it counts in a ledger of its own,
-                and its rows and calls in this one too.
-    unchecked:  the outputs that `check` has yet to look at.
-    sized:      whether it has looked at the first.
+    cache:      the cache on the network; each call is announced to it.
+    others:     the denoisers of branches that other networks answer; each has a ledger of its own,
+                and its rows and calls count in this one too.
+    unchecked:  the outputs that `check` has not looked at yet.
+    sized:      whether the first output was checked for its size.
 
     The state keeps its dtype: `forward` casts to the network's own dtype and back.
     """
@@ -136,12 +136,12 @@ class Denoiser:
     def check(self) -> None:
         """Raises NonFiniteError if any output so far held NaN or infinity.
 
-        Warns if the first output is far larger than any that data of about one unit leads to, as it
-        is where the network was told its time in other units than in training.
+        Warns if the first output is far larger than data of about one unit can cause, for instance
+        because the network gets its time in other units than in training.
 
         Every output leaves its norm on its device, in float64, where it cannot overflow. On a CPU
-        it is read at once; elsewhere that would stall the device, so the loop asks once, at the
-        end.
+        it is read at once; elsewhere that would stall the device, so the loop reads it once, at
+        the end.
         """
         self.check_later()()
 
@@ -187,7 +187,7 @@ class Denoiser:
         """Returns a time in words, with the network's own where the schedule has it."""
         try:
             return f"t={node.t:g} (network time {self.network.schedule.label(node):g})"
-        except FewstepError:  # a function may well do without
+        except FewstepError:  # a function may do without one
             return f"t={node.t:g}"
 
     def _read(self, x_t: Tensor, node: Node, branches: Asks, weights: Linear) -> tuple[Tensor, ...]:
@@ -213,7 +213,7 @@ class Denoiser:
             return self.network.forward(x_in, node, conditions)
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
-        """Notes an output for `check`; a run that is recorded leaves its norms for the end."""
+        """Stores the norm of an output for `check`; a recorded run checks its norms at the end."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(out, dtype=wide)
         self.unchecked.append(PendingNorm(node, out.numel(), norm))

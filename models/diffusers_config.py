@@ -18,7 +18,7 @@ from .schedule import (
 )
 
 OURS = "SolverScheduler"  # whose config names the class it comes from as "base_class"
-FACTS = (  # all that is read of a config here
+FACTS = (  # all keys that are read of a config here
     *("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas"),
     *("rescale_betas_zero_snr", "snr_shift_scale", "prediction_type", "use_flow_sigmas"),
     *("shift", "flow_shift", "shift_terminal", "use_dynamic_shifting", "time_shift_type"),
@@ -68,7 +68,7 @@ def from_scheduler_config(
 
     Raises:
         ModelError: if the config belongs to a process without alpha and sigma, or to a network
-            whose output is none of ours, or holds values that are none; the message says which.
+            whose output is of an unknown type, or holds invalid values; the message says which.
     """
     try:
         return _read_config(config, tokens)

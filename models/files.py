@@ -66,7 +66,7 @@ def make_folder(path: Path) -> None:
 def check_writable(path: Path, *suffixes: str) -> None:
     """Raises SettingError if a file could not be written there, before anything is computed.
 
-    Only a regular file is replaced, and none that is marked as read-only, whoever asks for it.
+    Only a regular file is replaced, and never one that is marked as read-only, even by root.
     What a killed process has left of the file is removed.
 
     suffixes: that the name may end in, as ".png"; none for any.
@@ -128,7 +128,7 @@ def check_folder(path: Path) -> None:
 def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
     """Raises SettingError if a file would be written twice, or over one that is read.
 
-    Names of one file are the same, also through links. None stands for what was not given.
+    Names of one file are the same, also through links. None is skipped.
     """
     read = {_identify(path): path for path in inputs if path is not None}
     written: dict[object, Path] = {}

@@ -4,7 +4,7 @@ A graph holds kernels with the addresses they read and write, so a replay needs 
 where they were, and its outputs copied away before the next one. What the host decided while it was
 recorded (shapes, branches, coefficients, which blocks a cache ran) is fixed in it: all of that is
 the key under which a graph is found. Work that lets the host wait for the device cannot be
-recorded; it is run as it is, and one warning says why.
+recorded; it is run without a graph, and one warning says why.
 """
 
 import warnings
@@ -22,14 +22,14 @@ from .transfer import Reading
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Any]], tuple[Any, Replay]]
-MOST = 16  # graphs of one network; of more shapes than that, the oldest are recorded anew
+MOST = 16  # graphs of one network; beyond that the oldest are dropped
 
 
 @dataclass(frozen=True)
 class Captured:
     """One graph, with its inputs, its outputs and its replay.
 
-    work: what was recorded, whose constants the graph reads and which must not be freed.
+    work: the recorded function, whose constants the graph reads, so that it must not be freed.
     """
 
     inputs: list[Tensor]
@@ -41,8 +41,8 @@ class Captured:
 class CudaCapture:
     """Records work in a CUDA graph, all in one pool of memory.
 
-    The pool can be shared since replays follow each other on one stream and nobody reads outputs
-    after the next one.
+    The pool can be shared since replays follow each other on one stream and no output is read
+    after the next replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -81,7 +81,7 @@ def _forbid_waiting() -> Iterator[None]:
 class Graphs:
     """The recorded graphs of one network.
 
-    module:  the network; when its weights have moved, everything is recorded anew.
+    module:  the network; when its weights have moved, everything is recorded again.
     capture: runs work, a function without arguments, once more, records it and returns its outputs
              and what replays it into them: a `CudaCapture`.
     """
@@ -98,12 +98,12 @@ class Graphs:
     def run(self, work: Callable[[Any], Any], key: Hashable, inputs: Any, what: str) -> Any:
         """Returns work(inputs), replayed if possible, by one thread at a time.
 
-        The first time it runs as it is, which leaves libraries and compilers ready; the second time
-        it is recorded, so that what is run only once costs nothing.
+        The first time it runs without a graph, which leaves libraries and compilers ready; it is
+        recorded the second time, so that work that is run only once costs nothing.
 
         Args:
-            work: of tensors on one device to tensors, and nothing else that matters.
-            key: what it depends on beside the inputs; inputs of another shape are another graph.
+            work: a function from tensors on one device to tensors, without side effects.
+            key: all that it depends on beside the inputs; each shape of inputs has its own graph.
             inputs: tensors and plain values in tuples, lists and dicts.
             what: its name in a warning.
         """

@@ -1,7 +1,7 @@
-"""Threads that share a module: who only runs it shares it, who changes it has it alone.
+"""Locks modules between threads: running a module is shared, changing it is exclusive.
 
-A cache, perturbed attention and taps hook the module of a network, and whoever runs it meanwhile
-runs the hooks too. So a run holds its modules from its first call to its last.
+A cache, perturbed attention and taps hook the module of a network, and a thread that runs it
+meanwhile runs the hooks too. So a run holds its modules from its first call to its last.
 """
 
 import threading
@@ -22,11 +22,11 @@ def hold(*modules: nn.Module | None, alone: bool = False) -> Iterator[None]:
 
     A thread can hold what it holds already, also alone what it shares: it then waits for the other
     threads, and counts as not running the module while it waits. Several modules are taken in one
-    order by all threads, so that no two threads wait for each other; None stands for nothing.
+    order by all threads, so that no two threads wait for each other; None is skipped.
 
     Args:
-        modules: networks of torch, compiled or not; what is inside them goes with them.
-        alone: nobody else may run them; else others may that share them.
+        modules: networks of torch, compiled or not, with all modules inside them.
+        alone: no other thread may run them; otherwise threads that share them may.
     """
     locks = {_lock_of(unwrap_compiled(each)) for each in modules if each is not None}
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ class ModuleLock:
     def _enter(self, holder: Holder) -> None:
         with self.changed:
             self.waiting.append(holder)
-            self.changed.notify_all()  # one who waits does not run
+            self.changed.notify_all()  # a waiting thread does not run
             try:
                 self.changed.wait_for(lambda: self._is_free_for(holder))
                 self.inside.append(holder)

@@ -14,7 +14,7 @@ class CacheCall:
     branch:   "cond", "uncond+cond" or what a pipeline calls it.
     stage:    which evaluation within a step of the solver; index: the step.
     kind:     "full", "skip", or "partial" where some rows were computed.
-    error:    what the gate measured, if it was asked.
+    error:    the error that the gate measured, if it was used.
     rows:     in the batch; computed: the fraction of them that ran through all blocks.
     skipped:  names of the parts that the other rows did not run through.
     """
@@ -34,11 +34,10 @@ class CacheLedger:
     """The work of a cache in all calls since it was attached.
 
     policy:          its name.
-    bytes_predicted: what it will hold once its forecasts have reached their order, known after the
-                     first call of every branch; bytes_held: the most that it held at the end of a
-                     run.
+    bytes_predicted: the bytes stored once its forecasts have reached their order, known after the
+                     first call of every branch; bytes_held: the maximum at the end of a run.
     parts:           how many blocks (or cached sub-modules) a full call runs.
-    restarts:        how often a call had other rows than the one before, so that all was forgotten.
+    restarts:        calls with other rows than the one before, which drop all that is stored.
     share:           the cost of a call, 1 for a full one, in FLOPs that were counted by running it.
     """
 
@@ -136,10 +135,10 @@ class Ledger:
     images:      images sampled.
     evaluations: answers given to the solver, times images; a guided answer counts once.
     rows:        images that went through the network; a guided answer counts twice.
-    calls:       forward passes, whatever their batch size.
+    calls:       forward passes of any batch size.
     seconds:     wall time of sampling, without loading and without writing pictures.
     steps:       rows in each step of the solver, by its number.
-    cache:       what the cache did, if one was attached.
+    cache:       the work of the cache, if one was attached.
     """
 
     images: int = 0

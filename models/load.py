@@ -68,10 +68,10 @@ def load(
             float32. "tf32" is fp32 whose matrix products may round to TF32 on a GPU. None is fp32,
             and for a live pipeline what it has.
         device: a torch device; None is cpu, and for a live pipeline where it is.
-        speed: how it is run, such as `Speed(compile=True)`; None as it is.
+        speed: how it is run, such as `Speed(compile=True)`; None changes nothing.
 
     Raises:
-        ModelError: if nothing is found there, or what is found cannot be sampled from.
+        ModelError: if nothing is found there, or the network found cannot be sampled from.
         SettingError: if it cannot be run so; see `faster`.
         MemoryLackError: if its weights do not fit on the device.
     """

@@ -13,10 +13,10 @@ ATTEMPTS = 100  # to claim in a folder that others remove whenever it is empty
 def hold(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of a file that is there only for that; yields whether this process has it.
 
-    The system lets go of it when the process ends, however it ends. It does not count its holders:
-    a process that asks for one that it has waits for ever.
+    The system releases it when the process ends, however it ends. It is not re-entrant: a process
+    that asks for a lock that it holds waits for ever.
 
-    wait: until whoever holds it lets go; else False is yielded.
+    wait: until the holder releases it; otherwise False is yielded.
 
     Raises:
         OSError: if the file cannot be made.
@@ -37,7 +37,7 @@ def hold(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def claim(path: Path, is_done: Callable[[], bool], *, wait: bool = False) -> Iterator[bool]:
-    """Yields whether this process may do a piece of work: nobody has done it, nobody is at it.
+    """Yields whether this process may do a piece of work that no other has done or is doing.
 
     path:    of the lock that stands for the work; its folder is made.
     is_done: asked once the lock is held, so that it must look at what others have done since.

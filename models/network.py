@@ -24,27 +24,27 @@ Forward = Callable[[Tensor, Node, Mapping[str, Any]], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A pretrained network and the facts that are needed to sample from it.
+    """A pretrained network and the facts that sampling from it needs.
 
     forward:     (x_t (B, *), node, conditions) -> raw output (B, *), in the dtype of x_t. The
                  conditions are keyword tensors with B rows.
     schedule:    the noise schedule it was trained on.
-    prediction:  what the raw output is.
+    prediction:  the type of the raw output.
     shape:       one sample without the batch axis, such as (1, 32, 32).
     num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
     null_class:  the label that stands for "no class"; None if there is none.
-    class_names: what the classes are called, in the order of their labels; empty if nobody says.
+    class_names: names of the classes, in the order of their labels; empty if unknown.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
-    encode:      the way back; None likewise, or if there is none.
+    encode:      the inverse of `decode`; None if samples are images, or if there is no inverse.
     needs:       names of the conditions it cannot be called without.
-    device:      where the network lives, and its samples with it.
-    name:        what the user called it.
-    module:      the network of torch behind `forward`, which a cache can be put on; None if it is a
-                 plain function.
-    hooks:       the module that its calls hook and restore, alone in it meanwhile (`hold`); None if
-                 they change nothing.
-    prompts:     what makes conditions of prompts; None if it is asked without.
-    graphs:      what its calls are recorded in (`models.speed`); None if they are not.
+    device:      the device of the network and of its samples.
+    name:        its name in messages.
+    module:      the torch module behind `forward`, on which a cache can be put; None for a plain
+                 function.
+    hooks:       the module that its calls hook and restore while they hold it alone (`hold`); None
+                 if they change no module.
+    prompts:     encodes prompts into conditions; None if the network takes none.
+    graphs:      CUDA graphs of its calls (`models.speed`); None if they are not recorded.
     """
 
     forward: Forward

@@ -3,7 +3,7 @@
 Everything here and in the schedules is Python floats, which are IEEE float64: the coefficients are
 the same on every device, cost no synchronisation, and never change the dtype of a state. lam =
 log(alpha / sigma) is half the log-SNR in nats; it rises while a sample is denoised. Both ends are
-decided, not discovered: alpha = 0 gives lam = -inf, sigma = 0 gives lam = +inf, and no logarithm of
+closed forms: alpha = 0 gives lam = -inf, sigma = 0 gives lam = +inf, and no logarithm of
 zero is ever taken.
 """
 
@@ -79,7 +79,7 @@ def scale_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -
     """Returns the network's time for a time in [0, 1]; a scale of None was never stated.
 
     Raises:
-        SettingError: without a scale, since networks told t and networks told 1000 t look alike.
+        SettingError: without a scale, since networks that get t and 1000 t look the same.
     """
     if time_scale is None:
         name, usual = type(schedule).__name__, 999 if schedule.family == "vp-linear" else 1000

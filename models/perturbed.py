@@ -1,8 +1,8 @@
 """A network whose attention is switched off in places, for perturbed-attention guidance.
 
 In the chosen self-attention layers the map softmax(q k / sqrt(d)) is replaced by the identity, so
-that every token keeps its own value: what `to_v` returned goes into `to_out` unmixed. Whatever else
-the layer does (norms, biases, the residual) stays. It is the same module, hooked for one call and
+that every token keeps its own value: the output of `to_v` goes into `to_out` unmixed. The rest of
+the layer (norms, biases, the residual) stays. It is the same module, hooked for one call and
 restored after it, so it needs no memory of its own; meanwhile no other thread can run it.
 """
 
@@ -29,11 +29,11 @@ def perturb_attention(network: Network, layers: Sequence[int] | None = None) -> 
             those of a UNet's middle block, as published (arXiv:2403.17377), and of a transformer,
             or a UNet without attention there, the layer number n // 2 of n.
 
-    It has no module of its own that a cache could be put on.
+    The result has no module of its own on which a cache could be put.
 
     Raises:
         ModelError: for a network whose attention cannot be reached so: a plain function, one that
-            is compiled, one that is not known so, or one whose layers attend to text.
+            is compiled, one of an unknown class, or one whose layers attend to text.
         SettingError: for layers that it does not have.
     """
     spots = _find_spots(network.module, layers)

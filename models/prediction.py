@@ -27,7 +27,7 @@ class Prediction(StrEnum):
     v:    alpha eps - sigma x0 (arXiv:2202.00512, app. D).
     flow: eps - x0, the velocity of the straight path (arXiv:2209.03003).
     flow-to-data: x0 - eps, the same velocity for a time that runs from noise at 0 to data at 1
-          (arXiv:2210.02747); the schedule's `noise_at` says which time the network is told.
+          (arXiv:2210.02747); the schedule's `noise_at` says which time the network gets.
     edm:  the raw output F of an EDM-preconditioned network (arXiv:2206.00364, eq. 7): with
           y = x_t / alpha and kappa = sigma / alpha, the network reads c_in y and
           x0 = c_skip y + c_out F.

@@ -32,7 +32,7 @@ def sketch(network: Network) -> tuple[float, ...] | None:
     """Describes the answer to one fixed noise, of class 0 if there are classes, in a few numbers.
 
     They are sums of the answer under random signs, divided by the square root of its size. None for
-    a network that needs conditions nobody knows here, such as the embedding of a prompt.
+    a network that needs conditions unknown here, such as the embedding of a prompt.
     """
     if set(network.needs) - {"class_labels"}:
         return None

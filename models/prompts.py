@@ -44,7 +44,7 @@ class Prompts:
     ) -> tuple[Conditions, Conditions | None]:
         """Returns the conditions of prompts and of negative prompts.
 
-        negative: None is the pipeline's own (mostly the empty prompt) for networks that are guided
+        negative: None is the pipeline's own (usually the empty prompt) for networks that are guided
             by two branches, and none at all for the others.
         """
         texts: dict[str, Any] = {"prompt": prompt}
@@ -74,7 +74,7 @@ def device_of(pipe: Any) -> torch.device:
 
 
 def encode(adapter: PromptAdapter, pipe: Any, **texts: Any) -> tuple[Conditions, Conditions | None]:
-    """Returns the conditions of a prompt and of what it shall not be, None where that is not given.
+    """Returns the conditions of a prompt and of a negative prompt; None where none is given.
 
     texts: prompt and negative_prompt, or the embeddings that the pipeline's own call takes; with
         do_classifier_free_guidance=True the pipeline's own negative prompt where none is given.

@@ -28,7 +28,7 @@ class StrictModel(BaseModel):
 def ordinary_file(
     path: str | PathLike[str], kind: str = "file", *, missing_ok: bool = False
 ) -> Path:
-    """Returns the path of an ordinary file, links followed; raises SettingError for all else.
+    """Returns the path of an ordinary file, links followed; raises SettingError for anything else.
 
     kind:       what the file holds, for the message.
     missing_ok: a path where nothing is yet is returned too.

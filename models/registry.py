@@ -68,7 +68,7 @@ class SettingsRegistry(Registry[type[T]]):
     def make(self, name: str, /, **settings: Any) -> T:
         """Returns the settings of a name; keywords are the fields of its dataclass.
 
-        A field whose name Python reserves, such as `in_`, is known without the bar too.
+        A field whose name Python reserves, such as `in_`, is known without the underscore too.
 
         Raises:
             UnknownNameError: for an unknown name or setting.

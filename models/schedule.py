@@ -87,9 +87,9 @@ class RectifiedFlow:
     shift:    3 for Stable Diffusion 3 and SANA; see `dynamic_shift` for Flux.
     terminal: the last tau before 0 of a uniform grid, if the grid is to be stretched there (LTX).
     time_scale: 1 for networks trained with t in [0, 1], 1000 for those of diffusers. None is not
-              stated, which is enough for a grid; a network has to be told.
+              stated, which suffices for a grid but not for a network.
     noise_at: the network's own time of pure noise before the scale, 1 or 0; the prediction that
-              goes with 0 is mostly "flow-to-data".
+              goes with 0 is usually "flow-to-data".
     """
 
     family: ClassVar[str] = "flow"

@@ -9,7 +9,7 @@ from .errors import SettingError
 class Size:
     """The size of the sample, in pixels and frames.
 
-    guidance: the scale that distilled networks are told; None is what their pipelines tell them.
+    guidance: the scale given to distilled networks; None is the default of their pipelines.
     """
 
     height: int

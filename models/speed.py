@@ -63,7 +63,7 @@ def faster(network: Network, speed: Speed) -> Network:
 
 
 def record_graphs(network: Network, graphs: Graphs) -> Network:
-    """Records the calls of a network in `graphs`, and whole runs by whoever drives it."""
+    """Records the calls of a network in `graphs`, in which its sampler records whole runs."""
     module = _require_module(network)
     with hold(module, alone=True):
         record_calls(module, graphs)
@@ -115,7 +115,7 @@ def _use_channels_last(module: Any, name: str) -> None:
 
 
 def _compile(module: nn.Module, name: str) -> None:
-    """Compiles in place, at the first call; a module that is compiled already stays as it is."""
+    """Compiles in place, at the first call; a compiled module stays unchanged."""
     if vars(module).get("_compiled_call_impl") is not None:
         return
     backend = Backend(name)
@@ -127,7 +127,7 @@ def _compile(module: nn.Module, name: str) -> None:
 
 @dataclass
 class Backend:
-    """Inductor, and the traced code as it is where inductor fails."""
+    """Inductor, with the traced code in its place where it fails."""
 
     name: str
     broken: bool = False

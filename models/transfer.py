@@ -1,7 +1,7 @@
 """Tensors on their way between host and device, without either waiting for the other.
 
 On a CPU both are plain reads. On a GPU `x.to(device)` of ordinary memory, `.tolist()` and `.item()`
-stall the host until the device has done all that it was told, which empties its queue.
+stall the host until the device has finished all queued work, which empties its queue.
 """
 
 from typing import Any, ClassVar

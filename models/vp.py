@@ -210,7 +210,7 @@ class VPLinear(_VariancePreserving):
     """Continuous VP with beta(t) = beta_0 + t (beta_1 - beta_0) (arXiv:2011.13456, eq. 33).
 
     ln(alpha_t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2, t in [0, 1]. The label is
-    t * time_scale: 999 for the networks of that paper, 1 for networks that are told t itself;
+    t * time_scale: 999 for the networks of that paper, 1 for networks that get t itself;
     None is not stated, which is enough for a grid.
     """
 

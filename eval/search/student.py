@@ -21,7 +21,7 @@ DIFFERENCE = 3e-4  # between the two calls, as a share of the range of u
 
 
 @dataclass(frozen=True)
-class Ask:
+class NetworkFunction:
     """The network as a function of a state (B, *) and a place u, answering (B, columns, *).
 
     branches: what the columns are; None gives the one column that the guidance makes.
@@ -49,7 +49,7 @@ class _Call(torch.autograd.Function):
     """One network call, differentiable in its state and its place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, u: Tensor, ask: Ask) -> Tensor:
+    def forward(ctx: Any, x: Tensor, u: Tensor, ask: NetworkFunction) -> Tensor:
         ctx.ask = ask
         ctx.save_for_backward(x, u)
         return ask(x, float(u))
@@ -91,14 +91,14 @@ class Student:
         weights, asked = parameters.table().to(start), parameters.asked()
         denoiser, columns, x = self.problem.denoiser(block), [start], start
         for n in range(parameters.steps):
-            ask = Ask(
+            ask = NetworkFunction(
                 denoiser, parameters.coordinate, self.problem.guidance, parameters.branches(n)
             )
             columns.extend(self._answers(n, x, asked[n], ask))
             x = _combined(weights[n], columns)
         return x
 
-    def _answers(self, n: int, x: Tensor, u: Tensor, ask: Ask) -> list[Tensor]:
+    def _answers(self, n: int, x: Tensor, u: Tensor, ask: NetworkFunction) -> list[Tensor]:
         """The columns of step n."""
         base = self.parameters.base
         if n == 0 and base.afs:

@@ -1,6 +1,6 @@
 """The parts of a card: values that describe networks of some diffusers classes.
 
-Every field may be empty, where that is not known or does not apply; who needs it says so then.
+Every field may be empty where it is unknown or does not apply; its users then raise an error.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -118,7 +118,7 @@ class PromptAdapter:
     tokens:     shape -> number of image tokens, for networks that shift their times by it.
     packs:      places that a patch takes on either side, where the state is packed first.
     decode:     (vae, samples) -> images in [-1, 1]; None is as `models.adapters` does it.
-    encode:     the way back, (vae, images) -> samples; None likewise.
+    encode:     the inverse, (vae, images) -> samples; None is as `models.adapters` does it.
     images:     whether the samples are images at all.
     """
 
@@ -146,8 +146,8 @@ class PromptAdapter:
 class GuidanceLayout:
     """The calls by which a pipeline gets the two predictions of classifier-free guidance.
 
-    turns:     in two calls, the conditional one first; else in one, whose batch is [u, c].
-    unit:      what timesteps are divided by for the network.
+    turns:     two calls, the conditional one first; otherwise one, whose batch is [u, c].
+    unit:      the divisor of timesteps for the network.
     from_data: the network is given 1 - timestep / unit.
     sign:      -1 where the pipeline negates the network's output.
     normed:    it gives the guided prediction the norm of the conditional one, along the last axis.
@@ -170,14 +170,14 @@ TWO_CALLS = GuidanceLayout(turns=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A card: what is known of networks of some diffusers classes.
+    """A card: all that is known about networks of some diffusers classes.
 
     classes:      their names; subclasses are meant too, unless they have a card of their own.
-    same_blocks:  names of classes with the same blocks, of which nothing else is known.
-    blocks:       what a transformer is made of.
+    same_blocks:  names of classes with the same blocks about which nothing else is known.
+    blocks:       the blocks of a transformer.
     unet:         whether it is a UNet of down, mid and up blocks, which the UNet caches split.
     attention:    where its self-attention is.
-    calibrations: what was published for caches on its checkpoints.
+    calibrations: published measurements for caches on its checkpoints.
     prompted:     how it is sampled without its pipeline; the first whose `config` fits counts.
     class_labels: the setting with the number of its class labels, after which comes the null label.
     pipelines:    how its pipelines, by class name, ask for the two predictions of guidance.

@@ -2,8 +2,8 @@
 
 A cache skips blocks. For that it must know which modules are the blocks, in which order they run,
 where the image is in what a block takes and returns, and what the head reads. `BlockStructure` says
-so as data; `describe` finds it in a live network and gives a `Stack` whose blocks speak one
-language: `State(image, text)`.
+so as data; `describe` finds it in a live network and gives a `Stack` whose blocks share one
+form of state: `State(image, text)`.
 """
 
 import inspect
@@ -99,7 +99,7 @@ class Stack:
     """A live network, taken apart into blocks.
 
     root:      the network.
-    structure: what is known of its blocks.
+    structure: the facts about its blocks.
     blocks:    all blocks in the order they run.
     """
 

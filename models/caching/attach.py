@@ -36,8 +36,8 @@ class Record:
 class Attachment:
     """A cache on a network, or on both of a pipeline with two.
 
-    policy: what it does.
-    ledger: what it did.
+    policy: the settings of the cache.
+    ledger: the record of its work.
     """
 
     policy: Policy
@@ -108,16 +108,17 @@ def caching(
 def enable_cache(
     target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
 ) -> Attachment:
-    """Puts a cache on a network until `disable_cache`, for all who run it, in any thread.
+    """Puts a cache on a network until `disable_cache`, for all runs of it in any thread.
 
-    It waits for the runs of samplers in other threads. They hold the network for one run at a time,
-    and so wait for each other while a cache is on it; two runs of a pipeline are not kept apart.
+    It waits for the runs of samplers in other threads. While a cache is on the network, samplers
+    run one at a time; two runs of a pipeline are not kept apart.
 
     Args:
         target: a `Network`, a `Sampler`, a module of diffusers, or a pipeline with such modules.
-        policy: what to skip, such as `TaylorSeer(interval=4)` or "taylorseer:interval=4".
-        calls: how many calls of each branch a run has. Our sampler says it; a pipeline is asked for
-            its scheduler's timesteps; a loop of your own must say it for policies that need it.
+        policy: the cache, such as `TaylorSeer(interval=4)` or "taylorseer:interval=4".
+        calls: the number of calls of each branch in a run. Our sampler knows it; for a pipeline it
+            follows from its scheduler's timesteps; a loop of your own must give it for policies
+            that need it.
         group: the process group whose processes hold shards of one call (context parallel): gates
             are summed over it, so that all take the same branch. None: this process decides alone.
 

@@ -25,8 +25,8 @@ class CacheInfo:
     """Facts about a policy, for `fewstep list caches`.
 
     name:    what users type.
-    decides: from what a call is skipped.
-    keeps:   what is stored between calls.
+    decides: the quantity that decides on a skip.
+    keeps:   the tensors stored between calls.
     runs_on: networks it works on.
     source:  paper.
     """
@@ -42,9 +42,9 @@ class CacheInfo:
 class CallPosition:
     """The position of a call in its run.
 
-    index: of the call in its run, from 0.
-    since: how many calls ago the last full one was, 1 for the previous call.
-    calls: how many the run has; None if nobody said.
+    index: the call's index in its run, from 0.
+    since: the number of calls since the last full one, 1 for the previous call.
+    calls: the number in the run; None if it is unknown.
     """
 
     index: int

@@ -18,7 +18,7 @@ class Track:
     """The memory of one branch (or a batch of them) at one stage.
 
     facts:    shape of a row, dtype, device and rows per branch; a change of them drops all.
-    branches: whose rows it holds.
+    branches: the branches whose rows it stores.
     last:     index of the last full call, one for all rows or one each; empty before the first.
     errors:   of the gate since then.
     """
@@ -85,7 +85,7 @@ class Part:
     """A module of the network that is not simply run.
 
     before: of its arguments, an Answer in its place, other arguments to run it with, or None.
-    after:  of what it returned, what the network gets.
+    after:  of what it returned, the value that the network gets.
     """
 
     module: nn.Module

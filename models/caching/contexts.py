@@ -1,8 +1,8 @@
 """The branch, stage and step that a call of the network belongs to.
 
-Our own sampler says so. A pipeline of diffusers may name the branch with `cache_context`; one that
-does not is understood from the time it calls with: the same time again is a further branch. With
-named branches, the same branch again at the same time is a further stage of the solver (Heun).
+Our own sampler announces it. A pipeline of diffusers may name the branch with `cache_context`. If
+it does not, the time of its calls tells: the same time again is a further branch. With named
+branches, the same branch again at the same time is a further stage of the solver (Heun).
 """
 
 from collections import Counter

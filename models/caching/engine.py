@@ -1,9 +1,9 @@
 """The engine: carries a policy out on a live network, call by call.
 
 One `Engine` sits on one network. It finds out where a call belongs, decides whether it is full,
-lets the blocks run or forecasts them, and writes the ledger. What is skipped, and what is kept for
-it, is in `stack_engine.py` (a stretch of blocks), `module_engine.py` (sub-modules inside them) and
-`unet_engine.py` (the deep part of a UNet). All decisions are taken on the host.
+lets the blocks run or forecasts them, and writes the ledger. The parts to skip and the tensors to
+keep for them are in `stack_engine.py` (a stretch of blocks), `module_engine.py` (sub-modules inside
+them) and `unet_engine.py` (the deep part of a UNet). All decisions are taken on the host.
 """
 
 import inspect
@@ -28,8 +28,8 @@ class Engine(ABC):
     """The base of all kinds of caches.
 
     root:   the network, without its compiled shell.
-    policy: what to do.
-    ledger: what was done.
+    policy: the settings of the cache.
+    ledger: the record of its work.
     calls:  the length of a run by stage, where it is known: a function asked once per run.
     group:  processes that hold shards of one call and must decide alike.
     sample: the arguments of one call, from which its cost is counted.
@@ -203,7 +203,7 @@ class Engine(ABC):
             verdict = Verdict(call.place.index, call.full is not False, call.rows)
             self.verdicts[call.place.stage] = verdict
 
-    # What kinds of caches differ in
+    # The parts in which kinds of caches differ
 
     @abstractmethod
     def list_skipped(self, call: CallState) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class FiniteDifferences(StoredDifferences):
     times: list[int] = field(default_factory=list)
 
     def update(self, x: Tensor, index: int) -> None:
-        """Takes the true value at a full call; a change of shape, dtype or device starts anew.
+        """Takes the true value at a full call; a change of shape, dtype or device starts over.
 
         Each difference is written over the one it is formed from, the value over the highest.
         """

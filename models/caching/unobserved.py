@@ -12,7 +12,7 @@ from .engine import Engine
 
 
 class Unobserved(Engine):
-    """Waits for the first call, finds the blocks by it and verifies them; then another goes on.
+    """Finds and verifies the blocks by the first call; another engine then takes its place.
 
     give_way: puts the engine for the blocks that were found in the place of this one.
     """
