@@ -86,7 +86,7 @@ def invert(
     """Finds the noise that a picture comes from, and reports how well it is restored."""
     from ..samplers import inversion
     from ..samplers.images import to_pil
-    from ..samplers.picture_files import decibels, read_picture, write_strip
+    from ..samplers.picture_files import format_psnr, read_picture, write_strip
     from ..samplers.sampler import Sampler
 
     _check_outputs(out, ".safetensors", strip, image)
@@ -111,7 +111,7 @@ def invert(
         write_strip([*to_pil(x), *back.images], strip)
     if not quiet:
         typer.echo(f"{out}: {found.ledger}")
-        typer.echo(f"reconstruction: {decibels(back.samples, x)}, {back.ledger}")
+        typer.echo(f"reconstruction: {format_psnr(back.samples, x)}, {back.ledger}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def list_(
 
     from ..eval.metrics import listing as metrics
     from ..samplers.catalogue import LISTINGS
-    from ..samplers.editing import listing as editors
+    from ..samplers.editing import list_editors as editors
 
     listings = {**LISTINGS, "editors": editors, "metrics": metrics}
     if kind not in listings:

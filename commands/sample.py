@@ -162,7 +162,7 @@ class SampleOptions:
     def record(self, network: "Network") -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
         from ..models.speed import Speed
-        from ..samplers.cache_file import resolved
+        from ..samplers.cache_file import resolve_cache
         from ..samplers.run_record import Run, parse_interval
 
         seeds, labels = _images(network, self.seed, self.seeds, self.classes, self.per_class)
@@ -185,10 +185,10 @@ class SampleOptions:
             device=self.device,
             speed=None if self.speed == Speed() else self.speed,
             columns=self.per_class or 8 if self.classes and not self.seeds else None,
-        ).settled()
+        ).settle()
         if self.cache is None:
             return run
-        return run.model_copy(update={"cache": resolved(self.cache, network, run, self.force)})
+        return run.model_copy(update={"cache": resolve_cache(self.cache, network, run, self.force)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +219,11 @@ class SampleOutputs:
 
     def show(self, run: "Run", result: "Result") -> None:
         """Writes the pictures and prints what they cost."""
-        from ..samplers.run_record import as_json, save_pictures
+        from ..samplers.run_record import format_json, save_pictures
 
         save_pictures(run, result, self.out, self.save_images)
         if self.json_:
-            typer.echo(as_json(run, self.out, result))
+            typer.echo(format_json(run, self.out, result))
         elif not self.quiet:
             typer.echo(f"{self.out}: {result.ledger}")
 
@@ -244,7 +244,7 @@ def sample(
 ) -> None:
     """Draws a grid of images and prints what it cost."""
     from ..models.load import load
-    from ..samplers.run_record import check_pictures, run_from_png
+    from ..samplers.run_record import check_pictures, read_run
     from ..samplers.sampler import Sampler
 
     inputs = [from_png, *(Path(each) for each in (options.schedule, options.cache) if each)]
@@ -252,7 +252,7 @@ def sample(
     if from_png is not None:
         names = ctx.params.keys() - BESIDE_REPLAY
         refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
-        run = run_from_png(from_png)
+        run = read_run(from_png)
         network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
     else:
         network = options.load()
@@ -312,16 +312,16 @@ def _check_number(images: int) -> None:
 
 
 def _schedule(name: str, force: bool) -> "Schedule":
-    from ..samplers.plan import named_schedule
+    from ..samplers.plan import find_schedule
 
-    schedule = named_schedule(name)
+    schedule = find_schedule(name)
     return schedule.for_any() if force else schedule
 
 
 def _check_guidance(ctx: typer.Context, options: SampleOptions) -> None:
     """Raises SettingError for guidance that is not, or disagrees with a scale that was typed."""
-    from ..samplers.guidance import named_guidance
+    from ..samplers.guidance import parse_guidance
 
     if options.guidance is not None:
         scale = options.cfg_scale if typed(ctx, "cfg_scale") else None
-        named_guidance(options.guidance, scale)
+        parse_guidance(options.guidance, scale)

@@ -277,12 +277,12 @@ def saving_lines(request: CalibrationRequest, progress: bool = False) -> Iterato
     """
     from ..models.load import load
     from ..models.registry import parse_spec
-    from ..samplers.guidance import AdaptiveGuidance, named_guidance
+    from ..samplers.guidance import AdaptiveGuidance, parse_guidance
     from .guidance_calibration import similarity_log
     from .guidance_runs import Images, plan_of
 
     spec = request.guidance or "adaptive"
-    found = named_guidance(spec, request.cfg_scale)
+    found = parse_guidance(spec, request.cfg_scale)
     if not isinstance(found, AdaptiveGuidance):
         raise SettingError(
             f"only adaptive guidance has such a threshold, not {spec}; write --guidance adaptive"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError
 from ..samplers.guidance.base import BOTH, Guide, Moment
-from ..samplers.guidance.space import Space, prediction_of, read, similarity
+from ..samplers.guidance.space import Space, choose_prediction, compute_similarity, convert_from_x0
 from ..samplers.plan import Plan
 from .guidance_runs import Images, run_guided
 
@@ -81,7 +81,7 @@ def similarity_log(
     Raises:
         SettingError: if the network cannot be guided.
     """
-    kind = prediction_of(space, network.schedule)
+    kind = choose_prediction(space, network.schedule)
     log: list[Tensor] = []
 
     class Watching(Guide):
@@ -92,8 +92,8 @@ def similarity_log(
 
         def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
             if moment.stage == 0:
-                u, c = (read(each, x, moment.node, kind) for each in outputs)
-                log.append(similarity(c, u).cpu())
+                u, c = (convert_from_x0(each, x, moment.node, kind) for each in outputs)
+                log.append(compute_similarity(c, u).cpu())
             return torch.lerp(outputs[0], outputs[1], scale)
 
     run_guided(network, plan, images, lambda setup: Watching(), progress=progress)

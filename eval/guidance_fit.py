@@ -25,7 +25,7 @@ from ..samplers.guidance.linear_ag import (
     PastOutputs,
     Weights,
     compute_signature,
-    fit,
+    fit_weights,
 )
 from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
@@ -43,7 +43,7 @@ class Fit(Checked):
     solver, nfe, grid, scale: of the run that it is for.
     pattern: where both branches are evaluated.
     terms:   how many past differences a forecast takes, and how many changes of c; of the latest.
-    ridge:   of the least squares; see `linear_ag.fit`.
+    ridge:   of the least squares; see `linear_ag.fit_weights`.
     """
 
     solver: str
@@ -131,7 +131,7 @@ class FittingGuide(Guide):
         d, c = self.what.terms
         parts = self.past.list_regressors(cond, d, c)
         # nine digits: the last bits of a least-squares fit depend on where its arrays lie in memory
-        weights = [float(f"{w:.9g}") for w in fit(true, parts, self.what.ridge)]
+        weights = [float(f"{w:.9g}") for w in fit_weights(true, parts, self.what.ridge)]
         forecast = sum(w * part for w, part in zip(weights, parts, strict=True))
         split = min(d, len(self.past.d))
         self.found[moment.step] = Weights(

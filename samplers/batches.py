@@ -19,10 +19,10 @@ from ..models.memory import memory_advice
 from ..models.modules import is_compiled
 from ..models.schedule import Node
 from ..models.transfer import Reading, send
-from .conditions import Branches, denoisers_of, rows_of
+from .conditions import Branches, make_denoisers, take_rows
 from .cuda_graph import RecordedRun, make_recorded_run
 from .guidance import Guidance, Setup, warn_of_no_savings
-from .loop import Callback, carry, stage_calls
+from .loop import Callback, carry, count_stage_calls
 from .noise import Noise
 from .plan import Plan
 
@@ -99,8 +99,8 @@ class Job:
         bar = _show_bar(self.progress, steps, self.callback)
         with bar as step_done, memory_advice(doing, advice):
             denoisers = [
-                Denoiser(self.network, own, ledger, cache=cache, others=denoisers_of(others, own))
-                for own in (rows_of(self.branches, rows) for rows in chunks)
+                Denoiser(self.network, own, ledger, cache=cache, others=make_denoisers(others, own))
+                for own in (take_rows(self.branches, rows) for rows in chunks)
             ]
             watched = self.callback is not None
             whole = make_recorded_run(
@@ -161,7 +161,7 @@ class BatchRunner:
     def _run_steps(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
         solver, grid = self.plan.solver, self.plan.grid
         if denoiser.cache is not None:
-            denoiser.cache.begin(stage_calls(solver, grid))
+            denoiser.cache.begin(count_stage_calls(solver, grid))
         return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
 
 

@@ -9,12 +9,12 @@ from ..solvers.artefact import MAX_STEPS
 from .grid import check_steps
 
 
-def predicted_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
+def predict_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
     """The evaluations a run on this grid will make, counted by a dry run."""
     return len(queries(settings.on(grid), grid))
 
 
-def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:
+def fit_grid(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:
     """The grid on which the solver spends exactly `nfe` evaluations.
 
     Raises:
@@ -30,7 +30,7 @@ def steps_for(nfe: int, settings: SolverSettings, make_grid: Callable[[int], Tim
             grids.append(make_grid(steps))
         except ScheduleError as refusal:  # of so many steps; fewer may be what is asked for
             refusals.append(refusal)
-    costs = [predicted_nfe(settings, grid) for grid in grids]
+    costs = [predict_nfe(settings, grid) for grid in grids]
     if nfe in costs:
         return grids[costs.index(nfe)]
     if refusals:

@@ -114,7 +114,7 @@ class CacheFile(StrictModel):
         return {name: getattr(self, name) for name in names}, theirs
 
 
-def resolved(spec: str, network: Network, run: Run, force: bool = False) -> str:
+def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) -> str:
     """The spec of a cache: as it is, or that of the file it names, if that is for this run.
 
     Raises:
@@ -129,7 +129,7 @@ def resolved(spec: str, network: Network, run: Run, force: bool = False) -> str:
     return found.cache
 
 
-def spec_of(policy: Policy) -> str:
+def format_cache(policy: Policy) -> str:
     """`name:key=value,...` of a policy, the inverse of `take_cache`; defaults are left out."""
     known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
     changed = [

@@ -11,7 +11,7 @@ from ..models.load import embedded_names, read_card
 from ..models.registry import settings_of
 from ..solvers import names, solver
 from ..solvers.presets import preset, preset_names
-from .grid import IN_LAM, IN_TIME, grid_names
+from .grid import IN_LAM, IN_TIME, list_grids
 from .guidance import names as guidance_names
 from .guidance import policy_class as guidance_class
 from .spacing import SPACINGS
@@ -45,7 +45,7 @@ def _list_solvers() -> Rows:
 
 def _list_grids() -> Rows:
     ramps = {**IN_TIME, **IN_LAM, **SPACINGS}
-    return [("grid", "nodes"), *((name, _read_first_line(ramps[name])) for name in grid_names())]
+    return [("grid", "nodes"), *((name, _read_first_line(ramps[name])) for name in list_grids())]
 
 
 def _list_models() -> Rows:

@@ -17,7 +17,7 @@ Conditions = Mapping[str, Tensor]
 Branches = Mapping[Branch, Conditions]
 
 
-def branches_of(
+def make_branches(
     network: Network,
     n: int,
     class_labels: Integers | None,
@@ -60,7 +60,7 @@ def check_branches(
         )
 
 
-def rows_of(branches: Branches, rows: slice) -> Branches:
+def take_rows(branches: Branches, rows: slice) -> Branches:
     """Some images' share of the conditions."""
     return {
         branch: {name: value[rows] for name, value in each.items()}
@@ -68,7 +68,9 @@ def rows_of(branches: Branches, rows: slice) -> Branches:
     }
 
 
-def denoisers_of(networks: Mapping[Branch, Network], branches: Branches) -> dict[Branch, Denoiser]:
+def make_denoisers(
+    networks: Mapping[Branch, Network], branches: Branches
+) -> dict[Branch, Denoiser]:
     """Further networks under the condition, by the branch that they answer."""
     cond = {Branch.COND: branches[Branch.COND]}
     return {branch: Denoiser(network, cond) for branch, network in networks.items()}

@@ -19,7 +19,7 @@ from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
 from .guidance import Guidance
-from .loop import adds_noise, carry, stage_calls
+from .loop import adds_noise, carry, count_stage_calls
 from .plan import Plan
 
 WHAT = "the whole run"
@@ -67,7 +67,7 @@ class RecordedRun:
         cache = denoiser.cache
         before = 0 if cache is None else len(cache.ledger.calls)
         if cache is not None:
-            cache.begin(stage_calls(self.plan.solver, self.plan.grid))
+            cache.begin(count_stage_calls(self.plan.solver, self.plan.grid))
         x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
         told = HostRecord(
             own.ledger,

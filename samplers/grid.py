@@ -65,7 +65,7 @@ def beta(
 
 def logsnr(schedule: NoiseSchedule, n: int) -> list[float]:
     """lam evenly spaced."""
-    low, high = lam_ends(schedule)
+    low, high = find_lam_ends(schedule)
     return [schedule.at_lam(lam).t for lam in _find_ramp(low, high, n)]
 
 
@@ -73,7 +73,7 @@ def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
     """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
-    low, high = lam_ends(schedule)
+    low, high = find_lam_ends(schedule)
     roots = _find_ramp(math.exp(-low / rho), math.exp(-high / rho), n)
     return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
 
@@ -82,7 +82,7 @@ def polyexponential(schedule: NoiseSchedule, n: int, rho: float = 1.0) -> list[f
     """log kappa = log kappa_min + (1 - i/N)^rho log(kappa_max / kappa_min); rho = 1 is logsnr."""
     if rho <= 0.0:
         raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
-    low, high = lam_ends(schedule)
+    low, high = find_lam_ends(schedule)
     return [schedule.at_lam(high + v**rho * (low - high)).t for v in _find_ramp(1.0, 0.0, n)]
 
 
@@ -98,7 +98,7 @@ def _make_ays(kappas: Sequence[float]) -> Ramp:
 
     def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
         """A published Align Your Steps table, log-linearly interpolated to n nodes."""
-        low, high = lam_ends(schedule)
+        low, high = find_lam_ends(schedule)
         lams = [_interpolate(table, place) for place in _find_ramp(0.0, len(table) - 1.0, n)]
         if table[0] < low - 0.01 or table[-1] > high + 0.01:
             raise ScheduleError(
@@ -126,12 +126,12 @@ IN_LAM: dict[str, Ramp] = {
 }
 
 
-def grid_names() -> list[str]:
+def list_grids() -> list[str]:
     """All named grids, sorted."""
     return sorted([*IN_TIME, *IN_LAM, *SPACINGS])
 
 
-def default_grid(schedule: NoiseSchedule) -> str:
+def choose_default_grid(schedule: NoiseSchedule) -> str:
     """The grid used where none is asked for: karras for EDM, beta for flow, quadratic for VP.
 
     On VP, logsnr is a little better from 8 evaluations on and far worse below (docs/results.md).
@@ -193,7 +193,7 @@ def _place_times(
     if name in IN_TIME:
         return IN_TIME[name](schedule, steps + 1, end, **settings)
     if name not in IN_LAM:
-        raise UnknownNameError("grid", name, grid_names())
+        raise UnknownNameError("grid", name, list_grids())
     if zero:
         return [*IN_LAM[name](schedule, steps, **settings), schedule.t_zero]
     return IN_LAM[name](schedule, steps + 1, **settings)
@@ -212,7 +212,7 @@ def _interpolate(table: Sequence[float], place: float) -> float:
     return table[i] + (place - i) * (table[i + 1] - table[i])
 
 
-def lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
+def find_lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
     """lam where sampling starts and at t_min, both finite."""
     low = schedule.at(schedule.t_max).lam
     if isinstance(schedule, RectifiedFlow):

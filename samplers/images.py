@@ -51,7 +51,7 @@ def warn_of_grey(images: Tensor) -> None:
         )
 
 
-def contact_sheet(
+def make_contact_sheet(
     images: Sequence[Picture], columns: int | None = None, padding: int = 2
 ) -> Picture:
     """The pictures row by row on white, `padding` pixels around each; columns: default square."""

@@ -28,12 +28,18 @@ from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, check_branches
-from .guidance import Guidance, Setup, policy_of
-from .inversion_plan import DEFAULT_SOLVER, Route, route, route_of, state_dtype
+from .guidance import Guidance, Setup, take_guidance
+from .inversion_plan import (
+    DEFAULT_SOLVER,
+    InversionPlan,
+    choose_state_dtype,
+    make_inversion_plan,
+    plan_inversion,
+)
 from .loop import integrate
-from .picture_files import Given, placed
+from .picture_files import Given, place_images
 from .sampler import Result, Sampler
-from .user_conditions import Negative, branches_for
+from .user_conditions import Negative, make_user_branches
 
 NOISE, CHUNK = "noise", "fewstep"
 
@@ -51,7 +57,7 @@ class Inversion:
     """
 
     noise: Tensor
-    route: Route
+    route: InversionPlan
     labels: tuple[int, ...] | None
     trajectory: Tensor | None
     ledger: Ledger
@@ -82,7 +88,7 @@ class Inversion:
                 noise = file.get_tensor(NOISE).double()
             settings, labels = take_solver(facts["solver"]), facts["labels"]
             prompt = facts.get("prompt")
-            route = route_of(settings, TimeGrid.of(schedule, facts["times"]))
+            route = make_inversion_plan(settings, TimeGrid.of(schedule, facts["times"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SettingError(
                 f"{str(path)!r} holds no inversion that can be read ({error}); make one with"
@@ -112,7 +118,8 @@ def invert(
 
     Args:
         image: a PIL picture or a list of them, or (B, *), finite: pictures in [-1, 1], or latents.
-        solver: one of `invertible`, with settings; nfe, steps, grid, t_min: as `route` takes them.
+        solver: one of `list_invertible`, with settings.
+        nfe, steps, grid, t_min: as `plan_inversion` takes them.
         class_labels: of the images; None is the null class where there is one.
         prompt: one for all images or one each, where the network has a pipeline around it; None is
             the empty prompt. A network distilled for guidance is told 1.
@@ -121,12 +128,13 @@ def invert(
         progress: show a bar in a terminal once the run has taken a second.
 
     Raises:
-        SettingError: for an image of another shape or with NaN, and for all that `route` refuses.
+        SettingError: for an image of another shape or with NaN, and for all that
+            `plan_inversion` refuses.
     """
     refuse_unknown(unknown, invert)
-    network, image = placed(sampler.network, image)
+    network, image = place_images(sampler.network, image)
     x = check_image(network, image)
-    way = route(network, solver, nfe=nfe, steps=steps, grid=grid, t_min=t_min)
+    way = plan_inversion(network, solver, nfe=nfe, steps=steps, grid=grid, t_min=t_min)
     branches = _make_branches(network, len(x), class_labels, conditions, prompt=prompt)
     denoiser = Denoiser(network, branches, Ledger(images=len(x)))
     states = [x * way.rising[0].alpha]
@@ -169,7 +177,7 @@ def reconstruct(
     prompt = inversion.prompt if prompt is None and conditions is None else prompt
     n = len(noise)
     branches = _make_branches(network, n, labels, conditions, prompt=prompt, negative=negative)
-    guidance = policy_of(guidance)
+    guidance = take_guidance(guidance)
     check_branches(network, branches, guidance, way.grid)
     back = way.back.on(way.grid)
     guidance.check(Setup(network, back, way.grid, len(noise), False, False))
@@ -192,12 +200,12 @@ def _make_branches(
     if prompt is not None and (labels is not None or conditions is not None):
         raise SettingError("a prompt stands alone; drop class_labels and conditions")
     if conditions is None:
-        return branches_for(network, n, labels if prompt is None else prompt, negative)
-    return branches_for(network, n, conditions, negative, labels=labels)
+        return make_user_branches(network, n, labels if prompt is None else prompt, negative)
+    return make_user_branches(network, n, conditions, negative, labels=labels)
 
 
 def walk(
-    denoiser: Denoiser, way: Route, x: Tensor, step_done: Callable[[int, Tensor], Any]
+    denoiser: Denoiser, way: InversionPlan, x: Tensor, step_done: Callable[[int, Tensor], Any]
 ) -> Tensor:
     """Carries x from the clean end to the noise; step_done(n, x) is called after step n."""
     there, _ = way.solvers
@@ -234,7 +242,7 @@ def check_image(network: Network, image: Tensor) -> Tensor:
 
 def to_device(network: Network, x: Tensor) -> Tensor:
     """A state on the network's device, in float64 where that has it."""
-    return x.to(network.device, state_dtype(network))
+    return x.to(network.device, choose_state_dtype(network))
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from ..solvers.table import Evaluation, Table, TableSteps
 from ..solvers.taylor import taylor
 from ..solvers.uni_inv import UniInvSteps
 from .grid import Final
-from .plan import make_plan, plain_choices
+from .plan import clean_choices, make_plan
 
 DEFAULT_SOLVER = "rf-solver"
 DEFAULT_NFE = 30
@@ -43,7 +43,7 @@ WAY_BACK = {"uni-inv": "euler"}  # made for the way to the noise; this is what g
 
 
 @dataclass(frozen=True)
-class Route:
+class InversionPlan:
     """One grid that is walked both ways.
 
     settings: the solver on the way to the noise; back: the one on the way to the data.
@@ -62,7 +62,7 @@ class Route:
     @property
     def solvers(self) -> tuple[Solver[Any], Solver[Any]]:
         """What walks the rising nodes, and what walks the grid."""
-        return backward(self.settings, self.grid), self.back.on(self.grid)
+        return make_backward_solver(self.settings, self.grid), self.back.on(self.grid)
 
     def calls(self) -> tuple[list[int], list[int]]:
         """Evaluations in each step of both ways, by a dry run."""
@@ -71,12 +71,12 @@ class Route:
         return list(map(len, ways[0])), list(map(len, ways[1]))
 
 
-def invertible() -> list[str]:
+def list_invertible() -> list[str]:
     """The names of the solvers that can run from data to noise."""
     return [name for name in names() if _runs_backward(name)]
 
 
-def route(
+def plan_inversion(
     network: Network,
     solver: str | SolverSettings = DEFAULT_SOLVER,
     *,
@@ -84,11 +84,11 @@ def route(
     steps: int | None = None,
     grid: str | Numbers | None = None,
     t_min: float | None = None,
-) -> Route:
+) -> InversionPlan:
     """The grid to walk and what walks it.
 
     Args:
-        solver: a name, `name:key=value,...` or a settings value; one of `invertible`.
+        solver: a name, `name:key=value,...` or a settings value; one of `list_invertible`.
         nfe: evaluations per image on the way to the noise; 30 if steps is not given either.
         steps: number of steps, instead of a budget.
         grid: a name or falling times, as `make_plan` takes them.
@@ -99,25 +99,25 @@ def route(
     Raises:
         SettingError: for a solver that cannot run backwards, or a budget it cannot spend.
     """
-    settings = checked_solver(solver)
-    size = plain_choices(nfe=nfe, steps=steps, grid=grid)
+    settings = take_invertible(solver)
+    size = clean_choices(nfe=nfe, steps=steps, grid=grid)
     nfe, steps, grid = (size.get(name) for name in ("nfe", "steps", "grid"))
     schedule, clean = network.schedule, _find_clean_end(network, t_min)
 
-    def of(count: int | None) -> Route:
+    def make(count: int | None) -> InversionPlan:
         final = Final.ZERO if schedule.family == "flow" or not _named(grid) else Final.SIGMA_MIN
         nodes = make_plan(schedule, settings, steps=count, grid=grid, final=final).grid.nodes
         times = [node.t for node in nodes if node.t > clean * (1.0 + 1e-9)]
-        return route_of(settings, TimeGrid.of(schedule, [*times, clean]))
+        return make_inversion_plan(settings, TimeGrid.of(schedule, [*times, clean]))
 
     if nfe is not None and (steps is not None or not _named(grid)):
         raise SettingError("give nfe, a budget of evaluations, or steps or times, not both")
     if steps is not None or not _named(grid):
-        return of(steps)
-    return _within(DEFAULT_NFE if nfe is None else nfe, settings, of)
+        return make(steps)
+    return _fit_plan(DEFAULT_NFE if nfe is None else nfe, settings, make)
 
 
-def backward(settings: SolverSettings, grid: TimeGrid) -> Solver[Any]:
+def make_backward_solver(settings: SolverSettings, grid: TimeGrid) -> Solver[Any]:
     """What steps over the nodes of a grid from data to noise; raises SettingError if nothing."""
     steps = settings.on(grid)
     if isinstance(steps, BETWEEN_ANY_NODES):
@@ -164,17 +164,19 @@ class MirroredRows:
         raise AssertionError("a row asks once")
 
 
-def route_of(settings: SolverSettings, grid: TimeGrid) -> Route:
+def make_inversion_plan(settings: SolverSettings, grid: TimeGrid) -> InversionPlan:
     back = WAY_BACK.get(settings.info.name)
-    return Route(settings, settings if back is None else solver(back), grid)
+    return InversionPlan(settings, settings if back is None else solver(back), grid)
 
 
-def _within(nfe: int, settings: SolverSettings, of: Callable[[int], Route]) -> Route:
-    """The route on which inversion spends exactly nfe evaluations."""
+def _fit_plan(
+    nfe: int, settings: SolverSettings, make: Callable[[int], InversionPlan]
+) -> InversionPlan:
+    """Returns the plan with which inversion spends exactly nfe evaluations."""
     if nfe < 1:
         raise SettingError(f"nfe must be at least 1, not {nfe}")
     guess = -(-nfe // settings.info.calls_per_step)
-    found = {sum(way.calls()[0]): way for way in map(of, range(max(1, guess - 2), guess + 2))}
+    found = {sum(way.calls()[0]): way for way in map(make, range(max(1, guess - 2), guess + 2))}
     if nfe not in found:
         near = " or ".join(map(str, sorted(found, key=lambda cost: abs(cost - nfe))[:2]))
         name = settings.info.name
@@ -182,30 +184,30 @@ def _within(nfe: int, settings: SolverSettings, of: Callable[[int], Route]) -> R
     return found[nfe]
 
 
-def checked_solver(given: Any) -> SolverSettings:
+def take_invertible(given: Any) -> SolverSettings:
     """The settings of a solver that has a way back, as far as its facts tell."""
     if isinstance(given, Artefact):
         raise SettingError(
             "a searched schedule runs from noise to data only; name a solver that runs both ways:"
-            f" {', '.join(invertible())}"
+            f" {', '.join(list_invertible())}"
         )
     settings = take_solver(given)
     info = settings.info
     if info.stochastic or getattr(settings, "s_churn", False):
-        raise _make_error(
-            info.name, "it adds noise, and what was added cannot be told from the image"
-        )
+        reason = "it adds noise, and what was added cannot be told from the image"
+        raise _make_error(info.name, reason)
     if info.adaptive:
-        raise _make_error(
-            info.name, "it chooses its steps, and would choose others on the way back"
-        )
-    if info.name not in invertible():
+        reason = "it chooses its steps, and would choose others on the way back"
+        raise _make_error(info.name, reason)
+    if info.name not in list_invertible():
         raise _make_error(info.name, "its steps hold in one direction only")
     return settings
 
 
 def _make_error(name: str, reason: str) -> SettingError:
-    return SettingError(f"{name} cannot invert: {reason}; these can: {', '.join(invertible())}")
+    return SettingError(
+        f"{name} cannot invert: {reason}; these can: {', '.join(list_invertible())}"
+    )
 
 
 def _runs_backward(name: str) -> bool:
@@ -213,7 +215,7 @@ def _runs_backward(name: str) -> bool:
     if settings.info.stochastic or settings.info.adaptive:
         return False
     try:
-        backward(settings, TimeGrid.of(process, [1.0, 0.5, 0.25, CLEAN]))
+        make_backward_solver(settings, TimeGrid.of(process, [1.0, 0.5, 0.25, CLEAN]))
     except FewstepError:
         return False
     return True
@@ -228,7 +230,7 @@ def _named(grid: str | Sequence[float] | None) -> bool:
     return grid is None or isinstance(grid, str)
 
 
-def state_dtype(network: Network) -> torch.dtype:
+def choose_state_dtype(network: Network) -> torch.dtype:
     """Float64 where the network's device has it."""
     return torch.float32 if network.device.type == "mps" else torch.float64
 
@@ -236,7 +238,7 @@ def state_dtype(network: Network) -> torch.dtype:
 def _find_clean_end(network: Network, t_min: float | None) -> float:
     schedule = network.schedule
     if t_min is None:
-        wide = schedule.family == "flow" and state_dtype(network) == torch.float64
+        wide = schedule.family == "flow" and choose_state_dtype(network) == torch.float64
         return CLEAN if wide else schedule.t_min
     if not schedule.t_zero < t_min < schedule.t_max:
         raise ScheduleError(

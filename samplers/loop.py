@@ -123,7 +123,7 @@ def adds_noise(solver: Solver[Any], grid: TimeGrid) -> bool:
     return any(None in step for step in dry_run(solver, grid.nodes))
 
 
-def stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
+def count_stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
     """Returns how often a run asks for x0 as the first, second, .. call of its step."""
     counts = (len(step) - step.count(None) for step in dry_run(solver, grid.nodes))
     return Counter(chain.from_iterable(map(range, counts)))

@@ -43,9 +43,9 @@ from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
 from ..solvers.artefact import Process
 from ..solvers.model_statistics import Facts, ModelStatistics
-from .conditions import Branches, Conditions, branches_of, rows_of
-from .grid import lam_ends
-from .guidance import CFG, guided_x0
+from .conditions import Branches, Conditions, make_branches, take_rows
+from .grid import find_lam_ends
+from .guidance import CFG, guide_x0
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 NODE_NAMES = "[0-9]" * 5 + ".safetensors"  # of the files that finished nodes are kept in
@@ -95,9 +95,9 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
             f"{network.name} takes samples of shape {tuple(network.shape)}, the data have"
             f" {tuple(what.data.shape[1:])}; resize or pad them (fashion-mnist-32 is in 32x32)"
         )
-    branches = branches_of(network, len(what.data), what.labels, None, None)
-    probe = _probe(network, rows_of(branches, slice(0, 1))[Branch.COND], what.seed)
-    low, high = lam_ends(network.schedule)
+    branches = make_branches(network, len(what.data), what.labels, None, None)
+    probe = _make_probe(network, take_rows(branches, slice(0, 1))[Branch.COND], what.seed)
+    low, high = find_lam_ends(network.schedule)
     lams = [low + (high - low) * i / what.nodes for i in range(what.nodes + 1)]
     facts = Facts(
         process=Process.model_validate(process_of(network.schedule)),
@@ -108,11 +108,11 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
         seed=what.seed,
     )
     rows = [
-        _kept(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
+        _keep_moments(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
         for i, lam in enumerate(tqdm(lams, unit="node", disable=None if progress else True))
     ]
     nodes = [network.schedule.at_lam(lam) for lam in lams]
-    tables = _tables(nodes, rows, len(what.data))
+    tables = _make_tables(nodes, rows, len(what.data))
     return ModelStatistics(tuple(lams), *tables, facts, probe)
 
 
@@ -121,7 +121,7 @@ def write_statistics(statistics: ModelStatistics, path: Path, what: Measurement)
     write_bytes(path, statistics.to_bytes())
     if what.partial is not None:
         for each in sorted(what.partial.glob(NODE_NAMES)):
-            if _key_in(each) is not None:
+            if _read_key(each) is not None:
                 remove_file(each)
         with suppress(OSError):  # something else lies there
             what.partial.rmdir()
@@ -131,7 +131,7 @@ def check_partial(folder: Path) -> None:
     """Raises SettingError if finished nodes could not be kept in a folder without loss."""
     check_folder(folder)
     for each in folder.glob(NODE_NAMES):
-        if _key_in(each) is None:
+        if _read_key(each) is None:
             raise SettingError(
                 f"{str(each)!r} is in the way of the nodes to be kept in {str(folder)!r}, and no"
                 " measurement has made it; move it, or give another --out"
@@ -153,7 +153,7 @@ class _Task:
         """Means over the samples, float64 on the CPU: l, e, x, d and the products in PAIRS."""
         generator = make_generator(1_000_003 * self.what.seed + self.number)
         sums: Moments = {}
-        for rows in _chunks(len(self.what.data), self.what.batch):
+        for rows in _split(len(self.what.data), self.what.batch):
             x0 = self.what.data[rows].float()
             z = torch.randn(x0.shape, generator=generator)
             v = torch.randint(0, 2, x0.shape, generator=generator).float() * 2.0 - 1.0
@@ -163,7 +163,7 @@ class _Task:
 
     def _batch(self, rows: slice, x0: Tensor, z: Tensor, v: Tensor) -> Moments:
         node, device = self.network.schedule.at_lam(self.lam), self.network.device
-        denoiser = Denoiser(self.network, rows_of(self.branches, rows))
+        denoiser = Denoiser(self.network, take_rows(self.branches, rows))
         x = (node.alpha * x0 + node.sigma * z).to(device).requires_grad_()
         e = self._eps(denoiser, x, node)
         (pulled,) = torch.autograd.grad((e * v.to(device)).sum(), x)
@@ -173,7 +173,7 @@ class _Task:
         return {"l": node.sigma * pulled * v.to(device), "e": e, "x": x, "d": d, **products}
 
     def _eps(self, denoiser: Denoiser, x: Tensor, node: Node) -> Tensor:
-        x0 = guided_x0(denoiser, CFG(self.what.cfg_scale), x, node)
+        x0 = guide_x0(denoiser, CFG(self.what.cfg_scale), x, node)
         denoiser.check()
         return (x - node.alpha * x0) / node.sigma
 
@@ -189,7 +189,7 @@ class _Task:
         return (found[1] - found[0]) / (high - low)
 
 
-def _tables(
+def _make_tables(
     nodes: Sequence[Node], rows: Sequence[Moments], samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """l, s and b from the means at every node."""
@@ -197,7 +197,8 @@ def _tables(
     l = torch.stack([row["l"] for row in rows])  # noqa: E741
     (l_slope,) = torch.gradient(l, spacing=(lam,), dim=0)
     solved = [
-        _line(_moments_of_f(*each), samples) for each in zip(nodes, rows, l, l_slope, strict=True)
+        _fit_line(_compute_moments_of_f(*each), samples)
+        for each in zip(nodes, rows, l, l_slope, strict=True)
     ]
     s, b = (torch.stack(each) for each in zip(*solved, strict=True))
     return l, s, b
@@ -213,13 +214,13 @@ class _Fit(NamedTuple):
     cov: Tensor
 
 
-def _moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  # noqa: E741
+def _compute_moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  # noqa: E741
     """alpha f = sigma eps - l x and alpha f' = (l - 1) sigma eps + sigma eps' - l' x."""
     e, x, d = m["e"], m["x"], m["d"]
     var = {"e": m["ee"] - e * e, "x": m["xx"] - x * x, "d": m["dd"] - d * d}
     cov = {"ex": m["ex"] - e * x, "ed": m["ed"] - e * d, "xd": m["xd"] - x * d}
 
-    def both(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+    def compute_covariance(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
         """The covariance of two combinations of (eps, x, eps'), in units of f."""
         total = torch.stack([a[i] * b[i] * var[name] for i, name in enumerate("exd")]).sum(0)
         for name, (i, j) in zip(cov, ((0, 1), (0, 2), (1, 2)), strict=True):
@@ -229,20 +230,26 @@ def _moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  
     sigma, zero = torch.full_like(l, node.sigma), torch.zeros_like(l)
     f, slope = (sigma, -l, zero), ((l - 1.0) * sigma, -l_slope, sigma)
     mean, mean_slope = ((c[0] * e + c[1] * x + c[2] * d) / node.alpha for c in (f, slope))
-    return _Fit(mean, mean_slope, both(f, f), both(slope, slope), both(f, slope))
+    return _Fit(
+        mean,
+        mean_slope,
+        compute_covariance(f, f),
+        compute_covariance(slope, slope),
+        compute_covariance(f, slope),
+    )
 
 
-def _line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
+def _fit_line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
     """Slope and offset of the line that predicts f' from f."""
     moves = fit.var > STILL * (fit.var + fit.f * fit.f)
     var = torch.where(moves, fit.var, 1.0)
     s = torch.where(moves, fit.cov / var, 0.0)
     noise = (fit.var_slope - s * fit.cov).clamp_min(0.0) / (samples * var)
-    s = torch.where(moves, _drawn(s, noise, moves), 0.0)
+    s = torch.where(moves, _draw_to_mean(s, noise, moves), 0.0)
     return s, fit.slope - s * fit.f
 
 
-def _drawn(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
+def _draw_to_mean(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
     """The slopes drawn to their mean by their sampling error; see the module."""
     if int(moves.sum()) < 2:
         return s
@@ -251,14 +258,14 @@ def _drawn(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
     return mean + (s - mean) * true / (true + noise).clamp_min(1e-30)
 
 
-def _probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
+def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
     """A noise image, the conditions of the first sample and what the network answers."""
     x = torch.randn(1, *network.shape, generator=make_generator(seed))
     kept = {name: value.cpu().clone() for name, value in conditions.items()}
     return {"x": x, **kept, "x0": answer(network, x, kept)}
 
 
-def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
+def _keep_moments(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
     """The node's means, from the folder of finished nodes or measured and put there."""
     if task.what.partial is None:
         return task.moments()
@@ -266,7 +273,7 @@ def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
     digest.update(task.what.data.contiguous().numpy().tobytes())
     key = json.dumps([facts.model_dump_json(), task.what.nodes, digest.hexdigest()])
     path = task.what.partial / f"{task.number:05d}.safetensors"
-    held = _read(path, key)
+    held = _load(path, key)
     if held is None:
         held = task.moments()
         make_folder(task.what.partial)
@@ -274,7 +281,7 @@ def _kept(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
     return held
 
 
-def _key_in(path: Path) -> str | None:
+def _read_key(path: Path) -> str | None:
     """What a kept node is of; None for a file that is none."""
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -283,7 +290,7 @@ def _key_in(path: Path) -> str | None:
         return None
 
 
-def _read(path: Path, key: str) -> Moments | None:
+def _load(path: Path, key: str) -> Moments | None:
     try:
         with safe_open(str(path), framework="pt") as file:
             same = (file.metadata() or {}).get("key") == key
@@ -292,5 +299,5 @@ def _read(path: Path, key: str) -> Moments | None:
         return None
 
 
-def _chunks(n: int, size: int) -> Iterator[slice]:
+def _split(n: int, size: int) -> Iterator[slice]:
     return (slice(i, i + size) for i in range(0, n, size))

@@ -26,7 +26,7 @@ class Noise:
         return torch.stack(rows)
 
 
-def checked_seeds(given: Integers) -> list[int]:
+def check_seeds(given: Integers) -> list[int]:
     """The seeds as a list; raises SettingError if there are none or one is out of range."""
     seeds = as_integers(given, "seeds")
     if not seeds:

@@ -13,7 +13,7 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.files import write_whole
 from ..models.pipeline_network import fit_shape
-from .images import Picture, contact_sheet, open_picture
+from .images import Picture, make_contact_sheet, open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Given = Tensor | Picture | Sequence[Picture]  # an image in Python
@@ -28,12 +28,12 @@ def read_picture(path: Path, network: Network) -> Tensor:
     Raises:
         SettingError: if it cannot be read, or its size or mode is not the network's.
 
-    A network with a VAE takes colour, and `placed` says of what size.
+    A network with a VAE takes colour, and `place_images` says of what size.
     """
     return _to_pixels(open_picture(path), network, repr(str(path)))
 
 
-def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
+def place_images(network: Network, image: Given) -> tuple[Network, Tensor]:
     """The network for images of their size, and the images as its states (B, *).
 
     Pictures, and tensors (B, 3, H, W) in [-1, 1], are encoded where the network has a VAE; where it
@@ -43,7 +43,7 @@ def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
         SettingError: for pictures that the network does not take.
     """
     if not isinstance(image, Tensor):
-        image = as_tensor(network, image)
+        image = to_tensor(network, image)
     if network.encode is None or image.ndim != 4 or image.shape[1] != 3:
         alike = image.shape[1:2] == network.shape[:1]
         return fit_shape(network, tuple(image.shape[1:])) if alike else network, image
@@ -61,7 +61,7 @@ def placed(network: Network, image: Given) -> tuple[Network, Tensor]:
     return found, latents
 
 
-def as_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor:
+def to_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor:
     """Pictures of one size as (B, C, H, W) in [-1, 1]; raises SettingError for a wrong mode."""
     listed = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
     if not listed or not all(isinstance(each, Image.Image) for each in listed):
@@ -121,7 +121,7 @@ def write_strip(pictures: Sequence[Picture], path: Path) -> None:
 
 def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int = 64) -> None:
     """The pictures row by row, enlarged by a whole factor to at most `side` pixels, as PNG."""
-    sheet = contact_sheet(pictures, columns)
+    sheet = make_contact_sheet(pictures, columns)
     factor = max(1, side // pictures[0].width)
     size = sheet.width * factor, sheet.height * factor
     write_png(sheet.resize(size, Image.Resampling.NEAREST), path)
@@ -132,7 +132,7 @@ def write_png(picture: Picture, path: Path) -> None:
     write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
-def decibels(samples: Tensor, reference: Tensor) -> str:
+def format_psnr(samples: Tensor, reference: Tensor) -> str:
     """10 log10(4 / MSE) of samples clipped to [-1, 1], in words."""
     error = float((samples.clamp(-1.0, 1.0) - reference).square().mean())
     return "exact" if error == 0.0 else f"PSNR {10.0 * math.log10(4.0 / error):.1f} dB"

@@ -14,8 +14,8 @@ from ..solvers.artefact import SCALE, Artefact
 from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
-from .budget import steps_for
-from .grid import Final, default_grid, time_grid
+from .budget import fit_grid
+from .grid import Final, choose_default_grid, time_grid
 from .guidance import CFG, Guidance
 
 DEFAULT_SOLVER = SOLVERS.preferred
@@ -81,7 +81,7 @@ def make_plan(
         solver.check_process(noise_schedule)
         return Plan(Executor(solver), solver.grid())
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
-    size = plain_choices(nfe=nfe, steps=steps, grid=grid)
+    size = clean_choices(nfe=nfe, steps=steps, grid=grid)
     chosen = _make_grid(noise_schedule, settings, final=Final.named(final), **size)
     _check_whole(settings, chosen)
     return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
@@ -107,7 +107,7 @@ def _check_whole(settings: SolverSettings, grid: TimeGrid) -> None:
         )
 
 
-def plain_choices(**given: Any) -> dict[str, Any]:
+def clean_choices(**given: Any) -> dict[str, Any]:
     """Returns those arguments of `make_plan` that are not None, their numbers as Python's.
 
     Raises:
@@ -121,7 +121,9 @@ def plain_choices(**given: Any) -> dict[str, Any]:
     return choices
 
 
-def default_schedule(model: str, choices: Mapping[str, Any], guided: Guidance) -> Schedule | None:
+def choose_default_schedule(
+    model: str, choices: Mapping[str, Any], guided: Guidance
+) -> Schedule | None:
     """The schedule of the package that stands in where nothing but an NFE is asked for.
 
     model: the network's name. None if there is no such schedule that is better than named solvers.
@@ -142,24 +144,24 @@ def check_scale(schedule: Artefact, guided: Guidance) -> None:
     A schedule that brings its guidance, or does not say what it was searched for, takes any.
     """
     made_for = schedule.provenance.get(SCALE)
-    if made_for is None or schedule.guided or made_for == scale_of(guided):
+    if made_for is None or schedule.guided or made_for == read_scale(guided):
         return
     raise SettingError(
         f"this schedule was searched for guidance scale {made_for:g}, and the run has"
-        f" {scale_of(guided):g} (1 is no guidance): give --cfg-scale {made_for:g}, or --force (in"
+        f" {read_scale(guided):g} (1 is no guidance): give --cfg-scale {made_for:g}, or --force (in"
         " Python schedule.for_any()) to use it all the same"
     )
 
 
-def scale_of(guided: Guidance) -> float:
+def read_scale(guided: Guidance) -> float:
     """Returns the scale of classifier-free guidance, also inside other policies; 1 is none."""
     if guided.off:
         return 1.0
     inner = getattr(guided, "inner", None)
-    return float(getattr(guided, "scale", 1.0)) if inner is None else scale_of(inner)
+    return float(getattr(guided, "scale", 1.0)) if inner is None else read_scale(inner)
 
 
-def named_schedule(name: str) -> Schedule:
+def find_schedule(name: str) -> Schedule:
     """The schedule of a file, or the one of this name that comes with the package."""
     return preset(name) if name in preset_names() else Schedule.load(name)
 
@@ -195,11 +197,11 @@ def _make_grid(
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _make_span(noise_schedule, settings, (nfe, steps, grid), final)
-    name, options = parse_spec(grid or default_grid(noise_schedule))
+    name, options = parse_spec(grid or choose_default_grid(noise_schedule))
 
-    def of(n: int) -> TimeGrid:
+    def make_grid(n: int) -> TimeGrid:
         return time_grid(name, noise_schedule, n, final, **options)
 
     if steps is not None:
-        return of(steps)
-    return steps_for(DEFAULT_NFE if nfe is None else nfe, settings, of)
+        return make_grid(steps)
+    return fit_grid(DEFAULT_NFE if nfe is None else nfe, settings, make_grid)

@@ -17,10 +17,10 @@ from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.reading import parse_as, parse_json, shorten
 from ..models.speed import Speed
 from ..solvers import Schedule
-from .guidance import CFG, Guidance, Thresholded, named_guidance
-from .images import Picture, contact_sheet, open_picture
+from .guidance import CFG, Guidance, Thresholded, parse_guidance
+from .images import Picture, make_contact_sheet, open_picture
 from .labels import MOST_NUMBERS, parse_ranges
-from .plan import default_schedule
+from .plan import choose_default_schedule
 from .sampler import Result, Sampler
 
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
@@ -39,7 +39,7 @@ class Run(BaseModel):
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
-    guidance_spec: another guidance, as `named_guidance` takes it with cfg_scale.
+    guidance_spec: another guidance, as `parse_guidance` takes it with cfg_scale.
     cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
               on the others in it.
     batch, dtype, device, speed: they change the last bits of the pixels.
@@ -83,13 +83,13 @@ class Run(BaseModel):
             raise SettingError("a schedule is the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
 
-    def settled(self) -> "Run":
+    def settle(self) -> "Run":
         """With the schedule that stands in where nothing but an NFE was asked for, if there is one.
 
         A picture then holds the schedule itself, and is repeated when another has become the best.
         """
         choices = self.choices()
-        found = default_schedule(self.model, choices, self.guidance())
+        found = choose_default_schedule(self.model, choices, self.guidance())
         return self if found is None else self.model_copy(update={"schedule": found, "nfe": None})
 
     def guidance(self) -> Guidance:
@@ -109,7 +109,7 @@ class Run(BaseModel):
                 f"a named guidance takes its interval with it; write {spec}+interval:low={low:g},"
                 f"high={high:g} and drop the guidance interval"
             )
-        return named_guidance(spec, None if self.cfg_scale == 1.0 else self.cfg_scale)
+        return parse_guidance(spec, None if self.cfg_scale == 1.0 else self.cfg_scale)
 
     def execute(self, sampler: Sampler, *, progress: bool = False) -> Result:
         """Samples the images, in the order of the seeds."""
@@ -123,7 +123,7 @@ class Run(BaseModel):
             **self.choices(),
         )
 
-    def of_image(self, i: int) -> "Run":
+    def select_image(self, i: int) -> "Run":
         """The run that draws the i-th image alone."""
         classes = None if self.classes is None else (self.classes[i],)
         return self.model_copy(update={"seeds": (self.seeds[i],), "classes": classes, "columns": 1})
@@ -151,7 +151,7 @@ def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
     write_whole(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
 
 
-def picture_paths(run: Run, folder: Path) -> list[Path]:
+def list_picture_paths(run: Run, folder: Path) -> list[Path]:
     """Returns where `save_pictures` puts each image: SEED-CLASS.png, or SEED.png."""
     labels = [""] * len(run.seeds) if run.classes is None else [f"-{each}" for each in run.classes]
     return [
@@ -161,7 +161,7 @@ def picture_paths(run: Run, folder: Path) -> list[Path]:
 
 def check_pictures(run: Run, out: Path, folder: Path, inputs: Iterable[Path | None] = ()) -> None:
     """Raises SettingError if `save_pictures` could not write there, or over what is read."""
-    paths = dict.fromkeys(picture_paths(run, folder))
+    paths = dict.fromkeys(list_picture_paths(run, folder))
     check_apart([out, *paths], inputs)
     for path in paths:
         if path.exists():
@@ -173,12 +173,12 @@ def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = Non
     nfe = result.ledger.nfe
     if folder is not None:
         make_folder(folder)
-        for i, path in enumerate(picture_paths(run, folder)):
-            save_png(result.images[i], path, run.of_image(i), nfe)
-    save_png(contact_sheet(result.images, run.columns), out, run, nfe)
+        for i, path in enumerate(list_picture_paths(run, folder)):
+            save_png(result.images[i], path, run.select_image(i), nfe)
+    save_png(make_contact_sheet(result.images, run.columns), out, run, nfe)
 
 
-def run_from_png(path: Path) -> Run:
+def read_run(path: Path) -> Run:
     """Returns the run stored in a PNG.
 
     Raises:
@@ -230,7 +230,7 @@ def format_ranges(numbers: tuple[int, ...]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def as_json(run: Run, out: Path, result: Result) -> str:
+def format_json(run: Run, out: Path, result: Result) -> str:
     """What `--json` prints: the run, where it was written, and the ledger."""
     body = {
         "out": str(out),

@@ -20,13 +20,13 @@ from ..models.speed import Speed
 from ..solvers import Bound, Schedule, SolverSettings
 from ..solvers.artefact import Artefact
 from .batches import Job
-from .conditions import Conditions, branches_of, check_branches
+from .conditions import Conditions, check_branches, make_branches
 from .grid import Final
-from .guidance import Guidance, policy_of
+from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
-from .loop import Callback, stage_calls
-from .noise import checked_seeds
-from .plan import Plan, check_scale, default_schedule, make_plan, plain_choices
+from .loop import Callback, count_stage_calls
+from .noise import check_seeds
+from .plan import Plan, check_scale, choose_default_schedule, clean_choices, make_plan
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ class Sampler:
             MemoryLackError: if a batch does not fit on the device.
         """
         refuse_unknown(unknown, self.__call__)
-        seeds, guidance = checked_seeds(seeds), policy_of(guidance)
+        seeds, guidance = check_seeds(seeds), take_guidance(guidance)
         cache = None if cache is None else take_cache(cache)
-        choices = plain_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
+        choices = clean_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
         plan = self._plan(choices, guidance)
         warn_in_training(self.network.forward, self.network.name)
-        branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
+        branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, plan.grid)
         _check_cache(cache, plan)
         job = Job(
@@ -176,7 +176,7 @@ class Sampler:
         """The plan of these choices, or of the schedule that stands in for them."""
         if isinstance(choices.get("solver"), Artefact):
             check_scale(choices["solver"], guidance)
-        default = default_schedule(self.network.name, choices, guidance)
+        default = choose_default_schedule(self.network.name, choices, guidance)
         return self.plan(**choices) if default is None else self.plan(solver=default)
 
 
@@ -195,4 +195,4 @@ def _check_cache(cache: Policy | None, plan: Plan) -> None:
             " drop the cache or take another solver"
         )
     if cache is not None:
-        cache.check(stage_calls(plan.solver, plan.grid)[0])
+        cache.check(count_stage_calls(plan.solver, plan.grid)[0])

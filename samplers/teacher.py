@@ -19,7 +19,7 @@ from ..models.errors import SettingError
 from ..models.files import write_bytes
 from ..models.schedule import process_of
 from ..solvers import SolverSettings, take_solver
-from .noise import checked_seeds
+from .noise import check_seeds
 from .sampler import Sampler
 
 
@@ -41,7 +41,7 @@ def teacher(
     call:   further arguments of `Sampler`: class_labels, conditions, guidance, batch, final, nfe
             and so on. Tensors count by their values.
     """
-    call["solver"], seeds = take_solver(solver), checked_seeds(seeds)
+    call["solver"], seeds = take_solver(solver), check_seeds(seeds)
     if cache is None:
         return Sampler(network)(seeds, **call).samples
     key = _make_key(network, seeds, call)
@@ -49,7 +49,7 @@ def teacher(
     samples = _read(path, key)
     if samples is None:
         samples = Sampler(network)(seeds, **call).samples.contiguous()
-        body = save({"samples": samples}, {"key": key, "sha256": digest_of(samples)})
+        body = save({"samples": samples}, {"key": key, "sha256": compute_digest(samples)})
         write_bytes(path, body)
     return samples
 
@@ -69,7 +69,7 @@ def _make_key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
         if call.get(name) is not None:
             given[name] = {key: value[:1] for key, value in call[name].items()}
     answers = Sampler(network)(seeds[:1], **given, solver="ddim", nfe=2).samples
-    return json.dumps({**parts, "answers": digest_of(answers)}, sort_keys=True)
+    return json.dumps({**parts, "answers": compute_digest(answers)}, sort_keys=True)
 
 
 def _simplify(value: Any) -> Any:
@@ -86,7 +86,7 @@ def _simplify(value: Any) -> Any:
         body = {name: each for name, each in asdict(value).items() if name not in later}
         return [type(value).__name__, body]
     if isinstance(value, Tensor):
-        return [str(value.dtype), list(value.shape), digest_of(value)]
+        return [str(value.dtype), list(value.shape), compute_digest(value)]
     if isinstance(value, Sequence):
         return list(value)
     raise SettingError(f"a cache cannot be named after a {type(value).__name__}; use cache=None")
@@ -99,10 +99,10 @@ def _read(path: Path, key: str) -> Tensor | None:
             facts, samples = file.metadata(), file.get_tensor("samples")
     except (OSError, SafetensorError):
         return None
-    return samples if facts == {"key": key, "sha256": digest_of(samples)} else None
+    return samples if facts == {"key": key, "sha256": compute_digest(samples)} else None
 
 
-def digest_of(values: Tensor) -> str:
+def compute_digest(values: Tensor) -> str:
     """The sha256 of a tensor's bytes."""
     body = values.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(body.numpy().tobytes()).hexdigest()

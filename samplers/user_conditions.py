@@ -9,14 +9,14 @@ from torch import Tensor
 from ..models.arguments import Integers
 from ..models.denoiser import Branch, Network
 from ..models.errors import SettingError
-from .conditions import Branches, Conditions, branches_of
+from .conditions import Branches, Conditions, make_branches
 
 Wanted = Integers | str | Sequence[str] | Conditions | None
 Negative = str | Sequence[str] | Conditions | None
 TOLD = "guidance"  # the condition by which networks distilled for guidance are told its scale
 
 
-def branches_for(
+def make_user_branches(
     network: Network,
     n: int,
     wanted: Wanted,
@@ -33,19 +33,19 @@ def branches_for(
             beside prompts is what `Prompts.conditions` says.
         labels: classes beside named tensors.
 
-    Beside prompts a network distilled for guidance is told 1; `told` tells it another scale.
+    Beside prompts a network distilled for guidance is told 1; `tell_scale` tells it another scale.
 
     Raises:
         SettingError: for a class where the network takes prompts and the other way round.
     """
     if isinstance(wanted, Mapping):
-        return branches_of(network, n, labels, wanted, _check_tensors(network, negative))
+        return make_branches(network, n, labels, wanted, _check_tensors(network, negative))
     if network.prompts is not None:
         return _encode_prompts(network, n, wanted, negative)
     if _read_texts(wanted) is not None:
         raise SettingError(f"{network.name} takes no prompt; {_suggest(network)}")
     classes = cast(Integers | None, wanted)
-    return branches_of(network, n, classes, None, _check_tensors(network, negative))
+    return make_branches(network, n, classes, None, _check_tensors(network, negative))
 
 
 def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
@@ -63,10 +63,10 @@ def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative
         if not isinstance(each, str | None) and len(each) not in (1, n):
             raise SettingError(f"{len(each)} prompts for {n} images; give one, or one for each")
     found, other = network.prompts.conditions("" if texts is None else texts, negative)
-    return told(network, branches_of(network, n, None, found, other), 1.0)[0]
+    return tell_scale(network, make_branches(network, n, None, found, other), 1.0)[0]
 
 
-def told(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
+def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
     """Conditions and a scale for two branches that together guide by a scale.
 
     A network distilled for guidance is told the scale where no negative is given, and 1 beside a

@@ -11,8 +11,8 @@ from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.models.probe import sketch
-from fewstep.samplers.cache_file import CacheFigures, CacheFile, resolved, spec_of
-from fewstep.samplers.run_record import Run, run_from_png
+from fewstep.samplers.cache_file import CacheFigures, CacheFile, format_cache, resolve_cache
+from fewstep.samplers.run_record import Run, read_run
 
 SPEC = "taylorseer:interval=3,level=last-block"
 FIGURES = CacheFigures(effective=3.0, quality=0.1, images=4)
@@ -56,15 +56,15 @@ def run(**choices):
 )
 def test_a_policy_and_its_spec_are_the_same(spec):
     policy = take_cache(spec)
-    assert take_cache(spec_of(policy)) == policy
-    assert len(spec_of(policy)) <= len(spec)
+    assert take_cache(format_cache(policy)) == policy
+    assert len(format_cache(policy)) <= len(spec)
 
 
 def test_a_file_is_read_as_it_was_written(made, dit, tmp_path):
     made.write(tmp_path / "c.json")
     assert CacheFile.load(tmp_path / "c.json") == made
-    assert resolved(str(tmp_path / "c.json"), dit, run()) == SPEC
-    assert resolved("taylorseer", dit, run()) == "taylorseer"
+    assert resolve_cache(str(tmp_path / "c.json"), dit, run()) == SPEC
+    assert resolve_cache("taylorseer", dit, run()) == "taylorseer"
 
 
 OTHERS = [
@@ -81,8 +81,8 @@ OTHERS = [
 def test_another_run_is_refused_but_not_by_force(made, dit, tmp_path, choices, said):
     made.write(tmp_path / "c.json")
     with pytest.raises(SettingError, match=said):
-        resolved(str(tmp_path / "c.json"), dit, run(**choices))
-    assert resolved(str(tmp_path / "c.json"), dit, run(**choices), force=True) == SPEC
+        resolve_cache(str(tmp_path / "c.json"), dit, run(**choices))
+    assert resolve_cache(str(tmp_path / "c.json"), dit, run(**choices), force=True) == SPEC
 
 
 def test_another_network_is_refused_by_what_it_answers_and_not_by_its_name(made, dit):
@@ -126,7 +126,7 @@ def test_sample_takes_the_file_and_its_picture_needs_it_no_more(made, tmp_path):
     assert done.exit_code == 0, done.output
     assert "taylorseer: 3 of 6 calls skipped" in done.output
     file.unlink()
-    assert run_from_png(out).cache == SPEC
+    assert read_run(out).cache == SPEC
     again = ["sample", "--from-png", str(out), "--out", str(tmp_path / "b.png")]
     assert CliRunner().invoke(app, again).exit_code == 0
     assert Image.open(out).tobytes() == Image.open(tmp_path / "b.png").tobytes()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.models.caching import FixedMask, cache, names, take_cache
 from fewstep.models.registry import parse_spec
-from fewstep.samplers.run_record import run_from_png
+from fewstep.samplers.run_record import read_run
 
 COMMAND = ["sample", "--solver", "ddim", "--nfe", "6", "--classes", "3", "--per-class", "2"]
 
@@ -24,7 +24,7 @@ def test_a_cached_run_prints_what_was_skipped_and_is_replayed_to_the_bit(tmp_pat
     assert done.exit_code == 0, done.output
     assert "taylorseer: 3 of 6 calls skipped" in done.output
     assert "effective NFE 3." in done.output
-    run = run_from_png(tmp_path / "grid.png")
+    run = read_run(tmp_path / "grid.png")
     assert run.cache == spec
     assert spec in Image.open(tmp_path / "grid.png").text["parameters"]
     again = ["sample", "--from-png", str(tmp_path / "grid.png"), "--out", str(tmp_path / "b.png")]

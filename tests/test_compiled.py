@@ -30,7 +30,7 @@ from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.probe import are_alike, sketch
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
-from fewstep.samplers.conditions import branches_of
+from fewstep.samplers.conditions import make_branches
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import CFG, Thresholded, Unguided
 from fewstep.samplers.loop import integrate
@@ -355,7 +355,7 @@ def guided(schedule, scale, at):
 def ends(schedule, guidance=None, ledger=None):
     network, x = two_laws(), unit_noise()
     plan = make_plan(network.schedule, schedule)
-    branches = branches_of(network, len(x), 0, None, None)
+    branches = make_branches(network, len(x), 0, None, None)
     denoiser = Denoiser(network, branches, ledger or Ledger())
     return integrate(denoiser, plan.solver, plan.grid, x, guidance or Unguided())
 

@@ -25,13 +25,13 @@ from fewstep.models.attention import (
 )
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
-from fewstep.samplers.editing import Editor, editor, listing, named_editor, names
+from fewstep.samplers.editing import Editor, editor, list_editors, names, parse_editor
 from fewstep.samplers.editing.rf_edit import shared
 from fewstep.samplers.editing.rf_inversion import RFInversion
 from fewstep.samplers.editing.uni_edit import _make_mask
 from fewstep.samplers.guidance import CFG
 from fewstep.samplers.inversion import invert, reconstruct
-from fewstep.samplers.inversion_plan import CLEAN, route
+from fewstep.samplers.inversion_plan import CLEAN, plan_inversion
 from fewstep.samplers.sampler import Sampler
 
 IMAGE = torch.sin(torch.arange(256.0)).reshape(2, 2, 8, 8)
@@ -93,11 +93,11 @@ def test_full_injection_of_the_same_condition_reconstructs_no_worse(solver, slac
     ],
 )
 def test_places_are_those_that_both_ways_have(solver, inject, places):
-    assert shared(route(dit().network, solver, steps=5), inject) == places
+    assert shared(plan_inversion(dit().network, solver, steps=5), inject) == places
 
 
 def test_uni_inv_with_all_steps_leaves_out_its_first_velocity():
-    way = route(dit().network, "uni-inv", steps=3)
+    way = plan_inversion(dit().network, "uni-inv", steps=3)
     assert way.calls() == ([2, 1, 1], [1, 1, 1])
     assert shared(way, 3) == {(0, 0), (1, 0), (2, 0)}
 
@@ -455,14 +455,14 @@ def test_bad_images_and_classes_are_refused():
 
 
 def test_list_of_editors_names_all_settings():
-    rows = {row[0]: row for row in listing()}
+    rows = {row[0]: row for row in list_editors()}
     assert (
         rows.keys() - {"editor"}
         == set(names())
         == {"flow-edit", "rf-edit", "rf-inversion", "uni-edit"}
     )
     assert "inject=2" in rows["rf-edit"][2]
-    assert named_editor("rf-edit:layers=[1,2]").layers == (1, 2)
+    assert parse_editor("rf-edit:layers=[1,2]").layers == (1, 2)
 
 
 def test_table_of_edits():

@@ -22,7 +22,7 @@ from fewstep.models.pipeline_network import default_size, encoded, fit_shape, ne
 from fewstep.models.size import Size
 from fewstep.samplers.images import to_pil
 from fewstep.samplers.inversion import Inversion
-from fewstep.samplers.picture_files import as_tensor, placed
+from fewstep.samplers.picture_files import place_images, to_tensor
 
 CAT, DOG = "a photo of a cat", "a photo of a very small green dog"
 TEXT = "encoder_hidden_states"
@@ -60,7 +60,7 @@ def heard(sampler):
 
 def mode_of(vae, picture, latents):
     """The latents of a picture, written down by hand."""
-    pixels = as_tensor(SimpleNamespace(encode=1, decode=1, shape=(latents, 1, 1)), picture)
+    pixels = to_tensor(SimpleNamespace(encode=1, decode=1, shape=(latents, 1, 1)), picture)
     with torch.no_grad():
         mode = vae.encode(pixels).latent_dist.mode()
     return (mode - 0.1) * vae.config.scaling_factor
@@ -68,16 +68,16 @@ def mode_of(vae, picture, latents):
 
 @pytest.mark.parametrize(("name", "latents"), [("flux", 1), ("sd3", 2), ("sd", 2)])
 def test_pictures_become_the_mode_of_the_posterior(name, latents, pipes, samplers):
-    network, x = placed(samplers[name].network, PICTURE)
+    network, x = place_images(samplers[name].network, PICTURE)
     wanted = mode_of(pipes[name].vae, PICTURE, latents)
     assert network.shape == wanted.shape[1:] == (latents, 8, 16)
     torch.testing.assert_close(x, wanted)
-    pixels = as_tensor(network, PICTURE)
-    assert torch.equal(placed(samplers[name].network, pixels)[1], x)  # a tensor in [-1, 1]
+    pixels = to_tensor(network, PICTURE)
+    assert torch.equal(place_images(samplers[name].network, pixels)[1], x)  # a tensor in [-1, 1]
     torch.testing.assert_close(
-        placed(samplers[name].network, [PICTURE, PICTURE])[1], torch.cat([x, x])
+        place_images(samplers[name].network, [PICTURE, PICTURE])[1], torch.cat([x, x])
     )
-    assert placed(samplers[name].network, x)[1] is x  # latents are states already
+    assert place_images(samplers[name].network, x)[1] is x  # latents are states already
 
 
 def test_encoding_undoes_the_scaling_of_decoding(pipes):
@@ -121,7 +121,7 @@ def test_channelwise_scaling_is_undone():
 def test_the_picture_decides_the_size_and_with_it_the_times(pipes, samplers):
     """Flux shifts its times by the number of tokens."""
     own = samplers["flux"].network
-    network, _ = placed(own, PICTURE)
+    network, _ = place_images(own, PICTURE)
     assert network.schedule == network_of(pipes["flux"], Size(16, 32)).schedule != own.schedule
     assert own.shape == (1, 128, 128)  # the pipeline's own size
     assert default_size(pipes["sd3"]) == Size(16, 16)
@@ -252,7 +252,7 @@ def test_pictures_come_back(name, samplers, tmp_path):
     sampler, path = samplers[name], tmp_path / "noise.safetensors"
     found = invert(sampler, PICTURE, prompt=CAT, solver="ode-rk4", steps=6)
     found.save(path)
-    network, x = placed(sampler.network, PICTURE)
+    network, x = place_images(sampler.network, PICTURE)
     with torch.no_grad():
         wanted = network.decode(x)
     for each in (found, Inversion.load(path, network.schedule)):
@@ -313,7 +313,7 @@ def test_a_network_of_classes_with_a_vae_takes_pictures_too():
 
 def test_what_does_not_fit_is_refused(pipes, samplers):
     flux = samplers["flux"]
-    pixels = as_tensor(flux.network, PICTURE)
+    pixels = to_tensor(flux.network, PICTURE)
     pairs = {
         "multiples of 4 pixels, not 32x18; crop or resize the picture to 32x16": {
             "image": PICTURE.resize((32, 18))
@@ -370,7 +370,7 @@ def test_commands_take_prompts(saved, tmp_path, samplers):
     out = ["--out", str(tmp_path / "n.safetensors"), "--steps", "2"]
     done = typed(saved, "invert", picture, "--model", model, "--prompt", CAT, *out)
     assert done.exit_code == 0, done.output
-    network = placed(samplers["flux"].network, PICTURE)[0]
+    network = place_images(samplers["flux"].network, PICTURE)[0]
     assert Inversion.load(tmp_path / "n.safetensors", network.schedule).prompt == CAT
 
 

@@ -22,7 +22,7 @@ from fewstep.models.load import load
 from fewstep.models.speed import Speed, faster, use_tf32
 from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
+from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
 from fewstep.samplers.loop import carry
 
 pytestmark = [
@@ -152,7 +152,7 @@ def test_no_guidance_without_a_gate_waits(spec, monkeypatch):
     network = net()
     monkeypatch.setattr(Denoiser, "check_later", lambda self: lambda: None)  # waits at the end
     monkeypatch.setattr(Reading, "tensor", lambda self: self._host)
-    guidance = Unguided() if spec == "none" else named_guidance(spec)
+    guidance = Unguided() if spec == "none" else parse_guidance(spec)
     for policy in (guidance, Thresholded(guidance)):
         drawn(network, guidance=policy)
         sampler, label = Sampler(network), 3
@@ -237,7 +237,7 @@ def test_graphs_of_calls_and_runs_give_the_images(choices):
     [
         ("adds noise", {"solver": "sde-dpmpp-2"}),
         ("cg-taylor looks at", {"cache": CGTaylor(threshold=0.5)}),
-        ("host reads", {"guidance": named_guidance("adaptive:scale=2,warmup=1")}),
+        ("host reads", {"guidance": parse_guidance("adaptive:scale=2,warmup=1")}),
     ],
 )
 def test_what_cannot_be_recorded_runs_as_without_and_says_so(why, choices):

@@ -18,8 +18,8 @@ from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDisc
 from fewstep.samplers.grid import (
     FLOW_EDGE,
     Final,
-    default_grid,
-    grid_names,
+    choose_default_grid,
+    list_grids,
     time_grid,
 )
 from fewstep.samplers.plan import make_plan
@@ -33,8 +33,8 @@ EVERY = {
     "ltx": RectifiedFlow(shift=2.05, terminal=0.1),
     "svd": EDM(0.002, 700.0),
 }
-TABLES = [name for name in grid_names() if name.startswith("ays-")]
-FORMULAS = [name for name in grid_names() if name not in {*TABLES, *SPACINGS}]
+TABLES = [name for name in list_grids() if name.startswith("ays-")]
+FORMULAS = [name for name in list_grids() if name not in {*TABLES, *SPACINGS}]
 
 
 def spread(values):
@@ -206,7 +206,7 @@ def test_any_rho_gives_a_falling_grid_with_the_same_ends(rho, steps, name, proce
 
 
 def test_defaults_suit_the_process():
-    assert [default_grid(PROCESSES[p]) for p in ("vp", "vp-linear", "edm", "flow")] == [
+    assert [choose_default_grid(PROCESSES[p]) for p in ("vp", "vp-linear", "edm", "flow")] == [
         "quadratic",
         "quadratic",
         "karras",

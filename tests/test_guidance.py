@@ -30,13 +30,19 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
     guidance,
-    named_guidance,
     names,
+    parse_guidance,
 )
 from fewstep.samplers.guidance.base import BOTH
 from fewstep.samplers.guidance.extrapolate import PastDifferences
 from fewstep.samplers.guidance.pattern import Pattern
-from fewstep.samplers.guidance.space import back, per_x0, prediction_of, read, similarity
+from fewstep.samplers.guidance.space import (
+    choose_prediction,
+    compute_factor,
+    compute_similarity,
+    convert_from_x0,
+    convert_to_x0,
+)
 
 DDIM = solver("ddim")
 TWO_M = solver("dpmpp-2m")
@@ -165,16 +171,16 @@ def test_cfg_plus_plus_runs_on_ddim_alone():
 
 
 def test_cfg_zero_star():
-    flow = prediction_of("v", FLOW)
-    u, c = (read(each, X, NODE, flow) for each in (U, C))
+    flow = choose_prediction("v", FLOW)
+    u, c = (convert_from_x0(each, X, NODE, flow) for each in (U, C))
     best = (u * c).flatten(1).sum(1) / (u * u).flatten(1).sum(1)
     best = best.reshape(-1, 1, 1, 1)
-    found = read(blended(CFGZeroStar(3.0, zero_steps=0)), X, NODE, flow)
+    found = convert_from_x0(blended(CFGZeroStar(3.0, zero_steps=0)), X, NODE, flow)
     torch.testing.assert_close(found, best * u + 3.0 * (c - best * u), rtol=1e-6, atol=1e-6)
     rest = c - best * u
     assert float((rest * u).flatten(1).sum(1).abs().max()) < 1e-10
     along = u + 0.1 * (rest / rest.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1))  # s = 1 here
-    other = back(along, X, NODE, flow)
+    other = convert_to_x0(along, X, NODE, flow)
     torch.testing.assert_close(
         blended(CFGZeroStar(3.0, zero_steps=0), U, other),
         plain(3.0, U, other),
@@ -203,8 +209,8 @@ def test_zero_steps_do_not_move_on_rectified_flow():
 
 
 def test_magnitude_weakens_what_is_far_apart():
-    flow = prediction_of("v", FLOW)
-    u, c = (read(each, X, NODE, flow).flatten(1) for each in (U, C))
+    flow = choose_prediction("v", FLOW)
+    u, c = (convert_from_x0(each, X, NODE, flow).flatten(1) for each in (U, C))
     scale = 1.0 + 2.0 * torch.exp(-0.5 * (c - u).norm(dim=1) / u.norm(dim=1))
     wanted = U + scale.reshape(-1, 1, 1, 1) * (C - U)
     torch.testing.assert_close(blended(MagnitudeAware(3.0, alpha=0.5)), wanted)
@@ -276,9 +282,9 @@ def test_in_eps_the_similarity_begins_near_one_and_must_not_stop_it():
     grid = grid_of(12, first=80.0, last=0.5)
     node, x = grid.nodes[0], unit_noise((2, *SHAPE)) * grid.nodes[0].sigma
     u, c = denoiser(2).x0(x, node, (Branch.UNCOND, Branch.COND))
-    eps = (read(each, x, node, Prediction.EPS) for each in (u, c))
-    assert float(similarity(*eps).min()) > 0.999
-    assert float(similarity(u, c).min()) < 0.95
+    eps = (convert_from_x0(each, x, node, Prediction.EPS) for each in (u, c))
+    assert float(compute_similarity(*eps).min()) > 0.999
+    assert float(compute_similarity(u, c).min()) < 0.95
     hasty = AdaptiveGuidance(3.0, threshold=0.991, space="eps", warmup=1, need=1)
     assert sum(rows_on(hasty, grid)) == 2 * (12 + 1)
     careful = AdaptiveGuidance(3.0, threshold=0.991)
@@ -382,12 +388,12 @@ def test_a_polynomial_of_its_order_is_forecast_exactly():
 @pytest.mark.parametrize("process", ["vp", "flow", "edm"])
 def test_a_difference_is_held_in_its_space(space, process):
     schedule = PROCESSES[process]
-    kind = prediction_of(space, schedule)
+    kind = choose_prediction(space, schedule)
     early, late = grid_of(6, schedule=schedule).nodes[1:3]
     past = PastDifferences(0, "lam", kind)
     past.add(early, C - U)
-    held = read(C, X, early, kind) - read(U, X, early, kind)
-    torch.testing.assert_close(past.at(late) * per_x0(late, kind), held)
+    held = convert_from_x0(C, X, early, kind) - convert_from_x0(U, X, early, kind)
+    torch.testing.assert_close(past.at(late) * compute_factor(late, kind), held)
 
 
 def test_pure_noise_has_no_place_on_lam_and_is_held():
@@ -627,25 +633,25 @@ def test_a_policy_with_memory_is_no_rule_of_a_node():
 
 
 def test_a_spec_names_a_policy_and_what_narrows_it():
-    assert named_guidance("cfg:scale=2") == CFG(2.0)
-    assert named_guidance("cfg", 2.0) == CFG(2.0) == named_guidance("cfg:scale=2", 2.0)
-    found = named_guidance("adaptive:scale=3,threshold=0.98+interval:low=0.3,high=5")
+    assert parse_guidance("cfg:scale=2") == CFG(2.0)
+    assert parse_guidance("cfg", 2.0) == CFG(2.0) == parse_guidance("cfg:scale=2", 2.0)
+    found = parse_guidance("adaptive:scale=3,threshold=0.98+interval:low=0.3,high=5")
     assert found == Interval(AdaptiveGuidance(3.0, threshold=0.98), 0.3, 5.0)
-    assert named_guidance("interval:low=0,high=0.5,in=step", 2.0) == Interval(
+    assert parse_guidance("interval:low=0,high=0.5,in=step", 2.0) == Interval(
         CFG(2.0), 0.0, 0.5, "step"
     )
-    both = named_guidance("cfg:scale=2+interval:low=0.3,high=1e+3+threshold:quantile=0.9")
+    both = parse_guidance("cfg:scale=2+interval:low=0.3,high=1e+3+threshold:quantile=0.9")
     assert both == Thresholded(Interval(CFG(2.0), 0.3, 1000.0), 0.9)
-    assert named_guidance("guidance-forecast:scale=2,mask=1101").mask == "1101"
-    assert named_guidance("apg:scale=2,norm=inf").norm == math.inf
+    assert parse_guidance("guidance-forecast:scale=2,mask=1101").mask == "1101"
+    assert parse_guidance("apg:scale=2,norm=inf").norm == math.inf
     with pytest.raises(SettingError, match="do not agree"):
-        named_guidance("cfg:scale=2", 3.0)
+        parse_guidance("cfg:scale=2", 3.0)
     with pytest.raises(SettingError, match="wraps another guidance"):
-        named_guidance("interval:low=0,high=1")
+        parse_guidance("interval:low=0,high=1")
     with pytest.raises(FewstepError, match="another 'intervall'; did you mean 'interval'"):
-        named_guidance("cfg:scale=2+intervall:low=0,high=1")
+        parse_guidance("cfg:scale=2+intervall:low=0,high=1")
     with pytest.raises(FewstepError, match="another 'cfg'; known: interval, pag, threshold"):
-        named_guidance("cfg:scale=2+cfg:scale=3")
+        parse_guidance("cfg:scale=2+cfg:scale=3")
 
 
 def test_caches_and_guidance_go_together():

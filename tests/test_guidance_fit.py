@@ -19,7 +19,7 @@ from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG, Moment
-from fewstep.samplers.guidance.linear_ag import LinearWeights, PastOutputs, fit
+from fewstep.samplers.guidance.linear_ag import LinearWeights, PastOutputs, fit_weights
 from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
@@ -49,8 +49,8 @@ def weights(network):
 def test_known_weights_are_recovered():
     parts = [noise(6, 2, 3) for _ in range(3)]
     target = 0.7 * parts[0] - 1.3 * parts[1] + 0.2 * parts[2]
-    assert fit(target, parts, 0.0) == pytest.approx([0.7, -1.3, 0.2], abs=1e-12)
-    assert fit(target.float(), [p.float() for p in parts], 1e-9) == pytest.approx(
+    assert fit_weights(target, parts, 0.0) == pytest.approx([0.7, -1.3, 0.2], abs=1e-12)
+    assert fit_weights(target.float(), [p.float() for p in parts], 1e-9) == pytest.approx(
         [0.7, -1.3, 0.2], abs=1e-5
     )
 
@@ -59,15 +59,15 @@ def test_a_ridge_bounds_the_weights_of_parts_that_are_alike():
     one = noise(6, 2, 3)
     parts = [one, one + 1e-7 * noise(6, 2, 3)]
     target = noise(6, 2, 3)
-    assert max(map(abs, fit(target, parts, 0.0))) > 1e3
-    assert max(map(abs, fit(target, parts, 1e-4))) < 2.0
-    found = fit(2.0 * one, parts, 1e-4)
+    assert max(map(abs, fit_weights(target, parts, 0.0))) > 1e3
+    assert max(map(abs, fit_weights(target, parts, 1e-4))) < 2.0
+    found = fit_weights(2.0 * one, parts, 1e-4)
     assert sum(found) == pytest.approx(2.0, abs=1e-3)
 
 
 def test_parts_that_are_the_same_are_shared_among():
     one = noise(4, 2)
-    assert fit(one, [one, one], 0.0) == pytest.approx([0.5, 0.5])
+    assert fit_weights(one, [one, one], 0.0) == pytest.approx([0.5, 0.5])
 
 
 def test_the_latest_outputs_are_taken():

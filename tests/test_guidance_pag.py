@@ -29,9 +29,9 @@ from fewstep.samplers.guidance import (
     Thresholded,
     Unguided,
     guidance,
-    named_guidance,
+    parse_guidance,
 )
-from fewstep.samplers.plan import default_schedule
+from fewstep.samplers.plan import choose_default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
 NODE = RectifiedFlow().at(0.6)
@@ -220,7 +220,7 @@ def test_off_is_the_guidance_inside_to_the_bit_and_costs_nothing(dit, inner):
 
 def test_off_takes_the_schedule_that_no_guidance_takes():
     found = [
-        default_schedule("fashion-dit", {"nfe": 5}, each)
+        choose_default_schedule("fashion-dit", {"nfe": 5}, each)
         for each in (Unguided(), PAG(0.0), AdaptiveGuidance(1.0), PAG(1.0))
     ]
     assert found[0] is not None
@@ -359,12 +359,12 @@ def test_bad_settings(settings, text):
 
 
 def test_it_is_typed_alone_and_inside_and_around():
-    assert named_guidance("pag") == PAG()
-    assert named_guidance("pag:scale=2,layers=[2,3]") == PAG(2.0, layers=(2, 3))
-    assert named_guidance("cfg:scale=2+pag:scale=1") == PAG(1.0, inner=CFG(2.0))
-    assert named_guidance("pag:scale=1", 2.0) == PAG(1.0, inner=CFG(2.0))
-    narrow = named_guidance("pag:scale=1+interval:low=0,high=0.5,in=step")
+    assert parse_guidance("pag") == PAG()
+    assert parse_guidance("pag:scale=2,layers=[2,3]") == PAG(2.0, layers=(2, 3))
+    assert parse_guidance("cfg:scale=2+pag:scale=1") == PAG(1.0, inner=CFG(2.0))
+    assert parse_guidance("pag:scale=1", 2.0) == PAG(1.0, inner=CFG(2.0))
+    narrow = parse_guidance("pag:scale=1+interval:low=0,high=0.5,in=step")
     assert narrow == Interval(PAG(1.0), 0.0, 0.5, "step")
-    assert named_guidance("threshold:quantile=0.9") == Thresholded(quantile=0.9)
+    assert parse_guidance("threshold:quantile=0.9") == Thresholded(quantile=0.9)
     with pytest.raises(SettingError, match="wraps another guidance"):
-        named_guidance("interval:low=0,high=1+pag:scale=1")
+        parse_guidance("interval:low=0,high=1+pag:scale=1")

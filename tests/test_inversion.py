@@ -22,8 +22,8 @@ from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.images import to_pil
 from fewstep.samplers.inversion import Inversion, invert, reconstruct
-from fewstep.samplers.inversion_plan import CLEAN, invertible, route
-from fewstep.samplers.picture_files import decibels, read_picture, write_strip
+from fewstep.samplers.inversion_plan import CLEAN, list_invertible, plan_inversion
+from fewstep.samplers.picture_files import format_psnr, read_picture, write_strip
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, solver
 
@@ -62,7 +62,7 @@ def test_theta_sets_the_solver():
     assert max(errors) < 0.1 * missed(64, solver="euler")
 
 
-@pytest.mark.parametrize("name", invertible())
+@pytest.mark.parametrize("name", list_invertible())
 def test_noise_is_the_one_the_flow_comes_from(name):
     """On a Gaussian the noise is known; at twice the steps the miss must shrink by the order."""
     network = sampler(GAUSSIAN)
@@ -127,7 +127,7 @@ def test_t_min_moves_the_clean_end():
     torch.testing.assert_close(back, IMAGE, atol=1e-3, rtol=0)
     for wrong in (0.0, 1.0, -0.1):
         with pytest.raises(FewstepError, match="t_min"):
-            route(sampler().network, t_min=wrong)
+            plan_inversion(sampler().network, t_min=wrong)
 
 
 def test_trajectory_runs_from_image_to_noise():
@@ -139,7 +139,7 @@ def test_trajectory_runs_from_image_to_noise():
 
 
 def test_these_and_no_others_run_backwards():
-    assert tuple(invertible()) == KNOWN
+    assert tuple(list_invertible()) == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,11 @@ def test_solvers_that_cannot_are_refused(name, why):
 
 
 def test_a_searched_schedule_is_refused():
-    grid = route(sampler().network, steps=3).grid
+    grid = plan_inversion(sampler().network, steps=3).grid
     with pytest.raises(SettingError, match="noise to data only"):
-        route(sampler().network, StepSchedule.of(grid, solver("ddim").steps(grid), solver="ddim"))
+        plan_inversion(
+            sampler().network, StepSchedule.of(grid, solver("ddim").steps(grid), solver="ddim")
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,8 @@ def test_a_picture_is_read_as_it_was_written(tmp_path):
 
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.size == ((2 * 10 + 2) * 32, 12 * 32)
-    assert decibels(pixels, pixels) == "exact"
-    assert decibels(pixels.clamp(-0.5, 0.5) * 0, pixels) != "exact"
+    assert format_psnr(pixels, pixels) == "exact"
+    assert format_psnr(pixels.clamp(-0.5, 0.5) * 0, pixels) != "exact"
 
 
 def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):

@@ -13,7 +13,7 @@ from fewstep.cli import sample_app
 from fewstep.models.errors import SettingError
 from fewstep.samplers.guidance import Interval, PerturbedAttention, Thresholded
 from fewstep.samplers.labels import parse_classes, parse_ranges
-from fewstep.samplers.plan import scale_of
+from fewstep.samplers.plan import read_scale
 from fewstep.solvers.presets import preset
 
 NETWORK = SimpleNamespace(
@@ -68,9 +68,9 @@ def test_the_command_takes_names_and_null(tmp_path, monkeypatch):
 
 
 def test_the_scale_inside_other_guidance():
-    assert scale_of(CFG(1.0)) == 1.0
-    assert scale_of(Thresholded(Interval(CFG(2.5), 0.3, 5.0), 0.99)) == 2.5
-    assert scale_of(PerturbedAttention(3.0)) == 1.0
+    assert read_scale(CFG(1.0)) == 1.0
+    assert read_scale(Thresholded(Interval(CFG(2.5), 0.3, 5.0), 0.99)) == 2.5
+    assert read_scale(PerturbedAttention(3.0)) == 1.0
 
 
 def test_a_searched_schedule_keeps_its_guidance_scale():

@@ -10,9 +10,9 @@ from PIL import Image
 
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
-from fewstep.samplers.images import contact_sheet, to_pil, to_uint8
+from fewstep.samplers.images import make_contact_sheet, to_pil, to_uint8
 from fewstep.samplers.labels import parse_ranges
-from fewstep.samplers.run_record import Run, format_ranges, run_from_png, save_png
+from fewstep.samplers.run_record import Run, format_ranges, read_run, save_png
 
 
 def test_pixels_are_rounded_and_clipped():
@@ -33,7 +33,7 @@ def test_latents_are_no_pictures():
 
 def test_sheet_places_pictures_row_by_row():
     cells = [Image.new("L", (3, 2), color=10 * i) for i in range(5)]
-    sheet = contact_sheet(cells, columns=2, padding=1)
+    sheet = make_contact_sheet(cells, columns=2, padding=1)
     assert sheet.size == (2 * 4 + 1, 3 * 3 + 1)
     corners = [(1, 1), (5, 1), (1, 4), (5, 4), (1, 7), (5, 7)]
     assert [sheet.getpixel(at) for at in corners] == [0, 10, 20, 30, 40, 255]
@@ -60,9 +60,9 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 def test_run_survives_its_picture(tmp_path):
     run = Run(model="m", seeds=(3, 4), classes=(1, 2), cfg_scale=2.0, cfg_interval=(0.1, 5.0))
     save_png(Image.new("L", (2, 2)), tmp_path / "a.png", run, 4)
-    assert run_from_png(tmp_path / "a.png") == run
-    assert run.of_image(1).seeds == (4,)
-    assert run.of_image(1).classes == (2,)
+    assert read_run(tmp_path / "a.png") == run
+    assert run.select_image(1).seeds == (4,)
+    assert run.select_image(1).classes == (2,)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12))

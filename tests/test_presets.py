@@ -11,7 +11,7 @@ from fewstep.eval.search.size import size_of
 from fewstep.models.errors import ScheduleError, UnknownNameError
 from fewstep.models.load import embedded_names, load
 from fewstep.samplers.guidance import CFG, Unguided
-from fewstep.samplers.plan import default_schedule, make_plan, named_schedule
+from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, presets, solver
 from fewstep.solvers.compiled import violations
@@ -47,8 +47,8 @@ def test_unknown_names_are_told():
     with pytest.raises(UnknownNameError, match="ays-sd15-nfe10"):
         preset("ays")
     with pytest.raises(ScheduleError, match="fewstep list schedules"):
-        named_schedule("ays")
-    assert named_schedule("usf-lsun-nfe6") == preset("usf-lsun-nfe6")
+        find_schedule("ays")
+    assert find_schedule("usf-lsun-nfe6") == preset("usf-lsun-nfe6")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_best_stands_in(shelf):
     ],
 )
 def test_it_stands_in_where_nothing_but_an_nfe_is_asked_for(shelf, choices, guidance, found):
-    schedule = default_schedule("fashion-dit", choices, guidance)
+    schedule = choose_default_schedule("fashion-dit", choices, guidance)
     assert schedule == (shelf["nearer"] if found else None)
 
 

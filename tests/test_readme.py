@@ -45,8 +45,8 @@ def test_python_examples(code, tmp_path):
 
 
 def test_lists_of_solvers_and_grids_are_complete():
-    from fewstep.samplers.grid import grid_names
+    from fewstep.samplers.grid import list_grids
     from fewstep.solvers import names
 
-    for name in [*names(), *grid_names()]:
+    for name in [*names(), *list_grids()]:
         assert f"`{name}`" in TEXT, f"the README does not name {name}"

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from fewstep.models.errors import ScheduleError, SettingError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete
-from fewstep.samplers.budget import predicted_nfe, steps_for
+from fewstep.samplers.budget import fit_grid, predict_nfe
 from fewstep.samplers.grid import Final, time_grid
 from fewstep.solvers import drive, queries, solver
 from fewstep.solvers.coordinates import Straight
@@ -458,7 +458,7 @@ def test_evaluations(name, settings, zero, noisy):
             (Final.DENOISE, noisy(n) + 1),
         ):
             grid = time_grid("karras", schedule, n, final)
-            assert predicted_nfe(chosen, grid) == count
+            assert predict_nfe(chosen, grid) == count
             assert all(node.sigma > 0.0 for node in queries(chosen.on(grid), grid))
 
 
@@ -496,8 +496,8 @@ def test_budget_of_a_slope_that_is_kept():
     def of(n):
         return time_grid("uniform", PROCESSES["flow"], n)
 
-    assert steps_for(8, solver("fireflow"), of).steps == 7
-    assert steps_for(8, solver("uni-inv"), of).steps == 7
+    assert fit_grid(8, solver("fireflow"), of).steps == 7
+    assert fit_grid(8, solver("uni-inv"), of).steps == 7
 
 
 # Settings

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError
 from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
-from fewstep.samplers.grid import Final, default_grid, time_grid
+from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, queries, solver
 from fewstep.solvers.artefact import MeanImage
@@ -71,7 +71,7 @@ def test_every_linear_solver_is_data_that_runs_as_it_does():
     for name, process in LINEAR:
         schedule = PROCESSES[process]
         for final in Final:
-            grid = time_grid(default_grid(schedule), schedule, 7, final)
+            grid = time_grid(choose_default_grid(schedule), schedule, 7, final)
             made = solver(name).encode(grid)
             again = Schedule.parse(made.dump())
             assert again == made
@@ -233,7 +233,7 @@ def test_stochastic_schedules_are_drawn_with_noise_of_the_seed():
     network = MIXTURE.network(RectifiedFlow(), (2, 1, 2))
     sampler = Sampler(network)
     named = sampler(range(3), solver="sde-dpmpp-2", nfe=6).samples
-    grid = time_grid(default_grid(network.schedule), network.schedule, 6)
+    grid = time_grid(choose_default_grid(network.schedule), network.schedule, 6)
     made = Schedule.parse(solver("sde-dpmpp-2").encode(grid).dump())
     assert torch.equal(sampler(range(3), solver=made).samples, named)
     assert torch.equal(sampler([2], solver=made).samples, named[2:])

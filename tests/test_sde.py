@@ -30,7 +30,7 @@ from torch.testing import assert_close
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.prediction import Prediction, convert
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
-from fewstep.samplers.grid import Final, default_grid, time_grid
+from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import drive, names, solver
 from fewstep.solvers.er_sde import er_step
@@ -716,5 +716,5 @@ def test_sa_solver_agrees_with_diffusers(orders, steps):
 def test_default_grids_of_every_length_stay_bounded(name):
     for process in PROCESSES.values():
         for steps in (1, 2, 3, 5, 8, 13, 50):
-            grid = time_grid(default_grid(process), process, steps, Final.ZERO)
+            grid = time_grid(choose_default_grid(process), process, steps, Final.ZERO)
             assert run(solver(name), grid, start(grid), law).abs().max() < 3.0

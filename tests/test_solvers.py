@@ -36,8 +36,8 @@ from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
-from fewstep.samplers.budget import predicted_nfe, steps_for
-from fewstep.samplers.grid import Final, default_grid, time_grid
+from fewstep.samplers.budget import fit_grid, predict_nfe
+from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.solvers import drive, names, queries, register
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
@@ -222,7 +222,7 @@ def test_constant_x0_is_exact(name, process, final):
     if final is Final.SIGMA_MIN and not ROWS[name].constant:
         return
     schedule = PROCESSES[process]
-    grid = time_grid(default_grid(schedule), schedule, 7, final)
+    grid = time_grid(choose_default_grid(schedule), schedule, 7, final)
     first, last = grid.nodes[0], grid.nodes[-1]
     x, x0 = start(grid), unit_noise((8,)).flip(0).reshape(2, 2, 1, 2)
     ratio = last.sigma / first.sigma
@@ -444,7 +444,7 @@ COUNTED_ELSEWHERE = {*PROBING, "uni-inv"}  # test_runge_kutta.py
 def test_any_number_of_steps_stays_finite(name, process, final):
     schedule, settings = PROCESSES[process], solver(name)
     for steps in range(1, 26) if final is Final.ZERO else (1, 2, 3):
-        grid = time_grid(default_grid(schedule), schedule, steps, final)
+        grid = time_grid(choose_default_grid(schedule), schedule, steps, final)
         x = run(settings, grid, start(grid), MIXTURE.x0)
         assert x.isfinite().all()
         if settings.info.calls_per_step == 1 and name not in OVERSHOOTING:
@@ -566,7 +566,7 @@ def test_evaluations_are_counted_and_asked_at_the_nodes(name, final):
         to_zero = grid.nodes[-1].sigma == 0.0
         assert len(asked) == stages * grid.steps - (stages - 1) * to_zero
         assert queries(settings.on(grid), grid) == asked
-        assert predicted_nfe(settings, grid) == len(asked)
+        assert predict_nfe(settings, grid) == len(asked)
         if stages == 1:
             assert {node.t for node in asked} <= {node.t for node in grid.nodes}
         assert all(grid.nodes[0].lam <= node.lam <= grid.nodes[-1].lam for node in asked)
@@ -583,24 +583,24 @@ def test_budget_is_spent_exactly_or_refused_with_its_neighbours(name, final):
     def of(steps):
         return time_grid("uniform", schedule, steps, final)
 
-    costs = {predicted_nfe(settings, of(steps)) for steps in range(1, 16)}
+    costs = {predict_nfe(settings, of(steps)) for steps in range(1, 16)}
     for nfe in range(1, 13):
         if nfe in costs:
-            assert predicted_nfe(settings, steps_for(nfe, settings, of)) == nfe
+            assert predict_nfe(settings, fit_grid(nfe, settings, of)) == nfe
             continue
         near = sorted(costs, key=lambda cost: (abs(cost - nfe), cost))[
             : 2 if nfe > min(costs) else 1
         ]
         with pytest.raises(SettingError, match=rf"exactly {nfe} evaluations") as caught:
-            steps_for(nfe, settings, of)
+            fit_grid(nfe, settings, of)
         assert all(str(cost) in str(caught.value).split(";")[1] for cost in near)
 
 
 def test_heun_names_the_budgets_next_to_an_even_one():
     with pytest.raises(SettingError, match=r"heun cannot spend exactly 8 evaluations; 7 or 9 "):
-        steps_for(8, solver("heun"), lambda n: time_grid("karras", EDM(), n))
+        fit_grid(8, solver("heun"), lambda n: time_grid("karras", EDM(), n))
     with pytest.raises(SettingError, match="at least 1, not 0"):
-        steps_for(0, solver("ddim"), lambda n: time_grid("karras", EDM(), n))
+        fit_grid(0, solver("ddim"), lambda n: time_grid("karras", EDM(), n))
 
 
 # The registry and its errors

@@ -27,7 +27,7 @@ from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear, process_of
-from fewstep.samplers.grid import Final, default_grid, time_grid
+from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Executor, Schedule, StepSchedule, drive, queries, solver
 from fewstep.solvers.phi import derivative_weights, phi
@@ -73,7 +73,7 @@ def parse(data):
 def test_named_equals_decoded_to_the_last_bit(name, process, dtype):
     schedule = PROCESSES[process]
     for final in Final:
-        grid = time_grid(default_grid(schedule), schedule, 7, final)
+        grid = time_grid(choose_default_grid(schedule), schedule, 7, final)
         made = solver(name).step_schedule(grid)
         again = StepSchedule.parse(made.dump())
         assert again == made

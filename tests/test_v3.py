@@ -14,7 +14,7 @@ from fewstep import Sampler, from_module, solver
 from fewstep.cli import app
 from fewstep.models.errors import NonFiniteError, ScheduleError, SettingError
 from fewstep.models.schedule import EDM, TimeGrid, VPLinear
-from fewstep.samplers.grid import lam_ends, time_grid
+from fewstep.samplers.grid import find_lam_ends, time_grid
 from fewstep.samplers.measure import Measurement, check_partial, measure, write_statistics
 from fewstep.solvers import StepSchedule, drive
 from fewstep.solvers.executor import Executor
@@ -188,7 +188,7 @@ def test_a_gaussian_is_solved_in_any_number_of_steps():
     """Its f is the same for all samples, so that the tables know the whole trajectory."""
     process = VPLinear()
     stats = measured(network(schedule=process), nodes=400)
-    low, high = lam_ends(process)
+    low, high = find_lam_ends(process)
     grid = even_in_lam(process, 4, first=0.99 * math.exp(-low), last=1.01 * math.exp(-high))
     x = start(grid, (3, 2, 1, 2))
     exact = GAUSSIAN.flow_map(x, grid.nodes[0], grid.nodes[-1])

@@ -15,7 +15,7 @@ from fewstep import RectifiedFlow, VPDiscrete, from_module
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.guidance import Thresholded, Unguided, named_guidance
+from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
 from fewstep.samplers.loop import carry
 from fewstep.solvers import Executor, StepSchedule
 from fewstep.solvers.artefact import MeanImage
@@ -80,7 +80,7 @@ def test_no_solver_reads_its_state(name):
 def test_no_guidance_without_a_gate_reads_what_the_network_answers(spec):
     grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 6)
     w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
-    for guidance in (named_guidance(spec), Thresholded(named_guidance(spec))):
+    for guidance in (parse_guidance(spec), Thresholded(parse_guidance(spec))):
         assert driven(solver("unipc-2").on(grid), grid, guidance, w) == 0
 
 
@@ -88,7 +88,7 @@ def test_a_gate_does_and_is_seen_by_this_test():
     grid = time_grid("logsnr", RectifiedFlow(time_scale=1000), 6)
     w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
     with pytest.raises(NotImplementedError, match="meta"):
-        driven(solver("ddim").on(grid), grid, named_guidance("adaptive:scale=2,warmup=1"), w)
+        driven(solver("ddim").on(grid), grid, parse_guidance("adaptive:scale=2,warmup=1"), w)
 
 
 def test_a_mean_image_is_copied_once_for_all_runs():

@@ -20,7 +20,7 @@ from ...models.errors import FewstepError
 from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
-from ...samplers.images import contact_sheet, to_pil, to_uint8
+from ...samplers.images import make_contact_sheet, to_pil, to_uint8
 from ...samplers.picture_files import write_png
 from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
@@ -199,7 +199,7 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         """Keeps the first images in two rows, for the report; the picture can be replayed."""
         path = picture_path(self.store.path, protocol.hash)
         make_folder(path.parent)
-        sheet = contact_sheet(to_pil(result.samples[:PICTURES]), columns=PICTURES // 2)
+        sheet = make_contact_sheet(to_pil(result.samples[:PICTURES]), columns=PICTURES // 2)
         run = _run_of(images, images.run.seeds[:PICTURES])
         if images.rival is None:
             save_png(sheet, path, run, result.ledger.nfe)

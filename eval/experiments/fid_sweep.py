@@ -19,11 +19,11 @@ from ...models.denoiser import Network
 from ...models.errors import ScheduleError, SettingError
 from ...models.reading import StrictModel, first_problem, parse_as, read_text, shorten
 from ...models.registry import parse_spec
-from ...samplers.conditions import branches_of, check_branches
-from ...samplers.grid import default_grid
-from ...samplers.guidance import Setup, named_guidance
+from ...samplers.conditions import check_branches, make_branches
+from ...samplers.grid import choose_default_grid
+from ...samplers.guidance import Setup, parse_guidance
 from ...samplers.labels import parse_ranges
-from ...samplers.plan import make_plan, named_schedule
+from ...samplers.plan import find_schedule, make_plan
 from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
@@ -77,7 +77,7 @@ class Entry(StrictModel):
             rival_of(rival)
         for scale, guidance in product(self.cfg_scales, self.guidances):
             with suppress(SettingError):  # a remark of the plan, which goes on without it
-                named_guidance(guidance, None if scale == 1.0 else scale)
+                parse_guidance(guidance, None if scale == 1.0 else scale)
         for cache in self.caches:
             with suppress(SettingError):
                 take_cache(cache)
@@ -214,7 +214,7 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
     for path in entry.solvers:
         if not _is_name(path):
             choices.append(
-                ({"schedule": _name_schedule(named_schedule(path), Path(path).stem)}, None)
+                ({"schedule": _name_schedule(find_schedule(path), Path(path).stem)}, None)
             )
     choices += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
     return choices
@@ -242,7 +242,7 @@ def _complete(drawn: Drawn, network: Network) -> Drawn:
     labels = f"seed modulo {classes}" if classes else "none"
     written: dict[str, Any] = {"device": network.device.type}
     if run.solver is not None and run.grid is None:
-        written["grid"] = default_grid(network.schedule)
+        written["grid"] = choose_default_grid(network.schedule)
     run = run.model_copy(update=written)
     return drawn.model_copy(update={"run": run, "labels": labels})
 
@@ -260,5 +260,5 @@ def find_nfe(drawn: Drawn, network: Network) -> int:
         nfe, grid = plan.nfe, plan.grid
         guidance.check(Setup(network, plan.solver, grid, 1, plan.adaptive))
     label = 0 if network.num_classes else None
-    check_branches(network, branches_of(network, 1, label, None, None), guidance, grid)
+    check_branches(network, make_branches(network, 1, label, None, None), guidance, grid)
     return nfe

@@ -15,7 +15,7 @@ from pydantic import Field
 from ...models.errors import FewstepError, SettingError
 from ...models.files import write_bytes
 from ...models.registry import parse_spec
-from ...samplers.guidance import CFG, GuidanceForecast, named_guidance
+from ...samplers.guidance import CFG, GuidanceForecast, parse_guidance
 from ...samplers.guidance.pattern import Pattern
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance
@@ -84,7 +84,7 @@ class GuidanceFront(FrontSettings):
             raise SettingError(f"rows run from a lower to a higher number, not {self.rows}")
         check_fixed((self.solver, self.reference), "own steps")
         for policy in self.policies:
-            _ = _fit_of(policy) if _is_fitted(policy) else named_guidance(policy, 2.0)
+            _ = _fit_of(policy) if _is_fitted(policy) else parse_guidance(policy, 2.0)
 
     def cells(self) -> list[FrontRun]:
         """Returns all that may be measured: cheap first."""
@@ -130,7 +130,7 @@ class GuidanceBench(FrontBench):
         """Returns the error of one run."""
         front, files = self.front, self._weights(cell)
         spec = f"{FITTED}:file={next(iter(files))}" if files else cell.policy or ""
-        guidance = named_guidance(spec, cell.scale)
+        guidance = parse_guidance(spec, cell.scale)
         target = self.draw_reference(
             cell.model, solver=front.reference, nfe=front.reference_nfe, guidance=CFG(cell.scale)
         )
@@ -190,7 +190,7 @@ def _applies(policy: str, steps: int) -> bool:
     if _is_fitted(policy):
         pattern = _fit_of(policy)[0]
     else:
-        guidance = named_guidance(policy, 2.0)
+        guidance = parse_guidance(policy, 2.0)
         if not isinstance(guidance, GuidanceForecast):
             return True
         pattern = guidance.pattern

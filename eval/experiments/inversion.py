@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.reading import StrictModel
 from ...samplers.inversion import invert, reconstruct
-from ...samplers.inversion_plan import checked_solver, route
+from ...samplers.inversion_plan import plan_inversion, take_invertible
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import weights_sha256
@@ -107,7 +107,7 @@ class InversionBench(Experiment[RoundTrip, RoundTripRow]):
         self.table, self.store, self.remarks = table, RowStore(path, RoundTripRow), []
         self.store.check()
         for solver in table.solvers:
-            checked_solver(solver)
+            take_invertible(solver)
         self.sampler = Sampler.from_pretrained(table.model)
         self._cells = table.cells(self.sampler)
         self._images = cache(lambda: labelled_images(table.data, table.images))
@@ -157,7 +157,7 @@ def _decibels(row: RoundTripRow | None) -> str:
 def _is_possible(cell: RoundTrip, sampler: Sampler) -> bool:
     """Returns whether the solver can spend the budget exactly, on this network's process."""
     try:
-        route(
+        plan_inversion(
             sampler.network,
             cell.solver,
             grid=cell.grid,

@@ -33,7 +33,7 @@ from ...models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from ...samplers.conditions import Conditions, branches_of, check_branches, rows_of
+from ...samplers.conditions import Conditions, check_branches, make_branches, take_rows
 from ...samplers.guidance import Guidance, Moment, Thresholded, Unguided
 from ...samplers.noise import Noise
 from ...samplers.sampler import Result
@@ -118,13 +118,13 @@ class RivalSampler:
         guidance = guidance or Unguided()
         if isinstance(guidance, Thresholded):
             raise SettingError("a rival has thresholding of its own; drop the threshold")
-        branches = branches_of(self.network, len(seeds), class_labels, conditions, negative)
+        branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, guidance, self.grid)
         ledger, parts = Ledger(images=len(seeds)), []
         start = time.perf_counter()
         for i in range(0, len(seeds), batch):
             rows = slice(i, i + batch)
-            denoiser = Denoiser(self.network, rows_of(branches, rows), ledger)
+            denoiser = Denoiser(self.network, take_rows(branches, rows), ledger)
             parts.append(self._draw(denoiser, seeds[rows], guidance))
         ledger.seconds = time.perf_counter() - start
         return Result(torch.cat(parts), ledger)

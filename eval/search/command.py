@@ -18,7 +18,7 @@ from ...models.files import (
 from ...models.load import load
 from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
-from ...samplers.grid import Final, grid_names
+from ...samplers.grid import Final, list_grids
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
 from ...solvers import Schedule, take_solver
 from ...solvers.artefact import MeanImage
@@ -207,7 +207,7 @@ def _check_names(request: SearchRequest) -> None:
     for kind, name, known in (
         ("analytic first step", request.afs, AFS),
         ("objective", request.objective, objectives()),
-        ("grid", grid, grid_names()),
+        ("grid", grid, list_grids()),
     ):
         if name not in known:
             raise UnknownNameError(kind, name, known)

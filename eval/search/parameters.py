@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ...models.schedule import Node, NoiseSchedule
-from ...samplers.grid import lam_ends
+from ...samplers.grid import find_lam_ends
 from ...solvers import StepSchedule
 from ...solvers.compiled import compiled
 from ...solvers.step_schedule import evaluation_time
@@ -42,7 +42,7 @@ class Coordinate:
         if self.flow:
             last = self.schedule.at(self.schedule.t_min)
             return self.schedule.at(self.schedule.t_max).alpha, last.alpha
-        return lam_ends(self.schedule)
+        return find_lam_ends(self.schedule)
 
     def of(self, node: Node) -> float:
         """u of a node; infinite at sigma = 0 but on flow."""

@@ -17,10 +17,10 @@ from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
-from ...samplers.conditions import Branches, Conditions, branches_of, check_branches
+from ...samplers.conditions import Branches, Conditions, check_branches, make_branches
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
-from ...samplers.noise import Noise, checked_seeds
+from ...samplers.noise import Noise, check_seeds
 from ...samplers.plan import make_plan
 from ...samplers.teacher import teacher
 from ...solvers import Bound
@@ -118,7 +118,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in BLOCKS:
-            seeds = checked_seeds(self.seeds_of(name))
+            seeds = check_seeds(self.seeds_of(name))
             if len(set(seeds)) < len(seeds):
                 raise SettingError(f"the {name} block names a seed twice")
         for a, b in combinations(BLOCKS, 2):
@@ -202,7 +202,7 @@ class Problem:
     def branches_for(self, seeds: Sequence[int]) -> Branches:
         """Labels and conditions of seeds, by branch."""
         given = self.conditions_of(seeds)
-        return branches_of(self.network, len(seeds), self.labels_of(seeds), **given)
+        return make_branches(self.network, len(seeds), self.labels_of(seeds), **given)
 
     def conditions_of(self, seeds: Sequence[int]) -> dict[str, Any]:
         """The conditions of seeds and the negative ones, as `Sampler` takes them."""

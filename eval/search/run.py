@@ -16,7 +16,7 @@ from ...models.files import write_bytes
 from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
-from ...samplers.teacher import digest_of
+from ...samplers.teacher import compute_digest
 from ...solvers import StepSchedule
 from ...solvers.artefact import ANSWER
 from .budget import Budget, Meter
@@ -348,7 +348,7 @@ def identity(search: Search) -> dict[str, Any]:
     given = {"conditions": problem.conditions, "negative": problem.negative}
     return {
         **{
-            name: {key: digest_of(value) for key, value in each.items()}
+            name: {key: compute_digest(value) for key, value in each.items()}
             for name, each in given.items()
             if each
         },

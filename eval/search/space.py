@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ...models.errors import SettingError, UnknownNameError
 from ...models.registry import parse_spec
 from ...models.schedule import Node, NoiseSchedule, TimeGrid
-from ...samplers.grid import Final, lam_ends, time_grid
+from ...samplers.grid import Final, find_lam_ends, time_grid
 from ...solvers import StepSchedule, take_solver
 from ...solvers.multistep import Encoder
 from ...solvers.step_schedule import Corrector, StepSpec
@@ -86,7 +86,7 @@ class Space:
     @property
     def lams(self) -> tuple[float, float]:
         """Where nodes between the ends may lie."""
-        return lam_ends(self.process)
+        return find_lam_ends(self.process)
 
     def base(self, steps: int, end: float | None = None) -> StepSchedule:
         """The base solver on the base grid, to the first of the ends or to another."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch, Denoiser
 from ...models.errors import FewstepError, ModelError
-from ...samplers.guidance import Guidance, guided_x0
+from ...samplers.guidance import Guidance, guide_x0
 from .parameters import Coordinate, Parameters
 from .problem import Block, Problem
 
@@ -36,7 +36,7 @@ class NetworkFunction:
         node = self.coordinate.schedule.at(self.coordinate.time(u))
         if self.branches is not None:
             return torch.stack(self.denoiser.x0(x, node, self.branches), 1)
-        return guided_x0(self.denoiser, self.guidance, x, node)[:, None]
+        return guide_x0(self.denoiser, self.guidance, x, node)[:, None]
 
     def aside(self, u: float) -> float:
         """A place near u to take a difference with, inside the range of the network."""

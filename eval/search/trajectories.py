@@ -16,7 +16,7 @@ from torch import Tensor
 from ...models.files import write_bytes
 from ...models.schedule import Node, TimeGrid
 from ...models.seeds import make_generator
-from ...samplers.grid import default_grid
+from ...samplers.grid import choose_default_grid
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
 from ...solvers.table import BOTH
@@ -33,7 +33,7 @@ Predict = Callable[[Tensor, Node], Tensor]
 
 def fine_grid(task: Task) -> TimeGrid:
     """The default grid of the process with FINE intervals, to the base's end."""
-    return grid_to(task.space, default_grid(task.space.process), _fine(task))
+    return grid_to(task.space, choose_default_grid(task.space.process), _fine(task))
 
 
 def _fine(task: Task) -> int:

@@ -16,7 +16,7 @@ from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import check_folder, write_bytes
 from fewstep.models.schedule import process_of
-from fewstep.samplers.images import contact_sheet
+from fewstep.samplers.images import make_contact_sheet
 from fewstep.samplers.sampler import Sampler
 
 from .loop import Place
@@ -125,5 +125,5 @@ def draw(folder: Path, device: torch.device, classes: int) -> None:
     labels = [label for label in range(classes) for _ in range(PER_CLASS)]
     result = sampler(range(len(labels)), class_labels=labels, nfe=NFE, batch=128, progress=True)
     sheet = io.BytesIO()
-    contact_sheet(result.images, PER_CLASS).save(sheet, "PNG")
+    make_contact_sheet(result.images, PER_CLASS).save(sheet, "PNG")
     write_bytes(folder / SAMPLES, sheet.getvalue())

@@ -6,7 +6,7 @@ from typing import Any
 from ...models.diffusers_config import EXPLODING, class_name_of
 from ...models.errors import UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
-from ..grid import default_grid
+from ..grid import choose_default_grid
 from .trained_process import find_classes
 
 GRID_FLAGS = {
@@ -31,7 +31,7 @@ def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
     original = config.get("original_inference_steps")
     if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
         return f"lcm:original={original}"
-    return "uniform" if isinstance(schedule, RectifiedFlow) else default_grid(schedule)
+    return "uniform" if isinstance(schedule, RectifiedFlow) else choose_default_grid(schedule)
 
 
 def choose_spacing(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from ...models.errors import SettingError
 from ...models.hold import hold
 from ...models.ledger import Ledger
 from ...models.modules import STAND_IN
-from ..guidance.base import Guidance, nested, warn_of_no_savings
+from ..guidance.base import Guidance, iterate_nested, warn_of_no_savings
 from .network_call import NetworkCall
 from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
 
@@ -191,7 +191,9 @@ class GuidedPipeline:
     def _warn_of_scale(self) -> None:
         """Where the pipeline's own scale can be read, it shall not be another one unnoticed."""
         own = getattr(self.pipe, "_guidance_scale", None)
-        scale = next((each.scale for each in nested(self.policy) if hasattr(each, "scale")), 1.0)
+        scale = next(
+            (each.scale for each in iterate_nested(self.policy) if hasattr(each, "scale")), 1.0
+        )
         read = hasattr(type(self.pipe), "do_classifier_free_guidance")  # else it is no such scale
         if read and own not in (None, scale) and scale > 1.0:
             warnings.warn(

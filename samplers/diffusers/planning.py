@@ -12,7 +12,7 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings, take_solver
 from ..grid import Final
-from ..plan import DEFAULT_SOLVER, Plan, make_plan, named_schedule
+from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
 from .config_grids import choose_grid
 from .stepper import list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
@@ -192,7 +192,7 @@ def _read_schedule(schedule: Schedule | str | Path | None) -> Schedule | None:
     if schedule is None or isinstance(schedule, Schedule):
         return schedule
     text = str(schedule)
-    return Schedule.parse(text) if text.lstrip().startswith("{") else named_schedule(text)
+    return Schedule.parse(text) if text.lstrip().startswith("{") else find_schedule(text)
 
 
 def _check_steps(what: str, has: int, asked: int | None) -> None:

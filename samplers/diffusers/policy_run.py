@@ -17,9 +17,9 @@ from ...models.errors import SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import Node
 from ...solvers import solver
-from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, policy_of
-from ..guidance.base import Guidance, Moment, Setup, nested
-from ..guidance.space import back, read
+from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, take_guidance
+from ..guidance.base import Guidance, Moment, Setup, iterate_nested
+from ..guidance.space import convert_from_x0, convert_to_x0
 from .timesteps import make_grid_at_labels
 from .trained_process import TrainedProcess
 
@@ -94,7 +94,7 @@ class PolicyRun:
         guided = self.guide.combine(x0s, wide, self.moment)
         if guided is x0s[-1]:
             return raws[-1]
-        return read(guided, wide, node, self.kind).to(raws[-1].dtype)
+        return convert_from_x0(guided, wide, node, self.kind).to(raws[-1].dtype)
 
 
 def read_scheduler(scheduler: Any) -> tuple[TrainedProcess, list[float]]:
@@ -126,13 +126,13 @@ def take_policy(given: Guidance | str) -> Guidance:
         FewstepError: for texts that name none, and for what cannot be done without driving the
             solver or another network.
     """
-    policy = policy_of(given)
+    policy = take_guidance(given)
     if policy.rewrites:
         raise SettingError(
             "rewrite_history reaches into the solver, which is the pipeline's here; drop it, or"
             " sample with Sampler.from_pipeline"
         )
-    for each in nested(policy):
+    for each in iterate_nested(policy):
         if isinstance(each, BOUND):
             raise SettingError(
                 f"{each.name} guidance needs a solver or a second network of ours, which a pipeline"
@@ -152,7 +152,7 @@ def _widen(value: Tensor) -> Tensor:
 
 
 def _to_x0(raw: Tensor, state: Tensor, node: Node, kind: Prediction) -> Tensor:
-    return back(_widen(raw), state, node, kind)
+    return convert_to_x0(_widen(raw), state, node, kind)
 
 
 def _refuse_call(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from ...models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from ..grid import lam_ends
+from ..grid import find_lam_ends
 
 ROUNDING = 1e-6  # of float32 labels, relative
 
@@ -100,7 +100,7 @@ def is_ramp(sigmas: Sequence[float]) -> bool:
 def _find_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
     if not kappa > 0.0:
         raise ScheduleError(f"sigma={kappa:g} must be positive; only the last may be 0")
-    low, high = lam_ends(schedule)
+    low, high = find_lam_ends(schedule)
     lam = -math.log(kappa)
     if not low - 0.01 < lam < high + 0.01:
         raise ScheduleError(

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import EditorInfo, EditorSettings, editor, listing, named_editor, names
+from .base import EditorInfo, EditorSettings, editor, list_editors, names, parse_editor
 from .image_editor import Edit, Editor
 from .scene import Scene
 
@@ -17,7 +17,7 @@ __all__ = [
     "EditorSettings",
     "Scene",
     "editor",
-    "listing",
-    "named_editor",
+    "list_editors",
     "names",
+    "parse_editor",
 ]

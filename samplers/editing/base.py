@@ -60,13 +60,13 @@ def editor(name: str, /, **settings: Any) -> EditorSettings:
     return EDITORS.make(name, **settings)
 
 
-def named_editor(spec: str) -> EditorSettings:
+def parse_editor(spec: str) -> EditorSettings:
     """The settings of `name` or `name:key=value,...`."""
     name, settings = parse_spec(spec)
     return editor(name, **settings)
 
 
-def listing() -> list[tuple[str, ...]]:
+def list_editors() -> list[tuple[str, ...]]:
     """A header and a row per editor: the table of `fewstep list editors`."""
     rows: list[tuple[str, ...]] = [("editor", "runs on", "settings", "source")]
     for name in names():

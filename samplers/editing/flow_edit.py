@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.schedule import Node
-from ..inversion_plan import route
+from ..inversion_plan import plan_inversion
 from .base import EditorInfo, Steps, register
 from .scene import Scene
 
@@ -30,7 +30,7 @@ class FlowEdit:
     n_min:         of these, how many at the end are ordinary sampling of the target.
     n_avg:         noises that each step is the mean of.
     source_guidance, guidance: scales of the two velocities.
-    grid:          as `route` takes it.
+    grid:          as `plan_inversion` takes it.
     """
 
     info: ClassVar[EditorInfo] = EditorInfo(
@@ -50,7 +50,7 @@ class FlowEdit:
                 f"flow-edit needs n_min <= n_max <= steps, not {self.n_min}, {self.n_max},"
                 f" {self.steps}"
             )
-        way = route(scene.network, "euler", steps=self.steps, grid=self.grid)
+        way = plan_inversion(scene.network, "euler", steps=self.steps, grid=self.grid)
         ends = list(pairwise(way.grid.nodes))[-self.n_max :]
         z = scene.image
         for t, s in ends[: self.n_max - self.n_min]:

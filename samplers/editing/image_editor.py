@@ -13,11 +13,11 @@ from ...models.hold import hold
 from ...models.ledger import Ledger
 from ..images import Picture, to_pil
 from ..inversion import check_image, decode
-from ..noise import Noise, checked_seeds
-from ..picture_files import Given, placed
+from ..noise import Noise, check_seeds
+from ..picture_files import Given, place_images
 from ..sampler import Sampler
-from ..user_conditions import Negative, Wanted, branches_for
-from .base import EditorSettings, named_editor
+from ..user_conditions import Negative, Wanted, make_user_branches
+from .base import EditorSettings, parse_editor
 from .scene import Scene
 
 
@@ -55,7 +55,7 @@ class Editor:
             SettingError: if the editor does not run on the network's noise schedule.
         """
         self.sampler = sampler
-        self.settings = named_editor(settings) if isinstance(settings, str) else settings
+        self.settings = parse_editor(settings) if isinstance(settings, str) else settings
         info, network = self.settings.info, sampler.network
         if info.families and network.schedule.family not in info.families:
             raise SettingError(
@@ -89,11 +89,11 @@ class Editor:
             SettingError: for an image or conditions that the network does not take.
             ModelError: if the editor needs what the network has not, such as self-attention.
         """
-        network, image = placed(self.sampler.network, image)
+        network, image = place_images(self.sampler.network, image)
         x = check_image(network, image)
         noise = Noise(_read_seeds(seeds, len(x)), network.shape)
         source_of, target_of = (
-            branches_for(network, len(x), wanted, negative) for wanted in (source, target)
+            make_user_branches(network, len(x), wanted, negative) for wanted in (source, target)
         )
         scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
         with torch.no_grad(), hold(network.module):
@@ -104,7 +104,7 @@ class Editor:
 
 
 def _read_seeds(seeds: Integers | None, n: int) -> list[int]:
-    found = checked_seeds(range(n) if seeds is None else seeds)
+    found = check_seeds(range(n) if seeds is None else seeds)
     if len(found) != n:
         raise SettingError(f"{len(found)} seeds for {n} images; give one for each")
     return found

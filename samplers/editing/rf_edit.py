@@ -26,9 +26,9 @@ from ...models.schedule import Node
 from ..conditions import Branches
 from ..guidance import CFG
 from ..inversion import walk
-from ..inversion_plan import Route, route
+from ..inversion_plan import InversionPlan, plan_inversion
 from ..loop import integrate
-from ..user_conditions import told
+from ..user_conditions import tell_scale
 from .base import EditorInfo, Steps, register
 from .scene import Scene, check_guided
 
@@ -36,15 +36,15 @@ from .scene import Scene, check_guided
 @register
 @dataclass(frozen=True)
 class RFEdit:
-    """solver:   any of `inversion.invertible`.
+    """solver:   any of `inversion_plan.list_invertible`.
     steps:    of each way.
     inject:   steps in which V is shared, at most `steps`; 0 is inversion and sampling.
     guidance: scale on the way back; the inversion has none. Networks that are told a scale are told
               this one, and 1 on the way there.
     layers:   numbers of the self-attention layers; None for the architecture's own choice.
     store:    "auto", "cpu" (pinned host memory) or "device".
-    grid:     a name, as `route` takes it.
-    t_min:    of the clean end, as `route` takes it.
+    grid:     a name, as `plan_inversion` takes it.
+    t_min:    of the clean end, as `plan_inversion` takes it.
     """
 
     info: ClassVar[EditorInfo] = EditorInfo(name="rf-edit", source="arXiv:2411.04746")
@@ -58,9 +58,9 @@ class RFEdit:
     t_min: float | None = None
 
     def edit(self, scene: Scene) -> Tensor:
-        target, scale = told(scene.network, scene.target, self.guidance)
+        target, scale = tell_scale(scene.network, scene.target, self.guidance)
         check_guided(target, scale, scene.network.name)
-        way = route(
+        way = plan_inversion(
             scene.network,
             self.solver,
             steps=self.steps,
@@ -79,7 +79,7 @@ class RFEdit:
         scene.held, scene.predicted = tape.bytes_held, tape.bytes_predicted
         return edited
 
-    def _invert(self, scene: Scene, way: Route, tape: Tape | None) -> Tensor:
+    def _invert(self, scene: Scene, way: InversionPlan, tape: Tape | None) -> Tensor:
         """The noise of the source."""
         counted, start = _attach_counter(scene.network, tape, Mode.RECORD, way.calls()[0])
         last = way.grid.steps - 1
@@ -88,11 +88,13 @@ class RFEdit:
         denoiser = scene.make_denoiser(scene.source, counted)
         return walk(denoiser, way, x, lambda n, _: start(n + 1, last - n - 1))
 
-    def _resample(self, scene: Scene, way: Route, noise: Tensor, tape: Tape | None) -> Tensor:
+    def _resample(
+        self, scene: Scene, way: InversionPlan, noise: Tensor, tape: Tape | None
+    ) -> Tensor:
         """The image of the target."""
         counted, start = _attach_counter(scene.network, tape, Mode.REPLACE, way.calls()[1])
         start(0, 0)
-        target, scale = told(scene.network, scene.target, self.guidance)
+        target, scale = tell_scale(scene.network, scene.target, self.guidance)
         x = integrate(
             scene.make_denoiser(target, counted),
             way.back.on(way.grid),
@@ -104,7 +106,7 @@ class RFEdit:
         return x / way.grid.nodes[-1].alpha
 
 
-def shared(way: Route, inject: int) -> frozenset[Place]:
+def shared(way: InversionPlan, inject: int) -> frozenset[Place]:
     """The places of the first `inject` intervals from the noise at which both ways evaluate.
 
     Raises:

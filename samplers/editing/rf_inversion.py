@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ..conditions import Branches
-from ..inversion_plan import route
+from ..inversion_plan import plan_inversion
 from .base import EditorInfo, Share, Steps, register
 from .scene import Scene
 
@@ -33,7 +33,7 @@ class RFInversion:
     decay:    exponent p of (1 - i / N)^p, which multiplies eta.
     steps:    N.
     guidance: scale on the way back.
-    grid:     as `route` takes it.
+    grid:     as `plan_inversion` takes it.
     """
 
     info: ClassVar[EditorInfo] = EditorInfo(
@@ -49,7 +49,7 @@ class RFInversion:
     grid: str | None = None
 
     def edit(self, scene: Scene) -> Tensor:
-        way = route(scene.network, "euler", steps=self.steps, grid=self.grid)
+        way = plan_inversion(scene.network, "euler", steps=self.steps, grid=self.grid)
         x, y1 = scene.image * way.rising[0].alpha, scene.draw()
         for t, s in pairwise(way.rising):
             v = scene.compute_velocity(x, t, _take_null(scene.source))

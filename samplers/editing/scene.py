@@ -10,7 +10,7 @@ from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ..conditions import Branches
 from ..noise import Noise
-from ..user_conditions import told
+from ..user_conditions import tell_scale
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Scene:
         self, x: Tensor, node: Node, branches: Branches, scale: float = 1.0
     ) -> Tensor:
         """v = eps - x0 = dx/dsigma on rectified flow, guided by u + scale (c - u)."""
-        branches, scale = told(self.network, branches, scale)
+        branches, scale = tell_scale(self.network, branches, scale)
         slope = self.network.schedule.slope(node.t)[1]
         denoiser = self.make_denoiser(branches)
         if scale == 1.0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
 from ..inversion import walk
-from ..inversion_plan import Route, route
+from ..inversion_plan import InversionPlan, plan_inversion
 from .base import EditorInfo, Steps, register
 from .scene import Scene
 
@@ -30,7 +30,7 @@ class UniEdit:
     omega:    strength.
     steps:    of the whole grid.
     guidance: scale of both velocities.
-    grid, t_min: as `route` takes them.
+    grid, t_min: as `plan_inversion` takes them.
     """
 
     info: ClassVar[EditorInfo] = EditorInfo(
@@ -57,14 +57,16 @@ class UniEdit:
             x = x + h * (self.omega * (1 + m) * g + m * target + (1 - m) * source)
         return x / way.grid.nodes[-1].alpha
 
-    def _take_last_steps(self, scene: Scene) -> Route:
+    def _take_last_steps(self, scene: Scene) -> InversionPlan:
         """The last floor(alpha steps) steps of the grid."""
-        whole = route(scene.network, "uni-inv", steps=self.steps, grid=self.grid, t_min=self.t_min)
+        whole = plan_inversion(
+            scene.network, "uni-inv", steps=self.steps, grid=self.grid, t_min=self.t_min
+        )
         kept = math.floor(self.alpha * self.steps + 1e-9)
         if not kept:
             raise SettingError(f"alpha={self.alpha:g} leaves none of {self.steps} steps; raise it")
         part = TimeGrid(whole.grid.schedule, whole.grid.nodes[-kept - 1 :])
-        return Route(whole.settings, whole.back, part)
+        return InversionPlan(whole.settings, whole.back, part)
 
 
 def _make_mask(g: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided, guided_x0, warn_of_no_savings
+from .base import Guidance, Guide, Moment, Setup, Unguided, guide_x0, warn_of_no_savings
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -14,7 +14,7 @@ from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .pag import PerturbedAttention
 from .registry import guidance, names, policy_class
-from .spec import named_guidance, policy_of
+from .spec import parse_guidance, take_guidance
 from .threshold import Thresholded
 
 __all__ = [
@@ -37,10 +37,10 @@ __all__ = [
     "Thresholded",
     "Unguided",
     "guidance",
-    "guided_x0",
-    "named_guidance",
+    "guide_x0",
     "names",
+    "parse_guidance",
     "policy_class",
-    "policy_of",
+    "take_guidance",
     "warn_of_no_savings",
 ]

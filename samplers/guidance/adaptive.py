@@ -26,7 +26,7 @@ from .base import BOTH, COND, Guide, Moment, Setup
 from .extrapolate import PastDifferences
 from .registry import register
 from .settings import Scaled
-from .space import Space, per_row, prediction_of, read, similarity
+from .space import Space, choose_prediction, compute_similarity, convert_from_x0, shape_per_row
 
 
 @register
@@ -102,7 +102,7 @@ class AdaptiveGuide(Guide):
     """Counts, for each image, the steps in a row whose branches agreed."""
 
     def __init__(self, policy: AdaptiveGuidance, setup: Setup) -> None:
-        self.policy, self.kind = policy, prediction_of(policy.space, setup.grid.schedule)
+        self.policy, self.kind = policy, choose_prediction(policy.space, setup.grid.schedule)
         self.hits, self.device = [0] * setup.images, setup.network.device
         self.on = [True] * setup.images  # whether an image is guided still
         self.asked: Tensor | None = None  # its rows, if not all
@@ -153,8 +153,8 @@ class AdaptiveGuide(Guide):
         self, uncond: Tensor, cond: Tensor, x: Tensor, rows: Tensor | None, moment: Moment
     ) -> None:
         x = x if rows is None else x[rows]
-        a, b = (read(each, x, moment.node, self.kind) for each in (cond, uncond))
-        self.gamma, self.device = Reading(similarity(a, b)), x.device
+        a, b = (convert_from_x0(each, x, moment.node, self.kind) for each in (cond, uncond))
+        self.gamma, self.device = Reading(compute_similarity(a, b)), x.device
 
     def _select_rows(self, uncond: Tensor, cond: Tensor, rows: Tensor, moment: Moment) -> Tensor:
         """Guided in some rows; in the others as after the end."""
@@ -162,7 +162,7 @@ class AdaptiveGuide(Guide):
             out = cond.clone()
         else:
             out = self._land(cond, moment)
-            gone = per_row(send(torch.tensor(self.on), cond.device), cond)
+            gone = shape_per_row(send(torch.tensor(self.on), cond.device), cond)
             known = torch.zeros_like(cond).index_copy(0, rows, cond[rows] - uncond)
             self._keep(known * gone + self.past.at(moment.node) * (1.0 - gone), moment)
         out[rows] = torch.lerp(uncond, cond[rows], self.policy.scale)

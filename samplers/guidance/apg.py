@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import Guide, Moment, Setup
 from .registry import register
 from .settings import Both, Scaled
-from .space import per_row
+from .space import shape_per_row
 
 
 @register
@@ -67,7 +67,7 @@ def _clip(d: Tensor, norm: float) -> Tensor:
     if math.isinf(norm):
         return d
     size = d.flatten(1).float().norm(dim=1).clamp_min(1e-30)
-    return d * per_row((norm / size).clamp(max=1.0), d)
+    return d * shape_per_row((norm / size).clamp(max=1.0), d)
 
 
 def _project(d: Tensor, along: Tensor, eta: float) -> Tensor:
@@ -77,4 +77,4 @@ def _project(d: Tensor, along: Tensor, eta: float) -> Tensor:
     wide = torch.float32 if d.device.type == "mps" else torch.float64
     a, b = d.flatten(1).to(wide), along.flatten(1).to(wide)
     share = (a * b).sum(1) / (b * b).sum(1).clamp_min(1e-30)
-    return d - per_row(share * (1.0 - eta), d) * along
+    return d - shape_per_row(share * (1.0 - eta), d) * along

@@ -153,7 +153,7 @@ class Conditional(Guide):
         return outputs[0]
 
 
-def nested(policy: Guidance) -> Iterator[Guidance]:
+def iterate_nested(policy: Guidance) -> Iterator[Guidance]:
     """A policy and those inside it, outermost first."""
     inner: Guidance | None = policy
     while inner is not None:
@@ -163,7 +163,7 @@ def nested(policy: Guidance) -> Iterator[Guidance]:
 
 def warn_of_no_savings(policy: Guidance, ledger: Ledger) -> None:
     """Warns of a policy that is there to leave evaluations out and left out none."""
-    idle = [each.name for each in nested(policy) if each.saves]
+    idle = [each.name for each in iterate_nested(policy) if each.saves]
     if idle and ledger.rows == 2 * ledger.evaluations > 0:
         warnings.warn(
             f"{idle[0]} guidance left out none of {ledger.evaluations} unconditional evaluations;"
@@ -186,7 +186,7 @@ class Unguided(Guidance):
         return Conditional()
 
 
-def guided_x0(denoiser: Denoiser, policy: Guidance, x: Tensor, node: Node) -> Tensor:
+def guide_x0(denoiser: Denoiser, policy: Guidance, x: Tensor, node: Node) -> Tensor:
     """Returns the x0 (B, *) that a policy which needs nothing of a run makes at a state x (B, *).
 
     Raises:

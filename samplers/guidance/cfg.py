@@ -15,7 +15,7 @@ from ...models.errors import SettingError
 from .base import BOTH, COND, UNCOND, Guidance, Guide, Moment, Setup
 from .registry import register
 from .settings import check_scale
-from .space import per_row, wide
+from .space import shape_per_row, widen_rows
 from .span import Span
 
 
@@ -96,6 +96,6 @@ class CFGGuide(Guide):
 
 def _rescale(guided: Tensor, cond: Tensor, share: float) -> Tensor:
     """phi g std(c) / std(g) + (1 - phi) g."""
-    size, wanted = wide(guided).std(1), wide(cond).std(1)
+    size, wanted = widen_rows(guided).std(1), widen_rows(cond).std(1)
     ratio = torch.where(size > 0.0, wanted / size, 1.0)
-    return guided * per_row(1.0 + share * (ratio - 1.0), guided)
+    return guided * shape_per_row(1.0 + share * (ratio - 1.0), guided)

@@ -13,7 +13,14 @@ from ...models.prediction import Prediction
 from .base import COND, Guide, Moment, Setup
 from .registry import register
 from .settings import Both, Scaled
-from .space import Space, back, per_row, prediction_of, read, wide
+from .space import (
+    Space,
+    choose_prediction,
+    convert_from_x0,
+    convert_to_x0,
+    shape_per_row,
+    widen_rows,
+)
 
 
 @register
@@ -35,7 +42,7 @@ class CFGZeroStar(Scaled):
     space: Space = "v"
 
     def guide(self, setup: Setup) -> Guide:
-        kind = prediction_of(self.space, setup.grid.schedule)
+        kind = choose_prediction(self.space, setup.grid.schedule)
         return ZeroGuide(self.scale, self.zero_steps, kind)
 
 
@@ -52,12 +59,12 @@ class ZeroGuide(Both):
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if moment.step < self.zero_steps:
-            return back(torch.zeros_like(x), x, moment.node, self.kind)
+            return convert_to_x0(torch.zeros_like(x), x, moment.node, self.kind)
         return super().combine(outputs, x, moment)
 
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
-        u, c = (read(each, x, moment.node, self.kind) for each in (uncond, cond))
-        a, b = wide(u), wide(c)
+        u, c = (convert_from_x0(each, x, moment.node, self.kind) for each in (uncond, cond))
+        a, b = widen_rows(u), widen_rows(c)
         best = (a * b).sum(1) / ((a * a).sum(1) + 1e-8)
-        guided = torch.lerp(per_row(best, u) * u, c, self.scale)
-        return back(guided, x, moment.node, self.kind)
+        guided = torch.lerp(shape_per_row(best, u) * u, c, self.scale)
+        return convert_to_x0(guided, x, moment.node, self.kind)

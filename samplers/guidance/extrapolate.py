@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.prediction import Prediction
 from ...models.schedule import Node
-from .space import per_x0
+from .space import compute_factor
 
 Clock = Literal["lam", "t"]
 
@@ -35,10 +35,10 @@ class PastDifferences:
 
     def at(self, node: Node) -> Tensor:
         """c - u in x0 at a node."""
-        scale = per_x0(node, self.kind)
+        scale = compute_factor(node, self.kind)
         out: Tensor | None = None
         for weight, (place, difference) in self._weigh(node):
-            share = weight * per_x0(place, self.kind) / scale
+            share = weight * compute_factor(place, self.kind) / scale
             out = difference * share if out is None else out.add(difference, alpha=share)
         if out is None:
             raise ValueError("no difference is known yet")

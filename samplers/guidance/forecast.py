@@ -20,7 +20,7 @@ from .extrapolate import Clock, PastDifferences
 from .pattern import Pattern
 from .registry import register
 from .settings import Scaled
-from .space import Space, prediction_of
+from .space import Space, choose_prediction
 
 Mask = Annotated[str, BeforeValidator(lambda given: str(given))]
 
@@ -71,7 +71,7 @@ class GuidanceForecast(Scaled):
             self.pattern.list_flags(setup.grid.steps)
 
     def guide(self, setup: Setup) -> Guide:
-        kind = prediction_of(self.space, setup.grid.schedule)
+        kind = choose_prediction(self.space, setup.grid.schedule)
         past = PastDifferences(self.order, self.in_, kind)
         return ForecastGuide(self.scale, self.pattern.list_flags(setup.grid.steps), past)
 

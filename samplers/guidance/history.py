@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.transfer import send
 from ...solvers import Revision
-from .space import per_row
+from .space import shape_per_row
 
 Guided = bool | tuple[bool, ...]
 
@@ -72,4 +72,4 @@ def _where(rows: tuple[bool, ...], a: Tensor, b: Tensor) -> Tensor:
         return a
     if not any(rows):
         return b
-    return torch.where(per_row(send(torch.tensor(rows), a.device), a).bool(), a, b)
+    return torch.where(shape_per_row(send(torch.tensor(rows), a.device), a).bool(), a, b)

@@ -54,7 +54,7 @@ class LinearWeights(StrictModel):
     times:  of the grid; signature: what the solver makes of fixed answers on it.
     mask:   one digit per step, 1 where both branches are evaluated.
     steps:  the weights at each 0 of the mask, by its number.
-    images: how many they were fitted to; ridge: see `fit`.
+    images: how many they were fitted to; ridge: see `fit_weights`.
     """
 
     format: Literal["fewstep-linear-ag"] = "fewstep-linear-ag"
@@ -200,7 +200,7 @@ class LinearGuide(Guide):
         return guided
 
 
-def fit(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[float]:
+def fit_weights(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[float]:
     """Weights of the parts that give the target best, all (B, *): least squares over all entries.
 
     By the normal equations in float64, with ridge tr(G) / k added to the diagonal of the k x k Gram

@@ -11,7 +11,7 @@ from ...models.prediction import Prediction
 from .base import Guide, Moment, Setup
 from .registry import register
 from .settings import Both, Scaled
-from .space import Space, per_row, prediction_of, read, wide
+from .space import Space, choose_prediction, convert_from_x0, shape_per_row, widen_rows
 
 
 @register
@@ -31,7 +31,7 @@ class MagnitudeAware(Scaled):
     space: Space = "v"
 
     def guide(self, setup: Setup) -> Guide:
-        return MagnitudeGuide(self, prediction_of(self.space, setup.grid.schedule))
+        return MagnitudeGuide(self, choose_prediction(self.space, setup.grid.schedule))
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class MagnitudeGuide(Both):
     kind: Prediction
 
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
-        u, c = (wide(read(each, x, moment.node, self.kind)) for each in (uncond, cond))
+        u, c = (
+            widen_rows(convert_from_x0(each, x, moment.node, self.kind)) for each in (uncond, cond)
+        )
         ratio = (c - u).norm(dim=1) / u.norm(dim=1).clamp_min(1e-30)
         scale = 1.0 + (self.policy.scale - 1.0) * torch.exp(-self.policy.alpha * ratio)
-        return torch.lerp(uncond, cond, per_row(scale, cond))
+        return torch.lerp(uncond, cond, shape_per_row(scale, cond))

@@ -15,24 +15,24 @@ from ...models.schedule import Node, NoiseSchedule
 Space = Literal["x0", "v", "eps"]
 
 
-def prediction_of(space: Space, schedule: NoiseSchedule) -> Prediction:
+def choose_prediction(space: Space, schedule: NoiseSchedule) -> Prediction:
     """The prediction that is meant; v is eps - x0 on rectified flow, as networks have it there."""
     if space == "v" and schedule.family == "flow":
         return Prediction.FLOW
     return Prediction(space)
 
 
-def read(x0: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
+def convert_from_x0(x0: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
     """x0 (B, *) at the state x as another prediction."""
     return convert(x0, x, node, Prediction.X0, kind)
 
 
-def back(value: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
+def convert_to_x0(value: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
     """The x0 of another prediction at the state x."""
     return convert(value, x, node, kind, Prediction.X0)
 
 
-def per_x0(node: Node, kind: Prediction) -> float:
+def compute_factor(node: Node, kind: Prediction) -> float:
     """What a difference of x0 is multiplied by to be one of another prediction."""
     if kind is Prediction.X0:
         return 1.0
@@ -41,20 +41,20 @@ def per_x0(node: Node, kind: Prediction) -> float:
     return 1.0 / x0_from(kind, node)[1]
 
 
-def similarity(a: Tensor, b: Tensor) -> Tensor:
+def compute_similarity(a: Tensor, b: Tensor) -> Tensor:
     """(B,): the cosine of each pair of rows, in float32 at least, within [-1, 1]."""
-    a, b = wide(a), wide(b)
+    a, b = widen_rows(a), widen_rows(b)
     sizes = a.norm(dim=1) * b.norm(dim=1)
     cosine: Tensor = (a * b).sum(1) / sizes.clamp_min(1e-30)
     return cosine.clamp(-1.0, 1.0)
 
 
-def wide(value: Tensor) -> Tensor:
+def widen_rows(value: Tensor) -> Tensor:
     """(B, n), one row per image, in float32 at least."""
     flat = value.flatten(1)
     return flat if flat.element_size() >= 4 else flat.float()
 
 
-def per_row(numbers: Tensor, like: Tensor) -> Tensor:
+def shape_per_row(numbers: Tensor, like: Tensor) -> Tensor:
     """(B,) as (B, 1, ..), in the dtype of a tensor (B, *) that it shall multiply."""
     return numbers.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -8,14 +8,14 @@ from .base import Guidance, Unguided
 from .registry import guidance, names, policy_class
 
 
-def policy_of(given: Guidance | str | None) -> Guidance:
-    """Returns a policy given as such or as `named_guidance` takes it; None is no guidance.
+def take_guidance(given: Guidance | str | None) -> Guidance:
+    """Returns a policy given as such or as `parse_guidance` takes it; None is no guidance.
 
     Raises:
-        FewstepError: as `named_guidance`, and for anything else.
+        FewstepError: as `parse_guidance`, and for anything else.
     """
     if isinstance(given, str):
-        return named_guidance(given)
+        return parse_guidance(given)
     if given is None:
         return Unguided()
     if not isinstance(given, Guidance):
@@ -26,7 +26,7 @@ def policy_of(given: Guidance | str | None) -> Guidance:
     return given
 
 
-def named_guidance(spec: str, scale: float | None = None) -> Guidance:
+def parse_guidance(spec: str, scale: float | None = None) -> Guidance:
     """The guidance of `name:key=value,...`, narrowed by what follows a plus.
 
     `cfg:scale=3+interval:low=0.3,high=5` is `Interval(CFG(3.0), 0.3, 5.0)`.

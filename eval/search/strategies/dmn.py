@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ....models.schedule import NoiseSchedule, TimeGrid
-from ....samplers.grid import lam_ends
+from ....samplers.grid import find_lam_ends
 from .base import Proposal, Task, register
 from .named import on_path
 
@@ -41,7 +41,7 @@ def dmn(task: Task) -> Iterator[Proposal]:
 
 def best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
     """The lam of steps + 1 nodes with both ends fixed; even in lam where it starts."""
-    low, high = lam_ends(process)
+    low, high = find_lam_ends(process)
     even = np.linspace(low, high, steps + 1)
     if steps == 1:
         return even

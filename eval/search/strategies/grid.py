@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ....models.errors import FewstepError
 from ....models.schedule import TimeGrid
-from ....samplers.grid import default_grid
+from ....samplers.grid import choose_default_grid
 from ..guided import guided_schedule
 from ..placement import guided_steps
 from ..space import Space, encoded, grid_to
@@ -71,7 +71,7 @@ def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
 
 def _rows(task: Task) -> Iterator[Proposal]:
     """2M with guidance at some of its steps, each choice of them; more solvers with the best."""
-    main, rows = default_grid(task.space.process), task.size.amount
+    main, rows = choose_default_grid(task.space.process), task.size.amount
     choices = {f"both branches at {','.join(map(str, g))}": (n, g) for n, g in guided_steps(rows)}
     for label, placed in choices.items():
         yield _guided(task, (FIRST[1], main), placed, label)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ....samplers.grid import lam_ends
+from ....samplers.grid import find_lam_ends
 from ..paths import shortest
 from ..trajectories import chain, fine_grid, noisy_nodes
 from .base import Proposal, Task, register
@@ -39,7 +39,7 @@ def klub(task: Task) -> Iterator[Proposal]:
 
 def _kappas(task: Task) -> Tensor:
     """Of the nodes that have a prediction; the first is finite, as it is where grids start."""
-    low, _ = lam_ends(task.space.process)
+    low, _ = find_lam_ends(task.space.process)
     kappas = [min(node.kappa, math.exp(-low)) for node in noisy_nodes(task)]
     return torch.tensor(kappas, dtype=torch.float64)
 
