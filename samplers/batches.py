@@ -80,7 +80,7 @@ class Job:
 
     @contextmanager
     def _put_cache_on(self) -> Iterator[Attachment | None]:
-        """The cache on the network, for the job or since before."""
+        """Yields the cache on the network, for the job or since before."""
         with nullcontext() if self.cache is None else caching(self.network, self.cache):
             yield find_attachment(self.network)
 
@@ -125,7 +125,7 @@ class PendingSamples:
     check: Callable[[], None]
 
     def fetch(self) -> Tensor:
-        """The samples; raises as `check`."""
+        """Returns the samples; raises as `check`."""
         self.check()
         return self.samples.tensor()
 
@@ -144,7 +144,7 @@ class BatchRunner:
     callback: Callback
 
     def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> PendingSamples:
-        """One batch from its noise to its decoded samples; a GPU is not waited for."""
+        """Returns one batch from its noise to its decoded samples; a GPU is not waited for."""
         network, grid = denoiser.network, self.plan.grid
         noise = Noise(seeds, network.shape)
         with torch.inference_mode():
@@ -166,7 +166,7 @@ class BatchRunner:
 
 
 def _delay_by_one(drafts: Iterator[PendingSamples]) -> Iterator[PendingSamples]:
-    """The same one later, so that the next batch is under way when one is waited for."""
+    """Yields each one later, so that the next batch is under way when one is waited for."""
     for draft, _ in pairwise(chain(drafts, [None])):
         if draft is not None:
             yield draft
@@ -174,7 +174,7 @@ def _delay_by_one(drafts: Iterator[PendingSamples]) -> Iterator[PendingSamples]:
 
 @contextmanager
 def _show_bar(progress: bool, steps: int, callback: Callback | None) -> Iterator[Callback]:
-    """A callback that moves a progress bar of all steps and then calls the user's."""
+    """Yields a callback that moves a progress bar of all steps and then calls the user's."""
     off = None if progress else True  # None: off where nobody watches, in files and pipes
     with tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False) as bar:
 

@@ -10,12 +10,12 @@ from .grid import check_steps
 
 
 def predict_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
-    """The evaluations a run on this grid will make, counted by a dry run."""
+    """Returns the evaluations a run on this grid will make, counted by a dry run."""
     return len(queries(settings.on(grid), grid))
 
 
 def fit_grid(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:
-    """The grid on which the solver spends exactly `nfe` evaluations.
+    """Returns the grid on which the solver spends exactly `nfe` evaluations.
 
     Raises:
         SettingError: if nfe is out of range, or no number of steps costs exactly that; it names

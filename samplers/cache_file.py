@@ -102,7 +102,7 @@ class CacheFile(StrictModel):
             )
 
     def _compare_runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What it was made for, and what the run is."""
+        """Returns what it was made for, and what the run is."""
         names = ("solver", "nfe", "grid", "cfg_scale")
         theirs = {name: getattr(run, name) for name in names}
         if run.schedule is not None:
@@ -115,7 +115,7 @@ class CacheFile(StrictModel):
 
 
 def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) -> str:
-    """The spec of a cache: as it is, or that of the file it names, if that is for this run.
+    """Returns the spec of a cache: as it is, or that of the file it names, if that is for this run.
 
     Raises:
         SettingError: if the file cannot be read, or was made for another network or run; the
@@ -158,7 +158,7 @@ def _describe(run: Mapping[str, Any]) -> str:
 
 
 def _suggest_options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """What to type for the run that it was made for."""
+    """Returns what to type for the run that it was made for."""
     options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid-type"}
     options["cfg_scale"] = "--cfg-scale"
     changed = [name for name in options if mine[name] != theirs[name]]

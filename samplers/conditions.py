@@ -24,7 +24,7 @@ def make_branches(
     conditions: Conditions | None,
     negative: Conditions | None,
 ) -> Branches:
-    """The conditions of n images for each branch that the network has.
+    """Returns the conditions of n images for each branch that the network has.
 
     A network has an unconditional branch if it has a null class or if negative conditions are
     given; what those do not name is shared with the conditional branch.

@@ -97,7 +97,7 @@ def _make_ays(kappas: Sequence[float]) -> Ramp:
     table = [-math.log(kappa) for kappa in kappas]
 
     def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
-        """A published Align Your Steps table, log-linearly interpolated to n nodes."""
+        """Returns a published Align Your Steps table, log-linearly interpolated to n nodes."""
         low, high = find_lam_ends(schedule)
         lams = [_interpolate(table, place) for place in _find_ramp(0.0, len(table) - 1.0, n)]
         if table[0] < low - 0.01 or table[-1] > high + 0.01:
@@ -127,12 +127,12 @@ IN_LAM: dict[str, Ramp] = {
 
 
 def list_grids() -> list[str]:
-    """All named grids, sorted."""
+    """Returns all named grids, sorted."""
     return sorted([*IN_TIME, *IN_LAM, *SPACINGS])
 
 
 def choose_default_grid(schedule: NoiseSchedule) -> str:
-    """The grid used where none is asked for: karras for EDM, beta for flow, quadratic for VP.
+    """Returns the default grid: karras for EDM, beta for flow, quadratic for VP.
 
     On VP, logsnr is a little better from 8 evaluations on and far worse below (docs/results.md).
     """
@@ -146,7 +146,7 @@ def time_grid(
     final: Final = Final.ZERO,
     **settings: Any,
 ) -> TimeGrid:
-    """The named grid of `steps` steps on a schedule; with "denoise" one more step is added.
+    """Returns the named grid of `steps` steps on a schedule; with "denoise" one more step is added.
 
     Raises:
         UnknownNameError: for a grid that does not exist.
@@ -207,7 +207,7 @@ def _find_ramp(start: float, stop: float, n: int) -> list[float]:
 
 
 def _interpolate(table: Sequence[float], place: float) -> float:
-    """The table read at a fractional index."""
+    """Returns the table read at a fractional index."""
     i = min(int(place), len(table) - 2)
     return table[i] + (place - i) * (table[i + 1] - table[i])
 

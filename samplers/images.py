@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Picture]:
-    """One PIL image per row of (B, C, H, W) in [-1, 1]."""
+    """Returns one PIL image per row of (B, C, H, W) in [-1, 1]."""
     arrays = to_uint8(images).numpy()
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
@@ -54,7 +54,7 @@ def warn_of_grey(images: Tensor) -> None:
 def make_contact_sheet(
     images: Sequence[Picture], columns: int | None = None, padding: int = 2
 ) -> Picture:
-    """The pictures row by row on white, `padding` pixels around each; columns: default square."""
+    """Returns the pictures row by row on white, in a square if no columns are given."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = -(-len(images) // columns)
     width, height = images[0].width + padding, images[0].height + padding

@@ -79,7 +79,7 @@ class Inversion:
 
     @classmethod
     def load(cls, path: Path, schedule: NoiseSchedule) -> "Inversion":
-        """What `save` wrote; raises SettingError if it is not such a file."""
+        """Returns what `save` wrote; raises SettingError if it is not such a file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -114,7 +114,7 @@ def invert(
     progress: bool = False,
     **unknown: Never,
 ) -> Inversion:
-    """The noise that an image comes from, under its own condition and without guidance.
+    """Returns the noise that an image comes from, under its own condition and without guidance.
 
     Args:
         image: a PIL picture or a list of them, or (B, *), finite: pictures in [-1, 1], or latents.
@@ -165,7 +165,7 @@ def reconstruct(
     negative: Negative = None,
     guidance: Guidance | str | None = None,
 ) -> Result:
-    """The image that a noise leads to on the grid it was found on.
+    """Returns the image that a noise leads to on the grid it was found on.
 
     class_labels, prompt: None for those of the inversion; another is a plain edit.
     conditions: further keyword tensors; those of the inversion lead back to its image.
@@ -196,7 +196,7 @@ def _make_branches(
     prompt: str | Sequence[str] | None,
     negative: Negative = None,
 ) -> Branches:
-    """The conditions of n images: a prompt, or a class and tensors."""
+    """Returns the conditions of n images: a prompt, or a class and tensors."""
     if prompt is not None and (labels is not None or conditions is not None):
         raise SettingError("a prompt stands alone; drop class_labels and conditions")
     if conditions is None:
@@ -225,7 +225,7 @@ def walk(
 
 
 def check_image(network: Network, image: Tensor) -> Tensor:
-    """The image as a state; raises SettingError if it is no sample of the network."""
+    """Returns the image as a state; raises SettingError if it is no sample of the network."""
     with hold(network.module):  # a run in another thread takes its own cache off again
         cached = find_attachment(network) is not None
     if cached:
@@ -241,7 +241,7 @@ def check_image(network: Network, image: Tensor) -> Tensor:
 
 
 def to_device(network: Network, x: Tensor) -> Tensor:
-    """A state on the network's device, in float64 where that has it."""
+    """Returns a state on the network's device, in float64 where that has it."""
     return x.to(network.device, choose_state_dtype(network))
 
 

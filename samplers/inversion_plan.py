@@ -65,14 +65,14 @@ class InversionPlan:
         return make_backward_solver(self.settings, self.grid), self.back.on(self.grid)
 
     def calls(self) -> tuple[list[int], list[int]]:
-        """Evaluations in each step of both ways, by a dry run."""
+        """Returns the evaluations in each step of both ways, by a dry run."""
         there, back = self.solvers
         ways = dry_run(there, self.rising), dry_run(back, self.grid.nodes)
         return list(map(len, ways[0])), list(map(len, ways[1]))
 
 
 def list_invertible() -> list[str]:
-    """The names of the solvers that can run from data to noise."""
+    """Returns the names of the solvers that can run from data to noise."""
     return [name for name in names() if _runs_backward(name)]
 
 
@@ -85,7 +85,7 @@ def plan_inversion(
     grid: str | Numbers | None = None,
     t_min: float | None = None,
 ) -> InversionPlan:
-    """The grid to walk and what walks it.
+    """Returns the grid to walk and what walks it.
 
     Args:
         solver: a name, `name:key=value,...` or a settings value; one of `list_invertible`.
@@ -118,7 +118,7 @@ def plan_inversion(
 
 
 def make_backward_solver(settings: SolverSettings, grid: TimeGrid) -> Solver[Any]:
-    """What steps over the nodes of a grid from data to noise; raises SettingError if nothing."""
+    """Returns the solver over a grid from data to noise; raises SettingError if there is none."""
     steps = settings.on(grid)
     if isinstance(steps, BETWEEN_ANY_NODES):
         return steps
@@ -152,7 +152,7 @@ class MirroredRows:
     def step(
         self, x: Tensor, state: Any, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, Any]]:
-        """The row's one question, answered by eps = (x - alpha x0) / sigma."""
+        """Returns the row's one question, answered by eps = (x - alpha x0) / sigma."""
         step = self.rows.step(x, state, t, s)
         x_t, _ = next(step)
         x0 = yield x_t, t
@@ -185,7 +185,7 @@ def _fit_plan(
 
 
 def take_invertible(given: Any) -> SolverSettings:
-    """The settings of a solver that has a way back, as far as its facts tell."""
+    """Returns the settings of a solver that has a way back, as far as its facts tell."""
     if isinstance(given, Artefact):
         raise SettingError(
             "a searched schedule runs from noise to data only; name a solver that runs both ways:"
@@ -222,7 +222,7 @@ def _runs_backward(name: str) -> bool:
 
 
 def _plain(spec: StepSpec) -> bool:
-    """Whether a step is its predictor and nothing else, so that it can be mirrored."""
+    """Returns whether a step is its predictor and nothing else, so that it can be mirrored."""
     return not (spec.corr.on or spec.dA or any(spec.dB or ()))
 
 

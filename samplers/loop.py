@@ -104,7 +104,7 @@ class Answers:
         return self.x0
 
     def changes(self) -> Sequence[Revision]:
-        """What the solver's memory shall hold instead, after the first answer of a step."""
+        """Returns what the solver's memory shall hold instead, after the first answer of a step."""
         return () if self.history is None else self.history.changes()
 
     def _predict(self, x: Tensor, moment: Moment) -> Tensor:

@@ -84,7 +84,9 @@ class Measurement:
 
 
 def measure(network: Network, what: Measurement, *, progress: bool = False) -> ModelStatistics:
-    """The statistics of a network; about 5 evaluations per sample and node, one with a gradient.
+    """Returns the statistics of a network.
+
+    It takes about 5 evaluations per sample and node, one of them with a gradient.
 
     Raises:
         SettingError: if the data do not have the network's shape, or labels are wrong.
@@ -221,7 +223,7 @@ def _compute_moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) ->
     cov = {"ex": m["ex"] - e * x, "ed": m["ed"] - e * d, "xd": m["xd"] - x * d}
 
     def compute_covariance(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        """The covariance of two combinations of (eps, x, eps'), in units of f."""
+        """Returns the covariance of two combinations of (eps, x, eps'), in units of f."""
         total = torch.stack([a[i] * b[i] * var[name] for i, name in enumerate("exd")]).sum(0)
         for name, (i, j) in zip(cov, ((0, 1), (0, 2), (1, 2)), strict=True):
             total = total + (a[i] * b[j] + a[j] * b[i]) * cov[name]
@@ -250,7 +252,7 @@ def _fit_line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
 
 
 def _draw_to_mean(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
-    """The slopes drawn to their mean by their sampling error; see the module."""
+    """Returns the slopes drawn to their mean by their sampling error; see the module."""
     if int(moves.sum()) < 2:
         return s
     mean, spread = s[moves].mean(), s[moves].var()
@@ -259,14 +261,14 @@ def _draw_to_mean(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
 
 
 def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
-    """A noise image, the conditions of the first sample and what the network answers."""
+    """Returns a noise image, the conditions of the first sample and what the network answers."""
     x = torch.randn(1, *network.shape, generator=make_generator(seed))
     kept = {name: value.cpu().clone() for name, value in conditions.items()}
     return {"x": x, **kept, "x0": answer(network, x, kept)}
 
 
 def _keep_moments(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
-    """The node's means, from the folder of finished nodes or measured and put there."""
+    """Returns the node's means, from the folder of finished nodes or measured and put there."""
     if task.what.partial is None:
         return task.moments()
     digest = hashlib.sha256(probe["x0"].numpy().tobytes())
@@ -282,7 +284,7 @@ def _keep_moments(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moment
 
 
 def _read_key(path: Path) -> str | None:
-    """What a kept node is of; None for a file that is none."""
+    """Returns what a kept node is of; None for a file that is none."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return (file.metadata() or {}).get("key")

@@ -18,7 +18,7 @@ class Noise:
         self.generators = [make_generator(seed) for seed in seeds]
 
     def draw(self) -> Tensor:
-        """The next (len(seeds), *shape), float32 on the CPU."""
+        """Returns the next (len(seeds), *shape), float32 on the CPU."""
         rows = [
             torch.randn(self.shape, generator=generator, dtype=torch.float32)
             for generator in self.generators
@@ -27,7 +27,7 @@ class Noise:
 
 
 def check_seeds(given: Integers) -> list[int]:
-    """The seeds as a list; raises SettingError if there are none or one is out of range."""
+    """Returns the seeds as a list; raises SettingError if there are none or one is out of range."""
     seeds = as_integers(given, "seeds")
     if not seeds:
         raise SettingError("no seeds; give one per image, such as range(64)")

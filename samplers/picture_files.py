@@ -21,7 +21,7 @@ ENLARGED = 256  # pixels a side that small pictures of a strip are enlarged to
 
 
 def read_picture(path: Path, network: Network) -> Tensor:
-    """A picture file as (1, C, H, W) in [-1, 1].
+    """Returns a picture file as (1, C, H, W) in [-1, 1].
 
     A colour file whose channels are equal is taken for grey, as many programs write grey so.
 
@@ -34,7 +34,7 @@ def read_picture(path: Path, network: Network) -> Tensor:
 
 
 def place_images(network: Network, image: Given) -> tuple[Network, Tensor]:
-    """The network for images of their size, and the images as its states (B, *).
+    """Returns the network for images of their size, and the images as its states (B, *).
 
     Pictures, and tensors (B, 3, H, W) in [-1, 1], are encoded where the network has a VAE; where it
     has a pipeline too, it then samples their size. Other tensors are states already.
@@ -72,7 +72,7 @@ def to_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor
 
 
 def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
-    """A picture as (1, C, H, W) in [-1, 1]."""
+    """Returns a picture as (1, C, H, W) in [-1, 1]."""
     free = network.encode is not None  # a VAE takes colour of many sizes
     drawn = network.decode is None and len(network.shape) == 3 and network.shape[0] in MODES
     if not free and not drawn:

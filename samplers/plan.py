@@ -124,7 +124,7 @@ def clean_choices(**given: Any) -> dict[str, Any]:
 def choose_default_schedule(
     model: str, choices: Mapping[str, Any], guided: Guidance
 ) -> Schedule | None:
-    """The schedule of the package that stands in where nothing but an NFE is asked for.
+    """Returns the schedule of the package that stands in where nothing but an NFE is asked for.
 
     model: the network's name. None if there is no such schedule that is better than named solvers.
     """
@@ -162,14 +162,14 @@ def read_scale(guided: Guidance) -> float:
 
 
 def find_schedule(name: str) -> Schedule:
-    """The schedule of a file, or the one of this name that comes with the package."""
+    """Returns the schedule of a file, or the one of this name that comes with the package."""
     return preset(name) if name in preset_names() else Schedule.load(name)
 
 
 def _make_span(
     noise_schedule: NoiseSchedule, settings: SolverSettings, given: tuple[Any, ...], final: Final
 ) -> TimeGrid:
-    """The two ends of an adaptive run: from t_max to t_min, and to zero from there."""
+    """Returns the two ends of an adaptive run: from t_max to t_min, and to zero from there."""
     if given != (None, None, None):
         name = settings.info.name
         raise SettingError(

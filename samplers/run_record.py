@@ -27,7 +27,7 @@ CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
 def _read_seeds(given: Any) -> Any:
-    """A range string such as `0-1999` as the list it stands for."""
+    """Returns a range string such as `0-1999` as the list it stands for."""
     return parse_ranges(given) if isinstance(given, str) else given
 
 
@@ -73,7 +73,7 @@ class Run(BaseModel):
     version: str = __version__
 
     def choices(self) -> dict[str, Any]:
-        """The arguments of `make_plan`."""
+        """Returns the arguments of `make_plan`."""
         named = {"solver": self.solver, "nfe": self.nfe, "steps": self.steps, "grid": self.grid}
         given = {name: value for name, value in named.items() if value is not None}
         given["final"] = self.final
@@ -93,7 +93,7 @@ class Run(BaseModel):
         return self if found is None else self.model_copy(update={"schedule": found, "nfe": None})
 
     def guidance(self) -> Guidance:
-        """The guidance; a scale of 1 is none."""
+        """Returns the guidance; a scale of 1 is none."""
         interval = (0.0, math.inf) if self.cfg_interval is None else self.cfg_interval
         if self.cfg_interval is not None and self.cfg_scale == 1.0 and not self.guidance_spec:
             raise SettingError("a guidance interval needs a guidance scale other than 1")
@@ -124,12 +124,12 @@ class Run(BaseModel):
         )
 
     def select_image(self, i: int) -> "Run":
-        """The run that draws the i-th image alone."""
+        """Returns the run that draws the i-th image alone."""
         classes = None if self.classes is None else (self.classes[i],)
         return self.model_copy(update={"seeds": (self.seeds[i],), "classes": classes, "columns": 1})
 
     def describe(self, nfe: float) -> str:
-        """The line that web interfaces keep under `parameters`."""
+        """Returns the line that web interfaces keep under `parameters`."""
         parts = {
             "Sampler": self.solver or "schedule",
             "NFE": f"{nfe:g}",
@@ -220,7 +220,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 
 def format_ranges(numbers: tuple[int, ...]) -> str:
-    """The inverse of `parse_ranges`: runs of consecutive numbers as `first-last`."""
+    """Returns the inverse of `parse_ranges`: runs of consecutive numbers as `first-last`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
@@ -231,7 +231,7 @@ def format_ranges(numbers: tuple[int, ...]) -> str:
 
 
 def format_json(run: Run, out: Path, result: Result) -> str:
-    """What `--json` prints: the run, where it was written, and the ledger."""
+    """Returns what `--json` prints: the run, where it was written, and the ledger."""
     body = {
         "out": str(out),
         "ledger": result.ledger.as_dict(),

@@ -71,12 +71,12 @@ class Sampler:
         device: str | torch.device | None = None,
         speed: Speed | None = None,
     ) -> "Sampler":
-        """The sampler of anything that `models.load.load` takes."""
+        """Returns the sampler of anything that `models.load.load` takes."""
         return cls(load(source, dtype=dtype, device=device, speed=speed))
 
     @classmethod
     def from_pipeline(cls, pipe: Any, size: Size | None = None) -> "Sampler":
-        """The sampler of a live diffusers pipeline, whatever scheduler it holds.
+        """Returns the sampler of a live diffusers pipeline, whatever scheduler it holds.
 
         size: of what is sampled, for networks that are asked with a prompt; their conditions are
             `encoded(pipe, size, prompt=...)`. None is the pipeline's own.
@@ -96,7 +96,7 @@ class Sampler:
         final: Final | str = Final.ZERO,
         **unknown: Never,
     ) -> Plan:
-        """The solver and grid that a call with these choices would run; see `make_plan`."""
+        """Returns the solver and grid that a call with these choices would run; see `make_plan`."""
         refuse_unknown(unknown, self.plan)
         schedule = self.network.schedule
         plan = make_plan(schedule, solver, nfe=nfe, steps=steps, grid=grid, final=final)
@@ -173,7 +173,7 @@ class Sampler:
         return Result(*job.run())
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
-        """The plan of these choices, or of the schedule that stands in for them."""
+        """Returns the plan of these choices, or of the schedule that stands in for them."""
         if isinstance(choices.get("solver"), Artefact):
             check_scale(choices["solver"], guidance)
         default = choose_default_schedule(self.network.name, choices, guidance)

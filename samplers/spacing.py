@@ -37,7 +37,7 @@ def linspace(
 
 
 def lcm(schedule: NoiseSchedule, steps: int, original: int = 50) -> list[float]:
-    """Every few of the `original` labels that a latent consistency model was distilled at."""
+    """Returns an even choice of the `original` labels that an LCM was distilled at."""
     n = _count_labels(schedule)
     if not steps <= original <= n:
         raise SettingError(

@@ -93,7 +93,7 @@ def _simplify(value: Any) -> Any:
 
 
 def _read(path: Path, key: str) -> Tensor | None:
-    """The samples in a file, if it is whole and of this key."""
+    """Returns the samples in a file, if it is whole and of this key."""
     try:
         with safe_open(str(path), framework="pt") as file:
             facts, samples = file.metadata(), file.get_tensor("samples")
@@ -103,6 +103,6 @@ def _read(path: Path, key: str) -> Tensor | None:
 
 
 def compute_digest(values: Tensor) -> str:
-    """The sha256 of a tensor's bytes."""
+    """Returns the sha256 of a tensor's bytes."""
     body = values.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(body.numpy().tobytes()).hexdigest()

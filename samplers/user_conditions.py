@@ -24,7 +24,7 @@ def make_user_branches(
     *,
     labels: Integers | None = None,
 ) -> Branches:
-    """The conditions of n images, by branch.
+    """Returns the conditions of n images, by branch.
 
     Args:
         wanted: a class or one for each image, a prompt or one for each, or named tensors; None is
@@ -49,7 +49,7 @@ def make_user_branches(
 
 
 def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
-    """The conditions of one prompt or n."""
+    """Returns the conditions of one prompt or n."""
     assert network.prompts is not None
     texts = _read_texts(wanted)
     if wanted is not None and texts is None:
@@ -83,7 +83,7 @@ def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Bran
 
 
 def _read_texts(wanted: object) -> str | Sequence[str] | None:
-    """The prompt or prompts; None if it is none."""
+    """Returns the prompt or prompts; None if it is none."""
     if isinstance(wanted, str):
         return wanted
     if not isinstance(wanted, Sequence) or not wanted:

@@ -123,7 +123,7 @@ class GuidedPipeline:
         return original(output, *args, **named)
 
     def _answer_doubled(self, call: NetworkCall) -> Tensor:
-        """The answer to a batch [u, c]: the guided prediction twice."""
+        """Returns the answer to a batch [u, c]: the guided prediction twice."""
         images = len(call.x) // 2
         u, c = call.x[:images], call.x[images:]
         if self.course is None and (len(call.x) % 2 or not torch.equal(u, c)):
@@ -148,7 +148,7 @@ class GuidedPipeline:
             self.cache.announce([ask.branch for ask in asks], self.course.moment.stage)
 
     def _answer_first(self, call: NetworkCall) -> Tensor:
-        """The answer to the conditional one of two calls."""
+        """Returns the answer to the conditional call, the first of two."""
         asks = self._ask(call, len(call.x))
         self.cond = call.evaluate()
         self._count(len(call.x), len(call.x))
@@ -159,7 +159,7 @@ class GuidedPipeline:
         return self.held
 
     def _answer_second(self, call: NetworkCall) -> Tensor:
-        """The answer to the unconditional one; what the pipeline holds since the first follows."""
+        """Returns the answer to the unconditional call, and updates what the pipeline holds."""
         if self.result is None and self.course is not None:
             uncond = call.evaluate(self.course.asks[0].rows)
             self._count(0, len(uncond))
@@ -173,7 +173,7 @@ class GuidedPipeline:
         return self.course.ask(self.n)
 
     def _begin(self, call: NetworkCall, images: int) -> PolicyRun:
-        """The course of a run, at the first call of its network."""
+        """Returns the run of the policy, at the first call of the network."""
         if getattr(self.pipe, "_guidance_rescale", 0.0):
             raise SettingError(
                 f"{self.name} would rescale the guidance (guidance_rescale), which is the policy's"
@@ -212,7 +212,7 @@ class GuidedPipeline:
         return place
 
     def _combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
-        """The guided output; what a network adds to it, a learned sigma, is the conditional one."""
+        """Returns the guided output; a learned sigma beside it is that of the conditional one."""
         assert self.course is not None
         last, width = raws[-1], min(x.shape[1], raws[-1].shape[1])
         told = [self.layout.sign * raw[:, :width] for raw in raws]
@@ -264,7 +264,7 @@ def _find_networks(pipe: Any) -> list[nn.Module]:
 
 @contextmanager
 def _replace_method(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
-    """A method answered for, with itself as the first argument; its signature stays."""
+    """Replaces a method within a context: the answer gets the original as its first argument."""
     original, own = getattr(owner, name), vars(owner).get(name)
     if getattr(original, STAND_IN, False):
         raise SettingError("this pipeline is guided already; leave that context before another one")

@@ -50,7 +50,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         self.hook: Any = None
 
     def new(self, **changes: Any) -> "PolicyGuider":
-        """A guider with the same settings, or others, and a ledger of its own."""
+        """Returns a guider with the same settings, or others, and a ledger of its own."""
         return PolicyGuider(**{"policy": self.policy, "scheduler": self.scheduler} | changes)
 
     @classmethod

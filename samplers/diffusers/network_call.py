@@ -36,7 +36,7 @@ class NetworkCall:
         return float(torch.as_tensor(value).max())
 
     def evaluate(self, index: Tensor | None = None) -> Tensor:
-        """The network's output for all rows, or for some."""
+        """Returns the network's output for all rows, or for some."""
         args, named = self.args, dict(self.named)
         if index is not None:
             rows = len(self.x)
@@ -56,7 +56,7 @@ class NetworkCall:
 
 
 def _take_rows(value: Any, rows: int, index: Tensor) -> Any:
-    """The rows of every tensor of a batch; tensors that are of no batch stay."""
+    """Returns the rows of every tensor of a batch; tensors that are of no batch stay."""
     if isinstance(value, Tensor):
         whole = value.ndim == 0 or len(value) != rows
         return value if whole else value.index_select(0, index.to(value.device))

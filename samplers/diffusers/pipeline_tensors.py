@@ -13,7 +13,7 @@ Generators = Generator | list[Generator] | None
 
 
 def to_state(sample: Tensor) -> Tensor:
-    """A sample as the state is held: float32, or float64 if it is that."""
+    """Returns a sample as the state is held: float32, or float64 if it is that."""
     return sample.to(torch.promote_types(sample.dtype, torch.float32))
 
 
@@ -23,7 +23,7 @@ def rescale(x: Tensor, factor: float) -> Tensor:
 
 
 def check_answer(output: Any, x: Tensor) -> Tensor:
-    """The network's output in the state's dtype and shape, without a learned sigma.
+    """Returns the network's output in the state's dtype and shape, without a learned sigma.
 
     Raises:
         SettingError: if it is no tensor, or none of this shape.
@@ -59,7 +59,7 @@ def read_version(tensor: Tensor) -> int:
 
 
 def make_draw(generator: Generators) -> Draw:
-    """Standard normal noise of what a pipeline hands to `step`: of a list, one for each row."""
+    """Returns what draws standard normal noise from the generators handed to `step`."""
 
     def draw(x: Tensor) -> Tensor:
         each = generator if isinstance(generator, list) else [generator]

@@ -157,7 +157,7 @@ class PlannedScheduler(ConfiguredScheduler):
         return make_late_stepper(plan, self.choices.settings, rest)
 
     def _find_evaluation(self, timestep: Any) -> int:
-        """The number of the current evaluation, or of the one that a run begins with by this."""
+        """Returns the number of the current evaluation, or of the one that begins a run."""
         self._get_plan()
         if self._begin is None and not (self._stepper and self._stepper.begun):
             return self._labels.find_begin(timestep, [question.stage for question in self._calls])
@@ -177,7 +177,7 @@ class PlannedScheduler(ConfiguredScheduler):
         return self._stepper
 
     def _find_node(self, label: float) -> Node:
-        """The node of a label: an evaluation's where there is one, for labels are rounded."""
+        """Returns the node of a label: of an evaluation where one has it, as labels are rounded."""
         for n in self._labels.find(label):
             return self._calls[n].node
         return find_node(self._plan.grid.schedule if self._plan else self._get_schedule(), label)

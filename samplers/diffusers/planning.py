@@ -132,7 +132,7 @@ class Choices:
         return take_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
 
     def plan(self, process: TrainedProcess, wanted: TimestepsRequest) -> Plan:
-        """The run; raises FewstepError if there is none such."""
+        """Returns the plan of a run; raises FewstepError if there is none."""
         schedule, given = process.make_schedule(wanted.mu), wanted.sigmas or wanted.labels
         if given is None:
             return self._plan_steps(schedule, wanted, process.config)
@@ -203,7 +203,7 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
 
 
 def read_floats(name: str, values: Numbers | None) -> list[float] | None:
-    """A list of numbers as Python floats; raises SettingError for anything else."""
+    """Returns a list of numbers as Python floats; raises SettingError for anything else."""
     try:
         return None if values is None else [float(value) for value in values]
     except (TypeError, ValueError, RuntimeError) as error:

@@ -67,7 +67,7 @@ class PolicyRun:
         self.asks: tuple[Ask, ...] = ()
 
     def ask(self, n: int) -> tuple[Ask, ...]:
-        """What the policy wants of evaluation n."""
+        """Returns what the policy wants of evaluation n."""
         if n >= len(self.moments):
             raise SettingError(
                 f"this run has {len(self.moments)} evaluations by its scheduler's timesteps, and"
@@ -83,7 +83,7 @@ class PolicyRun:
         return self.asks
 
     def combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
-        """The network's raw output (B, *) as guided, from one per ask, at the state x (B, *).
+        """Returns the guided raw output (B, *) from one output per ask, at the state x (B, *).
 
         In between it is float64 where the device has that, so that the way to x0 and back leaves no
         trace; where the policy returns the conditional prediction, it is that output itself.
@@ -98,7 +98,7 @@ class PolicyRun:
 
 
 def read_scheduler(scheduler: Any) -> tuple[TrainedProcess, list[float]]:
-    """What a diffusers scheduler, or ours, says of the network, and the labels of its plan.
+    """Returns what a diffusers scheduler, or ours, says of the network, and the labels of its plan.
 
     Raises:
         ModelError: if its config does not say enough; SettingError for EDM's preconditioning.
@@ -113,7 +113,7 @@ def read_scheduler(scheduler: Any) -> tuple[TrainedProcess, list[float]]:
 
 
 def find_nearest(label: float, labels: Sequence[float]) -> int:
-    """The first of the labels that is nearest to one."""
+    """Returns the first of the labels that is nearest to one."""
     if not labels:
         raise SettingError("this scheduler has no timesteps yet; call set_timesteps before")
     return min(range(len(labels)), key=lambda n: abs(labels[n] - label))

@@ -85,7 +85,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
     def from_config(
         cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **own: Any
     ) -> Any:
-        """The scheduler for a pipeline whose own one has this config.
+        """Returns the scheduler for a pipeline whose own one has this config.
 
         Args:
             config: `pipe.scheduler.config`; what it says of the network is kept.
@@ -130,7 +130,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         use_clipped_model_output: bool | None = None,
         per_token_timesteps: Tensor | None = None,
     ) -> Output | tuple[Tensor, Tensor]:
-        """The network's answer to the current evaluation in, the state for the next one out.
+        """Takes the network's answer to the current evaluation and returns the next state.
 
         Args:
             model_output: (B, *) of any float dtype; a second half of the channels, a learned
@@ -176,8 +176,10 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         return Output(prev_sample=state, pred_original_sample=x0) if return_dict else (state, x0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network reads of a state (B, *): c_in times it on EDM, alpha times it where the
-        pipeline holds it over alpha, elsewhere itself.
+        """Returns what the network reads of a state (B, *).
+
+        That is c_in times it on EDM, alpha times it where the pipeline holds it over alpha, and
+        elsewhere the state itself.
 
         Raises:
             SettingError: where sigma itself is to be scaled, as for such a state, but it is none.

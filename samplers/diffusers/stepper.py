@@ -158,7 +158,7 @@ class CallsPerStep(int):
 
 
 def count_calls_per_step(asked: Sequence[PlannedCall]) -> CallsPerStep:
-    """How many evaluations a pipeline shall take for one step, so that its bar ends at its end.
+    """Returns the evaluations that a pipeline shall count as one step, for its bar to end full.
 
     A bar moves at every k-th evaluation and at the last one. That is right for k calls in most
     steps and fewer in the last; where it is not, 1 moves the bar at each of the last N evaluations.

@@ -92,7 +92,7 @@ def _check_unshifted(schedule: RectifiedFlow, values: Sequence[float]) -> None:
 
 
 def is_ramp(sigmas: Sequence[float]) -> bool:
-    """Whether sigmas are 1, 1 - 1/n, .., 1/n, which flow pipelines pass where nobody asked."""
+    """Returns whether sigmas are 1, 1 - 1/n, .., 1/n, which flow pipelines pass unasked."""
     n = len(sigmas)
     return n > 0 and all(abs(float(v) - (1.0 - i / n)) < 1e-6 for i, v in enumerate(sigmas))
 

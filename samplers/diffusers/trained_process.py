@@ -91,7 +91,7 @@ class TrainedProcess:
         return TimeGrid.of(self.fixed, [*times, self.fixed.t_zero])
 
     def make_schedule(self, mu: float | None) -> NoiseSchedule:
-        """The noise schedule of a run: the shift is exp(mu), or mu where the config says linear."""
+        """Returns the noise schedule of a run, shifted by exp(mu), or by mu if that is linear."""
         if not self.dynamic:
             return self.fixed
         if mu is None:
@@ -127,7 +127,7 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
 
 
 def guess_class(config: Mapping[str, Any]) -> str:
-    """The class of a config that was never saved, which does not say it: the one of its fields."""
+    """Returns the class that has the fields of a config, which names none if it was never saved."""
     if "beta_schedule" in config:
         return ""
     fitting = find_classes({key for key in config if not key.startswith("_")})

@@ -41,7 +41,7 @@ class EditorSettings(Protocol):
     info: ClassVar[EditorInfo]
 
     def edit(self, scene: Scene) -> Tensor:
-        """The edited state (B, *) at the clean end, of the scene's source image."""
+        """Returns the edited state (B, *) at the clean end, of the scene's source image."""
         ...
 
 
@@ -61,13 +61,13 @@ def editor(name: str, /, **settings: Any) -> EditorSettings:
 
 
 def parse_editor(spec: str) -> EditorSettings:
-    """The settings of `name` or `name:key=value,...`."""
+    """Returns the settings of `name` or `name:key=value,...`."""
     name, settings = parse_spec(spec)
     return editor(name, **settings)
 
 
 def list_editors() -> list[tuple[str, ...]]:
-    """A header and a row per editor: the table of `fewstep list editors`."""
+    """Returns a header and a row per editor: the table of `fewstep list editors`."""
     rows: list[tuple[str, ...]] = [("editor", "runs on", "settings", "source")]
     for name in names():
         cls: Any = EDITORS.get(name)

@@ -80,7 +80,7 @@ class RFEdit:
         return edited
 
     def _invert(self, scene: Scene, way: InversionPlan, tape: Tape | None) -> Tensor:
-        """The noise of the source."""
+        """Returns the noise that the source image comes from."""
         counted, start = _attach_counter(scene.network, tape, Mode.RECORD, way.calls()[0])
         last = way.grid.steps - 1
         start(0, last)
@@ -91,7 +91,7 @@ class RFEdit:
     def _resample(
         self, scene: Scene, way: InversionPlan, noise: Tensor, tape: Tape | None
     ) -> Tensor:
-        """The image of the target."""
+        """Returns the image of the target."""
         counted, start = _attach_counter(scene.network, tape, Mode.REPLACE, way.calls()[1])
         start(0, 0)
         target, scale = tell_scale(scene.network, scene.target, self.guidance)
@@ -163,7 +163,7 @@ class _Counter:
 def _attach_counter(
     network: Network, tape: Tape | None, mode: Mode, counts: list[int]
 ) -> tuple[Network, Callable[[int, int], None]]:
-    """The network with a tape that follows it, and what is to be called as each step starts."""
+    """Returns the network followed by a tape, and the function to call as each step starts."""
     if tape is None:
         return network, lambda n, interval: None
     counter = _Counter(tape, mode, counts)

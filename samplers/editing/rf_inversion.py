@@ -68,5 +68,5 @@ class RFInversion:
 
 
 def _take_null(branches: Branches) -> Branches:
-    """The unconditional branch where there is one, else the condition."""
+    """Returns the unconditional branch where there is one, else the condition."""
     return {Branch.COND: branches.get(Branch.UNCOND, branches[Branch.COND])}

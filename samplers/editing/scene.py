@@ -35,11 +35,11 @@ class Scene:
     predicted: int = 0
 
     def draw(self) -> Tensor:
-        """Standard normal noise like the image."""
+        """Returns standard normal noise like the image."""
         return self.noise.draw().to(self.image)
 
     def make_denoiser(self, branches: Branches, network: Network | None = None) -> Denoiser:
-        """The network under conditions, counting in the scene's ledger."""
+        """Returns the network under conditions, counting in the scene's ledger."""
         return Denoiser(network or self.network, branches, self.ledger)
 
     def compute_velocity(

@@ -58,7 +58,7 @@ class UniEdit:
         return x / way.grid.nodes[-1].alpha
 
     def _take_last_steps(self, scene: Scene) -> InversionPlan:
-        """The last floor(alpha steps) steps of the grid."""
+        """Returns the last floor(alpha steps) steps of the grid."""
         whole = plan_inversion(
             scene.network, "uni-inv", steps=self.steps, grid=self.grid, t_min=self.t_min
         )

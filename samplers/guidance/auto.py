@@ -102,7 +102,7 @@ def _check_alike(strong: Network, weak: Network) -> None:
 
 
 def _describe_processes(strong: Network, weak: Network) -> tuple[Any, Any]:
-    """Their families; of one family, the parameters that differ."""
+    """Returns their families; of one family, the parameters that differ."""
     mine, theirs = process_of(strong.schedule), process_of(weak.schedule)
     if mine["family"] != theirs["family"]:
         return mine["family"], theirs["family"]

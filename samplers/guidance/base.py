@@ -76,11 +76,11 @@ class Guide(ABC):
 
     @abstractmethod
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        """What to evaluate at this moment."""
+        """Returns what to evaluate at this moment."""
 
     @abstractmethod
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
-        """The one x0 (B, *) that the solver sees, from one x0 per ask, at the state x."""
+        """Returns the x0 (B, *) that the solver sees, from one x0 per ask, at the state x."""
 
     @property
     def guided(self) -> bool | tuple[bool, ...]:
@@ -88,7 +88,7 @@ class Guide(ABC):
         return True
 
     def conditional(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
-        """What `combine` would have given without guidance."""
+        """Returns what `combine` would have given without guidance."""
         return outputs[-1]
 
 
@@ -154,7 +154,7 @@ class Conditional(Guide):
 
 
 def iterate_nested(policy: Guidance) -> Iterator[Guidance]:
-    """A policy and those inside it, outermost first."""
+    """Yields a policy and those inside it, outermost first."""
     inner: Guidance | None = policy
     while inner is not None:
         yield inner

@@ -70,5 +70,5 @@ class PlusPlusGuide(Both):
 
 
 def compute_scale(scale: float, t: Node, s: Node) -> float:
-    """The scale of CFG that a step from t to s has to take."""
+    """Returns the scale of CFG that a step from t to s has to take."""
     return scale * s.alpha * t.sigma / (s.alpha * t.sigma - t.alpha * s.sigma)

@@ -38,7 +38,7 @@ class History:
         self.guided = guided
 
     def changes(self) -> tuple[Revision, ...]:
-        """What is to be replaced, newest first, once."""
+        """Returns what is to be replaced, newest first, once."""
         due, self.due = self.due, ()
         return due
 

@@ -72,7 +72,7 @@ class Interval(Checked, Guidance):
         self.inner.check(setup)
 
     def _knows_conditional(self, setup: Setup) -> bool:
-        """Whether the conditional branch is evaluated where it guides."""
+        """Returns whether the conditional branch is evaluated where it guides."""
         steps, guide = setup.grid.steps, self.inner.begin(setup)
         moments = [Moment(node, n) for n, node in enumerate(setup.grid.nodes[:-1])]
         inside = [each for each in moments if self.span.covers(each.node, each.step, steps)]

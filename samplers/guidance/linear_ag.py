@@ -73,7 +73,7 @@ class LinearWeights(StrictModel):
 
     @classmethod
     def load(cls, path: Path | str) -> "LinearWeights":
-        """The weights in a file; raises SettingError if it cannot be read or is no such file."""
+        """Returns the weights of a file; raises SettingError if it cannot be read or holds none."""
         try:
             return parse_as(cls, read_text(path))
         except SettingError as error:
@@ -168,11 +168,11 @@ class PastOutputs:
             self.d.insert(0, difference)
 
     def has(self, d: int, c: int) -> bool:
-        """Whether so many are known; inside an interval a run may begin late."""
+        """Returns whether so many are known; inside an interval a run may begin late."""
         return len(self.d) >= d and len(self.c) >= c
 
     def list_regressors(self, cond: Tensor, d: int, c: int) -> list[Tensor]:
-        """The last d differences and c_n - c_{n-j} for the last c predictions."""
+        """Returns the last d differences and c_n - c_{n-j} for the last c predictions."""
         return [*self.d[:d], *[cond - each for each in self.c[:c]]]
 
 

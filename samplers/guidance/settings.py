@@ -69,7 +69,7 @@ class Scaled(Checked, Guidance, ABC):
 
     @abstractmethod
     def guide(self, setup: Setup) -> Guide:
-        """The guide of settings that are not off."""
+        """Returns the guide of settings that are not off."""
 
 
 class Both(Guide):
@@ -84,7 +84,7 @@ class Both(Guide):
 
     @abstractmethod
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
-        """The guided x0 (B, *) of two x0, at the state x."""
+        """Returns the guided x0 (B, *) of two x0, at the state x."""
 
 
 def check_scale(scale: float) -> None:

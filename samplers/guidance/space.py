@@ -16,24 +16,24 @@ Space = Literal["x0", "v", "eps"]
 
 
 def choose_prediction(space: Space, schedule: NoiseSchedule) -> Prediction:
-    """The prediction that is meant; v is eps - x0 on rectified flow, as networks have it there."""
+    """Returns the prediction of a space; v is eps - x0 on rectified flow."""
     if space == "v" and schedule.family == "flow":
         return Prediction.FLOW
     return Prediction(space)
 
 
 def convert_from_x0(x0: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
-    """x0 (B, *) at the state x as another prediction."""
+    """Returns x0 (B, *) at the state x as another prediction."""
     return convert(x0, x, node, Prediction.X0, kind)
 
 
 def convert_to_x0(value: Tensor, x: Tensor, node: Node, kind: Prediction) -> Tensor:
-    """The x0 of another prediction at the state x."""
+    """Returns the x0 of another prediction at the state x."""
     return convert(value, x, node, kind, Prediction.X0)
 
 
 def compute_factor(node: Node, kind: Prediction) -> float:
-    """What a difference of x0 is multiplied by to be one of another prediction."""
+    """Returns what a difference of x0 is multiplied by to be one of another prediction."""
     if kind is Prediction.X0:
         return 1.0
     if kind is Prediction.EPS:

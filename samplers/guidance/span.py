@@ -33,7 +33,7 @@ class Span:
             )
 
     def covers(self, node: Node, step: int = 0, steps: int = 1) -> bool:
-        """Whether an evaluation at a node, in a step of so many, lies inside."""
+        """Returns whether an evaluation at a node, in a step of so many, lies inside."""
         if self.where == "step":
             return int(self.low * steps) <= step < int(self.high * steps)
         place = {"sigma": node.kappa, "lam": node.lam, "t": node.t}[self.where]

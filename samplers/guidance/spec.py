@@ -27,7 +27,7 @@ def take_guidance(given: Guidance | str | None) -> Guidance:
 
 
 def parse_guidance(spec: str, scale: float | None = None) -> Guidance:
-    """The guidance of `name:key=value,...`, narrowed by what follows a plus.
+    """Returns the guidance of `name:key=value,...`, narrowed by what follows a plus.
 
     `cfg:scale=3+interval:low=0.3,high=5` is `Interval(CFG(3.0), 0.3, 5.0)`.
 
@@ -59,7 +59,7 @@ def parse_guidance(spec: str, scale: float | None = None) -> Guidance:
 
 
 def _list_wrappers(*, needy: bool = False) -> list[str]:
-    """The names of guidance that has another one inside; of those that must be given it."""
+    """Returns the names of guidance that has another one inside; of those that must be given it."""
     every = [(name, each) for name in names() for each in settings_of(policy_class(name))]
     inner = [(name, each) for name, each in every if each.name == "inner"]
     return [name for name, each in inner if not needy or is_needed(each)]

@@ -70,7 +70,7 @@ class Thresholded(Checked, Guidance):
         return ClippedGuide(self, self.inner.stateless())
 
     def clip(self, x0: Tensor) -> Tensor:
-        """The rule itself, x0 (B, *) in and out."""
+        """Returns x0 (B, *) within its range."""
         sizes = x0.flatten(1).abs()
         wide = sizes if sizes.dtype == torch.float64 else sizes.float()
         q = torch.quantile(wide, self.quantile, dim=1).clamp_(min=self.floor).to(x0.dtype)
