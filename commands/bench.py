@@ -10,9 +10,14 @@ from .options import MOST, MOST_REPEATS, MOST_STEPS, Batch, Budgets, Seed
 
 
 def overhead(
-    steps: Annotated[int, typer.Option(min=1, max=MOST_STEPS, help="Steps of each run.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Number of steps of each run.")
+    ] = 20,
     repeats: Annotated[
-        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each solver; the median counts.")
+        int,
+        typer.Option(
+            min=1, max=MOST_REPEATS, help="Number of runs of each solver; their median counts."
+        ),
     ] = 40,
 ) -> None:
     """Time and tensor operations of solver steps, beside diffusers' schedulers."""
@@ -22,9 +27,14 @@ def overhead(
 
 
 def accuracy(
-    model: Annotated[str, typer.Argument(help="toy, or a network as in sample.")] = "toy",
+    model: Annotated[
+        str, typer.Argument(help="Either toy, or a network as `sample` takes it.")
+    ] = "toy",
     solver: Annotated[
-        list[str] | None, typer.Option(help="Name[:key=value,...]; repeat it. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="A solver, as name[:key=value,...]; may be repeated. By default all are measured."
+        ),
     ] = None,
     nfe: Budgets = "4-6,8,10,12,15,20,25,50",
 ) -> None:
@@ -37,16 +47,23 @@ def accuracy(
 
 def search_toy(
     nfe: Annotated[
-        int, typer.Option(min=1, max=100, help="Network evaluations of each schedule.")
+        int, typer.Option(min=1, max=100, help="Number of network evaluations of each schedule.")
     ] = 5,
-    candidates: Annotated[int, typer.Option(min=1, max=MOST, help="Of each evolution.")] = 1500,
-    iterations: Annotated[int, typer.Option(min=1, max=MOST, help="Of each descent.")] = 3000,
-    noises: Annotated[int, typer.Option(min=1, max=MOST, help="That descents learn from.")] = 4096,
+    candidates: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Number of candidates of each evolution.")
+    ] = 1500,
+    iterations: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Number of steps of each gradient descent.")
+    ] = 3000,
+    noises: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Number of noises to train on.")
+    ] = 4096,
     seed: Seed = 0,
     predictor: Annotated[
         bool,
         typer.Option(
-            "--predictor", help="Evolve with and without the predictor, three seeds each."
+            "--predictor",
+            help="Compare evolution with and without the predictor, on three seeds each.",
         ),
     ] = False,
 ) -> None:
@@ -66,11 +83,13 @@ def search_toy(
 
 def inception(
     weights: Annotated[
-        Path | None, typer.Option(help="The TorchScript. Default: the eval extra's.")
+        Path | None,
+        typer.Option(help="The TorchScript file. The default comes with the extra `eval`."),
     ] = None,
     batch: Batch = 16,
     repeats: Annotated[
-        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each; the fastest counts.")
+        int,
+        typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each; the fastest counts."),
     ] = 5,
 ) -> None:
     """Time and agreement of the Inception features beside the TorchScript they come from."""
@@ -81,7 +100,7 @@ def inception(
 
 def command(
     repeats: Annotated[
-        int, typer.Option(min=1, max=MOST_REPEATS, help="Runs of each command.")
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each command.")
     ] = 3,
 ) -> None:
     """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""

@@ -10,6 +10,8 @@ from .console import echo
 from .gather import gather_options, take_given
 from .options import (
     DEFAULT_MODEL,
+    OUTPUT,
+    SAMPLING,
     Batch,
     FirstImages,
     GridOfAll,
@@ -30,11 +32,27 @@ class InversionOptions:
     model: Model = DEFAULT_MODEL
     data: LabelledData = "fashion-mnist-32:test"
     images: FirstImages = 256
-    solver: Annotated[list[str] | None, typer.Option(help="Repeat it. Default: all kinds.")] = None
-    nfe: Annotated[str, typer.Option(help="Evaluations each way, as 12,24,60.")] = "12,24,60"
-    steps: Annotated[str, typer.Option(help="Steps each way, as 15,30.")] = "15,30"
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A solver; may be repeated. By default all kinds are tried.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    nfe: Annotated[
+        str, typer.Option(help="Numbers of network evaluations each way.", rich_help_panel=SAMPLING)
+    ] = "12,24,60"
+    steps: Annotated[
+        str, typer.Option(help="Numbers of steps each way.", rich_help_panel=SAMPLING)
+    ] = "15,30"
     grid_type: GridOfAll = None
-    t_min: Annotated[float | None, typer.Option(help="Of all runs, as in invert.")] = None
+    t_min: Annotated[
+        float | None,
+        typer.Option(
+            help="The time at which all runs end near the data, as `fewstep invert` takes it.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
     batch: Batch = 32
 
     def table(self) -> "RoundTrips":
@@ -66,13 +84,25 @@ def edit(
     data: LabelledData = "fashion-mnist-32:test",
     images: FirstImages = 40,
     editor: Annotated[
-        list[str] | None, typer.Option(help="As in edit; repeat it. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="An editor, as `fewstep edit` takes it; may be repeated. By default all run.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     distance: Annotated[
-        str, typer.Option(help="To the source: lpips, ssim, rmse or rel-l2.")
+        str,
+        typer.Option(
+            help="How far edits are from their sources: lpips, ssim, rmse or rel-l2.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "lpips",
     strip: Annotated[
-        Path | None, typer.Option(help="A PNG: sources, fresh samples, each editor's edits.")
+        Path | None,
+        typer.Option(
+            help="Write a .png of sources, fresh samples and the edits of each editor.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     quiet: QuietTable = False,
 ) -> None:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..eval.requests import FIGURES
 from .console import refuse_typed
 from .gather import gather_options, take_given
 from .options import (
     DEFAULT_MODEL,
+    GUIDANCE,
+    MACHINE,
     MOST,
     MOST_REPEATS,
+    SAMPLING,
     BatchSampled,
     Budgets,
     CfgInterval,
@@ -40,46 +44,100 @@ class FidOptions:
     """What is measured; `sweep` is the same as data."""
 
     model: Annotated[
-        list[str] | None, typer.Option(help="As in sample; repeat it. Default: fashion-dit.")
+        list[str] | None,
+        typer.Option(
+            help="A network, as `sample` takes it; may be repeated. The default is fashion-dit.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Name[:key=value,...] or a schedule file *.json; repeat it."),
+        typer.Option(
+            help="A solver, as name[:key=value,...], or a schedule file *.json; may be repeated.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
     rival: Annotated[
         list[str] | None,
-        typer.Option(help="A scheduler of diffusers, name[:argument=value,...]; repeat it."),
+        typer.Option(
+            help="A scheduler of diffusers, as name[:argument=value,...]; may be repeated.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
     grid_type: Annotated[
-        list[str] | None, typer.Option(help="Of the named solvers, as in sample; repeat it.")
+        list[str] | None,
+        typer.Option(
+            help="A grid of times for the named solvers, as `sample` takes it; may be repeated.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
-    final: Annotated[str, typer.Option(help="How runs end, as in sample.")] = "zero"
+    final: Annotated[
+        str,
+        typer.Option(help="How runs end: zero, sigma_min or denoise.", rich_help_panel=SAMPLING),
+    ] = "zero"
     nfe: Budgets = "4-6,8,10"
     cfg_scale: Annotated[
-        list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 1, off.")
+        list[float] | None,
+        typer.Option(
+            help="A guidance scale; may be repeated. The default is 1, which turns it off.",
+            rich_help_panel=GUIDANCE,
+        ),
     ] = None
     cfg_interval: CfgInterval = None
     guidance: Annotated[
-        list[str] | None, typer.Option(help="Policy as in sample; repeat it. Default: cfg.")
+        list[str] | None,
+        typer.Option(
+            help="A kind of guidance, as `sample` takes it; may be repeated. The default is cfg.",
+            rich_help_panel=GUIDANCE,
+        ),
     ] = None
     cache: Annotated[
-        list[str] | None, typer.Option(help="Cache as in sample; repeat it. Default: none.")
+        list[str] | None,
+        typer.Option(
+            help="A cache, as `sample` takes it; may be repeated. By default there is none.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
     metric: Annotated[
-        str, typer.Option(help="fd-small, fid, or another of `fewstep list metrics`.")
+        str,
+        typer.Option(
+            help="What is measured: fd-small, fid, or another name of `fewstep list metrics`.",
+            rich_help_panel=FIGURES,
+        ),
     ] = "fd-small"
     reference: Annotated[
-        str | None, typer.Option(help="Images or statistics. Default: that of fd-small.")
+        str | None,
+        typer.Option(
+            help="Images or statistics to compare with. The default is the reference of fd-small.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None
     floor: Annotated[
-        str | None, typer.Option(help="Real images to measure too. Default: a known test set.")
+        str | None,
+        typer.Option(
+            help="Real images that are measured too. The default is the test set of the reference.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None
     n: Annotated[
-        int, typer.Option("--n", "--images", min=1, max=MOST, help="Images of each figure.")
+        int,
+        typer.Option(
+            "--n",
+            "--images",
+            min=1,
+            max=MOST,
+            help="Number of images for each figure.",
+            rich_help_panel=FIGURES,
+        ),
     ] = 2000
     blocks: Annotated[
         int,
-        typer.Option(min=1, max=MOST_REPEATS, help="Figures with further seeds, 3 for a spread."),
+        typer.Option(
+            min=1,
+            max=MOST_REPEATS,
+            help="Number of figures for each setting, each with further seeds.",
+            rich_help_panel=FIGURES,
+        ),
     ] = 1
     batch: BatchSampled = 32
     dtype: Dtype = "fp32"
@@ -119,12 +177,26 @@ def fid_nfe(
     options: FidOptions,
     *,
     sweep: Annotated[
-        Path | None, typer.Option(help="JSON with all the choices above, instead of them.")
+        Path | None,
+        typer.Option(
+            help="A .json file with all that is measured, in place of the options.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Weights of the metric's network, if not found.")
+        Path | None,
+        typer.Option(
+            help="File with the weights of the network that the metric needs, if it is not found by"
+            " itself.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; one GPU per process.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Either cpu or cuda, where each process takes one GPU.", rich_help_panel=MACHINE
+        ),
+    ] = "cpu",
     store: StoreFile = Path("results.jsonl"),
     outputs: FidOutputs,
     quiet: QuietTable = False,
@@ -167,7 +239,9 @@ def fid_nfe(
 
 @gather_options
 def fid_table(
-    stores: Annotated[list[Path], typer.Argument(help="Files that fid-nfe has written.")],
+    stores: Annotated[
+        list[Path], typer.Argument(help="Files that `fewstep bench fid-nfe --store` has written.")
+    ],
     outputs: FidOutputs,
 ) -> None:
     """The table of all figures in some stores; refuses rows that cannot be compared."""

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..eval.requests import FIGURES
 from .console import echo, echo_left_out
 from .gather import gather_options, take_given
 from .options import (
+    GUIDANCE,
+    MACHINE,
     MOST,
     MOST_REPEATS,
+    OUTPUT,
+    SAMPLING,
+    CfgScale,
     Device,
     GridOfAll,
     Noises,
@@ -34,26 +40,56 @@ class GuidanceOptions:
     """What `fewstep bench guidance` measures."""
 
     model: Annotated[
-        list[str] | None, typer.Option(help="As in sample; repeat it. Default: both embedded ones.")
+        list[str] | None,
+        typer.Option(
+            help="A network, as `sample` takes it; may be repeated. By default fashion-dit and"
+            " fashion-unet are measured.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None
     cfg_scale: Annotated[
-        list[float] | None, typer.Option(help="Guidance scale; repeat it. Default: 2 and 3.")
+        list[float] | None,
+        typer.Option(
+            help="A guidance scale; may be repeated. The defaults are 2 and 3.",
+            rich_help_panel=GUIDANCE,
+        ),
     ] = None
     guidance: Annotated[
         list[str] | None,
         typer.Option(
-            help="As in sample without a scale; linear-ag:every=2,warmup=1 is fitted. Repeat it."
-            " Default: many. cfg, to compare with, is always measured."
+            help="A kind of guidance, as `sample` takes it but without a scale; may be repeated. By"
+            " default many are tried. cfg is always measured, to compare with, and the weights of"
+            " linear-ag:every=2,warmup=1 are fitted.",
+            rich_help_panel=GUIDANCE,
         ),
     ] = None
-    steps: Annotated[str, typer.Option(help="Of all policies, as 6-14,16.")] = "6,8-12,14,16,20"
-    rows: Annotated[str, typer.Option(help="Network rows per image to be shown.")] = "12-40"
-    solver: Annotated[str, typer.Option(help="Of all runs, as in sample.")] = "dpmpp-2m"
-    grid_type: Annotated[str | None, typer.Option(help="The same.")] = None
+    steps: Annotated[
+        str, typer.Option(help="Numbers of steps, such as 6-14,16.", rich_help_panel=SAMPLING)
+    ] = "6,8-12,14,16,20"
+    rows: Annotated[
+        str,
+        typer.Option(
+            help="The least and the largest number of network rows per image that are shown.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "12-40"
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="The solver of all runs, as `sample` takes it.", rich_help_panel=SAMPLING
+        ),
+    ] = "dpmpp-2m"
+    grid_type: GridOfAll = None
     images: Noises = 48
     reference_nfe: ReferenceNfe = 200
     fit_images: Annotated[
-        int, typer.Option(min=1, max=MOST, help="That linear-ag is fitted to.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="Number of images that linear-ag is fitted to.",
+            rich_help_panel=GUIDANCE,
+        ),
     ] = 256
 
     def front(self) -> "GuidanceFront":
@@ -73,29 +109,45 @@ class CacheOptions:
     """What `fewstep bench cache` measures."""
 
     model: Annotated[
-        list[str] | None, typer.Argument(help="As in sample. Default: both embedded ones.")
+        list[str] | None,
+        typer.Argument(
+            help="Networks, as `sample` takes them. By default fashion-dit and fashion-unet."
+        ),
     ] = None
     cache: Annotated[
         list[str] | None,
         typer.Option(
-            help="As in sample, or diffusers-taylorseer:..., diffusers-first-block:...,"
-            " cache-dit:...; repeat it. Default: many."
+            help="A cache, as `sample` takes it, or diffusers-taylorseer:...,"
+            " diffusers-first-block:... or cache-dit:...; may be repeated. By default many are"
+            " tried.",
+            rich_help_panel=SAMPLING,
         ),
     ] = None
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Of cached runs; repeat it. Default: dpmpp-2m, unipc-2, ddim."),
+        typer.Option(
+            help="A solver of runs with a cache; may be repeated. The defaults are dpmpp-2m,"
+            " unipc-2 and ddim.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
-    steps: Annotated[str, typer.Option(help="Of cached runs, as 20,30.")] = "20,30,40,50"
+    steps: Annotated[
+        str, typer.Option(help="Numbers of steps of runs with a cache.", rich_help_panel=SAMPLING)
+    ] = "20,30,40,50"
     honest: Annotated[
         list[str] | None,
-        typer.Option(help="Solver of uncached runs to compare with; repeat it. Default: four."),
+        typer.Option(
+            help="A solver of runs without a cache, the fair baseline: the same cost spent on plain"
+            " steps; may be repeated. By default four are tried.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None
-    budgets: Annotated[str, typer.Option(help="Steps of uncached runs.")] = (
-        "6,8,10-14,16,18,20,24,28,32,40,50"
-    )
+    budgets: Annotated[
+        str,
+        typer.Option(help="Numbers of steps of runs without a cache.", rich_help_panel=SAMPLING),
+    ] = "6,8,10-14,16,18,20,24,28,32,40,50"
     grid_type: GridOfAll = None
-    cfg_scale: Annotated[float, typer.Option(help="Of all runs; 1 is off.")] = 1.0
+    cfg_scale: CfgScale = 1.0
     images: Noises = 48
     reference_nfe: ReferenceNfe = 200
 
@@ -165,7 +217,8 @@ def cache_front(
         typer.Option(
             min=0,
             max=MOST_REPEATS,
-            help="Time the caches too, with so many runs of each; 0: do not.",
+            help="Number of timed runs of each cache; 0 for no times.",
+            rich_help_panel=FIGURES,
         ),
     ] = 0,
     store: StoreFile = Path("cache.jsonl"),

@@ -12,7 +12,7 @@ from .options import Device, QuietTable, StoreFile
 def gpu(
     device: Device = "cuda",
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Tiny sizes, eager: that it runs, in a minute.")
+        bool, typer.Option("--tiny", help="Take tiny sizes, to see in a minute that it runs.")
     ] = False,
     store: StoreFile = Path("gpu.jsonl"),
     quiet: QuietTable = False,
