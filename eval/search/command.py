@@ -20,7 +20,7 @@ from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
 from ...samplers.grid import Final, list_grids
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
-from ...solvers import Schedule, take_solver
+from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
 from ..requests import SearchRequest, make_request
 from . import toy
@@ -108,8 +108,7 @@ def run_search(
             finally:
                 watch.close()
             out = schedule_path(request, search.size)
-            written = Schedule.of_steps(found.schedule)
-            write_bytes(out, written.dump().encode() + b"\n")
+            write_bytes(out, found.schedule.dump().encode() + b"\n")
             yield out, found
 
 

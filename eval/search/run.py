@@ -17,7 +17,7 @@ from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
 from ...samplers.teacher import compute_digest
-from ...solvers import StepSchedule
+from ...solvers import Schedule, StepSchedule
 from ...solvers.artefact import ANSWER
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
@@ -133,7 +133,7 @@ class SearchResult:
     baseline: name and test score of the best named solver on its best grid, if any was tried.
     """
 
-    schedule: StepSchedule
+    schedule: Schedule
     scores: Mapping[str, float]
     baseline: tuple[str, float] | None
 
@@ -249,7 +249,7 @@ def _found(search: Search, task: Task) -> SearchResult:
     baseline = min(tested, key=lambda each: each[1], default=None)  # the rival may choose on test
     _tell_overfit(search.objective.name, scores)
     facts = provenance(search, task, best, scores, baseline)
-    schedule = best.schedule.model_copy(update={"provenance": facts})
+    schedule = Schedule.of_steps(best.schedule).model_copy(update={"provenance": facts})
     return SearchResult(schedule, scores, baseline)
 
 

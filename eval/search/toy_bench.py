@@ -10,7 +10,7 @@ from pathlib import Path
 from ...models.errors import SettingError
 from ...models.schedule import EDM
 from ...solvers import StepSchedule
-from ...solvers.artefact import MeanImage
+from ...solvers.artefact import Artefact, MeanImage
 from .budget import Budget
 from .descent import Descent, descend
 from .objective import objective, rmse
@@ -61,7 +61,7 @@ class ToyBench:
     def test(self) -> Block:
         return table_block()
 
-    def schedules(self) -> Iterator[tuple[str, StepSchedule, float]]:
+    def schedules(self) -> Iterator[tuple[str, Artefact, float]]:
         """(what it is, the schedule, seconds it took to find)."""
         if self.predictor:
             yield from self._screened()
@@ -76,14 +76,14 @@ class ToyBench:
         yield "evolve with AFS", *self._searched(("evolve",), afs)
         yield "evolve with AFS, then refine", *self._searched(both, afs, noises=self.many)
 
-    def _screened(self) -> Iterator[tuple[str, StepSchedule, float]]:
+    def _screened(self) -> Iterator[tuple[str, Artefact, float]]:
         for seed in range(self.seed, self.seed + SEEDS):
             one = replace(self, seed=seed)
             yield f"evolve, seed {seed}", *one._searched(("evolve",))
             found = one._searched(("evolve",), predictor=True)
             yield f"evolve, predictor, seed {seed}", *found
 
-    def error(self, schedule: StepSchedule) -> tuple[float, float]:
+    def error(self, schedule: Artefact) -> tuple[float, float]:
         """On the test noises: RMSE, and the median of each noise's own."""
         ends = toy().ends(schedule, self.test)
         each = (ends - self.test.ends).square().mean(1).sqrt()
@@ -95,7 +95,7 @@ class ToyBench:
         afs: tuple[MeanImage, ...] = (),
         noises: int | None = None,
         **settings: bool,
-    ) -> tuple[StepSchedule, float]:
+    ) -> tuple[Artefact, float]:
         """What strategies find with so many candidates, scored on `few` of the training noises."""
         start, problem = time.perf_counter(), toy((noises or self.few, 512, 1))
         free = DEFAULT - {"ends"} | ({"afs"} if afs else set())
