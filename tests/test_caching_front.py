@@ -1,4 +1,4 @@
-"""`fewstep bench cache`: cells, figures, the honest row, rivals, table and plot."""
+"""`fewstep bench cache`: cells, figures, the baseline, rivals, table and plot."""
 
 import math
 
@@ -131,7 +131,7 @@ def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):
     turns[LITE] = turns[LITE][1:]
     timed = CacheBench(front(policies=(LITE,)), bench.store)
     ((row,),) = run_cells(CacheTimes(timed, 3))
-    assert row.protocol.images.run.cache == LITE
+    assert (row.protocol.measure.metric, row.protocol.images.run.cache) == (TIME, LITE)
     assert asked == [LITE, None, LITE, None, LITE, None, LITE]
     figure = next(each for each in timed.points() if each.run.policy == LITE)
     assert figure.ratio == pytest.approx(2.5 / 5.0)
@@ -157,7 +157,7 @@ POINTS = (
 )
 
 
-def test_the_honest_row_is_the_best_solver_between_its_steps():
+def test_the_baseline_is_the_best_solver_between_its_steps():
     panel = FrontPanel("m", POINTS, UNCACHED)
     assert panel.baseline_error(15.0) == pytest.approx(math.sqrt(0.10 * 0.01))
     assert panel.baseline_error(11.0) == pytest.approx(math.sqrt(0.05 * 0.04))
@@ -166,7 +166,7 @@ def test_the_honest_row_is_the_best_solver_between_its_steps():
     assert panel.families == [UNCACHED, "cg-taylor"]
 
 
-def test_the_best_within_a_budget_is_shown_beside_the_honest_row():
+def test_the_best_within_a_budget_is_shown_beside_the_baseline():
     panel = FrontPanel("m", POINTS, UNCACHED)
     assert TABLE.best(panel, "cg-taylor", 12).cost == 12.9  # 13.5 is more than the budget
     text = "\n".join(TABLE.lines(POINTS))
@@ -177,7 +177,7 @@ def test_the_best_within_a_budget_is_shown_beside_the_honest_row():
     assert 'm,a,9,"cg-taylor:threshold=0.1",12.000,0.03,0.75,,,' in rows
 
 
-def test_the_plot_shows_every_family_and_the_honest_row(tmp_path):
+def test_the_plot_shows_every_family_and_the_baseline(tmp_path):
     TABLE.draw(POINTS, tmp_path / "front.svg")
     text = (tmp_path / "front.svg").read_text()
     assert "cg-taylor" in text
@@ -218,4 +218,4 @@ def test_the_command_prints_and_draws(bench, tmp_path):
     assert done.exit_code == 0, done.output
     assert done.output.startswith("model,solver,nfe,cache,effective,error,of_honest,change")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert {TO_UNCACHED, TIME} <= {r.protocol.measure.metric for r in bench.store.rows.values()}
+    assert TO_UNCACHED in {r.protocol.measure.metric for r in bench.store.rows.values()}
