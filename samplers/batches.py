@@ -1,10 +1,10 @@
 """A call of the sampler once its arguments are checked: batch by batch from noise to samples."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Job:
-    """What a call of the sampler asks for.
+    """A call of the sampler, its arguments checked.
 
     choices:  what the plan was made of, as far as it was given.
     cache:    put on the network for this job.
@@ -87,10 +87,8 @@ class Job:
     def _draw_all(
         self, others: Mapping[Branch, Network], cache: Attachment | None
     ) -> tuple[Tensor, Ledger]:
-        ledger, before = (
-            Ledger(images=len(self.seeds)),
-            0 if cache is None else len(cache.ledger.calls),
-        )
+        ledger = Ledger(images=len(self.seeds))
+        before = 0 if cache is None else len(cache.ledger.calls)
         chunks = [slice(i, i + self.batch) for i in range(0, len(self.seeds), self.batch)]
         start = time.perf_counter()
         size = min(self.batch, len(self.seeds))
@@ -102,16 +100,21 @@ class Job:
                 Denoiser(self.network, own, ledger, cache=cache, others=make_denoisers(others, own))
                 for own in (take_rows(self.branches, rows) for rows in chunks)
             ]
-            watched = self.callback is not None
-            whole = make_recorded_run(
-                denoisers[0], self.plan, self.guidance, self.choices, watched=watched
-            )
-            way = BatchRunner(self.plan, self.guidance, whole, step_done)
-            seeds = (self.seeds[rows] for rows in chunks)
-            parts = [draft.fetch() for draft in _delay_by_one(map(way.draw, denoisers, seeds))]
+            runner = self._make_runner(denoisers[0], step_done)
+            parts, pending = list[Tensor](), deque[PendingSamples]()
+            for denoiser, rows in zip(denoisers, chunks, strict=True):
+                pending.append(runner.draw(denoiser, self.seeds[rows]))
+                if len(pending) > 1:  # one is waited for once the next is under way
+                    parts.append(pending.popleft().fetch())
+            parts += [each.fetch() for each in pending]
         ledger.seconds = time.perf_counter() - start
         ledger.cache = None if cache is None else cache.ledger.since(before)
         return torch.cat(parts), ledger  # joined here, they are ordinary tensors again
+
+    def _make_runner(self, denoiser: Denoiser, step_done: Callback) -> "BatchRunner":
+        watched = self.callback is not None
+        whole = make_recorded_run(denoiser, self.plan, self.guidance, self.choices, watched=watched)
+        return BatchRunner(self.plan, self.guidance, whole, step_done)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class BatchRunner:
 
     def draw(self, denoiser: Denoiser, seeds: Sequence[int]) -> PendingSamples:
         """Returns one batch from its noise to its decoded samples; a GPU is not waited for."""
-        network, grid = denoiser.network, self.plan.grid
+        network, solver, grid = denoiser.network, self.plan.solver, self.plan.grid
         noise = Noise(seeds, network.shape)
         with torch.inference_mode():
             x = send(noise.draw(), network.device) * network.schedule.noise_scale(grid.nodes[0])
@@ -154,22 +157,11 @@ class BatchRunner:
                 for n, node in enumerate(grid.nodes[1:]):  # a progress bar alone listens here
                     self.callback(n, node, x, x, denoiser.ledger)
             else:
-                x = self._run_steps(denoiser, x, noise)
+                if denoiser.cache is not None:
+                    denoiser.cache.begin(count_stage_calls(solver, grid))
+                x = carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
             x = x if network.decode is None else network.decode(x)
             return PendingSamples(Reading(x), denoiser.check_later())
-
-    def _run_steps(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
-        solver, grid = self.plan.solver, self.plan.grid
-        if denoiser.cache is not None:
-            denoiser.cache.begin(count_stage_calls(solver, grid))
-        return carry(denoiser, solver, grid, x, self.guidance, self.callback, noise.draw)
-
-
-def _delay_by_one(drafts: Iterator[PendingSamples]) -> Iterator[PendingSamples]:
-    """Yields each one later, so that the next batch is under way when one is waited for."""
-    for draft, _ in pairwise(chain(drafts, [None])):
-        if draft is not None:
-            yield draft
 
 
 @contextmanager

@@ -100,15 +100,16 @@ class Answers:
             outputs = self.denoiser.x0(x, node.node, node.branches)
             self.x0 = outputs[-1]
             return torch.stack(outputs)
-        self.x0 = self._predict(x, Moment(node, self.step, stage))
+        moment = Moment(node, self.step, stage)
+        outputs = self.denoiser.x0(x, node, self.guide.ask(moment))
+        self.x0 = self._combine(outputs, x, moment)
         return self.x0
 
     def changes(self) -> Sequence[Revision]:
-        """Returns what the solver's memory shall hold instead, after the first answer of a step."""
+        """Returns how the solver's memory is revised after the first answer of a step."""
         return () if self.history is None else self.history.changes()
 
-    def _predict(self, x: Tensor, moment: Moment) -> Tensor:
-        outputs = self.denoiser.x0(x, moment.node, self.guide.ask(moment))
+    def _combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if self.denoiser.forecast:
             moment = replace(moment, forecast=True)
         x0 = self.guide.combine(outputs, x, moment)
