@@ -1,13 +1,14 @@
 """`Sampler`: a network, ready to be asked for images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Never
 
 import torch
 from torch import Tensor
 
-from ..models.arguments import Integers, Numbers, as_integer, refuse_unknown
+from ..models.arguments import Integers, Numbers, as_integer, as_integers, refuse_unknown
 from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
@@ -20,6 +21,7 @@ from ..models.speed import Speed
 from ..solvers import Bound, Schedule, SolverSettings
 from ..solvers.artefact import Artefact
 from .batches import Job
+from .call import LoadedFrom, SamplerCall
 from .conditions import Conditions, check_branches, make_branches
 from .grid import Final
 from .guidance import Guidance, take_guidance
@@ -35,16 +37,35 @@ class Result:
 
     samples: (B, *) float32 on the CPU: images in [-1, 1], decoded where the network has a VAE.
     ledger:  what it cost.
+    call:    what the sampler was asked for, if one was.
     """
 
     samples: Tensor
     ledger: Ledger
+    call: SamplerCall | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def images(self) -> list[Picture]:
         """The samples as PIL images, in the order of the seeds."""
         warn_of_grey(self.samples)
         return to_pil(self.samples)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the images, or the samples as they are, with a record of the run.
+
+        path: .png for a grid of the images, which `sample --from-png` repeats as one that `sample`
+              has written; .safetensors for the tensor `samples`, with the same record.
+
+        A run whose network was not loaded by name, or whose solver, grid, guidance or cache was
+        neither text, nor a `Schedule`, nor `CFG`, cannot be recorded: its file is written without,
+        and a warning says why.
+
+        Raises:
+            SettingError: if it cannot be written there, or the name ends in something else.
+        """
+        from .result_file import save_result  # which needs this module
+
+        save_result(self, Path(path))
 
 
 class Sampler:
@@ -59,8 +80,8 @@ class Sampler:
     >>> result.images[0].save("dress.png"); print(result.ledger)
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, loaded: LoadedFrom | None = None) -> None:
+        self.network, self._loaded = network, loaded
 
     @classmethod
     def from_pretrained(
@@ -72,7 +93,8 @@ class Sampler:
         speed: Speed | None = None,
     ) -> "Sampler":
         """Returns the sampler of anything that `models.load.load` takes."""
-        return cls(load(source, dtype=dtype, device=device, speed=speed))
+        network = load(source, dtype=dtype, device=device, speed=speed)
+        return cls(network, LoadedFrom(source, dtype, device, speed))
 
     @classmethod
     def from_pipeline(cls, pipe: Any, size: Size | None = None) -> "Sampler":
@@ -150,19 +172,25 @@ class Sampler:
             MemoryLackError: if a batch does not fit on the device.
         """
         refuse_unknown(unknown, self.__call__)
-        seeds, guidance = check_seeds(seeds), take_guidance(guidance)
-        cache = None if cache is None else take_cache(cache)
+        seeds = check_seeds(seeds)
+        if class_labels is not None:
+            class_labels = as_integers(class_labels, "class_labels", len(seeds))
+        arguments: dict[str, Any] = {"seeds": seeds, "class_labels": class_labels}
+        arguments |= {"conditions": conditions, "negative": negative, "solver": solver}
+        arguments |= {"nfe": nfe, "steps": steps, "grid": grid, "final": final}
+        arguments |= {"guidance": guidance, "cache": cache, "batch": batch, "callback": callback}
+        policy, cache = take_guidance(guidance), None if cache is None else take_cache(cache)
         choices = clean_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
-        plan = self._plan(choices, guidance)
+        plan = self._plan(choices, policy)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
-        check_branches(self.network, branches, guidance, plan.grid)
+        check_branches(self.network, branches, policy, plan.grid)
         _check_cache(cache, plan)
         job = Job(
             self.network,
             plan,
             choices,
-            guidance,
+            policy,
             seeds,
             branches,
             cache,
@@ -170,7 +198,7 @@ class Sampler:
             callback,
             progress,
         )
-        return Result(*job.run())
+        return Result(*job.run(), SamplerCall(self._loaded, arguments))
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
         """Returns the plan of these choices, or of the schedule that stands in for them."""

@@ -1,0 +1,77 @@
+"""`Result.save`: the file of a call in Python is that of the same command."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from fewstep import CFG, Sampler, load
+from fewstep.cli import sample_app
+from fewstep.models.errors import SettingError
+from fewstep.samplers.run_record import CHUNK, Run, run_from_png
+
+CALL = {"class_labels": [2, 5], "solver": "ddim", "nfe": 2}
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return Sampler.from_pretrained("fashion-dit")
+
+
+def test_a_picture_is_that_of_the_command(sampler, tmp_path):
+    sampler(iter([3, 1]), guidance=CFG(2.0), **CALL).save(tmp_path / "a.png")
+    words = ["fashion-dit", "--seeds", "3,1", "--classes", "2,5", "--solver", "ddim", "--nfe", "2"]
+    words += ["--cfg-scale", "2", "--out", str(tmp_path / "b.png"), "--quiet"]
+    assert CliRunner().invoke(sample_app, words).exit_code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert run_from_png(tmp_path / "a.png").classes == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"nfe": 5},  # the schedule of the package is recorded, not its absence
+        {"solver": "unipc-2", "steps": 2, "grid": "karras", "final": "sigma_min"},
+        {"solver": "ddim", "nfe": 2, "guidance": CFG(3.0, (0.5, 2.0))},
+        {"solver": "ddim", "nfe": 2, "guidance": "apg:scale=3"},
+        {"solver": "ddim", "nfe": 3, "cache": "taylorseer:interval=2", "batch": 1},
+    ],
+    ids=["default", "grid", "interval", "guidance", "cache"],
+)
+def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices):
+    result = sampler(range(2), class_labels=4, **choices)
+    result.save(tmp_path / "a.png")
+    run = run_from_png(tmp_path / "a.png")
+    assert run.classes == (4, 4)
+    assert (run.schedule is not None) == (choices == {"nfe": 5})
+    assert torch.equal(run.execute(sampler).samples, result.samples)
+
+
+def test_samples_are_kept_as_they_are(sampler, tmp_path):
+    result = sampler([7, 8], **CALL)
+    result.save(str(tmp_path / "a.safetensors"))
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as file:
+        assert torch.equal(file.get_tensor("samples"), result.samples)
+        run = Run.model_validate_json(file.metadata()[CHUNK])
+    assert (run.model, run.seeds, run.nfe) == ("fashion-dit", (7, 8), 2)
+
+
+def test_what_has_no_text_is_written_without_a_record(sampler, tmp_path):
+    path = tmp_path / "a.png"
+    with pytest.warns(UserWarning, match="its network was not loaded by a name"):
+        Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0}).save(path)
+    assert Image.open(path).size == (36, 36)  # 2 pixels of white around it
+    with pytest.raises(SettingError, match="carries no fewstep run"):
+        run_from_png(path)
+    for name, value in (("guidance", CFG(2.0, rescale=0.7)), ("callback", lambda *_: None)):
+        with pytest.warns(UserWarning, match=f"carries no record of its run: its {name}"):
+            sampler([1], **CALL | {"class_labels": 0, name: value}).save(path)
+
+
+def test_other_names_are_refused_and_nothing_is_written(sampler, tmp_path):
+    result = sampler([1], solver="ddim", nfe=2)
+    for name in ("a.jpg", "none/a.png"):
+        with pytest.raises(SettingError, match=r"must end in .png, .safetensors|does not exist"):
+            result.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
