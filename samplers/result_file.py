@@ -10,10 +10,10 @@ import torch
 from ..models.errors import FewstepError, SettingError
 from ..models.files import check_writable, write_bytes, write_whole
 from ..models.speed import Speed
-from ..solvers.artefact import Artefact
+from ..solvers import Schedule
 from .call import SamplerCall
 from .guidance import CFG
-from .images import contact_sheet
+from .images import make_contact_sheet
 from .run_record import CHUNK, Run, save_png
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def save_result(result: "Result", path: Path) -> None:
         told = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
         write_bytes(path, save({SAMPLES: result.samples.contiguous()}, told))
         return
-    sheet = contact_sheet(result.images)
+    sheet = make_contact_sheet(result.images)
     if run is None:
         write_whole(path, lambda file: sheet.save(file, format="PNG"))
     else:
@@ -54,7 +54,7 @@ def record_call(call: SamplerCall) -> Run:
         if given[name] is not None:
             raise SettingError(f"its {name} has no text")
     solver, labels = given["solver"], given["class_labels"]
-    planned = isinstance(solver, Artefact)
+    planned = isinstance(solver, Schedule)
     return Run(
         model=str(loaded.source),
         dtype=DTYPES.get(loaded.dtype, loaded.dtype or "fp32"),  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def record_call(call: SamplerCall) -> Run:
         final=str(given["final"]),
         **{name: given[name] for name in ("nfe", "steps", "batch")},
         **_record_guidance(given["guidance"]),
-    ).settled()
+    ).settle()
 
 
 def _find_record(result: "Result", path: Path) -> Run | None:
