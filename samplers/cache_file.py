@@ -26,7 +26,7 @@ Finite = Annotated[float, Limits(allow_inf_nan=False)]
 
 
 class CacheFigures(StrictModel):
-    """What the setting did to the images it was chosen on.
+    """The effect of the setting on the images it was chosen on.
 
     effective: evaluations of the whole network that would take as many FLOPs.
     quality:   of the cached images against the uncached ones, by the metric of the file.
@@ -102,7 +102,7 @@ class CacheFile(StrictModel):
             )
 
     def _compare_runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns what it was made for, and what the run is."""
+        """Returns the choices it was made for, and those of the run."""
         names = ("solver", "nfe", "grid", "cfg_scale")
         theirs = {name: getattr(run, name) for name in names}
         if run.schedule is not None:
@@ -130,7 +130,7 @@ def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) ->
 
 
 def format_cache(policy: Policy) -> str:
-    """`name:key=value,...` of a policy, the inverse of `take_cache`; defaults are left out."""
+    """Returns `name:key=value,...` of a policy without its defaults: `take_cache` reads it."""
     known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
     changed = [
         f"{each.name}={_format_value(known[each.name])}"
@@ -158,7 +158,7 @@ def _describe(run: Mapping[str, Any]) -> str:
 
 
 def _suggest_options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Returns what to type for the run that it was made for."""
+    """Returns the options to type for the run that it was made for."""
     options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid-type"}
     options["cfg_scale"] = "--cfg-scale"
     changed = [name for name in options if mine[name] != theirs[name]]

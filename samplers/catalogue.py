@@ -1,4 +1,4 @@
-"""What can be named, as rows of text: the tables of `fewstep list`."""
+"""Everything that has a name, as rows of text: the tables of `fewstep list`."""
 
 import json
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def _list_guidance() -> Rows:
 
 
 def _format_setting(field: "Field[Any]") -> str:
-    """`name`, or `name=default` where there is one."""
+    """Returns `name`, or `name=default` where there is one."""
     name = field.name.rstrip("_")
     return name if field.default is MISSING else f"{name}={_format_value(field.default)}"
 

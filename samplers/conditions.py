@@ -1,4 +1,4 @@
-"""What a run tells the network beside x and time: labels and tensors, per branch and image."""
+"""The conditions of a network beside x and time: labels and tensors, per branch and image."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +61,7 @@ def check_branches(
 
 
 def take_rows(branches: Branches, rows: slice) -> Branches:
-    """Some images' share of the conditions."""
+    """Returns the conditions of some of the images."""
     return {
         branch: {name: value[rows] for name, value in each.items()}
         for branch, each in branches.items()
@@ -71,7 +71,7 @@ def take_rows(branches: Branches, rows: slice) -> Branches:
 def make_denoisers(
     networks: Mapping[Branch, Network], branches: Branches
 ) -> dict[Branch, Denoiser]:
-    """Further networks under the condition, by the branch that they answer."""
+    """Returns denoisers of further networks, by the branch that they answer."""
     cond = {Branch.COND: branches[Branch.COND]}
     return {branch: Denoiser(network, cond) for branch, network in networks.items()}
 
@@ -97,7 +97,7 @@ def _read_labels(network: Network, n: int, class_labels: Integers | None) -> dic
 
 
 def _expand(argument: str, given: Conditions | None, n: int) -> dict[str, Tensor]:
-    """Conditions with n rows; a single row serves all images."""
+    """Returns conditions with n rows; a single row serves all images."""
     if not isinstance(given, Mapping | None):
         raise SettingError(f"{argument} must be tensors by name, not {given!r}")
     tensors = {name: _to_tensor(argument, name, value) for name, value in (given or {}).items()}

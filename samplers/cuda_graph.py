@@ -27,7 +27,7 @@ WHAT = "the whole run"
 
 @dataclass(frozen=True)
 class HostRecord:
-    """What a recorded run left on the host.
+    """The facts of a recorded run that stay on the host.
 
     ledger:  its counts.
     outputs: the node of each output, and its number of values.
@@ -48,7 +48,7 @@ class RecordedRun:
     key: Hashable
 
     def run(self, denoiser: Denoiser, x: Tensor) -> Tensor:
-        """As `carry`; what it cost is counted in the denoiser's ledgers."""
+        """Carries x as `carry` does; its cost is counted in the denoiser's ledgers."""
         conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
         work = partial(self._run_steps, denoiser)
         x, norms, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
@@ -80,7 +80,7 @@ class RecordedRun:
 def make_recorded_run(
     denoiser: Denoiser, plan: Plan, guidance: Guidance, choices: Mapping[str, Any], watched: bool
 ) -> RecordedRun | None:
-    """How to record such runs; None where the network is run as it is, or with a warning why.
+    """Returns the run to record; None where the network runs without graphs, or, warning, cannot.
 
     watched: somebody wants to see the state after every step.
     """

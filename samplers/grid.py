@@ -200,7 +200,7 @@ def _place_times(
 
 
 def _find_ramp(start: float, stop: float, n: int) -> list[float]:
-    """n evenly spaced numbers with both ends exact; a single one is the start."""
+    """Returns n evenly spaced numbers with both ends exact; a single one is the start."""
     if n == 1:
         return [start]
     return [*(start + (stop - start) * i / (n - 1) for i in range(n - 1)), stop]
@@ -213,7 +213,7 @@ def _interpolate(table: Sequence[float], place: float) -> float:
 
 
 def find_lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """lam where sampling starts and at t_min, both finite."""
+    """Returns lam where sampling starts and at t_min, both finite."""
     low = schedule.at(schedule.t_max).lam
     if isinstance(schedule, RectifiedFlow):
         low = math.log(FLOW_EDGE) - math.log1p(-FLOW_EDGE)
@@ -221,7 +221,10 @@ def find_lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
 
 
 def _stretch(schedule: NoiseSchedule, times: list[float], terminal: float) -> list[float]:
-    """1 - tau' = (1 - tau) (1 - terminal) / (1 - tau_last): the last tau above 0 is `terminal`."""
+    """Returns times stretched so that the last tau above 0 is `terminal`.
+
+    1 - tau' = (1 - tau) (1 - terminal) / (1 - tau_last).
+    """
     if not 0.0 < terminal < 1.0:
         raise ScheduleError(f"a grid cannot be stretched to end at {terminal:g}; use 0 < value < 1")
     noisy = [schedule.at(t) for t in times if t > schedule.t_zero]

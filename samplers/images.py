@@ -17,7 +17,7 @@ VALUES = 100_000  # of a batch that are looked at for its range
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(B, C, H, W) in [-1, 1] as uint8 (B, H, W, C): round(127.5 (x + 1)), clipped."""
+    """Returns (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C): round(127.5 (x + 1)), clipped."""
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ModelError(
             f"samples of shape {tuple(images.shape)} are no pictures (1, 3 or 4 channels);"

@@ -46,7 +46,7 @@ NOISE, CHUNK = "noise", "fewstep"
 
 @dataclass(frozen=True)
 class Inversion:
-    """What inverting gave, and all that is needed to go back.
+    """The result of an inversion, and all that is needed to go back.
 
     noise:      (B, *) float64, the state at the first node of the grid.
     route:      the solvers and the grid.
@@ -79,7 +79,7 @@ class Inversion:
 
     @classmethod
     def load(cls, path: Path, schedule: NoiseSchedule) -> "Inversion":
-        """Returns what `save` wrote; raises SettingError if it is not such a file."""
+        """Returns the inversion of a saved file; raises SettingError if it is not such a file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -247,7 +247,7 @@ def to_device(network: Network, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(network: Network, x: Tensor) -> Tensor:
-    """Float32 samples on the CPU, decoded where the network has a VAE."""
+    """Returns float32 samples on the CPU, decoded where the network has a VAE."""
     x = x.float()
     return (x if network.decode is None else network.decode(x)).cpu()
 
@@ -266,7 +266,7 @@ class _timed:
 
 
 def _format_spec(settings: SolverSettings) -> str:
-    """`name:key=value,...` with the settings that are not as usual."""
+    """Returns `name:key=value,...` with the settings that are no defaults."""
     usual, given = vars(solver(settings.info.name)), vars(settings)
     changed = {key: value for key, value in given.items() if value != usual[key]}
     parts = ",".join(f"{key}={json.dumps(value)}" for key, value in changed.items())

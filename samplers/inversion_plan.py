@@ -1,4 +1,4 @@
-"""The way between image and noise: one grid, and what steps over it in either direction.
+"""Inversion planning: one grid between image and noise, and the solvers of either direction.
 
 A run over the nodes from data to noise takes the same steps as sampling, between the same nodes,
 the other way round. Solvers whose step holds between any two nodes run as they are. Multistep
@@ -61,7 +61,7 @@ class InversionPlan:
 
     @property
     def solvers(self) -> tuple[Solver[Any], Solver[Any]]:
-        """What walks the rising nodes, and what walks the grid."""
+        """The solver over the rising nodes, and the one over the grid."""
         return make_backward_solver(self.settings, self.grid), self.back.on(self.grid)
 
     def calls(self) -> tuple[list[int], list[int]]:
@@ -85,7 +85,7 @@ def plan_inversion(
     grid: str | Numbers | None = None,
     t_min: float | None = None,
 ) -> InversionPlan:
-    """Returns the grid to walk and what walks it.
+    """Returns the grid and the solvers of both directions.
 
     Args:
         solver: a name, `name:key=value,...` or a settings value; one of `list_invertible`.
@@ -135,7 +135,7 @@ class MirroredRows:
 
     @classmethod
     def of(cls, specs: Sequence[StepSpec], grid: TimeGrid) -> "MirroredRows":
-        """A step is as long and of the same order as the one of the same number forward."""
+        """Makes steps as long and of the same order as those of the same number forward."""
         true = grid.nodes[::-1]
         nodes = [Node(n.t, n.sigma, n.alpha, -n.lam) for n in true]
         if nodes[-1].sigma == 0.0:
@@ -231,7 +231,7 @@ def _named(grid: str | Sequence[float] | None) -> bool:
 
 
 def choose_state_dtype(network: Network) -> torch.dtype:
-    """Float64 where the network's device has it."""
+    """Returns float64 where the network's device has it."""
     return torch.float32 if network.device.type == "mps" else torch.float64
 
 

@@ -61,7 +61,7 @@ def _find_last(network: Network) -> int:
 
 
 def parse_ranges(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7]; raises SettingError for anything else."""
+    """Reads `0-3,7` as [0, 1, 2, 3, 7]; raises SettingError for anything else."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

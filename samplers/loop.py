@@ -56,7 +56,7 @@ def carry(
     callback: Callback | None = None,
     noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """`integrate` without its look at what the network returned, for which a host has to wait.
+    """Does what `integrate` does without checking the network's answers, for which a host waits.
 
     Call `denoiser.check()` once the result is wanted.
     """

@@ -56,7 +56,7 @@ Moments = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is measured, and where it is kept while it lasts.
+    """The choices of a measurement, and the folder that keeps it while it lasts.
 
     data:      x0 (K, *shape), in the range that the network was trained on.
     labels:    one class per sample, if the network has classes.
@@ -180,7 +180,7 @@ class _Task:
         return (x - node.alpha * x0) / node.sigma
 
     def _slope(self, denoiser: Denoiser, x: Tensor, e: Tensor, node: Node) -> Tensor:
-        """eps' along the trajectory."""
+        """Returns eps' along the trajectory."""
         low, high = max(self.lam - DELTA, self.ends[0]), min(self.lam + DELTA, self.ends[1])
         found = []
         with torch.inference_mode():
@@ -194,7 +194,7 @@ class _Task:
 def _make_tables(
     nodes: Sequence[Node], rows: Sequence[Moments], samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """l, s and b from the means at every node."""
+    """Returns l, s and b from the means at every node."""
     lam = torch.tensor([node.lam for node in nodes], dtype=torch.float64)
     l = torch.stack([row["l"] for row in rows])  # noqa: E741
     (l_slope,) = torch.gradient(l, spacing=(lam,), dim=0)
@@ -217,7 +217,7 @@ class _Fit(NamedTuple):
 
 
 def _compute_moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  # noqa: E741
-    """alpha f = sigma eps - l x and alpha f' = (l - 1) sigma eps + sigma eps' - l' x."""
+    """Uses alpha f = sigma eps - l x and alpha f' = (l - 1) sigma eps + sigma eps' - l' x."""
     e, x, d = m["e"], m["x"], m["d"]
     var = {"e": m["ee"] - e * e, "x": m["xx"] - x * x, "d": m["dd"] - d * d}
     cov = {"ex": m["ex"] - e * x, "ed": m["ed"] - e * d, "xd": m["xd"] - x * d}
@@ -242,7 +242,7 @@ def _compute_moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) ->
 
 
 def _fit_line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
-    """Slope and offset of the line that predicts f' from f."""
+    """Returns slope and offset of the line that predicts f' from f."""
     moves = fit.var > STILL * (fit.var + fit.f * fit.f)
     var = torch.where(moves, fit.var, 1.0)
     s = torch.where(moves, fit.cov / var, 0.0)

@@ -115,12 +115,12 @@ def _check_pixels(image: Tensor, network: Network) -> None:
 
 
 def write_strip(pictures: Sequence[Picture], path: Path) -> None:
-    """The pictures in one row, small ones enlarged by a whole factor, as PNG."""
+    """Writes the pictures in one row as PNG, small ones enlarged by a whole factor."""
     write_sheet(pictures, len(pictures), path, ENLARGED)
 
 
 def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int = 64) -> None:
-    """The pictures row by row, enlarged by a whole factor to at most `side` pixels, as PNG."""
+    """Writes the pictures row by row as PNG, each enlarged to at most `side` pixels."""
     sheet = make_contact_sheet(pictures, columns)
     factor = max(1, side // pictures[0].width)
     size = sheet.width * factor, sheet.height * factor
@@ -128,11 +128,11 @@ def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int
 
 
 def write_png(picture: Picture, path: Path) -> None:
-    """One picture as PNG, whole or not at all."""
+    """Writes one picture as PNG, whole or not at all."""
     write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
 def format_psnr(samples: Tensor, reference: Tensor) -> str:
-    """10 log10(4 / MSE) of samples clipped to [-1, 1], in words."""
+    """Returns 10 log10(4 / MSE) of samples clipped to [-1, 1], in words."""
     error = float((samples.clamp(-1.0, 1.0) - reference).square().mean())
     return "exact" if error == 0.0 else f"PSNR {10.0 * math.log10(4.0 / error):.1f} dB"

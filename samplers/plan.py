@@ -1,4 +1,4 @@
-"""What will be run: a solver bound to a grid, from names, settings, a budget or a schedule."""
+"""The plan of a run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -84,7 +84,7 @@ class Run(BaseModel):
         return {"solver": self.schedule, **given}
 
     def settle(self) -> "Run":
-        """With the schedule that stands in where nothing but an NFE was asked for, if there is one.
+        """Returns the run with the default schedule, if only an NFE was asked for and there is one.
 
         A picture then holds the schedule itself, and is repeated when another has become the best.
         """
@@ -211,7 +211,7 @@ def _read_version(body: Any) -> Version:
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """`0.3,5` -> (0.3, 5.0); raises SettingError for anything else."""
+    """Reads `0.3,5` as (0.3, 5.0); raises SettingError for anything else."""
     try:
         low, high = map(float, text.split(","))
     except ValueError:
@@ -231,7 +231,7 @@ def format_ranges(numbers: tuple[int, ...]) -> str:
 
 
 def format_json(run: Run, out: Path, result: Result) -> str:
-    """Returns what `--json` prints: the run, where it was written, and the ledger."""
+    """Returns the text of `--json`: the run, where it was written, and the ledger."""
     body = {
         "out": str(out),
         "ledger": result.ledger.as_dict(),

@@ -33,7 +33,7 @@ from .plan import Plan, check_scale, choose_default_schedule, clean_choices, mak
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave.
+    """The result of a run.
 
     samples: (B, *) float32 on the CPU: images in [-1, 1], decoded where the network has a VAE.
     ledger:  what it cost.

@@ -1,4 +1,4 @@
-"""Reference samples: what a run converges to, computed once and kept on disk."""
+"""Reference samples: the limit of a run, computed once and kept on disk."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def teacher(
 
 
 def _make_key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
-    """Everything that decides the samples, as JSON."""
+    """Returns everything that decides the samples, as JSON."""
     parts = {
         "version": __version__,
         "network": [network.name, str(network.device), network.prediction, network.shape],

@@ -1,4 +1,4 @@
-"""What a user says that an image is or shall be: a class, a prompt, or named tensors."""
+"""Conditions from user input: a class, a prompt, or named tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -67,7 +67,7 @@ def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative
 
 
 def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
-    """Conditions and a scale for two branches that together guide by a scale.
+    """Returns conditions and a scale for two branches that together guide by a scale.
 
     A network distilled for guidance is told the scale where no negative is given, and 1 beside a
     negative; the others are told nothing.

@@ -1,4 +1,4 @@
-"""What `SolverScheduler.from_config` is told: what shall run, and changes to what a config says."""
+"""The arguments of `SolverScheduler.from_config`: choices of a run, and changes to a config."""
 
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Where a scheduler's config says that the steps lie."""
+"""The grids that the config of a scheduler asks for."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `SolverScheduler` takes from its config: the network's process and what shall run."""
+"""The part of `SolverScheduler` that follows its config: the process, and the choices of a run."""
 
 from collections.abc import Mapping
 from itertools import pairwise

@@ -92,12 +92,12 @@ class GuidedPipeline:
         self.since = time.perf_counter()
 
     def plan(self, original: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """`set_timesteps` of the scheduler: a new run begins."""
+        """Answers for `set_timesteps` of the scheduler: a new run begins."""
         self._forget()
         return original(*args, **named)
 
     def network(self, original: Callable[..., Any], *args: Any, **named: Any) -> tuple[Tensor]:
-        """`forward` of the network."""
+        """Answers for `forward` of the network."""
         call = NetworkCall(self.name, original, args, named)
         self.calls += 1
         if self.calls > (2 if self.layout.turns else 1):
@@ -109,7 +109,7 @@ class GuidedPipeline:
         return (self._answer_first(call) if self.calls == 1 else self._answer_second(call),)
 
     def step(self, original: Callable[..., Any], output: Tensor, *args: Any, **named: Any) -> Any:
-        """`step` of the scheduler: it has to be handed what the policy made."""
+        """Answers for `step` of the scheduler, which must be handed what the policy made."""
         if self.result is None:
             if self.calls == 0:
                 raise self._make_error(
@@ -189,7 +189,7 @@ class GuidedPipeline:
         return PolicyRun(self.policy, PlannedRun(process, labels[start:], images))
 
     def _warn_of_scale(self) -> None:
-        """Where the pipeline's own scale can be read, it shall not be another one unnoticed."""
+        """Warns if the pipeline's own scale can be read and is not the policy's."""
         own = getattr(self.pipe, "_guidance_scale", None)
         scale = next(
             (each.scale for each in iterate_nested(self.policy) if hasattr(each, "scale")), 1.0
@@ -203,7 +203,7 @@ class GuidedPipeline:
             )
 
     def _find_place(self, label: float, labels: Sequence[float]) -> int:
-        """Which of a scheduler's timesteps the network was told: a run may begin later on."""
+        """Returns which of the scheduler's timesteps the network got: a run may begin later on."""
         place = find_nearest(label, labels)
         if abs(labels[place] - label) > FAR * max(labels):
             raise self._make_error(
@@ -226,7 +226,7 @@ class GuidedPipeline:
         self.ledger.count_step(self.n, rows)
 
     def _check(self, handed: Tensor, result: Tensor) -> None:
-        """What the scheduler is handed, to the bit; a learned sigma is cut off by then."""
+        """Raises if the scheduler is handed another result, to the bit, without a learned sigma."""
         wanted = result if handed.shape == result.shape else result[:, : handed.shape[1]]
         same = handed.shape == wanted.shape
         if not same or not torch.allclose(handed, wanted.to(handed), 0.0, 0.0, equal_nan=True):

@@ -109,7 +109,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """What the network is called on, which is what it costs."""
+        """Reads the input of the network, whose rows are what it costs."""
         self.x = args[0] if args else named["hidden_states"]
         self.ledger.count(len(self.x) if self._count_prepared == 1 else 0, len(self.x))
         self.ledger.count_step(self._step, len(self.x))

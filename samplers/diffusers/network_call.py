@@ -23,7 +23,7 @@ class NetworkCall:
 
     @property
     def x(self) -> Tensor:
-        """What the network reads (rows, *)."""
+        """The input of the network (rows, *)."""
         found = self.args[0] if self.args else self.named.get("hidden_states")
         if not isinstance(found, Tensor):
             raise SettingError(f"{self.pipe} calls its network in a way that is not known here")

@@ -1,4 +1,4 @@
-"""What passes between a pipeline and a run: states, the network's answers, and noise."""
+"""The tensors that pass between a pipeline and a run: states, the network's answers, noise."""
 
 from typing import Any
 

@@ -113,7 +113,7 @@ class PlannedScheduler(ConfiguredScheduler):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What pipelines multiply standard normal noise by to begin."""
+        """The factor by which pipelines multiply standard normal noise to begin."""
         schedule = self._get_schedule()
         first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
         return schedule.noise_scale(first) * self._compute_factor(first)
@@ -136,7 +136,7 @@ class PlannedScheduler(ConfiguredScheduler):
         return self._index - (self._begin or 0)
 
     def _forget(self) -> None:
-        """Ready for the first evaluation of a run."""
+        """Returns to before the first evaluation of a run."""
         self._stepper = self._begin = self.x0 = None
         self._index, self._handed = 0, (torch.empty(0), 0)
 

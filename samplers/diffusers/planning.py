@@ -52,7 +52,7 @@ class TimestepsRequest:
 
 @dataclass(frozen=True)
 class Choices:
-    """What shall run.
+    """The choices of a run.
 
     solver: a name with settings; None is unipc-2.
     grid:   a name with settings or falling times; None is the network's own.
@@ -84,7 +84,7 @@ class Choices:
         state: str | None = None,
         check_finite: bool = False,
     ) -> "Choices":
-        """Makes them of what `SolverScheduler.from_config` is told."""
+        """Makes them of the arguments of `SolverScheduler.from_config`."""
         times = grid if isinstance(grid, str) else read_floats("grid", grid)
         return cls(solver, times, nfe, _read_schedule(schedule), final, state, check_finite)
 

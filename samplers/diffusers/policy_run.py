@@ -28,7 +28,7 @@ BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What is known of a run before its first evaluation.
+    """The facts of a run that are known before its first evaluation.
 
     process: what the scheduler's config says of the network.
     labels:  of the network, one per evaluation from the first on; one that repeats is a further
@@ -67,7 +67,7 @@ class PolicyRun:
         self.asks: tuple[Ask, ...] = ()
 
     def ask(self, n: int) -> tuple[Ask, ...]:
-        """Returns what the policy wants of evaluation n."""
+        """Returns the branches that the policy asks of evaluation n."""
         if n >= len(self.moments):
             raise SettingError(
                 f"this run has {len(self.moments)} evaluations by its scheduler's timesteps, and"

@@ -69,7 +69,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         state: str | None = None,
         check_finite: bool = False,
     ) -> None:
-        """See `from_config`, which takes the same; base is the config of another scheduler."""
+        """Takes what `from_config` takes; base is the config of another scheduler."""
         choices = Choices.of(
             solver=solver,
             grid=grid,
@@ -195,7 +195,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
     def add_noise(
         self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float
     ) -> Tensor:
-        """alpha x0 + sigma noise for clean samples (B, *) at labels (B,), or one for all.
+        """Returns alpha x0 + sigma noise of clean samples (B, *) at labels (B,), or one for all.
 
         It is what the pipeline holds, so it may be over alpha. The labels are read on the host, as
         the pipelines that ask for this do themselves.
@@ -220,7 +220,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         return noisy.to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor) -> Tensor:
-        """`add_noise` as flow pipelines call it."""
+        """Calls `add_noise`, as flow pipelines order its arguments."""
         return self.add_noise(sample, noise, timestep)
 
     def _take_over(self, run: Stepper, sample: Tensor) -> None:

@@ -13,7 +13,7 @@ ROUNDING = 1e-6  # of float32 labels, relative to the largest
 
 
 class Labels:
-    """What a network is told at each evaluation of a run, on the device and on the host.
+    """The times that a network gets in a run, one per evaluation, on the device and on the host.
 
     tensor: float32 (n,), what pipelines loop over.
     values: the same on the host.

@@ -1,4 +1,4 @@
-"""What a scheduler's config says of the network, kept apart from what shall run."""
+"""The process that a network was trained on, as the config of its scheduler says."""
 
 import inspect
 import math
@@ -48,12 +48,12 @@ class TrainedProcess:
 
     @property
     def dynamic(self) -> bool:
-        """Whether a flow network's times are shifted by the size of the image."""
+        """True if a flow network's times are shifted by the size of the image."""
         return self.fixed.family == "flow" and bool(self.config.get("use_dynamic_shifting"))
 
     @property
     def explodes(self) -> bool:
-        """Whether a variance-preserving network's own scheduler holds x0 + (sigma / alpha) eps."""
+        """True if a variance-preserving network's own scheduler holds x0 + (sigma / alpha) eps."""
         return self.fixed.family == "vp" and self.config["base_class"] in EXPLODING
 
     @property

@@ -1,4 +1,4 @@
-"""What an editor is, and the registry of editors.
+"""The interface of editors, and their registry.
 
 An editor is a frozen value of settings with one method, `edit(scene) -> state`. The `Scene` holds
 the network, the source image and the two conditions, and answers for both; so an editor is its
@@ -36,7 +36,7 @@ class EditorInfo:
 
 
 class EditorSettings(Protocol):
-    """What the registry holds."""
+    """The settings of an editor, as the registry holds them."""
 
     info: ClassVar[EditorInfo]
 

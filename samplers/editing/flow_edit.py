@@ -66,7 +66,7 @@ class FlowEdit:
         return x / way.grid.nodes[-1].alpha
 
     def _compute_difference(self, scene: Scene, z: Tensor, t: Node) -> Tensor:
-        """v(target) - v(source) under one fresh noise."""
+        """Returns v(target) - v(source) under one fresh noise."""
         noised = self._add_noise(scene, t)
         moved = z + noised - scene.image
         target = scene.compute_velocity(moved, t, scene.target, self.guidance)

@@ -23,7 +23,7 @@ from .scene import Scene
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit gave.
+    """The result of an edit.
 
     samples: (B, *) float32 on the CPU: images in [-1, 1], decoded where the network has a VAE.
     ledger:  what it cost, inversion included.
@@ -49,7 +49,7 @@ class Editor:
     """
 
     def __init__(self, sampler: Sampler, settings: str | EditorSettings = "rf-edit") -> None:
-        """settings: a name, `name:key=value,...` or a settings value.
+        """Takes settings as a name, `name:key=value,...` or a settings value.
 
         Raises:
             SettingError: if the editor does not run on the network's noise schedule.

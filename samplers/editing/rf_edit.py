@@ -107,7 +107,7 @@ class RFEdit:
 
 
 def shared(way: InversionPlan, inject: int) -> frozenset[Place]:
-    """The places of the first `inject` intervals from the noise at which both ways evaluate.
+    """Returns the places in the `inject` noisiest intervals at which both ways evaluate.
 
     Raises:
         SettingError: if there are fewer intervals.

@@ -1,4 +1,4 @@
-"""What an editor works on: a network, an image as it is, and two conditions for it."""
+"""The material of an editor: a network, a source image, and two conditions for it."""
 
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ class Scene:
     def compute_velocity(
         self, x: Tensor, node: Node, branches: Branches, scale: float = 1.0
     ) -> Tensor:
-        """v = eps - x0 = dx/dsigma on rectified flow, guided by u + scale (c - u)."""
+        """Returns v = eps - x0 = dx/dsigma on rectified flow, guided by u + scale (c - u)."""
         branches, scale = tell_scale(self.network, branches, scale)
         slope = self.network.schedule.slope(node.t)[1]
         denoiser = self.make_denoiser(branches)

@@ -70,7 +70,7 @@ class UniEdit:
 
 
 def _make_mask(g: Tensor) -> Tensor:
-    """(B, 1, *): the mean over channels, between 0 and 1 over all places of each image."""
+    """Returns the mean over channels (B, 1, *), scaled to 0..1 over the places of each image."""
     mean = g.mean(1, keepdim=True)
     places = tuple(range(1, g.ndim))
     low, high = mean.amin(places, keepdim=True), mean.amax(places, keepdim=True)

@@ -157,7 +157,7 @@ class AdaptiveGuide(Guide):
         self.gamma, self.device = Reading(compute_similarity(a, b)), x.device
 
     def _select_rows(self, uncond: Tensor, cond: Tensor, rows: Tensor, moment: Moment) -> Tensor:
-        """Guided in some rows; in the others as after the end."""
+        """Returns x0 guided in some rows, and in the others as after the end."""
         if self.policy.landing == "drop":
             out = cond.clone()
         else:

@@ -71,7 +71,7 @@ def _clip(d: Tensor, norm: float) -> Tensor:
 
 
 def _project(d: Tensor, along: Tensor, eta: float) -> Tensor:
-    """D_orth + eta D_par, the projection in float64 where the device has it."""
+    """Returns D_orth + eta D_par, the projection in float64 where the device has it."""
     if eta == 1.0:
         return d
     wide = torch.float32 if d.device.type == "mps" else torch.float64

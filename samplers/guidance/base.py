@@ -59,24 +59,24 @@ class Setup:
 
     @property
     def reach(self) -> int:
-        """How many predictions back the solver's memory reaches."""
+        """The number of earlier predictions in the solver's memory."""
         return self.solver.reach if isinstance(self.solver, Rewritable) else 0
 
     @property
     def one_call(self) -> bool:
-        """Whether every step is one evaluation, at its own node."""
+        """True if every step is one evaluation, at its own node."""
         return not self.adaptive and queries(self.solver, self.grid) == list(self.grid.nodes[:-1])
 
 
 class Guide(ABC):
-    """What one batch of a run is guided by; it may remember what it was shown.
+    """The guidance of one batch of a run; it may remember earlier answers.
 
     The conditional branch, for all rows, comes last in what it asks, if it is asked at all.
     """
 
     @abstractmethod
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        """Returns what to evaluate at this moment."""
+        """Returns the branches to evaluate at this moment."""
 
     @abstractmethod
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
@@ -84,7 +84,7 @@ class Guide(ABC):
 
     @property
     def guided(self) -> bool | tuple[bool, ...]:
-        """Whether the last answer was guided; or which of its rows were."""
+        """True if the last answer was guided, or a flag for each of its rows."""
         return True
 
     def conditional(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
@@ -103,17 +103,17 @@ class Guidance:
 
     @property
     def off(self) -> bool:
-        """Whether these settings are no guidance."""
+        """True if these settings are no guidance."""
         return False
 
     @property
     def saves(self) -> bool:
-        """Whether it is there to leave evaluations out, where a run lets it."""
+        """True if it is there to leave evaluations out, where a run lets it."""
         return False
 
     @property
     def rewrites(self) -> bool:
-        """Whether the solver's memory follows where the guidance stops or starts."""
+        """True if the solver's memory follows where the guidance stops or starts."""
         return False
 
     def needs(self, grid: TimeGrid) -> set[Branch]:
@@ -125,7 +125,7 @@ class Guidance:
         """Raises SettingError, before the network is called, if this run cannot be guided so."""
 
     def networks(self, main: Network) -> Mapping[Branch, Network]:
-        """Further networks, by the branch that they answer."""
+        """Returns further networks, by the branch that they answer."""
         return {}
 
     def begin(self, setup: Setup) -> Guide:

@@ -1,4 +1,4 @@
-"""Past differences c - u, and what they would be at another node."""
+"""Past differences c - u, and their extrapolation to another node."""
 
 import math
 from collections import deque
@@ -34,7 +34,7 @@ class PastDifferences:
         self.held.appendleft((node, difference))
 
     def at(self, node: Node) -> Tensor:
-        """c - u in x0 at a node."""
+        """Returns c - u in x0 at a node."""
         scale = compute_factor(node, self.kind)
         out: Tensor | None = None
         for weight, (place, difference) in self._weigh(node):
@@ -57,7 +57,7 @@ class PastDifferences:
 
 
 def _compute_lagrange(places: Sequence[float], at: float) -> list[float]:
-    """Weights of values at the places in the polynomial through them, elsewhere."""
+    """Returns the weights of values at the places in the polynomial through them, elsewhere."""
     return [
         math.prod((at - other) / (place - other) for other in places if other != place)
         for place in places

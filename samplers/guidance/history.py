@@ -1,4 +1,4 @@
-"""What a solver was told, so that it can be told otherwise where guidance stops or starts.
+"""The predictions in a solver's memory, which are revised where guidance stops or starts.
 
 A multistep solver takes differences of predictions. At a switch the prediction jumps by the
 guidance, and a difference across the jump is O(1): one step of first order is lost, and with it the
@@ -38,7 +38,7 @@ class History:
         self.guided = guided
 
     def changes(self) -> tuple[Revision, ...]:
-        """Returns what is to be replaced, newest first, once."""
+        """Returns the predictions to replace, newest first, once."""
         due, self.due = self.due, ()
         return due
 
@@ -57,7 +57,7 @@ class History:
 
 
 def _turns(old: Guided | None, new: Guided) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """Which rows have stopped being guided, and which have started; one flag for all, or each."""
+    """Returns flags of the rows that stopped being guided, and of those that started."""
     if old is None or old == new:
         return (), ()
     size = max(len(each) if isinstance(each, tuple) else 1 for each in (old, new))
@@ -67,7 +67,7 @@ def _turns(old: Guided | None, new: Guided) -> tuple[tuple[bool, ...], tuple[boo
 
 
 def _where(rows: tuple[bool, ...], a: Tensor, b: Tensor) -> Tensor:
-    """a in these rows, b in the others."""
+    """Returns a in these rows, b in the others."""
     if all(rows):
         return a
     if not any(rows):

@@ -47,7 +47,7 @@ class Weights(StrictModel):
 
 
 class LinearWeights(StrictModel):
-    """What `fewstep fit linear-ag` writes, version 1.
+    """The file of `fewstep fit linear-ag`, version 1.
 
     network, solver, nfe: as they were called; scale: of guidance.
     answer: a sketch of what the network answers, or None if it cannot be asked.
@@ -201,10 +201,11 @@ class LinearGuide(Guide):
 
 
 def fit_weights(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[float]:
-    """Weights of the parts that give the target best, all (B, *): least squares over all entries.
+    """Returns the weights of the parts that give the target best, all (B, *).
 
-    By the normal equations in float64, with ridge tr(G) / k added to the diagonal of the k x k Gram
-    matrix G, which bounds the weights where the parts are alike.
+    They solve least squares over all entries by the normal equations in float64. The diagonal of
+    the k x k Gram matrix G has ridge tr(G) / k added, which bounds the weights of parts that are
+    alike.
     """
     wide = torch.float32 if target.device.type == "mps" else torch.float64
     columns = torch.stack([part.flatten() for part in parts]).to(wide)
@@ -217,7 +218,7 @@ def fit_weights(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[f
 
 
 def compute_signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
-    """Four numbers that tell solvers apart: the sum of the states that one asks about.
+    """Returns four numbers that tell solvers apart: the sum of the states that one asks about.
 
     It is given fixed answers. The last state alone would not do: at sigma = 0 it is one of them.
     """

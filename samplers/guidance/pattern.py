@@ -28,7 +28,7 @@ class Pattern:
             )
 
     def list_flags(self, steps: int) -> tuple[bool, ...]:
-        """For a run of so many steps; raises SettingError if the mask is for another number."""
+        """Returns one flag per step; raises SettingError if the mask is for another number."""
         if not self.mask:
             return tuple(self._both(n) and (n < steps - self.tail or n == 0) for n in range(steps))
         if len(self.mask) != steps:

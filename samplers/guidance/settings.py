@@ -1,4 +1,4 @@
-"""What the policies' settings share: fields held to their annotations, and a scale."""
+"""The common part of the policies' settings: checked fields, and a scale."""
 
 import math
 from abc import ABC, abstractmethod
@@ -46,7 +46,7 @@ def _adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
 
 @dataclass(frozen=True)
 class Scaled(Checked, Guidance, ABC):
-    """What the policies share that stretch the difference c - u.
+    """The common part of policies that stretch the difference c - u.
 
     scale: of guidance, as in `CFG`; 1 is off and costs one branch.
     """

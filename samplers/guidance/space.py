@@ -1,4 +1,4 @@
-"""In what a statistic of two predictions is taken: x0, eps or v.
+"""The space in which a statistic of two predictions is taken: x0, eps or v.
 
 At one state the three are affine in each other, so the difference of two predictions is the same
 tensor in all of them, times a number of the node. Cosines and norms of the predictions themselves
@@ -33,7 +33,7 @@ def convert_to_x0(value: Tensor, x: Tensor, node: Node, kind: Prediction) -> Ten
 
 
 def compute_factor(node: Node, kind: Prediction) -> float:
-    """Returns what a difference of x0 is multiplied by to be one of another prediction."""
+    """Returns the factor from a difference of x0 to one of another prediction."""
     if kind is Prediction.X0:
         return 1.0
     if kind is Prediction.EPS:
@@ -42,7 +42,7 @@ def compute_factor(node: Node, kind: Prediction) -> float:
 
 
 def compute_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """(B,): the cosine of each pair of rows, in float32 at least, within [-1, 1]."""
+    """Returns the cosine (B,) of each pair of rows, in float32 at least, within [-1, 1]."""
     a, b = widen_rows(a), widen_rows(b)
     sizes = a.norm(dim=1) * b.norm(dim=1)
     cosine: Tensor = (a * b).sum(1) / sizes.clamp_min(1e-30)
@@ -50,11 +50,11 @@ def compute_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def widen_rows(value: Tensor) -> Tensor:
-    """(B, n), one row per image, in float32 at least."""
+    """Returns (B, n), one row per image, in float32 at least."""
     flat = value.flatten(1)
     return flat if flat.element_size() >= 4 else flat.float()
 
 
 def shape_per_row(numbers: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ..), in the dtype of a tensor (B, *) that it shall multiply."""
+    """Returns (B,) as (B, 1, ..), in the dtype of a tensor (B, *) that it shall multiply."""
     return numbers.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

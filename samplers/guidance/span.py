@@ -1,4 +1,4 @@
-"""Where a policy acts: from one end to another of a coordinate of the run."""
+"""The part of a run in which a policy acts: from one end to another of a coordinate."""
 
 import math
 from dataclasses import dataclass
