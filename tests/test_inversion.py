@@ -224,7 +224,7 @@ def test_pictures_that_do_not_fit_are_refused(mode, size, match, tmp_path):
     network = SimpleNamespace(shape=(1, 8, 8), decode=None, encode=None, name="net")
     with pytest.raises(SettingError, match=match):
         read_picture(tmp_path / "x.png", network)
-    with pytest.raises(SettingError, match="there is no file"):
+    with pytest.raises(SettingError, match="there is no such file"):
         read_picture(tmp_path / "y.png", network)
 
 
