@@ -530,7 +530,9 @@ def test_what_cannot_be_searched(tmp_path):
 
 def test_a_guided_candidate_costs_two_rows(tmp_path):
     assert searching(tmp_path).candidate_rows == 16 * 4
-    assert searching(tmp_path, problem=small(cfg_scale=2.0)).candidate_rows == 2 * 16 * 4
+    w = {"w": torch.ones(1, 1)}
+    guided = small(cfg_scale=2.0, conditions=w, negative=w)
+    assert searching(tmp_path, problem=guided).candidate_rows == 2 * 16 * 4
 
 
 def test_proposals_that_were_tried_are_not_tried_again(tmp_path):

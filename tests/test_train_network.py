@@ -52,7 +52,7 @@ DIT = Recipe(
         "patch_size": 4,
         "norm_num_groups": 8,
     },
-    schedule={"family": "flow", "params": {}},
+    schedule={"family": "flow", "params": {"time_scale": 1000.0}},
     prediction="flow",
     times=Times("logit-normal"),
     zeroed=table.DIT_ZEROS,

@@ -129,8 +129,10 @@ def check_differentiable(problem: Problem) -> None:
             (out,) = denoiser.x0(x, node)
             (grad,) = torch.autograd.grad(out.sum(), x, allow_unused=True)
         reason = "its answer does not depend on the state" if grad is None else ""
-    except FewstepError:
-        raise
+    except FewstepError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        reason = str(error.__cause__).splitlines()[0]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
     if reason:
