@@ -105,14 +105,14 @@ def plan_inversion(
     schedule, clean = network.schedule, _find_clean_end(network, t_min)
 
     def make(count: int | None) -> InversionPlan:
-        final = Final.ZERO if schedule.family == "flow" or not _named(grid) else Final.SIGMA_MIN
+        final = Final.ZERO if schedule.family == "flow" or not _is_named(grid) else Final.SIGMA_MIN
         nodes = make_plan(schedule, settings, steps=count, grid=grid, final=final).grid.nodes
         times = [node.t for node in nodes if node.t > clean * (1.0 + 1e-9)]
         return make_inversion_plan(settings, TimeGrid.of(schedule, [*times, clean]))
 
-    if nfe is not None and (steps is not None or not _named(grid)):
+    if nfe is not None and (steps is not None or not _is_named(grid)):
         raise SettingError("give nfe, a budget of evaluations, or steps or times, not both")
-    if steps is not None or not _named(grid):
+    if steps is not None or not _is_named(grid):
         return make(steps)
     return _fit_plan(DEFAULT_NFE if nfe is None else nfe, settings, make)
 
@@ -226,7 +226,7 @@ def _plain(spec: StepSpec) -> bool:
     return not (spec.corr.on or spec.dA or any(spec.dB or ()))
 
 
-def _named(grid: str | Sequence[float] | None) -> bool:
+def _is_named(grid: str | Sequence[float] | None) -> bool:
     return grid is None or isinstance(grid, str)
 
 

@@ -26,7 +26,7 @@ from fewstep.models.attention import (
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
 from fewstep.samplers.editing import Editor, editor, list_editors, names, parse_editor
-from fewstep.samplers.editing.rf_edit import shared
+from fewstep.samplers.editing.rf_edit import list_shared_places
 from fewstep.samplers.editing.rf_inversion import RFInversion
 from fewstep.samplers.editing.uni_edit import _make_mask
 from fewstep.samplers.guidance import CFG
@@ -93,13 +93,13 @@ def test_full_injection_of_the_same_condition_reconstructs_no_worse(solver, slac
     ],
 )
 def test_places_are_those_that_both_ways_have(solver, inject, places):
-    assert shared(plan_inversion(dit().network, solver, steps=5), inject) == places
+    assert list_shared_places(plan_inversion(dit().network, solver, steps=5), inject) == places
 
 
 def test_uni_inv_with_all_steps_leaves_out_its_first_velocity():
     way = plan_inversion(dit().network, "uni-inv", steps=3)
     assert way.calls() == ([2, 1, 1], [1, 1, 1])
-    assert shared(way, 3) == {(0, 0), (1, 0), (2, 0)}
+    assert list_shared_places(way, 3) == {(0, 0), (1, 0), (2, 0)}
 
 
 def watched_places(spec, monkeypatch):

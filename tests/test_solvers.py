@@ -36,8 +36,8 @@ from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
-from fewstep.samplers.budget import fit_grid, predict_nfe
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
+from fewstep.samplers.plan import fit_grid, predict_nfe
 from fewstep.solvers import drive, names, queries, register
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())

@@ -71,7 +71,7 @@ class RFEdit:
             return self._resample(scene, way, self._invert(scene, way, None), None)
         taps = find_projections(scene.network.module, self.layers)
         _check_texts(scene, target if scale != 1.0 else {Branch.COND: target[Branch.COND]})
-        tape = Tape(taps, shared(way, self.inject), self.store)
+        tape = Tape(taps, list_shared_places(way, self.inject), self.store)
         with hold(scene.network.module, alone=True), tape.on():
             noise = self._invert(scene, way, tape)
             edited = self._resample(scene, way, noise, tape)
@@ -106,7 +106,7 @@ class RFEdit:
         return x / way.grid.nodes[-1].alpha
 
 
-def shared(way: InversionPlan, inject: int) -> frozenset[Place]:
+def list_shared_places(way: InversionPlan, inject: int) -> frozenset[Place]:
     """Returns the places in the `inject` noisiest intervals at which both ways evaluate.
 
     Raises:
