@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fewstep import CFG, Sampler, load
 from fewstep.cli import sample_app
 from fewstep.models.errors import SettingError
-from fewstep.samplers.run_record import CHUNK, Run, run_from_png
+from fewstep.samplers.run_record import CHUNK, Run, read_run
 
 CALL = {"class_labels": [2, 5], "solver": "ddim", "nfe": 2}
 
@@ -25,7 +25,7 @@ def test_a_picture_is_that_of_the_command(sampler, tmp_path):
     words += ["--cfg-scale", "2", "--out", str(tmp_path / "b.png"), "--quiet"]
     assert CliRunner().invoke(sample_app, words).exit_code == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert run_from_png(tmp_path / "a.png").classes == (2, 5)
+    assert read_run(tmp_path / "a.png").classes == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_picture_is_that_of_the_command(sampler, tmp_path):
 def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices):
     result = sampler(range(2), class_labels=4, **choices)
     result.save(tmp_path / "a.png")
-    run = run_from_png(tmp_path / "a.png")
+    run = read_run(tmp_path / "a.png")
     assert run.classes == (4, 4)
     assert (run.schedule is not None) == (choices == {"nfe": 5})
     assert torch.equal(run.execute(sampler).samples, result.samples)
@@ -63,7 +63,7 @@ def test_what_has_no_text_is_written_without_a_record(sampler, tmp_path):
         Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0}).save(path)
     assert Image.open(path).size == (36, 36)  # 2 pixels of white around it
     with pytest.raises(SettingError, match="carries no fewstep run"):
-        run_from_png(path)
+        read_run(path)
     for name, value in (("guidance", CFG(2.0, rescale=0.7)), ("callback", lambda *_: None)):
         with pytest.warns(UserWarning, match=f"carries no record of its run: its {name}"):
             sampler([1], **CALL | {"class_labels": 0, name: value}).save(path)
