@@ -134,7 +134,7 @@ def say_progress(works: Iterable[T], called: str, quiet: bool) -> Iterator[T]:
 
 
 def typed(ctx: typer.Context, name: str) -> bool:
-    """Whether the user gave this parameter; its value may still be its default."""
+    """Returns whether the user gave this parameter; its value may still be its default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

@@ -222,7 +222,7 @@ def _check_outputs(out: Path, suffix: str, strip: Path | None, image: Path) -> N
 
 
 def _either(label: int | None, prompt: str | None, *names: str) -> int | str | None:
-    """The class or the prompt, whichever was given."""
+    """Returns the class or the prompt, whichever was given."""
     if label is not None and prompt is not None:
         raise SettingError(f"give {' or '.join(names)}, not both")
     return label if prompt is None else prompt

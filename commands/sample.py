@@ -270,7 +270,7 @@ def _images(
     classes: str | None,
     per_class: int | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The seeds and the class labels, one each per image."""
+    """Returns the seeds and the class labels, one each per image."""
     from ..samplers.labels import parse_classes, parse_ranges
 
     if per_class is not None and per_class < 1:

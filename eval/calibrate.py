@@ -121,7 +121,7 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
 
 
 def tried(network: Network, caches: Sequence[str]) -> Iterator[str]:
-    """The settings that are tried on a network.
+    """Yields the settings that are tried on a network.
 
     Raises:
         SettingError: if a name has none prepared for it, or the network cannot be cached.
@@ -162,7 +162,7 @@ class Calibration:
         return Quality.parsed(self.request.quality)
 
     def front(self) -> list[FrontPoint]:
-        """Those that nothing cheaper is as good as."""
+        """Returns those that nothing cheaper is as good as."""
         best, found = math.inf, []
         for each in self.figures:
             if (badness := self.badness(each)) < best:
@@ -175,7 +175,7 @@ class Calibration:
         return self.quality.badness(figure.change)
 
     def chosen(self) -> FrontPoint:
-        """The cheapest that will do.
+        """Returns the cheapest that will do.
 
         Raises:
             SettingError: if none does, with the best there is.
@@ -196,7 +196,7 @@ class Calibration:
         )
 
     def file(self) -> CacheFile:
-        """The chosen setting with all that `sample --cache` must know of it."""
+        """Returns the chosen setting with all that `sample --cache` must know of it."""
         request, chosen = self.request, self.chosen()
         assert chosen.change is not None
         network = self.bench.network(request.network)
@@ -226,7 +226,7 @@ class Calibration:
         )
 
     def lines(self) -> Iterator[str]:
-        """The front as a table; what is good enough is marked."""
+        """Yields the front as a table; what is good enough is marked."""
         quality = self.quality
         yield f"{QUALITIES[quality.metric]}, {self.request.images} images"
         yield ""
@@ -239,7 +239,7 @@ class Calibration:
         yield ""
 
     def command(self, out: Path) -> str:
-        """What to type to use the file."""
+        """Returns what to type to use the file."""
         request = self.request
         words = ["sample", request.network, "--solver", request.solver, "--nfe", str(request.nfe)]
         words += [] if request.grid_type is None else ["--grid-type", request.grid_type]

@@ -32,7 +32,7 @@ class MetricReport:
         ]
 
     def as_json(self) -> str:
-        """The figures, the question and the extractor."""
+        """Returns the figures, the question and the extractor."""
         body = {
             "figures": [asdict(each) for each in self.figures],
             "images": self.request.images,

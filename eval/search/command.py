@@ -126,7 +126,7 @@ def _log_folder(folder: Path) -> Iterator[None]:
 
 
 def _begun(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
-    """Each search when its turn comes, with its reference and its share of the budget."""
+    """Yields each search when its turn comes, with its reference and its share of the budget."""
     budget = Budget.parse(request.budget)
     timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
     searches = resize(searches) if timetable is None else timetable.size(searches)
@@ -159,7 +159,7 @@ def _check_places(request: SearchRequest) -> None:
 
 
 def _file(name: str | None) -> Path | None:
-    """The file that a name may stand for."""
+    """Returns the file that a name may stand for."""
     return None if name is None else Path(name)
 
 
@@ -298,13 +298,13 @@ def _afs(request: SearchRequest, problem: Problem) -> tuple[Any, ...]:
 
 
 def mean_image(block: Block) -> MeanImage:
-    """The mean of the teacher's ends."""
+    """Returns the mean of the teacher's ends."""
     mean = block.ends.double().mean(0)
     return MeanImage.of(mean.flatten().tolist(), tuple(mean.shape))
 
 
 def summary(out: Path, found: SearchResult, request: SearchRequest) -> list[str]:
-    """What is printed of a result."""
+    """Returns what is printed of a result."""
     scores, facts = found.scores, found.schedule.provenance
     lines = [
         f"{out}: {size_of(found.schedule)}, {facts['objective']} {scores['test']:.4g} on test"
