@@ -20,7 +20,7 @@ def overhead(
         ),
     ] = 40,
 ) -> None:
-    """Time and tensor operations of solver steps, beside diffusers' schedulers."""
+    """Measures time and tensor operations of solver steps, beside diffusers' schedulers."""
     from ..eval.experiments.overhead import report
 
     typer.echo(report(steps, repeats))
@@ -38,7 +38,7 @@ def accuracy(
     ] = None,
     nfe: Budgets = "4-6,8,10,12,15,20,25,50",
 ) -> None:
-    """Distance from the exact solution for each solver and budget."""
+    """Measures the distance from the exact solution for each solver and budget."""
     from ..eval.experiments.accuracy import report
     from ..samplers.labels import parse_ranges
 
@@ -67,7 +67,7 @@ def search_toy(
         ),
     ] = False,
 ) -> None:
-    """Schedule search on a closed-form law: terminal error of named, evolved and trained ones."""
+    """Searches schedules on a closed-form law; compares named, evolved and trained ones."""
     from ..eval.search.toy_bench import ToyBench, report
 
     bench = ToyBench(
@@ -92,7 +92,7 @@ def inception(
         typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each; the fastest counts."),
     ] = 5,
 ) -> None:
-    """Time and agreement of the Inception features beside the TorchScript they come from."""
+    """Compares the Inception features with the TorchScript they come from, in time and value."""
     from ..eval.experiments.inception import report
 
     typer.echo(report(weights, batch, repeats))
@@ -103,7 +103,7 @@ def command(
         int, typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each command.")
     ] = 3,
 ) -> None:
-    """Wall time and peak memory of `sample` and `sample --help` as a user starts them."""
+    """Measures wall time and peak memory of `sample` and `sample --help` as a user starts them."""
     from ..eval.experiments.command import report
 
     typer.echo(report(repeats))

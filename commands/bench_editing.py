@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class InversionOptions:
-    """What `fewstep bench inversion` measures."""
+    """The runs of `fewstep bench inversion`."""
 
     model: Model = DEFAULT_MODEL
     data: LabelledData = "fashion-mnist-32:test"
@@ -69,7 +69,7 @@ def inversion(
     store: StoreFile = Path("inversion.jsonl"),
     quiet: QuietTable = False,
 ) -> None:
-    """PSNR of images after inversion and reconstruction, for all solvers in one table."""
+    """Measures PSNR after inversion and reconstruction, for all solvers in one table."""
     from ..eval.bench.runner import run_cells
     from ..eval.experiments.inversion import InversionBench, lines
 

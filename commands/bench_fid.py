@@ -41,7 +41,7 @@ PLURALS = {
 
 @dataclass
 class FidOptions:
-    """What is measured; `sweep` is the same as data."""
+    """The choices of a measurement; `sweep` is the same as data."""
 
     model: Annotated[
         list[str] | None,
@@ -156,7 +156,7 @@ class FidOptions:
 
 @dataclass
 class FidOutputs:
-    """What is shown, and written beside the store."""
+    """The files and the table that are made of a store."""
 
     table: TableText = "md"
     plot: Plot = None
@@ -201,7 +201,7 @@ def fid_nfe(
     outputs: FidOutputs,
     quiet: QuietTable = False,
 ) -> None:
-    """Image quality against network evaluations, for solvers, schedules and diffusers' own.
+    """Measures image quality against evaluations, of solvers, schedules and diffusers' own.
 
     Finished figures are in the store and are not drawn again: a run that was stopped goes on where
     it was. `accelerate launch -m fewstep.cli bench fid-nfe ...` shares the work among processes.
@@ -244,7 +244,7 @@ def fid_table(
     ],
     outputs: FidOutputs,
 ) -> None:
-    """The table of all figures in some stores; refuses rows that cannot be compared."""
+    """Prints the table of all figures in some stores; refuses rows that cannot be compared."""
     from ..eval.bench.rows import ResultStore
     from ..eval.experiments.fid_page import write_report
 

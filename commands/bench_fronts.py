@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GuidanceOptions:
-    """What `fewstep bench guidance` measures."""
+    """The runs of `fewstep bench guidance`."""
 
     model: Annotated[
         list[str] | None,
@@ -106,7 +106,7 @@ class GuidanceOptions:
 
 @dataclass
 class CacheOptions:
-    """What `fewstep bench cache` measures."""
+    """The runs of `fewstep bench cache`."""
 
     model: Annotated[
         list[str] | None,
@@ -194,7 +194,7 @@ def guidance_front(
     store: StoreFile = Path("guidance.jsonl"),
     outputs: FrontOutputs,
 ) -> None:
-    """Error to converged guidance against network rows, of policies that skip evaluations.
+    """Measures error against network rows, of guidance policies that skip evaluations.
 
     Finished figures are in the store and are not measured again.
     """
@@ -224,7 +224,7 @@ def cache_front(
     store: StoreFile = Path("cache.jsonl"),
     outputs: FrontOutputs,
 ) -> None:
-    """Error against effective evaluations of caches, beside fewer steps without a cache.
+    """Measures error against effective evaluations, of caches and of fewer steps without one.
 
     Finished figures are in the store and are not measured again.
     """

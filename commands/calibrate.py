@@ -44,7 +44,7 @@ def calibrate(
     echo(found.lines() if not quiet else ())
     if plot is not None:
         found.draw(plot)
-    typer.echo(found.written(request.out))
+    typer.echo(found.write(request.out))
     typer.echo(found.command(request.out))
 
 

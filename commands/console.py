@@ -29,7 +29,7 @@ class OneLineCommand(TyperCommand):
         sys.exit(run_in_one_line(partial(super().main, *args, **extra)))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does, but refuses empty strings, which options would take for no choice."""
+        """Parses as typer does, but refuses empty strings, which would pass for no choice."""
         refuse_empty(args)
         return super().parse_args(ctx, args)
 

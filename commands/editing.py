@@ -26,7 +26,7 @@ from .options import (
 
 @dataclass(frozen=True, kw_only=True)
 class InvertOptions:
-    """How a picture is taken to its noise."""
+    """The way of a picture to its noise."""
 
     class_: Annotated[
         int | None,
@@ -116,7 +116,7 @@ def invert(
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions:
-    """What a picture shows, and what it shall show."""
+    """The classes or prompts of a picture before and after."""
 
     from_class: Annotated[
         int | None,

@@ -44,7 +44,7 @@ BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet"}
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """What is drawn, as it is typed; `Run` is the same as it is recorded."""
+    """The choices of a run as they are typed; `Run` is the same as it is recorded."""
 
     model: Model = DEFAULT_MODEL
     solver: Annotated[
@@ -146,7 +146,7 @@ class SampleOptions:
 
     @property
     def speed(self) -> "Speed":
-        """How the network is run."""
+        """The form in which the network is run."""
         from ..models.speed import Speed
 
         return Speed(self.compile_, self.channels_last, self.cuda_graph)

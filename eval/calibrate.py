@@ -31,7 +31,7 @@ HIGHER = ("psnr",)  # is better; of the others lower is
 
 @dataclass(frozen=True)
 class Quality:
-    """What is asked of the cached images beside the uncached ones.
+    """How near cached images must stay to the uncached ones.
 
     metric: a name of `QUALITIES`; bound: the worst value that will do.
     """
@@ -40,8 +40,8 @@ class Quality:
     bound: float
 
     @classmethod
-    def parsed(cls, text: str) -> "Quality":
-        """`rel-l2=0.05` or `psnr=30`; raises FewstepError for anything else."""
+    def parse(cls, text: str) -> "Quality":
+        """Reads `rel-l2=0.05` or `psnr=30`; raises FewstepError for anything else."""
         name, _, value = text.partition("=")
         if name not in QUALITIES:
             raise UnknownNameError("quality", name, QUALITIES)
@@ -57,7 +57,7 @@ class Quality:
         return value >= self.bound if self.metric in HIGHER else value <= self.bound
 
     def badness(self, value: float) -> float:
-        """Smaller is better."""
+        """Returns the value with its sign turned where more is better."""
         return -value if self.metric in HIGHER else value
 
 
@@ -96,7 +96,7 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
         FewstepError: for what cannot be run, or not be written.
     """
     check_writable(request.out, ".json")
-    quality = Quality.parsed(request.quality)
+    quality = Quality.parse(request.quality)
     for each in request.cache or ():
         CACHES.get(each.partition(":")[0])
     front = CacheFront(
@@ -115,12 +115,12 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
     store = ResultStore(request.out.with_name(f"{request.out.name}.figures.jsonl"))
     store.check()
     bench = CacheBench(front, store, request.device)
-    policies = tuple(tried(bench.network(request.network), request.cache or ()))
+    policies = tuple(list_settings(bench.network(request.network), request.cache or ()))
     bench.front = replace(front, policies=policies)
     return bench
 
 
-def tried(network: Network, caches: Sequence[str]) -> Iterator[str]:
+def list_settings(network: Network, caches: Sequence[str]) -> Iterator[str]:
     """Yields the settings that are tried on a network.
 
     Raises:
@@ -144,7 +144,7 @@ def tried(network: Network, caches: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the runs gave: the settings, cheap first, and what was asked for."""
+    """The result of the runs: the settings, cheap first, and what was asked for."""
 
     request: CalibrationRequest
     bench: CacheBench
@@ -159,7 +159,7 @@ class Calibration:
     @cached_property
     def quality(self) -> Quality:
         """What was asked for."""
-        return Quality.parsed(self.request.quality)
+        return Quality.parse(self.request.quality)
 
     def front(self) -> list[FrontPoint]:
         """Returns those that nothing cheaper is as good as."""
@@ -215,7 +215,7 @@ class Calibration:
             ),
         )
 
-    def written(self, out: Path) -> str:
+    def write(self, out: Path) -> str:
         """Writes the file of the chosen setting, and says in one line what it costs."""
         file = self.file()
         file.write(out)
@@ -247,7 +247,7 @@ class Calibration:
         return " ".join([*words, "--cache", str(out)])
 
     def draw(self, path: Path) -> None:
-        """Quality against effective evaluations."""
+        """Draws quality against effective evaluations."""
         draw_panels([self], _paint, path)
 
 
@@ -325,5 +325,5 @@ def _guided_command(request: CalibrationRequest, threshold: float, found: Any) -
 
 
 def _below(threshold: float) -> float:
-    """In six digits, cut off and not rounded up, so that it saves no less."""
+    """Returns a threshold in six digits, cut off and not rounded up, so that it saves no less."""
     return math.floor(threshold * 1e6) / 1e6

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observed
-from fewstep.eval.calibrate import Calibration, Quality, tried
+from fewstep.eval.calibrate import Calibration, Quality, list_settings
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.architectures.stack import describe
@@ -80,15 +80,15 @@ def test_ratios_and_outputs_are_what_the_blocks_and_the_network_gave(dit, seen):
 
 
 def test_qualities_are_read_and_have_a_direction():
-    assert Quality.parsed("psnr=30").met(31.0)
-    assert not Quality.parsed("psnr=30").met(29.0)
-    assert Quality.parsed("rel-l2=0.05").met(0.04)
-    assert not Quality.parsed("rel-l2=0.05").met(0.06)
+    assert Quality.parse("psnr=30").met(31.0)
+    assert not Quality.parse("psnr=30").met(29.0)
+    assert Quality.parse("rel-l2=0.05").met(0.04)
+    assert not Quality.parse("rel-l2=0.05").met(0.06)
     with pytest.raises(UnknownNameError, match="rel-l2"):
-        Quality.parsed("rel-l3=0.05")
+        Quality.parse("rel-l3=0.05")
     for text in ("psnr", "psnr=much", "psnr=-1", "psnr=nan"):
         with pytest.raises(SettingError, match="is no quality"):
-            Quality.parsed(text)
+            Quality.parse(text)
 
 
 def test_psnr_is_the_mean_over_images():
@@ -118,16 +118,16 @@ def test_the_cheapest_that_will_do_is_chosen():
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
         found("rel-l2=0.005", *points).chosen()
     assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().run.policy == "p1"
-    with pytest.raises(SettingError, match="no cache was tried"):
+    with pytest.raises(SettingError, match="no cache was list_settings"):
         found("psnr=30").chosen()
 
 
 def test_names_stand_for_their_prepared_settings(dit):
-    assert len(list(tried(dit, ["magcache"]))) > 2
-    assert list(tried(dit, [LITE])) == [LITE]
-    assert "deepcache" not in {each.partition(":")[0] for each in tried(dit, [])}
+    assert len(list(list_settings(dit, ["magcache"]))) > 2
+    assert list(list_settings(dit, [LITE])) == [LITE]
+    assert "deepcache" not in {each.partition(":")[0] for each in list_settings(dit, [])}
     with pytest.raises(SettingError, match="only of cg-taylor, first-block"):
-        list(tried(dit, ["deepcache"]))
+        list(list_settings(dit, ["deepcache"]))
 
 
 def typed(*words):

@@ -97,9 +97,9 @@ def run_search(
         FewstepError: for anything that cannot be searched, before any work where possible.
     """
     _check_places(request)
-    searches = prepared(request)
+    searches = prepare_searches(request)
     with _log_folder(request.folder):
-        for search in _begun(searches, request):
+        for search in _start_searches(searches, request):
             watch = Progress(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
             )
@@ -125,7 +125,7 @@ def _log_folder(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def _begun(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
+def _start_searches(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
     """Yields each search when its turn comes, with its reference and its share of the budget."""
     budget = Budget.parse(request.budget)
     timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
@@ -163,7 +163,7 @@ def _file(name: str | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def prepared(request: SearchRequest) -> list[Search]:
+def prepare_searches(request: SearchRequest) -> list[Search]:
     """One search per size, all on one problem, checked before anything is computed or written."""
     sizes = sizes_of(request)
     budget = Budget.parse(request.budget).divided(len(sizes))
