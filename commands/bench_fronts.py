@@ -229,8 +229,9 @@ def cache_front(
     Finished figures are in the store and are not measured again.
     """
     from ..eval.bench.runner import run_cells
-    from ..eval.experiments.cache import CacheBench, CacheTimes
+    from ..eval.experiments.cache import CacheBench
     from ..eval.experiments.cache_table import CacheTable
+    from ..eval.experiments.cache_times import CacheTimes
 
     kept = outputs.open_store(store)
     bench = CacheBench(options.front(), kept, outputs.device)

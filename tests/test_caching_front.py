@@ -16,11 +16,11 @@ from fewstep.eval.experiments.cache import (
     UNCACHED,
     CacheBench,
     CacheFront,
-    CacheTimes,
 )
 from fewstep.eval.experiments.cache_policies import POLICIES
 from fewstep.eval.experiments.cache_rivals import is_rival, rival_run
 from fewstep.eval.experiments.cache_table import CacheTable
+from fewstep.eval.experiments.cache_times import CacheTimes
 from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.sampler import Sampler

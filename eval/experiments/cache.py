@@ -10,10 +10,9 @@ effective evaluations, of whichever solver is best there. Evaluations are effect
 Seconds are measured in a pass of their own, in turns with the uncached run.
 """
 
-import statistics
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +27,11 @@ from ...samplers.cache_file import format_cache
 from ...samplers.guidance import CFG
 from ...samplers.sampler import Result, Sampler
 from ...solvers import take_solver
-from ..bench.cell import Advance, Experiment
+from ..bench.cell import Advance
 from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error
 from ..bench.front_table import FrontPoint, FrontRun
 from ..bench.protocol import Protocol
-from ..bench.rows import ResultRow, SamplingCost
+from ..bench.rows import ResultRow
 from ..cache_calibration import Observed, observed
 from .cache_policies import POLICIES
 from .cache_rivals import is_rival, rival_effective, rival_run
@@ -249,53 +248,6 @@ class CacheBench(FrontBench):
         """Returns what teacache and magcache are fitted to: a full run of this solver and steps."""
         network = self.network(cell.model)
         return observed(network, self.front.images, nfe=cell.nfe, **self.call(cell))
-
-
-Group = tuple[FrontRun, ...]
-
-
-class CacheTimes(Experiment[Group, ResultRow]):
-    """The seconds of a front: medians of runs in turns with the uncached one, as their ratio."""
-
-    unit = "group"
-
-    def __init__(self, bench: CacheBench, repeats: int) -> None:
-        self.bench, self.repeats = bench, repeats
-        self.store, self.remarks = bench.store, bench.remarks
-
-    def cells(self) -> list[Group]:
-        return self.bench.front.groups()
-
-    def find_rows(self, cell: Group) -> list[ResultRow]:
-        rows = (self.bench.find_row(run, TIME) for run in cell[1:])
-        return [row for row in rows if row is not None]
-
-    def is_done(self, cell: Group) -> bool:
-        return len(self.find_rows(cell)) == len(cell) - 1
-
-    def measure(self, cell: Group, advance: Advance) -> list[ResultRow]:
-        """Returns the ratios of those that have none yet and can be run."""
-        missing = [run for run in cell[1:] if self.bench.find_row(run, TIME) is None]
-        able = [run for run in missing if self._warm_up(run)]
-        seconds: dict[FrontRun, list[float]] = {run: [] for run in (cell[0], *able)}
-        for _ in range(self.repeats if able else 0):
-            for run, taken in seconds.items():
-                taken.append(self.bench.time_run(run))
-        return [self._row(run, seconds[run], seconds[cell[0]]) for run in able]
-
-    def _warm_up(self, run: FrontRun) -> bool:
-        """Runs it once, and returns whether it runs at all."""
-        try:
-            self.bench.time_run(run)
-        except FewstepError as error:
-            self.bench.leave_out(run, error)
-            return False
-        return True
-
-    def _row(self, run: FrontRun, taken: Sequence[float], uncached: Sequence[float]) -> ResultRow:
-        median, usual = statistics.median(taken), statistics.median(uncached)
-        cost = SamplingCost(nfe=run.nfe, rows=run.nfe, effective=0.0, flops=0.0, seconds=median)
-        return ResultRow.now(self.bench.protocol_of(run, TIME), median / usual, cost=cost)
 
 
 @contextmanager
