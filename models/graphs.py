@@ -256,7 +256,7 @@ def _clone_outputs(tree: Any) -> Any:
 
 def _check_plain(outputs: Any) -> None:
     if type(outputs) not in (tuple, list, dict) and not isinstance(outputs, Tensor):
-        raise TypeError(f"it returns a {type(outputs).__name__}, whose tensors cannot be told")
+        raise TypeError(f"it returns a {type(outputs).__name__}, whose tensors are unknown")
 
 
 def is_hashable(key: Any) -> bool:

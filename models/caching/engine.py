@@ -74,7 +74,7 @@ class Engine(ABC):
                 self.policy.check(calls)
             elif calls is None and self.policy.needs_calls:
                 raise SettingError(
-                    f"{self.policy.info.name} must know how many calls a run has, and nobody said;"
+                    f"{self.policy.info.name} must know how many calls a run has;"
                     " use caching(network, policy, calls=STEPS)"
                 )
         return self._lengths[stage]
@@ -245,7 +245,7 @@ def warn_of_zero_hits(ledger: CacheLedger, policy: Policy) -> None:
         if ledger.restarts > 1:
             advice = (
                 f"its batch changed between them {ledger.restarts} times, which makes it start"
-                " anew; drop it, or the guidance that leaves rows out"
+                " over; drop it, or the guidance that leaves rows out"
             )
         warnings.warn(
             f"{policy.info.name} skipped none of {len(ledger.calls)} calls; {advice}", stacklevel=4
