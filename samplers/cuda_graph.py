@@ -51,14 +51,14 @@ class RecordedRun:
         """Carries x as `carry` does; its cost is counted in the denoiser's ledgers."""
         conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
         work = partial(self._run_steps, denoiser)
-        x, norms, told = self.graphs.run(work, self.key, (x, conditions), WHAT)
-        denoiser.ledger.add(told.ledger)
+        x, norms, record = self.graphs.run(work, self.key, (x, conditions), WHAT)
+        denoiser.ledger.add(record.ledger)
         denoiser.unchecked += [
             PendingNorm(node, values, norm)
-            for (node, values), norm in zip(told.outputs, norms, strict=True)
+            for (node, values), norm in zip(record.outputs, norms, strict=True)
         ]
         if denoiser.cache is not None:
-            denoiser.cache.add_record(told.cached)
+            denoiser.cache.add_record(record.cached)
         return x
 
     def _run_steps(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], HostRecord]:
@@ -69,12 +69,12 @@ class RecordedRun:
         if cache is not None:
             cache.begin(count_stage_calls(self.plan.solver, self.plan.grid))
         x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
-        told = HostRecord(
+        record = HostRecord(
             own.ledger,
             [(each.node, each.values) for each in own.unchecked],
             None if cache is None else cache.record(before),
         )
-        return x, [each.norm for each in own.unchecked], told
+        return x, [each.norm for each in own.unchecked], record
 
 
 def make_recorded_run(

@@ -63,16 +63,22 @@ class Inversion:
     ledger: Ledger
     prompt: str | tuple[str, ...] | None = None
 
-    def save(self, path: Path, **told: Any) -> None:
+    def save(self, path: Path, **further: Any) -> None:
         """Writes the noise as float32 .safetensors, whose metadata say how to go back.
 
-        told: further facts to keep there, such as the model's name.
+        further: facts to keep there, such as the model's name.
         """
         from safetensors.torch import save
 
         times = [node.t for node in self.route.grid]
         solver, labels = _format_spec(self.route.settings), self.labels
-        facts = {"solver": solver, "labels": labels, "prompt": self.prompt, "times": times, **told}
+        facts = {
+            "solver": solver,
+            "labels": labels,
+            "prompt": self.prompt,
+            "times": times,
+            **further,
+        }
         noise = self.noise.float().contiguous().cpu()
         body = save({NOISE: noise}, {CHUNK: json.dumps(facts)})
         write_bytes(path, body)
@@ -149,10 +155,10 @@ def invert(
     with torch.no_grad(), hold(network.module), _timed(denoiser.ledger), bar:
         noise = walk(denoiser, way, states[0], step_done)
     labels = branches[Branch.COND].get("class_labels")
-    told = None if labels is None else tuple(labels.tolist())
+    classes = None if labels is None else tuple(labels.tolist())
     kept = torch.stack(states).cpu() if trajectory else None
     text = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
-    return Inversion(noise.cpu(), way, told, kept, denoiser.ledger, text)
+    return Inversion(noise.cpu(), way, classes, kept, denoiser.ledger, text)
 
 
 def reconstruct(

@@ -84,7 +84,7 @@ class GuidedPipeline:
         self._forget()
 
     def _forget(self) -> None:
-        self.course: PolicyRun | None = None
+        self.policy_run: PolicyRun | None = None
         self.cache: Attachment | None = None
         self.n = self.calls = 0
         self.cond = self.held = torch.empty(0)  # the answer to the first of two calls, and a copy
@@ -126,7 +126,7 @@ class GuidedPipeline:
         """Returns the answer to a batch [u, c]: the guided prediction twice."""
         images = len(call.x) // 2
         u, c = call.x[:images], call.x[images:]
-        if self.course is None and (len(call.x) % 2 or not torch.equal(u, c)):
+        if self.policy_run is None and (len(call.x) % 2 or not torch.equal(u, c)):
             raise self._make_unguided_error()
         asks = self._ask(call, images)
         rows = [
@@ -143,9 +143,9 @@ class GuidedPipeline:
 
     def _tell_cache(self, asks: Sequence[Ask]) -> None:
         """Says to a cache beneath which branches come next; it cannot tell rows left out."""
-        assert self.course is not None
+        assert self.policy_run is not None
         if self.cache is not None and all(ask.rows is None for ask in asks):
-            self.cache.announce([ask.branch for ask in asks], self.course.moment.stage)
+            self.cache.announce([ask.branch for ask in asks], self.policy_run.moment.stage)
 
     def _answer_first(self, call: NetworkCall) -> Tensor:
         """Returns the answer to the conditional call, the first of two."""
@@ -160,17 +160,17 @@ class GuidedPipeline:
 
     def _answer_second(self, call: NetworkCall) -> Tensor:
         """Returns the answer to the unconditional call, and updates what the pipeline holds."""
-        if self.result is None and self.course is not None:
-            uncond = call.evaluate(self.course.asks[0].rows)
+        if self.result is None and self.policy_run is not None:
+            uncond = call.evaluate(self.policy_run.asks[0].rows)
             self._count(0, len(uncond))
             self.result = self.held.copy_(self._combine([uncond, self.cond], call.x))
         assert self.result is not None
         return self.result
 
     def _ask(self, call: NetworkCall, images: int) -> tuple[Ask, ...]:
-        if self.course is None:
-            self.course = self._begin(call, images)
-        return self.course.ask(self.n)
+        if self.policy_run is None:
+            self.policy_run = self._begin(call, images)
+        return self.policy_run.ask(self.n)
 
     def _begin(self, call: NetworkCall, images: int) -> PolicyRun:
         """Returns the run of the policy, at the first call of the network."""
@@ -213,10 +213,10 @@ class GuidedPipeline:
 
     def _combine(self, raws: Sequence[Tensor], x: Tensor) -> Tensor:
         """Returns the guided output; a learned sigma beside it is that of the conditional one."""
-        assert self.course is not None
+        assert self.policy_run is not None
         last, width = raws[-1], min(x.shape[1], raws[-1].shape[1])
-        told = [self.layout.sign * raw[:, :width] for raw in raws]
-        made = self.layout.sign * self.course.combine(told, x[:, :width])
+        outputs = [self.layout.sign * raw[:, :width] for raw in raws]
+        made = self.layout.sign * self.policy_run.combine(outputs, x[:, :width])
         if self.layout.normed:
             made = made * (last.norm(dim=-1, keepdim=True) / made.norm(dim=-1, keepdim=True))
         return made if width == last.shape[1] else torch.cat([made, last[:, width:]], dim=1)

@@ -44,7 +44,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         self.register_to_config(policy=str(policy))
         self.policy, self.scheduler = policy, scheduler
         self.ledger = Ledger()
-        self.course: PolicyRun | None = None
+        self.policy_run: PolicyRun | None = None
         self.asks: tuple[Ask, ...] = BOTH
         self.x = torch.empty(0)
         self.hook: Any = None
@@ -63,7 +63,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         super().set_state(step, num_inference_steps, timestep)
         self.asks = BOTH
         if step == 0:
-            self.course = None
+            self.policy_run = None
 
     @property
     def is_conditional(self) -> bool:
@@ -103,8 +103,8 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         pred, raws = pred_cond, [pred_cond] if pred_uncond is None else [pred_uncond, pred_cond]
-        if self._enabled and self.course is not None:
-            pred = self.course.combine(raws, self.x[:, : pred_cond.shape[1]])
+        if self._enabled and self.policy_run is not None:
+            pred = self.policy_run.combine(raws, self.x[:, : pred_cond.shape[1]])
             self.asks = BOTH
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
@@ -118,20 +118,20 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         """Decides which predictions this step is made of."""
         if not self._enabled:
             return
-        told, step = float(self._timestep), self._step
-        if self.course is None:
+        label, step = float(self._timestep), self._step
+        if self.policy_run is None:
             process, labels = read_scheduler(self.scheduler)
-            start = find_nearest(told, labels)  # later than the first where an image is the start
+            start = find_nearest(label, labels)  # later than the first where an image is the start
             self.labels = labels[start:]
-            self.course = PolicyRun(self.policy, PlannedRun(process, self.labels, len(batch)))
+            self.policy_run = PolicyRun(self.policy, PlannedRun(process, self.labels, len(batch)))
             self.ledger.images += len(batch)
-        if step >= len(self.labels) or abs(self.labels[step] - told) > SAME:
+        if step >= len(self.labels) or abs(self.labels[step] - label) > SAME:
             raise SettingError(
-                f"step {step} of this pipeline is at timestep {told:g}, where its guider's"
+                f"step {step} of this pipeline is at timestep {label:g}, where its guider's"
                 " scheduler is not; make it with the one that runs: PolicyGuider(policy,"
                 " pipe.scheduler)"
             )
-        self.asks = self.course.ask(step)
+        self.asks = self.policy_run.ask(step)
 
 
 def _is_batch(pair: Any) -> bool:
