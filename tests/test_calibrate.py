@@ -118,7 +118,7 @@ def test_the_cheapest_that_will_do_is_chosen():
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
         found("rel-l2=0.005", *points).chosen()
     assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().run.policy == "p1"
-    with pytest.raises(SettingError, match="no cache was list_settings"):
+    with pytest.raises(SettingError, match="no cache was tried"):
         found("psnr=30").chosen()
 
 
