@@ -17,12 +17,14 @@ from laws import (
     walk,
     with_table,
 )
+from pydantic import ValidationError
 from test_step_schedule import RANDOM, execute
 from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError
 from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
+from fewstep.samplers.run_record import Run
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, queries, solver
 from fewstep.solvers.artefact import MeanImage
@@ -99,6 +101,16 @@ def test_version_1_is_read_and_runs_as_it_did():
         for dtype in (torch.float32, torch.float64):
             x = start(old.grid()).to(dtype) * 0.2
             assert torch.equal(execute(new, x, MIXTURE.x0), execute(old, x, MIXTURE.x0))
+
+
+def test_a_record_of_version_1_is_read():
+    """As it lies in a picture: without what is null."""
+    old = solver("unipc-2").step_schedule(even_in_lam(RectifiedFlow(), 4))
+    record = {"model": "m", "seeds": "0-1", "schedule": old.model_dump(exclude_none=True)}
+    assert Run.model_validate(record).schedule == Schedule.of_steps(old)
+    record["schedule"]["nfe"] = 3
+    with pytest.raises(ValidationError, match="nfe is 3, but the steps take 4"):
+        Run.model_validate(record)
 
 
 def test_a_mean_of_version_1_stands_in_still():
