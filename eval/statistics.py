@@ -35,7 +35,7 @@ class StatisticsError(FewstepError, ValueError):
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureOrigin:
     """What features were taken with; sets compare only if all of it agrees.
 
     extractor: its name, such as inception.
@@ -58,7 +58,7 @@ class Statistics:
     mu: Array
     cov: Array
     n: int = 0
-    origin: Origin | None = None
+    origin: FeatureOrigin | None = None
 
     def __post_init__(self) -> None:
         dim = self.mu.size
@@ -156,7 +156,7 @@ def load_npz(path: Path) -> tuple[dict[str, Statistics], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as file:
             kinds = {output: keys for output, keys in KEYS.items() if keys[2] in file}
             rows = {output: _numbers(file, keys[2], None) for output, keys in kinds.items()}
-            origin = Origin(**json.loads(str(file["origin"]))) if "origin" in file else None
+            origin = FeatureOrigin(**json.loads(str(file["origin"]))) if "origin" in file else None
             n = int(file["n"]) if "n" in file else 0
             found = {
                 output: Statistics(_numbers(file, keys[0]), _numbers(file, keys[1]), n, origin)
@@ -195,7 +195,7 @@ def holds_statistics(path: Path) -> bool:
         return False
 
 
-def _summed(rows: Any, origin: Origin | None) -> Statistics:
+def _summed(rows: Any, origin: FeatureOrigin | None) -> Statistics:
     if rows.ndim != 2:
         raise StatisticsError(f"rows of features must be (n, D), not {rows.shape}")
     moments = Moments(rows.shape[1])
@@ -255,7 +255,7 @@ class Moments:
         self._sum += flat[1 : 1 + self.dim]
         self._products += flat[1 + self.dim :].view(self.dim, self.dim)
 
-    def statistics(self, origin: Origin | None = None) -> Statistics:
+    def statistics(self, origin: FeatureOrigin | None = None) -> Statistics:
         """Mean and covariance with ddof 1; raises StatisticsError for fewer than two images."""
         if self.n < 2:
             raise StatisticsError(f"a covariance needs at least 2 images, not {self.n}")
@@ -303,7 +303,7 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
         )
 
 
-def check_origin(a: Origin | None, b: Origin | None) -> None:
+def check_origin(a: FeatureOrigin | None, b: FeatureOrigin | None) -> None:
     """Raises StatisticsError if two known origins differ."""
     if a is None or b is None:
         return

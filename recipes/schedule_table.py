@@ -18,7 +18,7 @@ from searched_schedules import LOGS, jobs
 from fewstep.eval.search.log import Trial, ranked
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 from fewstep.models.load import load
 from fewstep.solvers.artefact import Artefact
 from fewstep.solvers.presets import preset, preset_names
@@ -63,7 +63,7 @@ def _distance(problem: Problem, schedule: Artefact) -> float:
     return aim(problem, schedule, problem.block("test"))
 
 
-def _rivals(folder: Path, size: Size) -> Iterator[tuple[str, Artefact]]:
+def _rivals(folder: Path, size: SearchSize) -> Iterator[tuple[str, Artefact]]:
     lines = (line for path in folder.glob("worker-*.jsonl") for line in path.open())
     trials = ranked(Trial.model_validate_json(line) for line in lines)
     named = [t for t in trials if t.strategy == "grid" and size.fits(t.schedule)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fewstep.eval.requests import SearchRequest
 from fewstep.eval.search.command import run_search, summary
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "solvers" / "presets"
@@ -25,19 +25,19 @@ MODELS = ("fashion-dit", "fashion-unet")
 NFES = {1.0: (4, 5, 6, 8, 10), 2.0: (5, 8)}  # guidance scale -> evaluations
 
 
-def jobs() -> dict[str, tuple[str, float, Size]]:
+def jobs() -> dict[str, tuple[str, float, SearchSize]]:
     """Name -> network, guidance scale, size."""
     found = [
-        (model, scale, Size(nfe))
+        (model, scale, SearchSize(nfe))
         for scale, nfes in NFES.items()
         for model in MODELS
         for nfe in nfes
     ]
-    found.append(("fashion-dit", 3.0, Size(16, "rows")))
+    found.append(("fashion-dit", 3.0, SearchSize(16, "rows")))
     return {_name(*each): each for each in found}
 
 
-def _name(model: str, scale: float, size: Size) -> str:
+def _name(model: str, scale: float, size: SearchSize) -> str:
     return f"{model}-{size.mark}" + ("" if scale == 1.0 else f"-cfg{scale:g}")
 
 

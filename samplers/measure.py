@@ -42,7 +42,7 @@ from ..models.probe import answer
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
 from ..solvers.artefact import Process
-from ..solvers.model_statistics import Facts, ModelStatistics
+from ..solvers.model_statistics import ModelStatistics, StatisticsFacts
 from .conditions import Branches, Conditions, make_branches, take_rows
 from .grid import find_lam_ends
 from .guidance import CFG, guide_x0
@@ -101,7 +101,7 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
     probe = _make_probe(network, take_rows(branches, slice(0, 1))[Branch.COND], what.seed)
     low, high = find_lam_ends(network.schedule)
     lams = [low + (high - low) * i / what.nodes for i in range(what.nodes + 1)]
-    facts = Facts(
+    facts = StatisticsFacts(
         process=Process.model_validate(process_of(network.schedule)),
         network=network.name,
         data=what.source,
@@ -267,7 +267,7 @@ def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str
     return {"x": x, **kept, "x0": answer(network, x, kept)}
 
 
-def _keep_moments(task: _Task, facts: Facts, probe: dict[str, Tensor]) -> Moments:
+def _keep_moments(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor]) -> Moments:
     """Returns the node's means, from the folder of finished nodes or measured and put there."""
     if task.what.partial is None:
         return task.moments()

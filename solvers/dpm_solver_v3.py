@@ -116,7 +116,7 @@ class Stage:
         return Stage(level, corrector, self.predictor.to(x))
 
 
-class Memory(NamedTuple):
+class V3Memory(NamedTuple):
     """The number of the next step, the state that the last step left and the f before it."""
 
     n: int = 0
@@ -140,10 +140,10 @@ class V3Steps:
     kept: list[int]
     _moved: dict[tuple[torch.dtype, torch.device], list[Stage]] = field(default_factory=dict)
 
-    def init(self) -> Memory:
-        return Memory()
+    def init(self) -> V3Memory:
+        return V3Memory()
 
-    def step(self, x: Tensor, state: Memory, t: Node, s: Node) -> Step[Memory]:
+    def step(self, x: Tensor, state: V3Memory, t: Node, s: Node) -> Step[V3Memory]:
         n, stages = state.n, self._for(x)
         x0 = yield x, t
         f = ((x * stages[n].level).sub_(x0), *state.f)
@@ -152,14 +152,14 @@ class V3Steps:
             x = corrector(state.start, f)
         redone = n + 1 < len(stages) and stages[n + 1].corrector is not None
         start = x if redone else None
-        return stages[n].predictor(x, f), Memory(n + 1, start, f[: self.kept[n]])
+        return stages[n].predictor(x, f), V3Memory(n + 1, start, f[: self.kept[n]])
 
     @property
     def reach(self) -> int:
         """As `Rewritable` has it."""
         return max(self.kept)
 
-    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+    def rewritten(self, state: V3Memory, changes: Sequence[Revision]) -> V3Memory:
         """As `Rewritable` has it, by f = level x - x0.
 
         The corrector redoes the last step from its start. That start is moved to where the step

@@ -86,7 +86,7 @@ class EVODiff:
         nodes = list(grid.nodes)
         before, after = [], []
         if grid.denoise or nodes[-1].sigma == 0.0:
-            after = [Row(x=0.0, m=nodes.pop().alpha)]
+            after = [EVODiffRow(x=0.0, m=nodes.pop().alpha)]
         if nodes[0].alpha == 0.0 and len(nodes) > 1:
             before = [_ddim(nodes.pop(0), nodes[0])]
         rows = _rows(nodes, self.final_step == "reference", self.lower_order_final)
@@ -113,7 +113,7 @@ class Balance:
 
 
 @plain(frozen=True, slots=True)
-class Row:
+class EVODiffRow:
     """One step: x_s = x x' + m m' + f (m' - m0), with m' the x0 found and x' the corrected state.
 
     back:  the step whose probe the state is; None if the state needs no correction.
@@ -161,7 +161,7 @@ class Change(NamedTuple):
     v: Tensor
 
 
-class Memory(NamedTuple):
+class EVODiffMemory(NamedTuple):
     """The number of the next step; m0 and m0 - m1, as far as they are needed; the probe made."""
 
     n: int = 0
@@ -176,20 +176,20 @@ Weight = Tensor | float
 class EVODiffSteps:
     """EVODiff's steps; axis: the first that inner products sum over."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[EVODiffRow, ...]
     axis: int
 
-    def init(self) -> Memory:
-        return Memory()
+    def init(self) -> EVODiffMemory:
+        return EVODiffMemory()
 
     def step(
-        self, x: Tensor, state: Memory, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, Memory]]:
+        self, x: Tensor, state: EVODiffMemory, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, EVODiffMemory]]:
         """The row numbered `state.n`; the nodes are those it was made for."""
         n, row = state.n, self.rows[state.n]
         x_s, state = self._advance(row, x, state, (yield x, t))
         if row.close:
-            close = Row(x=1.0, m=0.0, back=row.ahead)
+            close = EVODiffRow(x=1.0, m=0.0, back=row.ahead)
             x_s, state = self._advance(close, x_s, state, (yield x_s, s))
         return x_s, state._replace(n=n + 1)
 
@@ -198,7 +198,7 @@ class EVODiffSteps:
         """As `Rewritable` has it."""
         return max(row.keep for row in self.rows)
 
-    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+    def rewritten(self, state: EVODiffMemory, changes: Sequence[Revision]) -> EVODiffMemory:
         """As `Rewritable` has it; the probe is measured anew, on the new predictions."""
         if not state.kept:
             return state
@@ -208,13 +208,15 @@ class EVODiffSteps:
         f = state.kept[1] + moved[0] - (moved[1] if len(moved) > 1 else 0.0)
         probe, row = state.probe, self.rows[state.n - 1]
         if probe is not None and row.ahead is not None:
-            probe = _probe(row.ahead, self._change(Memory(kept=(m - f,)), f))
+            probe = _probe(row.ahead, self._change(EVODiffMemory(kept=(m - f,)), f))
         return state._replace(kept=(m, f), probe=probe)
 
-    def _advance(self, row: Row, x: Tensor, state: Memory, m: Tensor) -> tuple[Tensor, Memory]:
+    def _advance(
+        self, row: EVODiffRow, x: Tensor, state: EVODiffMemory, m: Tensor
+    ) -> tuple[Tensor, EVODiffMemory]:
         """x_s, and what is kept, once x0 = m is known at x."""
         if not state.kept:
-            return combine((row.x, row.m), x, m), Memory(kept=(m,)[: row.keep])
+            return combine((row.x, row.m), x, m), EVODiffMemory(kept=(m,)[: row.keep])
         f = m - state.kept[0]
         weights: Sequence[Weight] = (row.m, row.f)
         probe = None
@@ -226,9 +228,9 @@ class EVODiffSteps:
                 x_s.addcmul_(tensor, weight.to(x.dtype))
             elif weight:
                 x_s.add_(tensor, alpha=weight)
-        return x_s, Memory(kept=(m, f)[: row.keep], probe=probe)
+        return x_s, EVODiffMemory(kept=(m, f)[: row.keep], probe=probe)
 
-    def _change(self, state: Memory, f: Tensor) -> Change:
+    def _change(self, state: EVODiffMemory, f: Tensor) -> Change:
         """Three sums over the whole state; the others are known from the step before."""
         wide = torch.float32 if f.device.type == "mps" else torch.float64
         m0, *earlier, f = (tensor.to(wide) for tensor in (*state.kept, f))
@@ -242,7 +244,7 @@ class EVODiffSteps:
         return a.sum(axes, keepdim=True) if axes else a  # to torch no axes are all axes
 
 
-def _weights(row: Row, made: Probe | None, to: Change) -> tuple[list[Weight], Probe | None]:
+def _weights(row: EVODiffRow, made: Probe | None, to: Change) -> tuple[list[Weight], Probe | None]:
     """What m, f and e are multiplied by in x_s, and the next probe."""
     weights: list[Weight] = [row.m, row.f, 0.0]
     if row.back and made:
@@ -265,7 +267,7 @@ def _probe(n: Balance, to: Change) -> Probe:
     return Probe(a, p, gain, torch.where(mm > rounding, mm, 0.0), me, to.ff)
 
 
-def _correction(row: Row, n: Balance, made: Probe, to: Change) -> list[Weight]:
+def _correction(row: EVODiffRow, n: Balance, made: Probe, to: Change) -> list[Weight]:
     """Weights of m, f and e in x_s with the state corrected, D1 = a m0 + p e and D2 = f + a2 m0."""
     a, p, gain, mm, me, ee = made
     a2 = to.v * n.w + n.drift
@@ -307,7 +309,7 @@ def _ratio(a: Tensor, b: Tensor, otherwise: float, floor: Tensor | float = 0.0) 
     return torch.where(b > floor, a / b, otherwise)
 
 
-def _rows(nodes: Sequence[Node], reference: bool, lower: bool) -> list[Row]:
+def _rows(nodes: Sequence[Node], reference: bool, lower: bool) -> list[EVODiffRow]:
     """Steps 1 .. N between nodes whose kappa is finite."""
     last = len(nodes) - 1
     steps = {i: _balance(nodes, i) for i in range(2, last + (not lower))}
@@ -321,18 +323,18 @@ def _rows(nodes: Sequence[Node], reference: bool, lower: bool) -> list[Row]:
     return rows
 
 
-def _ddim(t: Node, s: Node) -> Row:
+def _ddim(t: Node, s: Node) -> EVODiffRow:
     ratio = s.sigma / t.sigma
-    return Row(x=ratio, m=s.alpha - t.alpha * ratio)
+    return EVODiffRow(x=ratio, m=s.alpha - t.alpha * ratio)
 
 
-def _contrast(t: Node, s: Node) -> Row:
+def _contrast(t: Node, s: Node) -> EVODiffRow:
     """The released last step."""
     plain_row, ratio = _ddim(t, s), s.kappa / t.kappa
     fade = 1.0 - math.sqrt(s.kappa * t.kappa)
     k = 1.0 - 0.5 * math.sqrt(ratio if ratio < 0.5 else ratio - 0.5)
     m, f = 0.5 * plain_row.m * (1.0 - k), 0.5 * plain_row.m * k  # of g (m0 - k m1) / 2
-    return Row(x=fade * plain_row.x, m=fade * plain_row.m + m, f=f)
+    return EVODiffRow(x=fade * plain_row.x, m=fade * plain_row.m + m, f=f)
 
 
 def _balance(nodes: Sequence[Node], i: int) -> Balance:

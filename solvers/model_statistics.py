@@ -31,7 +31,7 @@ from .artefact import Process
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
 
 
-class Facts(BaseModel):
+class StatisticsFacts(BaseModel):
     """What statistics were made from.
 
     process:   the noise schedule of the network.
@@ -65,7 +65,7 @@ class ModelStatistics:
     l: Tensor  # noqa: E741
     s: Tensor
     b: Tensor
-    facts: Facts | None = None
+    facts: StatisticsFacts | None = None
     probe: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -79,7 +79,9 @@ class ModelStatistics:
         """Reads what `to_bytes` wrote; raises SettingError if that is not what the file is."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                facts = Facts.model_validate_json((file.metadata() or {}).get("facts", "{}"))
+                facts = StatisticsFacts.model_validate_json(
+                    (file.metadata() or {}).get("facts", "{}")
+                )
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             lam = tuple(held.pop("lam").tolist())
             l, s, b = (held.pop(name).double() for name in "lsb")  # noqa: E741

@@ -90,7 +90,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One step, ready to run: x_s = a x + b x0 + u u0 + sum_j c_j kept_j + d z.
 
     query:    what is asked; None if nothing is.
@@ -107,17 +107,17 @@ class Row:
     z: float
     kept: tuple[float, ...]
     keep: tuple[int, ...]
-    push: tuple["Origin", ...]
+    push: tuple["KeptTerm", ...]
 
 
-class Memory(NamedTuple):
+class TableMemory(NamedTuple):
     """The number of the next step and what it needs of earlier nodes, newest first."""
 
     n: int = 0
     kept: tuple[Tensor, ...] = ()
 
 
-class Origin(NamedTuple):
+class KeptTerm(NamedTuple):
     """A kept tensor as weights of the state and the predictions of step n."""
 
     n: int
@@ -127,7 +127,7 @@ class Origin(NamedTuple):
 
 
 class TableSteps:
-    """Runs a table, whatever solver it comes from. Holds one `Row` of numbers per step."""
+    """Runs a table, whatever solver it comes from. Holds one `TableRow` of numbers per step."""
 
     def __init__(self, table: Table) -> None:
         self.guided = table.guided
@@ -136,12 +136,12 @@ class TableSteps:
         self.starts = table.starts
         self._given = None if table.given is None else Constant(table.given)
 
-    def init(self) -> Memory:
-        return Memory()
+    def init(self) -> TableMemory:
+        return TableMemory()
 
     def step(
-        self, x: Tensor, state: Memory, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, Memory]]:
+        self, x: Tensor, state: TableMemory, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, TableMemory]]:
         """The row numbered `state.n`; the nodes are those it was made for."""
         row, kept = self.rows[state.n], state.kept
         x_s = x * row.x
@@ -162,16 +162,16 @@ class TableSteps:
         if row.z:
             x_s.add_((yield x, None), alpha=row.z)
         pushed = [u0 if each.u0 else combine((each.x, each.x0), x, x0) for each in row.push]
-        return x_s, Memory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
+        return x_s, TableMemory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
 
     def _stand_in(self, x: Tensor) -> Tensor:
         """What x0 is taken to be where the network is not asked."""
         return x.new_zeros(()).expand_as(x) if self._given is None else self._given.on(x)
 
     @cached_property
-    def origins(self) -> tuple[tuple[Origin, ...], ...]:
+    def origins(self) -> tuple[tuple[KeptTerm, ...], ...]:
         """Before each step, and after the last, where every kept tensor comes from."""
-        found: list[tuple[Origin, ...]] = [()]
+        found: list[tuple[KeptTerm, ...]] = [()]
         for n, row in enumerate(self.rows):
             found.append((*row.push, *[found[n][i] for i in row.keep]))
         return tuple(found)
@@ -182,7 +182,7 @@ class TableSteps:
         ages = [n - each.n for n, held in enumerate(self.origins) for each in held if each.x0]
         return max(ages, default=0)
 
-    def rewritten(self, state: Memory, changes: Sequence[Revision]) -> Memory:
+    def rewritten(self, state: TableMemory, changes: Sequence[Revision]) -> TableMemory:
         """As `Rewritable` has it: every kept tensor is linear in its own node's prediction.
 
         Where the next step does not begin at the last state but at an older one, as in tables and
@@ -204,7 +204,7 @@ class TableSteps:
         """By how much the state of node `start` moves, so that step n - 1 leads where it did."""
         row = self.rows[n - 1]
         parts = list(zip(self.origins[n - 1], row.kept, strict=True))
-        parts += [(Origin(n - 1, 1.0, 0.0), row.x), (Origin(n - 1, 0.0, 1.0), row.x0)]
+        parts += [(KeptTerm(n - 1, 1.0, 0.0), row.x), (KeptTerm(n - 1, 0.0, 1.0), row.x0)]
         own = sum(weight * part.x for part, weight in parts if part.n == start)
         moved: Tensor | float = 0.0
         for part, weight in parts:
@@ -220,13 +220,13 @@ def brings_guidance(solver: object) -> bool:
     return isinstance(solver, TableSteps) and solver.guided
 
 
-def _rewritten(tensor: Tensor, origin: Origin, change: Revision) -> Tensor:
+def _rewritten(tensor: Tensor, origin: KeptTerm, change: Revision) -> Tensor:
     if (origin.x, origin.x0) == (0.0, 1.0):
         return change.new
     return tensor.add(change.new - change.old, alpha=origin.x0)
 
 
-def _check_rows(rows: Sequence[Row]) -> None:
+def _check_rows(rows: Sequence[TableRow]) -> None:
     """Raises ScheduleError for a weight that is beyond float32, in which states are kept."""
     for n, row in enumerate(rows):
         pushed = [weight for origin in row.push for weight in origin[1:]]
@@ -243,7 +243,7 @@ def check_weights(n: int, weights: Iterable[float]) -> None:
             )
 
 
-def _rows(table: Table) -> list[Row]:
+def _rows(table: Table) -> list[TableRow]:
     """Returns the rows of a table, eps written out and every term kept as long as it is used."""
     combos = _expanded(table.nodes, table.steps)
     layouts = _layouts(combos)
@@ -291,9 +291,9 @@ def _layouts(combos: Sequence[Combination]) -> list[list[Term]]:
     return layouts[::-1]
 
 
-def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[Term]) -> Row:
+def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[Term]) -> TableRow:
     places = {term: i for i, term in enumerate(held)}
-    return Row(
+    return TableRow(
         query=_query(table.evaluations[n]),
         x=combo.get(("x", n), 0.0),
         x0=combo.get(("x0", n), 0.0),
@@ -311,8 +311,8 @@ def _query(evaluation: Evaluation | None) -> Node | Split | None:
     return Split(evaluation.node, evaluation.branches)
 
 
-def _origin(node: Node, kind: str, n: int) -> Origin:
-    return Origin(n, 0.0, 0.0, 1.0) if kind == "u0" else Origin(n, *own_weights(node, kind))
+def _origin(node: Node, kind: str, n: int) -> KeptTerm:
+    return KeptTerm(n, 0.0, 0.0, 1.0) if kind == "u0" else KeptTerm(n, *own_weights(node, kind))
 
 
 def own_weights(node: Node, kind: str) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from fewstep.eval.data import DataError, ImageSet, fetch, images_of, in_memory
 from fewstep.eval.data import download as downloading
 from fewstep.eval.data.cache import cache_folder
 from fewstep.eval.data.download import download
-from fewstep.eval.data.known import BATCHES, CIFAR10, DATA_SETS, FASHION_MNIST, IDX, Facts
+from fewstep.eval.data.known import BATCHES, CIFAR10, DATA_SETS, FASHION_MNIST, IDX, SplitFacts
 from fewstep.models.errors import SettingError, UnknownNameError
 
 N = {"train": 20, "test": 10}
@@ -46,7 +46,7 @@ def tiny(known, shape):
     for split, n in N.items():
         images, labels = pixels(n, *shape, seed=n), np.arange(n, dtype=np.uint8) % 10
         splits[split] = images, labels
-        facts[split] = Facts((n, *shape), sha256(images), sha256(labels))
+        facts[split] = SplitFacts((n, *shape), sha256(images), sha256(labels))
     return replace(known, splits=facts), splits
 
 

@@ -34,7 +34,7 @@ from fewstep.eval.experiments.fid_partial import Partial, features_of, merge_par
 from fewstep.eval.experiments.fid_points import setting_label
 from fewstep.eval.experiments.fid_sweep import Entry, Sweep, check_choices, plan_cells
 from fewstep.eval.metrics import Features, Need, metric
-from fewstep.eval.statistics import Moments, Origin, frechet
+from fewstep.eval.statistics import FeatureOrigin, Moments, frechet
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.ledger import CacheCall, CacheLedger, Ledger
 from fewstep.models.load import load
@@ -71,7 +71,7 @@ class Projection:
 def statistics(features):
     moments = Moments(3)
     moments.update(features)
-    return moments.statistics(Origin("fake", "00", "none"))
+    return moments.statistics(FeatureOrigin("fake", "00", "none"))
 
 
 def fake_evaluator(n, name="fd", stop=None):

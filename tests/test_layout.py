@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,12 @@ def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     code = {f"fewstep/{path.relative_to(ROOT)}" for path in FILES}
     assert all(any(ROOT.glob(pattern)) for pattern in patterns)
     assert names == code | data | {"fewstep/__init__.py", "fewstep/cli.py", "fewstep/py.typed"}
+
+
+def test_a_class_name_stands_for_one_thing():
+    places = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

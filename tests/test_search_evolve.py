@@ -21,7 +21,7 @@ from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem, Teacher
 from fewstep.eval.search.ranking import fit
 from fewstep.eval.search.run import AUTO, Search, overfit, run, spans
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space, random_schedule
 from fewstep.eval.search.strategies import Proposal, Task, strategy
 from fewstep.eval.search.strategies.evolve import Pools, named_seeds
@@ -54,7 +54,7 @@ def searching(folder, count=60, strategies=("evolve",), nfe=4, **fields):
         budget=Budget("candidates", count),
         folder=folder,
         strategies=strategies,
-        size=Size(nfe),
+        size=SearchSize(nfe),
         **fields,
     )
 
@@ -187,7 +187,7 @@ def test_the_meter_counts_by_kind_and_by_nfe(tmp_path):
     log, rows = Log(tmp_path), [0]
     a, b, c = [*some_schedules(2), *some_schedules(1, nfe=5)]
     meters = {
-        kind: Meter(Budget(kind, 10), log, Size(4), lambda: rows[0], 64, (0.0, 0.5))
+        kind: Meter(Budget(kind, 10), log, SearchSize(4), lambda: rows[0], 64, (0.0, 0.5))
         for kind in ("candidates", "evals", "seconds")
     }
     log.append(trial(a, evals=64, seconds=1.0))
@@ -448,7 +448,8 @@ def test_the_winner_is_the_best_on_validation(tmp_path):
     problem = small()
     log, aim = Log(tmp_path), objective("terminal", problem.network)
     shortlist = [
-        aim(problem, each.schedule, problem.block("validation")) for each in log.best(Size(4), 10)
+        aim(problem, each.schedule, problem.block("validation"))
+        for each in log.best(SearchSize(4), 10)
     ]
     assert found.scores["val"] == pytest.approx(min(shortlist), rel=1e-6)
     assert found.scores["test"] == pytest.approx(
@@ -468,7 +469,7 @@ def test_validation_decides_against_training(tmp_path):
             return score if block.name == "train" else 1.0 / score
 
     found = run(replace(searching(tmp_path, 40), objective=Contrary()))
-    assert found.scores["train"] == Log(tmp_path).best(Size(4), running.SHORTLIST)[-1].score
+    assert found.scores["train"] == Log(tmp_path).best(SearchSize(4), running.SHORTLIST)[-1].score
 
 
 def test_provenance_says_it_all(tmp_path):

@@ -12,14 +12,14 @@ from torch.testing import assert_close
 
 from fewstep.eval.search import coefficients, student
 from fewstep.eval.search.budget import Budget, Meter
-from fewstep.eval.search.coefficients import Point
+from fewstep.eval.search.coefficients import MovingNode
 from fewstep.eval.search.descent import Descent, descend
 from fewstep.eval.search.guided import guided_schedule, parameters_of
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.parameters import Parameters
 from fewstep.eval.search.problem import Block, Problem
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space
 from fewstep.eval.search.strategies import Task, strategy
 from fewstep.eval.search.student import Student, check_differentiable
@@ -108,7 +108,7 @@ def test_derivative_weights(n):
 def test_points_are_the_nodes_of_their_process(family):
     for lam in (-3.0, 0.1, 2.0):
         node = PROCESSES[family].at_lam(lam)
-        point = Point.at(PROCESSES[family], f64(node.lam)[0])
+        point = MovingNode.at(PROCESSES[family], f64(node.lam)[0])
         assert_close(point.alpha, f64(node.alpha)[0], rtol=1e-12, atol=0.0)
         assert_close(point.sigma, f64(node.sigma)[0], rtol=1e-12, atol=0.0)
 
@@ -431,9 +431,9 @@ def task_of(folder, free=None):
         objective=aim,
         space=Space(process=problem.network.schedule, free=DEFAULT if free is None else free),
         scored=problem.block("train"),
-        size=Size(3),
+        size=SearchSize(3),
         log=log,
-        meter=Meter(budget, log, Size(3), lambda: problem.evaluations, 18),
+        meter=Meter(budget, log, SearchSize(3), lambda: problem.evaluations, 18),
         settings={"iterations": 40, "batch": 6, "every": 10},
     )
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from fewstep.eval.search.budget import Meter
 from fewstep.eval.search.run import evaluate
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT
 from fewstep.eval.search.strategies import Proposal, strategy
 from fewstep.eval.search.strategies.grow import grown, preceded
@@ -67,8 +67,8 @@ def larger(folder, nfe):
     task = task_of(folder)
     return replace(
         task,
-        size=Size(nfe),
-        meter=Meter(task.meter.budget, task.log, Size(nfe), lambda: PROBLEM.evaluations, 18),
+        size=SearchSize(nfe),
+        meter=Meter(task.meter.budget, task.log, SearchSize(nfe), lambda: PROBLEM.evaluations, 18),
     )
 
 
@@ -93,6 +93,6 @@ def test_it_takes_the_best_of_the_largest_that_is_smaller(tmp_path):
     nodes = time_grid("uniform", PROBLEM.network.schedule, 5)
     of_five = [solver(name).step_schedule(nodes) for name in ("unipc-2", "ddim")]
     for schedule in of_five:
-        evaluate(replace(task, size=Size(5)), "grid", Proposal(schedule))
+        evaluate(replace(task, size=SearchSize(5)), "grid", Proposal(schedule))
     best = min((task.log.trials[s.schedule_id] for s in of_five), key=lambda trial: trial.rank)
     assert {proposal.parent for proposal in strategy("grow")(task)} == {best.id}

@@ -31,7 +31,7 @@ from fewstep.eval.search.placement import (
     spread,
 )
 from fewstep.eval.search.run import Search, run
-from fewstep.eval.search.size import Size, size_of
+from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.trajectories import branched, fine_grid
 from fewstep.models.denoiser import Branch
@@ -39,7 +39,7 @@ from fewstep.models.errors import ModelError, SettingError
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import Schedule, StepSchedule, solver
 
-SIX = Size(6, "rows")
+SIX = SearchSize(6, "rows")
 QUICK = {"fine": 12, "iterations": 10, "batch": 6, "every": 5}
 
 
@@ -49,7 +49,7 @@ def searching(folder, count=40, rows=6, **fields):
         problem=problem,
         objective=objective("terminal", problem.network),
         space=fields.pop("space", None) or Space(process=problem.network.schedule),
-        size=fields.pop("size", Size(rows, "rows")),
+        size=fields.pop("size", SearchSize(rows, "rows")),
         budget=Budget("candidates", count),
         folder=folder,
         settings=QUICK,
@@ -67,22 +67,22 @@ def task_of(folder, **fields):
 def test_a_schedule_has_rows_if_it_brings_its_guidance(tmp_path):
     task = task_of(tmp_path)
     (first, *_) = strategies.strategy("grid")(task)
-    assert size_of(first.schedule) == Size(6, "rows")
+    assert size_of(first.schedule) == SearchSize(6, "rows")
     assert first.schedule.nfe != 6
     plain = solver("ddim").step_schedule(time_grid("uniform", task.space.process, 6))
     assert plain.rows == 6
-    assert size_of(plain) == Size(6)
-    assert not Size(6, "rows").fits(plain)
-    assert not Size(first.schedule.nfe).fits(first.schedule)
+    assert size_of(plain) == SearchSize(6)
+    assert not SearchSize(6, "rows").fits(plain)
+    assert not SearchSize(first.schedule.nfe).fits(first.schedule)
 
 
 def test_a_log_keeps_sizes_apart(tmp_path):
     """A search at NFE 3 and one at 6 rows share a folder and see only their own trials."""
-    plain = searching(tmp_path, 4, size=Size(3), strategies=("grid",))
+    plain = searching(tmp_path, 4, size=SearchSize(3), strategies=("grid",))
     guided = searching(tmp_path, 4, strategies=("grid",))
     three, six = run(plain), run(guided)
-    assert size_of(three.schedule) == Size(3)
-    assert size_of(six.schedule) == Size(6, "rows")
+    assert size_of(three.schedule) == SearchSize(3)
+    assert size_of(six.schedule) == SearchSize(6, "rows")
     assert [six.schedule.provenance[name] for name in ("rows", "cfg_scale")] == [6, 3.0]
     assert "rows" not in three.schedule.provenance
     assert three.schedule.provenance["budget"]["candidates"] == 4
@@ -107,7 +107,7 @@ def test_guided_steps_spend_the_rows():
 
 @pytest.mark.parametrize("rows", [2, 3, 7, 16])
 def test_mutants_are_placements_of_the_same_rows(rows):
-    rng, seen = Random(0), set(spread(Size(rows, "rows"), 20))
+    rng, seen = Random(0), set(spread(SearchSize(rows, "rows"), 20))
     for _ in range(2000):
         child = mutated(rng.choice(sorted(seen, key=str)), 20, rng)
         if child is None:
@@ -122,11 +122,11 @@ def test_mutants_are_placements_of_the_same_rows(rows):
     if rows == 7:
         assert {len(each.nodes) for each in seen} >= {4, 5, 6}
     with pytest.raises(SettingError, match="16 rows cannot be placed on a grid of 1 steps"):
-        spread(Size(16, "rows"), 1)
+        spread(SearchSize(16, "rows"), 1)
 
 
 def test_mutants_of_an_nfe_only_move():
-    rng, (placed,) = Random(0), spread(Size(4), 20)
+    rng, (placed,) = Random(0), spread(SearchSize(4), 20)
     assert placed == Placement((0, 5, 10, 15), ())
     children = {mutated(placed, 20, rng) for _ in range(500)} - {None}
     assert len(children) > 10
@@ -253,7 +253,9 @@ def test_a_descent_starts_from_the_fitted_table_in_orthogonal_columns(tmp_path):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale):
     """Its first row is the projection of the teacher's state on the noise and the prediction."""
-    task = task_of(tmp_path, problem=small(cfg_scale=scale), size=Size(3), strategies=("fit",))
+    task = task_of(
+        tmp_path, problem=small(cfg_scale=scale), size=SearchSize(3), strategies=("fit",)
+    )
     problem, block, (states, _) = task.problem, task.scored, branched(task)
     made = fitted(problem, block, states, fine_grid(task), Placement((0, 4, 8), ()))
     assert (made.nfe, made.rows, made.compiled.U) == (3, 3, None)
@@ -272,11 +274,11 @@ def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale
 
 
 def test_placements_of_an_nfe_are_proposed(tmp_path):
-    search = searching(tmp_path, 20, size=Size(3), strategies=("fit",))
+    search = searching(tmp_path, 20, size=SearchSize(3), strategies=("fit",))
     run(search)
     found = Log(tmp_path).own
     assert len(found) >= 6
-    assert {size_of(trial.schedule) for trial in found} == {Size(3)}
+    assert {size_of(trial.schedule) for trial in found} == {SearchSize(3)}
     assert len({trial.schedule.t for trial in found}) == len(found)
     times = [node.t for node in fine_grid(task_of(tmp_path)).nodes]
     placed = [[times.index(t) for t in trial.schedule.t] for trial in found[:3]]
@@ -287,7 +289,7 @@ def test_placements_of_an_nfe_are_proposed(tmp_path):
 
 def test_times_that_are_not_free_are_not_placed(tmp_path):
     space = Space(process=small().network.schedule, free=frozenset({"order"}))
-    task = task_of(tmp_path, size=Size(3), space=space)
+    task = task_of(tmp_path, size=SearchSize(3), space=space)
     assert list(strategies.strategy("fit")(task)) == []
 
 
@@ -414,7 +416,7 @@ def test_two_processes_fit_different_placements(tmp_path):
     assert len(files) == 2
 
 
-@pytest.mark.parametrize("size", [Size(3), Size(6, "rows")], ids=str)
+@pytest.mark.parametrize("size", [SearchSize(3), SearchSize(6, "rows")], ids=str)
 def test_two_processes_descend_from_different_starts(tmp_path, size):
     run(searching(tmp_path, 7, size=size, strategies=("grid",)))
     best = [trial.id for trial in Log(tmp_path).best(size)]

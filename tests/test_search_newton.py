@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from fewstep.eval.search import newton
 from fewstep.eval.search.guided import guided_schedule
 from fewstep.eval.search.log import Trial
-from fewstep.eval.search.newton import Point, Sensitivities, damped, products
+from fewstep.eval.search.newton import Sensitivities, TablePoint, damped, products
 from fewstep.eval.search.objective import rmse
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.strategies import Proposal, refine, strategy
@@ -55,7 +55,7 @@ def case(request):
 
 def test_a_point_is_the_schedules_table(case):
     _, schedule = case
-    table, again = compiled(schedule), compiled(Point.of(schedule).schedule())
+    table, again = compiled(schedule), compiled(TablePoint.of(schedule).schedule())
     assert (again.A, again.B, again.U, again.guided) == (table.A, table.B, table.U, table.guided)
     assert again.tau == pytest.approx(table.tau, rel=1e-12)
 
@@ -63,13 +63,13 @@ def test_a_point_is_the_schedules_table(case):
 def test_a_run_ends_where_the_executor_does(case):
     problem, schedule = case
     block = problem.block("train")
-    run = Sensitivities(problem, Point.of(schedule), block)
+    run = Sensitivities(problem, TablePoint.of(schedule), block)
     assert_close(run.x, problem.ends(schedule, block), rtol=1e-5, atol=1e-5)
 
 
 def test_sensitivities_are_differences_of_runs(case):
     problem, schedule = case
-    block, point = problem.block("train"), Point.of(schedule)
+    block, point = problem.block("train"), TablePoint.of(schedule)
     run = Sensitivities(problem, point, block)
     count = len(point.asks) + sum(map(len, point.rows))
     assert len(run.moves) == count
@@ -81,7 +81,7 @@ def test_sensitivities_are_differences_of_runs(case):
 
 
 def test_products_in_parts_are_the_whole(monkeypatch):
-    block, point = PROBLEM.block("train"), Point.of(unipc())
+    block, point = PROBLEM.block("train"), TablePoint.of(unipc())
     whole = products(PROBLEM, point, block)
     monkeypatch.setattr(newton, "NUMBERS", 1)
     for part, all_ in zip(products(PROBLEM, point, block), whole, strict=True):
@@ -103,7 +103,7 @@ def test_numbers_that_do_nothing_stay():
 
 
 def test_times_stay_in_reach_and_inside():
-    point = Point.of(unipc())
+    point = TablePoint.of(unipc())
     low, high = point.coordinate.ends
     moved = point.moved(torch.full((len(point.asks) + 9,), 1e3, dtype=torch.float64))
     assert float((moved.u - point.u).max()) <= newton.REACH * (high - low) + 1e-12
@@ -112,7 +112,7 @@ def test_times_stay_in_reach_and_inside():
 
 def test_a_step_lowers_the_error(case):
     problem, schedule = case
-    block, point = problem.block("train"), Point.of(schedule)
+    block, point = problem.block("train"), TablePoint.of(schedule)
     made = point.moved(damped(*products(problem, point, block), 0.1)).schedule()
     before, after = (rmse(problem.ends(each, block), block) for each in (schedule, made))
     assert after < 0.8 * before

@@ -13,7 +13,7 @@ from fewstep.eval.search.guided import guided_schedule
 from fewstep.eval.search.objective import log_mse, names, objective, rmse
 from fewstep.eval.search.problem import BLOCKS, Block, Problem, Teacher
 from fewstep.eval.search.run import Search, run
-from fewstep.eval.search.size import Size
+from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.toy import TEACHER, mixture, named, table_block, toy, toy_mean
 from fewstep.models.denoiser import Network
@@ -112,7 +112,7 @@ def test_searches_with_other_conditions_are_others(tmp_path):
             problem=problem,
             objective=objective("terminal", problem.network),
             space=Space(process=problem.network.schedule),
-            size=Size(2),
+            size=SearchSize(2),
             strategies=("grid",),
             budget=Budget("candidates", 1),
             folder=tmp_path,

@@ -22,7 +22,7 @@ Split = tuple[Bytes, Bytes]  # images (N, C, H, W) and labels (N,)
 
 
 @dataclass(frozen=True)
-class Facts:
+class SplitFacts:
     """What one split must be: sha256 of the uint8 bytes, images in (N, C, H, W) order."""
 
     shape: tuple[int, int, int, int]
@@ -60,7 +60,7 @@ class DataSet:
 
     name: str
     licence: str
-    splits: Mapping[str, Facts]
+    splits: Mapping[str, SplitFacts]
     forms: tuple[Form, ...]
     sources: Mapping[str, str]
 
@@ -172,12 +172,12 @@ FASHION_MNIST = DataSet(
     name="fashion-mnist",
     licence="MIT",
     splits={
-        "train": Facts(
+        "train": SplitFacts(
             (60_000, 1, 28, 28),
             "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
             "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
         ),
-        "test": Facts(
+        "test": SplitFacts(
             (10_000, 1, 28, 28),
             "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
             "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
@@ -197,12 +197,12 @@ CIFAR10 = DataSet(
     name="cifar10",
     licence="none stated; downloaded at use, never passed on",
     splits={
-        "train": Facts(
+        "train": SplitFacts(
             (50_000, 3, 32, 32),
             "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111",
             "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
         ),
-        "test": Facts(
+        "test": SplitFacts(
             (10_000, 3, 32, 32),
             "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
             "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",

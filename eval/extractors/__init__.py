@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import find_device
-from ..statistics import Origin
+from ..statistics import FeatureOrigin
 
 
 class Extractor(Protocol):
@@ -34,9 +34,9 @@ class Extractor(Protocol):
         ...
 
 
-def origin_of(extractor: Extractor) -> Origin:
+def origin_of(extractor: Extractor) -> FeatureOrigin:
     """What statistics of these features are marked with."""
-    return Origin(extractor.name, extractor.sha256, extractor.resize)
+    return FeatureOrigin(extractor.name, extractor.sha256, extractor.resize)
 
 
 def _inception(path: Path | None, device: str) -> Extractor:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ...models.errors import SettingError
 from .log import Log, Trial
-from .size import Size
+from .size import SearchSize
 
 Kind = Literal["seconds", "candidates", "evals"]
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -73,7 +73,7 @@ class Meter:
 
     budget: Budget
     log: Log
-    size: Size
+    size: SearchSize
     rows: Callable[[], int]
     candidate: int
     span: tuple[float, float] = (0.0, 1.0)

@@ -60,7 +60,7 @@ def relaxation(kind: Relax, h: Tensor, signed_h: Tensor, c: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Point:
+class MovingNode:
     """A node whose place may carry a gradient: alpha, sigma and lam, float64 scalars."""
 
     alpha: Tensor
@@ -72,12 +72,12 @@ class Point:
         return math.isfinite(float(self.lam.detach()))
 
     @classmethod
-    def of(cls, node: Node) -> "Point":
+    def of(cls, node: Node) -> "MovingNode":
         """A node that stays where it is."""
         return cls(f64(node.alpha), f64(node.sigma), f64(node.lam))
 
     @classmethod
-    def at(cls, schedule: NoiseSchedule, lam: Tensor) -> "Point":
+    def at(cls, schedule: NoiseSchedule, lam: Tensor) -> "MovingNode":
         """The node of a schedule at a finite lam."""
         match schedule.family:
             case "edm":
@@ -97,7 +97,7 @@ class Theory:
     predictions: (N, W), each prediction in the basis; column 0 is the first state.
     """
 
-    points: Sequence[Point]
+    points: Sequence[MovingNode]
     specs: Sequence[StepSpec]
     predictions: Tensor
 

@@ -31,7 +31,7 @@ from .problem import Block, Problem, Teacher
 from .progress import Progress
 from .reference import SizedReference, Timetable, resize
 from .run import AUTO, OF_ROWS, Search, SearchResult, check_memory, run
-from .size import Size, size_of
+from .size import SearchSize, size_of
 from .space import DECISIONS, DEFAULT, Space
 from .strategies import names, strategy
 
@@ -42,7 +42,7 @@ AFS = ("none", "zero", "mean", "any")
 TEACHER = "teacher"  # where the folder of a log keeps its reference
 
 
-def sizes_of(request: SearchRequest) -> tuple[Size, ...]:
+def sizes_of(request: SearchRequest) -> tuple[SearchSize, ...]:
     """Returns the sizes asked for, each once and rising."""
     nfe, nfe_range, rows = request.nfe, request.nfe_range, request.rows
     if [nfe, nfe_range, rows].count(None) != 2:
@@ -50,14 +50,14 @@ def sizes_of(request: SearchRequest) -> tuple[Size, ...]:
             "give --nfe, such as 5, or --nfe-range, such as 3-10, or, under guidance, --rows"
         )
     if rows is not None:
-        return (Size(rows, "rows"),)
+        return (SearchSize(rows, "rows"),)
     numbers = [nfe] if nfe is not None else parse_ranges(nfe_range or "")
     if max(numbers) > MOST_SEARCHED:
         raise SettingError(
             f"schedules of at most {MOST_SEARCHED} evaluations are searched, not {max(numbers)}:"
             " with more, named solvers are as near"
         )
-    return tuple(Size(number) for number in sorted(set(numbers)))
+    return tuple(SearchSize(number) for number in sorted(set(numbers)))
 
 
 def search(network: str, *, progress: bool = False, **options: Any) -> list[SearchResult]:
@@ -81,7 +81,7 @@ def search(network: str, *, progress: bool = False, **options: Any) -> list[Sear
     return [result for _, result in run_search(request, progress)]
 
 
-def schedule_path(request: SearchRequest, size: Size) -> Path:
+def schedule_path(request: SearchRequest, size: SearchSize) -> Path:
     """Returns the file of the schedule of a size."""
     if request.nfe_range is None or len(sizes_of(request)) == 1:
         return request.out
@@ -216,7 +216,7 @@ def _check_names(request: SearchRequest) -> None:
     _sizes(request.noises)
 
 
-def _strategies(text: str, sizes: Sequence[Size]) -> tuple[str, ...]:
+def _strategies(text: str, sizes: Sequence[SearchSize]) -> tuple[str, ...]:
     if text == "auto":
         return OF_ROWS if sizes[0].unit == "rows" else AUTO
     chosen = tuple(part.strip() for part in text.split(","))

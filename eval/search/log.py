@@ -21,7 +21,7 @@ from ...models.locks import claim, clear_locks
 from ...models.reading import first_problem
 from ...solvers import StepSchedule
 from ..line_file import LineFile
-from .size import Size
+from .size import SearchSize
 
 MAX_WORKERS = 1024
 SYNC_SECONDS = 1.0
@@ -133,7 +133,7 @@ class Log:
         with claim(self.folder / "claims" / id, lambda: self._has(id)) as mine:
             yield mine
 
-    def best(self, size: Size | None = None, count: int | None = None) -> list[Trial]:
+    def best(self, size: SearchSize | None = None, count: int | None = None) -> list[Trial]:
         """The trials of a size, or all, best first; those that failed come last."""
         return ranked(self.trials.values(), size)[:count]
 
@@ -172,7 +172,7 @@ class Log:
         return self.trials.setdefault(trial.id, trial)
 
 
-def ranked(trials: Iterable[Trial], size: Size | None = None) -> list[Trial]:
+def ranked(trials: Iterable[Trial], size: SearchSize | None = None) -> list[Trial]:
     """Trials of a size, or all, best first."""
     kept = (trial for trial in trials if size is None or size.fits(trial.schedule))
     return sorted(kept, key=lambda trial: trial.rank)

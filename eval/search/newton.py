@@ -34,7 +34,7 @@ NUMBERS = 1 << 27  # of sensitivities that are held at once: half a gigabyte
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class TablePoint:
     """A table as numbers that can be moved.
 
     base: the schedule it is the table of.
@@ -47,7 +47,7 @@ class Point:
     rows: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, schedule: StepSchedule) -> "Point":
+    def of(cls, schedule: StepSchedule) -> "TablePoint":
         """The point of a schedule's table; times at the rim of the process are moved inside."""
         table = compiled(schedule)
         kept = schedule.model_copy(update={"compiled": table})
@@ -87,7 +87,7 @@ class Point:
         """What step n evaluates into columns; None leaves it to the guidance."""
         return None if self.table.U is None else branches_at(self.table, n)
 
-    def moved(self, step: Tensor) -> "Point":
+    def moved(self, step: Tensor) -> "TablePoint":
         """The point a step away; its numbers are in the order of `Sensitivities`."""
         low, high = self.coordinate.ends
         u, rows, place = self.u.clone(), [], 0
@@ -126,7 +126,7 @@ class Sensitivities:
               after step, the evaluation time and the weights of the row.
     """
 
-    def __init__(self, problem: Problem, point: Point, block: Block) -> None:
+    def __init__(self, problem: Problem, point: TablePoint, block: Block) -> None:
         self.problem, self.point, self.block = problem, point, block
         process = problem.network.schedule
         x = block.noise * process.noise_scale(point.base.grid().nodes[0])
@@ -200,7 +200,7 @@ class Sensitivities:
         return [each.reshape(states.shape) for each in found]
 
 
-def products(problem: Problem, point: Point, block: Block) -> tuple[Tensor, Tensor]:
+def products(problem: Problem, point: TablePoint, block: Block) -> tuple[Tensor, Tensor]:
     """J^T J and J^T r over a block, in parts that fit into memory."""
     numbers = len(point.asks) + sum(map(len, point.rows))
     held = numbers * (len(point.rows[-1]) + 2) * block.noise[0].numel()

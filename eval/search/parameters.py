@@ -19,7 +19,7 @@ from ...samplers.grid import find_lam_ends
 from ...solvers import StepSchedule
 from ...solvers.compiled import compiled
 from ...solvers.step_schedule import evaluation_time
-from .coefficients import Point, Theory, f64
+from .coefficients import MovingNode, Theory, f64
 
 BEYOND = 0.5  # nats behind t_min that the last node before sigma = 0 may come near
 LEAST = 1e-5  # share of the span that an increment has at the start at least
@@ -182,8 +182,8 @@ class Parameters:
         return torch.tensor(asked, dtype=torch.float64) - torch.tensor(here, dtype=torch.float64)
 
     def _theory(self) -> Theory:
-        inner = [Point.at(self.process, self.coordinate.lam(u)) for u in self.places()[1:-1]]
-        points = [Point.of(self.nodes[0]), *inner, Point.of(self.nodes[-1])]
+        inner = [MovingNode.at(self.process, self.coordinate.lam(u)) for u in self.places()[1:-1]]
+        points = [MovingNode.of(self.nodes[0]), *inner, MovingNode.of(self.nodes[-1])]
         return Theory(points, self.base.steps, self.predictions)
 
     def _known(self) -> Tensor:

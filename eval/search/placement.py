@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
 from ...solvers.table import BOTH
-from .size import Size
+from .size import SearchSize
 
 RIDGE = 1e-7  # of each column's own size, for columns that are nearly combinations of others
 SEEDS = 15  # a mutant comes from one of so many of the best
@@ -118,7 +118,7 @@ def solved(products: Tensor, against: Tensor) -> Tensor:
     return weights
 
 
-def spread(size: Size, last: int) -> list[Placement]:
+def spread(size: SearchSize, last: int) -> list[Placement]:
     """Nodes evenly on a grid of `last` steps, with every choice of guided steps."""
     found = []
     for steps, guided in guided_steps(size.amount) if size.unit == "rows" else [(size.amount, ())]:
@@ -130,7 +130,7 @@ def spread(size: Size, last: int) -> list[Placement]:
     return found
 
 
-def placements(judge: Judge, size: Size, tries: int, rng: Random) -> list[Placement]:
+def placements(judge: Judge, size: SearchSize, tries: int, rng: Random) -> list[Placement]:
     """What so many mutations of evenly spread nodes lead to, best first by the judge."""
     known = {each: judge(each) for each in spread(size, judge.steps)}
     best = sorted(known, key=known.__getitem__)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ...models.files import write_bytes
 from .log import Trial
-from .size import Size
+from .size import SearchSize
 from .strategies import Task
 
 EVERY = 2.0  # seconds between two pictures
@@ -41,7 +41,7 @@ class Progress:
 
     plot: Path | None
     show: bool
-    _bars: dict[Size, Any] = field(default_factory=dict)
+    _bars: dict[SearchSize, Any] = field(default_factory=dict)
     _last: Task | None = None
     _drawn: float = 0.0
     _shown: float = 0.0
@@ -87,7 +87,7 @@ class Progress:
 Point = tuple[float, Trial]  # network rows spent when a trial was done, and the trial
 
 
-def picture(trials: Sequence[Trial], size: Size) -> str:
+def picture(trials: Sequence[Trial], size: SearchSize) -> str:
     """SVG: every trial as a dot in its strategy's colour, and the best so far as a line."""
     spent = accumulate(trial.evals for trial in trials)
     points = [(float(x), t) for x, t in zip(spent, trials, strict=True) if t.score is not None]

@@ -24,7 +24,7 @@ from .log import Log, Trial, ranked
 from .objective import Objective
 from .placement import check_rows
 from .problem import BLOCKS, BlockName, Problem
-from .size import Size
+from .size import SearchSize
 from .space import Space
 from .strategies import Proposal, Task, names, strategy
 
@@ -61,7 +61,7 @@ class Search:
     problem: Problem
     objective: Objective
     space: Space
-    size: Size
+    size: SearchSize
     strategies: tuple[str, ...] = AUTO
     budget: Budget
     folder: Path

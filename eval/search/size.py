@@ -9,7 +9,7 @@ Unit = Literal["nfe", "rows"]
 
 
 @dataclass(frozen=True)
-class Size:
+class SearchSize:
     """Network evaluations of a schedule; or network rows per image, if it brings its guidance.
 
     amount: at least 1.
@@ -33,6 +33,6 @@ class Size:
         return f"NFE {self.amount}" if self.unit == "nfe" else f"{self.amount} rows"
 
 
-def size_of(schedule: Artefact) -> Size:
+def size_of(schedule: Artefact) -> SearchSize:
     """The size that a schedule is of."""
-    return Size(schedule.rows, "rows") if schedule.guided else Size(schedule.nfe)
+    return SearchSize(schedule.rows, "rows") if schedule.guided else SearchSize(schedule.nfe)

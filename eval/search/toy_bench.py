@@ -16,7 +16,7 @@ from .descent import Descent, descend
 from .objective import objective, rmse
 from .problem import Block, Problem
 from .run import Search, run
-from .size import Size
+from .size import SearchSize
 from .space import DEFAULT, Space
 from .toy import named, table_block, toy, toy_mean
 
@@ -104,7 +104,7 @@ class ToyBench:
                 problem=problem,
                 objective=objective("terminal", problem.network),
                 space=Space(process=EDM(), free=free, ends=(EDM().t_min,), afs=afs),
-                size=Size(self.nfe),
+                size=SearchSize(self.nfe),
                 strategies=strategies,
                 budget=Budget("candidates", self.candidates),
                 folder=Path(folder),

@@ -17,7 +17,7 @@ from ..budget import Meter
 from ..log import Log, Trial
 from ..objective import Objective
 from ..problem import Block, Problem
-from ..size import Size
+from ..size import SearchSize
 from ..space import Space
 
 
@@ -48,7 +48,7 @@ class Task:
     objective: Objective
     space: Space
     scored: Block
-    size: Size
+    size: SearchSize
     log: Log
     meter: Meter
     seed: int = 0

@@ -23,7 +23,7 @@ from ....solvers.step_table import weights_of
 from ..guided import table_of
 from ..log import Trial
 from ..parameters import Coordinate
-from ..size import Size
+from ..size import SearchSize
 from .base import Proposal, Task, register
 
 Afs = Literal["zero"] | MeanImage | None
@@ -55,7 +55,7 @@ def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
 
 def _smaller(task: Task) -> Trial | None:
     """The best trial of the largest smaller NFE there is."""
-    found = (task.log.best(Size(nfe), 1) for nfe in reversed(range(1, task.nfe)))
+    found = (task.log.best(SearchSize(nfe), 1) for nfe in reversed(range(1, task.nfe)))
     return next((best[0] for best in found if best and best[0].score is not None), None)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....solvers import StepSchedule
 from ..log import Trial
-from ..newton import Point, damped, products, times_of
+from ..newton import TablePoint, damped, products, times_of
 from ..problem import Block
 from .base import Proposal, Task, register
 
@@ -147,7 +147,7 @@ def _differ(u: Tensor, other: Tensor) -> bool:
 def _round(task: Task, line: Line) -> Proposal:
     """The best step from the best of a line, better than that or not."""
     start, free = line.best, "times" in task.space.free
-    point = Point.of(start.schedule)
+    point = TablePoint.of(start.schedule)
     gram, against = products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
