@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fewstep.eval.statistics import (
+    FeatureOrigin,
     Moments,
-    Origin,
     Statistics,
     StatisticsError,
     frechet,
@@ -16,7 +16,7 @@ from fewstep.eval.statistics import (
     load_npz,
 )
 
-HERE = Origin("inception", "abc", "tf1-bilinear-299")
+HERE = FeatureOrigin("inception", "abc", "tf1-bilinear-299")
 
 
 def features(n, dim, seed=0):
@@ -235,9 +235,12 @@ def test_files_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Origin("clip", "abc", "tf1-bilinear-299"), "differ in extractor: 'inception' and 'clip'"),
-        (Origin("inception", "abd", "tf1-bilinear-299"), "differ in weights"),
-        (Origin("inception", "abc", "bicubic"), "differ in resize"),
+        (
+            FeatureOrigin("clip", "abc", "tf1-bilinear-299"),
+            "differ in extractor: 'inception' and 'clip'",
+        ),
+        (FeatureOrigin("inception", "abd", "tf1-bilinear-299"), "differ in weights"),
+        (FeatureOrigin("inception", "abc", "bicubic"), "differ in resize"),
     ],
 )
 def test_sets_of_another_origin_are_refused(other, message):
