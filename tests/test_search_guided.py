@@ -500,3 +500,12 @@ def test_the_command_refuses(tmp_path, words, message):
     assert "\n" not in out
     assert message in out
     assert not list(tmp_path.glob("schedule.search/worker-*"))
+
+
+def test_rows_that_a_killed_process_spent_are_charged_to_the_one_that_goes_on(tmp_path):
+    first = task_of(tmp_path, strategies=("fit",))
+    branched(first)  # and no trial is written
+    rows, _ = first.meter.since()
+    again = task_of(tmp_path, strategies=("fit",))
+    branched(again)
+    assert again.meter.since()[0] == rows > 0

@@ -78,6 +78,7 @@ class Meter:
     candidate: int
     span: tuple[float, float] = (0.0, 1.0)
     _mark: tuple[int, float] = field(init=False)
+    _charged: int = field(init=False, default=0)
     _sum: tuple[int, float] = field(init=False, default=(0, 0.0))
 
     def __post_init__(self) -> None:
@@ -85,12 +86,16 @@ class Meter:
 
     def mark(self) -> None:
         """A trial was written: what comes now is spent for the next one."""
-        self._mark = self.rows(), time.perf_counter()
+        self._mark, self._charged = (self.rows(), time.perf_counter()), 0
+
+    def charge(self, rows: int) -> None:
+        """Counts network rows that a killed process spent for the next trial."""
+        self._charged += rows
 
     def since(self) -> tuple[int, float]:
         """Rows and seconds since the last trial of this process."""
         rows, start = self._mark
-        return self.rows() - rows, time.perf_counter() - start
+        return self.rows() - rows + self._charged, time.perf_counter() - start
 
     def share(self) -> float:
         """The share of the budget that is gone; above 1 if it was overdrawn."""

@@ -166,21 +166,34 @@ def straightened(task: Task, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kept(task: Task, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What `make` gives for this batch and grid, from the search's folder if it is there."""
+    """Returns what `make` gives for this batch and grid, from the search's folder if it is there.
+
+    The rows that it took are part of the next trial's cost. Where that trial was not written, since
+    its process was killed, the one that reads the folder is charged, so that a budget ends where it
+    would have ended.
+    """
     end = f"{task.space.ends[0]:g}"
     count = len(batch_of(task))
     path = task.log.folder / f"{name}-{_fine(task)}-{count}-{end}.safetensors"
-    found = _read(path)
-    if found is None:
-        found = make()
-        body = save({str(i): tensor.contiguous() for i, tensor in enumerate(found)})
-        write_bytes(path, body)
-    return found
+    stored = _read(path)
+    if stored is not None:
+        tensors, rows = stored
+        if not any(trial.evals >= rows for trial in task.log.trials.values()):
+            task.meter.charge(rows)
+        return tensors
+    before = task.problem.evaluations
+    tensors = make()
+    named = {str(i): tensor.contiguous() for i, tensor in enumerate(tensors)}
+    write_bytes(path, save(named, {"rows": str(task.problem.evaluations - before)}))
+    return tensors
 
 
-def _read(path: Path) -> tuple[Tensor, ...] | None:
+def _read(path: Path) -> tuple[tuple[Tensor, ...], int] | None:
+    """Returns the tensors of a file and the network rows that they took."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return tuple(file.get_tensor(key) for key in sorted(file.keys()))
+            rows = (file.metadata() or {}).get("rows", "0")
+            tensors = tuple(file.get_tensor(key) for key in sorted(file.keys()))
     except (OSError, SafetensorError):
         return None
+    return tensors, int(rows) if rows.isdecimal() else 0
