@@ -158,7 +158,7 @@ class Calibration:
 
     @cached_property
     def quality(self) -> Quality:
-        """What was asked for."""
+        """The quality that the calibration was asked for."""
         return Quality.parse(self.request.quality)
 
     def front(self) -> list[FrontPoint]:

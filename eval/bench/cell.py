@@ -1,4 +1,4 @@
-"""What every experiment says of its cells: the pieces of work whose rows go into a store."""
+"""Cells, the pieces of work whose rows go into a store, and what an experiment says of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

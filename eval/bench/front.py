@@ -27,7 +27,7 @@ from .rows import ResultRow, ResultStore, SamplingCost
 
 @dataclass(frozen=True, kw_only=True)
 class FrontSettings(Checked):
-    """What all fronts are told.
+    """Settings of every front.
 
     name:      of the command, for errors.
     models:    every one is a panel of its own, or several.

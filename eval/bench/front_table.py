@@ -50,7 +50,7 @@ class FrontRun:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """What is known of one run.
+    """Facts of one run.
 
     cost:    effective evaluations or network rows, per image.
     error:   to the converged run; change: to the run without the policy. None: not known.

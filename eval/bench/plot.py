@@ -1,4 +1,4 @@
-"""What plots share: colours and marks, and pictures of several panels."""
+"""Parts that plots share: colours and marks, and pictures of several panels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What becomes of a table: text, a plot and a page, all checked before anything is measured."""
+"""The outputs of a table: text, a plot and a page, all checked before anything is measured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TEXTS = ("csv", "md")
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What is asked for.
+    """The outputs that were asked for.
 
     text: "md" or "csv", what is printed.
     plot: the curves, .png, .svg or .pdf; page: everything as one HTML page.

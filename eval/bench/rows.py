@@ -18,7 +18,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SamplingCost(StrictModel):
-    """What drawing the images cost, per image; seconds are summed over the processes.
+    """Cost of drawing the images, per image; seconds are summed over the processes.
 
     nfe:       network evaluations; a guided one counts once.
     rows:      images that went through the network; a guided evaluation counts twice.
@@ -45,7 +45,7 @@ class TimeSpent(StrictModel):
 
     @property
     def overhead(self) -> float:
-        """What the harness added, as a share of sampling and extraction."""
+        """Time that the harness added, as a share of sampling and extraction."""
         work = self.sampling + self.features
         return self.total / work - 1.0 if work else 0.0
 

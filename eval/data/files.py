@@ -156,7 +156,7 @@ def _image(open_: Open, name: str) -> Iterator[Image.Image]:
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says before its pixels: (C, H, W), and whether it has several frames."""
+    """Returns the header of an image file: (C, H, W), and whether it has several frames."""
 
     shape: tuple[int, int, int]
     moves: bool

@@ -46,7 +46,7 @@ class Placement:
         return tuple(step for step, node in enumerate(self.nodes) if node in self.both)
 
     def branches(self, node: int) -> tuple[Branch, ...] | None:
-        """What is asked for at a node; None leaves it to the guidance."""
+        """Returns the branches to evaluate at a node; None leaves it to the guidance."""
         if not self.both:
             return None
         return BOTH if node in self.both else BOTH[1:]
