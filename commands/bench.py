@@ -5,19 +5,14 @@ from typing import Annotated
 
 import typer
 
+from ..eval.options import COUNTS, REPEATS, STEPS, Batch, Budgets, Seed, describe
 from .console import echo
-from .options import MOST, MOST_REPEATS, MOST_STEPS, Batch, Budgets, Seed
 
 
 def overhead(
-    steps: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="Number of steps of each run.")
-    ] = 20,
+    steps: Annotated[int, describe("Number of steps of each run.", within=STEPS)] = 20,
     repeats: Annotated[
-        int,
-        typer.Option(
-            min=1, max=MOST_REPEATS, help="Number of runs of each solver; their median counts."
-        ),
+        int, describe("Number of runs of each solver; their median counts.", within=REPEATS)
     ] = 40,
 ) -> None:
     """Measures time and tensor operations of solver steps, beside diffusers' schedulers."""
@@ -32,8 +27,8 @@ def accuracy(
     ] = "toy",
     solver: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A solver, as name[:key=value,...]; may be repeated. By default all are measured."
+        describe(
+            "A solver, as name[:key=value,...]; may be repeated. By default all are measured."
         ),
     ] = None,
     nfe: Budgets = "4-6,8,10,12,15,20,25,50",
@@ -47,23 +42,22 @@ def accuracy(
 
 def search_toy(
     nfe: Annotated[
-        int, typer.Option(min=1, max=100, help="Number of network evaluations of each schedule.")
+        int, describe("Number of network evaluations of each schedule.", within=(1, 100))
     ] = 5,
     candidates: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Number of candidates of each evolution.")
+        int, describe("Number of candidates of each evolution.", within=COUNTS)
     ] = 1500,
     iterations: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Number of steps of each gradient descent.")
+        int, describe("Number of steps of each gradient descent.", within=COUNTS)
     ] = 3000,
-    noises: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Number of noises to train on.")
-    ] = 4096,
+    noises: Annotated[int, describe("Number of noises to train on.", within=COUNTS)] = 4096,
     seed: Seed = 0,
     predictor: Annotated[
         bool,
-        typer.Option(
+        describe(
+            "Compare evolution with and without the predictor, on three seeds each.",
+            "",
             "--predictor",
-            help="Compare evolution with and without the predictor, on three seeds each.",
         ),
     ] = False,
 ) -> None:
@@ -83,13 +77,11 @@ def search_toy(
 
 def inception(
     weights: Annotated[
-        Path | None,
-        typer.Option(help="The TorchScript file. The default comes with the extra `eval`."),
+        Path | None, describe("The TorchScript file. The default comes with the extra `eval`.")
     ] = None,
     batch: Batch = 16,
     repeats: Annotated[
-        int,
-        typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each; the fastest counts."),
+        int, describe("Number of runs of each; the fastest counts.", within=REPEATS)
     ] = 5,
 ) -> None:
     """Compares the Inception features with the TorchScript they come from, in time and value."""
@@ -99,9 +91,7 @@ def inception(
 
 
 def command(
-    repeats: Annotated[
-        int, typer.Option(min=1, max=MOST_REPEATS, help="Number of runs of each command.")
-    ] = 3,
+    repeats: Annotated[int, describe("Number of runs of each command.", within=REPEATS)] = 3,
 ) -> None:
     """Measures wall time and peak memory of `sample` and `sample --help` as a user starts them."""
     from ..eval.experiments.command import report

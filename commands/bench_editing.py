@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from .console import echo
-from .gather import gather_options, take_given
-from .options import (
+from ..eval.options import (
     DEFAULT_MODEL,
     OUTPUT,
     SAMPLING,
@@ -19,7 +15,11 @@ from .options import (
     Model,
     QuietTable,
     StoreFile,
+    describe,
+    option,
 )
+from .console import echo
+from .gather import gather_options, take_given
 
 if TYPE_CHECKING:
     from ..eval.experiments.inversion import RoundTrips
@@ -32,27 +32,17 @@ class InversionOptions:
     model: Model = DEFAULT_MODEL
     data: LabelledData = "fashion-mnist-32:test"
     images: FirstImages = 256
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A solver; may be repeated. By default all kinds are tried.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    nfe: Annotated[
-        str, typer.Option(help="Numbers of network evaluations each way.", rich_help_panel=SAMPLING)
-    ] = "12,24,60"
-    steps: Annotated[
-        str, typer.Option(help="Numbers of steps each way.", rich_help_panel=SAMPLING)
-    ] = "15,30"
+    solver: list[str] | None = option(
+        None, "A solver; may be repeated. By default all kinds are tried.", SAMPLING
+    )
+    nfe: str = option("12,24,60", "Numbers of network evaluations each way.", SAMPLING)
+    steps: str = option("15,30", "Numbers of steps each way.", SAMPLING)
     grid_type: GridOfAll = None
-    t_min: Annotated[
-        float | None,
-        typer.Option(
-            help="The time at which all runs end near the data, as `fewstep invert` takes it.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
+    t_min: float | None = option(
+        None,
+        "The time at which all runs end near the data, as `fewstep invert` takes it.",
+        SAMPLING,
+    )
     batch: Batch = 32
 
     def table(self) -> "RoundTrips":
@@ -65,9 +55,7 @@ class InversionOptions:
 
 @gather_options
 def inversion(
-    options: InversionOptions,
-    store: StoreFile = Path("inversion.jsonl"),
-    quiet: QuietTable = False,
+    options: InversionOptions, store: StoreFile = Path("inversion.jsonl"), quiet: QuietTable = False
 ) -> None:
     """Measures PSNR after inversion and reconstruction, for all solvers in one table."""
     from ..eval.bench.runner import run_cells
@@ -85,24 +73,16 @@ def edit(
     images: FirstImages = 40,
     editor: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An editor, as `fewstep edit` takes it; may be repeated. By default all run.",
-            rich_help_panel=SAMPLING,
+        describe(
+            "An editor, as `fewstep edit` takes it; may be repeated. By default all run.", SAMPLING
         ),
     ] = None,
     distance: Annotated[
-        str,
-        typer.Option(
-            help="How far edits are from their sources: lpips, ssim, rmse or rel-l2.",
-            rich_help_panel=OUTPUT,
-        ),
+        str, describe("How far edits are from their sources: lpips, ssim, rmse or rel-l2.", OUTPUT)
     ] = "lpips",
     strip: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a .png of sources, fresh samples and the edits of each editor.",
-            rich_help_panel=OUTPUT,
-        ),
+        describe("Write a .png of sources, fresh samples and the edits of each editor.", OUTPUT),
     ] = None,
     quiet: QuietTable = False,
 ) -> None:
@@ -113,10 +93,6 @@ def edit(
     if strip is not None:
         check_writable(strip, ".png")
     edits = ClassEdits(
-        model=model,
-        data=data,
-        images=images,
-        editors=tuple(editor or EDITORS),
-        distance=distance,
+        model=model, data=data, images=images, editors=tuple(editor or EDITORS), distance=distance
     )
     echo(lines(edits.run(strip, progress=not quiet), distance))

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..eval.requests import FIGURES
-from .console import refuse_typed
-from .gather import gather_options, take_given
-from .options import (
+from ..eval.options import (
+    COUNTS,
     DEFAULT_MODEL,
     GUIDANCE,
     MACHINE,
-    MOST,
-    MOST_REPEATS,
+    REPEATS,
     SAMPLING,
     BatchSampled,
     Budgets,
@@ -26,7 +23,12 @@ from .options import (
     QuietTable,
     StoreFile,
     TableText,
+    describe,
+    option,
 )
+from ..eval.requests import FIGURES
+from .console import refuse_typed
+from .gather import gather_options, take_given
 
 if TYPE_CHECKING:
     from ..eval.bench.report import ReportFiles
@@ -43,102 +45,59 @@ PLURALS = {
 class FidOptions:
     """The choices of a measurement; `sweep` is the same as data."""
 
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A network, as `sample` takes it; may be repeated. The default is fashion-dit.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A solver, as name[:key=value,...], or a schedule file *.json; may be repeated.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    rival: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A scheduler of diffusers, as name[:argument=value,...]; may be repeated.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    grid_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A grid of times for the named solvers, as `sample` takes it; may be repeated.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    final: Annotated[
-        str,
-        typer.Option(help="How runs end: zero, sigma_min or denoise.", rich_help_panel=SAMPLING),
-    ] = "zero"
+    model: list[str] | None = option(
+        None,
+        "A network, as `sample` takes it; may be repeated. The default is fashion-dit.",
+        MACHINE,
+    )
+    solver: list[str] | None = option(
+        None,
+        "A solver, as name[:key=value,...], or a schedule file *.json; may be repeated.",
+        SAMPLING,
+    )
+    rival: list[str] | None = option(
+        None, "A scheduler of diffusers, as name[:argument=value,...]; may be repeated.", SAMPLING
+    )
+    grid_type: list[str] | None = option(
+        None,
+        "A grid of times for the named solvers, as `sample` takes it; may be repeated.",
+        SAMPLING,
+    )
+    final: str = option("zero", "How runs end: zero, sigma_min or denoise.", SAMPLING)
     nfe: Budgets = "4-6,8,10"
-    cfg_scale: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="A guidance scale; may be repeated. The default is 1, which turns it off.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
+    cfg_scale: list[float] | None = option(
+        None, "A guidance scale; may be repeated. The default is 1, which turns it off.", GUIDANCE
+    )
     cfg_interval: CfgInterval = None
-    guidance: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A kind of guidance, as `sample` takes it; may be repeated. The default is cfg.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
-    cache: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A cache, as `sample` takes it; may be repeated. By default there is none.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="What is measured: fd-small, fid, or another name of `fewstep list metrics`.",
-            rich_help_panel=FIGURES,
-        ),
-    ] = "fd-small"
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="Images or statistics to compare with. The default is the reference of fd-small.",
-            rich_help_panel=FIGURES,
-        ),
-    ] = None
-    floor: Annotated[
-        str | None,
-        typer.Option(
-            help="Real images that are measured too. The default is the test set of the reference.",
-            rich_help_panel=FIGURES,
-        ),
-    ] = None
-    n: Annotated[
-        int,
-        typer.Option(
-            "--n",
-            "--images",
-            min=1,
-            max=MOST,
-            help="Number of images for each figure.",
-            rich_help_panel=FIGURES,
-        ),
-    ] = 2000
-    blocks: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_REPEATS,
-            help="Number of figures for each setting, each with further seeds.",
-            rich_help_panel=FIGURES,
-        ),
-    ] = 1
+    guidance: list[str] | None = option(
+        None,
+        "A kind of guidance, as `sample` takes it; may be repeated. The default is cfg.",
+        GUIDANCE,
+    )
+    cache: list[str] | None = option(
+        None, "A cache, as `sample` takes it; may be repeated. By default there is none.", SAMPLING
+    )
+    metric: str = option(
+        "fd-small",
+        "What is measured: fd-small, fid, or another name of `fewstep list metrics`.",
+        FIGURES,
+    )
+    reference: str | None = option(
+        None,
+        "Images or statistics to compare with. The default is the reference of fd-small.",
+        FIGURES,
+    )
+    floor: str | None = option(
+        None,
+        "Real images that are measured too. The default is the test set of the reference.",
+        FIGURES,
+    )
+    n: int = option(
+        2000, "Number of images for each figure.", FIGURES, "--n", "--images", within=COUNTS
+    )
+    blocks: int = option(
+        1, "Number of figures for each setting, each with further seeds.", FIGURES, within=REPEATS
+    )
     batch: BatchSampled = 32
     dtype: Dtype = "fp32"
 
@@ -178,24 +137,18 @@ def fid_nfe(
     *,
     sweep: Annotated[
         Path | None,
-        typer.Option(
-            help="A .json file with all that is measured, in place of the options.",
-            rich_help_panel=FIGURES,
-        ),
+        describe("A .json file with all that is measured, in place of the options.", FIGURES),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the weights of the network that the metric needs, if it is not found by"
+        describe(
+            "File with the weights of the network that the metric needs, if it is not found by"
             " itself.",
-            rich_help_panel=MACHINE,
+            MACHINE,
         ),
     ] = None,
     device: Annotated[
-        str,
-        typer.Option(
-            help="Either cpu or cuda, where each process takes one GPU.", rich_help_panel=MACHINE
-        ),
+        str, describe("Either cpu or cuda, where each process takes one GPU.", MACHINE)
     ] = "cpu",
     store: StoreFile = Path("results.jsonl"),
     outputs: FidOutputs,

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..eval.requests import FIGURES
-from .console import echo, echo_left_out
-from .gather import gather_options, take_given
-from .options import (
+from ..eval.options import (
+    COUNTS,
     GUIDANCE,
     MACHINE,
-    MOST,
     MOST_REPEATS,
     OUTPUT,
     SAMPLING,
@@ -25,7 +22,12 @@ from .options import (
     ReferenceNfe,
     StoreFile,
     TableOfBest,
+    describe,
+    option,
 )
+from ..eval.requests import FIGURES
+from .console import echo, echo_left_out
+from .gather import gather_options, take_given
 
 if TYPE_CHECKING:
     from ..eval.bench.front import FrontBench
@@ -39,58 +41,35 @@ if TYPE_CHECKING:
 class GuidanceOptions:
     """The runs of `fewstep bench guidance`."""
 
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A network, as `sample` takes it; may be repeated. By default fashion-dit and"
-            " fashion-unet are measured.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None
-    cfg_scale: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="A guidance scale; may be repeated. The defaults are 2 and 3.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
-    guidance: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A kind of guidance, as `sample` takes it but without a scale; may be repeated. By"
-            " default many are tried. cfg is always measured, to compare with, and the weights of"
-            " linear-ag:every=2,warmup=1 are fitted.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
-    steps: Annotated[
-        str, typer.Option(help="Numbers of steps, such as 6-14,16.", rich_help_panel=SAMPLING)
-    ] = "6,8-12,14,16,20"
-    rows: Annotated[
-        str,
-        typer.Option(
-            help="The least and the largest number of network rows per image that are shown.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "12-40"
-    solver: Annotated[
-        str,
-        typer.Option(
-            help="The solver of all runs, as `sample` takes it.", rich_help_panel=SAMPLING
-        ),
-    ] = "dpmpp-2m"
+    model: list[str] | None = option(
+        None,
+        "A network, as `sample` takes it; may be repeated. By default fashion-dit and fashion-unet"
+        " are measured.",
+        MACHINE,
+    )
+    cfg_scale: list[float] | None = option(
+        None, "A guidance scale; may be repeated. The defaults are 2 and 3.", GUIDANCE
+    )
+    guidance: list[str] | None = option(
+        None,
+        "A kind of guidance, as `sample` takes it but without a scale; may be repeated. By default"
+        " many are tried. cfg is always measured, to compare with, and the weights of"
+        " linear-ag:every=2,warmup=1 are fitted.",
+        GUIDANCE,
+    )
+    steps: str = option("6,8-12,14,16,20", "Numbers of steps, such as 6-14,16.", SAMPLING)
+    rows: str = option(
+        "12-40",
+        "The least and the largest number of network rows per image that are shown.",
+        OUTPUT,
+    )
+    solver: str = option("dpmpp-2m", "The solver of all runs, as `sample` takes it.", SAMPLING)
     grid_type: GridOfAll = None
     images: Noises = 48
     reference_nfe: ReferenceNfe = 200
-    fit_images: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST,
-            help="Number of images that linear-ag is fitted to.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = 256
+    fit_images: int = option(
+        256, "Number of images that linear-ag is fitted to.", GUIDANCE, within=COUNTS
+    )
 
     def front(self) -> "GuidanceFront":
         """Returns what is measured; raises FewstepError for what cannot be."""
@@ -114,38 +93,28 @@ class CacheOptions:
             help="Networks, as `sample` takes them. By default fashion-dit and fashion-unet."
         ),
     ] = None
-    cache: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A cache, as `sample` takes it, or diffusers-taylorseer:...,"
-            " diffusers-first-block:... or cache-dit:...; may be repeated. By default many are"
-            " tried.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A solver of runs with a cache; may be repeated. The defaults are dpmpp-2m,"
-            " unipc-2 and ddim.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    steps: Annotated[
-        str, typer.Option(help="Numbers of steps of runs with a cache.", rich_help_panel=SAMPLING)
-    ] = "20,30,40,50"
-    honest: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A solver of runs without a cache, the fair baseline: the same cost spent on plain"
-            " steps; may be repeated. By default four are tried.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    budgets: Annotated[
-        str,
-        typer.Option(help="Numbers of steps of runs without a cache.", rich_help_panel=SAMPLING),
-    ] = "6,8,10-14,16,18,20,24,28,32,40,50"
+    cache: list[str] | None = option(
+        None,
+        "A cache, as `sample` takes it, or diffusers-taylorseer:..., diffusers-first-block:... or"
+        " cache-dit:...; may be repeated. By default many are tried.",
+        SAMPLING,
+    )
+    solver: list[str] | None = option(
+        None,
+        "A solver of runs with a cache; may be repeated. The defaults are dpmpp-2m, unipc-2 and"
+        " ddim.",
+        SAMPLING,
+    )
+    steps: str = option("20,30,40,50", "Numbers of steps of runs with a cache.", SAMPLING)
+    honest: list[str] | None = option(
+        None,
+        "A solver of runs without a cache, the fair baseline: the same cost spent on plain steps;"
+        " may be repeated. By default four are tried.",
+        SAMPLING,
+    )
+    budgets: str = option(
+        "6,8,10-14,16,18,20,24,28,32,40,50", "Numbers of steps of runs without a cache.", SAMPLING
+    )
     grid_type: GridOfAll = None
     cfg_scale: CfgScale = 1.0
     images: Noises = 48
@@ -189,10 +158,7 @@ class FrontOutputs:
 
 @gather_options
 def guidance_front(
-    options: GuidanceOptions,
-    *,
-    store: StoreFile = Path("guidance.jsonl"),
-    outputs: FrontOutputs,
+    options: GuidanceOptions, *, store: StoreFile = Path("guidance.jsonl"), outputs: FrontOutputs
 ) -> None:
     """Measures error against network rows, of guidance policies that skip evaluations.
 
@@ -214,11 +180,8 @@ def cache_front(
     *,
     time: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=MOST_REPEATS,
-            help="Number of timed runs of each cache; 0 for no times.",
-            rich_help_panel=FIGURES,
+        describe(
+            "Number of timed runs of each cache; 0 for no times.", FIGURES, within=(0, MOST_REPEATS)
         ),
     ] = 0,
     store: StoreFile = Path("cache.jsonl"),

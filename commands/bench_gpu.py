@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
+from ..eval.options import Device, QuietTable, StoreFile, describe
 from .console import echo, echo_left_out
-from .options import Device, QuietTable, StoreFile
 
 
 def gpu(
     device: Device = "cuda",
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Take tiny sizes, to see in a minute that it runs.")
+        bool, describe("Take tiny sizes, to see in a minute that it runs.", "", "--tiny")
     ] = False,
     store: StoreFile = Path("gpu.jsonl"),
     quiet: QuietTable = False,

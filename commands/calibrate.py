@@ -5,18 +5,15 @@ from typing import Annotated
 
 import typer
 
+from ..eval.options import OUTPUT, Plot, QuietResult, describe
 from ..eval.requests import CalibrationRequest, LinearFitRequest
 from .console import echo, echo_left_out, refuse_typed, say_progress
 from .gather import gather_options
-from .options import OUTPUT, Plot, QuietResult
 
 
 @gather_options
 def calibrate(
-    ctx: typer.Context,
-    request: CalibrationRequest,
-    plot: Plot = None,
-    quiet: QuietResult = False,
+    ctx: typer.Context, request: CalibrationRequest, plot: Plot = None, quiet: QuietResult = False
 ) -> None:
     """Finds the cheapest cache that keeps the images of a run as near as asked.
 
@@ -52,12 +49,7 @@ def calibrate(
 def fit_linear_ag(
     ctx: typer.Context,
     request: LinearFitRequest,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="The .json file that the weights are written to.", rich_help_panel=OUTPUT
-        ),
-    ],
+    out: Annotated[Path, describe("The .json file that the weights are written to.", OUTPUT)],
 ) -> None:
     """Fits the weights with which past outputs replace the unconditional branch."""
     if request.mask is not None:

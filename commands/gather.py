@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any, get_type_hints
+from typing import Any
+
+from ..eval.options import read_options
 
 
 def gather_options(command: Callable[..., None]) -> Callable[..., None]:
     """Returns a command that is typed with the fields of its dataclass arguments as options.
 
-    A field is annotated as an option of typer; one without a default must be given.
+    A field is an `option`, or annotated as one of typer; without a default it must be given.
     """
     own = signature(command, eval_str=True).parameters
     kinds = {name: each.annotation for name, each in own.items()}
@@ -19,8 +21,7 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**given: Any) -> None:
         for name, kind in groups.items():
-            names = [each.name for each in fields(kind) if each.init]
-            given[name] = kind(**{each: given.pop(each) for each in names})
+            given[name] = kind(**{each: given.pop(each) for each in read_options(kind)})
         command(**given)
 
     parameters = [
@@ -35,12 +36,9 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read_fields(kind: Any) -> Iterator[Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    for field in (each for each in fields(kind) if each.init):
+    for name, (hint, field) in read_options(kind).items():
         default = Parameter.empty if field.default is MISSING else field.default
-        yield Parameter(
-            field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
 def take_given(options: Any, ranges: Sequence[str] = (), **renamed: str) -> dict[str, Any]:

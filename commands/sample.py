@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..models.errors import SettingError
-from .console import refuse_typed, typed
-from .gather import gather_options
-from .options import (
+from ..eval.options import (
     DEFAULT_MODEL,
     GUIDANCE,
     IMAGES,
@@ -29,7 +26,12 @@ from .options import (
     Model,
     Quiet,
     Steps,
+    describe,
+    option,
 )
+from ..models.errors import SettingError
+from .console import refuse_typed, typed
+from .gather import gather_options
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
@@ -47,96 +49,56 @@ class SampleOptions:
     """The choices of a run as they are typed; `Run` is the same as it is recorded."""
 
     model: Model = DEFAULT_MODEL
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help="The solver, as name[:key=value,...]; see `fewstep list solvers`.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    nfe: Annotated[
-        int | None,
-        typer.Option(
-            help="Budget of network evaluations for each image. The default is 10.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
+    solver: str | None = option(
+        None, "The solver, as name[:key=value,...]; see `fewstep list solvers`.", SAMPLING
+    )
+    nfe: int | None = option(
+        None, "Budget of network evaluations for each image. The default is 10.", SAMPLING
+    )
     steps: Steps = None
     grid_type: GridType = None
-    final: Annotated[
-        str,
-        typer.Option(
-            help="How the run ends: zero, sigma_min or denoise.", rich_help_panel=SAMPLING
-        ),
-    ] = "zero"
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="A searched schedule, in place of a solver: a .json file or a name of"
-            " `fewstep list schedules`.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            help="A cache, as name[:key=value,...], see `fewstep list caches`; or a .json file of"
-            " `fewstep calibrate`.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Accept a schedule or a cache that was made for another network or guidance.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = False
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of the first image; seeds count up from it. The default is 0.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            help="One seed for each image, such as 0-63,100, in place of --seed.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By"
-            " default all classes take turns.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None
-    per_class: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of images of each class. The default is 8.", rich_help_panel=IMAGES
-        ),
-    ] = None
+    final: str = option("zero", "How the run ends: zero, sigma_min or denoise.", SAMPLING)
+    schedule: str | None = option(
+        None,
+        "A searched schedule, in place of a solver: a .json file or a name of `fewstep list"
+        " schedules`.",
+        SAMPLING,
+    )
+    cache: str | None = option(
+        None,
+        "A cache, as name[:key=value,...], see `fewstep list caches`; or a .json file of `fewstep"
+        " calibrate`.",
+        SAMPLING,
+    )
+    force: bool = option(
+        False,
+        "Accept a schedule or a cache that was made for another network or guidance.",
+        SAMPLING,
+        "--force",
+    )
+    seed: int | None = option(
+        None, "Seed of the first image; seeds count up from it. The default is 0.", IMAGES
+    )
+    seeds: str | None = option(
+        None, "One seed for each image, such as 0-63,100, in place of --seed.", IMAGES
+    )
+    classes: str | None = option(
+        None,
+        "Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By default all"
+        " classes take turns.",
+        IMAGES,
+    )
+    per_class: int | None = option(
+        None, "Number of images of each class. The default is 8.", IMAGES
+    )
     cfg_scale: CfgScale = 1.0
     cfg_interval: CfgInterval = None
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            help="The guidance, as name[:key=value,...]; see `fewstep list guidance`.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Quantile for dynamic thresholding of the predicted image, such as 0.995.",
-            rich_help_panel=GUIDANCE,
-        ),
-    ] = None
+    guidance: str | None = option(
+        None, "The guidance, as name[:key=value,...]; see `fewstep list guidance`.", GUIDANCE
+    )
+    threshold: float | None = option(
+        None, "Quantile for dynamic thresholding of the predicted image, such as 0.995.", GUIDANCE
+    )
     batch: BatchSampled = 32
     dtype: Dtype = "fp32"
     device: Device = "cpu"
@@ -195,16 +157,10 @@ class SampleOptions:
 class SampleOutputs:
     """Where the images go, and what is printed."""
 
-    out: Annotated[
-        Path,
-        typer.Option(help="The .png file for the grid of images.", rich_help_panel=OUTPUT),
-    ] = Path("samples.png")
-    save_images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that gets every image as a .png of its own.", rich_help_panel=OUTPUT
-        ),
-    ] = None
+    out: Path = option(Path("samples.png"), "The .png file for the grid of images.", OUTPUT)
+    save_images: Path | None = option(
+        None, "Folder that gets every image as a .png of its own.", OUTPUT
+    )
     json_: Json = False
     quiet: Quiet = False
 
@@ -234,10 +190,7 @@ def sample(
     options: SampleOptions,
     from_png: Annotated[
         Path | None,
-        typer.Option(
-            help="Repeat the run that is stored in a picture made by `sample`.",
-            rich_help_panel=IMAGES,
-        ),
+        describe("Repeat the run that is stored in a picture made by `sample`.", IMAGES),
     ] = None,
     *,
     outputs: SampleOutputs,

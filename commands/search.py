@@ -2,10 +2,10 @@
 
 import typer
 
+from ..eval.options import QuietWarnings
 from ..eval.requests import SearchRequest
 from .console import echo, refuse_typed
 from .gather import gather_options
-from .options import QuietWarnings
 
 OF_TOY = {
     *("network", "nfe", "nfe_range", "rows", "strategy", "objective", "budget", "seed", "out"),

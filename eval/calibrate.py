@@ -24,7 +24,8 @@ from .bench.rows import ResultStore
 from .bench.runner import run_cells
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
 from .experiments.cache_policies import DEEP, FITTED, GATED, TAYLOR
-from .requests import CalibrationRequest, make_request
+from .options import make_request
+from .requests import CalibrationRequest
 
 HIGHER = ("psnr",)  # is better; of the others lower is
 

@@ -1,18 +1,26 @@
-"""Options that commands and the requests below them share: type, text and panel are written once.
+"""Options of the command line: how one is described, and those that several share.
 
-The default stands where an option is used, as it does for an option of its own. Nothing here needs
-torch, so that `--help` is fast.
+A field of a dataclass that describes an option is one of the command and of the function of Python
+that take the dataclass (`commands/gather.py`). A shared option is a type; its default stands where
+it is used. Nothing here needs torch, so that `--help` is fast.
 """
 
-from typing import Annotated
+import math
+from dataclasses import Field, field, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
+
+from ..models.errors import SettingError, UnknownNameError
 
 # What a command can be asked for at most: more is a slip of the keyboard, or takes years.
 MOST = 1_000_000  # images, samples, noises, rows of a batch
 MOST_STEPS = 10_000  # steps and evaluations; as in schedules, float32 states gain nothing beyond
 MOST_REPEATS = 1_000
-LAST_SEED = 2**63 - 1
+COUNTS, STEPS, REPEATS = (1, MOST), (1, MOST_STEPS), (1, MOST_REPEATS)
+SEEDS = 0, 2**63 - 1
 
 # Headings in `--help`.
 SAMPLING = "Sampling"
@@ -21,6 +29,74 @@ IMAGES = "Images"
 MACHINE = "Network and machine"
 OUTPUT = "Output"
 
+DESCRIBED = "option"  # in the metadata of a field
+DEFAULT_MODEL = "fashion-dit"
+T = TypeVar("T")
+Range = tuple[int | None, int | None]
+
+
+def describe(
+    text: str, panel: str | None = None, *names: str, within: Range = (None, None)
+) -> OptionInfo:
+    """Returns an option for `Annotated`.
+
+    Args:
+        text: its help, which is read alone.
+        panel: the heading it stands under.
+        names: as it is typed, if not as the argument; a bool with one has no --no-NAME.
+        within: the least and the largest number; None for no bound.
+    """
+    least, most = within
+    info: OptionInfo = typer.Option(*names, help=text, rich_help_panel=panel, min=least, max=most)
+    return info
+
+
+def option(
+    default: T, text: str, panel: str | None = None, *names: str, within: Range = (None, None)
+) -> T:
+    """Returns a field of a dataclass that is an option; see `describe`."""
+    info = describe(text, panel, *names, within=within)
+    return field(default=default, metadata={DESCRIBED: info})
+
+
+def read_options(kind: Any) -> dict[str, tuple[Any, Field[Any]]]:
+    """Returns the options of a dataclass by name, each as typer's annotation and as the field."""
+    hints = get_type_hints(kind, include_extras=True)
+    options = {}
+    for each in fields(kind):
+        if each.init:
+            hint, info = hints[each.name], each.metadata.get(DESCRIBED)
+            options[each.name] = (hint if info is None else Annotated[hint, info], each)
+    return options
+
+
+def make_request(kind: type[T], **options: Any) -> T:
+    """Returns a request as a function of Python takes it, under the bounds of the command line.
+
+    Raises:
+        UnknownNameError: for a name that is no option.
+        SettingError: for a number that is out of range.
+    """
+    known = read_options(kind)
+    for name, value in options.items():
+        if name not in known:
+            raise UnknownNameError("option", name, known)
+        hint = known[name][0]
+        _check_range(name, value, hint.__metadata__[0])
+        if isinstance(value, str) and Path in (hint.__origin__, *get_args(hint.__origin__)):
+            options[name] = Path(value)
+    return kind(**options)
+
+
+def _check_range(name: str, value: Any, info: OptionInfo) -> None:
+    """Raises SettingError for a number that the option does not take."""
+    least = -math.inf if info.min is None else info.min
+    most = math.inf if info.max is None else info.max
+    if isinstance(value, int | float) and not least <= value <= most:
+        raise SettingError(f"{name} must lie between {least:,} and {most:,}, not {value}")
+
+
+# Of requests and commands alike.
 Model = Annotated[
     str,
     typer.Argument(
@@ -28,38 +104,100 @@ Model = Annotated[
         " id on the hub."
     ),
 ]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Number format of the network: fp32, tf32, bf16 or fp16.", rich_help_panel=MACHINE
-    ),
-]
-Device = Annotated[
-    str, typer.Option(help="A torch device, such as cpu or cuda.", rich_help_panel=MACHINE)
-]
+Dtype = Annotated[str, describe("Number format of the network: fp32, tf32, bf16 or fp16.", MACHINE)]
+Device = Annotated[str, describe("A torch device, such as cpu or cuda.", MACHINE)]
 SolverName = Annotated[
-    str,
-    typer.Option(
-        help="The solver, as name[:key=value,...]; see `fewstep list solvers`.",
-        rich_help_panel=SAMPLING,
-    ),
+    str, describe("The solver, as name[:key=value,...]; see `fewstep list solvers`.", SAMPLING)
 ]
 GridType = Annotated[
     str | None,
-    typer.Option(
-        help="The grid of times, as name[:key=value,...]; see `fewstep list grids`.",
-        rich_help_panel=SAMPLING,
-    ),
+    describe("The grid of times, as name[:key=value,...]; see `fewstep list grids`.", SAMPLING),
 ]
 CfgScale = Annotated[
-    float,
-    typer.Option(
-        help="Scale of classifier-free guidance; 1 turns it off.", rich_help_panel=GUIDANCE
+    float, describe("Scale of classifier-free guidance; 1 turns it off.", GUIDANCE)
+]
+Batch = Annotated[int, describe("How many images are computed at once.", MACHINE, within=COUNTS)]
+
+# The network and where it runs.
+ModelOption = Annotated[str, describe("The network, as `sample` takes it.", MACHINE)]
+Compile = Annotated[bool, describe("Compile the network with torch.compile.", MACHINE, "--compile")]
+ChannelsLast = Annotated[
+    bool,
+    describe(
+        "Use the channels-last memory layout, which suits UNets on GPUs.",
+        MACHINE,
+        "--channels-last",
     ),
 ]
-Batch = Annotated[
+CudaGraph = Annotated[
+    bool,
+    describe(
+        "Record network calls and runs as CUDA graphs once and replay them.",
+        MACHINE,
+        "--cuda-graph",
+    ),
+]
+BatchSampled = Annotated[
+    int, describe("How many images are sampled at once.", MACHINE, within=COUNTS)
+]
+
+# What is run.
+Steps = Annotated[int | None, describe("Number of steps, in place of --nfe.", SAMPLING)]
+GridOfAll = Annotated[
+    str | None, describe("The grid of times of all runs, as `sample` takes it.", SAMPLING)
+]
+Budgets = Annotated[str, describe("Numbers of network evaluations, such as 4-6,8,10.", SAMPLING)]
+ReferenceNfe = Annotated[
     int,
-    typer.Option(
-        min=1, max=MOST, help="How many images are computed at once.", rich_help_panel=MACHINE
+    describe(
+        "Number of network evaluations of the converged run, which uses unipc-3.",
+        SAMPLING,
+        within=STEPS,
     ),
 ]
+CfgInterval = Annotated[
+    str | None, describe("Guide only where LOW < sigma/alpha <= HIGH; write LOW,HIGH.", GUIDANCE)
+]
+Seed = Annotated[int, describe("Random seed.", SAMPLING, within=SEEDS)]
+Noises = Annotated[
+    int, describe("Number of images; their seeds count up from 0.", SAMPLING, within=COUNTS)
+]
+
+# Pictures that are given.
+PictureFile = Annotated[
+    Path,
+    typer.Argument(help="The picture. Its size and colours must be those of the network's images."),
+]
+LabelledData = Annotated[str, describe("A data set of images with classes.", IMAGES)]
+FirstImages = Annotated[
+    int,
+    describe("How many images of the data set are used, from the first.", IMAGES, within=COUNTS),
+]
+
+# What comes out.
+StoreFile = Annotated[
+    Path, describe("File that keeps finished results, so that they are not measured again.", OUTPUT)
+]
+TableText = Annotated[str, describe("Format of the printed table: md or csv.", OUTPUT)]
+TableOfBest = Annotated[
+    str,
+    describe(
+        "Format of the printed table: md shows the best of each kind, csv shows all results.",
+        OUTPUT,
+    ),
+]
+Plot = Annotated[
+    Path | None, describe("Draw the curves into this .png, .svg or .pdf file.", OUTPUT)
+]
+Html = Annotated[Path | None, describe("Write the whole report into this .html file.", OUTPUT)]
+Strip = Annotated[
+    Path | None,
+    describe(
+        "Write a .png that shows the picture, its reconstruction and any edit side by side.", OUTPUT
+    ),
+]
+Json = Annotated[bool, describe("Print the result as JSON.", OUTPUT, "--json")]
+Quiet = Annotated[bool, describe("Print nothing but errors.", OUTPUT)]
+QuietWarnings = Annotated[bool, describe("Print nothing but warnings and errors.", OUTPUT)]
+QuietResult = Annotated[bool, describe("Print nothing but the result.", OUTPUT)]
+QuietTable = Annotated[bool, describe("Print no progress, only the table.", OUTPUT)]

@@ -1,6 +1,5 @@
 """What holds for every command: it is registered, explains itself, and repeats nobody's options."""
 
-import ast
 import inspect
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.commands.console import OneLineCommand, refuse_typed, typed
 from fewstep.commands.gather import gather_options
+from fewstep.eval.options import describe, option
 from fewstep.models.errors import SettingError
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "commands").glob("*.py"))
-SHARED = {"__init__", "console", "gather", "options"}
+SHARED = {"__init__", "console", "gather"}
 MODULES = [import_module(f"fewstep.commands.{f.stem}") for f in FILES if f.stem not in SHARED]
 
 
@@ -60,29 +60,16 @@ def test_help_names_every_option_and_says_what_it_is(words):
         assert max(parameter.opts, key=len).lower() in result.output.lower()
 
 
-def annotated(tree):
-    """Names and annotations of the options in a file: arguments of commands, fields of requests."""
-    for each in ast.walk(tree):
-        name = each.arg if isinstance(each, ast.arg) else None
-        name = each.target.id if isinstance(each, ast.AnnAssign) else name
-        if name is not None and each.annotation and "Annotated" in ast.unparse(each.annotation):
-            yield name, ast.unparse(each.annotation)
-
-
-def test_no_option_is_written_twice():
-    """What several share stands in options.py, so that its help cannot drift apart."""
-    eval_ = ROOT / "eval"
-    shared, seen, twice = {}, {}, []
-    for path in (ROOT / "commands" / "options.py", eval_ / "options.py"):
-        values = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.Assign)]
-        shared |= {ast.unparse(each.value): path for each in values}
-    for path in (*FILES, eval_ / "requests.py"):
-        for name, text in annotated(ast.parse(path.read_text())):
-            if text in shared or (name, text) in seen:
-                twice.append((name, path.stem, seen.get((name, text), "options")))
-            seen[name, text] = path.stem
-    assert len(seen) > 50
-    assert not twice
+def test_no_option_is_described_twice():
+    """What several share stands in options.py once, so that its help cannot drift apart."""
+    described = {}
+    for words, command in COMMANDS.items():
+        for name, parameter in inspect.signature(command).parameters.items():
+            if parameter.annotation is not typer.Context:
+                hint, info = parameter.annotation.__origin__, parameter.annotation.__metadata__[0]
+                described.setdefault((name, str(hint), info.help), {})[id(info)] = words
+    assert len(described) > 100
+    assert not [each for each in described.items() if len(each[1]) > 1]
 
 
 def test_a_command_has_few_arguments_of_its_own():
@@ -93,8 +80,8 @@ def test_a_command_has_few_arguments_of_its_own():
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    size: Annotated[int, typer.Option(min=1, help="The size.")]
-    name: Annotated[str, typer.Option("--called", help="The name.")] = "x"
+    size: Annotated[int, describe("The size.", within=(1, None))]
+    name: str = option("x", "The name.", None, "--called")
     made: float = field(init=False, default_factory=lambda: 7.0)
 
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 import fewstep
 from fewstep.cli import app
-from fewstep.eval.requests import SearchRequest, make_request
+from fewstep.eval.options import make_request
+from fewstep.eval.requests import SearchRequest
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.samplers.cache_file import CacheFile
 from fewstep.solvers import Schedule

@@ -9,7 +9,8 @@ from typing import Any
 from ...models.errors import SettingError
 from ..data import ImageSet, images_of
 from ..extractors import Extractor, extractor, origin_of
-from ..requests import EvaluationRequest, make_request
+from ..options import make_request
+from ..requests import EvaluationRequest
 from ..statistics import holds_statistics
 from .base import PairMetric, SetMetric, metric
 from .measure import Figure, How, Side, pair_figures, set_figures

@@ -22,7 +22,8 @@ from ...samplers.grid import Final, list_grids
 from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
 from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
-from ..requests import SearchRequest, make_request
+from ..options import make_request
+from ..requests import SearchRequest
 from . import toy
 from .budget import Budget
 from .objective import names as objectives
