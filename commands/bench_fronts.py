@@ -106,7 +106,7 @@ class CacheOptions:
         SAMPLING,
     )
     steps: str = option("20,30,40,50", "Numbers of steps of runs with a cache.", SAMPLING)
-    honest: list[str] | None = option(
+    baseline: list[str] | None = option(
         None,
         "A solver of runs without a cache, the fair baseline: the same cost spent on plain steps;"
         " may be repeated. By default four are tried.",
@@ -125,7 +125,7 @@ class CacheOptions:
         from ..eval.experiments.cache import CacheFront
 
         names = {"model": "models", "solver": "solvers", "cache": "policies"}
-        names |= {"honest": "baselines", "grid_type": "grid"}
+        names |= {"baseline": "baselines", "grid_type": "grid"}
         return CacheFront(**take_given(self, ("steps", "budgets"), **names))
 
 

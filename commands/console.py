@@ -15,6 +15,7 @@ from ..models.errors import FewstepError, SettingError
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports no name for it
 MAY_BE_EMPTY = {"--prompt", "--from-prompt", "--to-prompt", "--negative-prompt"}
+RENAMED = {"--honest": "--baseline"}  # options whose old names are still taken
 BAD_INPUT = 2  # the exit code
 SAY_EVERY = 10.0  # seconds between lines of progress
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class OneLineCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses as typer does, but refuses empty strings, which would pass for no choice."""
         refuse_empty(args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [rename_option(word) for word in args])
 
 
 class OneLineGroup(TyperGroup):
@@ -96,6 +97,15 @@ def refuse_empty(words: Sequence[str]) -> None:
         if not (value if option is name else word) and option not in MAY_BE_EMPTY:
             where = f"after {option}" if option.startswith("--") else "as an argument"
             raise SettingError(f"an empty string {where} is no value; leave it out")
+
+
+def rename_option(word: str) -> str:
+    """Returns a word of the command line with the present name of a renamed option."""
+    name, equals, value = word.partition("=")
+    if name not in RENAMED:
+        return word
+    warnings.warn(f"{name} is now called {RENAMED[name]}", stacklevel=2)
+    return RENAMED[name] + equals + value
 
 
 @contextmanager

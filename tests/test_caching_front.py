@@ -212,10 +212,10 @@ def test_other_networks_need_their_caches_named():
 
 def test_the_command_prints_and_draws(bench, tmp_path):
     words = ["bench", "cache", "fashion-dit", "--solver", "ddim", "--steps", "6", "--images", "2"]
-    words += ["--honest", "ddim", "--honest", "dpmpp-2m", "--budgets", "3,4", "--cache", LITE]
+    words += ["--baseline", "ddim", "--baseline", "dpmpp-2m", "--budgets", "3,4", "--cache", LITE]
     words += ["--reference-nfe", "12", "--store", str(bench.store.path)]
     done = CliRunner().invoke(app, [*words, "--table", "csv", "--plot", str(tmp_path / "a.png")])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("model,solver,nfe,cache,effective,error,of_honest,change")
+    assert done.output.startswith("model,solver,nfe,cache,effective,error,of_baseline,change")
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert TO_UNCACHED in {r.protocol.measure.metric for r in bench.store.rows.values()}

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.commands import console
 from fewstep.commands.console import OneLineCommand, refuse_typed, typed
 from fewstep.commands.gather import gather_options
 from fewstep.eval.options import describe, option
@@ -58,6 +59,11 @@ def test_help_names_every_option_and_says_what_it_is(words):
     for parameter in command.params:
         assert parameter.help, parameter.name
         assert max(parameter.opts, key=len).lower() in result.output.lower()
+
+
+def named_options():
+    """The names of the options of all commands."""
+    return {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
 
 
 def test_no_option_is_described_twice():
@@ -148,6 +154,16 @@ def test_only_what_was_typed_is_refused_even_if_it_is_the_default():
     assert result.exit_code == 2
     assert result.output == "False True\nerror: no choices here; drop second-one\n"
     assert run(body, "--second-one", 3, "--first", 1).stderr.endswith("drop first, second-one\n")
+
+
+def test_the_old_name_of_an_option_is_taken_with_a_warning(monkeypatch):
+    monkeypatch.setitem(console.RENAMED, "--second", "--second-one")
+    for words in (["--second", "5"], ["--second=5"]):
+        result = run(lambda ctx: typer.echo(ctx.params["second_one"]), *words)
+        assert result.output == "5\nwarning: --second is now called --second-one\n"
+    options = {f"--{each.replace('_', '-')}" for each in named_options()}
+    assert not console.RENAMED.keys() & options
+    assert set(console.RENAMED.values()) <= options | {"--second-one"}
 
 
 def test_errors_are_one_line_and_bugs_keep_their_traceback():

@@ -241,9 +241,9 @@ def test_the_front_measures_once_and_compares_with_full_guidance(tmp_path):
     table = GuidanceTable()
     (panel,) = table.panels(again.points())
     assert panel.families == ["cfg", "adaptive", "guidance-forecast", "linear-ag"]
-    honest = {point.cost: point.error for point in panel.family("cfg")}
-    assert set(honest) == {6.0, 8.0}
-    assert panel.baseline_error(7.0) == pytest.approx(math.sqrt(honest[6.0] * honest[8.0]))
+    plain = {point.cost: point.error for point in panel.family("cfg")}
+    assert set(plain) == {6.0, 8.0}
+    assert panel.baseline_error(7.0) == pytest.approx(math.sqrt(plain[6.0] * plain[8.0]))
     assert math.isnan(panel.baseline_error(5.0))
     text = "\n".join(table.lines(again.points()))
     assert "### fashion-dit, CFG 2" in text

@@ -36,7 +36,7 @@ COMMANDS = {
     f" --cache {TAYLOR}=4 --quality rel-l2=0.9 --out cache.json --quiet",
     "stats": "stats fashion-dit --samples 2 --nodes 8 --out dit.safetensors",
     "fid-nfe": "bench fid-nfe --nfe 3-4 --n 30 --batch 10 --solver unipc-2 --rival euler --quiet",
-    "cache": f"bench cache fashion-dit {FRONT} --cache {TAYLOR}=3 --steps 6,8 --honest dpmpp-2m"
+    "cache": f"bench cache fashion-dit {FRONT} --cache {TAYLOR}=3 --steps 6,8 --baseline dpmpp-2m"
     " --budgets 3,4,5 --reference-nfe 20 --quiet",
     "guidance": f"bench guidance --model fashion-dit {FRONT} --cfg-scale 2 --steps 6,7,8 --quiet"
     " --guidance linear-ag:every=2,warmup=1 --reference-nfe 20 --fit-images 4",

@@ -15,7 +15,7 @@ COMMANDS = [
     "bench accuracy fashion-dit --solver nope",
     "bench cache fashion-dit --cache nope",
     "bench cache fashion-dit --solver nope",
-    "bench cache fashion-dit --honest nope",
+    "bench cache fashion-dit --baseline nope",
     "bench guidance --model fashion-dit --guidance nope",
     "bench guidance --model fashion-dit --solver nope",
     "bench inversion --solver nope",

@@ -21,7 +21,7 @@ class CacheTable(FrontTable):
         " the error of the best solver without a cache at the same evaluations."
     )
     xlabel, ylabel = "effective evaluations", TO_EXACT
-    header = "model,solver,nfe,cache,effective,error,of_honest,change,seconds,of_uncached"
+    header = "model,solver,nfe,cache,effective,error,of_baseline,change,seconds,of_uncached"
 
     def window(self, budget: int) -> tuple[float, float]:
         return NEAR * budget, REACH * budget

@@ -234,7 +234,7 @@ class GuidanceTable(FrontTable):
     head, column, budgets = "guidance", "{} rows", (12, 16, 20, 24, 32, 40)
     intro = f"{METRIC}; in brackets, times the error of full guidance at that budget."
     xlabel, ylabel = "network rows per image", METRIC
-    header = "model,cfg_scale,guidance,nfe,rows,error,of_honest,seconds_per_image"
+    header = "model,cfg_scale,guidance,nfe,rows,error,of_baseline,seconds_per_image"
 
     def window(self, budget: int) -> tuple[float, float]:
         return max((each for each in self.budgets if each < budget), default=0), budget
