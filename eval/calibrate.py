@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..models.caching.registry import CACHES
+from ..models.caching.base import CACHES
 from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable

@@ -9,8 +9,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..models.errors import SettingError
-from ..models.files import resolve_target
-from ..models.locks import hold
+from ..models.files import hold_file, resolve_target
 from ..models.reading import ordinary_file
 
 M = TypeVar("M", bound=BaseModel)
@@ -70,7 +69,7 @@ class LineFile(Generic[M]):
             with self._report_errors():
                 resolve_target(self.path)
                 lock = self.path.with_name(f"{self.path.name}.lock")
-                mine = stack.enter_context(hold(lock, wait=wait))
+                mine = stack.enter_context(hold_file(lock, wait=wait))
                 if mine and self.path.exists():
                     self._mend()
             yield mine

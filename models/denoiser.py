@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .caching import Attachment
+from .devices import Reading, lacks_memory
 from .errors import FewstepError, ModelError, NonFiniteError, SettingError
 from .hold import hold
 from .ledger import Ledger
-from .memory import lacks_memory
 from .network import Network
 from .prediction import (
     Linear,
@@ -27,7 +27,6 @@ from .prediction import (
 )
 from .reading import reason_of
 from .schedule import Node
-from .transfer import Reading
 
 __all__ = ["Ask", "Asks", "Branch", "Denoiser", "Network", "PendingNorm"]
 

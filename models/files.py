@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checks of the places to write them.
+"""Files that are written whole or not at all, checks of the places, and locks between processes.
 
 A file is written under a hidden name in its own folder and then renamed. The hidden name follows
 from the file's, and one process at a time writes it: what a killed process has left of a file is
@@ -9,14 +9,17 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from .errors import SettingError
-from .locks import clear_locks, hold
 
 UNFINISHED, LOCK = ".fewstep-new", ".fewstep-lock"  # what hidden names end in
+ATTEMPTS = 100  # to claim in a folder that others remove whenever it is empty
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -29,7 +32,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         target = resolve_target(path)
-        with hold(_name_beside(target, LOCK)):
+        with hold_file(_name_beside(target, LOCK)):
             _replace(target, write)
     except OSError as error:
         raise _make_error(path, error) from error
@@ -75,7 +78,7 @@ def check_writable(path: Path, *suffixes: str) -> None:
         raise SettingError("'-' is no file; give the name of a file to write")
     try:
         target = resolve_target(path)
-        with hold(_name_beside(target, LOCK), wait=False) as mine:
+        with hold_file(_name_beside(target, LOCK), wait=False) as mine:
             if mine:
                 _name_beside(target, UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
@@ -196,3 +199,57 @@ def _make_error(path: Path, error: OSError) -> SettingError:
 
 def _find_reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+@contextmanager
+def hold_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock of a file that is there only for that; yields whether this process has it.
+
+    The system releases it when the process ends, however it ends. It is not re-entrant: a process
+    that asks for a lock that it holds waits for ever.
+
+    wait: until the holder releases it; otherwise False is yielded.
+
+    Raises:
+        OSError: if the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # Windows removes none that is open
+            path.unlink()  # while it is held: a process that waits for it sees that it is gone
+        lock.release()
+
+
+@contextmanager
+def claim(path: Path, is_done: Callable[[], bool], *, wait: bool = False) -> Iterator[bool]:
+    """Yields whether this process may do a piece of work that no other has done or is doing.
+
+    path:    of the lock that stands for the work; its folder is made.
+    is_done: asked once the lock is held, so that it must look at what others have done since.
+    wait:    for a process that is at it, whose work is then done or, if it was killed, is not.
+    """
+    with ExitStack() as stack:
+        yield _enter(stack, path, wait) and not is_done()
+
+
+def clear_locks(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yields and then removes the files of locks in a folder whose holders were killed."""
+    for path in folder.glob(pattern):
+        with suppress(OSError), hold_file(path, wait=False) as mine:
+            if mine:
+                yield path
+
+
+def _enter(stack: ExitStack, path: Path, wait: bool) -> bool:
+    for _ in range(ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process removed the folder meanwhile
+            return stack.enter_context(hold_file(path, wait=wait))
+    raise FileNotFoundError(f"cannot keep the folder of {str(path)!r}")

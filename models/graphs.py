@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .caching import find_attachment
+from .devices import Reading
 from .hold import hold
-from .transfer import Reading
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Any]], tuple[Any, Replay]]

@@ -13,8 +13,8 @@ import torch
 
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .checkpoint import WEIGHTS, load_module, load_pipeline, read_config
+from .devices import memory_advice
 from .errors import FewstepError, ModelError, UnknownNameError
-from .memory import memory_advice
 from .network import Network
 from .pipeline_network import (
     asks_for_text,

@@ -21,9 +21,9 @@ from training.run import Run
 from training.store import check_out, draw, write_network
 from training.table import RECIPES
 
+from fewstep.models.devices import memory_advice
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.files import make_folder
-from fewstep.models.memory import memory_advice
 
 
 def main() -> None:

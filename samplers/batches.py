@@ -13,12 +13,11 @@ from tqdm.auto import tqdm
 
 from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
+from ..models.devices import Reading, memory_advice, send
 from ..models.hold import hold
 from ..models.ledger import Ledger
-from ..models.memory import memory_advice
 from ..models.modules import is_compiled
 from ..models.schedule import Node
-from ..models.transfer import Reading, send
 from .conditions import Branches, make_denoisers, take_rows
 from .cuda_graph import RecordedRun, make_recorded_run
 from .guidance import Guidance, Setup, warn_of_no_savings

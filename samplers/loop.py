@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
+from ..models.devices import send
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
-from ..models.transfer import send
 from ..solvers import Revision, Rewritable, Solver, drive, dry_run, retold
 from ..solvers.base import Asked, Split
 from ..solvers.table import brings_guidance

@@ -31,9 +31,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.denoiser import Network
+from ..models.devices import send
 from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
-from ..models.transfer import send
 from .base import Revision, SolverInfo, Step, register
 from .model_statistics import ModelStatistics
 from .multistep import LowerOrderFinal, orders

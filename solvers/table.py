@@ -17,10 +17,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..models.denoiser import Branch
+from ..models.devices import Constant
 from ..models.errors import ScheduleError
 from ..models.prediction import combine
 from ..models.schedule import Node
-from ..models.transfer import Constant
 from .base import Query, Revision, Split
 
 LARGEST_WEIGHT = 1e38  # float32 ends at 3.4e38

@@ -25,7 +25,7 @@ from fewstep.models.caching import (
     enable_cache,
     find_attachment,
 )
-from fewstep.models.caching.contexts import CallCounter
+from fewstep.models.caching.calls import CallCounter
 from fewstep.models.errors import ModelError, SettingError
 
 LITE = TaylorSeer(interval=3, level="last-block")

@@ -17,12 +17,13 @@ from fewstep.models.files import (
     check_apart,
     check_folder,
     check_writable,
+    claim,
+    hold_file,
     make_folder,
     remove_file,
     write_bytes,
     write_whole,
 )
-from fewstep.models.locks import claim, hold
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,7 +194,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):
     path = tmp_path / "lock"
-    with hold(path) as mine, hold(path, wait=False) as too:
+    with hold_file(path) as mine, hold_file(path, wait=False) as too:
         assert mine
         assert not too
     assert listed(tmp_path) == []
@@ -217,7 +218,7 @@ def test_work_is_claimed_by_one_until_it_is_done(tmp_path):
 ALLOWED = {
     "eval/data/download.py": {"open", "replace"},  # one that is broken off is gone on with
     "eval/line_file.py": {"open"},
-    "models/locks.py": {"mkdir"},
+    "models/files.py": {"mkdir"},
     "recipes/training/loop.py": {"open"},
 }
 FILES = ("write_text", "write_bytes", "rename", "symlink_to", "save_file", "mkdir")

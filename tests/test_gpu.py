@@ -17,10 +17,10 @@ from torch.testing import assert_close
 from fewstep import CFG, Prediction, RectifiedFlow, Sampler, VPDiscrete, from_module
 from fewstep.models.caching import CGTaylor, TaylorSeer
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.devices import Constant, Reading, send
 from fewstep.models.errors import MemoryLackError
 from fewstep.models.load import load
 from fewstep.models.speed import Speed, faster, use_tf32
-from fewstep.models.transfer import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
 from fewstep.samplers.loop import carry

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep import RectifiedFlow, VPDiscrete, from_module
 from fewstep.models.denoiser import Branch, Denoiser
-from fewstep.models.transfer import Constant, Reading, send
+from fewstep.models.devices import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
 from fewstep.samplers.loop import carry

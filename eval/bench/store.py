@@ -17,8 +17,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from ...models.errors import SettingError
-from ...models.files import check_folder, check_writable
-from ...models.locks import claim, clear_locks
+from ...models.files import check_folder, check_writable, claim, clear_locks
 from ...models.reading import StrictModel, first_problem
 from ..line_file import LineFile
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from ...models.errors import SettingError, UnknownNameError
-from ...models.files import check_folder, make_folder, write_whole
-from ...models.locks import hold
+from ...models.files import check_folder, hold_file, make_folder, write_whole
 from .archives import Files, read_files
 from .cache import cache_folder
 from .download import download, downloaded_by
@@ -56,7 +55,7 @@ def fetch(
     if out is not None:
         _check_free(known, folder)
     make_folder(_downloads(known).parent)
-    with hold(_downloads(known).with_suffix(".lock")):  # another process may be at it
+    with hold_file(_downloads(known).with_suffix(".lock")):  # another process may be at it
         if path is not None:
             _keep(folder, known.decode(read_files(path, known.file_names)))
         elif not _whole(known, folder):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ...models.devices import memory_advice
 from ...models.errors import FewstepError, SettingError
-from ...models.memory import memory_advice
 from ..bench.cell import Advance, Experiment
 from ..bench.rows import machine, versions
 from ..bench.store import RowStore

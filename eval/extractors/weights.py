@@ -21,8 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ...models.errors import FewstepError
-from ...models.files import check_folder, make_folder, write_bytes
-from ...models.locks import hold
+from ...models.files import check_folder, hold_file, make_folder, write_bytes
 from ..data.cache import cache_folder
 from ..data.download import download
 
@@ -116,7 +115,7 @@ def _downloaded(source: Source, kept: Path) -> Weights:
     """The weights from their URL; of several processes one downloads them for all."""
     check_folder(kept.parent)
     make_folder(kept.parent)
-    with hold(kept.with_suffix(".lock")):
+    with hold_file(kept.with_suffix(".lock")):
         if kept.is_file():
             return _kept(source, kept)
         content = _fetched(source, kept.parent)

@@ -16,8 +16,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...models.errors import SettingError
-from ...models.files import make_folder
-from ...models.locks import claim, clear_locks
+from ...models.files import claim, clear_locks, make_folder
 from ...models.reading import first_problem
 from ...solvers import StepSchedule
 from ..line_file import LineFile

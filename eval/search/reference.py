@@ -18,9 +18,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...models.errors import SettingError
-from ...models.files import write_bytes
+from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
-from ...models.locks import hold
 from ...models.reading import first_problem
 from ...samplers.noise import Noise
 from ...samplers.plan import make_plan
@@ -173,7 +172,7 @@ class Timetable:
         """
         problem, folder = searches[0].problem, searches[0].folder
         self.speed = measure_speed(problem, PROBE * self.budget.amount)
-        with hold(folder / LOCK):  # other processes wait for it, and find it
+        with hold_file(folder / LOCK):  # other processes wait for it, and find it
             if SizedReference.load(folder) is None and not (folder / IDENTITY).exists():
                 asked = Reference.of(problem)
                 body = SizedReference(asked=asked, used=self._fitting(asked, searches))

@@ -2,13 +2,12 @@
 
 from ..architectures.discover import observe
 from .attach import Attachment, caching, disable_cache, enable_cache, find_attachment
-from .base import CacheInfo, Policy, StackPolicy
+from .base import CacheInfo, Policy, StackPolicy, cache, names, policy_class, register, take_cache
 from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
 from .first_block import FirstBlock
 from .fixed_mask import FixedMask
 from .magcache import MagCache
-from .registry import cache, names, policy_class, register, take_cache
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 

@@ -15,11 +15,9 @@ from ..errors import ModelError, SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from ..modules import is_answered_for, unwrap_compiled
-from .base import Policy
+from .base import Policy, take_cache
 from .engine import Engine, warn_of_zero_hits
-from .engines import make_engine, make_stack_engine
-from .registry import take_cache
-from .unobserved import Unobserved
+from .engines import Unobserved, make_engine, make_stack_engine
 
 
 @dataclass(frozen=True)

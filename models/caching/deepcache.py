@@ -4,9 +4,17 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, check_room, check_whole
+from .base import (
+    CacheInfo,
+    CallPosition,
+    Keep,
+    Ungated,
+    check_degree,
+    check_room,
+    check_whole,
+    register,
+)
 from .forecast import Order
-from .registry import register
 
 
 @register

@@ -2,8 +2,8 @@
 
 One `Engine` sits on one network. It finds out where a call belongs, decides whether it is full,
 lets the blocks run or forecasts them, and writes the ledger. The parts to skip and the tensors to
-keep for them are in `stack_engine.py` (a stretch of blocks), `module_engine.py` (sub-modules inside
-them) and `unet_engine.py` (the deep part of a UNet). All decisions are taken on the host.
+keep for them are in `stack_engine.py` (a stretch of blocks) and `engines.py` (sub-modules inside
+them, the deep part of a UNet). All decisions are taken on the host.
 """
 
 import inspect
@@ -19,8 +19,7 @@ from ..errors import SettingError
 from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from .base import CallPosition, Policy
-from .call_state import CallState, Part, Track, Verdict
-from .contexts import CallCounter, Place
+from .calls import CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure
 
 

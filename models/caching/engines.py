@@ -1,21 +1,23 @@
-"""Chooses the kind of engine that carries a policy out on a network."""
+"""The engines for each kind of network but a stack of blocks, and the choice among all of them."""
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..architectures import known_classes
-from ..architectures.discover import may_have_blocks
-from ..architectures.stack import Stack, block_structure, describe
+from ..architectures.discover import may_have_blocks, observe
+from ..architectures.stack import Stack, block_structure, describe, make_blank
 from ..errors import ModelError
 from ..ledger import CacheLedger
-from .base import Policy
+from .base import Policy, StackPolicy
+from .calls import Arguments, CallState, Part, Substitute
 from .engine import Engine
-from .module_engine import ModuleEngine
+from .forecast import FiniteDifferences
 from .stack_engine import StackEngine
-from .unet import describe_unet, is_unet
-from .unet_engine import UNetEngine
-from .unobserved import Unobserved
+from .unet import UNetStack, describe_unet, is_unet, make_hollow
 
 
 def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
@@ -70,3 +72,162 @@ def _check_stack(root: nn.Module, policy: Any) -> None:
         raise ModelError(
             f"{policy.info.name} splits a UNet, and {name} is none; use taylorseer or cg-taylor"
         )
+
+
+class ModuleEngine(Engine):
+    """Forecasts the outputs of sub-modules; everything between them stays true (TaylorSeer)."""
+
+    def __init__(
+        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: Stack
+    ) -> None:
+        super().__init__(root, policy, ledger)
+        self.order, self.modules, self.idle = policy.keep.order, stack.modules, stack.idle
+
+    def list_parts(self) -> dict[str, nn.Module]:
+        return {**self.modules, **self.idle}
+
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(self.list_parts())
+
+    def list_hooked(self) -> list[Part]:
+        cached = [
+            Part(each, partial(self.before, name), partial(self.after, name))
+            for name, each in self.modules.items()
+        ]
+        idle = [Part(each, self.leave_out) for each in self.idle.values()]
+        return [] if self.policy.off else [*cached, *idle]
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        call = super().begin(args, kwargs)
+        self.settle(call)
+        return call
+
+    def finish(self, call: CallState) -> None:
+        if call.full:
+            call.track.last = [call.place.index]
+        super().finish(call)
+
+    def before(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Substitute | None:
+        """Forecasts the output of a cached module at a skipped call; a tuple part by part."""
+        if not self.active or self.state.full:
+            return None
+        stores, index = self.state.track.stores, self.state.place.index
+        dtype = _find_dtype(args, kwargs)
+        if name in stores:
+            return Substitute(stores[name].forecast(index).to(dtype))
+        parts: list[Tensor] = []
+        while (part := f"{name}[{len(parts)}]") in stores:
+            parts.append(stores[part].forecast(index).to(dtype))
+        return Substitute(tuple(parts))
+
+    def after(self, name: str, out: Any) -> Any:
+        """Stores the output of a cached module."""
+        if self.active:
+            stores, index = self.state.track.stores, self.state.place.index
+            for part, value in _name_tensors(name, out):
+                if part not in stores:
+                    stores[part] = FiniteDifferences(self.order)
+                stores[part].update(value, index)
+        return out
+
+    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
+        """Leaves out a module that feeds nothing but a cached one."""
+        return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
+
+
+def _name_tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(out, Tensor):
+        return [(name, out)]
+    return [(f"{name}[{i}]", each) for i, each in enumerate(out)]
+
+
+def _find_dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
+    values = [*args, *kwargs.values()]
+    floats = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+    return next(floats).dtype
+
+
+FEATURE = "feature"
+
+
+class UNetEngine(Engine):
+    """The modules below a branch run at full calls only; those of the rim around them always."""
+
+    def __init__(
+        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: UNetStack
+    ) -> None:
+        super().__init__(root, policy, ledger)
+        self.stack, self.order = stack, policy.keep.order
+        self.split = stack.split(getattr(policy, "branch", 0))
+
+    def list_parts(self) -> dict[str, nn.Module]:
+        return self.split.deep
+
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(self.split.deep)
+
+    def list_hooked(self) -> list[Part]:
+        deep = [Part(each, self.skip_deep) for each in self.split.deep.values()]
+        return [] if self.policy.off else [*deep, Part(self.split.entry, self.run_entry)]
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        call = super().begin(args, kwargs)
+        if self.stack.needs_all(kwargs):
+            call.full = True
+        self.settle(call)
+        return call
+
+    def finish(self, call: CallState) -> None:
+        if call.full:
+            call.track.last = [call.place.index]
+        super().finish(call)
+
+    def skip_deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
+        """Leaves out a module of the deep part at a skipped call."""
+        return None if not self.active or self.state.full else Substitute(make_hollow(args, kwargs))
+
+    def run_entry(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
+        """Stores the feature that enters the rim at a full call, and forecasts it at others."""
+        if not self.active:
+            return None
+        call, x = self.state, args[0]
+        stores, index = call.track.stores, call.place.index
+        if call.full:
+            if FEATURE not in stores:
+                stores[FEATURE] = FiniteDifferences(self.order)
+            stores[FEATURE].update(self.split.feature(x), index)
+            return None
+        feature = stores[FEATURE].forecast(index).to(x.dtype)
+        return (self.split.join(feature, x), *args[1:]), kwargs
+
+
+class Unobserved(Engine):
+    """Finds and verifies the blocks by the first call; another engine then takes its place.
+
+    give_way: puts the engine for the blocks that were found in the place of this one.
+    """
+
+    give_way: Callable[[Stack], Engine]
+
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
+        return ()
+
+    def list_parts(self) -> dict[str, nn.Module]:
+        return {}
+
+    def list_hooked(self) -> list[Part]:
+        return []
+
+    def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises ModelError if what the call shows cannot be skipped, or not by this policy."""
+        if not self.active:
+            return
+        self._check_mode()
+        self.active = False  # the call is made several times, for all to see
+        try:
+            stack = observe(self.root, *args, **kwargs)
+        finally:
+            self.active = True
+        self.give_way(stack).enter(args, kwargs)

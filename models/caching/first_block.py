@@ -4,9 +4,8 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Gate, Gated, Keep, check_degree, check_whole
+from .base import CacheInfo, Gate, Gated, Keep, check_degree, check_whole, register
 from .forecast import Order
-from .registry import register
 
 
 @register

@@ -5,9 +5,8 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from ..errors import SettingError
-from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree
+from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, register
 from .forecast import Basis, Order
-from .registry import register
 
 
 @register

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..transfer import send
+from ..devices import send
 
 Basis = Literal["published", "newton"]
 

@@ -11,7 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from .call_state import Part, Substitute
+from .calls import Part, Substitute
 from .engine import Engine
 
 NAME, LISTENER = "fewstep_cache", "fewstep_cache_listener"

@@ -9,9 +9,17 @@ from torch import nn
 
 from ..architectures import published_calibrations
 from ..errors import SettingError
-from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, check_threshold, check_whole
+from .base import (
+    CacheInfo,
+    CallPosition,
+    Keep,
+    Ungated,
+    check_degree,
+    check_threshold,
+    check_whole,
+    register,
+)
 from .forecast import Order
-from .registry import register
 
 
 def find_ratios(root: nn.Module) -> tuple[float, ...]:

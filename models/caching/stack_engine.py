@@ -9,14 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.stack import LiveBlock, Stack, State
+from ..devices import Reading
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
-from ..transfer import Reading
 from .base import StackPolicy
-from .call_state import Arguments, CallState, Memory, Part, Substitute
+from .calls import (
+    Arguments,
+    CallState,
+    Memory,
+    Part,
+    Substitute,
+    find_worst,
+    scatter_rows,
+    select_argument,
+    select_rows,
+    sum_errors,
+)
 from .engine import Engine
 from .forecast import FiniteDifferences, Order, RowDifferences
-from .rows import find_worst, scatter_rows, select_argument, select_rows, sum_errors
 
 IMAGE, TEXT = "image", "text"
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from ..architectures import published_calibrations
 from ..errors import SettingError
-from .base import CacheInfo, Gate, Gated, Keep, Reduce
+from .base import CacheInfo, Gate, Gated, Keep, Reduce, register
 from .forecast import Order
-from .registry import register
 
 
 def find_polynomial(root: nn.Module) -> tuple[float, ...] | None:

@@ -30,8 +30,14 @@ from ...models.hold import hold
 from ...models.ledger import Ledger
 from ...models.modules import STAND_IN
 from ..guidance.base import Guidance, iterate_nested, warn_of_no_savings
-from .network_call import NetworkCall
-from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
+from .policy_run import (
+    NetworkCall,
+    PlannedRun,
+    PolicyRun,
+    find_nearest,
+    read_scheduler,
+    take_policy,
+)
 
 SLOTS = ("unet", "transformer", "transformer_2")
 FAR = 0.02  # of the first label: what a label rounded to bfloat16 may be off

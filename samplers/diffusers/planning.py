@@ -13,7 +13,7 @@ from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Schedule, SolverSettings, take_solver
 from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
-from .config_grids import choose_grid
+from .config import choose_grid
 from .stepper import list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
 from .trained_process import TrainedProcess

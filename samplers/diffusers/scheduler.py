@@ -25,9 +25,12 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.prediction import Prediction, combine
 from ...solvers import Schedule
-from .config_changes import read_choices
-from .pipeline_tensors import (
+from .config import read_choices
+from .planned_scheduler import PlannedScheduler
+from .planning import Choices
+from .stepper import (
     Generators,
+    Stepper,
     check_answer,
     make_draw,
     read_version,
@@ -35,9 +38,6 @@ from .pipeline_tensors import (
     rescale,
     to_state,
 )
-from .planned_scheduler import PlannedScheduler
-from .planning import Choices
-from .stepper import Stepper
 
 OTHER_STATE = (
     "this pipeline scales sigma as for a state x0 + sigma eps; pass state='ve' to from_config"

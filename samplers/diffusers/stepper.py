@@ -1,4 +1,7 @@
-"""A plan that is answered from outside, one evaluation at a time, by whoever calls the network."""
+"""A plan that is answered from outside, one evaluation at a time, by whoever calls the network.
+
+A run may also begin after its first evaluation, as image to image does.
+"""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -7,11 +10,13 @@ from statistics import mode
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ...models.errors import SettingError
-from ...models.schedule import Node
-from ...solvers import Solver
+from ...models.errors import NonFiniteError, SettingError
+from ...models.prediction import combine
+from ...models.schedule import Node, TimeGrid
+from ...solvers import Solver, SolverSettings
 from ...solvers.base import Query, Split, Step, dry_run
 from ..plan import Plan
 
@@ -168,3 +173,126 @@ def count_calls_per_step(asked: Sequence[PlannedCall]) -> CallsPerStep:
     moves = len(steps) // k + (len(steps) % k > 0)
     regular = all(asked[n].stage == 0 for n in range(0, len(asked), k))
     return CallsPerStep(k if moves == len(dict.fromkeys(steps)) and regular else 1)
+
+
+class Resumed:
+    """A solver that is joined within a step.
+
+    The calls that are left of that step take x by DDIM from node to node and on to the next step,
+    which is the identity where the nodes are the same; from there it is the solver as ever.
+    """
+
+    def __init__(self, solver: Solver[Any] | None, calls: int) -> None:
+        self.solver, self.calls = solver, calls
+
+    def init(self) -> tuple[int, Any]:
+        return 0, self.solver.init() if self.solver else None
+
+    def step(self, x: Tensor, state: tuple[int, Any], t: Node, s: Node) -> Step[tuple[int, Any]]:
+        n, inner = state
+        if n < self.calls:
+            x0 = yield x, t
+            ratio = s.sigma / t.sigma if t.lam < s.lam else 1.0
+            return combine((ratio, s.alpha - t.alpha * ratio), x, x0), (n + 1, inner)
+        assert self.solver is not None
+        x, inner = yield from self.solver.step(x, inner, t, s)
+        return x, (n, inner)
+
+
+def make_late_stepper(plan: Plan, settings: SolverSettings, rest: Sequence[PlannedCall]) -> Stepper:
+    """Returns what runs the rest of a plan, with no memory of what came before it.
+
+    Raises:
+        SettingError: if the solver, begun anew there, does not ask what is left of the plan.
+    """
+    calls = next((n for n, question in enumerate(rest) if question.stage == 0), len(rest))
+    joined = [question.node for question in rest[:calls]]
+    nodes = plan.grid.nodes[rest[0].step + (calls > 0) :]
+    falls = all(s.lam >= t.lam for t, s in pairwise([*joined, nodes[0]]))
+    solver: Solver[Any] | None = None
+    asked = list[Node]()
+    if len(nodes) > 1:
+        grid = TimeGrid(plan.grid.schedule, nodes, plan.grid.denoise)
+        anew = Plan(settings.on(grid), grid)
+        solver, asked = anew.solver, [question.node for question in list_calls(anew)]
+    if not falls or asked != [question.node for question in rest[calls:]]:
+        raise make_refusal(settings, rest[0])
+    runs = solver if solver and not calls else Resumed(solver, calls)
+    return Stepper(runs, (*joined, *nodes))
+
+
+def make_refusal(settings: SolverSettings, first: PlannedCall) -> SettingError:
+    """Returns the error of a run that cannot begin at this evaluation."""
+    return SettingError(
+        f"{settings.info.name} cannot start at call {first.stage + 1} of step {first.step + 1}:"
+        " pipelines count on as many calls in every step; change strength, or take a solver with"
+        " one evaluation per step, such as unipc-2"
+    )
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def to_state(sample: Tensor) -> Tensor:
+    """Returns a sample as the state is held: float32, or float64 if it is that."""
+    return sample.to(torch.promote_types(sample.dtype, torch.float32))
+
+
+def rescale(x: Tensor, factor: float) -> Tensor:
+    """Returns factor x, and x itself where the factor is 1."""
+    return x if factor == 1.0 else factor * x
+
+
+def check_answer(output: Any, x: Tensor) -> Tensor:
+    """Returns the network's output in the state's dtype and shape, without a learned sigma.
+
+    Raises:
+        SettingError: if it is no tensor, or none of this shape.
+    """
+    if not isinstance(output, Tensor):
+        raise SettingError(
+            f"step takes the network's output as a tensor, not a {type(output).__name__}; pass its"
+            " .sample, or call the network with return_dict=False"
+        )
+    if output.shape != x.shape and output.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+        output = output[:, : x.shape[1]]
+    if output.shape != x.shape:
+        raise SettingError(
+            f"the network answered {tuple(output.shape)} to a state of {tuple(x.shape)}; they must"
+            " be equal, or the answer may have twice the channels (learned sigma)"
+        )
+    answer: Tensor = output.to(x.dtype)
+    return answer
+
+
+def refuse_nonfinite(x0: Tensor, timestep: float) -> None:
+    """Raises NonFiniteError for an x0 (B, *) with NaN or infinity; the host waits for it."""
+    if not bool(x0.isfinite().all()):
+        raise NonFiniteError(
+            f"the network returned NaN or infinity at timestep {timestep:g}; try another dtype, or"
+            " check that the config is that of its own scheduler"
+        )
+
+
+def read_version(tensor: Tensor) -> int:
+    """Tells whether a tensor was changed in place; inference tensors do not, and count as not."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def make_draw(generator: Generators) -> Draw:
+    """Returns what draws standard normal noise from the generators handed to `step`."""
+
+    def draw(x: Tensor) -> Tensor:
+        each = generator if isinstance(generator, list) else [generator]
+        if not all(one is None or isinstance(one, torch.Generator) for one in each):
+            raise SettingError(
+                f"generator={generator!r} must be a torch.Generator or a list of them"
+            )
+        if isinstance(generator, list) and len(generator) != len(x):
+            raise SettingError(
+                f"{len(generator)} generators for {len(x)} images; give one for each"
+            )
+        noise: Tensor = randn_tensor(x.shape, generator, x.device, x.dtype)
+        return noise
+
+    return draw

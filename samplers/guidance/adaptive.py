@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch
+from ...models.devices import Reading, send
 from ...models.errors import SettingError
 from ...models.prediction import Prediction
-from ...models.transfer import Reading, send
 from .base import BOTH, COND, Guide, Moment, Setup
 from .extrapolate import PastDifferences
 from .registry import register

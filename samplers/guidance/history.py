@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...models.transfer import send
+from ...models.devices import send
 from ...solvers import Revision
 from .space import shape_per_row
 

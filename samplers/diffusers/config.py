@@ -1,16 +1,23 @@
-"""The arguments of `SolverScheduler.from_config`: choices of a run, and changes to a config."""
+"""The config of a scheduler: what `from_config` makes of it, and changes after it was built.
 
+A config of diffusers is a mapping whose items are attributes too, and neither follows the other:
+`config.shift = 5` changes the attribute alone, which is what schedulers of diffusers read when they
+run; `config["shift"] = 5` changes the item alone, which is what is saved; `register_to_config`
+makes a new mapping. A run here follows them all.
+"""
+
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from diffusers.utils import logging
 
-from ...models.diffusers_config import FACTS, SHIFTS, class_name_of, shift_key_of
+from ...models.diffusers_config import EXPLODING, FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
-from .config_grids import GRID_FLAGS, choose_spacing
-from .live_config import is_same, read_attributes
-from .trained_process import TrainedProcess, guess_class
+from ...models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
+from ..grid import choose_default_grid
+from .trained_process import TrainedProcess, find_classes, guess_class
 
 logger = logging.get_logger(__name__)
 
@@ -163,3 +170,78 @@ def _say_what_is_left(base: Mapping[str, Any]) -> None:
             logger.warning(f"{key} of the config is not taken over: it belongs to its own solver")
     if OF_DISTILLED & base.keys():
         logger.warning("a network of this config is distilled to its own update; keep it for that")
+
+
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "logsnr",
+}
+DISTILLED = ("", "LCMScheduler", "TCDScheduler")  # "" is a config that was never saved
+SPARE = {  # they take one point more than there are steps
+    *("DEISMultistepScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"),
+    "UniPCMultistepScheduler",
+}
+
+
+def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
+    """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
+    they were distilled at, else uniform on flow, as pipelines do."""
+    for flag, grid in GRID_FLAGS.items():
+        if config.get(flag):
+            return grid
+    original = config.get("original_inference_steps")
+    if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
+        return f"lcm:original={original}"
+    return "uniform" if isinstance(schedule, RectifiedFlow) else choose_default_grid(schedule)
+
+
+def choose_spacing(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Returns the grid that the class of a config makes of a timestep_spacing that own asks for."""
+    fields = {key for key in config if not key.startswith("_") and key != "base_class"}
+    classes = {class_name_of(config)} - {""} or set(find_classes(fields))
+    spare, asked = int(bool(classes & SPARE)), {**config, **own}
+    match asked.get("timestep_spacing"):
+        case "trailing":
+            return "trailing"
+        case "leading":
+            return f"leading:offset={asked.get('steps_offset', 0)},spare={spare}"
+        case "linspace":
+            return f"linspace:spare={spare},whole={str(not classes & EXPLODING).lower()}"
+    known = ("leading", "linspace", "trailing")
+    raise UnknownNameError("timestep spacing", asked.get("timestep_spacing"), known)
+
+
+def read_values(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that a config now has, given those before: of an item and its attribute
+    the one that was changed, and the attribute if both were."""
+    items = {key: value for key, value in config.items() if not key.startswith("_")}
+    return items | find_changes(read_attributes(config), before)
+
+
+def read_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the public attributes of a config; none of a plain dict."""
+    found: dict[str, Any] = getattr(config, "__dict__", {})
+    return {key: value for key, value in found.items() if not key.startswith("_")}
+
+
+def write_values(config: OrderedDict[str, Any], values: Mapping[str, Any]) -> None:
+    """Puts values into a config as items and as attributes, so that it is saved as it runs."""
+    for key, value in values.items():
+        OrderedDict.__setitem__(config, key, value)  # a FrozenDict refuses its own methods
+        object.__setattr__(config, key, value)
+
+
+def find_changes(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the values that are new or other than before."""
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in before or not is_same(value, before[key])
+    }
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Tells whether two values of a config are equal; arrays are if they are one."""
+    return value is other or not (hasattr(value, "shape") or bool(value != other))

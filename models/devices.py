@@ -1,13 +1,17 @@
-"""Tensors on their way between host and device, without either waiting for the other.
+"""Tensors on their way between host and device, and devices that lack memory.
 
-On a CPU both are plain reads. On a GPU `x.to(device)` of ordinary memory, `.tolist()` and `.item()`
-stall the host until the device has finished all queued work, which empties its queue.
+On a CPU both ways are plain reads. On a GPU `x.to(device)` of ordinary memory, `.tolist()` and
+`.item()` stall the host until the device has finished all queued work, which empties its queue.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from .errors import MemoryLackError
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -63,3 +67,27 @@ class Reading:
     def numbers(self) -> Any:
         """Returns the tensor as `tolist` does: floats, in lists as deep as the tensor."""
         return self.tensor().tolist()
+
+
+TEXTS = ("DefaultCPUAllocator", "out of memory")  # of plain RuntimeErrors: the host, CUDA, MPS
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tells whether an error of torch says that a device or the host has too little memory."""
+    is_plain = isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    return is_plain or isinstance(error, torch.OutOfMemoryError)
+
+
+@contextmanager
+def memory_advice(doing: str, advice: str) -> Iterator[None]:
+    """Turns torch's error for lack of memory into one line that says what to lower.
+
+    Raises:
+        MemoryLackError: in its place; every other error passes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        raise MemoryLackError(f"out of memory while {doing}; {advice}") from error
