@@ -12,7 +12,9 @@ from .gather import gather_options
 
 
 def data(
-    name: Annotated[str, typer.Argument(help="Name of the data set: fashion-mnist or cifar10.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the data set: fashion-mnist, mnist, cifar10 or emoji.")
+    ],
     path: Annotated[
         Path | None, describe("Where its files already are: a folder, a .tar.gz or a .deb.")
     ] = None,

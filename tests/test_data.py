@@ -25,7 +25,16 @@ from fewstep.eval.data import DataError, ImageSet, fetch, images_of, in_memory
 from fewstep.eval.data import download as downloading
 from fewstep.eval.data.cache import cache_folder
 from fewstep.eval.data.download import download
-from fewstep.eval.data.known import BATCHES, CIFAR10, DATA_SETS, FASHION_MNIST, IDX, SplitFacts
+from fewstep.eval.data.emoji import LIST, SHEET
+from fewstep.eval.data.known import (
+    BATCHES,
+    CIFAR10,
+    DATA_SETS,
+    EMOJI,
+    FASHION_MNIST,
+    IDX,
+    SplitFacts,
+)
 from fewstep.models.errors import SettingError, UnknownNameError
 
 N = {"train": 20, "test": 10}
@@ -191,6 +200,49 @@ def test_cifar_files_become_the_set(form, cifar, tmp_path):
     for name, split in (("cifar10", "train"), ("cifar10:test", "test")):
         same(images_of(name), cifar[split][0])
         assert images_of(name).labels.tolist() == cifar[split][1].tolist()
+
+
+def emoji_files():
+    """Three emoji and a tone of the first in a sheet of 2x2, red 40 i; the first is see-through."""
+    places = [{"sheet_x": i % 2, "sheet_y": i // 2} for i in range(4)]
+    sheet = np.zeros((132, 132, 4), np.uint8)
+    for i, place in enumerate(places):
+        top, left = 66 * place["sheet_y"] + 1, 66 * place["sheet_x"] + 1
+        sheet[top : top + 64, left : left + 64] = (40 * i, 0, 0, 255 * (i > 0))
+    tone = {"skin_variations": {"1F3FB": places[1]}}
+    categories = ("People & Body", {**places[0], **tone}), ("Component", places[2])
+    emoji = [{"category": name, **place} for name, place in (*categories, ("Flags", places[3]))]
+    file = io.BytesIO()
+    Image.fromarray(sheet).save(file, "PNG")
+    return {LIST: json.dumps(emoji).encode(), SHEET: file.getvalue()}
+
+
+def emoji_splits():
+    """Images and labels of the set of `emoji_files`: white, red 120; red 40."""
+    images = np.zeros((3, 3, 32, 32), np.uint8)
+    images[0], images[1, 0], images[2, 0] = 255, 120, 40
+    labels = np.array([1, 0, 1], np.uint8)
+    return {"train": (images[:2], labels[:2]), "tones": (images[2:], labels[2:])}
+
+
+def test_the_emoji_are_cut_out_of_their_sheet(tmp_path, monkeypatch):
+    splits = emoji_splits()
+    facts = {name: SplitFacts(x.shape, sha256(x), sha256(y)) for name, (x, y) in splits.items()}
+    monkeypatch.setitem(DATA_SETS, "emoji", replace(EMOJI, splits=facts))
+    files, archive = emoji_files(), tmp_path / "any.tgz"
+    others = {"package/img/google/sheets-clean/64.png": b"", "package/64.png": b""}
+    archive.write_bytes(tar_of({f"package/{k}": v for k, v in files.items()} | others))
+    with serving({f"/{name}": content for name, content in files.items()}) as (url, _):
+        ways = {"path": written(tmp_path / "mine", files)}, {"path": archive}, {"source": url}
+        for i, way in enumerate(ways):
+            monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / f"cache{i}"))
+            fetch("emoji", **way)
+            for name, split in (("emoji", "train"), ("emoji:tones", "tones")):
+                same(images_of(name), splits[split][0])
+                assert images_of(name).labels.tolist() == splits[split][1].tolist()
+    for damage in (b"", b"[1]", b'[{"category": "Flags"}]', b"[]"):
+        with pytest.raises(DataError, match=r"emoji\.json or .*64\.png is damaged"):
+            fetch("emoji", path=written(tmp_path / "bad", files | {LIST: damage}))
 
 
 @pytest.mark.parametrize("pack", [tar_of, deb_of])

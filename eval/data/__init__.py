@@ -10,7 +10,7 @@ from .known import DATA_SETS, data_set
 
 __all__ = ["DATA_SETS", "DataError", "ImageSet", "data_set", "fetch", "images_of", "in_memory"]
 
-PADDED = {"fashion-mnist-32": "fashion-mnist"}
+PADDED = {"fashion-mnist-32": "fashion-mnist", "mnist-32": "mnist"}
 SIDE = 32
 
 
@@ -18,12 +18,13 @@ def images_of(source: str | Path) -> ImageSet:
     """The images of a source.
 
     Args:
-        source: a name, or a path. Names, each with `:train` (default) or `:test`: `fashion-mnist`,
-            28x28 grey; `fashion-mnist-32`, the same in the middle of 32x32 zeros, as the networks
-            of the package draw it; `cifar10`, 32x32 colour. Paths: a folder of images (PNG, JPEG,
-            WebP, GIF, BMP, TIFF and others); a .zip of such; an .npz with `arr_0`, uint8
-            (N, H, W, C). A folder that is called like a data set is written with a slash:
-            `./cifar10`.
+        source: a name, or a path. Names, each with `:train` (default) or `:test`: `fashion-mnist`
+            and `mnist`, 28x28 grey; `fashion-mnist-32` and `mnist-32`, the same in the middle of
+            32x32 zeros, as the networks of the package draw it; `cifar10`, 32x32 colour. `emoji`,
+            32x32 colour on white, has `:tones`, its pictures in skin tones, in place of `:test`.
+            Paths: a folder of images (PNG, JPEG, WebP, GIF, BMP, TIFF and others); a .zip of such;
+            an .npz with `arr_0`, uint8 (N, H, W, C). A folder that is called like a data set is
+            written with a slash: `./cifar10`.
 
     Raises:
         DataError: if nothing is there, or what is there cannot be used; nothing is downloaded.

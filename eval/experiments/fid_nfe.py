@@ -40,8 +40,8 @@ PICTURES = 10  # images of each setting that are kept for the report
 Draw = Callable[[Sequence[int]], Result]
 
 
-FLOORS = {"fashion-mnist": "fashion-mnist-32:test", "fashion-mnist-32": "fashion-mnist-32:test"}
-FLOORS |= {"cifar10": "cifar10:test"}
+FLOORS = {name: f"{name}:test" for name in ("fashion-mnist-32", "mnist", "mnist-32", "cifar10")}
+FLOORS |= {"fashion-mnist": "fashion-mnist-32:test"}
 
 
 def floor_cells(sweep: Sweep, measure: Measure) -> tuple[list[QualityCell], str]:
