@@ -56,7 +56,7 @@ _HOMES = {
     "load": ".models.load",
     "reconstruct": ".samplers.inversion",
     "search": ".eval.search.command",
-    "solver": ".solvers.base",
+    "solver": ".solvers.registry",
     "time_grid": ".samplers.grid",
 }
 _SERVED = {"SchedulerMixin": "diffusers"}  # by which diffusers knows what it may load from here

@@ -17,8 +17,8 @@ from fewstep.models.vp import VPDiscrete, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import Schedule, StepSchedule
 from fewstep.solvers.artefact import Process
-from fewstep.solvers.dpmpp import DPMpp2M
-from fewstep.solvers.step_schedule import StepSpec
+from fewstep.solvers.exponential import StepSpec
+from fewstep.solvers.multistep import DPMpp2M
 
 OUT = Path(__file__).parent.parent / "solvers" / "presets"
 STABLE = VPDiscrete(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

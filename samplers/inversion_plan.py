@@ -25,13 +25,12 @@ from ..models.schedule import Node, RectifiedFlow, TimeGrid
 from ..solvers import Solver, SolverSettings, dry_run, names, solver, take_solver
 from ..solvers.artefact import Artefact
 from ..solvers.base import Query
-from ..solvers.fireflow import FireFlowSteps
-from ..solvers.multistep import Encoder
+from ..solvers.exponential import StepSpec, taylor
+from ..solvers.linear import Encoder
 from ..solvers.runge_kutta import RungeKuttaSteps
-from ..solvers.step_schedule import StepSpec
-from ..solvers.table import Evaluation, Table, TableSteps
-from ..solvers.taylor import taylor
-from ..solvers.uni_inv import UniInvSteps
+from ..solvers.slope_reuse import FireFlowSteps, UniInvSteps
+from ..solvers.table import Evaluation, Table
+from ..solvers.table_steps import TableSteps
 from .grid import Final
 from .plan import clean_choices, make_plan
 

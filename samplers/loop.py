@@ -17,7 +17,7 @@ from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Revision, Rewritable, Solver, drive, dry_run, retold
 from ..solvers.base import Asked, Split
-from ..solvers.table import brings_guidance
+from ..solvers.table_steps import brings_guidance
 from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
 
 Callback = Callable[[int, Node, Tensor, Tensor, Ledger], None]

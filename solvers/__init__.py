@@ -3,24 +3,10 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import (
-    Bound,
-    Revision,
-    Rewritable,
-    Solver,
-    SolverInfo,
-    SolverSettings,
-    drive,
-    dry_run,
-    names,
-    queries,
-    register,
-    retold,
-    solver,
-    take_solver,
-)
+from .base import Bound, Revision, Rewritable, Solver, drive, dry_run, queries, retold
 from .executor import Executor
-from .multistep import LowerOrderFinal
+from .linear import LowerOrderFinal
+from .registry import SolverInfo, SolverSettings, names, register, solver, take_solver
 from .schedule_data import Schedule
 from .step_schedule import StepSchedule
 

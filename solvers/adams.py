@@ -1,4 +1,4 @@
-"""What the Adams-Bashforth methods share: eps of the past nodes, integrated over kappa.
+"""Adams-Bashforth methods: eps of the past nodes, integrated over kappa (iPNDM, LMS, tAB-DEIS).
 
 A step from node n to s is x_s = alpha_s (x_n / alpha_n + sum_j b_j eps_{n-j}), where the b_j sum to
 kappa_s - kappa_n. So it is the DDIM step and differences of eps,
@@ -8,14 +8,38 @@ kappa_s - kappa_n. So it is the DDIM step and differences of eps,
 
 which is finite at both ends: the step from alpha = 0 has no past, and at sigma_s = 0 only
 kappa_s = 0 enters.
+
+iPNDM of orders 1 to 4 takes the classical Adams-Bashforth weights on eps, then a DDIM step,
+
+    e = sum_{j < p} a_j eps_{t-j},   x_s = (alpha_s / alpha_t) (x_t - sigma_t e) + sigma_s e
+
+with the weights a of even steps, whatever the steps are: that limits the order to 2, and at few
+steps it damps the extrapolation. The first steps have order 1, 2, ...; the step to sigma = 0 has
+the full order. With the weights of the true steps in kappa this is `ipndm-v`, or `lms`.
+
+tAB-DEIS interpolates eps in the schedule's own t over the last K + 1 nodes,
+
+    x_s = (alpha_s / alpha_t) x_t + sum_j C_j eps_{t-j},
+    C_j = alpha_s int l_j(tau) dkappa(tau), from kappa_t to kappa_s,
+
+with l_j the Lagrange polynomials in t, over fewer nodes in the first steps. The integral is taken
+over kappa, of which t is a smooth function down to kappa = 0, where kappa itself goes as a root
+of t; 32 Gauss-Legendre points. The step to sigma = 0 has the full order, and the node alpha = 0
+stays in use, as t and eps are finite there.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from ..models.schedule import Node
+from ..models.schedule import Node, TimeGrid
+from .linear import LinearSolver
+from .registry import SolverInfo, register
 from .table import Combination, plus
 
 _PLACES, _SHARES = np.polynomial.legendre.leggauss(32)
@@ -54,3 +78,166 @@ def _basis(places: Sequence[float], j: int, at: NDArray[np.float64]) -> NDArray[
         if k != j:
             value = value * (at - place) / (places[j] - place)
     return value
+
+
+_PAST = {  # weights of eps_{t-1}, eps_{t-2}, ...; all weights of an order sum to 1
+    1: (),
+    2: (-1 / 2,),
+    3: (-16 / 12, 5 / 12),
+    4: (-59 / 24, 37 / 24, -9 / 24),
+}
+
+
+@dataclass(frozen=True)
+class IPNDM(LinearSolver):
+    """All four orders; no settings."""
+
+    p: ClassVar[int]
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        combos = []
+        for n, (t, s) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
+            past = _PAST[min(self.p, n + 1)]
+            combos.append(adams(grid.nodes, n, [(s.kappa - t.kappa) * a for a in past]))
+        return combos
+
+
+def _ipndm_info(p: int) -> SolverInfo:
+    source = f"arXiv:2204.13902 (iPNDM), {p} terms; after arXiv:2202.09778"
+    return SolverInfo(name=f"ipndm-{p}", order=min(p, 2), calls_per_step=1, source=source)
+
+
+@register
+@dataclass(frozen=True)
+class IPNDM1(IPNDM):
+    """The DDIM step."""
+
+    info: ClassVar[SolverInfo] = _ipndm_info(1)
+    p: ClassVar[int] = 1
+
+
+@register
+@dataclass(frozen=True)
+class IPNDM2(IPNDM):
+    info: ClassVar[SolverInfo] = _ipndm_info(2)
+    p: ClassVar[int] = 2
+
+
+@register
+@dataclass(frozen=True)
+class IPNDM3(IPNDM):
+    info: ClassVar[SolverInfo] = _ipndm_info(3)
+    p: ClassVar[int] = 3
+
+
+@register
+@dataclass(frozen=True)
+class IPNDM4(IPNDM):
+    info: ClassVar[SolverInfo] = _ipndm_info(4)
+    p: ClassVar[int] = 4
+
+
+@register
+@dataclass(frozen=True)
+class LMS(LinearSolver):
+    """Adams-Bashforth on dy/dtau = d = (y - x0) / tau.
+
+    y_s = y_t + sum_{j < p} d_j int_{tau_t}^{tau_s} l_j(tau) dtau, with l_j the Lagrange polynomials
+    on the last p nodes. y and tau are those of `heun`: y = x / alpha and d = eps, but on rectified
+    flow y = x / (alpha + sigma) and d the velocity. The step to sigma = 0 keeps its order.
+
+    order: p; the first steps have order 1, 2, ...
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="lms", order=2, calls_per_step=1, source="arXiv:2204.13902 (rhoAB-DEIS)"
+    )
+    order: Annotated[int, Field(ge=1, le=4)] = 4
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        flow = grid.schedule.family == "flow"
+        nodes = tuple(map(_straight, grid.nodes)) if flow else grid.nodes
+        combos = []
+        for n in range(grid.steps):
+            taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
+            end = nodes[n + 1].kappa
+            means = mean_of_basis(taus, between(taus[0], end)) if n else []
+            combos.append(adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
+        return list(map(_with_velocity, combos)) if flow else combos
+
+
+@register
+@dataclass(frozen=True)
+class IPNDMV(LMS):
+    """`lms` by the name it has in diff-sampler: iPNDM with the weights of the true steps."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ipndm-v", order=2, calls_per_step=1, source="arXiv:2204.13902 (rhoAB-DEIS)"
+    )
+
+
+def _straight(node: Node) -> Node:
+    """The node with alpha + sigma for alpha, so that kappa is tau and eps is the velocity."""
+    scale = node.alpha + node.sigma
+    lam = math.inf if node.sigma == 0.0 else math.log(scale / node.sigma)
+    return Node(node.t, scale, node.sigma, lam)
+
+
+def _with_velocity(combo: Combination) -> Combination:
+    """The combination with the name that eps of `_straight` nodes has on true ones."""
+    return {("v" if kind == "eps" else kind, n): weight for (kind, n), weight in combo.items()}
+
+
+@dataclass(frozen=True)
+class DEISTab(LinearSolver):
+    """All four; no settings."""
+
+    k: ClassVar[int]
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        return [adams(grid.nodes, n, self._past(grid, n)) for n in range(grid.steps)]
+
+    def _past(self, grid: TimeGrid, n: int) -> list[float]:
+        """C_j / alpha_s of the nodes before n, nearest first."""
+        t, s = grid.nodes[n], grid.nodes[n + 1]
+        places = [node.t for node in grid.nodes[max(n - self.k, 0) : n + 1]][::-1]
+        if len(places) == 1:
+            return []
+        kappas = between(t.kappa, s.kappa)
+        times = [grid.schedule.at_lam(-math.log(kappa)).t for kappa in kappas]
+        return [(s.kappa - t.kappa) * mean for mean in mean_of_basis(places, times)]
+
+
+def _deis_tab_info(k: int, order: int) -> SolverInfo:
+    source = f"arXiv:2204.13902 eq. 15, r = {k}"
+    return SolverInfo(name=f"deis-tab{k}", order=order, calls_per_step=1, source=source)
+
+
+@register
+@dataclass(frozen=True)
+class DEISTab0(DEISTab):
+    """The DDIM step."""
+
+    info: ClassVar[SolverInfo] = _deis_tab_info(0, order=1)
+    k: ClassVar[int] = 0
+
+
+@register
+@dataclass(frozen=True)
+class DEISTab1(DEISTab):
+    info: ClassVar[SolverInfo] = _deis_tab_info(1, order=2)
+    k: ClassVar[int] = 1
+
+
+@register
+@dataclass(frozen=True)
+class DEISTab2(DEISTab):
+    info: ClassVar[SolverInfo] = _deis_tab_info(2, order=2)
+    k: ClassVar[int] = 2
+
+
+@register
+@dataclass(frozen=True)
+class DEISTab3(DEISTab):
+    info: ClassVar[SolverInfo] = _deis_tab_info(3, order=2)
+    k: ClassVar[int] = 3

@@ -1,27 +1,28 @@
-"""DPM-Solver-12 and -23 with their own step sizes (arXiv:2206.00927, app. C.4), on x0.
+"""Embedded Runge-Kutta methods that choose their steps (ode-*; arXiv:2011.13456, sec. 4.3).
 
-A trial step of length h in lam, from node t to the node e at lam_e = lam_t + h, is made twice, at
-two orders that share their evaluations (data prediction, arXiv:2211.01095). With r1, r2 in (0, 1),
-nodes 1 and 2 at lam_t + r1 h and lam_t + r2 h, and b_v = alpha_v (1 - e^{-(lam_v - lam_t)}):
+On every process the ODE is stepped in tau = sigma / (alpha + sigma), which falls from at most 1 to
+0, for y = x / (alpha + sigma), the state that rectified flow would have at the same lam:
 
-    order 1:  x_e = (sigma_e / sigma_t) x + b_e x0
-    order 2:  x_e = order 1's + b_e / (2 r1) (x0_1 - x0),        with x_1 by order 1
-    order 3:  x_e = order 1's + alpha_e p(h) / r2 (x0_2 - x0),   p(h) = 1 - (1 - e^{-h}) / h
-         and  x_2 = order 1's + alpha_2 p(r2 h) (r2 / r1) (x0_1 - x0).
+    dy/dtau = (y - x0) / tau = eps - x0.
 
--12 takes r1 = 1/2, -23 takes r1 = 1/3, r2 = 2/3. The error of a trial is
+Nothing is infinite at either end, x0 that does not change is integrated exactly, y is of the size
+of the data all along, so that one absolute tolerance fits, and all processes give the same y. With
+a tableau (c, a, b), a step from node t to node e of length h = tau_e - tau_t < 0 is
 
-    E = max over the images of rms((z_high - z_low) / max(atol, rtol max(|z_low|, |z_low'|))),
+    k_i = dy/dtau at tau_t + c_i h, y + h sum_j a_ij k_j,      y_e = y + h sum_i b_i k_i,
 
-where z = x / sqrt(alpha^2 + sigma^2) and z_low' is of the step before. On variance-preserving
-processes, for which the rule was made, z is x. Elsewhere x itself would not do: from sigma = 80 the
-tolerance of x' would be 4, and the run over after one step. A trial with E <= 1 is accepted with
-x_high, and the next is of length min(theta h E^{-1/order}, what is left). A rejected trial keeps
-its x0, so trying again costs one evaluation less than in the authors' code, which asks once more.
+and an embedded method of one order less gives the error d = h sum_i e_i k_i. A trial is accepted if
+
+    E = max over the images of rms(d / max(atol, rtol max(|y|, |y_e|))) <= 1,
+
+and the next is longer by 0.9 E^{-0.85 / q} E'^{0.2 / q}, between 0.2 and 10, where q is the order
+and E' is the error accepted before (Hairer, Norsett, Wanner, Solving Ordinary Differential
+Equations I, sec. II.4, and II as to E'); after a rejection, by 0.9 E^{-0.85 / q}, at least 0.2. The
+step to sigma = 0 is x_s = alpha_s x0.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass as plain
 from typing import Annotated, ClassVar
 
@@ -31,133 +32,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.errors import NonFiniteError, SettingError
-from ..models.schedule import Node, NoiseSchedule, TimeGrid
-from .base import Query, SolverInfo, register
-from .phi import phi
+from ..models.schedule import Node, TimeGrid
+from .base import Query
+from .coordinates import Straight
+from .registry import SolverInfo, register
+from .tableaux import BOGACKI_SHAMPINE, DORMAND_PRINCE, PRINCE_DORMAND, TSITOURAS, Tableau
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MaxCalls = Annotated[int, Field(ge=1)]
-Trial = tuple[Tensor, Tensor]  # x_e at the lower and at the higher order
-
-PURE_NOISE = math.log(1e-3 / 0.999)  # from alpha = 0 one step of order 1 goes to this lam
-
-
-@register
-@dataclass(frozen=True)
-class DPMAdaptive12:
-    """Order 1 inside order 2: two evaluations a trial.
-
-    The error is the largest of the batch, as published, so the steps, and with them the images,
-    depend on which images are sampled together.
-
-    atol:      absolute tolerance of z; 0.0078 is 2 / 256, one grey level.
-    rtol:      relative tolerance of z.
-    h_init:    length of the first trial in lam.
-    theta:     safety factor of the next length, below 1.
-    max_calls: of one run; more raise SettingError.
-    """
-
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-adaptive-12",
-        order=2,
-        calls_per_step=2,
-        source="arXiv:2206.00927 app. C.4; arXiv:2211.01095",
-        adaptive=True,
-    )
-    atol: Positive = 0.0078
-    rtol: Positive = 0.05
-    h_init: Positive = 0.05
-    theta: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    max_calls: MaxCalls = 10_000
-
-    def on(self, grid: TimeGrid) -> "PairSteps":
-        return PairSteps(self, grid.schedule)
-
-
-@register
-@dataclass(frozen=True)
-class DPMAdaptive23(DPMAdaptive12):
-    """Order 2 inside order 3: three evaluations a trial, otherwise as dpm-adaptive-12."""
-
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-adaptive-23",
-        order=3,
-        calls_per_step=3,
-        source="arXiv:2206.00927 app. C.4; arXiv:2211.01095",
-        adaptive=True,
-    )
-
-
-@plain(frozen=True, slots=True)
-class PairSteps:
-    """As many accepted trials per step as it takes; the state is the number of calls so far."""
-
-    settings: DPMAdaptive12
-    schedule: NoiseSchedule
-
-    def init(self) -> int:
-        return 0
-
-    def step(
-        self, x: Tensor, state: int, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """From t to s; to sigma = 0, and away from alpha = 0, by one step of order 1."""
-        x0, state = (yield x, t), state + 1
-        if s.sigma == 0.0:
-            return x0 * s.alpha, state
-        if t.alpha == 0.0:
-            near = s if s.lam <= PURE_NOISE else self.schedule.at_lam(PURE_NOISE)
-            x, t = _first(x, x0, t, near), near
-            if t is s:
-                return x, state
-            x0, state = (yield x, t), state + 1
-        return (yield from self._trials(x, x0, state, t, s))
-
-    def _trials(
-        self, x: Tensor, x0: Tensor, calls: int, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """Trials from t, where x0 is known, until one that ends at s is accepted."""
-        own, order, h, before = (
-            self.settings,
-            self.settings.info.order,
-            self.settings.h_init,
-            (x, t),
-        )
-        trial = self._second if order == 2 else self._third
-        while True:
-            end = s if h > s.lam - t.lam - 1e-9 else self.schedule.at_lam(t.lam + h)
-            low, high = yield from trial(x, x0, t, end)
-            calls += order - 1
-            unit = _size(end)
-            last = before[0] * (unit / _size(before[1]))
-            error = error_norm(high - low, own.atol * unit, own.rtol, low, last)
-            h = own.theta * (end.lam - t.lam) * max(error, 1e-12) ** (-1 / order)
-            if error <= 1.0:
-                x, t, before = high, end, (low, end)
-                if t is s:
-                    return x, calls
-                x0, calls = (yield x, t), calls + 1
-            check_calls(own.info.name, calls, own.max_calls, t)
-
-    def _second(self, x: Tensor, x0: Tensor, t: Node, e: Node) -> Generator[Query, Tensor, Trial]:
-        """Orders 1 and 2 from t to e."""
-        mid = self._inside(t, e, 0.5)
-        bend = (yield _first(x, x0, t, mid), mid) - x0
-        low = _first(x, x0, t, e)
-        return low, torch.add(low, bend, alpha=_reach(t, e))
-
-    def _third(self, x: Tensor, x0: Tensor, t: Node, e: Node) -> Generator[Query, Tensor, Trial]:
-        """Orders 2 and 3 from t to e."""
-        one, two = self._inside(t, e, 1 / 3), self._inside(t, e, 2 / 3)
-        bend = (yield _first(x, x0, t, one), one) - x0
-        x_2 = _first(x, x0, t, two).add_(bend, alpha=2.0 * two.alpha * _curve(t, two))
-        bend_2 = (yield x_2, two) - x0
-        first = _first(x, x0, t, e)
-        low = torch.add(first, bend, alpha=1.5 * _reach(t, e))
-        return low, first.add_(bend_2, alpha=1.5 * e.alpha * _curve(t, e))
-
-    def _inside(self, t: Node, e: Node, share: float) -> Node:
-        return self.schedule.at_lam(t.lam + share * (e.lam - t.lam))
 
 
 def error_norm(wrong: Tensor, atol: float, rtol: float, a: Tensor, b: Tensor) -> float:
@@ -186,21 +68,173 @@ def check_calls(name: str, calls: int, most: int, node: Node) -> None:
         )
 
 
-def _size(node: Node) -> float:
-    return math.hypot(node.alpha, node.sigma)
+@dataclass(frozen=True)
+class Embedded:
+    """Runge-Kutta pairs that choose their own steps.
+
+    The error is the largest of the batch, so the steps, and within the tolerances the images,
+    depend on which images are sampled together.
+
+    rtol:      relative tolerance of y.
+    atol:      absolute tolerance of y.
+    h_init:    length of the first trial in tau.
+    max_calls: of one run; more raise SettingError.
+    """
+
+    info: ClassVar[SolverInfo]
+    tableau: ClassVar[Tableau]
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    h_init: Positive = 0.05
+    max_calls: MaxCalls = 10_000
+
+    def on(self, grid: TimeGrid) -> "EmbeddedSteps":
+        return EmbeddedSteps(Straight.flow_of(grid), self)
 
 
-def _first(x: Tensor, x0: Tensor, t: Node, v: Node) -> Tensor:
-    """The step of order 1 from t to v."""
-    return (x * (v.sigma / t.sigma)).add_(x0, alpha=_reach(t, v))
+@register
+@dataclass(frozen=True)
+class Dopri5(Embedded):
+    """Dormand and Prince, order 5 with 4 inside: 6 evaluations a trial, and one to begin."""
+
+    tableau: ClassVar[Tableau] = DORMAND_PRINCE
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-dopri5",
+        order=5,
+        calls_per_step=6,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(80)90013-3",
+        adaptive=True,
+    )
 
 
-def _reach(t: Node, v: Node) -> float:
-    """b_v = alpha_v (1 - e^{-(lam_v - lam_t)}); at alpha_t = 0 its limit alpha_v."""
-    return -v.alpha * math.expm1(t.lam - v.lam)
+@register
+@dataclass(frozen=True)
+class Tsit5(Embedded):
+    """Tsitouras, order 5 with 4 inside: as ode-dopri5, with smaller error terms."""
+
+    tableau: ClassVar[Tableau] = TSITOURAS
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-tsit5",
+        order=5,
+        calls_per_step=6,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/j.camwa.2011.06.002",
+        adaptive=True,
+    )
 
 
-def _curve(t: Node, v: Node) -> float:
-    """p(h) = 1 - (1 - e^{-h}) / h = h phi_2(-h) of h = lam_v - lam_t."""
-    h = v.lam - t.lam
-    return h * phi(2, -h)
+@register
+@dataclass(frozen=True)
+class Bosh3(Embedded):
+    """Bogacki and Shampine, order 3 with 2 inside: 3 evaluations a trial, and one to begin."""
+
+    tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-bosh3",
+        order=3,
+        calls_per_step=3,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0893-9659(89)90079-7",
+        adaptive=True,
+    )
+
+
+@plain(frozen=True, slots=True)
+class EmbeddedSteps:
+    """As many accepted trials per step as it takes; the state is the number of calls so far.
+
+    Slopes are formed here, not merged into weights of x0: the error is a small difference of them.
+    """
+
+    line: Straight
+    settings: Embedded
+
+    def init(self) -> int:
+        return 0
+
+    def step(
+        self, x: Tensor, state: int, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
+        """From t to s; by x0 alone if s is clean data."""
+        if s.sigma == 0.0:
+            return (yield x, t) * s.alpha, state + 1
+        y = x / self.line.scale(t)
+        k = yield from self._slope(y, t)
+        y, state = yield from self._trials(y, k, state + 1, t, s)
+        return y * self.line.scale(s), state
+
+    def _trials(
+        self, y: Tensor, k: Tensor, calls: int, t: Node, s: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
+        """Trials from t, where the slope is k, until one that ends at s is accepted."""
+        own, tau = self.settings, self.line.tau
+        pace = Pace(own.info.order, own.h_init)
+        while t is not s:
+            e = s if pace.h > (tau(t) - tau(s)) * (1 - 1e-9) else self.line.node_at(tau(t) - pace.h)
+            h = tau(e) - tau(t)
+            y_e, slopes = yield from self._trial(y, k, t, e)
+            calls += len(slopes) - 1
+            wrong = _moved(torch.zeros_like(y), own.tableau.e, slopes, h)
+            if pace.accepts(error_norm(wrong, own.atol, own.rtol, y, y_e), -h):
+                y, k, t = y_e, slopes[-1], e
+            if t is not s:
+                check_calls(own.info.name, calls, own.max_calls, t)
+        return y, calls
+
+    def _trial(
+        self, y: Tensor, k: Tensor, t: Node, e: Node
+    ) -> Generator[Query, Tensor, tuple[Tensor, list[Tensor]]]:
+        """(y_e, all slopes) from y and its slope k at t; the last stage is the step itself."""
+        tableau, slopes, h, y_i = self.settings.tableau, [k], self.line.tau(e) - self.line.tau(t), y
+        for share, row in zip(tableau.c[1:], tableau.a, strict=True):
+            y_i = _moved(y, row, slopes, h)
+            slopes.append((yield from self._slope(y_i, self.line.between(t, e, share))))
+        return y_i, slopes
+
+    def _slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
+        """dy/dtau = (y - x0) / tau at the node."""
+        scale = self.line.scale(node)
+        x0 = yield (y if scale == 1.0 else y * scale), node
+        return torch.sub(y, x0).mul_(scale / node.sigma)
+
+
+class Pace:
+    """The length of the next trial of a method of order q, by its errors."""
+
+    def __init__(self, q: int, h: float) -> None:
+        self.q, self.h = q, h
+        self.before, self.rejected = 1e-4, False
+
+    def accepts(self, error: float, h: float) -> bool:
+        """Whether a trial of length h is good enough; sets the next length."""
+        error = max(error, 1e-10)
+        factor = 0.9 * error ** (-0.85 / self.q)
+        if error > 1.0:
+            self.h, self.rejected = h * max(factor, 0.2), True
+            return False
+        factor *= self.before ** (0.2 / self.q)
+        self.h = h * min(max(factor, 0.2), 1.0 if self.rejected else 10.0)
+        self.before, self.rejected = max(error, 1e-4), False
+        return True
+
+
+def _moved(y: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
+    """y + h sum_i weights_i slopes_i, a new tensor."""
+    (first, k), *rest = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    out = torch.add(y, k, alpha=h * first)
+    for w, k in rest:
+        out.add_(k, alpha=h * w)
+    return out
+
+
+@register
+@dataclass(frozen=True)
+class Dopri8(Embedded):
+    """Order 8 with 7 inside: 13 evaluations a trial, and one to begin; for tight tolerances."""
+
+    tableau: ClassVar[Tableau] = PRINCE_DORMAND
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-dopri8",
+        order=8,
+        calls_per_step=13,
+        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(81)90010-3",
+        adaptive=True,
+    )

@@ -34,10 +34,11 @@ from ..models.denoiser import Network
 from ..models.devices import send
 from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
-from .base import Revision, SolverInfo, Step, register
+from .base import Revision, Step
+from .exponential import derivative_weights
+from .linear import LowerOrderFinal, orders
 from .model_statistics import ModelStatistics
-from .multistep import LowerOrderFinal, orders
-from .phi import derivative_weights
+from .registry import SolverInfo, register
 
 NAMED = {"data": (1.0, 0.0, 0.0), "noise": (0.0, -1.0, 0.0)}
 

@@ -46,7 +46,8 @@ from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node, TimeGrid
-from .base import Query, Revision, SolverInfo, register
+from .base import Query, Revision
+from .registry import SolverInfo, register
 
 
 @register

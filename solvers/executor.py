@@ -5,9 +5,9 @@ from ..models.errors import ScheduleError
 from ..models.probe import are_alike, sketch
 from .artefact import ANSWER, Artefact
 from .schedule_data import Schedule
-from .step_schedule import StepSchedule
-from .step_table import compile_steps
-from .table import Table, TableSteps
+from .step_schedule import StepSchedule, compile_steps
+from .table import Table
+from .table_steps import TableSteps
 
 
 class Executor(TableSteps):

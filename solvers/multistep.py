@@ -1,82 +1,283 @@
-"""Bases of the solvers that compile to tables, and how orders rise and fall along a grid."""
+"""Exponential multistep methods in lam: DDIM, DPM-Solver++, DPM-Solver, DEIS and UniPC.
 
-from abc import ABC, abstractmethod
-from enum import StrEnum
-from typing import Any, ClassVar
+DPM-Solver++ multistep of orders 1, 2 and 3 is in data prediction.
 
-from pydantic import TypeAdapter
+With m0 = x0 at t, m1, m2 the predictions before it, h = lam_s - lam_t, E = e^{-h} - 1,
+r0 = (lam_t - lam_{t1}) / h and r1 = (lam_{t1} - lam_{t2}) / h:
+
+    order 1:  x_s = (sigma_s / sigma_t) x_t - alpha_s E m0
+    order 2:  ... - alpha_s E D / 2                  (midpoint)
+              ... + alpha_s (E / h + 1) D            (taylor),     D = (m0 - m1) / r0
+    order 3:  ... + alpha_s (E / h + 1) D1 - c alpha_s ((E / h + 1) / h - 1/2) D2
+
+DPM-Solver multistep of orders 2 and 3 is the same in noise prediction.
+
+With e0 = eps at t, e1, e2 the predictions before it, F = e^h - 1 and h, r0 and r1 as above:
+
+    order 1:  x_s = (alpha_s / alpha_t) x_t - sigma_s F e0
+    order 2:  ... - sigma_s F D / 2                  (midpoint)
+              ... - sigma_s (F / h - 1) D            (taylor),     D = (e0 - e1) / r0
+    order 3:  ... - sigma_s (F / h - 1) D1 - c sigma_s ((F / h - 1) / h - 1/2) D2
+
+The step to sigma = 0 has order 1, where both predictions give the same.
+
+DEIS in lam, of orders 1, 2 and 3, interpolates eps in lam and integrates it exactly,
+
+    x_s = (alpha_s / alpha_t) x_t - sigma_s sum_{k < p} h^{k+1} phi_{k+1}(h) eps^{(k)}
+
+with the derivatives of eps in lam taken from its last p values. This is what diffusers calls DEIS;
+the paper's tAB-DEIS (`deis-tab`) interpolates in t instead (arXiv:2204.13902, eq. 15).
+
+UniPC is the predictor UniP-p with the corrector UniC-p, in data prediction.
+
+With B(h) = -h (bh1) or e^{-h} - 1 (bh2), nodes rho_k = (lam_k - lam_t) / h of past predictions
+m_k, rho_p = 1 for the new one, and D_k = (m_k - m0) / rho_k:
+
+    x_s^p = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) m0 - alpha_s B(h) sum_{k < p} a_k D_k
+    x_s^c = the same with c_k, and c_p (m_s - m0) added, where m_s = x0 at x_s^p
+
+a and c solve Vandermonde systems in rho, but for p = 2 the predictor has a = 1/2 and for p = 1 the
+corrector c = 1/2 by convention; only there does B(h) have an effect. The corrected state replaces
+x_s; m_s is not evaluated again, so the corrector costs no call. It raises the order by one.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
 
 from ..models.schedule import TimeGrid
-from .base import SolverInfo, check_family
-from .schedule_data import Schedule
-from .step_schedule import StepSchedule, StepSpec
-from .step_table import compile_steps
-from .table import Combination, Evaluation, Table, TableSteps
+from .exponential import Corrector, Relax, StepSpec
+from .linear import Encoder, LowerOrderFinal, orders
+from .registry import SolverInfo, register
 
 
-class LinearSolver(ABC):
-    """A solver whose steps are linear combinations: it writes itself down as a `Table`."""
+@register
+@dataclass(frozen=True)
+class DDIM(Encoder):
+    """x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0."""
 
-    info: ClassVar[SolverInfo]
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ddim", order=1, calls_per_step=1, source="arXiv:2010.02502 eq. 12 with eta = 0"
+    )
 
-    @abstractmethod
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        """Returns x_{n+1} for every step n, in terms of states, predictions and noise."""
-
-    def table(self, grid: TimeGrid) -> Table:
-        """Returns the table over a grid; raises ScheduleError for a process it does not run on."""
-        check_family(self.info, grid)
-        return Table(grid.nodes, self.combinations(grid), list(map(Evaluation, grid.nodes[:-1])))
-
-    def encode(self, grid: TimeGrid) -> Schedule:
-        """Returns this solver on this grid as data, with its name and settings as its origin."""
-        settings: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
-        return Schedule.of(self.table(grid), grid, {"solver": self.info.name, "settings": settings})
-
-    def on(self, grid: TimeGrid) -> TableSteps:
-        return TableSteps(self.table(grid))
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return [StepSpec()] * grid.steps
 
 
-class LowerOrderFinal(StrEnum):
-    """Whether the order falls to 1 over the last steps, as each code base has it.
+@register
+@dataclass(frozen=True)
+class Euler(DDIM):
+    """x_s = x_t + (sigma_s - sigma_t) dx/dsigma, with dx/dsigma = eps (EDM) or eps - x0 (flow).
 
-    never:    k-diffusion. The step to sigma = 0 is of order 1 under every policy.
-    under-10: dpm-solver, runs of fewer than 10 steps.
-    under-15: diffusers' DPM-Solver++ and DEIS.
-    always:   UniPC, SANA, DPM-Solver-v3.
+    In both coordinates this is the DDIM step, term by term.
     """
 
-    NEVER = "never"
-    UNDER_10 = "under-10"
-    UNDER_15 = "under-15"
-    ALWAYS = "always"
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="euler",
+        order=1,
+        calls_per_step=1,
+        source="arXiv:2206.00364 alg. 1 without lines 6-8; arXiv:2209.03003 eq. 1",
+        families=("edm", "flow"),
+    )
 
-    def applies(self, steps: int) -> bool:
-        limit = {"never": 0, "under-10": 10, "under-15": 15}
-        return self is LowerOrderFinal.ALWAYS or steps < limit[self]
+
+Kind = Literal["midpoint", "taylor"]
 
 
-class Encoder(LinearSolver):
-    """A solver whose steps are step specifications, so that a search can start from it."""
+def _dpmpp_steps(
+    grid: TimeGrid, order: int, kind: Kind, third_order: str, policy: LowerOrderFinal
+) -> list[StepSpec]:
+    relax: Relax = "bh2" if kind == "midpoint" else "none"
+    kmul = (1.0, 0.5) if third_order == "published" else None
+    each = {1: StepSpec(), 2: StepSpec(order=2, relax=relax), 3: StepSpec(order=3, kmul=kmul)}
+    return [each[p] for p in orders(grid, order, policy)]
 
-    @abstractmethod
+
+@register
+@dataclass(frozen=True)
+class DPMpp1M(Encoder):
+    """Order 1: the DDIM step under its other name."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpmpp-1m", order=1, calls_per_step=1, source="arXiv:2211.01095 eq. 9, k = 1"
+    )
+
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        """Returns the specification of each step of a grid."""
-
-    def step_schedule(self, grid: TimeGrid) -> StepSchedule:
-        """Returns this solver on this grid as what a search moves."""
-        return StepSchedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
-
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        return list(compile_steps(self.step_schedule(grid)).steps)
+        return [StepSpec()] * grid.steps
 
 
-def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
-    """The order of each step: rising from 1, falling at the end if the policy says so."""
-    steps = grid.steps - grid.denoise
-    rising = [min(order, i + 1) for i in range(grid.steps)]
-    if policy.applies(steps):
-        rising = [max(1, min(p, steps - i)) for i, p in enumerate(rising)]
-    if grid.nodes[-1].sigma == 0.0:
-        rising[-1] = 1
-    return rising
+@register
+@dataclass(frozen=True)
+class DPMpp2M(Encoder):
+    """Order 2.
+
+    kind: "midpoint" (the paper's) or "taylor" (diffusers calls it "heun").
+    lower_order_final: see `LowerOrderFinal`.
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpmpp-2m", order=2, calls_per_step=1, source="arXiv:2211.01095 alg. 2"
+    )
+    kind: Kind = "midpoint"
+    lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return _dpmpp_steps(grid, 2, self.kind, "exact", self.lower_order_final)
+
+
+@register
+@dataclass(frozen=True)
+class DPMpp3M(Encoder):
+    """Order 3 in name.
+
+    third_order: "published" is c = 1, as in the authors' code and every copy of it. Its D2 is half
+        the second derivative, so the method converges with order 2, but it damps errors at few
+        steps. "exact" is c = 2, a true third-order step.
+    kind:        of the order-2 steps at both ends.
+    lower_order_final: see `LowerOrderFinal`.
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpmpp-3m", order=2, calls_per_step=1, source="arXiv:2211.01095 app. B (multistep)"
+    )
+    kind: Kind = "midpoint"
+    third_order: Literal["published", "exact"] = "published"
+    lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return _dpmpp_steps(grid, 3, self.kind, self.third_order, self.lower_order_final)
+
+
+def _in_noise(specs: Sequence[StepSpec]) -> list[StepSpec]:
+    return [
+        spec if spec.order == 1 else spec.model_copy(update={"pred": "noise"}) for spec in specs
+    ]
+
+
+@register
+@dataclass(frozen=True)
+class DPM2M(DPMpp2M):
+    """Order 2; the settings of `dpmpp-2m`."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpm-2m", order=2, calls_per_step=1, source="arXiv:2211.01095 alg. 2, with eps for x0"
+    )
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return _in_noise(super().steps(grid))
+
+
+@register
+@dataclass(frozen=True)
+class DPM3M(DPMpp3M):
+    """Order 3 in name; the settings of `dpmpp-3m`, whose note on c = 1 and c = 2 holds here too."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpm-3m",
+        order=2,
+        calls_per_step=1,
+        source="arXiv:2211.01095 app. B (multistep), with eps for x0",
+    )
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return _in_noise(super().steps(grid))
+
+
+@dataclass(frozen=True)
+class DEIS(Encoder):
+    """Settings of all three orders; lower_order_final: see `LowerOrderFinal`."""
+
+    p: ClassVar[int]
+    lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        chosen = orders(grid, self.p, self.lower_order_final)
+        steps = [StepSpec(pred="noise", order=p) for p in chosen]
+        if grid.nodes[-1].sigma == 0.0:  # at order 1 both predictions give the same step
+            steps[-1] = StepSpec()
+        return steps
+
+
+def _deis_info(p: int, order: int) -> SolverInfo:
+    source = f"arXiv:2204.13902 sec. 3 with lam for t, {p} terms"
+    return SolverInfo(name=f"deis-{p}", order=order, calls_per_step=1, source=source)
+
+
+@register
+@dataclass(frozen=True)
+class DEIS1(DEIS):
+    info: ClassVar[SolverInfo] = _deis_info(1, order=1)
+    p: ClassVar[int] = 1
+
+
+@register
+@dataclass(frozen=True)
+class DEIS2(DEIS):
+    info: ClassVar[SolverInfo] = _deis_info(2, order=2)
+    p: ClassVar[int] = 2
+
+
+@register
+@dataclass(frozen=True)
+class DEIS3(DEIS):
+    """The single first-order step at the start limits its global order to 2."""
+
+    info: ClassVar[SolverInfo] = _deis_info(3, order=2)
+    p: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class UniPC(Encoder):
+    """Settings of all three orders.
+
+    solver_type: "bh1" or "bh2", the choice of B(h).
+    corrector:   False leaves UniP, the predictor alone.
+    disable_corrector: numbers of the steps that are not corrected, counted from 0; [0] helps at
+                 very large guidance scales.
+    lower_order_final: see `LowerOrderFinal`.
+    """
+
+    p: ClassVar[int]
+    solver_type: Literal["bh1", "bh2"] = "bh2"
+    corrector: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
+
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        orders_ = orders(grid, self.p, self.lower_order_final)
+        return [self._step(i, p, i == grid.steps - 1) for i, p in enumerate(orders_)]
+
+    def _step(self, i: int, p: int, last: bool) -> StepSpec:
+        on = self.corrector and i not in self.disable_corrector and not last
+        return StepSpec(
+            order=p,
+            relax=self.solver_type if p == 2 else "none",
+            corr=Corrector(on=on, relax=self.solver_type if on and p == 1 else "none"),
+        )
+
+
+def _unipc_info(p: int) -> SolverInfo:
+    source = f"arXiv:2302.04867 alg. 5-8, p = {p}"
+    return SolverInfo(name=f"unipc-{p}", order=p + 1, calls_per_step=1, source=source)
+
+
+@register
+@dataclass(frozen=True)
+class UniPC1(UniPC):
+    info: ClassVar[SolverInfo] = _unipc_info(1)
+    p: ClassVar[int] = 1
+
+
+@register
+@dataclass(frozen=True)
+class UniPC2(UniPC):
+    info: ClassVar[SolverInfo] = _unipc_info(2)
+    p: ClassVar[int] = 2
+
+
+@register
+@dataclass(frozen=True)
+class UniPC3(UniPC):
+    info: ClassVar[SolverInfo] = _unipc_info(3)
+    p: ClassVar[int] = 3

@@ -1,4 +1,4 @@
-"""Steps of several stages: explicit Runge-Kutta methods as weights of x and the predictions.
+"""Explicit Runge-Kutta methods as weights of x and the predictions: Heun, DPM2, RF-Solver, RK4.
 
 On dy/dtau = (y - x0) / tau in the straight coordinate, a method with the tableau (c, a, b) steps
 from node t to node s, with h = tau_s - tau_t, through
@@ -7,57 +7,53 @@ from node t to node s, with h = tau_s - tau_t, through
 
 Every stage is linear in x_t and the predictions before it, so it is run as one row of weights of
 those; no slope is ever formed. The rows of a step are worked out once, in float64.
+
+Heun's method is Euler's on the step to sigma = 0, and has EDM's churn:
+
+    d  = (y_t - x0(y_t, t)) / tau_t,   y' = y_t + (tau_s - tau_t) d
+    d' = (y' - x0(y', s)) / tau_s,     y_s = y_t + (tau_s - tau_t) (d + d') / 2
+
+With churn, noise is first added at t (arXiv:2206.00364, alg. 2): with kappa = sigma / alpha,
+gamma = min(s_churn / N, sqrt 2 - 1) where s_min <= kappa_t <= s_max and 0 elsewhere, the step
+starts from the node t^ with kappa^ = (1 + gamma) kappa_t and
+
+    x^ = (alpha^ / alpha_t) x_t + alpha^ sqrt(kappa^^2 - kappa_t^2) s_noise z.
+
+DPM-Solver-2 in the form of k-diffusion is a midpoint in log tau, and Euler on the step to
+sigma = 0. With m at tau_m = sqrt(tau_t tau_s),
+
+    d  = (y_t - x0(y_t, t)) / tau_t,   y' = y_t + (tau_m - tau_t) d,
+    d' = (y' - x0(y', m)) / tau_m,     y_s = y_t + (tau_s - tau_t) d'
+
+(k-diffusion's sample_dpm_2, after arXiv:2206.00927 and arXiv:2206.00364). Every process
+but rectified flow has tau = kappa, so that m halves the step in lam; DPM-Solver-2 itself would
+weigh d too, which changes nothing at second order.
+
+RF-Solver makes two evaluations a step, with h = tau_s - tau_t and d(y, tau) = dy/dtau,
+
+    d  = d(y_t, tau_t),   d' = d(y_t + theta h d, tau_t + theta h),
+    y_s = y_t + h [(1 - 1 / (2 theta)) d + d' / (2 theta)].
+
+The paper writes a Taylor step, y_t + h d + (h^2 / 2) (d' - d) / (h / 2) (arXiv:2411.04746, n = 2);
+that is theta = 1/2, y_t + h d', the explicit midpoint method.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass as plain
+from dataclasses import field
+from typing import Annotated, ClassVar, NamedTuple
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ..models.schedule import Node
-from .base import Step
+from ..models.schedule import Node, TimeGrid
+from .base import Query, Step
 from .coordinates import Stages, Straight, check_noisy
-
-Row = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tableau:
-    """A Runge-Kutta method.
-
-    c: the places of the stages, c_0 = 0.
-    a: the weights of the slopes before stage i, for i = 1, 2, ...; their sums are c_i.
-    b: the weights of all slopes in the step.
-    e: b minus the weights of the embedded method; empty if there is none.
-    """
-
-    c: Row
-    a: tuple[Row, ...]
-    b: Row
-    e: Row = ()
-
-    @property
-    def probes_end(self) -> bool:
-        """Whether a stage stands at the end of the step."""
-        return 1.0 in self.c
-
-
-EULER = Tableau(c=(0.0,), a=(), b=(1.0,))
-HEUN = Tableau(c=(0.0, 1.0), a=((1.0,),), b=(0.5, 0.5))
-RALSTON_3 = Tableau(c=(0.0, 1 / 2, 3 / 4), a=((1 / 2,), (0.0, 3 / 4)), b=(2 / 9, 1 / 3, 4 / 9))
-RK4 = Tableau(
-    c=(0.0, 0.5, 0.5, 1.0),
-    a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-)
-
-
-def midpoint(share: float, second: float) -> Tableau:
-    """Returns the method of two stages whose second, at that share of h, weighs `second`."""
-    return Tableau(c=(0.0, share), a=((share,),), b=(1.0 - second, second))
+from .registry import SolverInfo, register
+from .tableaux import EULER, HEUN, RALSTON_3, RK4, Row, Tableau, midpoint
 
 
 class StageRows(NamedTuple):
@@ -70,7 +66,7 @@ class StageRows(NamedTuple):
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@plain(frozen=True, slots=True)
 class StageSteps(ABC):
     """Steps between any two nodes, in either direction, that remember nothing.
 
@@ -111,7 +107,7 @@ class StageSteps(ABC):
         return self.known[ends]
 
 
-@dataclass(frozen=True, slots=True)
+@plain(frozen=True, slots=True)
 class RungeKuttaSteps(StageSteps):
     """Steps of one tableau, Euler's where it would evaluate the network at sigma = 0."""
 
@@ -143,3 +139,132 @@ def _shares(weights: Sequence[Row], reach: Sequence[float]) -> list[float]:
         later = sum(shares[i] * inner[i - 1][j] for i in range(j + 1, len(outer)))
         shares[j] = reach[j] * (outer[j] + later)
     return shares
+
+
+Level = Annotated[float, Field(ge=0.0)]
+
+
+@register
+@dataclass(frozen=True)
+class Heun:
+    """A run of N steps to sigma = 0 costs 2 N - 1 calls, with churn or without.
+
+    s_churn: how much noise is added in all; 0 is Heun's method, which adds none.
+    s_min, s_max: range of sigma / alpha in which it is added.
+    s_noise: its standard deviation; a little over 1 makes up for detail lost.
+
+    Churn never goes above the noise that the schedule starts from, and leaves out the evaluation
+    that ends a run with "denoise".
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="heun", order=2, calls_per_step=2, source="arXiv:2206.00364 alg. 1, 2"
+    )
+    s_churn: Level = 0.0
+    s_min: Level = 0.0
+    s_max: Level = math.inf
+    s_noise: Level = 1.0
+
+    def on(self, grid: TimeGrid) -> "HeunSteps":
+        gamma = min(self.s_churn / (grid.steps - grid.denoise), math.sqrt(2.0) - 1.0)
+        return HeunSteps(Straight.of(grid), HEUN, self, gamma)
+
+
+@plain(frozen=True, slots=True)
+class HeunSteps(RungeKuttaSteps):
+    """Heun's steps; gamma: by how much the noise is raised where churn applies."""
+
+    churn: Heun
+    gamma: float
+
+    def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
+        """The tableau's step, from the raised noise where there is churn."""
+        if self.gamma and not self.line.denoises(s):
+            x, t = yield from self._churned(x, t)
+        return (yield from self.run_stages(x, t, s)), None
+
+    def _churned(self, x: Tensor, t: Node) -> Generator[Query, Tensor, tuple[Tensor, Node]]:
+        """x and t with the noise raised by 1 + gamma, or as they are."""
+        check_noisy(t)
+        schedule = self.line.schedule
+        lam = max(t.lam - math.log1p(self.gamma), schedule.at(schedule.t_max).lam)
+        if lam >= t.lam or not self.churn.s_min <= t.sigma / t.alpha <= self.churn.s_max:
+            return x, t
+        hat = schedule.at_lam(lam)
+        ratio = hat.alpha / t.alpha
+        added = ratio * t.sigma * math.sqrt(math.expm1(2.0 * (t.lam - hat.lam)))
+        return (x * ratio).add_((yield x, None), alpha=added * self.churn.s_noise), hat
+
+
+@register
+@dataclass(frozen=True)
+class DPM2:
+    """A run of N steps to sigma = 0 costs 2 N - 1 calls."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="dpm2", order=2, calls_per_step=2, source="arXiv:2206.00927, as in k-diffusion"
+    )
+
+    def on(self, grid: TimeGrid) -> "DPM2Steps":
+        return DPM2Steps(Straight.of(grid), EULER)
+
+
+@plain(frozen=True, slots=True)
+class DPM2Steps(RungeKuttaSteps):
+    """The rule as a Runge-Kutta step whose second stage stands at (tau_m - tau_t) / h."""
+
+    def tableau_at(self, t: Node, s: Node) -> Tableau:
+        if not (root := math.sqrt(self.line.tau(s))):
+            return EULER
+        # (tau_m - tau_t) / (tau_s - tau_t) with the common factor taken out
+        return midpoint(1.0 / (1.0 + root / math.sqrt(self.line.tau(t))), 1.0)
+
+
+@register
+@dataclass(frozen=True)
+class RFSolver:
+    """Second order for every theta; 2 N calls, also to sigma = 0, which theta < 1 never probes.
+
+    On data of one Gaussian the midpoint's error of order 2 happens to vanish, and it measures 3.
+
+    theta: in (0, 1], where the second evaluation stands: 1/2 is RF-Solver, 2/3 Ralston's method,
+           1 Heun's, whose step to sigma = 0 is Euler's.
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="rf-solver", order=2, calls_per_step=2, source="arXiv:2411.04746, n = 2"
+    )
+    theta: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
+        return RungeKuttaSteps(Straight.of(grid), midpoint(self.theta, 0.5 / self.theta))
+
+
+@register
+@dataclass(frozen=True)
+class RFSolver3:
+    """The third-order Taylor step, as Ralston's method of three evaluations, 3 N calls.
+
+    With d' at h / 2, d'' stands at 3 h / 4, reached with d' alone, and
+    y_s = y_t + h (2 d + 3 d' + 4 d'') / 9.
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="rf-solver-3", order=3, calls_per_step=3, source="arXiv:2411.04746, n = 3"
+    )
+
+    def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
+        return RungeKuttaSteps(Straight.of(grid), RALSTON_3)
+
+
+@register
+@dataclass(frozen=True)
+class ClassicalRK4:
+    """The classical method of order 4: one step per interval of the grid, 4 evaluations each."""
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="ode-rk4", order=4, calls_per_step=4, source="arXiv:2011.13456 sec. 4.3"
+    )
+
+    def on(self, grid: TimeGrid) -> RungeKuttaSteps:
+        return RungeKuttaSteps(Straight.flow_of(grid), RK4)

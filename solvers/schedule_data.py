@@ -21,9 +21,9 @@ from ..models.errors import FewstepError, ScheduleError
 from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, process_of
 from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
-from .step_schedule import StepSchedule
-from .step_table import compile_steps
-from .table import BOTH, Combination, Evaluation, Table, TableSteps, check_weights
+from .step_schedule import StepSchedule, compile_steps
+from .table import BOTH, Combination, Evaluation, Table, check_weights
+from .table_steps import TableSteps
 
 VERSION = 2
 MAX_KEPT = 5_000_000  # tensors kept, summed over the steps: a canonical table of 3,000 steps

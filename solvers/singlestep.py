@@ -21,11 +21,10 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
-from .multistep import LinearSolver
-from .step_schedule import Relax, StepSpec
+from .exponential import Relax, StepSpec, taylor
+from .linear import LinearSolver
+from .registry import SolverInfo, register
 from .table import Combination, plus
-from .taylor import taylor
 
 
 @dataclass(frozen=True)

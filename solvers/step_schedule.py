@@ -1,91 +1,33 @@
-"""Compiler input: what each step of an exponential multistep method is, as data.
+"""Schedules as step specifications: what a search moves, and version 1 of the JSON artefact.
 
-DDIM, DPM-Solver++ multistep, UniPC, DEIS in lam and all that a search proposes are values of this
-one type. It is the genome that a search moves, and version 1 of the JSON artefact; what is run, and
-written since version 2, is the `Table` that `step_table.table_of` compiles it to.
+What is run, and written since version 2, is the `Table` that `compile_steps` makes of them. Its
+canonical form writes every state in the first one and the predictions.
+
+A guided schedule has columns of its own for the conditional and the unconditional prediction,
+
+    z_n = A_n z_0 + sum_{j<n} B_{n,j} c_j + sum_{j<n} U_{n,j} u_j,
+
+where u_j is evaluated at some of the steps only, at one more network row each. Classifier-free
+guidance at every step, at some, with the difference held or extrapolated, and weights that no such
+rule gives are all points of this form. The guidance is then part of the schedule.
+
+Correctors leave no trace in that form: a corrected state is the uncorrected one plus a combination
+of predictions, and its weights are merged into the next step.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ..models.denoiser import Branch
 from ..models.reading import StrictModel
-from ..models.schedule import TimeGrid, process_of
+from ..models.schedule import Node, TimeGrid, process_of
 from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
-
-Relax = Literal["none", "bh1", "bh2", "linear"]
-
-
-class Corrector(StrictModel):
-    """Whether the step is redone at one order more once its end has been evaluated (no extra call).
-
-    relax: relaxation of its first derivative; UniPC's order-1 corrector needs its own B(h) here.
-    """
-
-    on: bool = False
-    relax: Literal["none", "bh1", "bh2"] = "none"
-
-
-class StepSpec(StrictModel):
-    """One step of an exponential multistep method.
-
-    pred:  what is expanded in a Taylor series in lam: "data" (x0), "noise" (eps), or "mixed",
-           f = (sigma eps - mix_l x) / alpha with noise at mix_l = 0 and data at mix_l = 1.
-    order: number of terms, at most the number of evaluations made so far.
-    est:   points used for the first, second, ... derivative; empty means order - 1 for each.
-    relax: factor on the first derivative: "bh1", "bh2" are UniPC's B(h) (bh2 with data is
-           DPM-Solver++ midpoint), "linear" is 1 + c h.
-    kmul:  further factors on the derivatives; [1, 0.5] is the published DPM-Solver++(3M).
-    corr:  the corrector that follows.
-    dA:    added to the weight of the state.
-    dB:    added to the weights of the x0 predictions, newest first.
-    """
-
-    pred: Literal["data", "noise", "mixed"] = "data"
-    mix_l: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    order: Annotated[int, Field(ge=1, le=4)] = 1
-    est: tuple[int, ...] = ()
-    relax: Relax = "none"
-    c: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
-    kmul: tuple[Finite, ...] | None = None
-    corr: Corrector = Corrector()
-    dA: Finite = 0.0
-    dB: tuple[Finite, ...] | None = None
-
-    @property
-    def ell(self) -> float:
-        """The l of the mixed prediction: 1 for data, 0 for noise."""
-        return {"data": 1.0, "noise": 0.0, "mixed": self.mix_l}[self.pred]
-
-    @property
-    def points(self) -> tuple[int, ...]:
-        """Points used for each derivative, 1 .. order - 1."""
-        return self.est or (self.order - 1,) * (self.order - 1)
-
-    @model_validator(mode="after")
-    def _lists_fit_order(self) -> Self:
-        wanted = self.order - 1
-        if self.est and len(self.est) != wanted:
-            raise ValueError(f"est needs {wanted} numbers at order {self.order}")
-        for k, n in enumerate(self.est, start=1):
-            if not k <= n <= wanted:
-                raise ValueError(f"est[{k - 1}]={n} must lie between {k} and {wanted}")
-        if self.kmul is not None and len(self.kmul) != wanted:
-            raise ValueError(f"kmul needs {wanted} numbers at order {self.order}")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        if self.mix_l != 1.0 and self.pred != "mixed":
-            raise ValueError("mix_l has an effect with pred mixed only")
-        if self.c != 0.0 and self.relax != "linear":
-            raise ValueError("c has an effect with relax linear only")
-        if self.relax != "none" and self.order == 1:
-            raise ValueError("relax has an effect from order 2 only")
-        if self.corr.relax != "none" and not (self.corr.on and self.order == 1):
-            raise ValueError("corr.relax has an effect on the corrector of an order 1 step only")
-        return self
+from .exponential import StepSpec, taylor
+from .table import BOTH, FIRST, Combination, Evaluation, Table, plus, rewrite
 
 
 class Compiled(StrictModel):
@@ -218,3 +160,99 @@ def evaluation_time(schedule: StepSchedule, n: int) -> float:
         return schedule.t[n]
     edm = schedule.process.family == "edm"
     return schedule.t[n] * math.exp(schedule.xi[n]) if edm else schedule.t[n] + schedule.xi[n]
+
+
+def compile_steps(schedule: StepSchedule) -> Table:
+    """Returns what a schedule does, as a table over its grid: its canonical one if it has one."""
+    grid, table = schedule.grid(), schedule.compiled
+    steps = _canonical(table) if table else _combinations(schedule.steps, grid.nodes)
+    evaluations = [_evaluation(schedule, grid, n) for n in range(len(steps))]
+    return Table(grid.nodes, steps, evaluations, schedule.given)
+
+
+def _evaluation(schedule: StepSchedule, grid: TimeGrid, n: int) -> Evaluation | None:
+    if n == 0 and schedule.afs:
+        return None
+    node, table = grid.schedule.at(evaluation_time(schedule, n)), schedule.compiled
+    return Evaluation(node, branches_at(table, n) if table and schedule.guided else ())
+
+
+def branches_at(table: Compiled, n: int) -> tuple[Branch, ...]:
+    """Returns the branches that step n of a guided table evaluates."""
+    return BOTH if n in table.guided else (Branch.COND,)
+
+
+def _canonical(table: Compiled) -> list[Combination]:
+    """The rows of a canonical table; they use the first state and no other."""
+    columns = table.U or [()] * table.steps
+    return [
+        {("x", 0): a, **_columns("u0", more), **_columns("x0", row)}
+        for a, row, more in zip(table.A, table.B, columns, strict=True)
+    ]
+
+
+def _columns(kind: str, weights: Sequence[float]) -> Combination:
+    return {(kind, j): weight for j, weight in enumerate(weights)}
+
+
+def weights_of(table: Compiled, n: int) -> list[float]:
+    """Returns row n of a canonical table: z_0, then of each step u0 where it is asked, and x0."""
+    row = [table.A[n]]
+    for j in range(n + 1):
+        row += [table.U[n][j]] if table.U and j in table.guided else []
+        row.append(table.B[n][j])
+    return row
+
+
+def _combinations(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Combination]:
+    """x_{n+1} for every step n, in terms of x_n, x0_n and earlier predictions."""
+    combos: list[Combination] = []
+    shift: Combination = {}  # corrected minus uncorrected state at node n
+    for n, spec in enumerate(specs):
+        predicted = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+        weight = predicted.pop(("x", n)) + spec.dA
+        combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
+        combos.append(plus(combo, _free(spec, n)))
+        shift = _correction(nodes, n, spec, predicted) if spec.corr.on else {}
+    return combos
+
+
+def _correction(
+    nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination
+) -> Combination:
+    """Step n redone at one order more with the evaluation at its end, minus step n itself."""
+    relax = spec.corr.relax if spec.order == 1 else "none"
+    higher = spec.model_copy(
+        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
+    )
+    corrected = taylor(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
+    corrected.pop(("x", n))
+    return plus(corrected, predicted, -1.0)
+
+
+def _free(spec: StepSpec, n: int) -> Combination:
+    """The additive coefficients of the predictions, newest first."""
+    return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}
+
+
+def compiled(schedule: StepSchedule) -> Compiled:
+    """The canonical table that does what the schedule does; its own where it has one.
+
+    What stands for the first prediction under `afs` has a column like any other.
+    """
+    if schedule.compiled:
+        return schedule.compiled
+    free = {"afs": None, "nfe": len(schedule.steps)}
+    return tabulate(compile_steps(schedule.model_copy(update=free)))  # asks for every prediction
+
+
+def tabulate(table: Table) -> Compiled:
+    """Returns the weights of an unguided table that asks in every step, in its canonical form."""
+    steps = rewrite(table, [0] * len(table.steps)).steps
+    return Compiled(
+        A=tuple(combo.get(FIRST, 0.0) for combo in steps),
+        B=tuple(
+            tuple(combo.get(("x0", j), 0.0) for j in range(n + 1)) for n, combo in enumerate(steps)
+        ),
+        tau=tuple(each.node.t for each in table.evaluations if each is not None),
+    )

@@ -6,28 +6,25 @@ branch) made there and standard normal noise z_n,
     x_{n+1} = sum over terms of weight * term,
 
 where the terms are states and predictions of nodes up to n and the noise of step n. A `Table` says
-this as data; `TableSteps` runs it, and keeps no tensor longer than a later step needs it.
+this as data; `TableSteps` runs it.
+
+A table weighs predictions, whatever the guidance makes of them: dynamic thresholding, which is part
+of the guidance, changes what a prediction is and no weight, so tables run under it too.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..models.denoiser import Branch
-from ..models.devices import Constant
 from ..models.errors import ScheduleError
-from ..models.prediction import combine
 from ..models.schedule import Node
-from .base import Query, Revision, Split
 
 LARGEST_WEIGHT = 1e38  # float32 ends at 3.4e38
-
 BOTH = (Branch.UNCOND, Branch.COND)
 SLOPES = ("eps", "v")
-
 # ("x", n), the state at node n; ("x0", n), ("eps", n) and ("v", n) = eps - x0, the prediction there
 # in three forms; ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
 Term = tuple[str, int]
@@ -86,151 +83,7 @@ class Table:
     @property
     def held(self) -> int:
         """Tensors that a run keeps at once, beside the state."""
-        return max(map(len, _layouts(_expanded(self.nodes, self.steps))))
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One step, ready to run: x_s = a x + b x0 + u u0 + sum_j c_j kept_j + d z.
-
-    query:    what is asked; None if nothing is.
-    x, x0, u0, z: a, b, u and d.
-    kept:     c_j for each kept tensor, in the order they are kept.
-    keep:     which of them to keep on.
-    push:     the tensors of this node that later steps use.
-    """
-
-    query: Node | Split | None
-    x: float
-    x0: float
-    u0: float
-    z: float
-    kept: tuple[float, ...]
-    keep: tuple[int, ...]
-    push: tuple["KeptTerm", ...]
-
-
-class TableMemory(NamedTuple):
-    """The number of the next step and what it needs of earlier nodes, newest first."""
-
-    n: int = 0
-    kept: tuple[Tensor, ...] = ()
-
-
-class KeptTerm(NamedTuple):
-    """A kept tensor as weights of the state and the predictions of step n."""
-
-    n: int
-    x: float
-    x0: float
-    u0: float = 0.0
-
-
-class TableSteps:
-    """Runs a table, whatever solver it comes from. Holds one `TableRow` of numbers per step."""
-
-    def __init__(self, table: Table) -> None:
-        self.guided = table.guided
-        self.rows = tuple(_rows(table))
-        _check_rows(self.rows)
-        self.starts = table.starts
-        self._given = None if table.given is None else Constant(table.given)
-
-    def init(self) -> TableMemory:
-        return TableMemory()
-
-    def step(
-        self, x: Tensor, state: TableMemory, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, TableMemory]]:
-        """The row numbered `state.n`; the nodes are those it was made for."""
-        row, kept = self.rows[state.n], state.kept
-        x_s = x * row.x
-        if row.query is None:
-            x0 = u0 = self._stand_in(x)
-            x_s = x_s + row.x0 * x0
-        elif isinstance(row.query, Split):
-            answers = yield x, row.query
-            u0, x0 = answers[0], answers[-1]
-            x_s.add_(x0, alpha=row.x0)
-            if row.u0:
-                x_s.add_(u0, alpha=row.u0)
-        else:
-            x0 = u0 = yield x, row.query
-            x_s.add_(x0, alpha=row.x0)
-        for weight, tensor in zip(row.kept, kept, strict=True):
-            x_s.add_(tensor, alpha=weight)
-        if row.z:
-            x_s.add_((yield x, None), alpha=row.z)
-        pushed = [u0 if each.u0 else combine((each.x, each.x0), x, x0) for each in row.push]
-        return x_s, TableMemory(state.n + 1, (*pushed, *[kept[i] for i in row.keep]))
-
-    def _stand_in(self, x: Tensor) -> Tensor:
-        """What x0 is taken to be where the network is not asked."""
-        return x.new_zeros(()).expand_as(x) if self._given is None else self._given.on(x)
-
-    @cached_property
-    def origins(self) -> tuple[tuple[KeptTerm, ...], ...]:
-        """Before each step, and after the last, where every kept tensor comes from."""
-        found: list[tuple[KeptTerm, ...]] = [()]
-        for n, row in enumerate(self.rows):
-            found.append((*row.push, *[found[n][i] for i in row.keep]))
-        return tuple(found)
-
-    @property
-    def reach(self) -> int:
-        """As `Rewritable` has it."""
-        ages = [n - each.n for n, held in enumerate(self.origins) for each in held if each.x0]
-        return max(ages, default=0)
-
-    def rewritten(self, state: TableMemory, changes: Sequence[Revision]) -> TableMemory:
-        """As `Rewritable` has it: every kept tensor is linear in its own node's prediction.
-
-        Where the next step does not begin at the last state but at an older one, as in tables and
-        singlestep solvers, that one is moved to where the new predictions lead to the last state.
-        """
-        kept, origins = list(state.kept), self.origins[state.n]
-        for i, origin in enumerate(origins):
-            age = state.n - 1 - origin.n
-            if origin.x0 and age < len(changes):
-                kept[i] = _rewritten(kept[i], origin, changes[age])
-        if (start := self.starts[state.n]) < state.n:
-            moved = self._moved(state.n, start, changes)
-            for i, origin in enumerate(origins):
-                if origin.n == start and origin.x:
-                    kept[i] = kept[i] + moved * origin.x
-        return state._replace(kept=tuple(kept))
-
-    def _moved(self, n: int, start: int, changes: Sequence[Revision]) -> Tensor | float:
-        """By how much the state of node `start` moves, so that step n - 1 leads where it did."""
-        row = self.rows[n - 1]
-        parts = list(zip(self.origins[n - 1], row.kept, strict=True))
-        parts += [(KeptTerm(n - 1, 1.0, 0.0), row.x), (KeptTerm(n - 1, 0.0, 1.0), row.x0)]
-        own = sum(weight * part.x for part, weight in parts if part.n == start)
-        moved: Tensor | float = 0.0
-        for part, weight in parts:
-            age = n - 1 - part.n
-            if own and weight and part.x0 and age < len(changes):
-                change = changes[age]
-                moved = (change.old - change.new) * (weight * part.x0 / own) + moved
-        return moved
-
-
-def brings_guidance(solver: object) -> bool:
-    """Returns whether a solver combines the branches of the network itself."""
-    return isinstance(solver, TableSteps) and solver.guided
-
-
-def _rewritten(tensor: Tensor, origin: KeptTerm, change: Revision) -> Tensor:
-    if (origin.x, origin.x0) == (0.0, 1.0):
-        return change.new
-    return tensor.add(change.new - change.old, alpha=origin.x0)
-
-
-def _check_rows(rows: Sequence[TableRow]) -> None:
-    """Raises ScheduleError for a weight that is beyond float32, in which states are kept."""
-    for n, row in enumerate(rows):
-        pushed = [weight for origin in row.push for weight in origin[1:]]
-        check_weights(n, (row.x, row.x0, row.u0, row.z, *row.kept, *pushed))
+        return max(map(len, find_layouts(write_slopes_out(self.nodes, self.steps))))
 
 
 def check_weights(n: int, weights: Iterable[float]) -> None:
@@ -243,13 +96,6 @@ def check_weights(n: int, weights: Iterable[float]) -> None:
             )
 
 
-def _rows(table: Table) -> list[TableRow]:
-    """Returns the rows of a table, eps written out and every term kept as long as it is used."""
-    combos = _expanded(table.nodes, table.steps)
-    layouts = _layouts(combos)
-    return [_row(table, n, combo, layouts[n], layouts[n + 1]) for n, combo in enumerate(combos)]
-
-
 def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
     """a + weight b."""
     out = dict(a)
@@ -258,7 +104,7 @@ def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) 
     return out
 
 
-def _expanded(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Combination]:
+def write_slopes_out(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Combination]:
     """Writes eps and v in terms of x and x0 where that is cheaper: in the step of their own node,
     where both are at hand; and in tables that use each of them in one later step, as one takes two
     operations to make and its parts take none to keep.
@@ -281,7 +127,7 @@ def _expanded(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Comb
     return out
 
 
-def _layouts(combos: Sequence[Combination]) -> list[list[Term]]:
+def find_layouts(combos: Sequence[Combination]) -> list[list[Term]]:
     """What the steps from n on use of the nodes before n, newest first; n = 0..N."""
     used: set[Term] = set()
     layouts: list[list[Term]] = [[]]
@@ -289,30 +135,6 @@ def _layouts(combos: Sequence[Combination]) -> list[list[Term]]:
         used = {term for term in used.union(combos[n]) if term[0] != "z" and term[1] < n}
         layouts.append(sorted(used, key=lambda term: (-term[1], term[0])))
     return layouts[::-1]
-
-
-def _row(table: Table, n: int, combo: Combination, held: list[Term], left: list[Term]) -> TableRow:
-    places = {term: i for i, term in enumerate(held)}
-    return TableRow(
-        query=_query(table.evaluations[n]),
-        x=combo.get(("x", n), 0.0),
-        x0=combo.get(("x0", n), 0.0),
-        u0=combo.get(("u0", n), 0.0),
-        z=combo.get(("z", n), 0.0),
-        kept=tuple(combo.get(term, 0.0) for term in held),
-        keep=tuple(places[term] for term in left if term[1] < n),
-        push=tuple(_origin(table.nodes[n], kind, n) for kind, j in left if j == n),
-    )
-
-
-def _query(evaluation: Evaluation | None) -> Node | Split | None:
-    if evaluation is None or not evaluation.branches:
-        return evaluation and evaluation.node
-    return Split(evaluation.node, evaluation.branches)
-
-
-def _origin(node: Node, kind: str, n: int) -> KeptTerm:
-    return KeptTerm(n, 0.0, 0.0, 1.0) if kind == "u0" else KeptTerm(n, *own_weights(node, kind))
 
 
 def own_weights(node: Node, kind: str) -> tuple[float, float]:
@@ -324,3 +146,81 @@ def own_weights(node: Node, kind: str) -> tuple[float, float]:
         scale = node.alpha if kind == "eps" else node.alpha + node.sigma
         return 1.0 / node.sigma, -scale / node.sigma
     return (1.0, 0.0) if kind == "x" else (0.0, 1.0)
+
+
+FIRST = ("x", 0)
+
+
+def rewrite(table: Table, starts: Sequence[int]) -> Table:
+    """Returns the table whose step n carries on the state of node starts[n], and of no other.
+
+    All zeros give the canonical form, in which every state is written in the first one and in the
+    predictions; 0, 1, 2, ... go back to steps from each node to the next. The runs are the same up
+    to rounding.
+
+    Raises:
+        ScheduleError: for a table that adds noise: a run keeps no noise of earlier steps.
+    """
+    states, steps = _expand(table), []
+    for n, start in enumerate(starts):
+        end, base = states[n + 1], states[start]
+        carried = base.get(FIRST, 0.0)
+        weight = end.get(FIRST, 0.0) / carried if carried else 0.0
+        rest = plus(end, base, -weight)
+        if carried:
+            rest[FIRST] = 0.0
+        steps.append(plus(rest, {("x", start): weight}))
+    return replace(table, steps=steps)
+
+
+def _expand(table: Table) -> list[Combination]:
+    """Every state in the first one and the predictions x0 and u0."""
+    states: list[Combination] = [{FIRST: 1.0}]
+    for combo in table.steps:
+        state: Combination = {}
+        for term, weight in combo.items():
+            if weight:
+                state = plus(state, _in_first(table, term, states), weight)
+        states.append(state)
+    return states
+
+
+def _in_first(table: Table, term: tuple[str, int], states: Sequence[Combination]) -> Combination:
+    kind, n = term
+    if kind == "z":
+        raise ScheduleError("a solver that adds noise has no canonical table")
+    if kind in SLOPES:
+        a, b = own_weights(table.nodes[n], kind)
+        return plus({("x0", n): b}, states[n], a)
+    return states[n] if kind == "x" else {term: 1.0}
+
+
+@dataclass(frozen=True)
+class Violations:
+    """How far a table is from one that is exact where the prediction is constant.
+
+    With A_n the weight of x_0 in the state x_n and B_{n,j} those of the predictions,
+
+    state:       max_n |A_n - sigma_n / sigma_0|.
+    predictions: max_n |sum_j B_{n,j} - (alpha_n - alpha_0 sigma_n / sigma_0)|; those of the
+                 unconditional branch count with the others.
+    largest:     max |B_{n,j}|, which multiplies rounding errors of low precisions.
+    """
+
+    state: float
+    predictions: float
+    largest: float
+
+
+def violations(table: Table) -> Violations:
+    """The invariants of consistency of a table, in its canonical form."""
+    first, state, predictions, largest = table.nodes[0], 0.0, 0.0, 0.0
+    for node, combo in zip(
+        table.nodes[1:], rewrite(table, [0] * len(table.steps)).steps, strict=True
+    ):
+        ratio = node.sigma / first.sigma
+        state = max(state, abs(combo.pop(FIRST, 0.0) - ratio))
+        wanted = node.alpha - first.alpha * ratio
+        predictions = max(predictions, abs(sum(combo.values()) - wanted))
+        largest = max(largest, *map(abs, combo.values()), 0.0)
+    return Violations(state, predictions, largest)

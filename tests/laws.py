@@ -21,8 +21,8 @@ from fewstep.models.schedule import (
 )
 from fewstep.solvers import Solver, SolverSettings, StepSchedule, drive, names
 from fewstep.solvers import solver as registered
-from fewstep.solvers.compiled import compiled
-from fewstep.solvers.step_schedule import StepSpec
+from fewstep.solvers.exponential import StepSpec
+from fewstep.solvers.step_schedule import compiled
 
 Law = Callable[[Tensor, Node], Tensor]
 

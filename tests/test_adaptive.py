@@ -24,9 +24,14 @@ from fewstep.samplers.grid import Final
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.teacher import teacher
 from fewstep.solvers import names
-from fewstep.solvers.dopri8 import PRINCE_DORMAND
-from fewstep.solvers.ode import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS, Pace
-from fewstep.solvers.runge_kutta import RK4
+from fewstep.solvers.adaptive import Pace
+from fewstep.solvers.tableaux import (
+    BOGACKI_SHAMPINE,
+    DORMAND_PRINCE,
+    PRINCE_DORMAND,
+    RK4,
+    TSITOURAS,
+)
 
 DPM = ["dpm-adaptive-12", "dpm-adaptive-23"]
 ODE = ["ode-bosh3", "ode-dopri5", "ode-dopri8", "ode-tsit5"]

@@ -38,11 +38,11 @@ from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, StepSchedule, queries, solver
 from fewstep.solvers.artefact import ANSWER, MeanImage
-from fewstep.solvers.compiled import compiled, rewrite, tabulate, violations
 from fewstep.solvers.executor import check_network, table_of
-from fewstep.solvers.multistep import LinearSolver
-from fewstep.solvers.step_schedule import Compiled
-from fewstep.solvers.table import TableSteps, brings_guidance
+from fewstep.solvers.linear import LinearSolver
+from fewstep.solvers.step_schedule import Compiled, compiled, tabulate
+from fewstep.solvers.table import rewrite, violations
+from fewstep.solvers.table_steps import TableSteps, brings_guidance
 
 
 def example(**table):

@@ -18,9 +18,9 @@ from fewstep.samplers.guidance import (
     Thresholded,
 )
 from fewstep.solvers import Executor, Revision, Rewritable, drive, retold
-from fewstep.solvers.multistep import Encoder
+from fewstep.solvers.linear import Encoder
 from fewstep.solvers.singlestep import Singlestep
-from fewstep.solvers.table import TableSteps
+from fewstep.solvers.table_steps import TableSteps
 
 SCALE = 3.0
 RUNS = {  # guidance ends, or begins, in the middle

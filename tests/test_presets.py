@@ -14,8 +14,8 @@ from fewstep.samplers.guidance import CFG, Unguided
 from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, presets, solver
-from fewstep.solvers.compiled import violations
 from fewstep.solvers.presets import best_preset, preset, preset_names
+from fewstep.solvers.table import violations
 
 PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
 PREDICTIONS = ("noise", "data", "data", "noise", "data", "noise", "noise")  # of usf-lsun-nfe6

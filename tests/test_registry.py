@@ -13,7 +13,7 @@ from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.registry import Registry, SettingsRegistry, is_needed, settings_of
 from fewstep.samplers.editing.base import EDITORS
 from fewstep.samplers.guidance.registry import GUIDANCES
-from fewstep.solvers.base import SOLVERS
+from fewstep.solvers.registry import SOLVERS
 
 OF_SETTINGS = {
     "solver": SOLVERS,

@@ -28,8 +28,8 @@ from fewstep.samplers.run_record import Run
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, queries, solver
 from fewstep.solvers.artefact import MeanImage
-from fewstep.solvers.multistep import LinearSolver
-from fewstep.solvers.table import TableSteps
+from fewstep.solvers.linear import LinearSolver
+from fewstep.solvers.table_steps import TableSteps
 
 LINEAR = [each for each in CASES if isinstance(solver(each[0]), LinearSolver)]
 

@@ -30,7 +30,7 @@ from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import StepSchedule, phi, solver
-from fewstep.solvers.compiled import compiled
+from fewstep.solvers.step_schedule import compiled
 
 PLAIN = [each.model_copy(update={"afs": None, "nfe": 7}) for each in RANDOM]
 

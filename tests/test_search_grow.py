@@ -17,8 +17,9 @@ from fewstep.eval.search.strategies.grow import grown, preceded
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
-from fewstep.solvers.compiled import compiled, violations
 from fewstep.solvers.executor import table_of
+from fewstep.solvers.step_schedule import compiled
+from fewstep.solvers.table import violations
 
 PROBLEM = small(cfg_scale=1.0)
 

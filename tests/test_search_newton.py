@@ -23,7 +23,7 @@ from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import StepSchedule, solver
 from fewstep.solvers.artefact import MeanImage
-from fewstep.solvers.compiled import compiled
+from fewstep.solvers.step_schedule import compiled
 
 PROBLEM = small(cfg_scale=1.0)
 

@@ -641,7 +641,9 @@ def test_euler_refuses_a_curved_process():
 
 
 def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match=r"two solvers are named 'ddim': .*fewstep\.solvers\.ddim"):
+    with pytest.raises(
+        ValueError, match=r"two solvers are named 'ddim': .*fewstep\.solvers\.multistep"
+    ):
         register(type(solver("ddim")))
 
 

@@ -30,9 +30,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VP
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Executor, Schedule, StepSchedule, drive, queries, solver
-from fewstep.solvers.phi import derivative_weights, phi
-from fewstep.solvers.step_schedule import StepSpec
-from fewstep.solvers.taylor import relaxation
+from fewstep.solvers.exponential import StepSpec, derivative_weights, phi, relaxation
 
 ENCODED = [(name, process) for name, process in CASES if hasattr(solver(name), "step_schedule")]
 

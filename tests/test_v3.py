@@ -18,8 +18,8 @@ from fewstep.samplers.grid import find_lam_ends, time_grid
 from fewstep.samplers.measure import Measurement, check_partial, measure, write_statistics
 from fewstep.solvers import StepSchedule, drive
 from fewstep.solvers.executor import Executor
+from fewstep.solvers.exponential import Corrector, StepSpec
 from fewstep.solvers.model_statistics import ModelStatistics
-from fewstep.solvers.step_schedule import Corrector, StepSpec
 
 SHAPE = (2, 1, 2)
 

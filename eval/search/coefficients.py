@@ -1,9 +1,9 @@
 """The coefficients of a schedule as differentiable functions of its nodes, in torch float64.
 
-This is the executor's arithmetic once more, for gradients: `solvers.taylor` on Python floats says
-what a schedule is, and a test holds this to it at every point. A state is written as its weights in
-a basis of W columns, the first of which is the noise a run starts from; so a whole schedule becomes
-one matrix, and correctors and noise predictions leave no trace in it.
+This is the executor's arithmetic once more, for gradients: `solvers.exponential` on Python floats
+says what a schedule is, and a test holds this to it at every point. A state is written as its
+weights in a basis of W columns, the first of which is the noise a run starts from; so a whole
+schedule becomes one matrix, and correctors and noise predictions leave no trace in it.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...models.schedule import Node, NoiseSchedule
-from ...solvers.step_schedule import Relax, StepSpec
+from ...solvers.exponential import Relax, StepSpec
 
 SERIES = 20  # terms of phi near zero
 FACTORIALS = torch.tensor([math.factorial(i) for i in range(SERIES + 6)], dtype=torch.float64)
@@ -25,7 +25,7 @@ def f64(value: float) -> Tensor:
 
 
 def phi(k: int, z: Tensor) -> Tensor:
-    """phi_k(z) for k >= 1, as `solvers.phi.phi`; the series of |z| < 1 is smooth at 0."""
+    """phi_k(z) for k >= 1, as `solvers.exponential.phi`; the series of |z| < 1 is smooth at 0."""
     if abs(float(z.detach())) < 1.0:
         powers = z ** torch.arange(SERIES, dtype=torch.float64)
         return (powers / FACTORIALS[k : k + SERIES]).sum()
@@ -36,7 +36,7 @@ def phi(k: int, z: Tensor) -> Tensor:
 
 
 def derivative_weights(offsets: Tensor, k: int) -> Tensor:
-    """Weights (n,) of the k-th derivative at 0 from n places, as `solvers.phi`."""
+    """Weights (n,) of the k-th derivative at 0 from n places, as `solvers.exponential`."""
     if len(offsets) == 1:
         return 1.0 / offsets
     orders = torch.arange(1, len(offsets) + 1)
@@ -47,7 +47,7 @@ def derivative_weights(offsets: Tensor, k: int) -> Tensor:
 
 
 def relaxation(kind: Relax, h: Tensor, signed_h: Tensor, c: float) -> Tensor:
-    """R(h), as `solvers.taylor.relaxation`."""
+    """R(h), as `solvers.exponential.relaxation`."""
     match kind:
         case "bh1":
             return 0.5 / phi(2, signed_h)

@@ -14,8 +14,7 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
 from ...solvers import StepSchedule
-from ...solvers.step_schedule import Compiled
-from ...solvers.step_table import branches_at, weights_of
+from ...solvers.step_schedule import Compiled, branches_at, weights_of
 from .parameters import Parameters
 from .problem import Problem
 

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ...models.denoiser import Branch
 from ...solvers import StepSchedule
-from ...solvers.compiled import compiled
-from ...solvers.step_schedule import Compiled, evaluation_time
-from ...solvers.step_table import branches_at, weights_of
+from ...solvers.step_schedule import Compiled, branches_at, compiled, evaluation_time, weights_of
 from .guided import table_of
 from .parameters import Coordinate
 from .problem import Block, Problem

@@ -17,8 +17,7 @@ from ...models.denoiser import Branch
 from ...models.schedule import Node, NoiseSchedule
 from ...samplers.grid import find_lam_ends
 from ...solvers import StepSchedule
-from ...solvers.compiled import compiled
-from ...solvers.step_schedule import evaluation_time
+from ...solvers.step_schedule import compiled, evaluation_time
 from .coefficients import MovingNode, Theory, f64
 
 BEYOND = 0.5  # nats behind t_min that the last node before sigma = 0 may come near

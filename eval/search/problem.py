@@ -25,7 +25,7 @@ from ...samplers.plan import make_plan
 from ...samplers.teacher import teacher
 from ...solvers import Bound
 from ...solvers.artefact import Artefact
-from ...solvers.table import brings_guidance
+from ...solvers.table_steps import brings_guidance
 
 BlockName = Literal["train", "validation", "test"]
 BLOCKS: tuple[BlockName, ...] = ("train", "validation", "test")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...models.seeds import seed_everything
 from ...solvers import StepSchedule
-from ...solvers.step_schedule import StepSpec
+from ...solvers.exponential import StepSpec
 from .log import Trial
 
 TIME, HIDDEN, HEAD = 128, 128, 200

@@ -18,8 +18,8 @@ from ...models.registry import parse_spec
 from ...models.schedule import Node, NoiseSchedule, TimeGrid
 from ...samplers.grid import Final, find_lam_ends, time_grid
 from ...solvers import StepSchedule, take_solver
-from ...solvers.multistep import Encoder
-from ...solvers.step_schedule import Corrector, StepSpec
+from ...solvers.exponential import Corrector, StepSpec
+from ...solvers.linear import Encoder
 
 DECISIONS = {
     "times": "the nodes between the ends",

@@ -25,7 +25,7 @@ from ...samplers.loop import integrate
 from ...samplers.plan import make_plan
 from ...solvers import StepSchedule, take_solver
 from ...solvers.artefact import MeanImage
-from ...solvers.multistep import Encoder
+from ...solvers.linear import Encoder
 from .problem import Block, Problem, Teacher
 
 DIMENSIONS, COMPONENTS, RANK = 32, 12, 6

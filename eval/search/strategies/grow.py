@@ -17,9 +17,8 @@ from typing import Literal
 from ....models.schedule import Node
 from ....solvers import StepSchedule
 from ....solvers.artefact import MeanImage
-from ....solvers.compiled import compiled
-from ....solvers.step_schedule import Compiled, StepSpec
-from ....solvers.step_table import weights_of
+from ....solvers.exponential import StepSpec
+from ....solvers.step_schedule import Compiled, compiled, weights_of
 from ..guided import table_of
 from ..log import Trial
 from ..parameters import Coordinate

@@ -1,14 +1,103 @@
-"""Prince and Dormand's Runge-Kutta pair of orders 8 and 7, on the flow of `ode`."""
+"""Tableaux of explicit Runge-Kutta methods, some with an embedded method for the error."""
 
-from typing import ClassVar
+from dataclasses import dataclass as plain
 
-from pydantic.dataclasses import dataclass
+Row = tuple[float, ...]
 
-from .base import SolverInfo, register
-from .ode import Embedded
-from .runge_kutta import Tableau
 
-_STEP = (
+@plain(frozen=True, slots=True)
+class Tableau:
+    """A Runge-Kutta method.
+
+    c: the places of the stages, c_0 = 0.
+    a: the weights of the slopes before stage i, for i = 1, 2, ...; their sums are c_i.
+    b: the weights of all slopes in the step.
+    e: b minus the weights of the embedded method; empty if there is none.
+    """
+
+    c: Row
+    a: tuple[Row, ...]
+    b: Row
+    e: Row = ()
+
+    @property
+    def probes_end(self) -> bool:
+        """Whether a stage stands at the end of the step."""
+        return 1.0 in self.c
+
+
+EULER = Tableau(c=(0.0,), a=(), b=(1.0,))
+HEUN = Tableau(c=(0.0, 1.0), a=((1.0,),), b=(0.5, 0.5))
+RALSTON_3 = Tableau(c=(0.0, 1 / 2, 3 / 4), a=((1 / 2,), (0.0, 3 / 4)), b=(2 / 9, 1 / 3, 4 / 9))
+RK4 = Tableau(
+    c=(0.0, 0.5, 0.5, 1.0),
+    a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)
+
+
+def midpoint(share: float, second: float) -> Tableau:
+    """Returns the method of two stages whose second, at that share of h, weighs `second`."""
+    return Tableau(c=(0.0, share), a=((share,),), b=(1.0 - second, second))
+
+
+BOGACKI_SHAMPINE = Tableau(
+    c=(0.0, 1 / 2, 3 / 4, 1.0),
+    a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+DORMAND_PRINCE = Tableau(
+    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    a=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    e=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+_TSIT_LAST = (
+    0.09646076681806523,
+    0.01,
+    0.4798896504144996,
+    1.379008574103742,
+    -3.290069515436081,
+    2.324710524099774,
+)
+TSITOURAS = Tableau(
+    c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+    a=(
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
+        _TSIT_LAST,
+    ),
+    b=(*_TSIT_LAST, 0.0),
+    e=(
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
+)
+
+
+_DOPRI8_STEP = (
     14005451 / 335480064,
     0.0,
     0.0,
@@ -23,7 +112,7 @@ _STEP = (
     -528747749 / 2220607170,
     1 / 4,
 )
-_INSIDE = (
+_DOPRI8_INSIDE = (
     13451932 / 455176623,
     0.0,
     0.0,
@@ -138,23 +227,8 @@ PRINCE_DORMAND = Tableau(
             248638103 / 1413531060,
             0.0,
         ),
-        _STEP,
+        _DOPRI8_STEP,
     ),
-    b=(*_STEP, 0.0),
-    e=(*(b - inside for b, inside in zip(_STEP, _INSIDE, strict=True)), 0.0),
+    b=(*_DOPRI8_STEP, 0.0),
+    e=(*(b - inside for b, inside in zip(_DOPRI8_STEP, _DOPRI8_INSIDE, strict=True)), 0.0),
 )
-
-
-@register
-@dataclass(frozen=True)
-class Dopri8(Embedded):
-    """Order 8 with 7 inside: 13 evaluations a trial, and one to begin; for tight tolerances."""
-
-    tableau: ClassVar[Tableau] = PRINCE_DORMAND
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ode-dopri8",
-        order=8,
-        calls_per_step=13,
-        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(81)90010-3",
-        adaptive=True,
-    )

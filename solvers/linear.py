@@ -1,0 +1,83 @@
+"""Bases of the solvers that compile to tables, and how orders rise and fall along a grid."""
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
+
+from ..models.schedule import TimeGrid
+from .exponential import StepSpec
+from .registry import SolverInfo, check_family
+from .schedule_data import Schedule
+from .step_schedule import StepSchedule, compile_steps
+from .table import Combination, Evaluation, Table
+from .table_steps import TableSteps
+
+
+class LinearSolver(ABC):
+    """A solver whose steps are linear combinations: it writes itself down as a `Table`."""
+
+    info: ClassVar[SolverInfo]
+
+    @abstractmethod
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        """Returns x_{n+1} for every step n, in terms of states, predictions and noise."""
+
+    def table(self, grid: TimeGrid) -> Table:
+        """Returns the table over a grid; raises ScheduleError for a process it does not run on."""
+        check_family(self.info, grid)
+        return Table(grid.nodes, self.combinations(grid), list(map(Evaluation, grid.nodes[:-1])))
+
+    def encode(self, grid: TimeGrid) -> Schedule:
+        """Returns this solver on this grid as data, with its name and settings as its origin."""
+        settings: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return Schedule.of(self.table(grid), grid, {"solver": self.info.name, "settings": settings})
+
+    def on(self, grid: TimeGrid) -> TableSteps:
+        return TableSteps(self.table(grid))
+
+
+class LowerOrderFinal(StrEnum):
+    """Whether the order falls to 1 over the last steps, as each code base has it.
+
+    never:    k-diffusion. The step to sigma = 0 is of order 1 under every policy.
+    under-10: dpm-solver, runs of fewer than 10 steps.
+    under-15: diffusers' DPM-Solver++ and DEIS.
+    always:   UniPC, SANA, DPM-Solver-v3.
+    """
+
+    NEVER = "never"
+    UNDER_10 = "under-10"
+    UNDER_15 = "under-15"
+    ALWAYS = "always"
+
+    def applies(self, steps: int) -> bool:
+        limit = {"never": 0, "under-10": 10, "under-15": 15}
+        return self is LowerOrderFinal.ALWAYS or steps < limit[self]
+
+
+class Encoder(LinearSolver):
+    """A solver whose steps are step specifications, so that a search can start from it."""
+
+    @abstractmethod
+    def steps(self, grid: TimeGrid) -> list[StepSpec]:
+        """Returns the specification of each step of a grid."""
+
+    def step_schedule(self, grid: TimeGrid) -> StepSchedule:
+        """Returns this solver on this grid as what a search moves."""
+        return StepSchedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        return list(compile_steps(self.step_schedule(grid)).steps)
+
+
+def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
+    """The order of each step: rising from 1, falling at the end if the policy says so."""
+    steps = grid.steps - grid.denoise
+    rising = [min(order, i + 1) for i in range(grid.steps)]
+    if policy.applies(steps):
+        rising = [max(1, min(p, steps - i)) for i, p in enumerate(rising)]
+    if grid.nodes[-1].sigma == 0.0:
+        rising[-1] = 1
+    return rising
