@@ -73,10 +73,10 @@ def stats(
     device: Device = "cpu",
 ) -> None:
     """Measures what dpm-solver-v3 needs to know of a network; a stopped run is continued."""
+    from ..eval.measure_statistics import check_partial, measure, write_statistics
     from ..eval.stats import measurement
     from ..models.files import check_apart, check_writable
     from ..models.load import load
-    from ..samplers.measure import check_partial, measure, write_statistics
 
     partial = out.with_name(f"{out.name}.partial")
     check_writable(out, ".safetensors")

@@ -63,8 +63,7 @@ def invert(
 ) -> None:
     """Finds the noise that a picture comes from, and reports how well it is restored."""
     from ..samplers import inversion
-    from ..samplers.images import to_pil
-    from ..samplers.picture_files import format_psnr, read_picture, write_strip
+    from ..samplers.images import format_psnr, read_picture, to_pil, write_strip
     from ..samplers.sampler import Sampler
 
     _check_outputs(out, ".safetensors", strip, image)
@@ -139,9 +138,8 @@ def edit(
 ) -> None:
     """Changes what a picture shows, a class or a prompt, and keeps as much of it as possible."""
     from ..samplers.editing import Editor
-    from ..samplers.images import to_pil
+    from ..samplers.images import read_picture, to_pil, write_png, write_strip
     from ..samplers.inversion import invert, reconstruct
-    from ..samplers.picture_files import read_picture, write_png, write_strip
     from ..samplers.sampler import Sampler
 
     _check_outputs(out, ".png", strip, image)

@@ -22,8 +22,8 @@ def list_(
     from rich.table import Table
 
     from ..eval.metrics import listing as metrics
-    from ..samplers.catalogue import LISTINGS
     from ..samplers.editing import list_editors as editors
+    from .catalogue import LISTINGS
 
     listings = {**LISTINGS, "editors": editors, "metrics": metrics}
     if kind not in listings:

@@ -224,7 +224,7 @@ def _images(
     per_class: int | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Returns the seeds and the class labels, one each per image."""
-    from ..samplers.labels import parse_classes, parse_ranges
+    from ..samplers.conditions import parse_classes, parse_ranges
 
     if per_class is not None and per_class < 1:
         raise SettingError(f"--per-class must be at least 1, not {per_class}")

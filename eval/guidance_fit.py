@@ -20,6 +20,7 @@ from ..models.load import load
 from ..models.probe import sketch
 from ..models.reading import shorten
 from ..samplers.guidance.base import BOTH, Guide, Moment
+from ..samplers.guidance.forecast import Pattern
 from ..samplers.guidance.linear_ag import (
     LinearWeights,
     PastOutputs,
@@ -27,7 +28,6 @@ from ..samplers.guidance.linear_ag import (
     compute_signature,
     fit_weights,
 )
-from ..samplers.guidance.pattern import Pattern
 from ..samplers.guidance.settings import Checked, check_scale
 from ..solvers import take_solver
 from .guidance_runs import Images, plan_of, run_guided

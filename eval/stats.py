@@ -9,9 +9,9 @@ import torch
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..samplers.measure import Measurement
 from ..samplers.sampler import Sampler
 from .data import images_of
+from .measure_statistics import Measurement
 
 OWN_NFE = 50  # evaluations with which a network draws its own samples
 

@@ -1,7 +1,7 @@
 """The conditions of a network beside x and time: labels and tensors, per branch and image."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from torch import Tensor
 from ..models.arguments import Integers, as_integers
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import ModelError, SettingError
+from ..models.reading import shorten
 from ..models.schedule import TimeGrid
 from .guidance import Guidance
-from .labels import check_label
 
 Conditions = Mapping[str, Tensor]
 Branches = Mapping[Branch, Conditions]
@@ -120,3 +120,176 @@ def _to_tensor(argument: str, name: str, value: Any) -> Tensor:
 
 def _to_device(device: torch.device, conditions: Conditions) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in conditions.items()}
+
+
+MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
+NULL = "null"  # the name of no class at all
+
+
+def parse_classes(text: str, network: Network) -> list[int] | None:
+    """Returns the labels of `0-3,shirt`; None, which is no class, for `null` alone.
+
+    Raises:
+        SettingError: for what is neither a number nor the name of a class, and for labels and a
+            null class that the network does not have.
+    """
+    if not network.num_classes:
+        raise SettingError(f"{network.name} has no classes; leave them out")
+    if text.strip() == NULL:
+        if network.null_class is None:
+            raise SettingError(
+                f"{network.name} has no null class; give one of 0 to {_find_last(network)}"
+            )
+        return None
+    names = {name: label for label, name in enumerate(network.class_names)}
+    labels: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        labels += [names[part]] if part in names else _parse_numbers(part, network)
+    return labels
+
+
+def _parse_numbers(part: str, network: Network) -> list[int]:
+    try:
+        labels = parse_ranges(part)
+    except SettingError:
+        if not network.class_names or part.replace("-", "").isdecimal():
+            raise
+        known = ", ".join(network.class_names)
+        raise SettingError(
+            f"no class {shorten(part)} in {network.name}; known: 0 to {_find_last(network)}, or"
+            f" {known}, or {NULL} for none"
+        ) from None
+    for label in labels:
+        check_label(label, network)
+    return labels
+
+
+def check_label(label: int, network: Network) -> None:
+    """Raises SettingError for a label beyond the classes, that of the null class among them."""
+    if not 0 <= label < network.num_classes:
+        none = "" if network.null_class is None else "; no class is class_labels=None, or null"
+        raise SettingError(
+            f"class {label} does not exist; {network.name} has classes 0 to"
+            f" {_find_last(network)}{none}"
+        )
+
+
+def _find_last(network: Network) -> int:
+    return network.num_classes - 1
+
+
+def parse_ranges(text: str) -> list[int]:
+    """Reads `0-3,7` as [0, 1, 2, 3, 7]; raises SettingError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            raise SettingError(
+                f"{shorten(text)} is no list of numbers; write 0-63 or 1,5,7-9"
+            ) from None
+        if high < low or high - low + len(numbers) >= MOST_NUMBERS:
+            raise SettingError(
+                f"the range {shorten(part.strip())} must rise, and all ranges together hold at"
+                f" most {MOST_NUMBERS:,} numbers"
+            )
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+Wanted = Integers | str | Sequence[str] | Conditions | None
+Negative = str | Sequence[str] | Conditions | None
+TOLD = "guidance"  # the condition by which networks distilled for guidance are told its scale
+
+
+def make_user_branches(
+    network: Network,
+    n: int,
+    wanted: Wanted,
+    negative: Negative = None,
+    *,
+    labels: Integers | None = None,
+) -> Branches:
+    """Returns the conditions of n images, by branch.
+
+    Args:
+        wanted: a class or one for each image, a prompt or one for each, or named tensors; None is
+            the null class or the empty prompt, where there is one.
+        negative: of the unconditional branch: prompts beside prompts, tensors beside tensors. None
+            beside prompts is what `Prompts.conditions` says.
+        labels: classes beside named tensors.
+
+    Beside prompts a network distilled for guidance is told 1; `tell_scale` tells it another scale.
+
+    Raises:
+        SettingError: for a class where the network takes prompts and the other way round.
+    """
+    if isinstance(wanted, Mapping):
+        return make_branches(network, n, labels, wanted, _check_tensors(network, negative))
+    if network.prompts is not None:
+        return _encode_prompts(network, n, wanted, negative)
+    if _read_texts(wanted) is not None:
+        raise SettingError(f"{network.name} takes no prompt; {_suggest(network)}")
+    classes = cast(Integers | None, wanted)
+    return make_branches(network, n, classes, None, _check_tensors(network, negative))
+
+
+def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
+    """Returns the conditions of one prompt or n."""
+    assert network.prompts is not None
+    texts = _read_texts(wanted)
+    if wanted is not None and texts is None:
+        raise SettingError(
+            f"{network.name} takes prompts and no classes; say what is to be seen, as in"
+            ' "a photo of a cat"'
+        )
+    if isinstance(negative, Mapping):
+        raise SettingError("negative holds tensors beside a prompt; give a prompt there too")
+    for each in (texts, negative):
+        if not isinstance(each, str | None) and len(each) not in (1, n):
+            raise SettingError(f"{len(each)} prompts for {n} images; give one, or one for each")
+    found, other = network.prompts.conditions("" if texts is None else texts, negative)
+    return tell_scale(network, make_branches(network, n, None, found, other), 1.0)[0]
+
+
+def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
+    """Returns conditions and a scale for two branches that together guide by a scale.
+
+    A network distilled for guidance is told the scale where no negative is given, and 1 beside a
+    negative; the others are told nothing.
+    """
+    if TOLD not in branches[Branch.COND]:
+        return branches, scale
+    number, rest = (1.0, scale) if Branch.UNCOND in branches else (scale, 1.0)
+    unit = 1.0 if network.prompts is None else network.prompts.unit
+    return {
+        branch: {**each, TOLD: torch.full_like(each[TOLD], number * unit)}
+        for branch, each in branches.items()
+    }, rest
+
+
+def _read_texts(wanted: object) -> str | Sequence[str] | None:
+    """Returns the prompt or prompts; None if it is none."""
+    if isinstance(wanted, str):
+        return wanted
+    if not isinstance(wanted, Sequence) or not wanted:
+        return None
+    return wanted if all(isinstance(each, str) for each in wanted) else None
+
+
+def _check_tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | None:
+    if negative is None or isinstance(negative, Mapping):
+        return negative
+    if network.prompts is None:
+        raise SettingError(f"{network.name} takes no prompt, and so no negative one; drop it")
+    raise SettingError("negative is a prompt beside tensors; give named tensors there too")
+
+
+def _suggest(network: Network) -> str:
+    if network.num_classes:
+        return f"give a class from 0 to {network.num_classes - 1}"
+    if network.needs:
+        return f"give named tensors: {', '.join(network.needs)}"
+    return "it draws without any condition"

@@ -1,15 +1,19 @@
-"""Samples as pictures: tensors to PIL and grids of them."""
+"""Images as samples, and samples as images: tensors, PIL, sheets of many, files."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.denoiser import Network
 from ..models.errors import ModelError, SettingError
+from ..models.files import write_whole
+from ..models.pipeline_network import fit_shape
 from ..models.reading import ordinary_file, reason_of, shorten
 
 Picture = Image.Image
@@ -81,3 +85,126 @@ def open_picture(path: Path) -> Picture:
                 return image
     except Exception as error:  # a decoder that is given a damaged file may raise anything
         raise SettingError(f"{shorten(path)} is no readable picture: {reason_of(error)}") from error
+
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+Given = Tensor | Picture | Sequence[Picture]  # an image in Python
+ENLARGED = 256  # pixels a side that small pictures of a strip are enlarged to
+
+
+def read_picture(path: Path, network: Network) -> Tensor:
+    """Returns a picture file as (1, C, H, W) in [-1, 1].
+
+    A colour file whose channels are equal is taken for grey, as many programs write grey so.
+
+    Raises:
+        SettingError: if it cannot be read, or its size or mode is not the network's.
+
+    A network with a VAE takes colour, and `place_images` says of what size.
+    """
+    return _to_pixels(open_picture(path), network, repr(str(path)))
+
+
+def place_images(network: Network, image: Given) -> tuple[Network, Tensor]:
+    """Returns the network for images of their size, and the images as its states (B, *).
+
+    Pictures, and tensors (B, 3, H, W) in [-1, 1], are encoded where the network has a VAE; where it
+    has a pipeline too, it then samples their size. Other tensors are states already.
+
+    Raises:
+        SettingError: for pictures that the network does not take.
+    """
+    if not isinstance(image, Tensor):
+        image = to_tensor(network, image)
+    if network.encode is None or image.ndim != 4 or image.shape[1] != 3:
+        alike = image.shape[1:2] == network.shape[:1]
+        return fit_shape(network, tuple(image.shape[1:])) if alike else network, image
+    _check_pixels(image, network)
+    with torch.no_grad():
+        latents = network.encode(image.to(network.device))
+    found = fit_shape(network, tuple(latents.shape[1:]))
+    if found.shape != latents.shape[1:]:
+        per = image.shape[-1] // latents.shape[-1]
+        height, width = (n * per for n in found.shape[-2:])
+        raise SettingError(
+            f"{network.name} takes pictures of {width}x{height} pixels, not of"
+            f" {image.shape[-1]}x{image.shape[-2]}: crop or resize it"
+        )
+    return found, latents
+
+
+def to_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor:
+    """Pictures of one size as (B, C, H, W) in [-1, 1]; raises SettingError for a wrong mode."""
+    listed = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not listed or not all(isinstance(each, Image.Image) for each in listed):
+        raise SettingError("give a PIL image, a list of them, or a tensor (B, C, H, W) in [-1, 1]")
+    if len({each.size for each in listed}) > 1:
+        raise SettingError("pictures of one batch must have one size; edit them one by one")
+    return torch.cat([_to_pixels(each, network, "the picture") for each in listed])
+
+
+def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
+    """Returns a picture as (1, C, H, W) in [-1, 1]."""
+    free = network.encode is not None  # a VAE takes colour of many sizes
+    drawn = network.decode is None and len(network.shape) == 3 and network.shape[0] in MODES
+    if not free and not drawn:
+        raise SettingError(
+            f"{network.name} draws samples of shape {network.shape}, which no picture holds, and"
+            " has no VAE that encodes pictures"
+        )
+    channels, height, width = (3, image.height, image.width) if free else network.shape
+    wanted = f"a {width}x{height} picture in {'grey' if channels == 1 else MODES[channels]}"
+    if image.size != (width, height):
+        raise SettingError(
+            f"{called} has {image.width}x{image.height} pixels; {network.name} takes {wanted}:"
+            " crop or resize it"
+        )
+    pixels = np.asarray(image)
+    if channels == 1 and image.mode == "RGB" and bool((pixels == pixels[..., :1]).all()):
+        pixels = pixels[..., 0]
+    elif image.mode != MODES[channels]:
+        raise SettingError(
+            f"{called} has mode {image.mode}; {network.name} takes {wanted}: convert it to"
+            f" mode {MODES[channels]}"
+        )
+    rows = torch.from_numpy(pixels.copy()).reshape(height, width, channels)
+    return rows.permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def _check_pixels(image: Tensor, network: Network) -> None:
+    """Raises SettingError if these are no pixels that the VAE and the network take whole."""
+    fits = image.is_floating_point() and bool((image.abs() <= 1.0 + 1e-3).all())
+    if not fits or not len(image):
+        raise SettingError("pixels must be floats in [-1, 1] without NaN; 0..255 is x / 127.5 - 1")
+    multiple = 1 if network.prompts is None else network.prompts.multiple
+    height, width = image.shape[-2:]
+    if height % multiple or width % multiple or not min(height, width):
+        wide, high = (max(multiple, n // multiple * multiple) for n in (width, height))
+        raise SettingError(
+            f"{network.name} takes sides that are multiples of {multiple} pixels, not"
+            f" {width}x{height}; crop or resize the picture to {wide}x{high}"
+        )
+
+
+def write_strip(pictures: Sequence[Picture], path: Path) -> None:
+    """Writes the pictures in one row as PNG, small ones enlarged by a whole factor."""
+    write_sheet(pictures, len(pictures), path, ENLARGED)
+
+
+def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int = 64) -> None:
+    """Writes the pictures row by row as PNG, each enlarged to at most `side` pixels."""
+    sheet = make_contact_sheet(pictures, columns)
+    factor = max(1, side // pictures[0].width)
+    size = sheet.width * factor, sheet.height * factor
+    write_png(sheet.resize(size, Image.Resampling.NEAREST), path)
+
+
+def write_png(picture: Picture, path: Path) -> None:
+    """Writes one picture as PNG, whole or not at all."""
+    write_whole(path, lambda file: picture.save(file, format="PNG"))
+
+
+def format_psnr(samples: Tensor, reference: Tensor) -> str:
+    """Returns 10 log10(4 / MSE) of samples clipped to [-1, 1], in words."""
+    error = float((samples.clamp(-1.0, 1.0) - reference).square().mean())
+    return "exact" if error == 0.0 else f"PSNR {10.0 * math.log10(4.0 / error):.1f} dB"

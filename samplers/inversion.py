@@ -27,8 +27,9 @@ from ..models.pipeline_network import fit_shape
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
-from .conditions import Branches, Conditions, check_branches
+from .conditions import Branches, Conditions, Negative, check_branches, make_user_branches
 from .guidance import Guidance, Setup, take_guidance
+from .images import Given, place_images
 from .inversion_plan import (
     DEFAULT_SOLVER,
     InversionPlan,
@@ -37,9 +38,7 @@ from .inversion_plan import (
     plan_inversion,
 )
 from .loop import integrate
-from .picture_files import Given, place_images
 from .sampler import Result, Sampler
-from .user_conditions import Negative, make_user_branches
 
 NOISE, CHUNK = "noise", "fewstep"
 

@@ -17,9 +17,9 @@ from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.reading import parse_as, parse_json, shorten
 from ..models.speed import Speed
 from ..solvers import Schedule
+from .conditions import MOST_NUMBERS, parse_ranges
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .images import Picture, make_contact_sheet, open_picture
-from .labels import MOST_NUMBERS, parse_ranges
 from .plan import choose_default_schedule
 from .sampler import Result, Sampler
 

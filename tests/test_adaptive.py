@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from fewstep import CFG, Sampler, from_module, solver
 from fewstep.cli import app
+from fewstep.eval.teacher import teacher
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import NonFiniteError, SettingError
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete
 from fewstep.samplers.grid import Final
 from fewstep.samplers.plan import make_plan
-from fewstep.samplers.teacher import teacher
 from fewstep.solvers import names
 from fewstep.solvers.adaptive import Pace
 from fewstep.solvers.tableaux import (
@@ -560,7 +560,7 @@ def test_teacher_keeps_apart_what_differs(tmp_path, monkeypatch):
         found = teacher(**arguments, cache=tmp_path)
         assert len(list(tmp_path.iterdir())) == n, change
         assert torch.equal(found, teacher(**arguments))
-    monkeypatch.setattr("fewstep.samplers.teacher.__version__", "0.0.0")
+    monkeypatch.setattr("fewstep.eval.teacher.__version__", "0.0.0")
     teacher(**base, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == len(changes) + 1
 

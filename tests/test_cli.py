@@ -118,7 +118,7 @@ def test_schedule_file_gives_what_its_solver_gives(tmp_path):
 
 
 def test_list_shows_every_kind():
-    from fewstep.samplers.catalogue import LISTINGS
+    from fewstep.commands.catalogue import LISTINGS
 
     for kind in LISTINGS:
         result = CliRunner().invoke(app, ["list", kind])

@@ -20,9 +20,8 @@ from fewstep.models.architectures.qwen import decode_image, encode_image
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.pipeline_network import default_size, encoded, fit_shape, network_of
 from fewstep.models.size import Size
-from fewstep.samplers.images import to_pil
+from fewstep.samplers.images import place_images, to_pil, to_tensor
 from fewstep.samplers.inversion import Inversion
-from fewstep.samplers.picture_files import place_images, to_tensor
 
 CAT, DOG = "a photo of a cat", "a photo of a very small green dog"
 TEXT = "encoder_hidden_states"

@@ -34,8 +34,7 @@ from fewstep.samplers.guidance import (
     parse_guidance,
 )
 from fewstep.samplers.guidance.base import BOTH
-from fewstep.samplers.guidance.extrapolate import PastDifferences
-from fewstep.samplers.guidance.pattern import Pattern
+from fewstep.samplers.guidance.forecast import PastDifferences, Pattern
 from fewstep.samplers.guidance.space import (
     choose_prediction,
     compute_factor,

@@ -19,8 +19,8 @@ from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.guidance import CFG, AdaptiveGuidance, GuidanceForecast, LinearAG, Moment
+from fewstep.samplers.guidance.forecast import Pattern
 from fewstep.samplers.guidance.linear_ag import LinearWeights, PastOutputs, fit_weights
-from fewstep.samplers.guidance.pattern import Pattern
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
 

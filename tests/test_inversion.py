@@ -20,10 +20,9 @@ from fewstep.models.adapters import from_module
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
-from fewstep.samplers.images import to_pil
+from fewstep.samplers.images import format_psnr, read_picture, to_pil, write_strip
 from fewstep.samplers.inversion import Inversion, invert, reconstruct
 from fewstep.samplers.inversion_plan import CLEAN, list_invertible, plan_inversion
-from fewstep.samplers.picture_files import format_psnr, read_picture, write_strip
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, solver
 

@@ -17,15 +17,24 @@ import torch
 from safetensors import safe_open
 
 from fewstep.cli import app
-from fewstep.eval import calibrate, stats
+from fewstep.eval import calibrate, measure_statistics, stats
 from fewstep.eval.experiments import cache, fid_evaluator, fid_nfe, guidance
 from fewstep.eval.search import command
 from fewstep.models import load
-from fewstep.samplers import measure
 
 pytestmark = pytest.mark.slow
 
-IMPORTED = (cache, calibrate, fid_nfe, guidance, fid_evaluator, stats, command, load, measure)
+IMPORTED = (
+    cache,
+    calibrate,
+    fid_nfe,
+    guidance,
+    fid_evaluator,
+    stats,
+    command,
+    load,
+    measure_statistics,
+)
 KILLS = int(os.environ.get("KILLS", "6"))
 FRONT = "--images 2 --solver dpmpp-2m"
 TAYLOR = "taylorseer:level=last-block,interval"

@@ -10,8 +10,8 @@ from PIL import Image
 
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
+from fewstep.samplers.conditions import parse_ranges
 from fewstep.samplers.images import make_contact_sheet, to_pil, to_uint8
-from fewstep.samplers.labels import parse_ranges
 from fewstep.samplers.run_record import Run, format_ranges, read_run, save_png
 
 

@@ -12,7 +12,7 @@ from fewstep.models.caching.base import CACHES
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.registry import Registry, SettingsRegistry, is_needed, settings_of
 from fewstep.samplers.editing.base import EDITORS
-from fewstep.samplers.guidance.registry import GUIDANCES
+from fewstep.samplers.guidance.base import GUIDANCES
 from fewstep.solvers.registry import SOLVERS
 
 OF_SETTINGS = {

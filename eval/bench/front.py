@@ -17,8 +17,8 @@ from ...models.load import load
 from ...samplers.guidance.settings import Checked
 from ...samplers.run_record import Run
 from ...samplers.sampler import Result
-from ...samplers.teacher import teacher
 from ...solvers import take_solver
+from ..teacher import teacher
 from .cell import Experiment
 from .front_table import FrontPoint, FrontRun
 from .protocol import Drawn, Measure, Protocol, digest, weights_sha256

@@ -19,7 +19,7 @@ from pydantic import Field, field_serializer, model_validator
 from ...models.errors import SettingError
 from ...models.load import embedded_names, read_card
 from ...models.reading import StrictModel
-from ...samplers.labels import parse_ranges
+from ...samplers.conditions import parse_ranges
 from ...samplers.run_record import Run, format_ranges
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8

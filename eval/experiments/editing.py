@@ -17,8 +17,7 @@ from ...models.errors import SettingError
 from ...samplers.editing import Editor
 from ...samplers.editing.base import parse_editor
 from ...samplers.guidance import CFG
-from ...samplers.images import to_pil, to_uint8
-from ...samplers.picture_files import write_sheet
+from ...samplers.images import to_pil, to_uint8, write_sheet
 from ...samplers.sampler import Sampler
 from ..bench.table import markdown_table
 from ..extractors.small import CLASSES, load_small

@@ -20,8 +20,7 @@ from ...models.errors import FewstepError
 from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
-from ...samplers.images import make_contact_sheet, to_pil, to_uint8
-from ...samplers.picture_files import write_png
+from ...samplers.images import make_contact_sheet, to_pil, to_uint8, write_png
 from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
 from ..bench.cell import Advance, Experiment

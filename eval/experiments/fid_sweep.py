@@ -19,10 +19,9 @@ from ...models.denoiser import Network
 from ...models.errors import ScheduleError, SettingError
 from ...models.reading import StrictModel, first_problem, parse_as, read_text, shorten
 from ...models.registry import parse_spec
-from ...samplers.conditions import check_branches, make_branches
+from ...samplers.conditions import check_branches, make_branches, parse_ranges
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
-from ...samplers.labels import parse_ranges
 from ...samplers.plan import find_schedule, make_plan
 from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver

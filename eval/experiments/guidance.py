@@ -16,7 +16,7 @@ from ...models.errors import FewstepError, SettingError
 from ...models.files import write_bytes
 from ...models.registry import parse_spec
 from ...samplers.guidance import CFG, GuidanceForecast, parse_guidance
-from ...samplers.guidance.pattern import Pattern
+from ...samplers.guidance.forecast import Pattern
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance
 from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error

@@ -18,8 +18,8 @@ from ...models.files import (
 from ...models.load import load
 from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
+from ...samplers.conditions import MOST_NUMBERS, parse_classes, parse_ranges
 from ...samplers.grid import Final, list_grids
-from ...samplers.labels import MOST_NUMBERS, parse_classes, parse_ranges
 from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
 from ..options import make_request

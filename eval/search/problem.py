@@ -22,10 +22,10 @@ from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
 from ...samplers.noise import Noise, check_seeds
 from ...samplers.plan import make_plan
-from ...samplers.teacher import teacher
 from ...solvers import Bound
 from ...solvers.artefact import Artefact
 from ...solvers.table_steps import brings_guidance
+from ..teacher import teacher
 
 BlockName = Literal["train", "validation", "test"]
 BLOCKS: tuple[BlockName, ...] = ("train", "validation", "test")

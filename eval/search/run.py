@@ -16,9 +16,9 @@ from ...models.files import write_bytes
 from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
-from ...samplers.teacher import compute_digest
 from ...solvers import Schedule, StepSchedule
 from ...solvers.artefact import ANSWER
+from ..teacher import compute_digest
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
 from .objective import Objective

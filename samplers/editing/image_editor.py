@@ -11,12 +11,11 @@ from ...models.arguments import Integers
 from ...models.errors import SettingError
 from ...models.hold import hold
 from ...models.ledger import Ledger
-from ..images import Picture, to_pil
+from ..conditions import Negative, Wanted, make_user_branches
+from ..images import Given, Picture, place_images, to_pil
 from ..inversion import check_image, decode
 from ..noise import Noise, check_seeds
-from ..picture_files import Given, place_images
 from ..sampler import Sampler
-from ..user_conditions import Negative, Wanted, make_user_branches
 from .base import EditorSettings, parse_editor
 from .scene import Scene
 

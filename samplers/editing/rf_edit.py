@@ -23,12 +23,11 @@ from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
 from ...models.hold import hold
 from ...models.schedule import Node
-from ..conditions import Branches
+from ..conditions import Branches, tell_scale
 from ..guidance import CFG
 from ..inversion import walk
 from ..inversion_plan import InversionPlan, plan_inversion
 from ..loop import integrate
-from ..user_conditions import tell_scale
 from .base import EditorInfo, Steps, register
 from .scene import Scene, check_guided
 

@@ -8,9 +8,8 @@ from ...models.denoiser import Branch, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
-from ..conditions import Branches
+from ..conditions import Branches, tell_scale
 from ..noise import Noise
-from ..user_conditions import tell_scale
 
 
 @dataclass

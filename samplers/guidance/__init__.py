@@ -3,7 +3,20 @@
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Moment, Setup, Unguided, guide_x0, warn_of_no_savings
+from .base import (
+    Guidance,
+    Guide,
+    Moment,
+    Setup,
+    Unguided,
+    guidance,
+    guide_x0,
+    names,
+    parse_guidance,
+    policy_class,
+    take_guidance,
+    warn_of_no_savings,
+)
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
@@ -13,8 +26,6 @@ from .interval import Interval
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .pag import PerturbedAttention
-from .registry import guidance, names, policy_class
-from .spec import parse_guidance, take_guidance
 from .threshold import Thresholded
 
 __all__ = [

@@ -22,9 +22,8 @@ from ...models.denoiser import Ask, Branch
 from ...models.devices import Reading, send
 from ...models.errors import SettingError
 from ...models.prediction import Prediction
-from .base import BOTH, COND, Guide, Moment, Setup
-from .extrapolate import PastDifferences
-from .registry import register
+from .base import BOTH, COND, Guide, Moment, Setup, register
+from .forecast import PastDifferences
 from .settings import Scaled
 from .space import Space, choose_prediction, compute_similarity, convert_from_x0, shape_per_row
 

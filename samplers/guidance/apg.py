@@ -8,8 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Guide, Moment, Setup
-from .registry import register
+from .base import Guide, Moment, Setup, register
 from .settings import Both, Scaled
 from .space import shape_per_row
 

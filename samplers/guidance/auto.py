@@ -13,8 +13,7 @@ from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.load import load
 from ...models.schedule import TimeGrid, process_of
-from .base import Guide, Moment, Setup
-from .registry import register
+from .base import Guide, Moment, Setup, register
 from .settings import Scaled
 
 WEAK = (Ask(Branch.WEAK), Ask(Branch.COND))

@@ -9,8 +9,7 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...models.errors import SettingError
 from ...models.schedule import Node, TimeGrid
-from .base import BOTH, Guidance, Guide, Moment, Setup
-from .registry import register
+from .base import BOTH, Guidance, Guide, Moment, Setup, register
 from .settings import Both, Checked
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...models.denoiser import Ask
 from ...models.prediction import Prediction
-from .base import COND, Guide, Moment, Setup
-from .registry import register
+from .base import COND, Guide, Moment, Setup, register
 from .settings import Both, Scaled
 from .space import (
     Space,

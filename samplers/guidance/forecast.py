@@ -5,6 +5,8 @@ polynomial through the last two or three (orders 1 and 2). A skipped step costs 
 two, and unlike dropping the guidance it does not change the equation that is solved.
 """
 
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -15,14 +17,102 @@ from torch import Tensor
 
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
-from .base import BOTH, COND, Guide, Moment, Setup
-from .extrapolate import Clock, PastDifferences
-from .pattern import Pattern
-from .registry import register
+from ...models.prediction import Prediction
+from ...models.schedule import Node
+from .base import BOTH, COND, Guide, Moment, Setup, register
 from .settings import Scaled
-from .space import Space, choose_prediction
+from .space import Space, choose_prediction, compute_factor
 
 Mask = Annotated[str, BeforeValidator(lambda given: str(given))]
+Clock = Literal["lam", "t"]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One flag per step.
+
+    warmup: the first steps have both branches; so has every so many-th after them, and the rest
+            only the conditional one. every = 0 leaves all after the warm-up out.
+    mask:   the flags themselves instead, as "1101010": 1 for both branches. The first is 1.
+    tail:   last steps that have only the conditional one.
+    """
+
+    warmup: int
+    every: int
+    mask: str = ""
+    tail: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mask and (set(self.mask) - {"0", "1"} or self.mask[0] != "1"):
+            raise SettingError(
+                f"a mask has a 1 for each step with both branches and a 0 for each without, and"
+                f" begins with 1, as 1101010; not {self.mask!r}"
+            )
+
+    def list_flags(self, steps: int) -> tuple[bool, ...]:
+        """Returns one flag per step; raises SettingError if the mask is for another number."""
+        if not self.mask:
+            return tuple(self._both(n) and (n < steps - self.tail or n == 0) for n in range(steps))
+        if len(self.mask) != steps:
+            raise SettingError(
+                f"the mask {self.mask} is for {len(self.mask)} steps, and this run has {steps};"
+                " give one digit for each"
+            )
+        return tuple(digit == "1" for digit in self.mask)
+
+    def _both(self, n: int) -> bool:
+        after = n - self.warmup + 1
+        return after <= 0 or (self.every > 0 and after % self.every == 0)
+
+
+class PastDifferences:
+    """The last differences in x0 and where they were found.
+
+    order: degree of the polynomial through them; 0 holds the last one. The first answers have as
+           many points as there are.
+    clock: its variable; a node with lam = -inf has no place on "lam" and is held only.
+    kind:  the prediction whose difference is held or extrapolated.
+    """
+
+    def __init__(self, order: int, clock: Clock, kind: Prediction = Prediction.X0) -> None:
+        self.clock, self.kind = clock, kind
+        self.held: deque[tuple[Node, Tensor]] = deque(maxlen=order + 1)
+
+    def add(self, node: Node, difference: Tensor) -> None:
+        """Takes in c - u (B, *) in x0; a second one at the same node replaces the first."""
+        if self.held and self.held[0][0] == node:
+            self.held.popleft()
+        self.held.appendleft((node, difference))
+
+    def at(self, node: Node) -> Tensor:
+        """Returns c - u in x0 at a node."""
+        scale = compute_factor(node, self.kind)
+        out: Tensor | None = None
+        for weight, (place, difference) in self._weigh(node):
+            share = weight * compute_factor(place, self.kind) / scale
+            out = difference * share if out is None else out.add(difference, alpha=share)
+        if out is None:
+            raise ValueError("no difference is known yet")
+        return out
+
+    def _weigh(self, node: Node) -> list[tuple[float, tuple[Node, Tensor]]]:
+        place = self._read_coordinate(node)
+        usable = [each for each in self.held if math.isfinite(self._read_coordinate(each[0]))]
+        if not math.isfinite(place) or len(usable) < 2:
+            return [(1.0, self.held[0])] if self.held else []
+        weights = _compute_lagrange([self._read_coordinate(each[0]) for each in usable], place)
+        return list(zip(weights, usable, strict=True))
+
+    def _read_coordinate(self, node: Node) -> float:
+        return node.lam if self.clock == "lam" else node.t
+
+
+def _compute_lagrange(places: Sequence[float], at: float) -> list[float]:
+    """Returns the weights of values at the places in the polynomial through them, elsewhere."""
+    return [
+        math.prod((at - other) / (place - other) for other in places if other != place)
+        for place in places
+    ]
 
 
 @register

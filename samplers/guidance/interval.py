@@ -10,10 +10,9 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
-from .base import COND, Guidance, Guide, Moment, Setup
-from .registry import register
+from .base import COND, Guidance, Guide, Moment, Setup, register
+from .cfg import Coordinate, Span
 from .settings import Checked
-from .span import Coordinate, Span
 
 
 @register

@@ -28,8 +28,7 @@ from ...models.probe import are_alike, sketch
 from ...models.reading import StrictModel, parse_as, read_text, shorten
 from ...models.schedule import TimeGrid
 from ...solvers import Solver, drive
-from .base import BOTH, COND, Guidance, Guide, Moment, Setup
-from .registry import register
+from .base import BOTH, COND, Guidance, Guide, Moment, Setup, register
 from .settings import Checked
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...models.prediction import Prediction
-from .base import Guide, Moment, Setup
-from .registry import register
+from .base import Guide, Moment, Setup, register
 from .settings import Both, Scaled
 from .space import Space, choose_prediction, convert_from_x0, shape_per_row, widen_rows
 

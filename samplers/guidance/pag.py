@@ -11,8 +11,7 @@ from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.perturbed import perturb_attention
 from ...models.schedule import TimeGrid
-from .base import Guidance, Guide, Moment, Setup, Unguided
-from .registry import register
+from .base import Guidance, Guide, Moment, Setup, Unguided, register
 from .settings import Checked
 
 

@@ -9,12 +9,12 @@ from ..models.caching import names as cache_names
 from ..models.caching import policy_class
 from ..models.load import embedded_names, read_card
 from ..models.registry import settings_of
+from ..samplers.grid import IN_LAM, IN_TIME, list_grids
+from ..samplers.guidance import names as guidance_names
+from ..samplers.guidance import policy_class as guidance_class
+from ..samplers.spacing import SPACINGS
 from ..solvers import names, solver
 from ..solvers.presets import preset, preset_names
-from .grid import IN_LAM, IN_TIME, list_grids
-from .guidance import names as guidance_names
-from .guidance import policy_class as guidance_class
-from .spacing import SPACINGS
 
 Rows = list[tuple[str, ...]]
 

@@ -41,11 +41,11 @@ from ..models.files import check_folder, make_folder, remove_file, write_bytes
 from ..models.probe import answer
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
+from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
+from ..samplers.grid import find_lam_ends
+from ..samplers.guidance import CFG, guide_x0
 from ..solvers.artefact import Process
 from ..solvers.model_statistics import ModelStatistics, StatisticsFacts
-from .conditions import Branches, Conditions, make_branches, take_rows
-from .grid import find_lam_ends
-from .guidance import CFG, guide_x0
 
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 NODE_NAMES = "[0-9]" * 5 + ".safetensors"  # of the files that finished nodes are kept in

@@ -18,9 +18,9 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
 from ..models.schedule import process_of
+from ..samplers.noise import check_seeds
+from ..samplers.sampler import Sampler
 from ..solvers import SolverSettings, take_solver
-from .noise import check_seeds
-from .sampler import Sampler
 
 
 def teacher(
