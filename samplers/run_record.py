@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from packaging.version import InvalidVersion, Version
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from .. import __version__
 from ..models.caching import take_cache
 from ..models.errors import SettingError
 from ..models.files import check_apart, check_writable, make_folder, write_whole
-from ..models.reading import parse_as, parse_json, shorten
+from ..models.reading import StrictModel, parse_as, parse_json, shorten
 from ..models.speed import Speed
 from ..solvers import Schedule
 from .conditions import MOST_NUMBERS, parse_ranges
@@ -31,7 +31,7 @@ def _read_seeds(given: Any) -> Any:
     return parse_ranges(given) if isinstance(given, str) else given
 
 
-class Run(BaseModel):
+class Run(StrictModel):
     """Everything that decides the pixels of a run on one machine.
 
     model:    what `models.load.load` takes.
@@ -46,8 +46,6 @@ class Run(BaseModel):
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     solver: str | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,14 +24,14 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
 from ..models.probe import answer, are_alike
-from ..models.reading import first_problem
+from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, share_path
 from .artefact import Process
 
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
 
 
-class StatisticsFacts(BaseModel):
+class StatisticsFacts(StrictModel):
     """What statistics were made from.
 
     process:   the noise schedule of the network.
@@ -41,8 +41,6 @@ class StatisticsFacts(BaseModel):
     cfg_scale: guidance under which the network was asked; 1 is none.
     seed:      of the noise and the probe directions.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = 1
     process: Process

@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ...models.errors import SettingError
 from ...models.files import claim, clear_locks, make_folder
-from ...models.reading import first_problem
+from ...models.reading import StrictModel, first_problem
 from ...solvers import StepSchedule
 from ..line_file import LineFile
 from .size import SearchSize
@@ -27,7 +27,7 @@ SYNC_SECONDS = 1.0
 Count = Annotated[int, Field(ge=0)]
 
 
-class Trial(BaseModel):
+class Trial(StrictModel):
     """One evaluated candidate.
 
     id:       the schedule's; checked against it when a line is read.
@@ -39,8 +39,6 @@ class Trial(BaseModel):
     evals:    network rows spent since the trial before, training and trajectories included.
     seconds:  wall time since the trial before.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     schedule: StepSchedule

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ...models.errors import SettingError
 from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
-from ...models.reading import first_problem
+from ...models.reading import StrictModel, first_problem
 from ...samplers.noise import Noise
 from ...samplers.plan import make_plan
 from .budget import Budget
@@ -38,14 +38,12 @@ FILE, LOCK = "reference.json", "reference.lock"
 Count = Annotated[int, Field(ge=1)]
 
 
-class Reference(BaseModel):
+class Reference(StrictModel):
     """How large a reference solution is.
 
     noises: of the training, the validation and the test block.
     nfe:    evaluations of the teacher for each of them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     noises: tuple[Count, Count, Count]
     nfe: Count
@@ -77,9 +75,8 @@ class Reference(BaseModel):
 
 
 class SizedReference(BaseModel):
-    """What a folder keeps of its reference: the size asked for, and the one there was time for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """What a folder keepclass SizedReference(StrictModel):
+d for, and the one there was time for."""
 
     asked: Reference
     used: Reference
