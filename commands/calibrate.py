@@ -23,9 +23,9 @@ def calibrate(
     if request.guidance is not None:
         names = {"quality", "cache", "out", "plot"}
         refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
-        from ..eval.calibrate import saving_lines
+        from ..eval.guidance_calibration import propose_threshold
 
-        echo(saving_lines(request, progress=not quiet))
+        echo(propose_threshold(request, progress=not quiet))
         return
     refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
     from ..eval.bench.report import ReportFiles

@@ -80,7 +80,7 @@ def calibrate(network: str, *, progress: bool = False, **options: Any) -> CacheF
     if request.guidance is not None:
         raise SettingError(
             "fewstep.calibrate finds caches; for a threshold of adaptive guidance take"
-            " fewstep.eval.calibrate.saving_lines"
+            " fewstep.eval.guidance_calibration.propose_threshold"
         )
     bench = make_bench(request)
     for _ in run_cells(bench, progress=progress):
@@ -268,63 +268,3 @@ def _paint(axis: Any, found: Calibration) -> None:
     title = f"{request.network}, {request.solver}, {request.nfe} steps"
     yscale = "linear" if quality.metric in HIGHER else "log"
     frame(axis, title, "effective evaluations", QUALITIES[quality.metric], yscale)
-
-
-def saving_lines(request: CalibrationRequest, progress: bool = False) -> Iterator[str]:
-    """Yields the similarity of the branches in each step, the threshold, and what to type.
-
-    Raises:
-        SettingError: if no threshold saves that much, or the network cannot be guided.
-    """
-    from ..models.load import load
-    from ..models.registry import parse_spec
-    from ..samplers.guidance import AdaptiveGuidance, parse_guidance
-    from .guidance_calibration import similarity_log
-    from .guidance_runs import Images, plan_of
-
-    spec = request.guidance or "adaptive"
-    found = parse_guidance(spec, request.cfg_scale)
-    if not isinstance(found, AdaptiveGuidance):
-        raise SettingError(
-            f"only adaptive guidance has such a threshold, not {spec}; write --guidance adaptive"
-        )
-    if request.cfg_scale == 1.0:
-        raise SettingError("a guidance scale of 1 is no guidance; give --cfg-scale 3")
-    ignored = parse_spec(spec)[1].keys() - {"scale", "space", "warmup", "need"}
-    if ignored:
-        raise SettingError(
-            "the threshold is what is looked for, of images judged by themselves; drop"
-            f" {', '.join(sorted(ignored))}"
-        )
-    network = load(request.network, device=request.device)
-    plan = plan_of(network, request.solver, request.nfe, request.grid_type)
-    images = Images(count=request.images)
-    log = similarity_log(network, plan, request.cfg_scale, images, found.space, progress=progress)
-    threshold = _below(log.proposed(request.saving, found.warmup, found.need))
-    yield "| step | mean similarity | least |"
-    yield "|---|---|---|"
-    for step in range(log.steps):
-        gamma = log.gamma[:, step]
-        yield f"| {step} | {float(gamma.mean()):.5f} | {float(gamma.min()):.5f} |"
-    yield ""
-    saved = log.saving(threshold, found.warmup, found.need)
-    yield f"threshold {threshold!r} saves {100.0 * saved:.1f} % of the rows of full guidance"
-    yield "of images that are each judged by themselves; batch=all saves less."
-    yield ""
-    yield _guided_command(request, threshold, found)
-
-
-def _guided_command(request: CalibrationRequest, threshold: float, found: Any) -> str:
-    settings = {"threshold": threshold, "space": found.space, "warmup": found.warmup}
-    settings |= {"need": found.need, "batch": "per-sample"}
-    spec = ",".join(f"{name}={value}" for name, value in settings.items())
-    grid = "" if request.grid_type is None else f" --grid-type {request.grid_type}"
-    return (
-        f"sample {request.network} --solver {request.solver} --nfe {request.nfe}{grid}"
-        f" --cfg-scale {request.cfg_scale:g} --guidance adaptive:{spec}"
-    )
-
-
-def _below(threshold: float) -> float:
-    """Returns a threshold in six digits, cut off and not rounded up, so that it saves no less."""
-    return math.floor(threshold * 1e6) / 1e6

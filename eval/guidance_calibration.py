@@ -4,18 +4,24 @@ With a log of gamma over seeds and conditions, the threshold for a wanted saving
 steps that stops after K guided ones saves (S - K) / 2S of the network rows.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError
+from ..models.load import load
+from ..models.registry import parse_spec
+from ..samplers.guidance import AdaptiveGuidance, parse_guidance
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.space import Space, choose_prediction, compute_similarity, convert_from_x0
 from ..samplers.plan import Plan
-from .guidance_runs import Images, run_guided
+from .guidance_runs import Images, plan_of, run_guided
+from .requests import CalibrationRequest
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Similarity:
         guided = self.guided_steps(threshold, warmup, need).double().mean()
         return float(self.steps - guided) / (2.0 * self.steps)
 
-    def proposed(self, saving: float, warmup: int = 3, need: int = 2) -> float:
+    def find_threshold(self, saving: float, warmup: int = 3, need: int = 2) -> float:
         """The highest threshold that saves at least so much; more caution is not to be had.
 
         Raises:
@@ -98,3 +104,61 @@ def similarity_log(
 
     run_guided(network, plan, images, lambda setup: Watching(), progress=progress)
     return Similarity(torch.stack(log, 1), space)
+
+
+def propose_threshold(request: CalibrationRequest, progress: bool = False) -> Iterator[str]:
+    """Yields the similarity of the branches in each step, the threshold, and what to type.
+
+    Raises:
+        SettingError: if no threshold saves that much, or the network cannot be guided.
+    """
+    spec = request.guidance or "adaptive"
+    guidance = parse_guidance(spec, request.cfg_scale)
+    if not isinstance(guidance, AdaptiveGuidance):
+        raise SettingError(
+            f"only adaptive guidance has such a threshold, not {spec}; write --guidance adaptive"
+        )
+    if request.cfg_scale == 1.0:
+        raise SettingError("a guidance scale of 1 is no guidance; give --cfg-scale 3")
+    ignored = parse_spec(spec)[1].keys() - {"scale", "space", "warmup", "need"}
+    if ignored:
+        raise SettingError(
+            "the threshold is what is looked for, of images judged by themselves; drop"
+            f" {', '.join(sorted(ignored))}"
+        )
+    network = load(request.network, device=request.device)
+    plan = plan_of(network, request.solver, request.nfe, request.grid_type)
+    images = Images(count=request.images)
+    log = similarity_log(
+        network, plan, request.cfg_scale, images, guidance.space, progress=progress
+    )
+    exact = log.find_threshold(request.saving, guidance.warmup, guidance.need)
+    threshold = math.floor(exact * 1e6) / 1e6  # not rounded up, so that it saves no less
+    yield "| step | mean similarity | least |"
+    yield "|---|---|---|"
+    for step in range(log.steps):
+        gamma = log.gamma[:, step]
+        yield f"| {step} | {float(gamma.mean()):.5f} | {float(gamma.min()):.5f} |"
+    yield ""
+    saved = log.saving(threshold, guidance.warmup, guidance.need)
+    yield f"threshold {threshold!r} saves {100.0 * saved:.1f} % of the rows of full guidance"
+    yield "of images that are each judged by themselves; batch=all saves less."
+    yield ""
+    yield _guided_command(request, threshold, guidance)
+
+
+def _guided_command(
+    request: CalibrationRequest, threshold: float, guidance: AdaptiveGuidance
+) -> str:
+    settings: dict[str, Any] = {
+        "threshold": threshold,
+        "space": guidance.space,
+        "warmup": guidance.warmup,
+    }
+    settings |= {"need": guidance.need, "batch": "per-sample"}
+    spec = ",".join(f"{name}={value}" for name, value in settings.items())
+    grid = "" if request.grid_type is None else f" --grid-type {request.grid_type}"
+    return (
+        f"sample {request.network} --solver {request.solver} --nfe {request.nfe}{grid}"
+        f" --cfg-scale {request.cfg_scale:g} --guidance adaptive:{spec}"
+    )

@@ -1,19 +1,14 @@
-"""Gaussian fits of features: gathered batch by batch, merged, kept as npz, compared.
+"""Gaussian fits of features: gathered batch by batch, merged, compared.
 
 A set of images is summed up by the mean and the covariance of its features. `Moments` gathers them
-in float64 and memory that does not grow with the number of images; `Statistics` is the outcome, as
-a file and as one side of a Frechet distance.
+in float64 and memory that does not grow with the number of images; `Statistics` is the outcome, one
+side of a Frechet distance.
 """
 
 import hashlib
-import json
 import warnings
-import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.errors import FewstepError
-from ..models.files import write_whole
-from .data.errors import UNREADABLE
 
 Array = NDArray[np.float64]
-# The keys in an npz by output: mean, covariance, rows of features.
 ROUNDING = 1e-5  # of a covariance, relative to its size: of one that was kept in float32
-KEYS = {"pool": ("mu", "sigma", "pool_3"), "spatial": ("mu_s", "sigma_s", "spatial_3")}
 
 
 class StatisticsError(FewstepError, ValueError):
@@ -95,25 +86,6 @@ class Statistics:
         found: Array = vectors[:, kept] * np.sqrt(values[kept])
         return found
 
-    def save(self, path: Path) -> None:
-        """Writes an npz with mu, sigma, n and, where known, the origin as JSON."""
-        save_npz(path, {"pool": self}, {})
-
-    @classmethod
-    def load(cls, path: Path, output: str = "pool") -> "Statistics":
-        """One output's statistics from an npz; see `load_npz`.
-
-        Raises:
-            StatisticsError: if the file is missing or broken, or holds nothing of that output.
-        """
-        found, _ = load_npz(path)
-        if output not in found:
-            raise StatisticsError(
-                f"{str(path)!r} holds no statistics of {output} features, only of"
-                f" {', '.join(found)}; give the images instead"
-            )
-        return found[output]
-
 
 def _check_covariance(cov: Array) -> None:
     """Raises StatisticsError for what is no covariance, but for rounding."""
@@ -129,78 +101,6 @@ def _check_covariance(cov: Array) -> None:
         raise StatisticsError(
             "the covariance has negative eigenvalues, so it is none; make the statistics again"
         ) from None
-
-
-def save_npz(path: Path, statistics: Mapping[str, Statistics], rows: Mapping[str, Any]) -> None:
-    """Writes one set's statistics and rows of features (n, D), by output, into one npz."""
-    arrays: dict[str, Any] = {}
-    for output, each in statistics.items():
-        mean, cov, _ = KEYS[output]
-        arrays |= {mean: each.mu, cov: each.cov, "n": np.int64(each.n)}
-        if each.origin is not None:
-            arrays["origin"] = np.array(json.dumps(asdict(each.origin)))
-    arrays |= {KEYS[output][2]: each for output, each in rows.items()}
-    write_whole(path, lambda file: np.savez(file, **arrays))
-
-
-def load_npz(path: Path) -> tuple[dict[str, Statistics], dict[str, Any]]:
-    """Statistics and rows by output, from an npz of ours, of ADM's, or of raw features.
-
-    Keys: mu, sigma and pool_3 (n, D) are of the pooled features, mu_s, sigma_s and spatial_3 of the
-    spatial ones; n and origin are ours. Rows without statistics are summed up here.
-
-    Raises:
-        StatisticsError: if the file is missing or broken, or holds none of these.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            kinds = {output: keys for output, keys in KEYS.items() if keys[2] in file}
-            rows = {output: _numbers(file, keys[2], None) for output, keys in kinds.items()}
-            origin = FeatureOrigin(**json.loads(str(file["origin"]))) if "origin" in file else None
-            n = int(file["n"]) if "n" in file else 0
-            found = {
-                output: Statistics(_numbers(file, keys[0]), _numbers(file, keys[1]), n, origin)
-                for output, keys in KEYS.items()
-                if keys[0] in file and keys[1] in file
-            }
-            sums = {output: _summed(each, origin) for output, each in rows.items()}
-    except FileNotFoundError:
-        raise StatisticsError(f"there is no file {str(path)!r}") from None
-    except StatisticsError as error:
-        raise StatisticsError(f"{str(path)!r}: {error}") from None
-    except UNREADABLE as error:
-        raise StatisticsError(f"{str(path)!r} is no readable npz: {error}") from error
-    if not found and not rows:
-        raise StatisticsError(
-            f"{str(path)!r} holds no statistics; wanted are the keys mu and sigma, or pool_3"
-        )
-    return {**sums, **found}, rows
-
-
-def _numbers(file: Any, key: str, dtype: Any = np.float64) -> Any:
-    """An array of an npz, or the same in a dtype; raises StatisticsError if it is not real."""
-    found = file[key]
-    if found.dtype.kind not in "fiu":
-        raise StatisticsError(f"{key} must hold real numbers, not {found.dtype}")
-    return found if dtype is None else found.astype(dtype)
-
-
-def holds_statistics(path: Path) -> bool:
-    """Whether an npz has statistics or rows of features; False for images or no npz."""
-    wanted = {f"{key}.npy" for keys in KEYS.values() for key in (keys[0], keys[2])}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return not wanted.isdisjoint(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _summed(rows: Any, origin: FeatureOrigin | None) -> Statistics:
-    if rows.ndim != 2:
-        raise StatisticsError(f"rows of features must be (n, D), not {rows.shape}")
-    moments = Moments(rows.shape[1])
-    moments.update(torch.from_numpy(rows))
-    return moments.statistics(origin)
 
 
 class Moments:

@@ -25,6 +25,7 @@ from fewstep.eval.data import ImageSet, images_of
 from fewstep.eval.extractors import origin_of
 from fewstep.eval.extractors.small import NAME, SmallExtractor, load_small
 from fewstep.eval.statistics import Moments, Statistics, frechet
+from fewstep.eval.statistics_file import save_npz
 from fewstep.models.files import write_bytes
 from fewstep.samplers.images import to_uint8
 from fewstep.samplers.sampler import Sampler
@@ -47,7 +48,7 @@ def main() -> None:
     extractor = load_small()
     train = images_of("fashion-mnist-32")
     reference = statistics(extractor, tqdm(train.batches(500), desc="reference", disable=None))
-    reference.save(options.out / "fashion-mnist.npz")
+    save_npz(options.out / "fashion-mnist.npz", {"pool": reference}, {})
 
     def distance(images: Tensor) -> float:
         return frechet(statistics(extractor, images.split(500)), reference)

@@ -195,13 +195,13 @@ def test_a_log_says_where_it_would_stop():
 
 def test_a_threshold_is_proposed_for_a_saving():
     log = Similarity(GAMMA, "x0")
-    found = log.proposed(0.25, warmup=1, need=1)
+    found = log.find_threshold(0.25, warmup=1, need=1)
     assert log.saving(found, 1, 1) >= 0.25
     higher = min(g for g in GAMMA.flatten().tolist() if g > found)
     assert log.saving(higher, 1, 1) < 0.25
     for saving in (0.0, 0.5, -1.0):
         with pytest.raises(SettingError, match="saves between 0 and"):
-            log.proposed(saving)
+            log.find_threshold(saving)
 
 
 def test_the_log_predicts_what_a_run_costs(network):

@@ -24,7 +24,8 @@ from fewstep.eval.metrics import manifold as manifold_module
 from fewstep.eval.metrics.features import Splits
 from fewstep.eval.metrics.kid import squared_mmd
 from fewstep.eval.metrics.manifold import covered
-from fewstep.eval.statistics import StatisticsError, load_npz
+from fewstep.eval.statistics import StatisticsError
+from fewstep.eval.statistics_file import load_npz
 from fewstep.models.errors import SettingError, UnknownNameError
 
 torchmetrics = pytest.importorskip("torchmetrics")

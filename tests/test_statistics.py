@@ -12,9 +12,8 @@ from fewstep.eval.statistics import (
     Statistics,
     StatisticsError,
     frechet,
-    holds_statistics,
-    load_npz,
 )
+from fewstep.eval.statistics_file import holds_statistics, load_npz, load_output, save_npz
 
 HERE = FeatureOrigin("inception", "abc", "tf1-bilinear-299")
 
@@ -133,8 +132,8 @@ def test_constant_images_have_no_spread():
 
 def test_a_file_gives_back_every_bit_and_the_origin(tmp_path):
     found = fit(features(50, 7))
-    found.save(tmp_path / "a.npz")
-    again = Statistics.load(tmp_path / "a.npz")
+    save_npz(tmp_path / "a.npz", {"pool": found}, {})
+    again = load_output(tmp_path / "a.npz")
     assert np.array_equal(found.mu, again.mu)
     assert np.array_equal(found.cov, again.cov)
     assert (again.n, again.origin, again.sha256) == (50, HERE, found.sha256)
@@ -152,9 +151,9 @@ def test_files_of_adm_hold_both_kinds(tmp_path):
         sigma_s=spatial.cov,
         arr_0=np.zeros((2, 4, 4, 3), np.uint8),
     )
-    assert np.array_equal(Statistics.load(tmp_path / "adm.npz").cov, pool.cov)
-    assert Statistics.load(tmp_path / "adm.npz").mu.dtype == np.float64
-    found = Statistics.load(tmp_path / "adm.npz", "spatial")
+    assert np.array_equal(load_output(tmp_path / "adm.npz").cov, pool.cov)
+    assert load_output(tmp_path / "adm.npz").mu.dtype == np.float64
+    found = load_output(tmp_path / "adm.npz", "spatial")
     assert np.array_equal(found.mu, spatial.mu)
     assert (found.n, found.origin) == (0, None)
     assert holds_statistics(tmp_path / "adm.npz")
@@ -198,7 +197,7 @@ def test_a_covariance_that_was_rounded_is_one(tmp_path):
     exact = fit(features(20, 200))
     for dtype in (np.float32, np.float64):
         np.savez(tmp_path / "a.npz", mu=exact.mu.astype(dtype), sigma=exact.cov.astype(dtype))
-        found = Statistics.load(tmp_path / "a.npz")
+        found = load_output(tmp_path / "a.npz")
         assert np.linalg.eigvalsh(found.cov)[0] < 0.0
         assert np.array_equal(found.cov, exact.cov.astype(dtype))
 
@@ -213,7 +212,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "shapes.npz").read_bytes()[:100])
     np.savez(tmp_path / "good.npz", mu=np.zeros(2), sigma=np.eye(2))
     messages = {
-        "images": "no statistics; wanted are the keys mu and sigma",
+        "images": "no statistics; it needs the keys mu and sigma",
         "pickled": "no readable npz",
         "shapes": r"must be \(D,\) and \(D, D\)",
         "nan": "NaN",
@@ -225,9 +224,9 @@ def test_files_that_are_none(tmp_path):
     }
     for name, message in messages.items():
         with pytest.raises(StatisticsError, match=message):
-            Statistics.load(tmp_path / f"{name}.npz")
+            load_output(tmp_path / f"{name}.npz")
     with pytest.raises(StatisticsError, match="no statistics of spatial features, only of pool"):
-        Statistics.load(tmp_path / "good.npz", "spatial")
+        load_output(tmp_path / "good.npz", "spatial")
     assert not holds_statistics(tmp_path / "images.npz")
     assert not holds_statistics(tmp_path / "missing.npz")
 

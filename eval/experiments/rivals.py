@@ -165,11 +165,6 @@ def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple
     return denoiser.eps(x, node, branches)
 
 
-def rival_names() -> list[str]:
-    """Returns all named rivals, sorted."""
-    return sorted(RIVALS)
-
-
 def rival_of(spec: str) -> tuple[Rival, Settings]:
     """Returns the rival of `name:argument=value,...` and its arguments; raises UnknownNameError."""
     name, extra = parse_spec(spec)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...models.errors import UnknownNameError
 from ..data import DataError
 from ..statistics import Statistics
+from ..statistics_file import load_output
 
 NAME = "fd-small"
 SIDE, PADDED_FROM = 32, 28
@@ -139,7 +140,7 @@ def small_reference(name: str = "fashion-mnist") -> Statistics:
     if name not in known:
         raise UnknownNameError(f"reference of {NAME}", name, known)
     with as_file(_folder() / f"{name}.npz") as path:
-        return Statistics.load(Path(path))
+        return load_output(Path(path))
 
 
 def _folder() -> Traversable:

@@ -11,7 +11,7 @@ from ..data import ImageSet, images_of
 from ..extractors import Extractor, extractor, origin_of
 from ..options import make_request
 from ..requests import EvaluationRequest
-from ..statistics import holds_statistics
+from ..statistics_file import holds_statistics
 from .base import PairMetric, SetMetric, metric
 from .measure import Figure, How, Side, pair_figures, set_figures
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..extractors import Extractor, origin_of
-from ..statistics import Moments, Statistics, StatisticsError, load_npz, save_npz
+from ..statistics import Moments, Statistics, StatisticsError
+from ..statistics_file import load_npz, save_npz
 
 SPLIT = 5000
 

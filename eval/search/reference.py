@@ -76,7 +76,7 @@ class Reference(StrictModel):
 
 class SizedReference(BaseModel):
     """What a folder keepclass SizedReference(StrictModel):
-d for, and the one there was time for."""
+    d for, and the one there was time for."""
 
     asked: Reference
     used: Reference
