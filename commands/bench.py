@@ -45,34 +45,15 @@ def search_toy(
         int, describe("Number of network evaluations of each schedule.", within=(1, 100))
     ] = 5,
     candidates: Annotated[
-        int, describe("Number of candidates of each evolution.", within=COUNTS)
+        int, describe("Number of candidates of each search.", within=COUNTS)
     ] = 1500,
-    iterations: Annotated[
-        int, describe("Number of steps of each gradient descent.", within=COUNTS)
-    ] = 3000,
     noises: Annotated[int, describe("Number of noises to train on.", within=COUNTS)] = 4096,
     seed: Seed = 0,
-    predictor: Annotated[
-        bool,
-        describe(
-            "Compare evolution with and without the predictor, on three seeds each.",
-            "",
-            "--predictor",
-        ),
-    ] = False,
 ) -> None:
-    """Searches schedules on a closed-form law; compares named, evolved and trained ones."""
+    """Searches schedules on a closed-form law; compares named, evolved and refined ones."""
     from ..eval.search.toy_bench import ToyBench, report
 
-    bench = ToyBench(
-        nfe=nfe,
-        candidates=candidates,
-        iterations=iterations,
-        many=noises,
-        seed=seed,
-        predictor=predictor,
-    )
-    echo(report(bench))
+    echo(report(ToyBench(nfe=nfe, candidates=candidates, many=noises, seed=seed)))
 
 
 def inception(

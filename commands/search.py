@@ -9,9 +9,9 @@ from .gather import gather_options
 
 OF_TOY = {
     *("network", "nfe", "nfe_range", "rows", "strategy", "objective", "budget", "seed", "out"),
-    *("log", "noises", "scored", "free", "afs", "base", "grid_type", "predictor", "plot", "quiet"),
+    *("log", "noises", "scored", "free", "afs", "base", "grid_type", "plot", "quiet"),
 }
-NOT_OF_ROWS = {"free", "afs", "base", "grid_type", "predictor"}
+NOT_OF_ROWS = {"free", "afs", "base", "grid_type"}
 
 
 @gather_options

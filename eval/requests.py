@@ -66,8 +66,8 @@ class SearchRequest:
     )
     strategy: str = option(
         "auto",
-        "Either auto, or names separated by commas: grid, dmn, gits, klub, oss, evolve, fit, grad,"
-        " grow, refine.",
+        "Either auto, or names separated by commas: grid, dmn, gits, klub, oss, evolve, fit, grow,"
+        " refine.",
         METHOD,
     )
     objective: str = option(
@@ -126,12 +126,6 @@ class SearchRequest:
     base: str = option("dpmpp-2m", "The solver that decides whatever may not vary.", SPACE)
     grid_type: str = option(
         "logsnr", "The grid of times to start from, and to keep if they may not vary.", SPACE
-    )
-    predictor: bool = option(
-        False,
-        "Screen new candidates with a predictor that learns to rank them.",
-        METHOD,
-        "--predictor",
     )
     reference: str | None = option(
         None, "Real images for the objectives fd, kid and fid, as `fewstep fid` takes them.", DATA

@@ -49,7 +49,7 @@ def request(name: str, budget: str) -> SearchRequest:
         network=model,
         nfe=None if rows else size.amount,
         rows=size.amount if rows else None,
-        strategy="grid,fit,grad,refine" if rows else "grid,fit,grow,refine",
+        strategy="grid,fit,refine" if rows else "grid,fit,grow,refine",
         objective="terminal",
         budget=budget,
         out=OUT / f"{name}.json",

@@ -39,7 +39,7 @@ KILLS = int(os.environ.get("KILLS", "6"))
 FRONT = "--images 2 --solver dpmpp-2m"
 TAYLOR = "taylorseer:level=last-block,interval"
 COMMANDS = {
-    "search": "search fashion-dit --nfe 3 --strategy grid,gits,evolve,grad --teacher-nfe 6"
+    "search": "search fashion-dit --nfe 3 --strategy grid,fit,evolve,refine --teacher-nfe 6"
     " --budget candidates=16 --noises 4,2,2 --out three.json --quiet",
     "calibrate": f"calibrate fashion-dit {FRONT} --nfe 8 --cache {TAYLOR}=2 --cache {TAYLOR}=3"
     f" --cache {TAYLOR}=4 --quality rel-l2=0.9 --out cache.json --quiet",

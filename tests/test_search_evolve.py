@@ -13,13 +13,11 @@ import pytest
 import torch
 from laws import f64
 
-from fewstep.eval.search import ranking
 from fewstep.eval.search import run as running
 from fewstep.eval.search.budget import Budget, Meter
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem, Teacher
-from fewstep.eval.search.ranking import fit
 from fewstep.eval.search.run import AUTO, Search, overfit, run, spans
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space, random_schedule
@@ -223,15 +221,11 @@ def test_evolution_beats_what_it_starts_from(tmp_path):
     assert found.scores["val"] < min(seeds)
 
 
-@pytest.mark.parametrize("predictor", [False, True])
-def test_resumed_equals_uninterrupted(tmp_path, predictor, monkeypatch):
-    monkeypatch.setattr(ranking, "EPOCHS", 2)
-    settings = {"predictor": predictor}
+def test_resumed_equals_uninterrupted(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    count = 115 if predictor else 80
-    run(searching(whole, count, settings=settings))
-    for budget in (count // 2 + 7, count):  # 7: in the middle of a batch of the predictor
-        run(searching(parts, budget, settings=settings))
+    run(searching(whole, 80))
+    for budget in (47, 80):
+        run(searching(parts, budget))
     assert digest(parts) == digest(whole)
 
 
@@ -348,10 +342,9 @@ def test_parents_lie_in_the_space(tmp_path):
         task.log.append(trial(proposal.schedule, strategy="evolve"))
 
 
-@pytest.mark.parametrize("predictor", [False, True])
-def test_a_small_space_is_tried_to_its_end(tmp_path, predictor):
+def test_a_small_space_is_tried_to_its_end(tmp_path):
     """Two predictions on the one step that is of order 2: nothing else is to be had."""
-    search = searching(tmp_path, 500, nfe=3, settings={"predictor": predictor})
+    search = searching(tmp_path, 500, nfe=3)
     search = replace(search, space=Space(process=EDM(), ends=(0.002,), free=frozenset({"pred"})))
     run(search)
     assert 2 <= len(Log(tmp_path).own) <= 4
@@ -370,27 +363,6 @@ def test_seeds_are_named_solvers(tmp_path):
     labels = [p.schedule.provenance["label"] for p in named_seeds(task_of(tmp_path))]
     assert "unipc-3 on logsnr" in labels
     assert "dpmpp-2m on karras" in labels
-
-
-# --- the ranking predictor
-
-
-def test_the_predictor_ranks_schedules_it_has_not_seen():
-    """By a rule that times and orders decide."""
-    space, rng = Space(process=EDM(), ends=(0.002,)), Random(0)
-    schedules = [random_schedule(space, 4, rng) for _ in range(300)]
-
-    def worth(schedule):
-        spread = sum((node.lam - 1.0) ** 2 for node in schedule.grid().nodes[1:-1])
-        return spread / 10.0 + sum(step.order for step in schedule.steps)
-
-    trials = [trial(s, worth(s)) for s in schedules[:200]]
-    fitted = fit(trials)
-    found = torch.tensor(fitted.scores(schedules[200:]))
-    truth = torch.tensor([worth(s) for s in schedules[200:]])
-    pairs = torch.sign(found[:, None] - found) == torch.sign(truth[:, None] - truth)
-    assert pairs.float().mean() > 0.75
-    assert fit(trials[:40]).scores(schedules[:9]) == fit(trials[:40]).scores(schedules[:9])
 
 
 # --- the run

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_search_gradient import task_of
-from test_search_newton import unipc, with_afs
+from test_search_newton import task_of, unipc, with_afs
 from test_search_problem import small
 from torch.testing import assert_close
 

@@ -1,4 +1,4 @@
-"""Search at a number of network rows: placements, fitted rows, claims of descents, the command."""
+"""Search at a number of network rows: placements, fitted rows, the command."""
 
 import json
 import multiprocessing
@@ -19,7 +19,6 @@ from fewstep.eval.search import run as running
 from fewstep.eval.search import strategies
 from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.fitted import fit, fitted
-from fewstep.eval.search.guided import parameters_of
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.placement import (
@@ -35,12 +34,12 @@ from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.trajectories import branched, fine_grid
 from fewstep.models.denoiser import Branch
-from fewstep.models.errors import ModelError, SettingError
+from fewstep.models.errors import SettingError
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import Schedule, StepSchedule, solver
 
 SIX = SearchSize(6, "rows")
-QUICK = {"fine": 12, "iterations": 10, "batch": 6, "every": 5}
+QUICK = {"fine": 12}
 
 
 def searching(folder, count=40, rows=6, **fields):
@@ -226,30 +225,6 @@ def test_a_fitted_schedule_betters_its_theory(tmp_path):
     assert aim(task.problem, made, block) < 0.8 * aim(task.problem, theory, block)
 
 
-def test_a_descent_starts_from_the_fitted_table_in_orthogonal_columns(tmp_path):
-    """Each free weight of the last row moves the ends by its own size."""
-    task = task_of(tmp_path)
-    problem, block = task.problem, task.scored
-    grid, placed = fine_grid(task), Placement((0, 4, 8), (0, 4))
-    made = fitted(problem, block, branched(task)[0], grid, placed)
-    parameters = parameters_of(made, problem)
-    again = parameters.schedule()
-    for name in ("A", "B", "U"):
-        for row, wanted in zip(
-            getattr(again.compiled, name), getattr(made.compiled, name), strict=True
-        ):
-            assert row == pytest.approx(wanted, abs=1e-9), name
-    ends = problem.ends(again, block).double()
-    assert float(parameters.free[-1].detach().abs().max()) > 0.1
-    for column in range(6):
-        with torch.no_grad():
-            parameters.free[-1, column] += 0.1
-        moved = problem.ends(parameters.schedule(), block).double() - ends
-        assert float(moved.square().mean().sqrt()) == pytest.approx(0.1, rel=0.02)
-        with torch.no_grad():
-            parameters.free[-1, column] -= 0.1
-
-
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale):
     """Its first row is the projection of the teacher's state on the noise and the prediction."""
@@ -346,21 +321,6 @@ def test_neighbours_of_the_best_are_tried_and_none_twice(tmp_path):
     assert all(label.startswith("fitted, nodes 0") for label in labels)
 
 
-def test_a_network_without_gradients_is_fitted_all_the_same(tmp_path):
-    plain = small(cfg_scale=3.0)
-
-    def forward(x, node, conditions):
-        with torch.no_grad():
-            return plain.network.forward(x, node, conditions).clone()
-
-    problem = replace(plain, network=replace(plain.network, forward=forward))
-    with pytest.warns(UserWarning, match="strategy grad was left out.*lets no gradients through"):
-        found = run(searching(tmp_path, 60, problem=problem))
-    assert found.schedule.provenance["strategy"] in ("fit", "refine")
-    with pytest.raises(ModelError, match="lets no gradients through"):
-        run(searching(tmp_path, 90, problem=problem, strategies=("grid", "grad")))
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -377,16 +337,7 @@ def test_what_cannot_be_searched(tmp_path, fields, message):
     assert not list(tmp_path.iterdir())
 
 
-# Descents of several processes
-
-
-def starts(folder, strategy):
-    """The parents of the trials of a strategy, and the worker of each."""
-    found = []
-    for path in sorted(folder.glob("worker-*.jsonl")):
-        trials = (Trial.model_validate_json(line) for line in path.read_text().splitlines())
-        found += [(trial.parent, path.stem) for trial in trials if trial.strategy == strategy]
-    return found
+# Several processes
 
 
 def search_there(folder, barrier, fields):
@@ -414,29 +365,6 @@ def test_two_processes_fit_different_placements(tmp_path):
     labels = [Trial.model_validate_json(line).schedule.provenance["label"] for line in lines]
     assert len(set(labels)) == len(labels) >= 8
     assert len(files) == 2
-
-
-@pytest.mark.parametrize("size", [SearchSize(3), SearchSize(6, "rows")], ids=str)
-def test_two_processes_descend_from_different_starts(tmp_path, size):
-    run(searching(tmp_path, 7, size=size, strategies=("grid",)))
-    best = [trial.id for trial in Log(tmp_path).best(size)]
-    in_two_processes(tmp_path, count=1e5, size=size, strategies=("grad",))
-    found = starts(tmp_path, "grad")
-    parents = [parent for parent, _ in found]
-    assert len(set(parents)) == len(parents) == 7
-    assert set(parents) == set(best)
-    assert len({worker for _, worker in found}) == 2
-
-
-def test_a_start_that_is_held_is_left_to_its_holder(tmp_path):
-    run(searching(tmp_path, 5, strategies=("grid",)))
-    task = task_of(tmp_path, count=1e5)
-    first, second = task.best(2)
-    with task.log.claim(f"grad-{first.id}"):
-        other = task_of(tmp_path, count=1e5)
-        assert next(strategies.strategy("grad")(other)).parent == second.id
-        other.log.close()
-    assert next(strategies.strategy("grad")(task)).parent == second.id, "begun ones come first"
 
 
 # The command

@@ -6,17 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from laws import f64
-from test_search_gradient import task_of
-from test_search_problem import small
+from test_search_problem import ddim, small
 from torch.testing import assert_close
 
 from fewstep.eval.search import newton
+from fewstep.eval.search.budget import Budget, Meter
 from fewstep.eval.search.guided import guided_schedule
-from fewstep.eval.search.log import Trial
+from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.newton import Sensitivities, TablePoint, damped, products
-from fewstep.eval.search.objective import rmse
+from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.run import evaluate
-from fewstep.eval.search.strategies import Proposal, refine, strategy
+from fewstep.eval.search.size import SearchSize
+from fewstep.eval.search.space import DEFAULT, Space
+from fewstep.eval.search.strategies import Proposal, Task, refine, strategy
 from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE, Line
 from fewstep.models.denoiser import Network
 from fewstep.samplers.grid import time_grid
@@ -119,6 +121,26 @@ def test_a_step_lowers_the_error(case):
 
 
 # The strategy
+
+
+def task_of(folder, free=None):
+    """A search of three evaluations on the small problem, with one trial in its log."""
+    problem, log = small(), Log(folder)
+    aim = objective("terminal", problem.network)
+    if not log.trials:
+        start = ddim(problem, 3)
+        score = aim(problem, start, problem.block("train"))
+        log.append(Trial.of(start, score, strategy="grid", seed=0, evals=18))
+    budget = Budget("candidates", 1e6)
+    return Task(
+        problem=problem,
+        objective=aim,
+        space=Space(process=problem.network.schedule, free=DEFAULT if free is None else free),
+        scored=problem.block("train"),
+        size=SearchSize(3),
+        log=log,
+        meter=Meter(budget, log, SearchSize(3), lambda: problem.evaluations, 18),
+    )
 
 
 def refined(task, count):

@@ -38,7 +38,7 @@ from .strategies import names, strategy
 
 MOST_SEARCHED = 200  # evaluations of a schedule
 SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
-REMEMBERED = ("search.json", "test.json", "grad-*.json")  # in the folder of the log
+REMEMBERED = ("search.json", "test.json")  # in the folder of the log
 AFS = ("none", "zero", "mean", "any")
 TEACHER = "teacher"  # where the folder of a log keeps its reference
 
@@ -192,7 +192,6 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
             folder=request.folder,
             seed=request.seed,
             scored=SCORED[size.unit] if request.scored is None else request.scored,
-            settings={"predictor": request.predictor},
         )
         for size in sizes
     ]

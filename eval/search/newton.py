@@ -21,8 +21,8 @@ from torch import Tensor
 from ...models.denoiser import Branch
 from ...solvers import StepSchedule
 from ...solvers.step_schedule import Compiled, branches_at, compiled, evaluation_time, weights_of
+from .coordinate import Coordinate
 from .guided import table_of
-from .parameters import Coordinate
 from .problem import Block, Problem
 
 NUDGE = 1e-2  # of a state in the direction of a tangent, relative to the state's size

@@ -25,7 +25,6 @@ COLOURS = {
     "klub": "#17a2b8",
     "oss": "#6f42c1",
     "evolve": "#2a9d4a",
-    "grad": "#d9541e",
     "refine": "#b5179e",
     "fit": "#d9541e",
 }

@@ -28,10 +28,10 @@ from .size import SearchSize
 from .space import Space
 from .strategies import Proposal, Task, names, strategy
 
-AUTO = ("grid", "gits", "klub", "oss", "fit", "evolve", "grad", "grow", "refine")
-OF_ROWS = ("grid", "fit", "grad", "refine")  # those that can search network rows
+AUTO = ("grid", "gits", "klub", "oss", "fit", "evolve", "grow", "refine")
+OF_ROWS = ("grid", "fit", "refine")  # those that can search network rows
 # of the budget; these use what they get
-SHARES = {"evolve": 0.15, "fit": 0.15, "grad": 0.1, "grow": 0.05, "refine": 0.5}
+SHARES = {"evolve": 0.15, "fit": 0.15, "grow": 0.05, "refine": 0.5}
 FINITE_SHARES = {"grid": 0.15}  # at most; others that end by themselves 0.05
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too

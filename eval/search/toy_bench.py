@@ -1,20 +1,18 @@
-"""`fewstep bench search-toy`: named solvers, evolution and gradients on the toy, side by side."""
+"""`fewstep bench search-toy`: named solvers, evolution and refinement on the toy."""
 
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ...models.errors import SettingError
 from ...models.schedule import EDM
-from ...solvers import StepSchedule
 from ...solvers.artefact import Artefact, MeanImage
 from .budget import Budget
-from .descent import Descent, descend
 from .objective import objective, rmse
-from .problem import Block, Problem
+from .problem import Block
 from .run import Search, run
 from .size import SearchSize
 from .space import DEFAULT, Space
@@ -27,35 +25,25 @@ NAMED = (
     ("unipc-3", "logsnr"),
 )
 
-SEEDS = 3  # of the comparison with the predictor
-
 
 @dataclass(frozen=True)
 class ToyBench:
     """The toy at an NFE.
 
-    few:        noises that evolution is scored on.
-    many:       noises that gradients learn from.
-    candidates: of evolution.
-    iterations: of each descent.
-    predictor:  compares evolution with and without the ranking predictor instead, on SEEDS seeds.
+    few:        noises that candidates are scored on.
+    many:       noises that refinement learns from.
+    candidates: of each search.
     """
 
     nfe: int = 5
     few: int = 256
     many: int = 4096
     candidates: int = 1500
-    iterations: int = 3000
     seed: int = 0
-    predictor: bool = False
 
     def __post_init__(self) -> None:
         if self.nfe < 1 or self.candidates < 1 or self.many < 1:
             raise SettingError("NFE, candidates and noises must be at least 1")
-        self._descent()
-
-    def _descent(self) -> Descent:
-        return Descent(batch=64, iterations=self.iterations, patience=self.iterations)
 
     @cached_property
     def test(self) -> Block:
@@ -63,25 +51,13 @@ class ToyBench:
 
     def schedules(self) -> Iterator[tuple[str, Artefact, float]]:
         """(what it is, the schedule, seconds it took to find)."""
-        if self.predictor:
-            yield from self._screened()
-            return
         for solver, grid in NAMED:
             yield f"{solver} on {grid}", named(solver, grid, self.nfe), 0.0
         yield "evolve", *self._searched(("evolve",))
-        start = named("dpmpp-2m", "logsnr", self.nfe)
-        yield "grad from dpmpp-2m on logsnr", *self._descended(start)
         yield "grid, then refine", *self._searched(("grid", "refine"), noises=self.many)
         both, afs = ("evolve", "refine"), (toy_mean(),)
         yield "evolve with AFS", *self._searched(("evolve",), afs)
         yield "evolve with AFS, then refine", *self._searched(both, afs, noises=self.many)
-
-    def _screened(self) -> Iterator[tuple[str, Artefact, float]]:
-        for seed in range(self.seed, self.seed + SEEDS):
-            one = replace(self, seed=seed)
-            yield f"evolve, seed {seed}", *one._searched(("evolve",))
-            found = one._searched(("evolve",), predictor=True)
-            yield f"evolve, predictor, seed {seed}", *found
 
     def error(self, schedule: Artefact) -> tuple[float, float]:
         """On the test noises: RMSE, and the median of each noise's own."""
@@ -94,7 +70,6 @@ class ToyBench:
         strategies: tuple[str, ...],
         afs: tuple[MeanImage, ...] = (),
         noises: int | None = None,
-        **settings: bool,
     ) -> tuple[Artefact, float]:
         """What strategies find with so many candidates, scored on `few` of the training noises."""
         start, problem = time.perf_counter(), toy((noises or self.few, 512, 1))
@@ -110,20 +85,8 @@ class ToyBench:
                 folder=Path(folder),
                 seed=self.seed,
                 scored=self.few,
-                settings=settings,
             )
             return run(search).schedule, time.perf_counter() - start
-
-    def _descended(self, start: StepSchedule) -> tuple[StepSchedule, float]:
-        begun, problem = time.perf_counter(), self._many
-        found = descend(problem, start, self._descent())
-        return found.schedule, time.perf_counter() - begun
-
-    @cached_property
-    def _many(self) -> Problem:
-        problem = toy((self.many, 512, 1))
-        problem.block("train")
-        return problem
 
 
 def report(bench: ToyBench) -> Iterator[str]:

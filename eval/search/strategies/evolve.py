@@ -25,15 +25,12 @@ TRIES = 200  # to find a child that is not in the log
 @register("evolve")
 def evolve(task: Task) -> Iterator[Proposal]:
     """Children without end; seeds are the trials in the log, or else named solvers."""
-    from .screen import Screen  # it needs this module
-
-    screen = Screen(task) if task.settings.get("predictor") else None
     pools = Pools(task, task.log.trials)
     if not any(is_seed(task, trial) for trial in task.log.trials.values()):
         yield from named_seeds(task)
     while True:
-        made = len([trial for trial in task.log.own if is_child(task, trial)])
-        child = screen.proposal(made) if screen else new_child(task, pools, _nth(task, made))
+        made = len([trial for trial in task.log.own if _is_child(task, trial)])
+        child = _new_child(task, pools, _nth(task, made))
         if child is None:
             return  # the space is small, and all of it was tried
         yield child
@@ -52,7 +49,7 @@ def is_seed(task: Task, trial: Trial) -> bool:
     return trial.strategy != "evolve" and trial.schedule.nfe == task.nfe
 
 
-def is_child(task: Task, trial: Trial) -> bool:
+def _is_child(task: Task, trial: Trial) -> bool:
     """Whether a trial comes from evolution at this NFE."""
     return trial.strategy == "evolve" and trial.schedule.nfe == task.nfe
 
@@ -94,7 +91,7 @@ class Pools:
         return self.task.space.projected(schedule).schedule_id == schedule.schedule_id
 
 
-def new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
+def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
     """A child that was not tried yet, a random schedule as long as there are too few parents.
 
     None if there seem to be no others left in the space.

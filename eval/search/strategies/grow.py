@@ -19,9 +19,9 @@ from ....solvers import StepSchedule
 from ....solvers.artefact import MeanImage
 from ....solvers.exponential import StepSpec
 from ....solvers.step_schedule import Compiled, compiled, weights_of
+from ..coordinate import Coordinate
 from ..guided import table_of
 from ..log import Trial
-from ..parameters import Coordinate
 from ..size import SearchSize
 from .base import Proposal, Task, register
 
