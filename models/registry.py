@@ -55,7 +55,14 @@ class Registry(Generic[T]):
 
 
 class SettingsRegistry(Registry[type[T]]):
-    """Settings classes by name, which is their `info.name`, or `name` where they have no `info`."""
+    """Settings classes by name, which is their `info.name`, or `name` where they have no `info`.
+
+    facts: the class of their `info`, or their base, by which `take` knows settings.
+    """
+
+    def __init__(self, noun: str, facts: type, preferred: str = "") -> None:
+        super().__init__(noun, preferred)
+        self.facts = facts
 
     def register(self, cls: type[C]) -> type[C]:
         """Adds a dataclass; from then on its constructor raises the errors of `make`."""
@@ -81,24 +88,21 @@ class SettingsRegistry(Registry[type[T]]):
         name, settings = parse_spec(spec)
         return self.make(name, **settings)
 
-    def take(self, given: Any, argument: str, facts: type) -> T:
+    def take(self, given: T | str) -> T:
         """Returns settings given as such, or as the text that `parse` takes.
 
-        facts: the class of their `info`.
-
         Raises:
-            UnknownNameError, SettingError: as `make`, and for anything else; it names the argument.
+            UnknownNameError, SettingError: as `make`, and for anything else.
         """
         if isinstance(given, str):
             return self.parse(given)
-        if isinstance(given, type) or not isinstance(getattr(given, "info", None), facts):
+        if isinstance(given, type) or not isinstance(getattr(given, "info", given), self.facts):
             raise SettingError(
-                f"{argument}={given!r} is no {self.noun}; give a name, as in"
-                f" {argument}={self.names()[0]!r}, or settings such as"
+                f"{self.noun}={given!r} is no {self.noun}; give a name, as in"
+                f" {self.noun}={self.names()[0]!r}, or settings such as"
                 f" {self.get(self.names()[0]).__name__}(...)"
             )
-        settings: T = given
-        return settings
+        return given
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

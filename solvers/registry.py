@@ -47,8 +47,8 @@ class SolverSettings(Protocol):
         ...
 
 
-SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver", "unipc-2")
-register, names = SOLVERS.register, SOLVERS.names
+SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver", SolverInfo, "unipc-2")
+register, names, take_solver = SOLVERS.register, SOLVERS.names, SOLVERS.take
 
 
 def solver(name: str, /, **settings: Any) -> SolverSettings:
@@ -59,15 +59,6 @@ def solver(name: str, /, **settings: Any) -> SolverSettings:
         SettingError: for a setting that is missing or out of range; it names the setting.
     """
     return SOLVERS.make(name, **settings)
-
-
-def take_solver(given: SolverSettings | str) -> SolverSettings:
-    """Returns settings given as such or as `name:key=value,...`.
-
-    Raises:
-        UnknownNameError, SettingError: as `solver`, and for anything else; it names the argument.
-    """
-    return SOLVERS.take(given, "solver", SolverInfo)
 
 
 def check_family(info: SolverInfo, grid: TimeGrid) -> None:

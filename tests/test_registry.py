@@ -74,7 +74,7 @@ def test_every_settings_class_names_an_unknown_setting_one_too_many_and_one_that
 
 
 def test_a_class_is_found_by_its_info_or_its_name_and_can_be_extended():
-    registry = SettingsRegistry("thing")
+    registry = SettingsRegistry("thing", object)
 
     @registry.register
     @dataclass(frozen=True)

@@ -9,7 +9,7 @@ of the stretch with what was expected there. At a skipped call the end of the st
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic.dataclasses import dataclass
 
@@ -238,25 +238,7 @@ class Ungated:
         return False
 
 
-CACHES: SettingsRegistry[Policy] = SettingsRegistry("cache")
+CACHES: SettingsRegistry[Policy] = SettingsRegistry("cache", CacheInfo)
 
 register, names, policy_class = CACHES.register, CACHES.names, CACHES.get
-
-
-def cache(name: str, /, **settings: Any) -> Policy:
-    """Returns the settings registered under a name; keywords are the fields of its dataclass.
-
-    Raises:
-        UnknownNameError: for an unknown name or setting.
-        SettingError: for a setting that is missing or out of range; it names the setting.
-    """
-    return CACHES.make(name, **settings)
-
-
-def take_cache(given: Policy | str) -> Policy:
-    """Returns a policy given as such or as `name:key=value,...`.
-
-    Raises:
-        UnknownNameError, SettingError: as `cache`, and for anything else; it names the argument.
-    """
-    return CACHES.take(given, "cache", CacheInfo)
+cache, take_cache = CACHES.make, CACHES.take

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 from torch import Tensor
 
-from ...models.registry import SettingsRegistry, parse_spec
+from ...models.registry import SettingsRegistry
 from .scene import Scene
 
 Steps = Annotated[int, Field(ge=1)]
@@ -45,25 +45,10 @@ class EditorSettings(Protocol):
         ...
 
 
-EDITORS: SettingsRegistry[EditorSettings] = SettingsRegistry("editor")
+EDITORS: SettingsRegistry[EditorSettings] = SettingsRegistry("editor", EditorInfo)
 
 register, names = EDITORS.register, EDITORS.names
-
-
-def editor(name: str, /, **settings: Any) -> EditorSettings:
-    """Returns the settings registered under a name; keywords are the fields of its dataclass.
-
-    Raises:
-        UnknownNameError: for an unknown name or setting.
-        SettingError: for a setting that is missing or out of range; it names the setting.
-    """
-    return EDITORS.make(name, **settings)
-
-
-def parse_editor(spec: str) -> EditorSettings:
-    """Returns the settings of `name` or `name:key=value,...`."""
-    name, settings = parse_spec(spec)
-    return editor(name, **settings)
+editor, parse_editor = EDITORS.make, EDITORS.parse
 
 
 def list_editors() -> list[tuple[str, ...]]:

@@ -198,19 +198,10 @@ def guide_x0(denoiser: Denoiser, policy: Guidance, x: Tensor, node: Node) -> Ten
     return guide.combine(denoiser.x0(x, node, guide.ask(moment)), x, moment)
 
 
-GUIDANCES: SettingsRegistry[Guidance] = SettingsRegistry("guidance")
+GUIDANCES: SettingsRegistry[Guidance] = SettingsRegistry("guidance", Guidance)
 
 register, names, policy_class = GUIDANCES.register, GUIDANCES.names, GUIDANCES.get
-
-
-def guidance(name: str, /, **settings: Any) -> Guidance:
-    """Returns the settings registered under a name; keywords are the fields of its dataclass.
-
-    Raises:
-        UnknownNameError: for an unknown name or setting.
-        SettingError: for a setting that is missing or out of range; it names the setting.
-    """
-    return GUIDANCES.make(name, **settings)
+guidance = GUIDANCES.make
 
 
 def take_guidance(given: Guidance | str | None) -> Guidance:
