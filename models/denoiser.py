@@ -17,14 +17,7 @@ from .errors import FewstepError, ModelError, NonFiniteError, SettingError
 from .hold import hold
 from .ledger import Ledger
 from .network import Network
-from .prediction import (
-    Linear,
-    combine,
-    eps_from,
-    usual_size,
-    velocity_from,
-    x0_from,
-)
+from .prediction import Linear, combine, eps_from, usual_size, velocity_from, x0_from
 from .reading import reason_of
 from .schedule import Node
 

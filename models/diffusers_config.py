@@ -7,15 +7,7 @@ from typing import Any
 from .errors import FewstepError, ModelError
 from .prediction import Prediction, check_terminal
 from .reading import reason_of
-from .schedule import (
-    EDM,
-    Cosine,
-    NoiseSchedule,
-    RectifiedFlow,
-    VPDiscrete,
-    VPLinear,
-    dynamic_shift,
-)
+from .schedule import EDM, Cosine, NoiseSchedule, RectifiedFlow, VPDiscrete, VPLinear, dynamic_shift
 
 OURS = "SolverScheduler"  # whose config names the class it comes from as "base_class"
 FACTS = (  # all keys that are read of a config here

@@ -115,4 +115,4 @@ def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool)
 
 
 def _has_gate(cache: Attachment) -> bool:
-    return any(getattr(engine.policy, "gate", None) is not None for engine in cache.engines)
+    return any(engine.policy.gate is not None for engine in cache.engines)

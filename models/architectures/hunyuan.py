@@ -16,14 +16,7 @@ from .base import (
     PublishedCalibration,
     SelfAttention,
 )
-from .common import (
-    BLOCKS,
-    SINGLE,
-    adaptive_norm,
-    call_transformer,
-    distilled_guidance,
-    video_shape,
-)
+from .common import BLOCKS, SINGLE, adaptive_norm, call_transformer, distilled_guidance, video_shape
 
 
 def _first_frame_norm(block: Any, arguments: Arguments) -> Tensor:

@@ -2,7 +2,7 @@
 
 from ..architectures.discover import observe
 from .attach import Attachment, caching, disable_cache, enable_cache, find_attachment
-from .base import CacheInfo, Policy, StackPolicy, cache, names, policy_class, register, take_cache
+from .base import CacheInfo, Policy, cache, names, policy_class, register, take_cache
 from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
 from .first_block import FirstBlock
@@ -20,7 +20,6 @@ __all__ = [
     "FixedMask",
     "MagCache",
     "Policy",
-    "StackPolicy",
     "TaylorSeer",
     "TeaCache",
     "cache",

@@ -9,9 +9,10 @@ of the stretch with what was expected there. At a skipped call the end of the st
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from ..errors import SettingError
 from ..registry import SettingsRegistry
@@ -92,49 +93,67 @@ class Gate:
     stride: int = 1
 
 
-class Policy(Protocol):
-    """A cache policy, as the registry holds it."""
+class Policy:
+    """The base of cache policies: one that never skips, keeps the last state and has no gate.
+
+    off:         true if these settings never skip.
+    needs_calls: true if the number of calls in a run must be known.
+    lead, tail:  blocks at the start and at the end that always run.
+    keep, gate:  what is stored, and how a skip is judged, if `must` leaves it open.
+    together:    whether branches called one after the other follow the first one's decision.
+    by_module:   whether the outputs of sub-modules are forecast, not those of whole blocks.
+    unet_branch: where a UNet is split; None for a policy that is not for UNets alone.
+    """
 
     info: ClassVar[CacheInfo]
+    together: bool = True
 
     @property
     def off(self) -> bool:
-        """True if these settings never skip."""
-        ...
+        return False
 
     @property
     def needs_calls(self) -> bool:
-        """True if the number of calls in a run must be known."""
-        ...
+        return False
 
-    def must(self, now: CallPosition) -> bool | None:
-        """Returns True for a full call, False for a skipped one, None where the gate decides."""
-        ...
+    @property
+    def lead(self) -> int:
+        return 0
+
+    @property
+    def tail(self) -> int:
+        return 0
+
+    @property
+    def keep(self) -> Keep:
+        return Keep("state")
+
+    @property
+    def gate(self) -> Gate | None:
+        return None
+
+    @property
+    def by_module(self) -> bool:
+        return False
+
+    @property
+    def unet_branch(self) -> int | None:
+        return None
+
+    def fit_to(self, root: nn.Module) -> "Policy":
+        """Returns this policy with what is published for a network; raises SettingError if none."""
+        return self
 
     def check(self, calls: int) -> None:
         """Raises SettingError if a run of so many calls cannot be cached with these settings."""
-        ...
 
-
-@runtime_checkable
-class StackPolicy(Policy, Protocol):
-    """A policy that skips a stretch of blocks."""
-
-    @property
-    def lead(self) -> int: ...
-
-    @property
-    def tail(self) -> int: ...
-
-    @property
-    def keep(self) -> Keep: ...
-
-    @property
-    def gate(self) -> Gate | None: ...
+    def must(self, now: CallPosition) -> bool | None:
+        """Returns True for a full call, False for a skipped one, None where the gate decides."""
+        return True
 
     def accepts(self, errors: Sequence[float]) -> bool:
         """Tells whether to skip, by the gate's errors since the last full call, the newest last."""
-        ...
+        return False
 
 
 def check_whole(name: str, value: int, least: int, hint: str) -> None:
@@ -168,7 +187,7 @@ def check_room(calls: int, full: int, why: str) -> None:
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Policy):
     """The settings that policies with a gate share.
 
     threshold:       skipped where the gate's error is below it; 0 is off.
@@ -215,27 +234,34 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Ungated:
-    """A base of policies that decide by the index of the call alone and keep the last state."""
+class Periodic(Policy):
+    """The settings that policies with a full call at fixed intervals share.
+
+    Full calls are 0 .. first-1 and then every `interval`-th one.
+
+    interval: 1 is off: every call is full.
+    """
+
+    interval: int = 3
+
+    def __post_init__(self) -> None:
+        check_whole("interval", self.interval, 1, "1 is off, 3 or 4 is usual")
+        check_whole("first", self.first, 1, "the first call has nothing to be forecast from")
 
     @property
-    def needs_calls(self) -> bool:
-        return False
+    def first(self) -> int:
+        return 1
 
     @property
-    def lead(self) -> int:
-        return 0
+    def off(self) -> bool:
+        return self.interval == 1
 
-    @property
-    def tail(self) -> int:
-        return 0
+    def check(self, calls: int) -> None:
+        if not self.off:
+            check_room(calls, self.first, "the first calls")
 
-    @property
-    def gate(self) -> Gate | None:
-        return None
-
-    def accepts(self, errors: Sequence[float]) -> bool:
-        return False
+    def must(self, now: CallPosition) -> bool | None:
+        return now.index < self.first or (now.index - self.first + 1) % self.interval == 0
 
 
 CACHES: SettingsRegistry[Policy] = SettingsRegistry("cache", CacheInfo)

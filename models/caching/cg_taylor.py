@@ -48,10 +48,6 @@ class CGTaylor(Gated):
         check_whole("stride", self.stride, 1, "1 looks at all tokens")
 
     @property
-    def tail(self) -> int:
-        return 0
-
-    @property
     def keep(self) -> Keep:
         return Keep("state", Order(self.o2, self.basis, self.warmup))
 

@@ -4,22 +4,13 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import (
-    CacheInfo,
-    CallPosition,
-    Keep,
-    Ungated,
-    check_degree,
-    check_room,
-    check_whole,
-    register,
-)
+from .base import CacheInfo, Keep, Periodic, check_degree, check_whole, register
 from .forecast import Order
 
 
 @register
 @dataclass(frozen=True)
-class DeepCache(Ungated):
+class DeepCache(Periodic):
     """Every `interval`-th call is full; at others only the rim outside of `branch` runs.
 
     interval: 1 is off, 3 to 5 are published.
@@ -41,20 +32,13 @@ class DeepCache(Ungated):
     order: int = 0
 
     def __post_init__(self) -> None:
-        check_whole("interval", self.interval, 1, "1 is off, 3 is usual")
+        super().__post_init__()
         check_whole("branch", self.branch, 0, "0 is the cheapest")
         check_degree("order", self.order)
 
     @property
-    def off(self) -> bool:
-        return self.interval == 1
-
-    def check(self, calls: int) -> None:
-        if not self.off:
-            check_room(calls, 1, "the first call")
-
-    def must(self, now: CallPosition) -> bool | None:
-        return now.index % self.interval == 0
+    def unet_branch(self) -> int | None:
+        return self.branch
 
     @property
     def keep(self) -> Keep:

@@ -194,7 +194,7 @@ class Engine(ABC):
 
     @property
     def _together(self) -> bool:
-        return getattr(self.policy, "together", True)
+        return self.policy.together
 
     def settle(self, call: CallState) -> None:
         """Lets the other branches of this step follow."""

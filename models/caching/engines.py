@@ -12,7 +12,7 @@ from ..architectures.discover import may_have_blocks, observe
 from ..architectures.stack import Stack, block_structure, describe, make_blank
 from ..errors import ModelError
 from ..ledger import CacheLedger
-from .base import Policy, StackPolicy
+from .base import Policy
 from .calls import Arguments, CallState, Part, Substitute
 from .engine import Engine
 from .forecast import FiniteDifferences
@@ -26,8 +26,7 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
     Raises:
         ModelError: if the network is of a kind that the policy cannot skip.
     """
-    fit_to = getattr(policy, "fit_to", None)
-    settings: Any = policy if fit_to is None else fit_to(root)
+    settings = policy.fit_to(root)
     if is_unet(root):
         _check_unet(root, settings)
         return UNetEngine(root, settings, ledger, describe_unet(root))
@@ -37,13 +36,13 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
     return make_stack_engine(describe(root), settings, ledger)
 
 
-def make_stack_engine(stack: Stack, policy: Any, ledger: CacheLedger) -> Engine:
+def make_stack_engine(stack: Stack, policy: Policy, ledger: CacheLedger) -> Engine:
     """Makes the engine for a policy on a stack of blocks."""
-    kind = ModuleEngine if getattr(policy, "level", "") == "module" else StackEngine
+    kind = ModuleEngine if policy.by_module else StackEngine
     return kind(stack.root, policy, ledger, stack)
 
 
-def _check_unet(root: nn.Module, policy: Any) -> None:
+def _check_unet(root: nn.Module, policy: Policy) -> None:
     """Raises ModelError for a policy that no UNet can carry out."""
     name = type(root).__name__
     if policy.gate is not None or policy.keep.what == "residual":
@@ -51,14 +50,14 @@ def _check_unet(root: nn.Module, policy: Any) -> None:
             f"{name} has no row of equal blocks, which {policy.info.name} needs; a UNet takes"
             " deepcache, fixed-mask and taylorseer:level=last-block"
         )
-    if getattr(policy, "level", "") == "module":
+    if policy.by_module:
         raise ModelError(
             f"the sub-modules of {name} are not forecast one by one; use"
             " taylorseer:level=last-block or deepcache"
         )
 
 
-def _check_stack(root: nn.Module, policy: Any) -> None:
+def _check_stack(root: nn.Module, policy: Policy) -> None:
     """Raises ModelError for a network without blocks, or a policy for UNets alone."""
     name = type(root).__name__
     if block_structure(root) is None and not may_have_blocks(root):
@@ -68,7 +67,7 @@ def _check_stack(root: nn.Module, policy: Any) -> None:
             f" the other, and is no UNet that is known ({unets}); run it without a cache, in fewer"
             " steps"
         )
-    if hasattr(policy, "branch"):
+    if policy.unet_branch is not None:
         raise ModelError(
             f"{policy.info.name} splits a UNet, and {name} is none; use taylorseer or cg-taylor"
         )
@@ -77,9 +76,7 @@ def _check_stack(root: nn.Module, policy: Any) -> None:
 class ModuleEngine(Engine):
     """Forecasts the outputs of sub-modules; everything between them stays true (TaylorSeer)."""
 
-    def __init__(
-        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: Stack
-    ) -> None:
+    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
         super().__init__(root, policy, ledger)
         self.order, self.modules, self.idle = policy.keep.order, stack.modules, stack.idle
 
@@ -156,11 +153,11 @@ class UNetEngine(Engine):
     """The modules below a branch run at full calls only; those of the rim around them always."""
 
     def __init__(
-        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: UNetStack
+        self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: UNetStack
     ) -> None:
         super().__init__(root, policy, ledger)
         self.stack, self.order = stack, policy.keep.order
-        self.split = stack.split(getattr(policy, "branch", 0))
+        self.split = stack.split(policy.unet_branch or 0)
 
     def list_parts(self) -> dict[str, nn.Module]:
         return self.split.deep

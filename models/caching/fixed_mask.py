@@ -5,13 +5,13 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from ..errors import SettingError
-from .base import CacheInfo, CallPosition, Keep, Ungated, check_degree, register
+from .base import CacheInfo, CallPosition, Keep, Policy, check_degree, register
 from .forecast import Basis, Order
 
 
 @register
 @dataclass(frozen=True)
-class FixedMask(Ungated):
+class FixedMask(Policy):
     """Full calls are those listed; at others, what enters the head is forecast.
 
     compute: indices of the full calls, rising, from 0, which must be among them. The order of the
@@ -40,10 +40,6 @@ class FixedMask(Ungated):
                 " such as [0,1,2,5,8]"
             )
         check_degree("order", self.order)
-
-    @property
-    def off(self) -> bool:
-        return False
 
     @property
     def needs_calls(self) -> bool:

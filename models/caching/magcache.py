@@ -13,7 +13,7 @@ from .base import (
     CacheInfo,
     CallPosition,
     Keep,
-    Ungated,
+    Policy,
     check_degree,
     check_threshold,
     check_whole,
@@ -39,7 +39,7 @@ def find_ratios(root: nn.Module) -> tuple[float, ...]:
 
 @register
 @dataclass(frozen=True)
-class MagCache(Ungated):
+class MagCache(Policy):
     """Skips while the residual's length, as calibrated, has moved little since the last full call.
 
     E = sum_i |1 - g_{last+1} .. g_i| over the calls since then; skipped while E <= threshold.

@@ -12,7 +12,7 @@ from ..architectures.stack import LiveBlock, Stack, State
 from ..devices import Reading
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
-from .base import StackPolicy
+from .base import Policy
 from .calls import (
     Arguments,
     CallState,
@@ -34,11 +34,7 @@ IMAGE, TEXT = "image", "text"
 class StackEngine(Engine):
     """Skips the blocks between the leading and the trailing ones."""
 
-    policy: StackPolicy
-
-    def __init__(
-        self, root: nn.Module, policy: StackPolicy, ledger: CacheLedger, stack: Stack
-    ) -> None:
+    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
         super().__init__(root, policy, ledger)
         self.blocks = stack.blocks
         self.stack, self.lead, self.end = stack, policy.lead, len(stack.blocks) - policy.tail - 1

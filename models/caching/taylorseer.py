@@ -4,22 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from .base import (
-    CacheInfo,
-    CallPosition,
-    Keep,
-    Ungated,
-    check_degree,
-    check_room,
-    check_whole,
-    register,
-)
+from .base import CacheInfo, Keep, Periodic, check_degree, register
 from .forecast import Basis, Order
 
 
 @register
 @dataclass(frozen=True)
-class TaylorSeer(Ungated):
+class TaylorSeer(Periodic):
     """Full calls are 0 .. first-1 and then every `interval`-th one; others are forecast.
 
     interval: 1 is off: every call is full.
@@ -49,20 +40,12 @@ class TaylorSeer(Ungated):
     basis: Basis = "published"
 
     def __post_init__(self) -> None:
-        check_whole("interval", self.interval, 1, "1 is off, 4 is usual")
-        check_whole("first", self.first, 1, "the first call has nothing to be forecast from")
+        super().__post_init__()
         check_degree("order", self.order)
 
     @property
-    def off(self) -> bool:
-        return self.interval == 1
-
-    def check(self, calls: int) -> None:
-        if not self.off:
-            check_room(calls, self.first, "the first calls")
-
-    def must(self, now: CallPosition) -> bool | None:
-        return now.index < self.first or (now.index - self.first + 1) % self.interval == 0
+    def by_module(self) -> bool:
+        return self.level == "module"
 
     @property
     def keep(self) -> Keep:

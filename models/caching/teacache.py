@@ -85,14 +85,6 @@ class TeaCache(Gated):
         return replace(self, coefficients=polynomial)
 
     @property
-    def lead(self) -> int:
-        return 0
-
-    @property
-    def tail(self) -> int:
-        return 0
-
-    @property
     def keep(self) -> Keep:
         return Keep("residual", Order(self.order, first=self.warmup))
 
