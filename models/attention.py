@@ -9,7 +9,7 @@ time, so that two passes over one grid in opposite directions meet exactly.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .architectures import architecture_of, known_classes
 from .architectures.base import SelfAttention
 from .errors import ModelError, SettingError, UnknownNameError
-from .modules import unwrap_compiled
+from .modules import remove_hooks, unwrap_compiled
 
 Place = tuple[int, int]  # (interval, stage)
 Key = tuple[int, int, int]  # (interval, stage, layer)
@@ -160,12 +160,11 @@ class Tape:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Hooks the projections; afterwards removes every hook and drops all V."""
-        handles = [tap.module.register_forward_hook(self._hook(tap)) for tap in self.taps]
+        hooks = (tap.module.register_forward_hook(self._hook(tap)) for tap in self.taps)
         try:
-            yield
+            with remove_hooks(hooks):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self.held.clear()
             self.mode = Mode.OFF
 
@@ -234,11 +233,3 @@ def _replace_values(out: Tensor, recorded: Tensor, tap: Projection) -> Tensor:
         )
     value = recorded.repeat(len(out) // rows, *[1] * len(rest)).to(out.dtype)
     return value if out.shape[-1] == tap.width else torch.cat([out[..., : -tap.width], value], -1)
-
-
-def predict_bytes(
-    places: int, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype = torch.float32
-) -> int:
-    """Computes the formula of the module: V of shapes (B, L, d) by layer, at so many places."""
-    rows = sum(torch.Size(shape).numel() for shape in shapes.values())
-    return places * rows * dtype.itemsize

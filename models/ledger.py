@@ -50,9 +50,6 @@ class CacheLedger:
     share: Callable[[CacheCall], float] = lambda call: 1.0
     _odd: int = 0
 
-    def add(self, call: CacheCall) -> None:
-        self.calls.append(call)
-
     def notice(self, errors: Sequence[float]) -> None:
         """Warns at the second error that is exactly 0 or no number: the gate may see nothing."""
         self._odd += any(error == 0.0 or not math.isfinite(error) for error in errors)

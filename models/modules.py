@@ -1,12 +1,14 @@
 """Finds the network of torch inside a compiled module or a function."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 STAND_IN = "_fewstep_stand_in"  # marks a method that answers in place of another
 DEPTH = 6  # of functions in functions that modules are looked for in
@@ -16,6 +18,17 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
     """Returns the network inside what torch.compile returned; any other network itself."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, nn.Module) else module
+
+
+@contextmanager
+def remove_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks when the context ends."""
+    hooks = list(handles)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def is_answered_for(module: nn.Module) -> bool:

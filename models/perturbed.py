@@ -17,7 +17,7 @@ from .architectures import Architecture, architecture_of, known_classes
 from .attention import Projection, find_projection, find_self_attention
 from .errors import ModelError, SettingError
 from .hold import hold
-from .modules import is_compiled, unwrap_compiled
+from .modules import is_compiled, remove_hooks, unwrap_compiled
 from .network import Network
 from .schedule import Node
 
@@ -87,25 +87,15 @@ class Swap:
 def _skip_attention(spots: Sequence[Spot]) -> Iterator[None]:
     """Hooks the layers and takes every hook off again."""
     swaps = [Swap(spot) for spot in spots]
-    handles = []
-    try:
-        for swap in swaps:
-            handles.append(swap.spot.value.module.register_forward_hook(swap.keep))
-            handles.append(swap.spot.out.register_forward_pre_hook(swap.give))
+    hooks = [swap.spot.value.module.register_forward_hook(swap.keep) for swap in swaps]
+    hooks += [swap.spot.out.register_forward_pre_hook(swap.give) for swap in swaps]
+    with remove_hooks(hooks):
         yield
-        _check_reached(swaps)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check_reached(swaps: Sequence[Swap]) -> None:
-    missed = [swap.spot.name for swap in swaps if not swap.reached]
-    if missed:
-        raise ModelError(
-            f"the network was called without its layer {missed[0]}, so nothing was perturbed;"
-            " give other layers"
-        )
+        if missed := [swap.spot.name for swap in swaps if not swap.reached]:
+            raise ModelError(
+                f"the network was called without its layer {missed[0]}, so nothing was perturbed;"
+                " give other layers"
+            )
 
 
 def _find_spots(module: nn.Module | None, layers: Sequence[int] | None) -> list[Spot]:

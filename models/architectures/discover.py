@@ -7,6 +7,7 @@ If the output is the full network's to the bit, nothing but that state reaches t
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..modules import unwrap_compiled
+from ..modules import remove_hooks, unwrap_compiled
 from .base import BlockGroup, BlockStructure
 from .replay import Replay, Visit, list_tensors
 from .stack import Stack, describe, list_parameters
@@ -100,17 +101,13 @@ def _watch(
 
         return hear
 
-    handles = [
+    hooks = (
         member.register_forward_hook(listener(path, k), with_kwargs=True)
         for path, members in _find_outer_lists(root)
         for k, member in enumerate(members)
-    ]
-    try:
-        with torch.no_grad():
-            return visits, list_tensors(root(*args, **kwargs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with remove_hooks(hooks), torch.no_grad():
+        return visits, list_tensors(root(*args, **kwargs))
 
 
 def _find_outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
@@ -233,20 +230,13 @@ def _add_modules(stack: Stack, replay: Replay) -> Stack:
         for name, module in block.module.named_children()
         if re.fullmatch(CACHED, name)
     }
-    counts = dict.fromkeys(modules, 0)
+    ran: Counter[nn.Module] = Counter()
 
-    def counter(name: str) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            counts[name] += 1
+    def count(module: nn.Module, *_: Any) -> None:
+        ran[module] += 1
 
-        return count
-
-    handles = [m.register_forward_hook(counter(name)) for name, m in modules.items()]
-    try:
-        with torch.no_grad():
-            replay.call()
-    finally:
-        for handle in handles:
-            handle.remove()
-    once = tuple(re.escape(name) for name, count in counts.items() if count == 1)
+    hooks = (each.register_forward_hook(count) for each in modules.values())
+    with remove_hooks(hooks), torch.no_grad():
+        replay.call()
+    once = tuple(re.escape(name) for name, each in modules.items() if ran[each] == 1)
     return replace(stack, structure=replace(stack.structure, modules=once))

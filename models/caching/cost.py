@@ -1,13 +1,15 @@
 """The FLOPs of a network and its parts, counted by running it once."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+
+from ..modules import remove_hooks
 
 
 @dataclass(frozen=True)
@@ -47,43 +49,21 @@ def measure(
 def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> FlopCount:
     from torch.utils.flop_counter import FlopCounterMode
 
-    flops: dict[str, int] = dict.fromkeys(parts, 0)
+    flops: Counter[nn.Module] = Counter()
+    counter: Any = FlopCounterMode(display=False)
+
+    def before(module: nn.Module, *_: Any) -> None:
+        flops[module] -= counter.get_total_flops()
+
+    def after(module: nn.Module, *_: Any) -> None:
+        flops[module] += counter.get_total_flops()
+
+    hooks = [each.register_forward_pre_hook(before) for each in parts.values()]
+    hooks += [each.register_forward_hook(after) for each in parts.values()]
     eager: Any = torch.compiler.set_stance  # a compiled block would hide what it does
-    with (
-        FlopCounterMode(display=False) as counter,
-        _watch_parts(parts, flops, counter),
-        torch.no_grad(),
-        eager("force_eager"),
-    ):
+    with counter, remove_hooks(hooks), torch.no_grad(), eager("force_eager"):
         root(*args, **kwargs)
-    return FlopCount(counter.get_total_flops(), flops)
+    return FlopCount(counter.get_total_flops(), {name: flops[each] for name, each in parts.items()})
 
 
 _counts: "WeakKeyDictionary[nn.Module, dict[str, FlopCount]]" = WeakKeyDictionary()
-
-
-@contextmanager
-def _watch_parts(
-    parts: Mapping[str, nn.Module], flops: dict[str, int], counter: Any
-) -> Iterator[None]:
-    """Adds to each part what the counter rises by while it runs."""
-
-    def before(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            flops[name] -= counter.get_total_flops()
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            flops[name] += counter.get_total_flops()
-
-        return hook
-
-    handles = [each.register_forward_pre_hook(before(name)) for name, each in parts.items()]
-    handles += [each.register_forward_hook(after(name)) for name, each in parts.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

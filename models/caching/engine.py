@@ -9,7 +9,8 @@ them, the deep part of a UNet). All decisions are taken on the host.
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ class Engine(ABC):
     ledger: the record of its work.
     calls:  the length of a run by stage, where it is known: a function asked once per run.
     group:  processes that hold shards of one call and must decide alike.
+    by_row: whether each row has full calls of its own.
     sample: the arguments of one call, from which its cost is counted.
     """
+
+    by_row = False
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
@@ -111,27 +115,24 @@ class Engine(ABC):
         return self.state
 
     def finish(self, call: CallState) -> None:
+        """Writes the ledger; after a full call, all rows count from it."""
         full = call.full is not False
-        if full:
-            call.track.errors.clear()
-        self.ledger.add(self._record(call, full))
-        if full:
-            self._weigh()
-
-    def _record(self, call: CallState, full: bool) -> CacheCall:
-        kind = "full" if full else "partial" if call.rows else "skip"
-        computed = 1.0 if full else len(call.rows) / call.batch
-        skipped = () if full else self.list_skipped(call)
-        return CacheCall(
+        record = CacheCall(
             branch=call.place.label,
             stage=call.place.stage,
             index=call.place.index,
-            kind=kind,
+            kind="full" if full else "partial" if call.rows else "skip",
             error=call.error,
             rows=call.batch,
-            computed=computed,
-            skipped=skipped,
+            computed=1.0 if full else len(call.rows) / call.batch,
+            skipped=() if full else self.list_skipped(call),
         )
+        self.ledger.calls.append(record)
+        if full:
+            call.track.errors.clear()
+            if call.track.stores:
+                call.track.last = [call.place.index] * (call.batch if self.by_row else 1)
+            self._weigh()
 
     def _check_mode(self) -> None:
         name = type(self.root).__name__
@@ -178,23 +179,19 @@ class Engine(ABC):
         """Decides on a full or a skipped call, where that is known before its blocks run."""
         place, track = call.place, call.track
         decided = self.verdicts.get(place.stage)
-        call.follows = decided is not None and decided.index == place.index and self._together
+        same_step = decided is not None and decided.index == place.index
+        call.follows = same_step and self.policy.together
         if not track.last:
             return True
         if decided is not None and call.follows:
             call.rows = decided.rows
             return decided.full
         decisions = {self._must(place.index, last, length) for last in track.last}
-        return (
-            decisions.pop() if len(decisions) == 1 else None
-        )  # rows differ: the gate looks at each
+        alike = len(decisions) == 1  # else the gate looks at each row
+        return decisions.pop() if alike else None
 
     def _must(self, index: int, last: int, length: int | None) -> bool | None:
         return self.policy.must(CallPosition(index, index - last, length))
-
-    @property
-    def _together(self) -> bool:
-        return self.policy.together
 
     def settle(self, call: CallState) -> None:
         """Lets the other branches of this step follow."""
@@ -219,14 +216,16 @@ class Engine(ABC):
     def cost(self) -> FlopCount | None:
         """Counts the FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
-            with hold(self.root, alone=True):
-                self._cost = self._measure_cost(self.sample)
+            with hold(self.root, alone=True), self.pause():
+                self._cost = measure(self.root, self.list_parts(), *self.sample)
         return self._cost
 
-    def _measure_cost(self, sample: tuple[Any, Any]) -> FlopCount | None:
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Lets the network run as if there were no cache on it."""
         self.active = False
         try:
-            return measure(self.root, self.list_parts(), *sample)
+            yield
         finally:
             self.active = True
 

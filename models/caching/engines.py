@@ -99,11 +99,6 @@ class ModuleEngine(Engine):
         self.settle(call)
         return call
 
-    def finish(self, call: CallState) -> None:
-        if call.full:
-            call.track.last = [call.place.index]
-        super().finish(call)
-
     def before(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Substitute | None:
@@ -176,11 +171,6 @@ class UNetEngine(Engine):
         self.settle(call)
         return call
 
-    def finish(self, call: CallState) -> None:
-        if call.full:
-            call.track.last = [call.place.index]
-        super().finish(call)
-
     def skip_deep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
         """Leaves out a module of the deep part at a skipped call."""
         return None if not self.active or self.state.full else Substitute(make_hollow(args, kwargs))
@@ -222,9 +212,6 @@ class Unobserved(Engine):
         if not self.active:
             return
         self._check_mode()
-        self.active = False  # the call is made several times, for all to see
-        try:
+        with self.pause():  # the call is made several times, for all to see
             stack = observe(self.root, *args, **kwargs)
-        finally:
-            self.active = True
         self.give_way(stack).enter(args, kwargs)

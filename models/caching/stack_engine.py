@@ -207,7 +207,6 @@ class StackEngine(Engine):
             if name not in track.stores:
                 track.stores[name] = _make_memory(self.keep.order, self.by_row)
             track.stores[name].update(value, index)
-        track.last = [index] * (call.batch if self.by_row else 1)
 
     def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
         start = call.start
