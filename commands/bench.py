@@ -35,7 +35,7 @@ def accuracy(
 ) -> None:
     """Measures the distance from the exact solution for each solver and budget."""
     from ..eval.experiments.accuracy import report
-    from ..samplers.conditions import parse_ranges
+    from ..models.arguments import parse_ranges
 
     echo(report(model, solver or [], parse_ranges(nfe)))
 

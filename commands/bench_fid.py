@@ -104,7 +104,7 @@ class FidOptions:
     def sweep(self) -> "Sweep":
         """Returns the choices as they are stored; raises FewstepError for what is wrong."""
         from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
-        from ..samplers.run_record import parse_interval
+        from ..models.arguments import parse_interval
 
         given = {"models": [DEFAULT_MODEL], **take_given(self, **PLURALS)}
         if "cfg_interval" in given:

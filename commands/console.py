@@ -3,9 +3,8 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import typer
@@ -26,8 +25,8 @@ class OneLineCommand(TyperCommand):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs the command and ends the process with its exit code."""
-        extra["standalone_mode"] = False  # errors are raised and not printed in a box
-        sys.exit(run_in_one_line(partial(super().main, *args, **extra)))
+        with exit_in_one_line():
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))  # no box
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses as typer does, but refuses empty strings, which would pass for no choice."""
@@ -40,29 +39,29 @@ class OneLineGroup(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command and ends the process with its exit code."""
-        extra["standalone_mode"] = False  # errors are raised and not printed in a box
-        sys.exit(run_in_one_line(partial(super().main, *args, **extra)))
+        with exit_in_one_line():
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))  # no box
 
 
-def run_in_one_line(run: Callable[[], Any]) -> int:
-    """Runs a command and returns its exit code; each error and warning is printed as one line.
+@contextmanager
+def exit_in_one_line() -> Iterator[None]:
+    """Ends the process with an exit code; each error and warning is printed as one line.
 
     Bugs keep their traceback.
     """
     try:
         with one_line_errors(), one_line_warnings():
-            return int(run() or 0)
+            yield
     except typer.Exit as done:
-        return done.exit_code
+        sys.exit(done.exit_code)
     except typer.Abort:
         say_error("stopped")
-        return 1
+        sys.exit(1)
     except UsageError as error:
-        if not error.message:  # the help was printed in place of a missing command
-            return BAD_INPUT
-        path = error.ctx.command_path if error.ctx else "fewstep"
-        say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
-        return BAD_INPUT
+        if error.message:  # else the help was printed in place of a missing command
+            path = error.ctx.command_path if error.ctx else "fewstep"
+            say_error(f"{error.format_message().rstrip('.')}; see {path} --help")
+        sys.exit(BAD_INPUT)
 
 
 @contextmanager

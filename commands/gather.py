@@ -50,7 +50,7 @@ def take_given(options: Any, ranges: Sequence[str] = (), **renamed: str) -> dict
     Raises:
         SettingError: for a range that is none.
     """
-    from ..samplers.conditions import parse_ranges
+    from ..models.arguments import parse_ranges
 
     settings = {}
     for field in fields(options):

@@ -1,5 +1,6 @@
 """`sample`: a grid of images."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,9 +124,10 @@ class SampleOptions:
 
     def record(self, network: "Network") -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
+        from ..models.arguments import parse_interval
         from ..models.speed import Speed
         from ..samplers.cache_file import resolve_cache
-        from ..samplers.run_record import Run, parse_interval
+        from ..samplers.run_record import Run
 
         seeds, labels = _images(network, self.seed, self.seeds, self.classes, self.per_class)
         run = Run(
@@ -175,11 +177,13 @@ class SampleOutputs:
 
     def show(self, run: "Run", result: "Result") -> None:
         """Writes the pictures and prints what they cost."""
-        from ..samplers.run_record import format_json, save_pictures
+        from ..samplers.run_record import save_pictures
 
         save_pictures(run, result, self.out, self.save_images)
         if self.json_:
-            typer.echo(format_json(run, self.out, result))
+            body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
+            body["run"] = run.model_dump(mode="json", exclude_none=True)
+            typer.echo(json.dumps(body, indent=2))
         elif not self.quiet:
             typer.echo(f"{self.out}: {result.ledger}")
 
@@ -213,7 +217,7 @@ def sample(
         run = options.record(network)
     if outputs.save_images is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
-    outputs.show(run, run.execute(Sampler(network), progress=not outputs.quiet))
+    outputs.show(run, Sampler(network)(**run.arguments(), progress=not outputs.quiet))
 
 
 def _images(
@@ -224,7 +228,8 @@ def _images(
     per_class: int | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Returns the seeds and the class labels, one each per image."""
-    from ..samplers.conditions import parse_classes, parse_ranges
+    from ..models.arguments import parse_ranges
+    from ..samplers.conditions import parse_classes
 
     if per_class is not None and per_class < 1:
         raise SettingError(f"--per-class must be at least 1, not {per_class}")

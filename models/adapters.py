@@ -118,15 +118,17 @@ def _read_classes(module: Any) -> dict[str, int | None]:
 
 
 def _make_forward(module: Module, schedule: NoiseSchedule) -> Forward:
-    diffusers_model = hasattr(module, "config") and hasattr(module, "save_pretrained")
-    call = _make_diffusers_call(module) if diffusers_model else module
+    name = _find_state_name(module)
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
         dtype = _read_property(module, "dtype", x.dtype)
         time = make_network_time(schedule, node, x, dtype)
-        cast = {name: _as_dtype(value, dtype) for name, value in conditions.items()}
+        cast = {key: _as_dtype(value, dtype) for key, value in conditions.items()}
         try:
-            out = call(x.to(dtype), time, **cast)
+            if name is None:
+                out = module(x.to(dtype), time, **cast)
+            else:
+                out = module(**{name: x.to(dtype)}, timestep=time, **cast, return_dict=False)[0]
         except (RuntimeError, IndexError) as error:
             _explain(error, time)
             raise
@@ -170,15 +172,11 @@ def _explain(error: Exception, time: Tensor) -> None:
         ) from error
 
 
-def _make_diffusers_call(module: Any) -> Callable[..., Tensor]:
-    """Calls a diffusers model by its own name for the state (sample, hidden_states)."""
-    state = next(iter(inspect.signature(module.forward).parameters))
-
-    def call(x: Tensor, time: Tensor, **conditions: Any) -> Tensor:
-        out: Tensor = module(**{state: x}, timestep=time, **conditions, return_dict=False)[0]
-        return out
-
-    return call
+def _find_state_name(module: Any) -> str | None:
+    """Returns what a diffusers model calls the state (sample, hidden_states); else None."""
+    if not (hasattr(module, "config") and hasattr(module, "save_pretrained")):
+        return None
+    return next(iter(inspect.signature(module.forward).parameters))
 
 
 def _as_dtype(value: Any, dtype: torch.dtype) -> Any:

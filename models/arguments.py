@@ -6,9 +6,11 @@ from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
 from .errors import SettingError, UnknownArgumentError
+from .reading import shorten
 
 Integers = SupportsIndex | Iterable[SupportsIndex]
 Numbers = Iterable[SupportsFloat]
+MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
 
 
 def as_integer(given: Any, argument: str) -> int:
@@ -59,3 +61,44 @@ def refuse_unknown(unknown: Mapping[str, Any], function: Callable[..., Any]) -> 
         parameters = signature(function).parameters.values()
         known = [each.name for each in parameters if each.kind in kinds and each.name != "self"]
         raise UnknownArgumentError("argument", name, known)
+
+
+def parse_ranges(text: str) -> list[int]:
+    """Reads `0-3,7` as [0, 1, 2, 3, 7]; raises SettingError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            raise SettingError(
+                f"{shorten(text)} is no list of numbers; write 0-63 or 1,5,7-9"
+            ) from None
+        if high < low or high - low + len(numbers) >= MOST_NUMBERS:
+            raise SettingError(
+                f"the range {shorten(part.strip())} must rise, and all ranges together hold at"
+                f" most {MOST_NUMBERS:,} numbers"
+            )
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def format_ranges(numbers: tuple[int, ...]) -> str:
+    """Returns the inverse of `parse_ranges`: runs of consecutive numbers as `first-last`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Reads `0.3,5` as (0.3, 5.0); raises SettingError for anything else."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise SettingError(f"{shorten(text)} is no interval; write LOW,HIGH as in 0.3,5") from None
+    return low, high

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -88,11 +88,9 @@ class Denoiser:
     def x0(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """Returns the predicted clean sample (B, *) of each branch; (k, *) for k rows."""
         weights = x0_from(self.network.prediction, node, self.network.sigma_data)
-        if not self.others:
-            return self._read(x_t, node, branches, weights)
         asks = list(map(_ask, branches))
         mine = [ask for ask in asks if ask.branch not in self.others]
-        answers = iter(self._read(x_t, node, mine, weights) if mine else ())
+        answers = iter(_weigh(self._call(x_t, node, mine), weights) if mine else ())
         return tuple(
             self._ask_other(x_t, node, ask) if ask.branch in self.others else next(answers)
             for ask in asks
@@ -101,7 +99,7 @@ class Denoiser:
     def eps(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """Returns the predicted noise (B, *), one per branch."""
         weights = eps_from(self.network.prediction, node, self.network.sigma_data)
-        return self._read(x_t, node, branches, weights)
+        return _weigh(self._call(x_t, node, branches), weights)
 
     def velocity(
         self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)
@@ -109,14 +107,14 @@ class Denoiser:
         """Returns dx/dt of the probability-flow ODE in the schedule's own time, one per branch."""
         slope = self.network.schedule.slope(node.t)
         weights = velocity_from(self.network.prediction, node, slope, self.network.sigma_data)
-        return self._read(x_t, node, branches, weights)
+        return _weigh(self._call(x_t, node, branches), weights)
 
     def score(self, x_t: Tensor, node: Node, branches: Asks = (Branch.COND,)) -> tuple[Tensor, ...]:
         """Returns the gradient of log p(x_t), -eps / sigma, one per branch."""
         if node.sigma == 0.0:
             raise ModelError(f"there is no score at t={node.t:g}, where sigma is 0")
         c, d = eps_from(self.network.prediction, node, self.network.sigma_data)
-        return self._read(x_t, node, branches, (-c / node.sigma, -d / node.sigma))
+        return _weigh(self._call(x_t, node, branches), (-c / node.sigma, -d / node.sigma))
 
     @property
     def forecast(self) -> bool:
@@ -182,27 +180,23 @@ class Denoiser:
         except FewstepError:  # a function may do without one
             return f"t={node.t:g}"
 
-    def _read(self, x_t: Tensor, node: Node, branches: Asks, weights: Linear) -> tuple[Tensor, ...]:
+    def _call(self, x_t: Tensor, node: Node, branches: Asks) -> list[tuple[Tensor, Tensor]]:
+        """Returns the rows and the output of each branch, all from one forward pass."""
         asks = list(map(_ask, branches))
         parts = [x_t if ask.rows is None else x_t[ask.rows] for ask in asks]
         sizes = [len(part) for part in parts]
-        out = self._call(parts, node, asks)
-        self.ledger.count(len(x_t), sum(sizes))
-        self._check_soon(node, out)
-        outs = torch.split(out, sizes)
-        return tuple(combine(weights, x, out) for x, out in zip(parts, outs, strict=True))
-
-    def _call(self, parts: Sequence[Tensor], node: Node, asks: Sequence[Ask]) -> Tensor:
-        """Runs all rows of all branches as one batch: one forward pass."""
         scale = self.network.prediction.input_scale(node, self.network.sigma_data)
-        x_in = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        x_in = torch.cat(parts) if len(parts) > 1 else parts[0]
         x_in = x_in if scale == 1.0 else x_in * scale
         if self.cache is not None:
             _check_all_rows(asks)
             self.cache.announce([ask.branch for ask in asks], self.stage)
         conditions = self._join_conditions(asks)
         with hold(self.network.module), _explain_failures(self.network.name, conditions):
-            return self.network.forward(x_in, node, conditions)
+            out = self.network.forward(x_in, node, conditions)
+        self.ledger.count(len(x_t), sum(sizes))
+        self._check_soon(node, out)
+        return list(zip(parts, torch.split(out, sizes), strict=True))
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
         """Stores the norm of an output for `check`; a recorded run checks its norms at the end."""
@@ -250,6 +244,10 @@ def _explain_failures(name: str, conditions: Mapping[str, Tensor]) -> Iterator[N
             f"{name} cannot be called with the conditions {shapes}: {reason_of(error)};"
             " give those of the shapes that it was trained with"
         ) from error
+
+
+def _weigh(answers: Iterable[tuple[Tensor, Tensor]], weights: Linear) -> tuple[Tensor, ...]:
+    return tuple(combine(weights, x, out) for x, out in answers)
 
 
 def _ask(branch: Branch | Ask) -> Ask:

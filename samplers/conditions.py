@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..models.arguments import Integers, as_integers
+from ..models.arguments import Integers, as_integers, parse_ranges
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import ModelError, SettingError
 from ..models.reading import shorten
@@ -122,7 +122,6 @@ def _to_device(device: torch.device, conditions: Conditions) -> dict[str, Tensor
     return {name: value.to(device) for name, value in conditions.items()}
 
 
-MOST_NUMBERS = 1_000_000  # of a list such as 0-63: each is an image, drawn and kept in memory
 NULL = "null"  # the name of no class at all
 
 
@@ -176,27 +175,6 @@ def check_label(label: int, network: Network) -> None:
 
 def _find_last(network: Network) -> int:
     return network.num_classes - 1
-
-
-def parse_ranges(text: str) -> list[int]:
-    """Reads `0-3,7` as [0, 1, 2, 3, 7]; raises SettingError for anything else."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            low = int(first)
-            high = int(last) if dash else low
-        except ValueError:
-            raise SettingError(
-                f"{shorten(text)} is no list of numbers; write 0-63 or 1,5,7-9"
-            ) from None
-        if high < low or high - low + len(numbers) >= MOST_NUMBERS:
-            raise SettingError(
-                f"the range {shorten(part.strip())} must rise, and all ranges together hold at"
-                f" most {MOST_NUMBERS:,} numbers"
-            )
-        numbers.extend(range(low, high + 1))
-    return numbers
 
 
 Wanted = Integers | str | Sequence[str] | Conditions | None

@@ -18,8 +18,8 @@ from ..models.denoiser import Denoiser, PendingNorm
 from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
-from .guidance import Guidance
-from .loop import adds_noise, carry, count_stage_calls
+from ..solvers import drive, dry_run
+from .loop import BatchRun
 from .plan import Plan
 
 WHAT = "the whole run"
@@ -42,15 +42,14 @@ class HostRecord:
 class RecordedRun:
     """A run that can be recorded, with the choices that tell it from others."""
 
-    plan: Plan
-    guidance: Guidance
     graphs: Graphs
     key: Hashable
 
-    def run(self, denoiser: Denoiser, x: Tensor) -> Tensor:
-        """Carries x as `carry` does; its cost is counted in the denoiser's ledgers."""
+    def run(self, batch: BatchRun, x: Tensor) -> Tensor:
+        """Carries x as the loop does; its cost is counted in the denoiser's ledgers."""
+        denoiser = batch.denoiser
         conditions = {branch: dict(each) for branch, each in denoiser.conditions.items()}
-        work = partial(self._run_steps, denoiser)
+        work = partial(_run_steps, batch)
         x, norms, record = self.graphs.run(work, self.key, (x, conditions), WHAT)
         denoiser.ledger.add(record.ledger)
         denoiser.unchecked += [
@@ -59,41 +58,40 @@ class RecordedRun:
         ]
         if denoiser.cache is not None:
             denoiser.cache.add_record(record.cached)
+        if batch.callback is not None:  # a progress bar alone listens here
+            for n, node in enumerate(batch.grid.nodes[1:]):
+                batch.callback(n, node, x, x, denoiser.ledger)
         return x
-
-    def _run_steps(self, denoiser: Denoiser, given: Any) -> tuple[Tensor, list[Tensor], HostRecord]:
-        x, conditions = given
-        own = replace(denoiser, conditions=conditions, ledger=Ledger(), unchecked=[])
-        cache = denoiser.cache
-        before = 0 if cache is None else len(cache.ledger.calls)
-        if cache is not None:
-            cache.begin(count_stage_calls(self.plan.solver, self.plan.grid))
-        x = carry(own, self.plan.solver, self.plan.grid, x, self.guidance)
-        record = HostRecord(
-            own.ledger,
-            [(each.node, each.values) for each in own.unchecked],
-            None if cache is None else cache.record(before),
-        )
-        return x, [each.norm for each in own.unchecked], record
 
 
 def make_recorded_run(
-    denoiser: Denoiser, plan: Plan, guidance: Guidance, choices: Mapping[str, Any], watched: bool
+    batch: BatchRun, plan: Plan, choices: Mapping[str, Any], watched: bool
 ) -> RecordedRun | None:
     """Returns the run to record; None where the network runs without graphs, or, warning, cannot.
 
     watched: somebody wants to see the state after every step.
     """
-    graphs = denoiser.network.graphs
+    graphs, cache = batch.denoiser.network.graphs, batch.denoiser.cache
     if graphs is None:
         return None
-    policy = None if denoiser.cache is None else denoiser.cache.policy
-    key = (tuple(sorted(choices.items())), guidance, policy)
-    why = _find_obstacle(denoiser, plan, key, watched)
+    key = (tuple(sorted(choices.items())), batch.guidance, cache and cache.policy)
+    why = _find_obstacle(batch.denoiser, plan, key, watched)
     if why is None:
-        return RecordedRun(plan, guidance, graphs, key)
+        return RecordedRun(graphs, key)
     graphs.refuse(WHAT, why)
     return None
+
+
+def _run_steps(batch: BatchRun, given: Any) -> tuple[Tensor, list[Tensor], HostRecord]:
+    x, conditions = given
+    denoiser = replace(batch.denoiser, conditions=conditions, ledger=Ledger(), unchecked=[])
+    cache = denoiser.cache
+    before = 0 if cache is None else len(cache.ledger.calls)
+    run = BatchRun(denoiser, batch.solver, batch.grid, batch.guidance)
+    x = drive(run.steps(x), run.answer)
+    outputs = [(each.node, each.values) for each in denoiser.unchecked]
+    record = HostRecord(denoiser.ledger, outputs, None if cache is None else cache.record(before))
+    return x, [each.norm for each in denoiser.unchecked], record
 
 
 def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
@@ -103,7 +101,7 @@ def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool)
         return f"{name} looks at the network in mid-call; it runs without, calls included"
     if plan.adaptive:
         return f"the solver chooses its own steps{calls}"
-    if adds_noise(plan.solver, plan.grid):
+    if any(None in step for step in dry_run(plan.solver, plan.grid.nodes)):
         return f"the solver adds noise from the host{calls}"
     if denoiser.others:
         return f"the guidance asks another network as well{calls}"

@@ -1,7 +1,9 @@
 """The plan of a run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from ..models.arguments import Numbers, as_integer, as_numbers
@@ -9,7 +11,16 @@ from ..models.errors import ScheduleError, SettingError
 from ..models.prediction import Prediction
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
-from ..solvers import Bound, Executor, Schedule, Solver, SolverSettings, queries, take_solver
+from ..solvers import (
+    Bound,
+    Executor,
+    Schedule,
+    Solver,
+    SolverSettings,
+    dry_run,
+    queries,
+    take_solver,
+)
 from ..solvers.artefact import MAX_STEPS, SCALE, Artefact
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.registry import SOLVERS
@@ -163,6 +174,12 @@ def read_scale(guided: Guidance) -> float:
 def find_schedule(name: str) -> Schedule:
     """Returns the schedule of a file, or the one of this name that comes with the package."""
     return preset(name) if name in preset_names() else Schedule.load(name)
+
+
+def count_stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
+    """Returns how often a run asks for x0 as the first, second, .. call of its step."""
+    counts = (len(step) - step.count(None) for step in dry_run(solver, grid.nodes))
+    return Counter(chain.from_iterable(map(range, counts)))
 
 
 def _make_span(

@@ -1,28 +1,33 @@
-"""A sampling run as data: built by the command line, carried by a picture, repeated from it."""
+"""A sampling run as data: built by a command or a call, carried by a picture, repeated from it."""
 
-import json
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from packaging.version import InvalidVersion, Version
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BeforeValidator, Field
 
 from .. import __version__
-from ..models.caching import take_cache
-from ..models.errors import SettingError
-from ..models.files import check_apart, check_writable, make_folder, write_whole
+from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
+from ..models.errors import FewstepError, SettingError
+from ..models.files import check_apart, check_writable, make_folder, write_bytes, write_whole
 from ..models.reading import StrictModel, parse_as, parse_json, shorten
 from ..models.speed import Speed
 from ..solvers import Schedule
-from .conditions import MOST_NUMBERS, parse_ranges
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import choose_default_schedule
-from .sampler import Result, Sampler
 
+if TYPE_CHECKING:
+    from .sampler import Result, SamplerCall
+
+SAMPLES = "samples"  # the tensor in a .safetensors file
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+UNWRITTEN = ("conditions", "negative", "callback")  # arguments that are values of Python
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
@@ -109,17 +114,16 @@ class Run(StrictModel):
             )
         return parse_guidance(spec, None if self.cfg_scale == 1.0 else self.cfg_scale)
 
-    def execute(self, sampler: Sampler, *, progress: bool = False) -> Result:
-        """Samples the images, in the order of the seeds."""
-        return sampler(
-            self.seeds,
-            class_labels=self.classes,
-            guidance=self.guidance(),
-            cache=None if self.cache is None else take_cache(self.cache),
-            batch=self.batch,
-            progress=progress,
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments with which a sampler of the model draws the images."""
+        return {
+            "seeds": self.seeds,
+            "class_labels": self.classes,
+            "guidance": self.guidance(),
+            "cache": self.cache,
+            "batch": self.batch,
             **self.choices(),
-        )
+        }
 
     def select_image(self, i: int) -> "Run":
         """Returns the run that draws the i-th image alone."""
@@ -166,7 +170,7 @@ def check_pictures(run: Run, out: Path, folder: Path, inputs: Iterable[Path | No
             check_writable(path)
 
 
-def save_pictures(run: Run, result: Result, out: Path, folder: Path | None = None) -> None:
+def save_pictures(run: Run, result: "Result", out: Path, folder: Path | None = None) -> None:
     """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own."""
     nfe = result.ledger.nfe
     if folder is not None:
@@ -208,31 +212,77 @@ def _read_version(body: Any) -> Version:
         raise SettingError("it does not say which version of fewstep made it") from None
 
 
-def parse_interval(text: str) -> tuple[float, float]:
-    """Reads `0.3,5` as (0.3, 5.0); raises SettingError for anything else."""
+def save_result(result: "Result", path: Path) -> None:
+    """Writes a grid of the images as .png, or the samples as .safetensors; see `Result.save`."""
+    check_writable(path, ".png", ".safetensors")
+    run = _find_record(result, path)
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import save
+
+        told = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
+        write_bytes(path, save({SAMPLES: result.samples.contiguous()}, told))
+        return
+    sheet = make_contact_sheet(result.images)
+    if run is None:
+        write_whole(path, lambda file: sheet.save(file, format="PNG"))
+    else:
+        save_png(sheet, path, run, result.ledger.nfe)
+
+
+def record_call(call: "SamplerCall") -> Run:
+    """Returns the run as `sample` records it.
+
+    Raises:
+        SettingError: if an argument is a value of Python that has no text.
+    """
+    loaded, given = call.loaded, call.arguments
+    if loaded is None or not isinstance(loaded.source, str | Path):
+        raise SettingError("its network was not loaded by a name")
+    for name in UNWRITTEN:
+        if given[name] is not None:
+            raise SettingError(f"its {name} has no text")
+    solver, labels = given["solver"], given["class_labels"]
+    planned = isinstance(solver, Schedule)
+    return Run(
+        model=str(loaded.source),
+        dtype=DTYPES.get(loaded.dtype, loaded.dtype or "fp32"),  # type: ignore[arg-type]
+        device=str(loaded.device or "cpu"),
+        speed=None if loaded.speed == Speed() else loaded.speed,
+        schedule=solver if planned else None,
+        solver=None if planned else _as_text("solver", solver),
+        seeds=tuple(given["seeds"]),
+        classes=None if labels is None else tuple(labels),
+        grid=_as_text("grid", given["grid"]),
+        cache=_as_text("cache", given["cache"]),
+        final=str(given["final"]),
+        **{name: given[name] for name in ("nfe", "steps", "batch")},
+        **_record_guidance(given["guidance"]),
+    ).settle()
+
+
+def _find_record(result: "Result", path: Path) -> Run | None:
+    """Returns the run of a result; warns where it has none that could be repeated."""
     try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise SettingError(f"{shorten(text)} is no interval; write LOW,HIGH as in 0.3,5") from None
-    return low, high
+        if result.call is None:
+            raise SettingError("it did not come from a call of a sampler")
+        return record_call(result.call)
+    except FewstepError as error:
+        warnings.warn(f"{str(path)!r} carries no record of its run: {error}", stacklevel=4)
+        return None
 
 
-def format_ranges(numbers: tuple[int, ...]) -> str:
-    """Returns the inverse of `parse_ranges`: runs of consecutive numbers as `first-last`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+def _as_text(name: str, given: Any) -> str | None:
+    """Returns an argument that was given as text, or not at all."""
+    if given is None or isinstance(given, str):
+        return given
+    raise SettingError(f"its {name} was no text; give it as one, as on the command line")
 
 
-def format_json(run: Run, out: Path, result: Result) -> str:
-    """Returns the text of `--json`: the run, where it was written, and the ledger."""
-    body = {
-        "out": str(out),
-        "ledger": result.ledger.as_dict(),
-        "run": run.model_dump(mode="json", exclude_none=True),
-    }
-    return json.dumps(body, indent=2)
+def _record_guidance(given: Any) -> dict[str, Any]:
+    """Returns the fields of a run that say how it was guided."""
+    if given is None or isinstance(given, str):
+        return {"guidance_spec": given}
+    if isinstance(given, CFG) and given == CFG(given.scale, given.interval):
+        always = given.interval == (0.0, math.inf)
+        return {"cfg_scale": given.scale, "cfg_interval": None if always else given.interval}
+    raise SettingError("its guidance was no text; give it as one, as in 'cfg:scale=2'")

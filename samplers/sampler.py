@@ -1,5 +1,6 @@
 """`Sampler`: a network, ready to be asked for images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,43 @@ from ..models.size import Size
 from ..models.speed import Speed
 from ..solvers import Bound, Schedule, SolverSettings
 from ..solvers.artefact import Artefact
-from .batches import Job
-from .call import LoadedFrom, SamplerCall
 from .conditions import Conditions, check_branches, make_branches
 from .grid import Final
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
-from .loop import Callback, count_stage_calls
+from .loop import Callback, Job
 from .noise import check_seeds
-from .plan import Plan, check_scale, choose_default_schedule, clean_choices, make_plan
+from .plan import (
+    Plan,
+    check_scale,
+    choose_default_schedule,
+    clean_choices,
+    count_stage_calls,
+    make_plan,
+)
+from .run_record import save_result
+
+
+@dataclass(frozen=True)
+class LoadedFrom:
+    """How the network of a sampler was loaded; the arguments of `models.load.load`."""
+
+    source: Any
+    dtype: str | torch.dtype | None = None
+    device: str | torch.device | None = None
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True)
+class SamplerCall:
+    """The arguments of a call.
+
+    loaded:    None where the sampler was made of a network.
+    arguments: by name, as they were given; seeds and class labels as lists of integers.
+    """
+
+    loaded: LoadedFrom | None
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,8 +92,6 @@ class Result:
         Raises:
             SettingError: if it cannot be written there, or the name ends in something else.
         """
-        from .result_file import save_result  # which needs this module
-
         save_result(self, Path(path))
 
 

@@ -20,6 +20,7 @@ from ..models.denoiser import Branch, Network
 from ..models.schedule import Node, TimeGrid
 
 State = TypeVar("State")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,17 @@ class Bound(Protocol):
         ...
 
 
-def drive(step: Step[State], answer: Callable[[Tensor, Any], Tensor]) -> tuple[Tensor, State]:
-    """Runs one step to its end, answering each of its queries."""
+def drive(work: Generator[Query, Tensor, T], answer: Callable[[Tensor, Any], Tensor]) -> T:
+    """Runs a step, or all steps of a run, to the end, and returns what it returns.
+
+    answer: answers each query.
+    """
     try:
-        query = next(step)
+        query = next(work)
         while True:
-            query = step.send(answer(*query))
+            query = work.send(answer(*query))
     except StopIteration as done:
-        result: tuple[Tensor, State] = done.value
+        result: T = done.value
         return result
 
 

@@ -5,7 +5,7 @@ is tested on the CPU, in test_graphs.py and test_waits.py.
 """
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -23,7 +23,8 @@ from fewstep.models.load import load
 from fewstep.models.speed import Speed, faster, use_tf32
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
-from fewstep.samplers.loop import carry
+from fewstep.samplers.loop import BatchRun
+from fewstep.solvers import drive
 
 pytestmark = [
     pytest.mark.gpu,
@@ -142,9 +143,10 @@ def test_no_solver_waits_for_the_device(name):
         return torch.ones(4, 2, 4, 4)
 
     with torch.inference_mode():
-        carry(Denoiser(network), ready, grid, x, Unguided(), noise=noise)
-        with no_waiting():
-            carry(Denoiser(network), ready, grid, x, Unguided(), noise=noise)
+        for watch in (nullcontext, no_waiting):
+            with watch():
+                run = BatchRun(Denoiser(network), ready, grid, Unguided(), noise=noise)
+                drive(run.steps(x), run.answer)
 
 
 @pytest.mark.parametrize("spec", UNGATED)

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from fewstep import CFG, Sampler, __version__
 from fewstep.cli import sample_app
+from fewstep.models.arguments import parse_ranges
 from fewstep.models.errors import SettingError
-from fewstep.samplers.conditions import parse_classes, parse_ranges
+from fewstep.samplers.conditions import parse_classes
 from fewstep.samplers.guidance import Interval, PerturbedAttention, Thresholded
 from fewstep.samplers.plan import read_scale
 from fewstep.solvers.presets import preset

@@ -94,7 +94,7 @@ def test_nothing_of_a_user_is_lost(place, monkeypatch):
 
 def test_single_pictures_are_not_written_over_the_grid_or_the_source(place, monkeypatch):
     """Known once the seeds and the classes are, and refused before an image is drawn."""
-    monkeypatch.setattr("fewstep.samplers.run_record.Run.execute", None)
+    monkeypatch.setattr("fewstep.samplers.run_record.Run.arguments", None)
     words = ["sample", "fashion-dit", "--nfe", "2", "--seeds", "3", "--save-images", "."]
     twice = CliRunner().invoke(app, [*words, "--out", "000003-0.png"])
     assert twice.exit_code == 2

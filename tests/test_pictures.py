@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fewstep.models.arguments import format_ranges, parse_ranges
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
-from fewstep.samplers.conditions import parse_ranges
 from fewstep.samplers.images import make_contact_sheet, to_pil, to_uint8
-from fewstep.samplers.run_record import Run, format_ranges, read_run, save_png
+from fewstep.samplers.run_record import Run, read_run, save_png
 
 
 def test_pixels_are_rounded_and_clipped():

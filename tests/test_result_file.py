@@ -45,7 +45,7 @@ def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices):
     run = read_run(tmp_path / "a.png")
     assert run.classes == (4, 4)
     assert (run.schedule is not None) == (choices == {"nfe": 5})
-    assert torch.equal(run.execute(sampler).samples, result.samples)
+    assert torch.equal(sampler(**run.arguments()).samples, result.samples)
 
 
 def test_samples_are_kept_as_they_are(sampler, tmp_path):

@@ -16,8 +16,8 @@ from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.devices import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
-from fewstep.samplers.loop import carry
-from fewstep.solvers import Executor, StepSchedule
+from fewstep.samplers.loop import BatchRun
+from fewstep.solvers import Executor, StepSchedule, drive
 from fewstep.solvers.artefact import MeanImage
 
 META = torch.device("meta")
@@ -56,8 +56,9 @@ def driven(ready, grid, guidance, conditions=None):
     """The copies of a run; a row of noise is drawn on the CPU where it is asked for."""
     denoiser = Denoiser(on_nothing(grid.schedule), conditions or {})
     x = torch.zeros(2, 1, 2, 2, device=META)
+    run = BatchRun(denoiser, ready, grid, guidance, noise=lambda: torch.zeros(2, 1, 2, 2))
     with torch.no_grad(), Copies() as copies:
-        x = carry(denoiser, ready, grid, x, guidance, noise=lambda: torch.zeros(2, 1, 2, 2))
+        x = drive(run.steps(x), run.answer)
     assert x.device == META
     assert copies.waiting == []
     return copies.all

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
 
+from ...models.arguments import format_ranges, parse_ranges
 from ...models.errors import SettingError
 from ...models.load import embedded_names, read_card
 from ...models.reading import StrictModel
-from ...samplers.conditions import parse_ranges
-from ...samplers.run_record import Run, format_ranges
+from ...samplers.run_record import Run
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
 UNDECIDED = ("batch", "device", "columns", "version")

@@ -220,7 +220,7 @@ def make_draw(images: Drawn, network: Network) -> Draw:
     """Returns a function that draws the images of some seeds, as the protocol says."""
     if images.rival is None:
         sampler = Sampler(network)
-        return lambda seeds: _run_of(images, seeds).execute(sampler)
+        return lambda seeds: sampler(**_run_of(images, seeds).arguments())
     rival = RivalSampler(network, images.rival, images.run.nfe or 0)
 
     def draw(seeds: Sequence[int]) -> Result:

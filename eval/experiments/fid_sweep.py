@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from ...models.arguments import parse_ranges
 from ...models.caching import take_cache
 from ...models.denoiser import Network
 from ...models.errors import ScheduleError, SettingError
 from ...models.reading import StrictModel, first_problem, parse_as, read_text, shorten
 from ...models.registry import parse_spec
-from ...samplers.conditions import check_branches, make_branches, parse_ranges
+from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
 from ...samplers.plan import find_schedule, make_plan

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...models.arguments import MOST_NUMBERS, parse_ranges
 from ...models.denoiser import Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.files import (
@@ -18,7 +19,7 @@ from ...models.files import (
 from ...models.load import load
 from ...models.reading import ordinary_file
 from ...models.registry import parse_spec
-from ...samplers.conditions import MOST_NUMBERS, parse_classes, parse_ranges
+from ...samplers.conditions import parse_classes
 from ...samplers.grid import Final, list_grids
 from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
