@@ -62,7 +62,7 @@ def inception(
     ] = None,
     batch: Batch = 16,
     repeats: Annotated[
-        int, describe("Number of runs of each; the fastest counts.", within=REPEATS)
+        int, describe("Number of runs of each; their median counts.", within=REPEATS)
     ] = 5,
 ) -> None:
     """Compares the Inception features with the TorchScript they come from, in time and value."""

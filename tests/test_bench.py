@@ -1,8 +1,11 @@
 """The benchmarks run, and what they count is what a step must not exceed. Times are not tested."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from fewstep.eval.bench.timing import measure_in_turns, time_call
 from fewstep.eval.experiments import overhead
 from fewstep.eval.experiments.command import measure
 
@@ -53,6 +56,23 @@ def test_counting_sees_full_and_tiny_operations():
 def test_report_has_a_line_per_solver_and_shape():
     lines = overhead.report(steps=3, repeats=1).splitlines()
     assert len(lines) == 2 + len(overhead.PAIRS) * len(overhead.SHAPES)
+
+
+def test_times_are_taken_in_turns_and_the_first_ones_left_out(monkeypatch):
+    order, now = [], [0.0]
+    costs = {"a": [90.0, 90.0, 1.0, 3.0, 2.0], "b": [90.0, 90.0, 20.0, 30.0, 10.0]}
+
+    def work(name):
+        def run():
+            order.append(name)
+            now[0] += costs[name][order.count(name) - 1]
+
+        return run
+
+    monkeypatch.setattr("fewstep.eval.bench.timing.time.perf_counter", lambda: now[0])
+    works = {name: partial(time_call, work(name)) for name in costs}
+    assert measure_in_turns(works, repeats=3, warm=2) == {"a": 2.0, "b": 20.0}
+    assert order == ["a", "b"] * 5
 
 
 def test_commands_are_measured(tmp_path):

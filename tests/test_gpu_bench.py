@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.experiments.gpu import GpuBench, GpuJob
-from fewstep.eval.experiments.gpu_figures import GpuFigure, table, time_medians
+from fewstep.eval.experiments.gpu_figures import GpuFigure, table
 from fewstep.eval.experiments.gpu_jobs import TINY, Large, Small
 from fewstep.eval.experiments.gpu_networks import TINY_DIT, TINY_FLUX, dit, flux
 from fewstep.models.errors import SettingError
@@ -19,23 +19,6 @@ from fewstep.samplers.sampler import Sampler
 
 CPU = torch.device("cpu")
 QUICK = replace(TINY, steps=6)
-
-
-def test_seconds_takes_turns_and_leaves_the_first_runs_out(monkeypatch):
-    order, now = [], [0.0]
-    costs = {"a": [90.0, 90.0, 1.0, 3.0, 2.0], "b": [90.0, 90.0, 20.0, 30.0, 10.0]}
-
-    def work(name):
-        def run():
-            order.append(name)
-            now[0] += costs[name][order.count(name) - 1]
-
-        return run
-
-    monkeypatch.setattr("fewstep.eval.experiments.gpu_figures.time.perf_counter", lambda: now[0])
-    found = time_medians({name: work(name) for name in costs}, CPU, repeats=3, warm=2)
-    assert found == {"a": 2.0, "b": 20.0}
-    assert order == ["a", "b"] * 5
 
 
 def test_figures_are_found_again_and_half_lines_and_other_machines_are_left(tmp_path):

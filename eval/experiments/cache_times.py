@@ -1,12 +1,12 @@
 """The seconds of `fewstep bench cache`: caches in turns with the run without one."""
 
-import statistics
-from collections.abc import Sequence
+from functools import partial
 
 from ...models.errors import FewstepError
 from ..bench.cell import Advance, Experiment
 from ..bench.front_table import FrontRun
 from ..bench.rows import ResultRow, SamplingCost
+from ..bench.timing import measure_in_turns
 from .cache import TIME, CacheBench
 
 Group = tuple[FrontRun, ...]
@@ -35,10 +35,8 @@ class CacheTimes(Experiment[Group, ResultRow]):
         """Returns the ratios of those that have none yet and can be run."""
         missing = [run for run in cell[1:] if self.bench.find_row(run, TIME) is None]
         able = [run for run in missing if self._warm_up(run)]
-        seconds: dict[FrontRun, list[float]] = {run: [] for run in (cell[0], *able)}
-        for _ in range(self.repeats if able else 0):
-            for run, taken in seconds.items():
-                taken.append(self.bench.time_run(run))
+        works = {run: partial(self.bench.time_run, run) for run in (cell[0], *able)} if able else {}
+        seconds = measure_in_turns(works, self.repeats)
         return [self._row(run, seconds[run], seconds[cell[0]]) for run in able]
 
     def _warm_up(self, run: FrontRun) -> bool:
@@ -50,7 +48,6 @@ class CacheTimes(Experiment[Group, ResultRow]):
             return False
         return True
 
-    def _row(self, run: FrontRun, taken: Sequence[float], uncached: Sequence[float]) -> ResultRow:
-        median, usual = statistics.median(taken), statistics.median(uncached)
-        cost = SamplingCost(nfe=run.nfe, rows=run.nfe, effective=0.0, flops=0.0, seconds=median)
-        return ResultRow.now(self.bench.protocol_of(run, TIME), median / usual, cost=cost)
+    def _row(self, run: FrontRun, seconds: float, uncached: float) -> ResultRow:
+        cost = SamplingCost(nfe=run.nfe, rows=run.nfe, effective=0.0, flops=0.0, seconds=seconds)
+        return ResultRow.now(self.bench.protocol_of(run, TIME), seconds / uncached, cost=cost)

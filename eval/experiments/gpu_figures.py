@@ -1,9 +1,8 @@
 """Figures of one machine: measured side by side, kept as they come, printed as a table."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -11,6 +10,7 @@ import torch
 
 from ..bench.store import KeyedRow
 from ..bench.table import aligned_table
+from ..bench.timing import measure_in_turns, time_call
 
 HEADER = ("run", "what", "measured", "asked", "")
 
@@ -85,22 +85,14 @@ def _name_once(name: str, above: str) -> tuple[str]:
 def time_medians(
     works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warm: int = 3
 ) -> dict[str, float]:
-    """Returns the median wall time of each, in turn, after some runs that are not counted.
+    """Returns the median wall time of each, in turns.
 
-    Three of these are enough for what is recorded at its second run.
-
-    The device has nothing to do when a clock starts and when it stops.
+    warm: turns before those that count; three are enough for what is recorded at its second run.
     """
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for n in range(repeats + warm):
-        for name, work in works.items():
-            wait_for(device)
-            start = time.perf_counter()
-            work()
-            wait_for(device)
-            if n >= warm:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in taken.items()}
+    timed = {
+        name: partial(time_call, work, partial(wait_for, device)) for name, work in works.items()
+    }
+    return measure_in_turns(timed, repeats, warm)
 
 
 def wait_for(device: torch.device) -> None:

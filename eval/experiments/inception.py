@@ -1,14 +1,15 @@
 """Our Inception beside the TorchScript that its weights come from: seconds and agreement."""
 
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...models.errors import SettingError
+from ..bench.timing import measure_in_turns, time_call
 from ..extractors.inception import InceptionExtractor, prepared
 from ..extractors.weights import inception_weights, installed_inception
 
@@ -43,13 +44,8 @@ def report(path: Path | None = None, batch: int = 16, repeats: int = 5) -> str:
         0, 256, (batch, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     ours, theirs = (side(images) for side in pair)
-    taken: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for times, side in zip(taken, pair, strict=True):
-            start = time.perf_counter()
-            side(images)
-            times.append((time.perf_counter() - start) / batch)
-    mine, other = map(min, taken)
+    works = {name: partial(time_call, partial(side, images)) for name, side in enumerate(pair)}
+    mine, other = (each / batch for each in measure_in_turns(works, repeats).values())
     return (
         f"Inception, {torch.get_num_threads()} threads, batch {batch}: ours {mine:.4f} s/image,"
         f" TorchScript {other:.4f} s/image, ratio {other / mine:.2f};"

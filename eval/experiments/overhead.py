@@ -6,11 +6,11 @@ float32, the median over runs that alternate between the two sides. Making the c
 out: full ones are as large as the state, tiny ones smaller.
 """
 
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...models.schedule import Node, RectifiedFlow, VPDiscrete
 from ...samplers.grid import time_grid
 from ...solvers import drive, solver
+from ..bench.timing import measure_in_turns
 
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
 VIEWS = {"alias", "detach", "expand", "select", "slice", "squeeze", "unsqueeze", "view"}
@@ -38,6 +39,7 @@ class Pair:
     flow: bool = False
 
 
+Make = Callable[[Pair, int], Solve]  # of a side, for a number of steps
 MULTISTEP, SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 PAIRS = (
     Pair("ddim", "DDIMScheduler"),
@@ -115,9 +117,9 @@ def make_theirs(pair: Pair, steps: int) -> Solve:
     return run
 
 
-def time_step(run: Solve, shape: tuple[int, ...], steps: int) -> float:
-    """Returns the CPU time of one run, per step."""
-    x, out = torch.ones(shape), torch.full(shape, 0.5)
+def time_step(make: Make, pair: Pair, shape: tuple[int, ...], steps: int) -> float:
+    """Returns the CPU time of one run of a side in microseconds per step."""
+    run, x, out = make(pair, steps), torch.ones(shape), torch.full(shape, 0.5)
     start = time.thread_time()
     run(x, out)
     return (time.thread_time() - start) / steps * 1e6
@@ -134,22 +136,18 @@ def count_operations(run: Solve, steps: int) -> tuple[float, float]:
 def make_row(pair: Pair, shape: tuple[int, ...], steps: int, repeats: int) -> str:
     """Returns one line of the table."""
     sides = (make_ours, make_theirs) if pair.rival else (make_ours,)
-    taken: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for times, side in zip(taken, sides, strict=True):
-            times.append(time_step(side(pair, steps), shape, steps))
-    mine, *other = map(statistics.median, taken)
-    line = f"{pair.name:12} {shape[0]:5} {mine:8.1f} " + _counts(
-        count_operations(make_ours(pair, steps), steps)
-    )
+    works = {side: partial(time_step, side, pair, shape, steps) for side in sides}
+    mine, *other = measure_in_turns(works, repeats).values()
+    line = f"{pair.name:12} {shape[0]:5} {mine:8.1f} {_count(make_ours(pair, steps), steps)}"
     if not other:
         return line
-    rival = _counts(count_operations(make_theirs(pair, steps), steps))
+    rival = _count(make_theirs(pair, steps), steps)
     return f"{line} {other[0]:10.1f} {rival} {other[0] / mine:7.1f}x"
 
 
-def _counts(counts: tuple[float, float]) -> str:
-    return f"{counts[0]:6.1f} /{counts[1]:6.1f}"
+def _count(run: Solve, steps: int) -> str:
+    full, tiny = count_operations(run, steps)
+    return f"{full:6.1f} /{tiny:6.1f}"
 
 
 def report(steps: int = 20, repeats: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""Extractors: networks that turn images into features. One file each."""
+"""Extractors: networks that turn images into features."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +9,8 @@ from torch import Tensor
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import find_device
 from ..statistics import FeatureOrigin
+
+Loader = Callable[[Path | None, str], "Extractor"]
 
 
 class Extractor(Protocol):
@@ -53,23 +55,22 @@ def _small(path: Path | None, device: str) -> Extractor:
     return load_small(device)
 
 
-def _dinov2(path: Path | None, device: str) -> Extractor:
-    from .dinov2 import load_dinov2
+def _transformer(name: str) -> Loader:
+    """Returns the loader of a network of transformers."""
 
-    return load_dinov2(path, device)
+    def load(path: Path | None, device: str) -> Extractor:
+        from .transformer import CARDS, load_transformer
+
+        return load_transformer(CARDS[name], path, device)
+
+    return load
 
 
-def _clip(path: Path | None, device: str) -> Extractor:
-    from .clip import load_clip
-
-    return load_clip(path, device)
-
-
-LOADERS: dict[str, Callable[[Path | None, str], Extractor]] = {
+LOADERS: dict[str, Loader] = {
     "inception": _inception,
     "small": _small,
-    "dinov2": _dinov2,
-    "clip": _clip,
+    "dinov2": _transformer("dinov2"),
+    "clip": _transformer("clip"),
 }
 
 

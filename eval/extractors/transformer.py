@@ -1,4 +1,4 @@
-"""Extractors that come from transformers: what DINOv2 and CLIP have in common."""
+"""Extractors that come from transformers: DINOv2 ViT-L/14 and CLIP ViT-L/14."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +37,28 @@ class Card:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     side: int = 224
+
+
+CARDS = {
+    "dinov2": Card(  # whose Frechet distance ranks images as people do (arXiv:2306.04675)
+        name="dinov2",
+        repo="facebook/dinov2-large",
+        cls="Dinov2Model",
+        output="pooler_output",  # the class token after the last norm
+        dim="hidden_size",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
+    "clip": Card(  # its image embeddings before they are scaled to length 1 (arXiv:2103.00020)
+        name="clip",
+        repo="openai/clip-vit-large-patch14",
+        cls="CLIPVisionModelWithProjection",
+        output="image_embeds",
+        dim="projection_dim",
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+}
 
 
 class TransformerExtractor:
