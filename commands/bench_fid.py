@@ -166,8 +166,8 @@ def fid_nfe(
     from ..eval.bench.team import team
     from ..eval.experiments.fid_evaluator import make_evaluator
     from ..eval.experiments.fid_nfe import QualityBench
-    from ..eval.experiments.fid_page import write_report
     from ..eval.experiments.fid_points import row_line
+    from ..eval.experiments.fid_report import write_report
     from ..eval.experiments.fid_sweep import Sweep
 
     files = outputs.check([store])
@@ -199,7 +199,7 @@ def fid_table(
 ) -> None:
     """Prints the table of all figures in some stores; refuses rows that cannot be compared."""
     from ..eval.bench.rows import ResultStore
-    from ..eval.experiments.fid_page import write_report
+    from ..eval.experiments.fid_report import write_report
 
     files = outputs.check(stores)
     read = [ResultStore.existing(path) for path in stores]

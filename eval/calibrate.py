@@ -23,7 +23,7 @@ from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
 from .bench.runner import run_cells
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
-from .experiments.cache_policies import DEEP, FITTED, GATED, TAYLOR
+from .experiments.caches import DEEP, FITTED, GATED, TAYLOR
 from .options import make_request
 from .requests import CalibrationRequest
 

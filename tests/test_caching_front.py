@@ -17,10 +17,9 @@ from fewstep.eval.experiments.cache import (
     CacheBench,
     CacheFront,
 )
-from fewstep.eval.experiments.cache_policies import POLICIES
-from fewstep.eval.experiments.cache_rivals import is_rival, rival_run
 from fewstep.eval.experiments.cache_table import CacheTable
 from fewstep.eval.experiments.cache_times import CacheTimes
+from fewstep.eval.experiments.caches import POLICIES, is_rival, rival_run
 from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.sampler import Sampler

@@ -26,11 +26,13 @@ from fewstep.eval.bench.team import Team, team
 from fewstep.eval.experiments import fid_nfe
 from fewstep.eval.experiments.fid_evaluator import (
     ImageEvaluator,
+    Partial,
+    features_of,
     make_evaluator,
+    merge_parts,
     split_label,
 )
 from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row, quantise
-from fewstep.eval.experiments.fid_partial import Partial, features_of, merge_parts
 from fewstep.eval.experiments.fid_points import setting_label
 from fewstep.eval.experiments.fid_sweep import Entry, Sweep, check_choices, plan_cells
 from fewstep.eval.metrics import Features, Need, metric

@@ -19,9 +19,8 @@ from fewstep.eval.bench.report import ReportFiles
 from fewstep.eval.bench.rows import ResultRow, ResultStore, SamplingCost
 from fewstep.eval.bench.table import format_number
 from fewstep.eval.experiments.fid_nfe import picture_path
-from fewstep.eval.experiments.fid_page import page, write_report
 from fewstep.eval.experiments.fid_points import QualityTable
-from fewstep.eval.experiments.fid_table import as_csv, details, markdown, means
+from fewstep.eval.experiments.fid_report import as_csv, details, markdown, means, page, write_report
 from fewstep.models.errors import SettingError, UnknownNameError
 
 

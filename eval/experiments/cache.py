@@ -10,7 +10,6 @@ effective evaluations, of whichever solver is best there. Evaluations are effect
 Seconds are measured in a pass of their own, in turns with the uncached run.
 """
 
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +32,7 @@ from ..bench.front_table import FrontPoint, FrontRun
 from ..bench.protocol import Protocol
 from ..bench.rows import ResultRow
 from ..cache_calibration import Observed, observed
-from .cache_policies import POLICIES
-from .cache_rivals import is_rival, rival_effective, rival_run
+from .caches import POLICIES, is_rival, rival_effective, rival_run
 
 TO_EXACT = "relative l2 to the converged run"
 TO_UNCACHED = "relative l2 to the uncached run"
@@ -148,36 +146,32 @@ class CacheBench(FrontBench):
 
     def measure(self, cell: FrontRun, advance: Advance) -> list[ResultRow]:
         """Returns the errors of one run."""
-        with _without_advice():
-            result, effective = self.execute(cell)
-        cost, rows = cost_of(result, effective), []
+        result = self.execute(cell)
+        cost, rows = cost_of(result, self._effective(cell, result)), []
         for metric in self._metrics(cell):
             value = compare(metric, result.samples, self._target(cell, metric))
             rows.append(ResultRow.now(self.protocol_of(cell, metric), value, cost=cost))
         return rows
 
-    def execute(self, cell: FrontRun) -> tuple[Result, float]:
-        """Returns one run and its effective evaluations per image."""
-        network, count, call = self.network(cell.model), self.front.images, self.call(cell)
-        if cell.policy is not None and is_rival(cell.policy):
-            result = rival_run(network, cell.policy, count, cell.nfe, **call)
-            effective = rival_effective(network, cell.policy, count, cell.nfe, **call)
-            return result, effective
-        policy = None if cell.policy is None else self.policy(cell)
-        result = Sampler(network)(range(count), batch=count, nfe=cell.nfe, cache=policy, **call)
-        return result, result.ledger.effective_nfe
-
-    def time_run(self, cell: FrontRun) -> float:
-        """Returns the wall time of one run per image."""
+    def execute(self, cell: FrontRun) -> Result:
+        """Returns one run."""
         network, count, call = self.network(cell.model), self.front.images, self.call(cell)
         with _without_advice():
             if cell.policy is not None and is_rival(cell.policy):
-                result = rival_run(network, cell.policy, count, cell.nfe, **call)
-                return result.ledger.seconds / count
+                return rival_run(network, cell.policy, count, cell.nfe, **call)
             cache = None if cell.policy is None else self.policy(cell)
-            start = time.perf_counter()
-            Sampler(network)(range(count), batch=count, nfe=cell.nfe, cache=cache, **call)
-            return (time.perf_counter() - start) / count
+            return Sampler(network)(range(count), batch=count, nfe=cell.nfe, cache=cache, **call)
+
+    def _effective(self, cell: FrontRun, result: Result) -> float:
+        """Returns the effective evaluations per image of a run."""
+        if cell.policy is None or not is_rival(cell.policy):
+            return result.ledger.effective_nfe
+        network, call = self.network(cell.model), self.call(cell)
+        return rival_effective(network, cell.policy, self.front.images, cell.nfe, **call)
+
+    def time_run(self, cell: FrontRun) -> float:
+        """Returns the seconds of sampling in one run, per image."""
+        return self.execute(cell).ledger.seconds / self.front.images
 
     def policy(self, cell: FrontRun) -> Policy:
         """Returns the cache of a run, with what is fitted to the run."""

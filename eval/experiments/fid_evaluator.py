@@ -1,17 +1,166 @@
-"""How images become a figure: the metric, the extractor and the reference of a sweep."""
+"""How images become a figure: what one process has gathered of a cell, and what is made of it all.
 
-from dataclasses import dataclass
+Features are kept as the metric needs them: as sums where it needs statistics, so that memory does
+not grow with n, else batch by batch. What is gathered is saved beside the store, whole or not at
+all, and belongs to one way of splitting the work: another batch size or number of processes starts
+the cell anew.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ...models.errors import SettingError
+from ...models.files import write_whole
+from ...models.ledger import Ledger
 from ..bench.protocol import Measure, file_sha256
+from ..bench.rows import TimeSpent
 from ..data import ImageSet
-from ..extractors import Extractor, extractor
-from ..metrics import Features, SetMetric, metric
+from ..extractors import Extractor, extractor, origin_of
+from ..metrics import Features, Need, SetMetric, metric
 from ..metrics.command import side
+from ..metrics.features import Splits
 from ..metrics.measure import reference_features
-from .fid_partial import Partial, features_of
+from ..statistics import Moments, StatisticsError
 from .fid_sweep import Sweep
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass
+class Partial:
+    """Sums of what this process has done.
+
+    done:    batches, of those that are its own.
+    effective: network rows in units of full ones, by FLOPs.
+    moments: of each output whose statistics are needed.
+    batches: features of each output that is needed whole, batch by batch.
+    """
+
+    moments: dict[str, Moments]
+    batches: dict[str, list[Tensor]]
+    done: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    effective: float = 0.0
+    clock: TimeSpent = field(default_factory=TimeSpent)
+
+    @classmethod
+    def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need]) -> "Partial":
+        """Returns one with nothing done; raises StatisticsError for an output that is lacking."""
+        for need in needs:
+            if need.output not in outputs:
+                raise StatisticsError(
+                    f"this extractor gives no {need.output} features, only {', '.join(outputs)};"
+                    " take another metric"
+                )
+        sums = {n.output: Moments(outputs[n.output]) for n in needs if n.form == "statistics"}
+        return cls(sums, {need.output: [] for need in needs if need.form != "statistics"})
+
+    def add(self, features: Mapping[str, Tensor]) -> None:
+        """Adds the features of one batch."""
+        for output, moments in self.moments.items():
+            moments.update(features[output])
+        for output, parts in self.batches.items():
+            if not torch.isfinite(features[output]).all():
+                raise StatisticsError(f"{output} features hold NaN or infinity; look at the images")
+            parts.append(features[output].float())
+        self.done += 1
+
+    def count(self, ledger: Ledger, clock: TimeSpent) -> None:
+        """Adds what a batch cost."""
+        share = 1.0 if ledger.cache is None else ledger.cache.relative_cost
+        self._add(ledger, ledger.rows * share, clock)
+
+    def take(self, other: "Partial") -> None:
+        """Adds what another process has done, without its whole features."""
+        for output, moments in other.moments.items():
+            self.moments[output].merge(moments)
+        self._add(other.ledger, other.effective, other.clock)
+
+    def _add(self, ledger: Ledger, effective: float, clock: TimeSpent) -> None:
+        self.effective += effective
+        for name in ("images", "evaluations", "rows", "calls", "seconds"):
+            setattr(self.ledger, name, getattr(self.ledger, name) + getattr(ledger, name))
+        self.clock = add_times(self.clock, clock)
+
+    def save(self, path: Path) -> None:
+        """Writes the npz."""
+        arrays = {
+            f"moments {name}": each.to_tensor().numpy() for name, each in self.moments.items()
+        }
+        for name, parts in self.batches.items():
+            arrays |= {f"batch {i} {name}": each.numpy() for i, each in enumerate(parts)}
+        ledger, clock = self.ledger, self.clock
+        counts = [self.done, ledger.images, ledger.evaluations, ledger.rows, ledger.calls]
+        times = [ledger.seconds, clock.sampling, clock.features, clock.total, self.effective]
+
+        def write(file: IO[bytes]) -> None:
+            np.savez(file, allow_pickle=False, counts=counts, times=times, **arrays)
+
+        write_whole(path, write)
+
+    def load(self, path: Path) -> bool:
+        """Takes over what the file holds; returns False if there is none that can be read."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                counts, (seconds, *times, effective) = (
+                    file["counts"].tolist(),
+                    file["times"].tolist(),
+                )
+                sampling, features, total = times
+                sums = {o: torch.from_numpy(file[f"moments {o}"]) for o in self.moments}
+                batches = {
+                    o: [torch.from_numpy(file[f"batch {i} {o}"]) for i in range(counts[0])]
+                    for o in self.batches
+                }
+        except UNREADABLE:
+            return False
+        self.moments = {output: Moments.from_tensor(flat) for output, flat in sums.items()}
+        self.batches, self.done = batches, counts[0]
+        images, evaluations, rows, calls = counts[1:]
+        self.ledger, self.effective = Ledger(images, evaluations, rows, calls, seconds), effective
+        self.clock = TimeSpent(sampling=sampling, features=features, total=total)
+        return True
+
+
+def add_times(a: TimeSpent, b: TimeSpent) -> TimeSpent:
+    """Returns the sum of two clocks."""
+    return TimeSpent(
+        **{name: getattr(a, name) + getattr(b, name) for name in TimeSpent.model_fields}
+    )
+
+
+def merge_parts(parts: Sequence[Partial]) -> Partial:
+    """Returns what all processes have done, whole features in the order of the images."""
+    total, *others = parts
+    for other in others:
+        total.take(other)
+    for output in total.batches:
+        turns = zip_longest(*(part.batches[output] for part in parts))
+        total.batches[output] = [batch for turn in turns for batch in turn if batch is not None]
+    return total
+
+
+def features_of(part: Partial, needs: Sequence[Need], extractor: Extractor) -> Features:
+    """Returns what a metric takes."""
+    origin, splits, rows = origin_of(extractor), {}, {}
+    for need in needs:
+        if need.form == "statistics":
+            continue
+        rows[need.output] = torch.cat(part.batches[need.output])
+        if need.form == "splits":
+            keeper = Splits()
+            keeper.update(rows.pop(need.output))
+            splits[need.output] = keeper.scores()
+    statistics = {output: moments.statistics(origin) for output, moments in part.moments.items()}
+    return Features(part.ledger.images, statistics, rows, splits)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from ..bench.protocol import Drawn, Measure, Protocol, Real
 from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
 from ..bench.team import Team
 from ..data import images_of
-from .fid_evaluator import ImageEvaluator
-from .fid_partial import Partial, merge_parts
+from .fid_evaluator import ImageEvaluator, Partial, merge_parts
 from .fid_sweep import QualityCell, Sweep, plan_cells
 from .rivals import RivalSampler
 

@@ -14,7 +14,7 @@ from ...models.speed import Speed
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.noise import Noise
 from ...samplers.sampler import Sampler
-from .cache_rivals import rival_run
+from .caches import rival_run
 from .gpu_figures import GpuFigure, time_medians
 from .gpu_networks import DIT, FLUX, TINY_DIT, TINY_FLUX, Sized
 from .rivals import RivalSampler

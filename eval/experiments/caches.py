@@ -1,12 +1,13 @@
-"""Caches of others on our networks: diffusers' own and cache-dit, each run as it is meant to.
+"""The caches that are compared: ours where none are named, and those of others.
 
     diffusers-taylorseer:cache_interval=3,max_order=1     TaylorSeerCacheConfig
     diffusers-first-block:threshold=0.1                    FirstBlockCacheConfig
     cache-dit:residual_diff_threshold=0.1,taylor=1         DBCacheConfig, with its calibrator
 
-Settings are those of the rival's own configuration. diffusers' patterns of TaylorSeer end in "attn"
-and match nothing on DiT, so its modules are named explicitly. cache-dit is no dependency of the
-package: `pip install cache-dit`. All take branches that are one batch as one context, as ours does.
+Those of others run as they are meant to, with the settings of their own configuration. diffusers'
+patterns of TaylorSeer end in "attn" and match nothing on DiT, so its modules are named explicitly.
+cache-dit is no dependency of the package: `pip install cache-dit`. All take branches that are one
+batch as one context, as ours does.
 """
 
 import os
@@ -27,6 +28,58 @@ from ...models.errors import FewstepError, SettingError
 from ...models.registry import parse_spec
 from ...samplers.sampler import Result, Sampler
 
+# What `fewstep bench cache` and `fewstep calibrate` try where no cache is named.
+INTERVALS = (2, 3, 4, 5)
+
+TAYLOR = tuple(
+    f"taylorseer:interval={interval},order={order}{level}"
+    for level in (",level=last-block", "")
+    for interval in INTERVALS
+    for order in (0, 1, 2)
+)
+GATED = (
+    *(
+        f"cg-taylor:threshold={threshold},lead={lead}"
+        for lead in (1, 2, 3)
+        for threshold in (0.02, 0.05, 0.1, 0.2)
+    ),
+    *(
+        f"first-block:threshold={threshold},lead={lead},order={order}"
+        for lead in (1, 2)
+        for order in (0, 1)
+        for threshold in (0.05, 0.1, 0.2)
+    ),
+)
+FITTED = (
+    *(f"teacache:threshold={threshold}" for threshold in (0.02, 0.05, 0.1, 0.2, 0.4)),
+    *(f"magcache:threshold={threshold}" for threshold in (0.03, 0.06, 0.12, 0.24)),
+)
+MASKED = (
+    "fixed-mask:compute=[0,1,2,3,5,7,10,13,16,19]",
+    "fixed-mask:compute=[0,1,3,6,9,12,15,18,21,24,27,29]",
+)
+THEIRS = (
+    *(
+        f"diffusers-taylorseer:cache_interval={n},max_order=1,disable_cache_before_step=2"
+        for n in (2, 3, 4, 6)
+    ),
+    *(f"diffusers-first-block:threshold={threshold}" for threshold in (0.05, 0.1, 0.2, 0.4)),
+    *(
+        f"cache-dit:residual_diff_threshold={threshold},Fn_compute_blocks=1,max_warmup_steps=3{end}"
+        for end in ("", ",taylor=1")
+        for threshold in (0.08, 0.16, 0.3, 0.6)
+    ),
+)
+DEEP = (
+    *(f"deepcache:interval={interval},branch={b}" for interval in (2, 3, 4, 5) for b in (0, 1, 2)),
+    *(text for text in TAYLOR if "last-block" in text),
+)
+POLICIES = {
+    "fashion-dit": (*TAYLOR, *GATED, *FITTED, *MASKED, *THEIRS),
+    "fashion-unet": DEEP,
+}
+
+
 Attach = Callable[[nn.Module, Mapping[str, Any], int], Callable[[], None]]
 CONTEXT = "cond"
 
@@ -45,12 +98,8 @@ def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
     """
     name, settings = parse_spec(spec)
     module: Any = network.module
-    try:
+    with _one_line_errors(spec):
         detach = RIVALS[name](module, settings, calls)
-    except FewstepError:
-        raise
-    except Exception as error:  # theirs raise whatever they like
-        raise SettingError(f"{spec}: {type(error).__name__}: {_line(error)}") from error
     try:
         yield
     finally:
@@ -59,13 +108,20 @@ def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
 
 def rival_run(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> Result:
     """Returns one run under a rival's cache; raises SettingError if it fails there."""
-    with rival_cache(network, spec, nfe):
-        try:
-            return Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
-        except FewstepError:
-            raise
-        except Exception as error:
-            raise SettingError(f"{spec}: {type(error).__name__}: {_line(error)}") from error
+    with rival_cache(network, spec, nfe), _one_line_errors(spec):
+        return Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
+
+
+@contextmanager
+def _one_line_errors(spec: str) -> Iterator[None]:
+    """Turns whatever others raise into a SettingError of one line."""
+    try:
+        yield
+    except FewstepError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SettingError(f"{spec}: {type(error).__name__}: {reason}") from error
 
 
 def rival_effective(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> float:
@@ -157,10 +213,6 @@ def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Ca
             vars(module).pop(name, None)
 
     return detach
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 RIVALS: dict[str, Attach] = {
