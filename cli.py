@@ -14,7 +14,6 @@ from fewstep.commands import (
     bench_editing,
     bench_fid,
     bench_fronts,
-    bench_gpu,
     calibrate,
     data,
     editing,
@@ -61,7 +60,7 @@ BENCH: Commands = {
     "fid-nfe": bench_fid.fid_nfe,
     "table": bench_fid.fid_table,
     "command": bench.command,
-    "gpu": bench_gpu.gpu,
+    "gpu": bench.gpu,
     "inversion": bench_editing.inversion,
     "edit": bench_editing.edit,
 }

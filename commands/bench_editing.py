@@ -58,12 +58,11 @@ def inversion(
     options: InversionOptions, store: StoreFile = Path("inversion.jsonl"), quiet: QuietTable = False
 ) -> None:
     """Measures PSNR after inversion and reconstruction, for all solvers in one table."""
-    from ..eval.bench.runner import run_cells
+    from ..eval.bench.runner import run_all
     from ..eval.experiments.inversion import InversionBench, lines
 
     bench = InversionBench(options.table(), store)
-    for _ in run_cells(bench, progress=not quiet):
-        pass
+    run_all(bench, progress=not quiet)
     echo(lines(bench.rows()))
 
 

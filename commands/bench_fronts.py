@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ from .console import echo, echo_left_out
 from .gather import gather_options, take_given
 
 if TYPE_CHECKING:
+    from ..eval.bench.cell import Experiment
     from ..eval.bench.front import FrontBench
     from ..eval.bench.front_table import FrontTable
     from ..eval.bench.rows import ResultStore
@@ -148,8 +149,14 @@ class FrontOutputs:
         store.check()
         return store
 
-    def show(self, bench: "FrontBench", table: "FrontTable") -> None:
-        """Prints the table of what is in the store, and draws it."""
+    def run(
+        self, bench: "FrontBench", table: "FrontTable", *further: "Experiment[Any, Any]"
+    ) -> None:
+        """Measures what is missing, prints the table of what is in the store, and draws it."""
+        from ..eval.bench.runner import run_all
+
+        for each in (bench, *further):
+            run_all(each, progress=not self.quiet)
         echo_left_out(bench.remarks)
         echo(table.lines(bench.points(), self.table))
         if self.plot is not None:
@@ -164,14 +171,10 @@ def guidance_front(
 
     Finished figures are in the store and are not measured again.
     """
-    from ..eval.bench.runner import run_cells
     from ..eval.experiments.guidance import GuidanceBench, GuidanceTable
 
-    kept = outputs.open_store(store)
-    bench = GuidanceBench(options.front(), kept, outputs.device)
-    for _ in run_cells(bench, progress=not outputs.quiet):
-        pass
-    outputs.show(bench, GuidanceTable())
+    rows = outputs.open_store(store)
+    outputs.run(GuidanceBench(options.front(), rows, outputs.device), GuidanceTable())
 
 
 @gather_options
@@ -191,15 +194,9 @@ def cache_front(
 
     Finished figures are in the store and are not measured again.
     """
-    from ..eval.bench.runner import run_cells
     from ..eval.experiments.cache import CacheBench
     from ..eval.experiments.cache_table import CacheTable
     from ..eval.experiments.cache_times import CacheTimes
 
-    kept = outputs.open_store(store)
-    bench = CacheBench(options.front(), kept, outputs.device)
-    for _ in run_cells(bench, progress=not outputs.quiet):
-        pass
-    for _ in run_cells(CacheTimes(bench, time), progress=not outputs.quiet) if time else ():
-        pass
-    outputs.show(bench, CacheTable())
+    bench = CacheBench(options.front(), outputs.open_store(store), outputs.device)
+    outputs.run(bench, CacheTable(), *([CacheTimes(bench, time)] if time else []))

@@ -21,7 +21,7 @@ from ..samplers.cache_file import CacheFigures, CacheFile
 from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
-from .bench.runner import run_cells
+from .bench.runner import run_all
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
 from .experiments.caches import DEEP, FITTED, GATED, TAYLOR
 from .options import make_request
@@ -83,8 +83,7 @@ def calibrate(network: str, *, progress: bool = False, **options: Any) -> CacheF
             " fewstep.eval.guidance_calibration.propose_threshold"
         )
     bench = make_bench(request)
-    for _ in run_cells(bench, progress=progress):
-        pass
+    run_all(bench, progress=progress)
     file = Calibration.of(request, bench).file()
     file.write(request.out)
     return file

@@ -41,6 +41,12 @@ def run_cells(experiment: Experiment[C, R], progress: bool = False) -> Iterator[
             experiment.clear(cell)
 
 
+def run_all(experiment: Experiment[C, R], progress: bool = False) -> None:
+    """Measures what is missing; see `run_cells`."""
+    for _ in run_cells(experiment, progress):
+        pass
+
+
 def _take_turns(experiment: Experiment[C, R], waiting: Sequence[C]) -> Iterator[C]:
     """Yields the cells that are this team's to measure: its first process claims them."""
     turns = experiment.store.turns(waiting, experiment.identify, experiment.is_done)
