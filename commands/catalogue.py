@@ -13,7 +13,7 @@ from ..samplers.grid import IN_LAM, IN_TIME, list_grids
 from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
 from ..samplers.spacing import SPACINGS
-from ..solvers import names, solver
+from ..solvers import SolverSettings, names, solver
 from ..solvers.presets import preset, preset_names
 
 Rows = list[tuple[str, ...]]
@@ -24,23 +24,42 @@ def _read_first_line(thing: object) -> str:
 
 
 def _list_solvers() -> Rows:
-    rows: Rows = [("solver", "order", "calls/step", "kind", "runs on", "settings", "source")]
-    for name in names():
-        settings = solver(name)
-        info = settings.info
-        options = [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings)]  # type: ignore[arg-type]
+    rows: Rows = [
+        ("solver", "other names", "order", "calls/step", "kind", "runs on", "settings", "source")
+    ]
+    settings = [solver(name) for name in names()]
+    for each in settings:
+        info = each.info
+        if info.same_as:
+            continue
+        others = [other for other in settings if other.info.same_as == info.name]
         rows.append(
             (
-                name,
+                info.name,
+                ", ".join(_format_name(other, each) for other in others),
                 str(info.order),
                 "any" if info.adaptive else str(info.calls_per_step),
                 info.kind,
                 ", ".join(info.families) or "all",
-                " ".join(options),
+                " ".join(_list_defaults(each)),
                 info.source,
             )
         )
     return rows
+
+
+def _format_name(alias: SolverSettings, method: SolverSettings) -> str:
+    """Returns another name of a method, with settings and schedules that the method has not."""
+    info, options = alias.info, _list_defaults(alias)
+    runs_on = f" ({', '.join(info.families)} only)" if info.families else ""
+    if options and options != _list_defaults(method):
+        return f"{info.name}:{','.join(options)}{runs_on}"
+    return f"{info.name}{runs_on}"
+
+
+def _list_defaults(settings: SolverSettings) -> list[str]:
+    """Returns every setting of a solver as `name=default`."""
+    return [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings)]  # type: ignore[arg-type]
 
 
 def _list_grids() -> Rows:

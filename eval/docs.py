@@ -42,7 +42,9 @@ def _index(families: dict[str, list[SolverSettings]]) -> str:
     for family, members in sorted(families.items()):
         for each in members:
             info, page = each.info, f"[{family}]({family}.md)"
-            rows.append(f"| `{info.name}` | {info.order} | {_calls(info)} | {info.kind} | {page} |")
+            same = f" = `{info.same_as}`" if info.same_as else ""
+            cells = (f"`{info.name}`{same}", info.order, _calls(info), info.kind, page)
+            rows.append(f"| {' | '.join(map(str, cells))} |")
     head = "| solver | order | calls per step | kind | page |\n|---|---|---|---|---|\n"
     return "# Solvers\n\n" + NOTE + "\n" + head + "\n".join(rows) + "\n"
 
@@ -62,10 +64,9 @@ def _page(family: str, members: list[SolverSettings]) -> str:
 def _facts(settings: SolverSettings) -> str:
     info = settings.info
     runs_on = f" Runs on {', '.join(info.families)} schedules." if info.families else ""
-    return (
-        f"## `{info.name}`\n\nOrder {info.order}, {_calls(info)} per step, {info.kind}.{runs_on}"
-        f" Source: {info.source}."
-    )
+    same = f" `{info.same_as}` by another name." if info.same_as else ""
+    facts = f"Order {info.order}, {_calls(info)} per step, {info.kind}.{same}{runs_on}"
+    return f"## `{info.name}`\n\n{facts} Source: {info.source}."
 
 
 def _own_doc(cls: type[Any]) -> str:

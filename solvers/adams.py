@@ -25,11 +25,12 @@ tAB-DEIS interpolates eps in the schedule's own t over the last K + 1 nodes,
 with l_j the Lagrange polynomials in t, over fewer nodes in the first steps. The integral is taken
 over kappa, of which t is a smooth function down to kappa = 0, where kappa itself goes as a root
 of t; 32 Gauss-Legendre points. The step to sigma = 0 has the full order, and the node alpha = 0
-stays in use, as t and eps are finite there.
+stays in use, as t and eps are finite there. Where t is kappa, on EDM, `deis-tab3` is `lms`.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -104,7 +105,10 @@ class IPNDM(LinearSolver):
 
 def _ipndm_info(p: int) -> SolverInfo:
     source = f"arXiv:2204.13902 (iPNDM), {p} terms; after arXiv:2202.09778"
-    return SolverInfo(name=f"ipndm-{p}", order=min(p, 2), calls_per_step=1, source=source)
+    same_as = "ddim" if p == 1 else ""
+    return SolverInfo(
+        name=f"ipndm-{p}", order=min(p, 2), calls_per_step=1, source=source, same_as=same_as
+    )
 
 
 @register
@@ -171,9 +175,7 @@ class LMS(LinearSolver):
 class IPNDMV(LMS):
     """`lms` by the name it has in diff-sampler: iPNDM with the weights of the true steps."""
 
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ipndm-v", order=2, calls_per_step=1, source="arXiv:2204.13902 (rhoAB-DEIS)"
-    )
+    info: ClassVar[SolverInfo] = replace(LMS.info, name="ipndm-v", same_as="lms")
 
 
 def _straight(node: Node) -> Node:
@@ -210,7 +212,10 @@ class DEISTab(LinearSolver):
 
 def _deis_tab_info(k: int, order: int) -> SolverInfo:
     source = f"arXiv:2204.13902 eq. 15, r = {k}"
-    return SolverInfo(name=f"deis-tab{k}", order=order, calls_per_step=1, source=source)
+    same_as = "ddim" if k == 0 else ""
+    return SolverInfo(
+        name=f"deis-tab{k}", order=order, calls_per_step=1, source=source, same_as=same_as
+    )
 
 
 @register

@@ -42,6 +42,7 @@ x_s; m_s is not evaluated again, so the corrector costs no call. It raises the o
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
@@ -79,6 +80,7 @@ class Euler(DDIM):
         calls_per_step=1,
         source="arXiv:2206.00364 alg. 1 without lines 6-8; arXiv:2209.03003 eq. 1",
         families=("edm", "flow"),
+        same_as="ddim",
     )
 
 
@@ -96,15 +98,12 @@ def _dpmpp_steps(
 
 @register
 @dataclass(frozen=True)
-class DPMpp1M(Encoder):
+class DPMpp1M(DDIM):
     """Order 1: the DDIM step under its other name."""
 
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpmpp-1m", order=1, calls_per_step=1, source="arXiv:2211.01095 eq. 9, k = 1"
+    info: ClassVar[SolverInfo] = replace(
+        DDIM.info, name="dpmpp-1m", source="arXiv:2211.01095 eq. 9, k = 1", same_as="ddim"
     )
-
-    def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        return [StepSpec()] * grid.steps
 
 
 @register
@@ -199,15 +198,19 @@ class DEIS(Encoder):
         return steps
 
 
-def _deis_info(p: int, order: int) -> SolverInfo:
+def _deis_info(p: int, order: int, same_as: str = "") -> SolverInfo:
     source = f"arXiv:2204.13902 sec. 3 with lam for t, {p} terms"
-    return SolverInfo(name=f"deis-{p}", order=order, calls_per_step=1, source=source)
+    return SolverInfo(
+        name=f"deis-{p}", order=order, calls_per_step=1, source=source, same_as=same_as
+    )
 
 
 @register
 @dataclass(frozen=True)
 class DEIS1(DEIS):
-    info: ClassVar[SolverInfo] = _deis_info(1, order=1)
+    """The DDIM step."""
+
+    info: ClassVar[SolverInfo] = _deis_info(1, order=1, same_as="ddim")
     p: ClassVar[int] = 1
 
 

@@ -20,6 +20,7 @@ class SolverInfo:
     stochastic:     whether it adds noise.
     adaptive:       whether it chooses its own steps, so that its cost is known only afterwards.
     families:       noise schedule families it runs on; empty for all.
+    same_as:        the method that this is by another name, with every setting left as it is.
     """
 
     name: str
@@ -29,6 +30,7 @@ class SolverInfo:
     stochastic: bool = False
     adaptive: bool = False
     families: tuple[str, ...] = ()
+    same_as: str = ""
 
     @property
     def kind(self) -> str:

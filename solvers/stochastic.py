@@ -177,6 +177,7 @@ class DDPM(LinearSolver):
         calls_per_step=1,
         source="arXiv:2006.11239 eq. 6-7 and sec. 3.2",
         stochastic=True,
+        same_as="sde-dpmpp-1",
     )
     variance: Literal["small", "large"] = "small"
 

@@ -5,7 +5,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -279,13 +279,42 @@ def test_polynomial_in_lam_is_integrated_exactly(name, settings, form, degree):
 # Solvers that are the same by another name
 
 
+def ends_by_name():
+    """Where every solver ends on a curved process and on the straight one."""
+    ends = {}
+    for process in ("vp-linear", "flow"):
+        grid = time_grid("uniform", PROCESSES[process], 7)
+        for name in names():
+            if runs(solver(name), process.split("-")[0]):
+                ends[name, process] = run(solver(name), grid, start(grid), MIXTURE.x0)
+    return ends
+
+
+def test_methods_differ_and_other_names_of_one_do_not():
+    ends = ends_by_name()
+    for one, other in combinations(names(), 2):
+        shared = [p for n, p in ends if n == one and (other, p) in ends]
+        distance = max((ends[one, p] - ends[other, p]).abs().max() for p in shared)
+        methods = [solver(name).info.same_as or name for name in (one, other)]
+        assert (distance < 1e-9) == (methods[0] == methods[1]), (one, other)
+
+
+def test_a_method_is_no_other_name_itself():
+    other_names = [solver(name).info for name in names() if solver(name).info.same_as]
+    assert len(names()) - len(other_names) == 45
+    for info in other_names:
+        method = solver(info.same_as).info
+        assert not method.same_as
+        assert (info.order, info.calls_per_step, info.kind) == (
+            method.order,
+            method.calls_per_step,
+            method.kind,
+        )
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (("dpmpp-1m", {}), ("ddim", {})),
-        (("ipndm-v", {}), ("lms", {})),
-        (("euler", {}), ("ddim", {})),
-        (("deis-1", {}), ("ddim", {})),
         (("unipc-1", {"corrector": False}), ("ddim", {})),
         (("unipc-2", {"corrector": False, **LATE}), ("dpmpp-2m", {**LATE})),
         (("unipc-3", {"corrector": False, **LATE}), ("dpmpp-3m", {"third_order": "exact", **LATE})),
