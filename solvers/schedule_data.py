@@ -118,7 +118,7 @@ class Schedule(Artefact):
 
     @property
     def rows(self) -> int:
-        return self.table().rows
+        return sum(max(1, len(each.branches)) for each in self.evaluations if each is not None)
 
     @property
     def guided(self) -> bool:

@@ -22,12 +22,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..models.denoiser import Branch
 from ..models.reading import StrictModel
 from ..models.schedule import Node, TimeGrid, process_of
 from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
 from .exponential import StepSpec, taylor
-from .table import BOTH, FIRST, Combination, Evaluation, Table, plus, rewrite
+from .table import BOTH, Combination, Evaluation, Table, plus
 
 
 class Compiled(StrictModel):
@@ -174,12 +173,8 @@ def _evaluation(schedule: StepSchedule, grid: TimeGrid, n: int) -> Evaluation | 
     if n == 0 and schedule.afs:
         return None
     node, table = grid.schedule.at(evaluation_time(schedule, n)), schedule.compiled
-    return Evaluation(node, branches_at(table, n) if table and schedule.guided else ())
-
-
-def branches_at(table: Compiled, n: int) -> tuple[Branch, ...]:
-    """Returns the branches that step n of a guided table evaluates."""
-    return BOTH if n in table.guided else (Branch.COND,)
+    branches = BOTH if table and n in table.guided else BOTH[1:]
+    return Evaluation(node, branches if schedule.guided else ())
 
 
 def _canonical(table: Compiled) -> list[Combination]:
@@ -193,15 +188,6 @@ def _canonical(table: Compiled) -> list[Combination]:
 
 def _columns(kind: str, weights: Sequence[float]) -> Combination:
     return {(kind, j): weight for j, weight in enumerate(weights)}
-
-
-def weights_of(table: Compiled, n: int) -> list[float]:
-    """Returns row n of a canonical table: z_0, then of each step u0 where it is asked, and x0."""
-    row = [table.A[n]]
-    for j in range(n + 1):
-        row += [table.U[n][j]] if table.U and j in table.guided else []
-        row.append(table.B[n][j])
-    return row
 
 
 def _combinations(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Combination]:
@@ -233,26 +219,3 @@ def _correction(
 def _free(spec: StepSpec, n: int) -> Combination:
     """The additive coefficients of the predictions, newest first."""
     return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}
-
-
-def compiled(schedule: StepSchedule) -> Compiled:
-    """The canonical table that does what the schedule does; its own where it has one.
-
-    What stands for the first prediction under `afs` has a column like any other.
-    """
-    if schedule.compiled:
-        return schedule.compiled
-    free = {"afs": None, "nfe": len(schedule.steps)}
-    return tabulate(compile_steps(schedule.model_copy(update=free)))  # asks for every prediction
-
-
-def tabulate(table: Table) -> Compiled:
-    """Returns the weights of an unguided table that asks in every step, in its canonical form."""
-    steps = rewrite(table, [0] * len(table.steps)).steps
-    return Compiled(
-        A=tuple(combo.get(FIRST, 0.0) for combo in steps),
-        B=tuple(
-            tuple(combo.get(("x0", j), 0.0) for j in range(n + 1)) for n, combo in enumerate(steps)
-        ),
-        tau=tuple(each.node.t for each in table.evaluations if each is not None),
-    )

@@ -22,7 +22,8 @@ from fewstep.models.schedule import (
 from fewstep.solvers import Solver, SolverSettings, StepSchedule, drive, names
 from fewstep.solvers import solver as registered
 from fewstep.solvers.exponential import StepSpec
-from fewstep.solvers.step_schedule import compiled
+from fewstep.solvers.step_schedule import Compiled, compile_steps
+from fewstep.solvers.table import FIRST, Table, rewrite
 
 Law = Callable[[Tensor, Node], Tensor]
 
@@ -110,9 +111,26 @@ def run(settings: SolverSettings, grid: TimeGrid, x: Tensor, law: Law) -> Tensor
     return x
 
 
+def compiled(table: Table) -> Compiled:
+    """An unguided table as version 1 writes it, in its canonical form."""
+    size = len(table.steps)
+    steps = rewrite(table, [0] * size).steps
+    return Compiled(
+        A=tuple(combo.get(FIRST, 0.0) for combo in steps),
+        B=tuple(
+            tuple(combo.get(("x0", j), 0.0) for j in range(n + 1)) for n, combo in enumerate(steps)
+        ),
+        tau=tuple(
+            node.t if each is None else each.node.t
+            for each, node in zip(table.evaluations, table.nodes, strict=False)
+        ),
+    )
+
+
 def with_table(schedule: StepSchedule) -> StepSchedule:
     """The schedule with its canonical table beside its steps."""
-    return StepSchedule.model_validate({**schedule.model_dump(), "compiled": compiled(schedule)})
+    table = schedule.compiled or compiled(compile_steps(schedule))
+    return StepSchedule.model_validate({**schedule.model_dump(), "compiled": table})
 
 
 # The textbook executor. It shares no formula with the one it judges: corrected states are formed,

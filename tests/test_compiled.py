@@ -10,6 +10,7 @@ from laws import (
     GAUSSIAN,
     MIXTURE,
     PROCESSES,
+    compiled,
     even_in_lam,
     f64,
     run,
@@ -40,8 +41,8 @@ from fewstep.solvers import Executor, Schedule, StepSchedule, queries, solver
 from fewstep.solvers.artefact import ANSWER, MeanImage
 from fewstep.solvers.executor import check_network, table_of
 from fewstep.solvers.linear import LinearSolver
-from fewstep.solvers.step_schedule import Compiled, compiled, tabulate
-from fewstep.solvers.table import rewrite, violations
+from fewstep.solvers.step_schedule import Compiled
+from fewstep.solvers.table import BOTH, rewrite, violations
 from fewstep.solvers.table_steps import TableSteps, brings_guidance
 
 
@@ -109,8 +110,7 @@ def test_tables_survive_json_to_the_last_bit():
 
 def test_a_table_is_compiled_to_itself():
     made = parse(example())
-    assert compiled(made) == made.compiled
-    assert with_table(made) == made
+    assert compiled(table_of(made)) == made.compiled
 
 
 @pytest.mark.parametrize("schedule", CONSISTENT, ids=range(24))
@@ -166,14 +166,14 @@ def test_guided_tables_are_rewritten_too():
     base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 5))
     made = guided(base, 3.0, [0, 2])
     grid = made.grid()
-    table = Schedule.of(rewrite(Schedule.of_steps(made).table(), range(5)), grid, {})
+    table = Schedule.of(rewrite(made.table(), range(5)), grid, {})
     assert any(("x", n) in combo for n, combo in enumerate(table.table().steps[1:], start=1))
     assert_close(ends(table), ends(made), rtol=0.0, atol=1e-12)
 
 
 def test_linear_solvers_of_other_kinds_have_canonical_tables():
     grid = even_in_lam(VPLinear(), 6)
-    table = tabulate(solver("deis-tab2").table(grid))
+    table = compiled(solver("deis-tab2").table(grid))
     steps = solver("ddim").step_schedule(grid)
     made = StepSchedule.model_validate({**steps.model_dump(), "compiled": table.model_dump()})
     x = unit_noise()
@@ -186,7 +186,7 @@ def test_a_linear_law_ends_where_the_weights_say(tabled):
     """For one Gaussian x0 = m + G (x - alpha m): the end is that of scalar arithmetic."""
     grid = even_in_lam(EDM(), 5)
     made = solver("unipc-3").step_schedule(grid)
-    table, x = compiled(made), start(grid)
+    table, x = compiled(table_of(made)), start(grid)
     mean, var = GAUSSIAN.means[0], GAUSSIAN.stds[0] ** 2
     states, predictions = [x.flatten(1)], []
     for n, node in enumerate(grid.nodes[:-1]):
@@ -374,8 +374,7 @@ def test_guided_early_steps_are_an_interval():
     wanted = ends(base, CFG(3.0, (nodes[3].kappa, nodes[0].kappa)))
     found = ends(guided(base, 3.0, [0, 1, 2]))
     assert (found - wanted).abs().max() > 1e-3  # the difference is held, not dropped
-    body = first.model_dump()
-    assert body["compiled"]["guided"] == (0, 1, 2, 3, 4, 5)
+    assert [each.branches for each in first.evaluations] == [BOTH] * 6
 
 
 def test_a_held_difference_is_that_of_the_last_guided_step():
@@ -399,7 +398,7 @@ def test_rows_of_a_guided_run_are_counted():
 def test_guided_tables_survive_json():
     base = solver("dpmpp-2m").step_schedule(time_grid("uniform", RectifiedFlow(), 4))
     made = guided(base, 3.0, [0, 2])
-    again = StepSchedule.parse(made.dump())
+    again = Schedule.parse(made.dump())
     assert again == made
     assert torch.equal(ends(again), ends(made))
     assert brings_guidance(Executor(made))

@@ -8,6 +8,8 @@ from test_search_problem import small
 from torch.testing import assert_close
 
 from fewstep.eval.search.budget import Meter
+from fewstep.eval.search.canonical import times_asked
+from fewstep.eval.search.log import Trial
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT
@@ -17,7 +19,6 @@ from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
 from fewstep.solvers.executor import table_of
-from fewstep.solvers.step_schedule import compiled
 from fewstep.solvers.table import violations
 
 PROBLEM = small(cfg_scale=1.0)
@@ -29,15 +30,16 @@ def test_a_grown_schedule_ends_where_it_did(schedule, place):
     block, made = PROBLEM.block("train"), grown(schedule, place)
     assert made.nfe == schedule.nfe + 1
     assert_close(PROBLEM.ends(made, block), PROBLEM.ends(schedule, block), rtol=1e-5, atol=1e-6)
-    tau = compiled(made).tau
-    assert tau[: place + 1] + tau[place + 2 :] == compiled(schedule).tau
+    tau = times_asked(made)
+    assert tau[: place + 1] + tau[place + 2 :] == times_asked(schedule)
     assert tau[place] > tau[place + 1] > (*tau, schedule.t[-1])[place + 2]
 
 
 @pytest.mark.parametrize("afs", ["zero", MeanImage.of([0.3, -0.2, 0.1, 0.4], (2, 1, 2))])
 def test_a_first_step_that_costs_nothing_leaves_the_end(afs):
     block, made = PROBLEM.block("train"), preceded(unipc(), afs)
-    assert (made.nfe, len(made.steps), made.afs) == (3, 4, afs)
+    assert (made.nfe, len(made.steps), made.stand_in) == (3, 4, afs)
+    assert made.evaluations[0] is None
     assert_close(PROBLEM.ends(made, block), PROBLEM.ends(unipc(), block), rtol=1e-5, atol=1e-6)
 
 
@@ -45,7 +47,7 @@ def test_where_it_is_free_it_is_a_start(tmp_path):
     task = task_of(tmp_path, free=DEFAULT | {"afs"})
     task = replace(task, space=replace(task.space, afs=("zero",)))
     (proposal,) = strategy("grow")(task)
-    assert proposal.schedule.afs == "zero"
+    assert (proposal.schedule.evaluations[0], proposal.schedule.stand_in) == (None, "zero")
     assert proposal.parent == task.best()[0].id
     assert evaluate(task, "grow", proposal)
     assert task.best()[0].score == pytest.approx(task.best()[1].score, rel=1e-4)
@@ -55,8 +57,8 @@ def test_where_it_is_free_it_is_a_start(tmp_path):
 def test_the_new_state_is_that_of_its_time():
     """Where the table was exact for constant predictions, it still is."""
     made = grown(unipc(), 1)
-    table, process = compiled(made), made.process.schedule()
-    nodes = [process.at(t) for t in (*table.tau, made.t[-1])]
+    process = made.process.schedule()
+    nodes = [process.at(t) for t in (*times_asked(made), made.t[-1])]
     found = violations(replace(table_of(made), nodes=nodes))
     assert found.state < 1e-12
     assert found.predictions < 1e-12
@@ -82,6 +84,15 @@ def test_starts_are_as_good_as_what_they_were_made_of(tmp_path, nfe, places):
     assert {trial.parent for trial in task.best()} == {parent.id}
     assert {trial.schedule.nfe for trial in task.best()} == {nfe}
     assert [t.score for t in task.best()] == pytest.approx([parent.score] * places, rel=1e-4)
+
+
+def test_behind_a_first_step_that_costs_nothing_there_is_no_room(tmp_path):
+    """Its two evaluations have the same time."""
+    task = larger(tmp_path, 4)
+    made = preceded(unipc(), "zero")
+    task.log.append(Trial.of(made, -1.0, strategy="grow", seed=0, evals=18))
+    made_of = [proposal.parent for proposal in strategy("grow")(task)]
+    assert made_of == [made.schedule_id] * 3
 
 
 def test_without_anything_smaller_there_are_none(tmp_path):

@@ -18,7 +18,8 @@ from fewstep.cli import app, sample_app
 from fewstep.eval.search import run as running
 from fewstep.eval.search import strategies
 from fewstep.eval.search.budget import Budget
-from fewstep.eval.search.fitted import fit, fitted
+from fewstep.eval.search.canonical import rows_of
+from fewstep.eval.search.fitted import fit, fit_schedule
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.placement import (
@@ -36,7 +37,7 @@ from fewstep.eval.search.trajectories import branched, fine_grid
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import SettingError
 from fewstep.samplers.grid import time_grid
-from fewstep.solvers import Schedule, StepSchedule, solver
+from fewstep.solvers import Schedule, solver
 
 SIX = SearchSize(6, "rows")
 QUICK = {"fine": 12}
@@ -190,29 +191,23 @@ def test_a_fitted_schedule_runs_as_it_was_fitted(tmp_path):
     states, _ = branched(task)
     placed = Placement((0, 3, 6, 9), (0, 6))
     before = problem.evaluations
-    made = fitted(problem, block, states, grid, placed)
+    made = fit_schedule(problem, block, states, grid, placed)
     assert problem.evaluations - before == 6 * len(block)
-    assert made.compiled.guided == (0, 2)
+    assert [len(each.branches) for each in made.evaluations] == [2, 1, 2, 1]
     assert made.t == tuple(grid.nodes[i].t for i in (0, 3, 6, 9, 12))
     assert made.rows == 6
     error = rmse(problem.ends(made, block), block)
-    for change in ({"A": 0}, {"B": 1}, {"U": 2}):
-        ((name, column),) = change.items()
-        body = made.model_dump()
-        last = body["compiled"][name][-1]
-        if name == "A":
-            body["compiled"]["A"] = [*body["compiled"]["A"][:-1], last + 0.02]
-        else:
-            row = [w + 0.02 * (j == column) for j, w in enumerate(last)]
-            body["compiled"][name] = [*body["compiled"][name][:-1], row]
-        other = StepSchedule.model_validate(body)
+    for column in range(len(made.steps[-1])):
+        *steps, last = made.steps
+        moved = tuple((k, n, w + 0.02 * (i == column)) for i, (k, n, w) in enumerate(last))
+        other = made.model_copy(update={"steps": (*steps, moved)})
         assert rmse(problem.ends(other, block), block) > error
 
 
 def test_a_fitted_schedule_betters_its_theory(tmp_path):
     """On noises that it was not fitted to."""
     task = task_of(tmp_path)
-    made = fitted(
+    made = fit_schedule(
         task.problem,
         task.scored,
         branched(task)[0],
@@ -232,14 +227,15 @@ def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale
         tmp_path, problem=small(cfg_scale=scale), size=SearchSize(3), strategies=("fit",)
     )
     problem, block, (states, _) = task.problem, task.scored, branched(task)
-    made = fitted(problem, block, states, fine_grid(task), Placement((0, 4, 8), ()))
-    assert (made.nfe, made.rows, made.compiled.U) == (3, 3, None)
+    made = fit_schedule(problem, block, states, fine_grid(task), Placement((0, 4, 8), ()))
+    assert (made.nfe, made.rows, made.guided) == (3, 3, False)
     node = fine_grid(task).nodes[0]
     u, c = problem.answers(block, states[0], node, (Branch.UNCOND, Branch.COND))
     guided = u + scale * (c - u)
     assert_close(problem.answers(block, states[0], node, None)[0], guided, rtol=1e-4, atol=1e-5)
-    first = (made.compiled.A[0], made.compiled.B[0][0])
-    assert first == pytest.approx(fit([states[0], guided], states[4]).tolist(), abs=1e-4)
+    assert rows_of(made.table())[0] == pytest.approx(
+        fit([states[0], guided], states[4]).tolist(), abs=1e-4
+    )
     theory = solver("dpmpp-2m").step_schedule(time_grid("beta", task.space.process, 3))
     test = problem.block("test")
     assert rmse(problem.ends(made, test), test) < 0.9 * rmse(problem.ends(theory, test), test)

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from ...models.schedule import TimeGrid
-from ...solvers import StepSchedule
-from .guided import table_of
+from ...solvers import Schedule
+from ...solvers.table import Evaluation
+from .canonical import schedule_of
 from .placement import Placement, solved
 from .problem import Block, Problem
-from .space import encoded
 
 SLICE = 1 << 20  # numbers of a column that are in float64 at once
-THEORY = "dpmpp-2m"  # of the steps; what the fitted rows differ by are free weights to a descent
 
 
-def fitted(
+def fit_schedule(
     problem: Problem, block: Block, states: Tensor, grid: TimeGrid, placed: Placement
-) -> StepSchedule:
-    """The schedule of a placement with fitted rows; it costs the rows of one run of the block.
+) -> Schedule:
+    """Returns the schedule of a placement with fitted rows; it costs one run of the block.
 
     Args:
         block: the noises that are fitted.
@@ -39,17 +38,21 @@ def fitted(
         weights = fit(columns, block.ends if after is None else states[after])
         x = sum((w * c for w, c in zip(weights.tolist(), columns, strict=True)), 0.0 * x)
         rows.append(weights.tolist())
-    table = table_of(rows, [node.t for node in nodes], placed.guided if placed.both else None)
-    body = encoded(THEORY, TimeGrid(grid.schedule, (*nodes, grid.nodes[-1])))
-    return StepSchedule.model_validate({**body.model_dump(), "compiled": table})
+    evaluations = [
+        Evaluation(node, placed.branches(i) or ())
+        for node, i in zip(nodes, placed.nodes, strict=True)
+    ]
+    facts = {"label": f"fitted, {placed}"}
+    whole = TimeGrid(grid.schedule, (*nodes, grid.nodes[-1]))
+    return schedule_of(rows, whole, evaluations, provenance=facts)
 
 
 def fit(columns: Sequence[Tensor], target: Tensor) -> Tensor:
-    """(W,) float64: least-squares weights of columns (n, *) for a target (n, *)."""
+    """Returns (W,) float64: least-squares weights of columns (n, *) for a target (n, *)."""
     flat = torch.stack([each.flatten() for each in columns])
     products = torch.zeros(len(flat), len(flat) + 1, dtype=torch.float64)
-    for part, wanted in zip(
+    for part, goal in zip(
         torch.split(flat, SLICE, 1), torch.split(target.flatten(), SLICE), strict=True
     ):
-        products += part.double() @ torch.cat([part, wanted[None]]).double().T
+        products += part.double() @ torch.cat([part, goal[None]]).double().T
     return solved(products[:, :-1], products[:, -1])

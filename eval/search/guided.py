@@ -1,21 +1,23 @@
-"""Guided schedules as points of a search: where the unconditional branch is evaluated, and weights.
+"""Guided schedules as starts of a search: where the unconditional branch is evaluated, and weights.
 
-The theory of a solver is written for one prediction per step; here that is a combination of the
-columns c_j and u_j. Where both are evaluated it is classifier-free guidance, u + s (c - u); where
-only c is, the difference c - u of the last guided step is held.
+A solver is written for one prediction per step; here that is a combination of the columns c_j and
+u_j. Where both are evaluated it is classifier-free guidance, u + s (c - u); where only c is, the
+difference c - u of the last guided step is held.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ...models.errors import SettingError
-from ...solvers import StepSchedule
-from ...solvers.step_schedule import Compiled, compiled
+from ...solvers import Schedule, StepSchedule
+from ...solvers.table import BOTH
+from .canonical import canonical, rows_of, schedule_of
 
 
-def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> StepSchedule:
+def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> Schedule:
     """Returns the steps of a schedule with classifier-free guidance at some of them.
 
     Args:
@@ -23,63 +25,35 @@ def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> 
         scale: of the guidance, 1 is off.
         guided: numbers of the steps that evaluate both branches; in the others the difference is
             held, and before the first of them there is none.
+
+    Raises:
+        SettingError: for steps that the schedule does not have, or that ask nothing.
     """
-    chosen = tuple(sorted(set(guided)))
-    steps, table = len(base.steps), compiled(base)
-    if any(not 0 <= j < steps for j in chosen) or (base.afs and 0 in chosen):
-        raise SettingError(f"steps {chosen} cannot be guided in a run of {steps} steps")
-    predictions = held(steps, scale, chosen)
+    chosen, table = sorted(set(guided)), canonical(base)
+    evaluations = [
+        each and each._replace(branches=BOTH if n in chosen else BOTH[1:])
+        for n, each in enumerate(table.evaluations)
+    ]
+    if any(not 0 <= n < len(evaluations) or evaluations[n] is None for n in chosen):
+        raise SettingError(f"steps {chosen} cannot be guided in a run of {len(evaluations)} steps")
+    predictions = hold_difference(len(evaluations), scale, chosen)
     rows = []
-    for a, weights in zip(table.A, table.B, strict=True):
+    for first, *weights in rows_of(table):
         row = torch.tensor(weights, dtype=torch.float64) @ predictions[: len(weights)]
-        row[0] += a
+        row[0] += first
         rows.append(row.tolist())
-    made = table_of(rows, table.tau, chosen)
-    return base.model_copy(update={"compiled": made, "provenance": {}})
+    return schedule_of(rows, base.grid(), evaluations, table.given)
 
 
-def held(steps: int, scale: float, guided: Sequence[int]) -> Tensor:
-    """(N, W): the guided prediction of each step in the columns, the difference held between."""
-    places, width = _places(steps, guided)
-    rows = torch.zeros(steps, width, dtype=torch.float64)
+def hold_difference(steps: int, scale: float, guided: Sequence[int]) -> Tensor:
+    """Returns (N, W): the guided prediction of each step in the columns of `canonical`."""
+    places = list(accumulate(2 if n in guided else 1 for n in range(steps)))  # of c_n; u_n before
+    rows = torch.zeros(steps, places[-1] + 1, dtype=torch.float64)
     last: int | None = None
     for n in range(steps):
         rows[n, places[n]] = 1.0
-        last = n if n in guided else last
+        last = places[n] if n in guided else last
         if last is not None:
-            rows[n, places[last]] += scale - 1.0
-            rows[n, places[last] - 1] -= scale - 1.0
+            rows[n, last] += scale - 1.0
+            rows[n, last - 1] -= scale - 1.0
     return rows
-
-
-def _places(steps: int, guided: Sequence[int]) -> tuple[list[int], int]:
-    """The column of each c_n, whose u_n is just before it, and the number of columns."""
-    places, column = [], 0
-    for n in range(steps):
-        column += 2 if n in guided else 1
-        places.append(column)
-    return places, column + 1
-
-
-def table_of(
-    rows: Sequence[Sequence[float]], tau: Sequence[float], guided: Sequence[int] | None
-) -> Compiled:
-    """The table whose states are these rows: weights of the noise, then of each step's columns.
-
-    Without guided steps, None, the guidance stays outside. A row may be longer than the columns
-    there are when its step is made; the rest is not read.
-    """
-    both = guided or ()
-    places, _ = _places(len(rows), both)
-    each = range(1, len(rows) + 1)
-    branched = tuple(
-        tuple(rows[n - 1][c - 1] if j in both else 0.0 for j, c in enumerate(places[:n]))
-        for n in each
-    )
-    return Compiled(
-        A=tuple(row[0] for row in rows),
-        B=tuple(tuple(rows[n - 1][c] for c in places[:n]) for n in each),
-        U=None if guided is None else branched,
-        tau=tuple(tau),
-        guided=tuple(both),
-    )

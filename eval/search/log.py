@@ -18,13 +18,14 @@ from pydantic import Field, ValidationError, model_validator
 from ...models.errors import SettingError
 from ...models.files import claim, clear_locks, make_folder
 from ...models.reading import StrictModel, first_problem
-from ...solvers import StepSchedule
+from ...solvers import Schedule, StepSchedule
 from ..line_file import LineFile
 from .size import SearchSize
 
 MAX_WORKERS = 1024
 SYNC_SECONDS = 1.0
 Count = Annotated[int, Field(ge=0)]
+Candidate = StepSchedule | Schedule  # steps, whose decisions can be moved, or a table
 
 
 class Trial(StrictModel):
@@ -41,7 +42,7 @@ class Trial(StrictModel):
     """
 
     id: str
-    schedule: StepSchedule
+    schedule: Annotated[Candidate, Field(discriminator="version")]
     score: Annotated[float, Field(allow_inf_nan=False)] | None
     strategy: str
     parent: str | None = None
@@ -50,7 +51,7 @@ class Trial(StrictModel):
     seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
 
     @classmethod
-    def of(cls, schedule: StepSchedule, score: float, **facts: object) -> "Trial":
+    def of(cls, schedule: Candidate, score: float, **facts: object) -> "Trial":
         """A trial; a score that is not finite counts as the worst."""
         kept = score if math.isfinite(score) else None
         return cls(id=schedule.schedule_id, schedule=schedule, score=kept, **facts)  # type: ignore[arg-type]

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ...models.denoiser import Branch
-from ...solvers import StepSchedule
-from ...solvers.step_schedule import Compiled, branches_at, compiled, evaluation_time, weights_of
+from ...solvers import Schedule
+from ...solvers.artefact import Artefact
+from ...solvers.table import Table
+from .canonical import canonical, rows_of, schedule_of, times_asked
 from .coordinate import Coordinate
-from .guided import table_of
 from .problem import Block, Problem
 
 NUDGE = 1e-2  # of a state in the direction of a tangent, relative to the state's size
@@ -35,33 +36,24 @@ NUMBERS = 1 << 27  # of sensitivities that are held at once: half a gigabyte
 class TablePoint:
     """A table as numbers that can be moved.
 
-    base: the schedule it is the table of.
-    u:    (N,) float64, evaluation times in the search's coordinate.
-    rows: N rows of weights, of the noise and of the columns there are by then.
+    base:  the schedule whose times it has.
+    table: what is moved, in its canonical form.
+    u:     (N,) float64, evaluation times in the search's coordinate.
+    rows:  N rows of weights, of the columns there are by then.
     """
 
-    base: StepSchedule
+    base: Artefact
+    table: Table
     u: Tensor
     rows: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, schedule: StepSchedule) -> "TablePoint":
-        """The point of a schedule's table; times at the rim of the process are moved inside."""
-        table = compiled(schedule)
-        kept = schedule.model_copy(update={"compiled": table})
-        coordinate = Coordinate(schedule.process.schedule())
-        nodes = [coordinate.schedule.at(t) for t in table.tau]
-        u = torch.tensor([coordinate.of(node) for node in nodes], dtype=torch.float64)
-        rows = tuple(
-            torch.tensor(weights_of(table, n), dtype=torch.float64) for n in range(table.steps)
-        )
-        return cls(kept, u.clamp(*coordinate.ends), rows)
-
-    @cached_property
-    def table(self) -> Compiled:
-        table = self.base.compiled
-        assert table is not None
-        return table
+    def of(cls, schedule: Artefact) -> "TablePoint":
+        """Returns the point of a schedule; times at the rim of the process are moved inside."""
+        table, coordinate = canonical(schedule), Coordinate(schedule.process.schedule())
+        places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_asked(schedule)]
+        rows = tuple(torch.tensor(row, dtype=torch.float64) for row in rows_of(table))
+        return cls(schedule, table, torch.tensor(places, dtype=torch.float64), rows)
 
     @cached_property
     def coordinate(self) -> Coordinate:
@@ -70,7 +62,7 @@ class TablePoint:
     @property
     def asks(self) -> list[int]:
         """The steps that evaluate the network: all, or all but the first."""
-        return list(range(1 if self.base.afs else 0, len(self.rows)))
+        return [n for n, each in enumerate(self.table.evaluations) if each is not None]
 
     @property
     def times(self) -> list[int]:
@@ -82,8 +74,9 @@ class TablePoint:
         return found
 
     def branches(self, n: int) -> tuple[Branch, ...] | None:
-        """What step n evaluates into columns; None leaves it to the guidance."""
-        return None if self.table.U is None else branches_at(self.table, n)
+        """Returns what step n evaluates into columns; None leaves it to the guidance."""
+        each = self.table.evaluations[n]
+        return each.branches or None if each else None
 
     def moved(self, step: Tensor) -> "TablePoint":
         """The point a step away; its numbers are in the order of `Sensitivities`."""
@@ -98,22 +91,23 @@ class TablePoint:
             place += len(row)
         return replace(self, u=u, rows=tuple(rows))
 
-    def schedule(self) -> StepSchedule:
-        """The schedule that runs the moved table."""
-        tau = [self.coordinate.time(float(u)) for u in self.u]
+    def schedule(self) -> Schedule:
+        """Returns the schedule that runs the moved table."""
+        nodes = [self.coordinate.schedule.at(self.coordinate.time(float(u))) for u in self.u]
+        evaluations = [
+            each and each._replace(node=node)
+            for each, node in zip(self.table.evaluations, nodes, strict=True)
+        ]
         rows = [row.tolist() for row in self.rows]
-        table = table_of(rows, tau, None if self.table.U is None else self.table.guided)
-        return StepSchedule.model_validate({**self.base.model_dump(), "compiled": table})
+        return schedule_of(rows, self.base.grid(), evaluations, self.table.given)
 
 
-def times_of(schedule: StepSchedule) -> Tensor:
-    """(N,) evaluation times of a schedule in the search's coordinate, as shares of its range."""
-    process = schedule.process.schedule()
-    coordinate = Coordinate(process)
+def find_shares(schedule: Artefact) -> Tensor:
+    """Returns the (N,) evaluation times in the search's coordinate, as shares of its range."""
+    coordinate = Coordinate(schedule.process.schedule())
     low, high = coordinate.ends
-    times = (evaluation_time(schedule, n) for n in range(len(schedule.steps)))
-    u = torch.tensor([coordinate.of(process.at(t)) for t in times], dtype=torch.float64)
-    return (u.clamp(low, high) - low) / (high - low)
+    places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_asked(schedule)]
+    return (torch.tensor(places, dtype=torch.float64) - low) / (high - low)
 
 
 class Sensitivities:
@@ -169,7 +163,7 @@ class Sensitivities:
 
     def _given(self) -> None:
         """The column that stands for the first prediction, which nothing moves."""
-        mean = self.point.base.given
+        mean = self.point.table.given
         zero = torch.zeros_like(self.x)
         self.columns.append(zero if mean is None else mean.expand_as(self.x).clone())
         self.tangents.append(torch.zeros_like(self.tangents[0]))

@@ -16,8 +16,8 @@ from ...models.files import write_bytes
 from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
-from ...solvers import Schedule, StepSchedule
-from ...solvers.artefact import ANSWER
+from ...solvers import Schedule
+from ...solvers.artefact import ANSWER, Artefact
 from ..teacher import compute_digest
 from .budget import Budget, Meter
 from .log import Log, Trial, ranked
@@ -249,8 +249,9 @@ def _found(search: Search, task: Task) -> SearchResult:
     baseline = min(tested, key=lambda each: each[1], default=None)  # the rival may choose on test
     _tell_overfit(search.objective.name, scores)
     facts = provenance(search, task, best, scores, baseline)
-    schedule = Schedule.of_steps(best.schedule).model_copy(update={"provenance": facts})
-    return SearchResult(schedule, scores, baseline)
+    found = best.schedule
+    table = found if isinstance(found, Schedule) else Schedule.of_steps(found)
+    return SearchResult(table.model_copy(update={"provenance": facts}), scores, baseline)
 
 
 def _validated(task: Task) -> list[tuple[float, Trial]]:
@@ -294,13 +295,13 @@ def _shortlist(task: Task) -> list[Trial]:
     return list({trial.id: trial for trial in chosen}.values())
 
 
-def _score(task: Task, schedule: StepSchedule, name: BlockName) -> float:
+def _score(task: Task, schedule: Artefact, name: BlockName) -> float:
     """The objective on a whole block; infinite where it is not finite."""
     value = task.objective(task.problem, schedule, task.problem.block(name))
     return value if math.isfinite(value) else math.inf
 
 
-def _test_score(task: Task, schedule: StepSchedule) -> float:
+def _test_score(task: Task, schedule: Artefact) -> float:
     """On the test block: once, and from then on as it was written down."""
     path = task.log.folder / "test.json"
     known = _read(path, SCORES)
@@ -336,7 +337,7 @@ def provenance(
         },
         "scores": dict(scores),
         "baseline": None if baseline is None else {"name": baseline[0], "test": baseline[1]},
-        "extras": ["afs"] if best.schedule.afs is not None else [],
+        "extras": ["afs"] if best.schedule.nfe < len(best.schedule.steps) else [],
         "free": sorted(search.space.free),
         "code_version": __version__,
     }

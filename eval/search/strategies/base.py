@@ -12,9 +12,8 @@ from random import Random
 from typing import Any
 
 from ....models.registry import Registry
-from ....solvers import StepSchedule
 from ..budget import Meter
-from ..log import Log, Trial
+from ..log import Candidate, Log, Trial
 from ..objective import Objective
 from ..problem import Block, Problem
 from ..size import SearchSize
@@ -25,7 +24,7 @@ from ..space import Space
 class Proposal:
     """A schedule to be evaluated, and the id of the one it was made from."""
 
-    schedule: StepSchedule
+    schedule: Candidate
     parent: str | None = None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from random import Random
 
 from ....solvers import StepSchedule
-from ..log import Trial
+from ..log import Candidate, Trial
 from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
 from .base import Proposal, Task, random_of, register
 from .named import SOLVERS, named
@@ -84,9 +84,9 @@ class Pools:
         kept.sort(key=lambda each: each.rank)
         del kept[POOL:]
 
-    def _inside(self, schedule: StepSchedule) -> bool:
-        """Whether all it has are decisions of the space: no free coefficients, no table."""
-        if schedule.compiled is not None:
+    def _inside(self, schedule: Candidate) -> bool:
+        """Returns whether all it has are decisions of the space: no free weights, no table."""
+        if not isinstance(schedule, StepSchedule) or schedule.compiled is not None:
             return False
         return self.task.space.projected(schedule).schedule_id == schedule.schedule_id
 
@@ -113,18 +113,17 @@ def _random_one(task: Task, rng: Random) -> Proposal:
 
 
 def _child(task: Task, pools: Pools, rng: Random) -> Proposal:
-    parent = _parent(task, pools, rng)
-    schedule = parent.schedule
+    schedule, name = _parent(task, pools, rng)
     if rng.random() < CROSSED:
-        schedule = crossed(task.space, schedule, _parent(task, pools, rng).schedule, rng)
-    return Proposal(mutated(task.space, schedule, rng), parent.id)
+        schedule = crossed(task.space, schedule, _parent(task, pools, rng)[0], rng)
+    return Proposal(mutated(task.space, schedule, rng), name)
 
 
-def _parent(task: Task, pools: Pools, rng: Random) -> Trial:
-    """One of the pool, now and then one of a neighbouring NFE cut to size."""
+def _parent(task: Task, pools: Pools, rng: Random) -> tuple[StepSchedule, str]:
+    """One of the pool with its id, now and then one of a neighbouring NFE cut to size."""
     near = [n for n in (task.nfe - 1, task.nfe + 1) if pools.of(n)]
-    if near and rng.random() < NEIGHBOURS:
-        other = rng.choice(pools.of(rng.choice(near)))
-        fitted = resized(task.space, other.schedule, task.nfe, rng)
-        return other.model_copy(update={"schedule": fitted})
-    return rng.choice(pools.of(task.nfe))
+    resize = bool(near) and rng.random() < NEIGHBOURS
+    parent = rng.choice(pools.of(rng.choice(near) if resize else task.nfe))
+    schedule = parent.schedule
+    assert isinstance(schedule, StepSchedule)  # no other is in a pool
+    return resized(task.space, schedule, task.nfe, rng) if resize else schedule, parent.id

@@ -13,8 +13,10 @@ from random import Random
 from torch import Tensor
 
 from ....models.schedule import TimeGrid
-from ....solvers import StepSchedule
-from ..fitted import fitted
+from ....solvers import Schedule
+from ....solvers.artefact import Artefact
+from ....solvers.table import BOTH
+from ..fitted import fit_schedule
 from ..log import Trial
 from ..placement import Judge, Placement, mutated, placements
 from ..trajectories import branched, fine_grid
@@ -58,8 +60,7 @@ class _Search:
     def proposal(self, placed: Placement) -> Proposal:
         """Fitted to the noises that candidates are scored on."""
         task = self.task
-        made = fitted(task.problem, task.scored, self.states, self.grid, placed)
-        return Proposal(made.model_copy(update={"provenance": {"label": f"fitted, {placed}"}}))
+        return Proposal(fit_schedule(task.problem, task.scored, self.states, self.grid, placed))
 
     def next(self) -> Placement | None:
         """One that was not tried: of the first ones, then near the best so far."""
@@ -74,11 +75,12 @@ class _Search:
     def _fits(self) -> list[Trial]:
         return [trial for trial in self.task.best() if trial.strategy == "fit"]
 
-    def _placed(self, schedule: StepSchedule) -> Placement:
+    def _placed(self, schedule: Artefact) -> Placement:
+        assert isinstance(schedule, Schedule)
         times = [node.t for node in self.grid.nodes]
         nodes = tuple(times.index(t) for t in schedule.t[:-1])
-        steps = schedule.compiled.guided if schedule.compiled else ()
-        return Placement(nodes, tuple(nodes[step] for step in steps))
+        asked = zip(nodes, schedule.evaluations, strict=True)
+        return Placement(nodes, tuple(i for i, each in asked if each and each.branches == BOTH))
 
     def _firsts(self) -> Sequence[Placement]:
         """The best by the judge that differ."""

@@ -14,18 +14,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal
 
-from ....models.schedule import Node
-from ....solvers import StepSchedule
-from ....solvers.artefact import MeanImage
-from ....solvers.exponential import StepSpec
-from ....solvers.step_schedule import Compiled, compiled, weights_of
+from ....models.schedule import Node, TimeGrid
+from ....solvers import Schedule
+from ....solvers.artefact import Artefact, MeanImage
+from ....solvers.table import Evaluation
+from ..canonical import canonical, rows_of, schedule_of, times_asked
 from ..coordinate import Coordinate
-from ..guided import table_of
 from ..log import Trial
 from ..size import SearchSize
 from .base import Proposal, Task, register
-
-Afs = Literal["zero"] | MeanImage | None
 
 
 @register("grow")
@@ -33,7 +30,8 @@ def grow(task: Task) -> Iterator[Proposal]:
     """One proposal for each place of a new evaluation, and for each constant that is free."""
     if (smaller := _smaller(task)) is not None:
         yield from _larger(task, smaller)
-    same = next((t for t in task.best() if t.score is not None and t.schedule.afs is None), None)
+    full = (t for t in task.best() if t.score is not None and t.schedule.nfe == _steps(t.schedule))
+    same = next(full, None)
     if same is not None and "afs" in task.space.free:
         for afs in task.space.afs:
             label = {"label": f"NFE {task.nfe} with a first step that costs nothing"}
@@ -43,10 +41,10 @@ def grow(task: Task) -> Iterator[Proposal]:
 
 
 def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
-    schedule = parent.schedule
+    schedule: Artefact = parent.schedule
     while schedule.nfe < task.nfe - 1:
         schedule = grown(schedule, _widest(schedule))
-    for place in range(len(schedule.steps)):
+    for place in _places(schedule):
         made = grown(schedule, place)
         label = f"NFE {parent.schedule.nfe} grown after {place}"
         yield Proposal(made.model_copy(update={"provenance": {"label": label}}), parent.id)
@@ -58,31 +56,35 @@ def _smaller(task: Task) -> Trial | None:
     return next((best[0] for best in found if best and best[0].score is not None), None)
 
 
-def grown(schedule: StepSchedule, place: int) -> StepSchedule:
-    """The schedule with one more evaluation, after that of step `place`; it ends where it did."""
-    table, coordinate = compiled(schedule), Coordinate(schedule.process.schedule())
+def grown(schedule: Artefact, place: int) -> Schedule:
+    """Returns the schedule with one more evaluation, after that of step `place`."""
+    table, coordinate = canonical(schedule), Coordinate(schedule.process.schedule())
     here, there = _gaps(schedule)[place]
-    node = coordinate.schedule.at(coordinate.time(sum(_ends(coordinate, here, there)) / 2.0))
-    rows = _rows(table)
+    middle = (coordinate.clamp(here) + coordinate.clamp(there)) / 2.0
+    node = coordinate.schedule.at(coordinate.time(middle))
+    rows = [[1.0], *rows_of(table)]
     between = _between(rows[place], rows[place + 1], here, there, node)
     width = place + 2  # the noise and the predictions before the new one
     later = [[*row[:width], 0.0, *row[width:]] for row in rows[place + 1 :]]
-    tau = [*table.tau[: place + 1], node.t, *table.tau[place + 1 :]]
-    made = table_of([*rows[1 : place + 1], between, *later], tau, None)
-    return _with(schedule, made, place + 1, None)
+    asked = list(table.evaluations)
+    asked.insert(place + 1, Evaluation(node))
+    grid = _with_time(schedule, place + 1)
+    return schedule_of([*rows[1 : place + 1], between, *later], grid, asked, table.given)
 
 
-def preceded(schedule: StepSchedule, afs: Afs) -> StepSchedule:
-    """The schedule with a step before its first evaluation that takes a constant for one."""
-    table = compiled(schedule)
-    rows = [[1.0, 0.0], *([row[0], 0.0, *row[1:]] for row in _rows(table)[1:])]
-    made = table_of(rows, [schedule.t[0], *table.tau], None)
-    return _with(schedule, made, 1, afs)
+def preceded(schedule: Artefact, afs: Literal["zero"] | MeanImage) -> Schedule:
+    """Returns the schedule with a step before all others that takes a constant for a prediction."""
+    table = canonical(schedule)
+    rows = [[1.0, 0.0], *([row[0], 0.0, *row[1:]] for row in rows_of(table))]
+    given = afs.tensor() if isinstance(afs, MeanImage) else None
+    return schedule_of(rows, _with_time(schedule, 1), [None, *table.evaluations], given)
 
 
-def _rows(table: Compiled) -> list[list[float]]:
-    """Weights of all states, the noise included."""
-    return [[1.0], *(weights_of(table, n) for n in range(table.steps))]
+def _with_time(schedule: Artefact, place: int) -> TimeGrid:
+    """The grid of a schedule with one time more, between those around the place."""
+    t = schedule.t
+    middle = (t[place - 1] + t[place]) / 2.0
+    return TimeGrid.of(schedule.process.schedule(), (*t[:place], middle, *t[place:]))
 
 
 def _between(
@@ -96,33 +98,23 @@ def _between(
     return [a * x + b * y for x, y in zip(padded, after, strict=True)]
 
 
-def _with(schedule: StepSchedule, table: Compiled, place: int, afs: Afs) -> StepSchedule:
-    """The schedule that runs the table; a step more says where it came from."""
-    t, steps = schedule.t, schedule.steps
-    return StepSchedule(
-        process=schedule.process,
-        t=(*t[:place], (t[place - 1] + t[place]) / 2.0, *t[place:]),
-        afs=schedule.afs if afs is None else afs,
-        steps=(*steps[:place], StepSpec(), *steps[place:]),
-        compiled=table,
-        nfe=schedule.nfe + (afs is None),
-    )
+def _steps(schedule: Artefact) -> int:
+    return len(schedule.t) - 1
 
 
-def _gaps(schedule: StepSchedule) -> list[tuple[Node, Node]]:
+def _gaps(schedule: Artefact) -> list[tuple[Node, Node]]:
     """Between evaluations, and between the last one and the end."""
     process = schedule.process.schedule()
-    return list(pairwise(process.at(t) for t in (*compiled(schedule).tau, schedule.t[-1])))
+    return list(pairwise(process.at(t) for t in (*times_asked(schedule), schedule.t[-1])))
 
 
-def _ends(coordinate: Coordinate, *nodes: Node) -> list[float]:
-    """Nodes in the search's coordinate, as far as the network is asked."""
-    low, high = coordinate.ends
-    return [min(max(coordinate.of(node), low), high) for node in nodes]
+def _places(schedule: Artefact) -> list[int]:
+    """The steps after which there is room for an evaluation."""
+    return [place for place, (here, there) in enumerate(_gaps(schedule)) if here.t > there.t]
 
 
-def _widest(schedule: StepSchedule) -> int:
+def _widest(schedule: Artefact) -> int:
     """The place of the widest gap."""
     coordinate = Coordinate(schedule.process.schedule())
-    ends = [_ends(coordinate, *gap) for gap in _gaps(schedule)]
-    return max(range(len(ends)), key=lambda place: ends[place][1] - ends[place][0])
+    widths = [coordinate.clamp(b) - coordinate.clamp(a) for a, b in _gaps(schedule)]
+    return max(range(len(widths)), key=widths.__getitem__)

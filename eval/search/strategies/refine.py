@@ -16,9 +16,10 @@ from itertools import takewhile, zip_longest
 
 from torch import Tensor
 
-from ....solvers import StepSchedule
+from ....solvers import Schedule
+from ....solvers.artefact import Artefact
 from ..log import Trial
-from ..newton import TablePoint, damped, products, times_of
+from ..newton import TablePoint, damped, find_shares, products
 from ..problem import Block
 from .base import Proposal, Task, register
 
@@ -134,7 +135,7 @@ def _apart(trials: Iterable[Trial]) -> list[Trial]:
     """The first few of which no two have the same times."""
     chosen: list[tuple[Trial, Tensor]] = []
     for trial in trials:
-        u = times_of(trial.schedule)
+        u = find_shares(trial.schedule)
         if len(chosen) < LADDER[0][0] and all(_differ(u, other) for _, other in chosen):
             chosen.append((trial, u))
     return [trial for trial, _ in chosen]
@@ -151,7 +152,7 @@ def _round(task: Task, line: Line) -> Proposal:
     gram, against = products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
-    found: list[tuple[float, float, StepSchedule]] = []
+    found: list[tuple[float, float, Schedule]] = []
     for factor in FACTORS:
         damping = min(max(factor * line.damping, 1e-6), 1e3)
         moved = point.moved(damped(gram, against, damping)).schedule()
@@ -166,7 +167,7 @@ def _round(task: Task, line: Line) -> Proposal:
     return Proposal(best.model_copy(update={"provenance": facts}), start.id)
 
 
-def _told(task: Task, schedule: StepSchedule) -> float:
+def _told(task: Task, schedule: Artefact) -> float:
     """The objective on the wider block; infinite where it is not finite."""
     train = task.problem.block("train")
     value = task.objective(task.problem, schedule, train.first(min(WIDE, len(train))))
@@ -181,7 +182,7 @@ def _noises(task: Task, batches: int) -> Block:
     return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
 
 
-def _label(schedule: StepSchedule) -> str:
+def _label(schedule: Artefact) -> str:
     return str(schedule.provenance.get("label", schedule.schedule_id[:12]))
 
 
