@@ -36,6 +36,8 @@ class EDM:
 
     time_label: "c_noise" tells the network ln(sigma) / 4, "sigma" tells it sigma; None is not
                 stated, and c_noise for networks in the EDM preconditioning.
+    time_scale: a factor of what the network is told; 1000 where its embedding of times was made for
+                the timesteps of diffusers.
     sigma_data: standard deviation of the data, used by the EDM preconditioning.
     """
 
@@ -44,10 +46,13 @@ class EDM:
     sigma_max: float = 80.0
     sigma_data: float = 0.5
     time_label: str | None = None
+    time_scale: float = 1.0
 
     t_zero: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        if not self.time_scale > 0.0:
+            raise SettingError(f"time_scale={self.time_scale:g} must be positive; 1 is none")
         if self.time_label not in ("c_noise", "sigma", None):
             raise UnknownNameError("EDM time label", self.time_label, ("c_noise", "sigma"))
 
@@ -70,7 +75,8 @@ class EDM:
         return 0.0, 1.0
 
     def label(self, node: Node) -> float:
-        return node.sigma if self.time_label == "sigma" else -0.25 * node.lam
+        label = node.sigma if self.time_label == "sigma" else -0.25 * node.lam
+        return self.time_scale * label
 
     def noise_scale(self, node: Node) -> float:
         return node.sigma

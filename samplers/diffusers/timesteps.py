@@ -124,10 +124,10 @@ def _find_time(schedule: NoiseSchedule, label: float) -> float:
             return (label + 1.0) / n
         case VPLinear(time_scale=scale) | Cosine(time_scale=scale) if scale:
             return label / scale
-        case EDM(time_label="sigma"):
-            return label
-        case EDM():
-            return math.exp(min(4.0 * label, 700.0))
+        case EDM(time_label="sigma", time_scale=scale):
+            return label / scale
+        case EDM(time_scale=scale):
+            return math.exp(min(4.0 * label / scale, 700.0))
     raise ScheduleError(f"labels of {schedule.family} schedules cannot be read back")
 
 
