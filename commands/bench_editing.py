@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..eval.options import (
-    DEFAULT_MODEL,
+    GREY_MODEL,
     OUTPUT,
     SAMPLING,
     Batch,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class InversionOptions:
     """The runs of `fewstep bench inversion`."""
 
-    model: Model = DEFAULT_MODEL
+    model: Model = GREY_MODEL
     data: LabelledData = "fashion-mnist-32:test"
     images: FirstImages = 256
     solver: list[str] | None = option(
@@ -67,7 +67,7 @@ def inversion(
 
 
 def edit(
-    model: Model = DEFAULT_MODEL,
+    model: Model = GREY_MODEL,
     data: LabelledData = "fashion-mnist-32:test",
     images: FirstImages = 40,
     editor: Annotated[

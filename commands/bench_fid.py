@@ -9,7 +9,7 @@ import typer
 
 from ..eval.options import (
     COUNTS,
-    DEFAULT_MODEL,
+    GREY_MODEL,
     GUIDANCE,
     MACHINE,
     REPEATS,
@@ -106,7 +106,7 @@ class FidOptions:
         from ..eval.experiments.fid_sweep import Entry, Sweep, check_choices
         from ..models.arguments import parse_interval
 
-        given = {"models": [DEFAULT_MODEL], **take_given(self, **PLURALS)}
+        given = {"models": [GREY_MODEL], **take_given(self, **PLURALS)}
         if "cfg_interval" in given:
             given["cfg_interval"] = parse_interval(given["cfg_interval"])
         entry = {name: given.pop(name) for name in Entry.model_fields if name in given}

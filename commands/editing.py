@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..eval.options import (
-    DEFAULT_MODEL,
+    GREY_MODEL,
     IMAGES,
     OUTPUT,
     SAMPLING,
@@ -53,7 +53,7 @@ class InvertOptions:
 def invert(
     image: PictureFile,
     options: InvertOptions,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = GREY_MODEL,
     out: Annotated[
         Path, describe("The .safetensors file that the noise is written to.", OUTPUT)
     ] = Path("noise.safetensors"),
@@ -128,7 +128,7 @@ class EditOptions:
 def edit(
     image: PictureFile,
     options: EditOptions,
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = GREY_MODEL,
     out: Annotated[Path, describe("The .png file for the edited picture.", OUTPUT)] = Path(
         "edit.png"
     ),

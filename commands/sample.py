@@ -16,7 +16,6 @@ from ..eval.options import (
     SAMPLING,
     BatchSampled,
     CfgInterval,
-    CfgScale,
     ChannelsLast,
     Compile,
     CudaGraph,
@@ -31,7 +30,7 @@ from ..eval.options import (
     option,
 )
 from ..models.errors import SettingError
-from .console import refuse_typed, typed
+from .console import refuse_typed
 from .gather import gather_options
 
 if TYPE_CHECKING:
@@ -86,13 +85,18 @@ class SampleOptions:
     classes: str | None = option(
         None,
         "Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By default all"
-        " classes take turns.",
+        " classes take turns, but of emoji smileys, flags and people are drawn.",
         IMAGES,
     )
     per_class: int | None = option(
         None, "Number of images of each class. The default is 8.", IMAGES
     )
-    cfg_scale: CfgScale = 1.0
+    cfg_scale: float | None = option(
+        None,
+        "Scale of classifier-free guidance; 1 turns it off. The default is 2 for emoji, and 1 for"
+        " other networks and with --guidance or --schedule.",
+        GUIDANCE,
+    )
     cfg_interval: CfgInterval = None
     guidance: str | None = option(
         None, "The guidance, as name[:key=value,...]; see `fewstep list guidance`.", GUIDANCE
@@ -122,6 +126,13 @@ class SampleOptions:
             raise SettingError("--force is for --schedule and --cache; give one of them")
         return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
 
+    def find_scale(self, network: "Network") -> float:
+        """Returns the guidance scale that was typed, or the network's own where nothing else is."""
+        if self.cfg_scale is not None:
+            return self.cfg_scale
+        guided = self.guidance is None and self.schedule is None and self.classes != "null"
+        return network.cfg_scale if guided else 1.0
+
     def record(self, network: "Network") -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
         from ..models.arguments import parse_interval
@@ -129,7 +140,10 @@ class SampleOptions:
         from ..samplers.cache_file import resolve_cache
         from ..samplers.run_record import Run
 
-        seeds, labels = _images(network, self.seed, self.seeds, self.classes, self.per_class)
+        classes = self.classes
+        if classes is None and network.shown_classes:
+            classes = ",".join(map(str, network.shown_classes))
+        seeds, labels = _images(network, self.seed, self.seeds, classes, self.per_class)
         run = Run(
             model=self.model,
             solver=self.solver,
@@ -140,7 +154,7 @@ class SampleOptions:
             schedule=None if self.schedule is None else _schedule(self.schedule, self.force),
             seeds=seeds,
             classes=labels,
-            cfg_scale=self.cfg_scale,
+            cfg_scale=self.find_scale(network),
             cfg_interval=None if self.cfg_interval is None else parse_interval(self.cfg_interval),
             guidance_spec=self.guidance,
             threshold=self.threshold,
@@ -148,7 +162,7 @@ class SampleOptions:
             dtype=self.dtype,
             device=self.device,
             speed=None if self.speed == Speed() else self.speed,
-            columns=self.per_class or 8 if self.classes and not self.seeds else None,
+            columns=self.per_class or 8 if classes and not self.seeds else None,
         ).settle()
         if self.cache is None:
             return run
@@ -213,7 +227,7 @@ def sample(
         network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
     else:
         network = options.load()
-        _check_guidance(ctx, options)
+        _check_guidance(options)
         run = options.record(network)
     if outputs.save_images is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
@@ -276,10 +290,9 @@ def _schedule(name: str, force: bool) -> "Schedule":
     return schedule.for_any() if force else schedule
 
 
-def _check_guidance(ctx: typer.Context, options: SampleOptions) -> None:
+def _check_guidance(options: SampleOptions) -> None:
     """Raises SettingError for guidance that is not, or disagrees with a scale that was typed."""
     from ..samplers.guidance import parse_guidance
 
     if options.guidance is not None:
-        scale = options.cfg_scale if typed(ctx, "cfg_scale") else None
-        parse_guidance(options.guidance, scale)
+        parse_guidance(options.guidance, options.cfg_scale)

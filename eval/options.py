@@ -30,7 +30,8 @@ MACHINE = "Network and machine"
 OUTPUT = "Output"
 
 DESCRIBED = "option"  # in the metadata of a field
-DEFAULT_MODEL = "fashion-dit"
+DEFAULT_MODEL = "emoji"  # of `sample`
+GREY_MODEL = "fashion-dit"  # of the benches and of editing
 T = TypeVar("T")
 Range = tuple[int | None, int | None]
 

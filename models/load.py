@@ -184,6 +184,8 @@ def _make_from_card(module: Any, folder: Path) -> Network:
             num_classes=facts["num_classes"],
             null_class=facts["null_class"],
             class_names=tuple(map(str, facts.get("class_names", ()))),
+            shown_classes=tuple(facts.get("shown_classes", ())),
+            cfg_scale=facts.get("cfg_scale", 1.0),
             name=facts["name"],
         )
     except (KeyError, TypeError, OSError) as error:

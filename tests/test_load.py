@@ -118,8 +118,8 @@ def answer(network, t=0.25, **conditions):
 
 
 def test_what_is_embedded():
-    assert embedded_names() == ["fashion-dit", "fashion-unet"]
-    assert sum(path.stat().st_size for path in HOME.rglob("*.safetensors")) < 8_000_000
+    assert embedded_names() == ["emoji", "fashion-dit", "fashion-edm", "fashion-unet"]
+    assert sum(path.stat().st_size for path in HOME.rglob("*.safetensors")) < 13_000_000
 
 
 @every_embedded
@@ -130,7 +130,7 @@ def test_the_card_tells_the_truth(name):
     module = getattr(diffusers, facts["class"]).from_pretrained(folder)
     assert type(module).__name__ == facts["class"]
     assert facts["parameters"] == sum(p.numel() for p in module.parameters())
-    assert len(facts["class_names"]) == facts["num_classes"] == 10
+    assert len(facts["class_names"]) == facts["num_classes"] == facts["null_class"]
     for text in ("training", "data", "data_licence", "licence"):
         assert facts[text]
     with safe_open(folder / WEIGHTS, "pt") as weights:
@@ -141,8 +141,11 @@ def test_the_card_tells_the_truth(name):
 def test_an_embedded_network_is_what_its_card_says(name, networks):
     network, facts = networks[name], read_card(name)
     assert network.name == name
-    assert network.shape == tuple(facts["shape"]) == (1, 32, 32)
-    assert (network.num_classes, network.null_class) == (10, 10)
+    assert network.shape == tuple(facts["shape"]) == (facts["shape"][0], 32, 32)
+    assert (network.num_classes, network.null_class) == (facts["num_classes"],) * 2
+    assert network.cfg_scale == (2.0 if name == "emoji" else 1.0)
+    shown = [network.class_names[label] for label in network.shown_classes]
+    assert shown == (["smileys", "flags", "people"] if name == "emoji" else [])
     assert network.prediction == facts["prediction"]
     assert process_of(network.schedule)["params"].items() >= facts["schedule"]["params"].items()
     assert network.decode is None
@@ -150,18 +153,19 @@ def test_an_embedded_network_is_what_its_card_says(name, networks):
 
 
 @every_embedded
-@pytest.mark.parametrize("label", [0, 10])
-def test_an_embedded_network_knows_its_data(name, label, networks):
-    """Two pixels at every edge are -1 in all pictures; only the right prediction finds them."""
-    network, labels = networks[name], torch.full((3,), label)
+@pytest.mark.parametrize("null", [False, True])
+def test_an_embedded_network_knows_its_data(name, null, networks):
+    """The edges of pictures are black, of emoji white; only the right prediction finds them."""
+    network, background = networks[name], 1.0 if name == "emoji" else -1.0
+    labels = torch.full((3,), network.null_class if null else 0)
     node = network.schedule.at(0.5)
     eps = torch.randn(3, *network.shape, generator=torch.Generator().manual_seed(0))
     denoiser = Denoiser(network, {Branch.COND: {"class_labels": labels}})
     with torch.no_grad():
-        (x0,) = denoiser.x0(node.sigma * eps - node.alpha, node)
+        (x0,) = denoiser.x0(node.sigma * eps + background * node.alpha, node)
     edge = torch.ones(32, 32, dtype=torch.bool)
     edge[2:-2, 2:-2] = False
-    assert (x0[..., edge] + 1.0).square().mean().sqrt() < 0.1
+    assert (x0[..., edge] - background).square().mean().sqrt() < 0.1
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ... import __version__
 from ...models.errors import ModelError, SettingError
 from ...models.files import write_bytes
+from ...models.load import embedded_names, read_card
 from ...models.probe import are_alike, sketch
 from ...models.reading import first_problem, parse_json, read_bytes
 from ...samplers.guidance import Moment
@@ -339,8 +340,14 @@ def provenance(
         "baseline": None if baseline is None else {"name": baseline[0], "test": baseline[1]},
         "extras": ["afs"] if best.schedule.nfe < len(best.schedule.steps) else [],
         "free": sorted(search.space.free),
+        **_name_weights(problem.network.name),
         "code_version": __version__,
     }
+
+
+def _name_weights(model: str) -> dict[str, str]:
+    """The hash of the weights of a network that comes with the package."""
+    return {"weights": read_card(model)["sha256"]} if model in embedded_names() else {}
 
 
 def identity(search: Search) -> dict[str, Any]:
