@@ -34,8 +34,8 @@ class Network:
     num_classes: `class_labels` takes 0 .. num_classes - 1; 0 if there are no classes.
     null_class:  the label that stands for "no class"; None if there is none.
     class_names: names of the classes, in the order of their labels; empty if unknown.
-    shown_classes, cfg_scale: the labels and the guidance scale with which the command `sample` shows
-                 it where none are typed; no labels are all classes in turn.
+    shown_classes, cfg_scale: the labels and the guidance scale that `sample` takes where none are
+                 typed; no labels are all classes in turn.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
     encode:      the inverse of `decode`; None if samples are images, or if there is no inverse.
     needs:       names of the conditions it cannot be called without.

@@ -176,7 +176,11 @@ def damaged(draw: st.DrawFn) -> tuple[str, str, list[str], bool]:
     body, name, words = {
         "schedule": (SCHEDULE, "s.json", ["sample", "--seeds", "0", "--schedule", "s.json"]),
         "run": (RUN, "in.png", ["sample", "--from-png", "in.png"]),
-        "cache": (CACHE, "c.json", ["sample", *SMALL, "--solver", "ddim", "--cache", "c.json"]),
+        "cache": (
+            CACHE,
+            "c.json",
+            ["sample", "fashion-dit", *SMALL, "--solver", "ddim", "--cache", "c.json"],
+        ),
         "memory": (MEMORY, "s.search/search.json", [*TOY, "--nfe", "2", "--out", "s.json"]),
         "sweep": (SWEEP, "w.json", ["bench", "fid-nfe", "--sweep", "w.json"]),
     }[kind]
@@ -201,7 +205,10 @@ BINARY: list[tuple[list[str], str]] = [
     (["sample", "net", *SMALL], "net/diffusion_pytorch_model.safetensors"),
     (["sample", "net", *SMALL], "net/config.json"),
     (["fid", "images.npz", "--reference", "images.npz", "--extractor", "small"], "images.npz"),
-    (["sample", *SMALL, "--solver", "dpm-solver-v3:stats=stats.safetensors"], "stats.safetensors"),
+    (
+        ["sample", "fashion-dit", *SMALL, "--solver", "dpm-solver-v3:stats=stats.safetensors"],
+        "stats.safetensors",
+    ),
 ]
 
 

@@ -489,8 +489,8 @@ def test_theta_out_of_range(theta):
 
 def test_command_line(tmp_path):
     out = tmp_path / "grid.png"
-    args = ["sample", "--solver", "dpm-adaptive-23", "--seeds", "0-3", "--out", str(out)]
-    done = CliRunner().invoke(app, args)
+    args = ["sample", "fashion-dit", "--solver", "dpm-adaptive-23", "--seeds", "0-3"]
+    done = CliRunner().invoke(app, [*args, "--out", str(out)])
     assert done.exit_code == 0, done.output
     nfe = Sampler.from_pretrained("fashion-dit")(
         range(4), class_labels=range(4), solver="dpm-adaptive-23"

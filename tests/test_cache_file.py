@@ -117,7 +117,8 @@ def test_broken_files_are_refused_in_one_line(made, tmp_path):
 def test_sample_takes_the_file_and_its_picture_needs_it_no_more(made, tmp_path):
     file, out = tmp_path / "c.json", tmp_path / "a.png"
     made.write(file)
-    words = ["sample", "--solver", "ddim", "--classes", "3", "--per-class", "2", "--out", str(out)]
+    words = ["sample", "fashion-dit", "--solver", "ddim", "--classes", "3", "--per-class", "2"]
+    words += ["--out", str(out)]
     refused = CliRunner().invoke(app, [*words, "--nfe", "8", "--cache", str(file)])
     assert refused.exit_code == 2
     assert "type --nfe 6" in refused.output

@@ -11,7 +11,8 @@ from fewstep.models.caching import FixedMask, cache, names, take_cache
 from fewstep.models.registry import parse_spec
 from fewstep.samplers.run_record import read_run
 
-COMMAND = ["sample", "--solver", "ddim", "--nfe", "6", "--classes", "3", "--per-class", "2"]
+COMMAND = ["sample", "fashion-dit", "--solver", "ddim", "--nfe", "6"]
+COMMAND += ["--classes", "3", "--per-class", "2"]
 
 
 def typed(tmp_path, *arguments):

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
-from fewstep.models.schedule import EDM
+from fewstep.models.schedule import EDM, RectifiedFlow
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 
@@ -41,10 +41,24 @@ def refused(result, *parts):
 def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
     result = sample("--nfe", 3)
     assert result.exit_code == 0, result.output
-    assert re.search(r"64 images \| NFE 3 \| 3 network rows per image \| 6 calls", result.output)
+    assert re.search(r"24 images \| NFE 3 \| 6 network rows per image \| 3 calls", result.output)
     with Image.open("samples.png") as image:
-        assert image.size == (8 * 34 + 2, 8 * 34 + 2)
+        assert image.size == (8 * 34 + 2, 3 * 34 + 2)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+
+
+def test_emoji_are_shown_with_guidance_where_nothing_else_is_typed():
+    def run(*words):
+        return json.loads(sample("--nfe", 2, "--json", *words).stdout)["run"]
+
+    shown = run("--seeds", "0-3")
+    assert shown["model"] == "emoji"
+    assert (shown["classes"], shown["cfg_scale"]) == ([6, 2, 5, 6], 2.0)
+    assert run("--seeds", "0", "--classes", "flags", "--cfg-scale", 1)["cfg_scale"] == 1.0
+    assert run("--classes", "null", "--per-class", 1)["cfg_scale"] == 1.0
+    assert run("--seeds", "0", "--guidance", "cfg:scale=1.5")["cfg_scale"] == 1.0
+    grey = run("fashion-dit", "--seeds", "0-3")
+    assert (grey["classes"], grey["cfg_scale"]) == ([0, 1, 2, 3], 1.0)
 
 
 def test_classes_fill_rows():
@@ -94,12 +108,12 @@ def test_saved_images_are_the_cells_of_the_grid_and_replay():
 
 
 def test_schedule_file_gives_what_its_solver_gives(tmp_path):
-    from fewstep.models.schedule import RectifiedFlow
-
     grid = time_grid("uniform", RectifiedFlow(), 3)
     (tmp_path / "s.json").write_text(solver("unipc-3").encode(grid).dump())
     sample("--schedule", "s.json", "--seeds", "0-3", "--out", "a.png")
     sample(
+        "--cfg-scale",
+        1,
         "--solver",
         "unipc-3",
         "--grid-type",
@@ -149,26 +163,24 @@ BAD = [
     (["--grid-type", "uniform:rho=1"], "uniform", "rho"),
     (["--final", "none"], "no end rule 'none'", "zero"),
     (["fashion-net"], "did you mean 'fashion-", "no hub id"),
-    (["--classes", "10-12"], "class 10", "0 to 9", "null"),
-    (["--classes", "10"], "class 10 does not exist", "0 to 9", "null"),
-    (["--classes", "3,null"], "no class 'null'", "shirt", "null for none"),
-    (["--classes", "a-b"], "'a-b'", "0 to 9", "shirt"),
+    (["--classes", "9-12"], "class 9", "0 to 8", "null"),
+    (["--classes", "9"], "class 9 does not exist", "0 to 8", "null"),
+    (["--classes", "3,null"], "no class 'null'", "smileys", "null for none"),
+    (["--classes", "a-b"], "'a-b'", "0 to 8", "smileys"),
     (["--classes", ""], "an empty string"),
     (["--nfe", "10001"], "at most 10,000", "float32"),
     (["--steps", "1" + "0" * 20], "at most 10,000", "float32"),
     (["--seeds", "0-1000000"], "1,000,000"),
-    (["--per-class", "100001"], "1000010 images", "1,000,000"),
+    (["--per-class", "333334"], "1000002 images", "1,000,000"),
     (["--cfg-scale", "1e39"], "within 1e+06"),
     (["--device", "meta"], "device 'meta' cannot be used"),
-    (["--schedule", "fashion-dit-nfe5-cfg2"], "guidance scale 2", "has 1 ", "--force"),
-    (["--schedule", "fashion-dit-nfe5", "--cfg-scale", "7"], "guidance scale 1,", "has 7 "),
     (["--classes", "5-3"], "must rise"),
     (["--per-class", "0"], "--per-class"),
     (["--seeds", "0-3", "--classes", "1,2", "--per-class", "3"], "4 images", "6"),
     (["--seeds", "99999999999999999999"], "2^63"),
     (["--seed", "-1"], "seed -1"),
     (["--seed", "3", "--seeds", "0-3"], "not both"),
-    (["--cfg-interval", "0.3,5"], "scale other than 1"),
+    (["--cfg-interval", "0.3,5", "--cfg-scale", "1"], "scale other than 1"),
     (["--nfe", "0"], "nfe must be at least 1"),
     (["--steps", "0"], "at least 1 step"),
     (["--nfe", "4", "--steps", "4"], "not both"),
@@ -232,6 +244,11 @@ def test_schedules_that_do_not_fit(tmp_path):
     refused(sample("--schedule", "edm.json", "--nfe", 3), "brings its own steps")
     refused(sample("--schedule", "edm.json", "--final", "denoise"), "brings its own steps")
     refused(sample("--schedule", "edm.json", "--solver", "ddim"), "drop the solver")
+    flow = solver("ddim").encode(time_grid("beta", RectifiedFlow(), 3))
+    flow = flow.model_copy(update={"provenance": {"cfg_scale": 2.0}})
+    (tmp_path / "two.json").write_text(flow.dump())
+    refused(sample("--schedule", "two.json"), "guidance scale 2", "has 1 ", "--force")
+    refused(sample("--schedule", "two.json", "--cfg-scale", 7), "guidance scale 2,", "has 7 ")
 
 
 def test_unconditional_networks_refuse_guidance_and_classes(tmp_path):

@@ -218,7 +218,11 @@ def test_off_is_the_guidance_inside_to_the_bit_and_costs_nothing(dit, inner):
     assert off.ledger.calls == plain.ledger.calls
 
 
-def test_off_takes_the_schedule_that_no_guidance_takes():
+def test_off_takes_the_schedule_that_no_guidance_takes(monkeypatch):
+    def best(*asked):
+        return "usf-lsun-nfe6" if asked == ("fashion-dit", 5, 1.0) else None
+
+    monkeypatch.setattr("fewstep.samplers.plan.best_preset", best)
     found = [
         choose_default_schedule("fashion-dit", {"nfe": 5}, each)
         for each in (Unguided(), PAG(0.0), AdaptiveGuidance(1.0), PAG(1.0))

@@ -13,9 +13,10 @@ from fewstep.cli import sample_app
 from fewstep.models.arguments import parse_ranges
 from fewstep.models.errors import SettingError
 from fewstep.samplers.conditions import parse_classes
+from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Interval, PerturbedAttention, Thresholded
 from fewstep.samplers.plan import read_scale
-from fewstep.solvers.presets import preset
+from fewstep.solvers import solver
 
 NETWORK = SimpleNamespace(
     name="clothes", num_classes=3, null_class=3, class_names=("t-shirt", "bag", "boot")
@@ -58,7 +59,7 @@ def test_the_command_takes_names_and_null(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        result = CliRunner().invoke(sample_app, [*words, "--nfe", "2", "--json"])
+        result = CliRunner().invoke(sample_app, ["fashion-dit", *words, "--nfe", "2", "--json"])
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)["run"]
 
@@ -76,13 +77,16 @@ def test_the_scale_inside_other_guidance():
 
 def test_a_searched_schedule_keeps_its_guidance_scale():
     sampler = Sampler.from_pretrained("fashion-dit")
-    guided, plain = preset("fashion-dit-nfe5-cfg2"), preset("fashion-dit-nfe5")
+    schedule = solver("ddim").encode(time_grid("beta", sampler.network.schedule, 3))
+    plain, guided = (
+        schedule.model_copy(update={"provenance": {"cfg_scale": scale}}) for scale in (1.0, 2.0)
+    )
     for schedule, guidance in ((guided, None), (guided, CFG(3.0)), (plain, CFG(7.0))):
         with pytest.raises(SettingError, match="was searched for guidance scale"):
             sampler([0], solver=schedule, guidance=guidance, class_labels=3)
         result = sampler([0], solver=schedule.for_any(), guidance=guidance, class_labels=3)
-        assert result.ledger.nfe == 5
-    assert sampler([0], solver=guided, guidance=CFG(2.0), class_labels=3).ledger.nfe == 5
+        assert result.ledger.nfe == 3
+    assert sampler([0], solver=guided, guidance=CFG(2.0), class_labels=3).ledger.nfe == 3
 
 
 def test_a_picture_of_a_newer_version_is_not_repeated(tmp_path, monkeypatch):

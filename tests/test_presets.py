@@ -7,9 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.eval.search.run import name_weights
 from fewstep.eval.search.size import size_of
 from fewstep.models.errors import ScheduleError, UnknownNameError
-from fewstep.models.load import embedded_names, load
+from fewstep.models.load import embedded_names, load, read_card
 from fewstep.samplers.guidance import CFG, Unguided
 from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_plan
 from fewstep.samplers.sampler import Sampler
@@ -111,20 +112,37 @@ def test_sampler_and_command_take_it(shelf, tmp_path):
     wanted = sampler([5], class_labels=1, solver=shelf["nearer"])
     assert mine.samples.equal(wanted.samples)
     out = tmp_path / "a.png"
-    line = ["sample", "--nfe", "3", "--seeds", "5", "--classes", "1", "--out", str(out), "--json"]
-    said = CliRunner().invoke(app, line)
+    line = ["sample", "fashion-dit", "--nfe", "3", "--seeds", "5", "--classes", "1", "--json"]
+    said = CliRunner().invoke(app, [*line, "--out", str(out)])
     run = json.loads(said.stdout)["run"]
     assert run["schedule"]["t"] == list(shelf["nearer"].t)  # the picture holds it
     assert "nfe" not in run
 
 
-@pytest.mark.parametrize("name", SEARCHED)
-def test_searched_schedules_are_for_their_network(name):
-    schedule, facts = preset(name), preset(name).provenance
-    assert facts["model"] in embedded_names()
-    network = load(facts["model"])
-    make_plan(network.schedule, schedule).solver.check_network(network)
-    assert name.startswith(f"{facts['model']}-{size_of(schedule).mark}")
+def is_of_a_shipped_network(facts):
+    """Whether a provenance names a network of the package and the hash of its weights."""
+    model = facts["model"]
+    return model in embedded_names() and facts.get("weights") == read_card(model)["sha256"]
+
+
+def test_searched_schedules_are_for_a_network_of_the_package():
+    for name in SEARCHED:
+        schedule, facts = preset(name), preset(name).provenance
+        assert is_of_a_shipped_network(facts), name
+        network = load(facts["model"])
+        make_plan(network.schedule, schedule).solver.check_network(network)
+        assert name.startswith(f"{facts['model']}-{size_of(schedule).mark}")
+
+
+def test_a_search_names_the_weights_of_its_network():
+    card = read_card("fashion-dit")
+    facts = {"model": "fashion-dit", **name_weights("fashion-dit")}
+    assert facts["weights"] == card["sha256"]
+    assert is_of_a_shipped_network(facts)
+    assert not is_of_a_shipped_network(facts | {"weights": "0" * 64})
+    assert not is_of_a_shipped_network({"model": "fashion-dit"})
+    assert not is_of_a_shipped_network(facts | {"model": "fashion"})
+    assert name_weights("toy") == {}
 
 
 def test_force_alone_is_refused():

@@ -38,6 +38,7 @@ SCHEDULES = {
     "cosine": Cosine(time_scale=1000),
     "edm": EDM(),
     "edm-sigma": EDM(time_label="sigma"),
+    "edm-1000": EDM(time_label="c_noise", time_scale=1000),
     "flow": RectifiedFlow(time_scale=1000),
     "flow-3": RectifiedFlow(shift=3.0, time_scale=1000),
 }
@@ -192,6 +193,8 @@ def test_unknown_names_are_met_with_a_suggestion():
         VPDiscrete("lineer")
     with pytest.raises(UnknownNameError, match="'c_nose'; did you mean 'c_noise'"):
         EDM(time_label="c_nose")
+    with pytest.raises(SettingError, match="time_scale=0 must be positive"):
+        EDM(time_scale=0)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +265,7 @@ def test_trained_betas_replace_the_formula():
         ("cosine", 0.5, 500.0),
         ("edm", 2.0, math.log(2.0) / 4),
         ("edm-sigma", 2.0, 2.0),
+        ("edm-1000", 2.0, 250.0 * math.log(2.0)),
         ("flow", 0.5, 500.0),
         ("flow-3", 0.5, 750.0),
     ],

@@ -340,13 +340,13 @@ def provenance(
         "baseline": None if baseline is None else {"name": baseline[0], "test": baseline[1]},
         "extras": ["afs"] if best.schedule.nfe < len(best.schedule.steps) else [],
         "free": sorted(search.space.free),
-        **_name_weights(problem.network.name),
+        **name_weights(problem.network.name),
         "code_version": __version__,
     }
 
 
-def _name_weights(model: str) -> dict[str, str]:
-    """The hash of the weights of a network that comes with the package."""
+def name_weights(model: str) -> dict[str, str]:
+    """Returns the hash of the weights of a network that comes with the package."""
     return {"weights": read_card(model)["sha256"]} if model in embedded_names() else {}
 
 
