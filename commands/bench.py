@@ -99,7 +99,7 @@ def gpu(
     store: StoreFile = Path("gpu.jsonl"),
     quiet: QuietTable = False,
 ) -> None:
-    """Images per second, overhead, caches and memory on a GPU, beside diffusers.
+    """Measures images per second, overhead, caches and memory on a GPU, beside diffusers.
 
     Finished figures are in the store and are not measured again.
     """

@@ -85,7 +85,7 @@ def edit(
     ] = None,
     quiet: QuietTable = False,
 ) -> None:
-    """Class edits of real images: how many arrive, and how much of the source they keep."""
+    """Measures class edits of real images: how many arrive, and what of the source they keep."""
     from ..eval.experiments.editing import EDITORS, ClassEdits, lines
     from ..models.files import check_writable
 

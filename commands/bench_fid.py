@@ -171,23 +171,23 @@ def fid_nfe(
     from ..eval.experiments.fid_sweep import Sweep
 
     files = outputs.check([store])
-    kept = ResultStore(store)
-    kept.check()
+    rows = ResultStore(store)
+    rows.check()
     if sweep is None:
-        chosen = options.sweep()
+        settings = options.sweep()
     else:
         names = {field.name for field in fields(options)}
         refuse_typed(ctx, names, "--sweep holds all choices")
-        chosen = Sweep.load(sweep)
+        settings = Sweep.load(sweep)
     us = team(device)
-    evaluator = make_evaluator(chosen, us.device, weights)
-    bench = QualityBench(chosen, evaluator, kept, us)
+    evaluator = make_evaluator(settings, us.device, weights)
+    bench = QualityBench(settings, evaluator, rows, us)
     for (row,) in run_cells(bench, progress=not quiet):
         if not quiet:
             tqdm.write(row_line(row), file=sys.stderr)
     if us.leads:
-        remarks = [*bench.remarks, *kept.broken]
-        typer.echo(write_report(files, bench.rows(), remarks, [kept.path]))
+        remarks = [*bench.remarks, *rows.broken]
+        typer.echo(write_report(files, bench.rows(), remarks, [rows.path]))
 
 
 @gather_options

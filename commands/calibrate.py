@@ -36,13 +36,13 @@ def calibrate(
     bench = make_bench(request)
     for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
         pass
-    found = Calibration.of(request, bench)
+    calibration = Calibration.of(request, bench)
     echo_left_out(bench.remarks if not quiet else ())
-    echo(found.lines() if not quiet else ())
+    echo(calibration.lines() if not quiet else ())
     if plot is not None:
-        found.draw(plot)
-    typer.echo(found.write(request.out))
-    typer.echo(found.command(request.out))
+        calibration.draw(plot)
+    typer.echo(calibration.write(request.out))
+    typer.echo(calibration.command(request.out))
 
 
 @gather_options

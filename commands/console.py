@@ -150,7 +150,7 @@ def typed(ctx: typer.Context, name: str) -> bool:
 
 def refuse_typed(ctx: typer.Context, names: Set[str], reason: str) -> None:
     """Raises SettingError if one of these parameters was typed: it would be ignored."""
-    found = [name for name in names if typed(ctx, name)]
-    if found:
-        options = ", ".join(sorted(name.strip("_").replace("_", "-") for name in found))
+    refused = [name for name in names if typed(ctx, name)]
+    if refused:
+        options = ", ".join(sorted(name.strip("_").replace("_", "-") for name in refused))
         raise SettingError(f"{reason}; drop {options}")

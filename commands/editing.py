@@ -70,7 +70,7 @@ def invert(
     _either(options.class_, options.prompt, "--class", "--prompt")
     sampler = Sampler.from_pretrained(model, device=device)
     x = read_picture(image, sampler.network)
-    found = inversion.invert(
+    noise = inversion.invert(
         sampler,
         x,
         solver=options.solver,
@@ -82,12 +82,12 @@ def invert(
         grid=options.grid_type,
         t_min=options.t_min,
     )
-    back = inversion.reconstruct(sampler, found)
-    found.save(out, model=model)
+    back = inversion.reconstruct(sampler, noise)
+    noise.save(out, model=model)
     if strip is not None:
         write_strip([*to_pil(x), *back.images], strip)
     if not quiet:
-        typer.echo(f"{out}: {found.ledger}")
+        typer.echo(f"{out}: {noise.ledger}")
         typer.echo(f"reconstruction: {format_psnr(back.samples, x)}, {back.ledger}")
 
 

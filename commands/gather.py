@@ -14,8 +14,8 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
 
     A field is an `option`, or annotated as one of typer; without a default it must be given.
     """
-    own = signature(command, eval_str=True).parameters
-    kinds = {name: each.annotation for name, each in own.items()}
+    arguments = signature(command, eval_str=True).parameters
+    kinds = {name: each.annotation for name, each in arguments.items()}
     groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
 
     @wraps(command)
@@ -26,7 +26,7 @@ def gather_options(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters = [
         option
-        for name, each in own.items()
+        for name, each in arguments.items()
         for option in (_read_fields(groups[name]) if name in groups else [each])
     ]
     named = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]

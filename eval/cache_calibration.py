@@ -41,7 +41,7 @@ class Observed:
     ratios: list[float] = field(default_factory=list)
 
     def polynomial(self, degree: int = DEGREE) -> tuple[float, ...]:
-        """p with p(d) = y in the least squares, the highest power first.
+        """Returns p with p(d) = y in the least squares, the highest power first.
 
         Fewer calls than it takes lower the degree. In a variable scaled to 1 at the largest d, for
         d ** 4 of small changes would vanish beside the rest.
@@ -60,11 +60,11 @@ class Observed:
         )
 
     def teacache(self, policy: TeaCache) -> TeaCache:
-        """The policy with the fitted polynomial, unless it brings one."""
+        """Returns the policy with the fitted polynomial, unless it brings one."""
         return policy if policy.coefficients else replace(policy, coefficients=self.polynomial())
 
     def magcache(self, policy: MagCache) -> MagCache:
-        """The policy with the measured ratios, unless it brings some."""
+        """Returns the policy with the measured ratios, unless it brings some."""
         if policy.ratios is not None:
             return policy
         return replace(policy, ratios=tuple(float(f"{g:.5g}") for g in self.ratios))
@@ -75,72 +75,72 @@ class _Watcher:
     """Notes the changes between calls; holds what one call shows."""
 
     stack: Stack
-    found: Observed
+    changes: Observed
     start: Tensor | None = None
     residual: Tensor | None = None
     signal: Tensor | None = None
     output: Tensor | None = None
     rows: int = 0
 
-    def enters(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        """The first block begins."""
+    def note_input(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        """Notes what goes into the first block, and the signal if no module gives it."""
         self.rows = self.stack.text_rows(args, kwargs)
         self.start = self.stack.blocks[0].read_input(args, kwargs, self.rows).image.clone()
         if self.stack.structure.signal is not None and self.stack.signal_module is None:
             self._signal(self.stack.signal(args, kwargs))
 
-    def modulated(self, module: nn.Module, args: Any, out: Any) -> None:
-        """The module that the signal comes from has run."""
+    def note_signal(self, module: nn.Module, args: Any, out: Any) -> None:
+        """Notes the output of the module that the signal comes from."""
         self._signal(out[0] if isinstance(out, tuple) else out)
 
-    def leaves(self, block: nn.Module, args: Any, out: Any) -> None:
-        """The last block has run."""
+    def note_residual(self, block: nn.Module, args: Any, out: Any) -> None:
+        """Notes how the residual of all blocks has grown."""
         assert self.start is not None
         residual = self.stack.blocks[-1].read_output(out, self.rows).image - self.start
         if self.residual is None or self.residual.shape != residual.shape:
-            self.found.ratios.append(1.0)
+            self.changes.ratios.append(1.0)
         else:
-            self.found.ratios.append(_growth(residual, self.residual))
+            self.changes.ratios.append(_growth(residual, self.residual))
         self.residual = residual
 
-    def answers(self, root: nn.Module, args: Any, out: Any) -> None:
-        """The network has answered."""
+    def note_output(self, root: nn.Module, args: Any, out: Any) -> None:
+        """Notes how the output of the network has changed."""
         output = (out if isinstance(out, Tensor) else out[0]).clone()
         if self.output is not None and self.output.shape == output.shape:
-            self.found.output.append(_change(output, self.output))
+            self.changes.output.append(_change(output, self.output))
         self.output = output
 
     def _signal(self, signal: Tensor) -> None:
         signal = signal.clone()
         if self.signal is not None and self.signal.shape == signal.shape:
-            self.found.signal.append(_change(signal, self.signal))
+            self.changes.signal.append(_change(signal, self.signal))
         self.signal = signal
 
 
-def observed(network: Network, seeds: int, **call: Any) -> Observed:
-    """One run of the first seeds, watched; `call` are further arguments of `Sampler`.
+def observe(network: Network, seeds: int, **call: Any) -> Observed:
+    """Returns one run of the first seeds, watched; `call` are further arguments of `Sampler`.
 
     Raises:
         ModelError: if the blocks of the network are not known.
     """
     if network.module is None:
         raise SettingError(f"{network.name} is a plain function; a cache needs its module")
-    stack, found = describe(network.module), Observed()
-    with hold(network.module, alone=True), _watched(stack, _Watcher(stack, found)):
+    stack, changes = describe(network.module), Observed()
+    with hold(network.module, alone=True), _watch(stack, _Watcher(stack, changes)):
         Sampler(network)(range(seeds), batch=seeds, **call)
-    return found
+    return changes
 
 
 @contextmanager
-def _watched(stack: Stack, watcher: _Watcher) -> Iterator[None]:
+def _watch(stack: Stack, watcher: _Watcher) -> Iterator[None]:
     first, last = stack.blocks[0].module, stack.blocks[-1].module
     handles = [
-        first.register_forward_pre_hook(watcher.enters, with_kwargs=True),
-        last.register_forward_hook(watcher.leaves),
-        stack.root.register_forward_hook(watcher.answers),
+        first.register_forward_pre_hook(watcher.note_input, with_kwargs=True),
+        last.register_forward_hook(watcher.note_residual),
+        stack.root.register_forward_hook(watcher.note_output),
     ]
     if stack.signal_module is not None:
-        handles.append(stack.signal_module.register_forward_hook(watcher.modulated))
+        handles.append(stack.signal_module.register_forward_hook(watcher.note_signal))
     try:
         yield
     finally:
@@ -149,12 +149,12 @@ def _watched(stack: Stack, watcher: _Watcher) -> Iterator[None]:
 
 
 def _change(new: Tensor, old: Tensor) -> float:
-    """sum |new - old| / sum |old|."""
+    """Returns sum |new - old| / sum |old|."""
     apart, size = ((new - old).abs().sum(dtype=torch.float64), old.abs().sum(dtype=torch.float64))
     return float(apart / size)
 
 
 def _growth(new: Tensor, old: Tensor) -> float:
-    """Mean over the tokens of |new| / |old|; tokens that nothing was added to do not count."""
+    """Returns the mean of |new| / |old| over the tokens that something was added to before."""
     size, before = new.float().norm(dim=-1), old.float().norm(dim=-1)
     return float((size / before)[before > 0].mean())

@@ -132,14 +132,14 @@ def list_settings(network: Network, caches: Sequence[str]) -> Iterator[str]:
     if not caches:
         yield from prepared
     for each in caches:
-        own = [spec for spec in prepared if spec.partition(":")[0] == each]
-        if not own and ":" not in each:
+        specs = [spec for spec in prepared if spec.partition(":")[0] == each]
+        if not specs and ":" not in each:
             known = sorted({spec.partition(":")[0] for spec in prepared})
             raise SettingError(
                 f"no settings of {each!r} are prepared for {network.name}, only of"
                 f" {', '.join(known)}; give some, as in {each}:key=value"
             )
-        yield from own or [each]
+        yield from specs or [each]
 
 
 @dataclass(frozen=True)
@@ -163,18 +163,18 @@ class Calibration:
 
     def front(self) -> list[FrontPoint]:
         """Returns those that nothing cheaper is as good as."""
-        best, found = math.inf, []
+        best, front = math.inf, []
         for each in self.figures:
             if (badness := self.badness(each)) < best:
                 best = badness
-                found.append(each)
-        return found
+                front.append(each)
+        return front
 
     def badness(self, figure: FrontPoint) -> float:
         assert figure.change is not None
         return self.quality.badness(figure.change)
 
-    def chosen(self) -> FrontPoint:
+    def choose(self) -> FrontPoint:
         """Returns the cheapest that will do.
 
         Raises:
@@ -197,7 +197,7 @@ class Calibration:
 
     def file(self) -> CacheFile:
         """Returns the chosen setting with all that `sample --cache` must know of it."""
-        request, chosen = self.request, self.chosen()
+        request, chosen = self.request, self.choose()
         assert chosen.change is not None
         network = self.bench.network(request.network)
         return CacheFile(
@@ -251,19 +251,21 @@ class Calibration:
         draw_panels([self], _paint, path)
 
 
-def _paint(axis: Any, found: Calibration) -> None:
+def _paint(axis: Any, calibration: Calibration) -> None:
     quality, names = (
-        found.quality,
-        dict.fromkeys(each.run.family for each in found.figures),
+        calibration.quality,
+        dict.fromkeys(each.run.family for each in calibration.figures),
     )
     for i, name in enumerate(names):
-        shown = [(e.cost, e.change) for e in found.figures if e.run.family == name and e.change]
+        shown = [
+            (e.cost, e.change) for e in calibration.figures if e.run.family == name and e.change
+        ]
         if shown:
             scatter(axis, i, name, shown)
-    front = [each for each in found.front() if each.change]
+    front = [each for each in calibration.front() if each.change]
     axis.plot([each.cost for each in front], [each.change for each in front], "k-", lw=0.8)
     axis.axhline(quality.bound, color="grey", lw=0.8, ls="--", label="asked for")
-    request = found.request
+    request = calibration.request
     title = f"{request.network}, {request.solver}, {request.nfe} steps"
     yscale = "linear" if quality.metric in HIGHER else "log"
     frame(axis, title, "effective evaluations", QUALITIES[quality.metric], yscale)

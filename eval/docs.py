@@ -17,13 +17,13 @@ NOTE = "Written from the docstrings by `make docs`; do not edit.\n"
 
 
 def pages() -> dict[str, str]:
-    """File name -> text."""
+    """Returns file name -> text."""
     families: dict[str, list[SolverSettings]] = defaultdict(list)
     for name in names():
         settings = solver(name)
         families[type(settings).__module__.rpartition(".")[2]].append(settings)
-    found = {f"{family}.md": _page(family, members) for family, members in families.items()}
-    return {"README.md": _index(families), **found}
+    texts = {f"{family}.md": _page(family, members) for family, members in families.items()}
+    return {"README.md": _index(families), **texts}
 
 
 def write(folder: Path) -> None:
@@ -54,10 +54,13 @@ def _page(family: str, members: list[SolverSettings]) -> str:
     text = inspect.cleandoc(module.__doc__ or "") if module else ""
     parts, said = [f"# {family}\n\n{NOTE}```text\n{text}\n```"], ""
     for settings in members:
-        own = _own_doc(type(settings))
-        parts += [_facts(settings), *([f"```text\n{own}\n```"] if own != said else [])]
+        settings_text = _class_text(type(settings))
+        parts += [
+            _facts(settings),
+            *([f"```text\n{settings_text}\n```"] if settings_text != said else []),
+        ]
         parts.append(_options(settings))
-        said = own
+        said = settings_text
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,8 +72,8 @@ def _facts(settings: SolverSettings) -> str:
     return f"## `{info.name}`\n\n{facts} Source: {info.source}."
 
 
-def _own_doc(cls: type[Any]) -> str:
-    """The docstring of the class, or of the one that it takes its settings from."""
+def _class_text(cls: type[Any]) -> str:
+    """Returns the docstring of the class, or of the one that it takes its settings from."""
     texts = [base.__doc__ for base in cls.__mro__ if base.__doc__ and base is not object]
     plain = [text for text in texts if not text.startswith(f"{cls.__name__}(")]
     return inspect.cleandoc(plain[0]) if plain else ""

@@ -36,21 +36,21 @@ class Similarity:
         return self.gamma.shape[1]
 
     def guided_steps(self, threshold: float, warmup: int = 3, need: int = 2) -> Tensor:
-        """(images,): K, the steps that each image by itself would be guided in."""
+        """Returns (images,): K, the steps that each image by itself would be guided in."""
         above = self.gamma > threshold
-        found = torch.full((len(above),), self.steps)
+        guided = torch.full((len(above),), self.steps)
         for step in range(self.steps - 1, need - 2, -1):
             agreed = above[:, step - need + 1 : step + 1].all(1)
-            found = torch.where(agreed, max(step + 1, warmup), found)
-        return found.clamp(max=self.steps)
+            guided = torch.where(agreed, max(step + 1, warmup), guided)
+        return guided.clamp(max=self.steps)
 
     def saving(self, threshold: float, warmup: int = 3, need: int = 2) -> float:
-        """The share of network rows that it would save, on average."""
+        """Returns the share of network rows that it would save, on average."""
         guided = self.guided_steps(threshold, warmup, need).double().mean()
         return float(self.steps - guided) / (2.0 * self.steps)
 
     def find_threshold(self, saving: float, warmup: int = 3, need: int = 2) -> float:
-        """The highest threshold that saves at least so much; more caution is not to be had.
+        """Returns the highest threshold that saves at least so much; more caution is not to be had.
 
         Raises:
             SettingError: if no threshold saves that much.
@@ -82,7 +82,7 @@ def similarity_log(
     *,
     progress: bool = False,
 ) -> Similarity:
-    """gamma in every step of full guidance, for images of all classes in turn.
+    """Returns gamma in every step of full guidance, for images of all classes in turn.
 
     Raises:
         SettingError: if the network cannot be guided.

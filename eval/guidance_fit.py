@@ -64,8 +64,8 @@ class Fit(Checked):
             )
 
 
-def fitted(network: Network, what: Fit, images: Images, *, progress: bool = False) -> LinearWeights:
-    """The weights for one network, solver, grid, scale and pattern.
+def fit(network: Network, what: Fit, images: Images, *, progress: bool = False) -> LinearWeights:
+    """Returns the weights for one network, solver, grid, scale and pattern.
 
     Raises:
         SettingError: if the network cannot be guided, or the solver has no fixed steps of one
@@ -90,14 +90,14 @@ def fitted(network: Network, what: Fit, images: Images, *, progress: bool = Fals
         times=tuple(node.t for node in plan.grid.nodes),
         signature=compute_signature(plan.solver, plan.grid),
         mask="".join("1" if flag else "0" for flag in flags),
-        steps=guide.found,
+        steps=guide.weights,
         images=images.count,
         ridge=what.ridge,
     )
 
 
 def fit_request(request: LinearFitRequest, *, progress: bool = False) -> LinearWeights:
-    """Returns the weights that were asked for; raises SettingError as `fitted` does."""
+    """Returns the weights that were asked for; raises SettingError as `fit` does."""
     pattern = pattern_of(request.warmup, request.every, request.tail, request.mask)
     what = Fit(
         solver=request.solver,
@@ -109,7 +109,7 @@ def fit_request(request: LinearFitRequest, *, progress: bool = False) -> LinearW
         ridge=request.ridge,
     )
     network = load(request.model, device=request.device)
-    return fitted(network, what, Images(request.images, request.batch), progress=progress)
+    return fit(network, what, Images(request.images, request.batch), progress=progress)
 
 
 class FittingGuide(Guide):
@@ -117,7 +117,7 @@ class FittingGuide(Guide):
 
     def __init__(self, what: Fit, flags: Sequence[bool]) -> None:
         self.what, self.flags, self.past = what, flags, PastOutputs()
-        self.found: dict[int, Weights] = {}
+        self.weights: dict[int, Weights] = {}
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
         return BOTH
@@ -134,7 +134,7 @@ class FittingGuide(Guide):
         weights = [float(f"{w:.9g}") for w in fit_weights(true, parts, self.what.ridge)]
         forecast = sum(w * part for w, part in zip(weights, parts, strict=True))
         split = min(d, len(self.past.d))
-        self.found[moment.step] = Weights(
+        self.weights[moment.step] = Weights(
             d=tuple(weights[:split]),
             c=tuple(weights[split:]),
             error=float((forecast - true).norm() / true.norm()),
@@ -144,14 +144,14 @@ class FittingGuide(Guide):
 
 
 def pattern_of(warmup: int, every: int, tail: int, mask: str | None) -> Pattern:
-    """The pattern as typed; raises SettingError for a number out of range."""
+    """Returns the pattern as typed; raises SettingError for a number out of range."""
     if warmup < 1 or every < 0 or tail < 0:
         raise SettingError("warmup must be at least 1, every and tail at least 0")
     return Pattern(warmup, every, mask or "", tail)
 
 
 def terms_of(text: str) -> tuple[int, int]:
-    """`2,2` as a pair of numbers."""
+    """Returns `2,2` as a pair of numbers."""
     try:
         d, c = map(int, text.split(","))
     except ValueError:

@@ -83,7 +83,7 @@ def run_guided(
 
 
 def plan_of(network: Network, solver: str, nfe: int, grid: str | None) -> Plan:
-    """The run; raises SettingError for a solver without fixed steps."""
+    """Returns the run; raises SettingError for a solver without fixed steps."""
     plan = make_plan(network.schedule, solver, nfe=nfe, grid=grid)
     if plan.adaptive:
         raise SettingError(f"{solver} chooses its own steps; take a solver with fixed ones")
@@ -91,7 +91,7 @@ def plan_of(network: Network, solver: str, nfe: int, grid: str | None) -> Plan:
 
 
 def in_parts(network: Network, rows: int) -> Callable[[Tensor, Node, Mapping[str, Any]], Tensor]:
-    """The network's forward, so many rows at a time."""
+    """Returns the network's forward, so many rows at a time."""
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
         parts: Sequence[slice] = [slice(i, i + rows) for i in range(0, len(x), rows)]

@@ -152,7 +152,7 @@ class _Task:
     ends: tuple[float, float]
 
     def moments(self) -> Moments:
-        """Means over the samples, float64 on the CPU: l, e, x, d and the products in PAIRS."""
+        """Returns means over the samples, in float64: l, e, x, d and the products in PAIRS."""
         generator = make_generator(1_000_003 * self.what.seed + self.number)
         sums: Moments = {}
         for rows in _split(len(self.what.data), self.what.batch):
@@ -182,13 +182,13 @@ class _Task:
     def _slope(self, denoiser: Denoiser, x: Tensor, e: Tensor, node: Node) -> Tensor:
         """Returns eps' along the trajectory."""
         low, high = max(self.lam - DELTA, self.ends[0]), min(self.lam + DELTA, self.ends[1])
-        found = []
+        ends = []
         with torch.inference_mode():
             for end in map(self.network.schedule.at_lam, (low, high)):
                 ratio = end.alpha / node.alpha
                 moved = x * ratio + e * (end.sigma - ratio * node.sigma)
-                found.append(self._eps(denoiser, moved.float(), end).double())
-        return (found[1] - found[0]) / (high - low)
+                ends.append(self._eps(denoiser, moved.float(), end).double())
+        return (ends[1] - ends[0]) / (high - low)
 
 
 def _make_tables(
@@ -263,8 +263,8 @@ def _draw_to_mean(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
 def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
     """Returns a noise image, the conditions of the first sample and what the network answers."""
     x = torch.randn(1, *network.shape, generator=make_generator(seed))
-    kept = {name: value.cpu().clone() for name, value in conditions.items()}
-    return {"x": x, **kept, "x0": answer(network, x, kept)}
+    given = {name: value.cpu().clone() for name, value in conditions.items()}
+    return {"x": x, **given, "x0": answer(network, x, given)}
 
 
 def _keep_moments(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor]) -> Moments:
@@ -275,12 +275,12 @@ def _keep_moments(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor])
     digest.update(task.what.data.contiguous().numpy().tobytes())
     key = json.dumps([facts.model_dump_json(), task.what.nodes, digest.hexdigest()])
     path = task.what.partial / f"{task.number:05d}.safetensors"
-    held = _load(path, key)
-    if held is None:
-        held = task.moments()
+    moments = _load(path, key)
+    if moments is None:
+        moments = task.moments()
         make_folder(task.what.partial)
-        write_bytes(path, save(held, {"key": key}))
-    return held
+        write_bytes(path, save(moments, {"key": key}))
+    return moments
 
 
 def _read_key(path: Path) -> str | None:

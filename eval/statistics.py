@@ -82,9 +82,9 @@ class Statistics:
     def root(self) -> Array:
         """A with A A^T = cov: (D, R), as many columns as cov has rank."""
         values, vectors = np.linalg.eigh(self.cov)
-        kept = values > max(values[-1], 0.0) * self.dim * np.finfo(np.float64).eps
-        found: Array = vectors[:, kept] * np.sqrt(values[kept])
-        return found
+        positive = values > max(values[-1], 0.0) * self.dim * np.finfo(np.float64).eps
+        root: Array = vectors[:, positive] * np.sqrt(values[positive])
+        return root
 
 
 def _check_covariance(cov: Array) -> None:
@@ -135,13 +135,13 @@ class Moments:
         self._absorb(other.to_tensor())
 
     def to_tensor(self) -> Tensor:
-        """(1 + D + D^2,) float64: n, the sums, the products. Such tensors may be added."""
+        """Returns (1 + D + D^2,) float64: n, the sums, the products. Such tensors may be added."""
         head = torch.tensor([self.n], dtype=torch.float64)
         return torch.cat([head, self._sum, self._products.flatten()])
 
     @classmethod
     def from_tensor(cls, flat: Tensor) -> "Moments":
-        """The inverse of `to_tensor`, also of a sum of several."""
+        """Inverts `to_tensor`, also of a sum of several."""
         dim = int((flat.numel() - 1) ** 0.5)
         moments = cls(dim)
         moments._absorb(flat)
@@ -156,7 +156,7 @@ class Moments:
         self._products += flat[1 + self.dim :].view(self.dim, self.dim)
 
     def statistics(self, origin: FeatureOrigin | None = None) -> Statistics:
-        """Mean and covariance with ddof 1; raises StatisticsError for fewer than two images."""
+        """Returns the fit, ddof 1; raises StatisticsError for fewer than two images."""
         if self.n < 2:
             raise StatisticsError(f"a covariance needs at least 2 images, not {self.n}")
         mean = self._sum / self.n
@@ -165,7 +165,7 @@ class Moments:
 
 
 def frechet(a: Statistics, b: Statistics) -> float:
-    """|mu_a - mu_b|^2 + tr(cov_a + cov_b) - 2 tr((cov_a cov_b)^(1/2)), in float64, at least 0.
+    """Returns |mu_a - mu_b|^2 + tr(cov_a + cov_b) - 2 tr((cov_a cov_b)^(1/2)), float64, >= 0.
 
     The eigenvalues of cov_a cov_b are the squares of the singular values of A^T B, where
     cov_a = A A^T and cov_b = B B^T; their roots are therefore had without taking any, which keeps

@@ -19,7 +19,7 @@ OWN_NFE = 50  # evaluations with which a network draws its own samples
 def measurement(
     network: Network, source: str | None, samples: int, *, progress: bool = False, **settings: Any
 ) -> Measurement:
-    """The first samples of a data set, or samples that the network draws itself (source None).
+    """Returns the first samples of a data set, or of the network's own samples (source None).
 
     settings: further fields of `Measurement`.
 

@@ -31,7 +31,7 @@ def teacher(
     cache: Path | str | None = None,
     **call: Any,
 ) -> Tensor:
-    """Samples (B, *) of the seeds, float32 on the CPU, as `Sampler` returns them.
+    """Returns samples (B, *) of the seeds, float32 on the CPU, as `Sampler` returns them.
 
     solver: as `make_plan` takes it; an adaptive one watches its own error.
     cache:  an existing folder to keep them in, each run as <sha256>.safetensors; None keeps none.
@@ -73,7 +73,7 @@ def _make_key(network: Network, seeds: list[int], call: dict[str, Any]) -> str:
 
 
 def _simplify(value: Any) -> Any:
-    """Settings as their names and fields, ranges as lists.
+    """Returns settings as their names and fields, ranges as lists.
 
     A field that came later and is at its default is left out: what was kept before is still found.
     """

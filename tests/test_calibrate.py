@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
-from fewstep.eval.cache_calibration import Observed, observed
+from fewstep.eval.cache_calibration import Observed, observe
 from fewstep.eval.calibrate import Calibration, Quality, list_settings
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
@@ -31,7 +31,7 @@ def dit():
 
 @pytest.fixture(scope="module")
 def seen(dit):
-    return observed(dit, 2, **CALL)
+    return observe(dit, 2, **CALL)
 
 
 def test_the_polynomial_is_the_one_that_made_the_changes():
@@ -112,14 +112,14 @@ def found(quality, *points):
 
 def test_the_cheapest_that_will_do_is_chosen():
     points = ((3.0, 0.2), (5.0, 0.04), (5.0, 0.03), (6.0, 0.01), (8.0, 0.02), (10.0, 0.0))
-    assert found("rel-l2=0.05", *points).chosen().run.policy == "p2"
+    assert found("rel-l2=0.05", *points).choose().run.policy == "p2"
     front = [each.run.policy for each in found("rel-l2=0.05", *points).front()]
     assert front == ["p0", "p1", "p2", "p3", "p5"]
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
-        found("rel-l2=0.005", *points).chosen()
-    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).chosen().run.policy == "p1"
+        found("rel-l2=0.005", *points).choose()
+    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).choose().run.policy == "p1"
     with pytest.raises(SettingError, match="no cache was tried"):
-        found("psnr=30").chosen()
+        found("psnr=30").choose()
 
 
 def test_names_stand_for_their_prepared_settings(dit):

@@ -103,7 +103,7 @@ def test_a_classifier_gives_probabilities_without_its_bias(tensors, images):
         answer["probs"], (answer["pool"] @ head.T).softmax(1), rtol=1e-4, atol=1e-6
     )
     # the fingerprint is of the body, so that weights with and without the head compare
-    assert weights.checked(INCEPTION, full, "here") is full
+    assert weights.check_weights(INCEPTION, full, "here") is full
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 40), (400, 311), (299, 299)])

@@ -13,7 +13,7 @@ from fewstep.eval.bench.rows import ResultStore
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.experiments.guidance import GuidanceBench, GuidanceFront, GuidanceTable
 from fewstep.eval.guidance_calibration import Similarity, similarity_log
-from fewstep.eval.guidance_fit import Fit, FittingGuide, fitted
+from fewstep.eval.guidance_fit import Fit, FittingGuide, fit
 from fewstep.eval.guidance_runs import Images
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
@@ -40,7 +40,7 @@ def network():
 def weights(network):
     """For four steps, the second and the fourth of which are forecast."""
     what = Fit(solver="dpmpp-2m", nfe=4, scale=2.0, pattern=Pattern(1, 2))
-    return fitted(network, what, Images(count=8, batch=5))
+    return fit(network, what, Images(count=8, batch=5))
 
 
 # Least squares
@@ -114,7 +114,7 @@ def test_the_fit_goes_where_later_runs_will_go():
     true = guide.combine([u0, c0], c0, Moment(node, 0))
     torch.testing.assert_close(true, u0 + 3.0 * (c0 - u0))
     found = guide.combine([u1, c1], c1, Moment(node, 1))
-    weights = guide.found[1]
+    weights = guide.weights[1]
     forecast = weights.d[0] * (c0 - u0) + weights.c[0] * (c1 - c0)
     torch.testing.assert_close(found, c1 + 2.0 * forecast)
     off = float((forecast - (c1 - u1)).norm() / (c1 - u1).norm())
@@ -176,7 +176,7 @@ def test_files_that_are_none(tmp_path, body):
 )
 def test_what_cannot_be_fitted(network, settings, text):
     with pytest.raises(SettingError, match=text):
-        fitted(network, Fit(**{"solver": "ddim", "nfe": 6, "scale": 2.0, **settings}), Images(2, 2))
+        fit(network, Fit(**{"solver": "ddim", "nfe": 6, "scale": 2.0, **settings}), Images(2, 2))
 
 
 # Calibration

@@ -113,7 +113,7 @@ class ResultRow(KeyedRow):
 
 
 def _older_schedule(data: Any) -> dict[str, Any] | None:
-    """The schedule of version 1 in the JSON of a row, if there is one."""
+    """Returns the schedule of version 1 in the JSON of a row, if there is one."""
     for name in ("protocol", "images", "run", "schedule"):
         data = data.get(name) if isinstance(data, dict) else None
     return data if isinstance(data, dict) and data.get("version") == 1 else None

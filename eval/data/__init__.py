@@ -15,7 +15,7 @@ SIDE = 32
 
 
 def images_of(source: str | Path) -> ImageSet:
-    """The images of a source.
+    """Returns the images of a source.
 
     Args:
         source: a name, or a path. Names, each with `:train` (default) or `:test`: `fashion-mnist`

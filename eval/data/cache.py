@@ -7,7 +7,7 @@ VARIABLE = "FEWSTEP_CACHE"
 
 
 def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, else $XDG_CACHE_HOME/fewstep, else ~/.cache/fewstep; it may not exist yet."""
+    """Returns $FEWSTEP_CACHE, else $XDG_CACHE_HOME/fewstep, else ~/.cache/fewstep."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME", "")

@@ -54,8 +54,8 @@ def download(url: str, path: Path) -> Path:
         except OSError as error:
             raise SettingError(f"cannot write {str(part)!r}: {error.strerror}") from error
         time.sleep(PAUSE * (attempt + 1 < ATTEMPTS))
-    kept = f"; {part.stat().st_size} bytes are kept, try again" if part.exists() else ""
-    raise DataError(f"cannot download {url}: {problem}{kept}")
+    rest = f"; {part.stat().st_size} bytes are kept, try again" if part.exists() else ""
+    raise DataError(f"cannot download {url}: {problem}{rest}")
 
 
 def _continue(url: str, part: Path) -> bool:
@@ -79,7 +79,7 @@ def _continue(url: str, part: Path) -> bool:
 
 
 def _start(answer: Any, have: int) -> int:
-    """The offset of the first byte of the answer: servers may ignore what was asked."""
+    """Returns the offset of the first byte of the answer: servers may ignore what was asked."""
     content_range = answer.headers.get("Content-Range", "")
     continues = answer.status == 206 and content_range.startswith(f"bytes {have}-")
     return have if continues else 0
@@ -104,8 +104,8 @@ def _bar(part: Path, have: int, total: int) -> Any:
     )
 
 
-def downloaded_by(command: list[str], folder: Path, pattern: str) -> Path:
-    """The file that a command such as `apt-get download NAME` leaves in a folder.
+def run_download(command: list[str], folder: Path, pattern: str) -> Path:
+    """Returns the file that a command such as `apt-get download NAME` leaves in a folder.
 
     Raises:
         DataError: if the command is not there, fails or leaves no such file.
@@ -116,9 +116,9 @@ def downloaded_by(command: list[str], folder: Path, pattern: str) -> Path:
         raise DataError(f"{command[0]} is not on this machine")
     make_folder(folder)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    found = sorted(folder.glob(pattern))
-    if done.returncode or not found:
+    paths = sorted(folder.glob(pattern))
+    if done.returncode or not paths:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         lines += done.stderr.splitlines()[-1:]
         raise DataError(f"{' '.join(command)} failed: {lines[0] if lines else 'no output'}")
-    return found[-1]
+    return paths[-1]

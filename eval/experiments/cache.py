@@ -31,7 +31,7 @@ from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relat
 from ..bench.front_table import FrontPoint, FrontRun
 from ..bench.protocol import Protocol
 from ..bench.rows import ResultRow
-from ..cache_calibration import Observed, observed
+from ..cache_calibration import Observed, observe
 from .caches import POLICIES, is_rival, rival_effective, rival_run
 
 TO_EXACT = "relative l2 to the converged run"
@@ -124,7 +124,7 @@ class CacheBench(FrontBench):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._watched = lru_cache(maxsize=1)(self._observe)
+        self._changes = lru_cache(maxsize=1)(self._observe)
 
     def cells(self) -> list[FrontRun]:
         return self.front.cells()
@@ -183,9 +183,9 @@ class CacheBench(FrontBench):
                 f" {cell.solver}"
             )
         if isinstance(policy, TeaCache) and policy.coefficients is None:
-            return self._watched(cell.plain).teacache(policy)
+            return self._changes(cell.plain).teacache(policy)
         if isinstance(policy, MagCache) and policy.ratios is None:
-            return self._watched(cell.plain).magcache(policy)
+            return self._changes(cell.plain).magcache(policy)
         return policy
 
     def spec(self, cell: FrontRun) -> str:
@@ -241,7 +241,7 @@ class CacheBench(FrontBench):
     def _observe(self, cell: FrontRun) -> Observed:
         """Returns what teacache and magcache are fitted to: a full run of this solver and steps."""
         network = self.network(cell.model)
-        return observed(network, self.front.images, nfe=cell.nfe, **self.call(cell))
+        return observe(network, self.front.images, nfe=cell.nfe, **self.call(cell))
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _one_line_errors(spec: str) -> Iterator[None]:
 
 
 def rival_effective(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> float:
-    """Evaluations of the whole network that take as many FLOPs, counted in a run of each kind."""
+    """Returns how many evaluations of the whole network take as many FLOPs as a run."""
     full, cached = (_flops(network, seeds, nfe, which, **call) for which in (None, spec))
     return nfe * cached / full
 
@@ -158,7 +158,7 @@ def _first_block(module: nn.Module, settings: Mapping[str, Any], calls: int) -> 
 
 
 def _in_context(module: Any) -> Callable[[], None]:
-    """Returns names the context that the hooks below a network want; undone, they are gone."""
+    """Names the context that hooks below a network need; returns what removes the hooks."""
     from diffusers.hooks import HookRegistry
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
 

@@ -193,14 +193,14 @@ def make_evaluator(
             and a reference that is missing or does not fit.
     """
     name, network = split_label(sweep.metric)
-    asked = metric(name)
-    if not isinstance(asked, SetMetric):
+    entry = metric(name)
+    if not isinstance(entry, SetMetric):
         raise SettingError(f"{name} compares pairs of images; a sweep needs a metric of sets")
     extract = extractor(network, weights, device)
-    asked.check(network)
-    label, digest, reference = _reference(sweep.reference, asked, extract)
+    entry.check(network)
+    label, digest, reference = _reference(sweep.reference, entry, extract)
     measure = Measure(
-        metric=asked.label(extract.name),
+        metric=entry.label(extract.name),
         extractor=extract.name,
         extractor_sha256=extract.sha256,
         resize=extract.resize,
@@ -208,7 +208,7 @@ def make_evaluator(
         reference_sha256=digest,
         n=sweep.n,
     )
-    return ImageEvaluator(asked, extract, reference, measure)
+    return ImageEvaluator(entry, extract, reference, measure)
 
 
 def split_label(label: str) -> tuple[str, str]:
@@ -218,12 +218,12 @@ def split_label(label: str) -> tuple[str, str]:
 
 
 def _reference(
-    source: str | None, asked: SetMetric, network: Extractor
+    source: str | None, entry: SetMetric, network: Extractor
 ) -> tuple[str, str, Features]:
     """Returns (name, sha256, features) of the reference; none where the metric looks at none."""
-    if not asked.uses_reference:
+    if not entry.uses_reference:
         return "none", "", Features(0)
-    sums = all(need.form == "statistics" for need in asked.needs)
+    sums = all(need.form == "statistics" for need in entry.needs)
     if source in (None, "fashion-mnist") and network.name == "fd-small" and sums:
         return _load_shipped()
     if source is None:
@@ -232,7 +232,7 @@ def _reference(
             " statistics"
         )
     images = side(source, None)
-    features = reference_features(images, asked.needs, network)
+    features = reference_features(images, entry.needs, network)
     digest = images.sha256 if isinstance(images, ImageSet) else file_sha256(images)
     return source, digest, features
 

@@ -109,7 +109,7 @@ class QualityTable:
         return pick(points, key=lambda point: point.mean)
 
     def pareto(self) -> list[QualityPoint]:
-        """Points that none is both cheaper (FLOPs per image) and better than, cheapest first."""
+        """Returns the points that none is cheaper (in FLOPs) and better than, cheapest first."""
         front: list[QualityPoint] = []
         for point in sorted(
             self.points, key=lambda point: (point.cost("flops"), self._rank(point))
@@ -212,7 +212,7 @@ def _schedule_label(schedule: Schedule) -> str:
 
 
 def _mixed(rows: Sequence[ResultRow]) -> Iterator[str]:
-    """Remarks on rows that different software made."""
+    """Yields remarks on rows that different software made."""
     for name in ("fewstep", "torch", "diffusers"):
         versions = sorted({row.versions.get(name, "?") for row in rows})
         if len(versions) > 1:

@@ -234,7 +234,7 @@ def _finish(panel: Any, table: QualityTable, title: str, cost: str) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5, finer where it is short; 0.5 and not 5e-1."""
+    """Sets ticks of a logarithmic axis at 1, 2 and 5, finer where it is short; 0.5 and not 5e-1."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()

@@ -284,8 +284,8 @@ class Large:
             for branch, label in labels.items()
             if label is not None and network.num_classes
         }
-        asked = guidance.stateless().ask(Moment(network.schedule.at(0.5)))
-        return Denoiser(network, conditions), tuple(ask.branch for ask in asked)
+        asks = guidance.stateless().ask(Moment(network.schedule.at(0.5)))
+        return Denoiser(network, conditions), tuple(ask.branch for ask in asks)
 
     def _rows(self, denoiser: Denoiser, branches: Sequence[Branch]) -> dict[str, Tensor]:
         conditions = [denoiser.conditions.get(branch, {}) for branch in branches]

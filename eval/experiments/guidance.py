@@ -23,7 +23,7 @@ from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relat
 from ..bench.front_table import FrontPanel, FrontPoint, FrontRun, FrontTable
 from ..bench.protocol import Drawn, digest, file_sha256, weights_sha256
 from ..bench.rows import ResultRow
-from ..guidance_fit import Fit, fitted
+from ..guidance_fit import Fit, fit
 from ..guidance_runs import Images
 
 BASELINE = "cfg"
@@ -176,7 +176,7 @@ class GuidanceBench(FrontBench):
         path = self.folder_beside("weights") / f"{digest(facts)[:16]}.json"
         if not path.is_file():
             images = Images(count=front.fit_images)
-            body = fitted(self.network(cell.model), what, images).model_dump_json(indent=1)
+            body = fit(self.network(cell.model), what, images).model_dump_json(indent=1)
             write_bytes(path, body.encode())
         return {str(path): file_sha256(path)}
 

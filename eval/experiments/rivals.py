@@ -160,8 +160,8 @@ def _outputs(denoiser: Denoiser, x: Tensor, node: Node, branches: Asks) -> tuple
         _, rate = schedule.slope(node.t)
         return tuple(out / rate for out in denoiser.velocity(x, node, branches))
     if denoiser.network.prediction is Prediction.V:
-        found = denoiser.x0(x, node, branches)
-        return tuple(convert(x0, x, node, Prediction.X0, Prediction.V) for x0 in found)
+        predictions = denoiser.x0(x, node, branches)
+        return tuple(convert(x0, x, node, Prediction.X0, Prediction.V) for x0 in predictions)
     return denoiser.eps(x, node, branches)
 
 
@@ -179,15 +179,15 @@ def _maker(network: Network, spec: str) -> Callable[[int], Any]:
 
     rival, extra = rival_of(spec)
     schedule = network.schedule
-    chosen = rival.flow if isinstance(schedule, RectifiedFlow) else rival.vp
-    if chosen is None:
+    name = rival.flow if isinstance(schedule, RectifiedFlow) else rival.vp
+    if name is None:
         kind = "a flow" if isinstance(schedule, RectifiedFlow) else "a variance-preserving"
         raise SettingError(f"rival {spec!r} does not run on {kind} network such as {network.name}")
-    scheduler = getattr(diffusers, chosen)
+    scheduler = getattr(diffusers, name)
     known = inspect.signature(scheduler.__init__).parameters.keys() - {"self"}
     for key in extra:
         if key not in known:
-            raise UnknownNameError(f"argument of {chosen}", key, known)
+            raise UnknownNameError(f"argument of {name}", key, known)
     arguments = {**_process(network, known), **rival.settings, **extra}
 
     def make(steps: int) -> Any:

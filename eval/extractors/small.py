@@ -63,11 +63,11 @@ class SmallNetwork(nn.Module):
         self.register_buffer("std", torch.ones(sum(FEATURES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, 32, 32) in [0, 1] -> features (B, 64), scaled."""
+        """Maps (B, 1, 32, 32) in [0, 1] to features (B, 64), scaled."""
         return (self.unscaled(x) - self.mean) / self.std
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """The same before scaling."""
+        """Returns the same before scaling."""
         found = []
         for stage, tap in zip((self.fine, self.middle, self.coarse), self.taps, strict=True):
             x = stage(x)
@@ -88,7 +88,7 @@ class SmallExtractor:
         self.outputs = {"pool": sum(FEATURES)}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, C, H, W) -> {"pool": float32 (B, 64)} on the CPU.
+        """Maps uint8 (B, C, H, W) to {"pool": float32 (B, 64)} on the CPU.
 
         28x28 is padded with zeros to 32x32. Three channels are taken only if they are equal: grey
         images that some program has stored as RGB.
@@ -98,12 +98,12 @@ class SmallExtractor:
         """
         x = prepared(images).to(self.network.mean.device)
         with torch.inference_mode():
-            found = self.network(x.contiguous(memory_format=torch.channels_last))
-        return {"pool": found.cpu().clone()}  # made outside, it is an ordinary tensor again
+            features = self.network(x.contiguous(memory_format=torch.channels_last))
+        return {"pool": features.cpu().clone()}  # made outside, it is an ordinary tensor again
 
 
 def prepared(images: Tensor) -> Tensor:
-    """uint8 (B, 1 or 3, 28 or 32, ...) -> float32 (B, 1, 32, 32) in [0, 1]; raises DataError."""
+    """Maps uint8 (B, 1 or 3, 28 or 32, ...) to (B, 1, 32, 32) in [0, 1]; raises DataError."""
     size = tuple(images.shape[-2:])
     if size not in ((SIDE, SIDE), (PADDED_FROM, PADDED_FROM)):
         raise DataError(
@@ -120,7 +120,7 @@ def prepared(images: Tensor) -> Tensor:
 
 
 def load_small(device: str = "cpu") -> SmallExtractor:
-    """The extractor, with the weights that come with the package."""
+    """Returns the extractor, with the weights that come with the package."""
     stored = (_folder() / "model.safetensors").read_bytes()
     network = SmallNetwork()
     network.load_state_dict({name: each.float() for name, each in load(stored).items()})
@@ -128,7 +128,7 @@ def load_small(device: str = "cpu") -> SmallExtractor:
 
 
 def small_reference(name: str = "fashion-mnist") -> Statistics:
-    """Statistics of a set that come with the package.
+    """Returns the statistics of a set that come with the package.
 
     `fashion-mnist` is the whole training set in 32x32, the usual reference.
 

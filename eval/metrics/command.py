@@ -25,7 +25,7 @@ class MetricReport:
     extractor: Extractor | None
 
     def lines(self) -> list[str]:
-        """One line per figure; n belongs to it, for figures of different n do not compare."""
+        """Returns one line per figure, with its n: figures of different n do not compare."""
         return [
             f"{each.label:14} {each.value:12.6g}   n {each.n or '?'}"
             + (f", reference {each.n_reference or '?'}" if self.request.reference else "")
@@ -70,9 +70,9 @@ def measure_request(request: EvaluationRequest, progress: bool = False) -> Metri
     """
     how = How(request.batch, progress=progress)
     default = "fid" if request.extractor == "inception" else "fd"
-    asked = [metric(name.strip()) for name in (request.metrics or default).split(",")]
-    sets = [each for each in asked if isinstance(each, SetMetric)]
-    pairs = [each for each in asked if isinstance(each, PairMetric)]
+    metrics = [metric(name.strip()) for name in (request.metrics or default).split(",")]
+    sets = [each for each in metrics if isinstance(each, SetMetric)]
+    pairs = [each for each in metrics if isinstance(each, PairMetric)]
     if request.reference is None and (pairs or any(each.uses_reference for each in sets)):
         raise SettingError(
             "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
@@ -89,7 +89,7 @@ def measure_request(request: EvaluationRequest, progress: bool = False) -> Metri
 
 
 def side(source: str, n: int | None) -> Side:
-    """Images, or the path of an npz that holds statistics."""
+    """Returns images, or the path of an npz that holds statistics."""
     path = Path(source)
     if path.suffix.lower() == ".npz" and holds_statistics(path):
         if n is not None:

@@ -43,11 +43,11 @@ class Features:
     splits: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def has(self, need: Need) -> bool:
-        """Whether that was kept."""
+        """Returns whether that was kept."""
         return need.output in getattr(self, need.form)
 
     def joined(self, other: "Features") -> "Features":
-        """With what was kept of the same set elsewhere."""
+        """Returns this and the features of the same set that stand elsewhere."""
         return Features(
             self.n or other.n,
             {**other.statistics, **self.statistics},
@@ -56,12 +56,12 @@ class Features:
         )
 
     def save(self, path: Path) -> None:
-        """Statistics and rows into one npz."""
+        """Writes statistics and rows into one npz."""
         save_npz(path, self.statistics, {name: each.numpy() for name, each in self.rows.items()})
 
     @classmethod
     def load(cls, path: Path) -> "Features":
-        """From an npz of ours, of ADM's or of raw `pool_3` features; see `load_npz`."""
+        """Reads an npz of ours, of ADM's or of raw `pool_3` features; see `load_npz`."""
         statistics, arrays = load_npz(path)
         rows = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
         return cls(max(each.n for each in statistics.values()), statistics, rows)
@@ -111,7 +111,7 @@ class Splits:
             self._clear()
 
     def scores(self) -> tuple[float, ...]:
-        """One per split; the last may be of fewer images."""
+        """Returns one per split; the last may be of fewer images."""
         return (*self._scores, self._score()) if self._n else tuple(self._scores)
 
     def _clear(self) -> None:
@@ -134,9 +134,9 @@ class Gather:
 
     def update(self, images: Tensor) -> None:
         """Adds images, uint8 (B, C, H, W); raises StatisticsError at features that are NaN."""
-        found = self._extractor(images)
+        outputs = self._extractor(images)
         for need, keeper in self._keepers.items():
-            features = found[need.output]
+            features = outputs[need.output]
             if not torch.isfinite(features).all():
                 raise StatisticsError(
                     f"the {need.output} features of images {self.n} to {self.n + len(images) - 1}"
@@ -146,7 +146,7 @@ class Gather:
         self.n += len(images)
 
     def features(self) -> Features:
-        """What was kept so far."""
+        """Returns what was kept so far."""
         origin = origin_of(self._extractor)
         statistics, rows, splits = {}, {}, {}
         for need, keeper in self._keepers.items():

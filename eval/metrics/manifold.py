@@ -22,7 +22,7 @@ def recall(images: Features, reference: Features) -> float:
 
 
 def covered(points: Tensor, manifold: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Share of points (N, D) within the k-th neighbour's distance of any row of manifold (M, D).
+    """Returns the share of points (N, D) as near to a row of manifold as its k-th neighbour.
 
     Computed in blocks: memory is that of 1024 x M distances.
     """

@@ -61,7 +61,7 @@ def set_figures(
     extractor: Extractor,
     how: How = DEFAULT,
 ) -> list[Figure]:
-    """The figures of sets, in the order of the metrics.
+    """Returns the figures of sets, in the order of the metrics.
 
     Args:
         images: what is judged: images, or the path of an npz with statistics or rows of features.
@@ -100,7 +100,7 @@ def _needs(metrics: Iterable[SetMetric]) -> tuple[Need, ...]:
 def gathered(
     images: ImageSet, needs: Iterable[Need], extractor: Extractor, how: How = DEFAULT
 ) -> Features:
-    """What is kept of a set of images, with a progress bar in terminals."""
+    """Returns what is kept of a set of images, with a progress bar in terminals."""
     gather = Gather(extractor, needs)
     off = None if how.progress else True
     with tqdm(total=len(images), desc=images.name, unit="image", disable=off, leave=False) as bar:
@@ -113,27 +113,27 @@ def gathered(
 def reference_features(
     reference: Side, needs: Sequence[Need], extractor: Extractor, how: How = DEFAULT
 ) -> Features:
-    """From an npz, from the cache, or computed and kept there."""
+    """Returns those of an npz or of the cache, or computes them and keeps them there."""
     if isinstance(reference, Path):
         return _from_file(reference, needs, extractor, how)
     if not needs:
         return Features(0)
-    kept = _cached(reference, needs, extractor)
+    path = _cached(reference, needs, extractor)
     try:
-        return Features.load(kept)
+        return Features.load(path)
     except StatisticsError:  # not there, or damaged: made anew
-        found = gathered(reference, needs, extractor, how)
+        features = gathered(reference, needs, extractor, how)
     try:
-        check_folder(kept.parent)
-        make_folder(kept.parent)
-        found.save(kept)
+        check_folder(path.parent)
+        make_folder(path.parent)
+        features.save(path)
     except FewstepError as error:
         warnings.warn(f"the reference's features are not kept: {error}", stacklevel=2)
-    return found
+    return features
 
 
 def _from_file(path: Path, needs: Sequence[Need], extractor: Extractor, how: How) -> Features:
-    """What the file holds; ADM's have images, of which the rest is found."""
+    """Returns what the file holds; ADM's have images, of which the rest is found."""
     found = Features.load(path)
     for output, each in found.statistics.items():
         check_origin(each.origin, origin_of(extractor))

@@ -24,8 +24,8 @@ def rmse(images: Tensor, reference: Tensor) -> Tensor:
 def relative_l2(images: Tensor, reference: Tensor) -> Tensor:
     """|images - reference| / |reference|, 2-norms over all pixels, black being -1."""
     apart, size = (each.flatten(1).norm(dim=1) for each in (images - reference, reference))
-    found: Tensor = apart / size
-    return found
+    ratio: Tensor = apart / size
+    return ratio
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         )
     measure = _torchmetrics("structural_similarity_index_measure")
     pixels = ((each + 1.0) / 2.0 for each in (images, reference))
-    found: Tensor = measure(*pixels, data_range=1.0, reduction="none")
-    return found.reshape(len(images))
+    values: Tensor = measure(*pixels, data_range=1.0, reduction="none")
+    return values.reshape(len(images))
 
 
 def _torchmetrics(name: str) -> Callable[..., Any]:
@@ -46,8 +46,8 @@ def _torchmetrics(name: str) -> Callable[..., Any]:
         from torchmetrics.functional import image
     except ImportError as error:
         raise SettingError("ssim needs torchmetrics; `pip install 'fewstep[eval]'`") from error
-    found: Callable[..., Any] = getattr(image, name)
-    return found
+    function: Callable[..., Any] = getattr(image, name)
+    return function
 
 
 register(PairMetric("psnr", "high", "decibels", psnr))
