@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -39,6 +38,7 @@ from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.files import check_folder, make_folder, remove_file, write_bytes
 from ..models.probe import answer
+from ..models.reading import read_tensors
 from ..models.schedule import Node, process_of
 from ..models.seeds import make_generator
 from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
@@ -286,19 +286,17 @@ def _keep_moments(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor])
 def _read_key(path: Path) -> str | None:
     """Returns what a kept node is of; None for a file that is none."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("key")
-    except (OSError, SafetensorError):
+        return read_tensors(path)[1].get("key")
+    except SettingError:
         return None
 
 
 def _load(path: Path, key: str) -> Moments | None:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            same = (file.metadata() or {}).get("key") == key
-            return {name: file.get_tensor(name) for name in file.keys()} if same else None  # noqa: SIM118
-    except (OSError, SafetensorError):
+        tensors, metadata = read_tensors(path)
+    except SettingError:
         return None
+    return tensors if metadata.get("key") == key else None
 
 
 def _split(n: int, size: int) -> Iterator[slice]:

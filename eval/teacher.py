@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ..models.arguments import Integers
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
+from ..models.reading import read_tensors
 from ..models.schedule import process_of
 from ..samplers.noise import check_seeds
 from ..samplers.sampler import Sampler
@@ -95,9 +95,9 @@ def _simplify(value: Any) -> Any:
 def _read(path: Path, key: str) -> Tensor | None:
     """Returns the samples in a file, if it is whole and of this key."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            facts, samples = file.metadata(), file.get_tensor("samples")
-    except (OSError, SafetensorError):
+        tensors, facts = read_tensors(path)
+        samples = tensors["samples"]
+    except (SettingError, KeyError):
         return None
     return samples if facts == {"key": key, "sha256": compute_digest(samples)} else None
 

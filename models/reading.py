@@ -9,11 +9,14 @@ import stat
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import SHOWN, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = 2**26  # bytes of a file that is read whole, unless its reader says otherwise
 M = TypeVar("M", bound=BaseModel)
@@ -84,6 +87,19 @@ def read_object(path: str | PathLike[str]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise SettingError(f"{shorten(path)} must hold a JSON object")
     return body
+
+
+def read_tensors(
+    path: str | PathLike[str], kind: str = "file"
+) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Returns the tensors and the metadata of a safetensors file; SettingError if it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(ordinary_file(path, kind)), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"cannot read {kind} {shorten(path)}: {reason_of(error)}") from error
 
 
 def parse_json(text: str | bytes) -> Any:

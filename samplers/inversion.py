@@ -24,6 +24,7 @@ from ..models.files import write_bytes
 from ..models.hold import hold
 from ..models.ledger import Ledger
 from ..models.pipeline_network import fit_shape
+from ..models.reading import read_tensors
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
@@ -85,16 +86,13 @@ class Inversion:
     @classmethod
     def load(cls, path: Path, schedule: NoiseSchedule) -> "Inversion":
         """Returns the inversion of a saved file; raises SettingError if it is not such a file."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(str(path), "pt") as file:
-                facts = json.loads((file.metadata() or {})[CHUNK])
-                noise = file.get_tensor(NOISE).double()
+            tensors, metadata = read_tensors(path)
+            facts, noise = json.loads(metadata[CHUNK]), tensors[NOISE].double()
             settings, labels = take_solver(facts["solver"]), facts["labels"]
             prompt = facts.get("prompt")
             route = make_inversion_plan(settings, TimeGrid.of(schedule, facts["times"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise SettingError(
                 f"{str(path)!r} holds no inversion that can be read ({error}); make one with"
                 " fewstep invert"

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.errors import ScheduleError, SettingError
 from ..models.probe import answer, are_alike
-from ..models.reading import StrictModel, first_problem
+from ..models.reading import StrictModel, first_problem, read_tensors
 from ..models.schedule import TimeGrid, share_path
 from .artefact import Process
 
@@ -76,18 +75,15 @@ class ModelStatistics:
     def load(cls, path: Path | str) -> "ModelStatistics":
         """Reads what `to_bytes` wrote; raises SettingError if that is not what the file is."""
         try:
-            with safe_open(str(path), framework="pt") as file:
-                facts = StatisticsFacts.model_validate_json(
-                    (file.metadata() or {}).get("facts", "{}")
-                )
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            lam = tuple(held.pop("lam").tolist())
-            l, s, b = (held.pop(name).double() for name in "lsb")  # noqa: E741
+            tensors, metadata = read_tensors(path)
+            facts = StatisticsFacts.model_validate_json(metadata.get("facts", "{}"))
+            lam = tuple(tensors.pop("lam").tolist())
+            l, s, b = (tensors.pop(name).double() for name in "lsb")  # noqa: E741
         except ValidationError as error:
             raise _broken(path, first_problem(error)) from error
-        except (OSError, SafetensorError, KeyError) as error:
+        except (SettingError, KeyError) as error:
             raise _broken(path, str(error)) from error
-        return cls(lam, l, s, b, facts, held)
+        return cls(lam, l, s, b, facts, tensors)
 
     def to_bytes(self) -> bytes:
         """As safetensors, the tables in float32."""

@@ -5,6 +5,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import tiny_pipes
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from tiny import BRANCHES, STEPS, inputs, network
@@ -429,6 +430,15 @@ def test_a_pipeline_tells_the_length_of_its_runs():
     with caching(pipe, CGTaylor(threshold=9.0, max_consecutive=99)) as ledger:
         walk(net, 6)
     assert kinds(ledger) == "fffssf"
+
+
+def test_a_pipeline_that_begins_late_without_a_word_to_its_scheduler_has_its_last_call_full():
+    pipe = tiny_pipes.pipeline("wan-v2v")
+    with caching(pipe, CGTaylor(threshold=9.0, max_consecutive=99)) as ledger:
+        tiny_pipes.call("wan-v2v", pipe, num_inference_steps=12, strength=0.5)
+    assert pipe.scheduler.begin_index is None
+    branches = {each.branch for each in ledger.calls}
+    assert [kinds(ledger, each) for each in branches] == ["fffssf"] * 2
 
 
 def test_what_holds_no_network_is_refused():

@@ -5,8 +5,20 @@ import os
 import pytest
 
 from fewstep.models.errors import SettingError
-from fewstep.models.reading import ordinary_file, parse_json, read_bytes, read_object, read_text
+from fewstep.models.reading import (
+    ordinary_file,
+    parse_json,
+    read_bytes,
+    read_object,
+    read_tensors,
+    read_text,
+)
+from fewstep.models.schedule import EDM
 from fewstep.samplers.images import open_picture
+from fewstep.samplers.inversion import Inversion
+from fewstep.solvers.model_statistics import ModelStatistics
+
+OF_TENSORS = (read_tensors, ModelStatistics.load, lambda path: Inversion.load(path, EDM()))
 
 
 def test_an_ordinary_file_is_read_through_links(tmp_path):
@@ -31,7 +43,14 @@ def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path):
         "a\0b": "null",
     }
     for name, text in cases.items():
-        for read in (ordinary_file, read_bytes, read_object, open_picture):
+        for read in (
+            ordinary_file,
+            read_bytes,
+            read_object,
+            read_tensors,
+            open_picture,
+            *OF_TENSORS,
+        ):
             with pytest.raises(SettingError, match=text):
                 read(tmp_path / name)
 

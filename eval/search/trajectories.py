@@ -9,11 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ...models.errors import SettingError
 from ...models.files import write_bytes
+from ...models.reading import read_tensors
 from ...models.schedule import Node, TimeGrid
 from ...models.seeds import make_generator
 from ...samplers.grid import choose_default_grid
@@ -191,9 +192,8 @@ def kept(task: Task, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple
 def _read(path: Path) -> tuple[tuple[Tensor, ...], int] | None:
     """Returns the tensors of a file and the network rows that they took."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            rows = (file.metadata() or {}).get("rows", "0")
-            tensors = tuple(file.get_tensor(key) for key in sorted(file.keys()))
-    except (OSError, SafetensorError):
+        tensors, metadata = read_tensors(path)
+    except SettingError:
         return None
-    return tensors, int(rows) if rows.isdecimal() else 0
+    rows = metadata.get("rows", "0")
+    return tuple(tensors[key] for key in sorted(tensors)), int(rows) if rows.isdecimal() else 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..architectures.stack import Stack
@@ -16,7 +17,7 @@ from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
 from ..modules import is_answered_for, unwrap_compiled
 from .base import Policy, take_cache
-from .engine import Engine, warn_of_zero_hits
+from .engine import CountCalls, Engine, warn_of_zero_hits
 from .engines import Unobserved, make_engine, make_stack_engine
 
 
@@ -47,7 +48,7 @@ class Attachment:
         """Begins a run of so many calls per stage, for pipelines that cannot say it themselves."""
         for engine in self.engines:
             engine.reset()
-            engine.count = calls.get
+            engine.count = lambda stage, time: calls.get(stage)
 
     def reset(self) -> None:
         """Forgets all stored tensors; the next call is the first of a run."""
@@ -243,19 +244,26 @@ def _find_networks(target: Any) -> list[nn.Module]:
     return modules
 
 
-def _make_counter(target: Any, calls: int | None) -> Callable[[int], int | None]:
-    """Returns the function that knows how many calls of a stage a run has."""
-    if calls is not None:
-        return lambda stage: calls
-    if not hasattr(target, "scheduler"):
-        return lambda stage: None
+def _make_counter(target: Any, calls: int | None) -> CountCalls:
+    """Returns the function that knows how many calls of a stage a run has.
 
-    def count_calls(stage: int) -> int | None:
-        times = getattr(target.scheduler, "timesteps", None)
-        if times is None or getattr(target.scheduler, "num_inference_steps", None) is None:
+    Of a pipeline it is the number of its scheduler's timesteps from where the run begins: at the
+    begin index, or without one at the time of the network's first call, if that is a timestep.
+    """
+    if calls is not None:
+        return lambda stage, time: calls
+    if not hasattr(target, "scheduler"):
+        return lambda stage, time: None
+
+    def count_calls(stage: int, time: float | None) -> int | None:
+        timesteps = getattr(target.scheduler, "timesteps", None)
+        if timesteps is None or getattr(target.scheduler, "num_inference_steps", None) is None:
             return None
-        begin = getattr(target.scheduler, "begin_index", None) or 0
-        repeats = Counter(map(float, times[begin:]))
-        return sum(times > stage for times in repeats.values()) or None
+        times = torch.as_tensor(timesteps).tolist()
+        begin = getattr(target.scheduler, "begin_index", None)
+        if begin is None:
+            begin = times.index(time) if time in times else 0
+        repeats = Counter(times[begin:])
+        return sum(count > stage for count in repeats.values()) or None
 
     return count_calls

@@ -23,6 +23,8 @@ from .base import CallPosition, Policy
 from .calls import CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure
 
+CountCalls = Callable[[int, float | None], int | None]  # of a stage and the time of its first call
+
 
 class Engine(ABC):
     """The base of all kinds of caches.
@@ -30,7 +32,7 @@ class Engine(ABC):
     root:   the network, without its compiled shell.
     policy: the settings of the cache.
     ledger: the record of its work.
-    calls:  the length of a run by stage, where it is known: a function asked once per run.
+    count:  the length of a run, where it is known: a function asked once per run and stage.
     group:  processes that hold shards of one call and must decide alike.
     by_row: whether each row has full calls of its own.
     sample: the arguments of one call, from which its cost is counted.
@@ -41,7 +43,7 @@ class Engine(ABC):
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
         self.group: Any = None
-        self.count: Callable[[int], int | None] = lambda stage: None
+        self.count: CountCalls = lambda stage, time: None
         self.tracks: dict[tuple[int, str], Track] = {}
         self.verdicts: dict[int, Verdict] = {}
         self.clock = CallCounter()
@@ -72,7 +74,7 @@ class Engine(ABC):
     def find_length(self, stage: int) -> int | None:
         """Returns the calls of that stage in a run; checks them by the policy once per run."""
         if stage not in self._lengths:
-            calls = self._lengths[stage] = self.count(stage)
+            calls = self._lengths[stage] = self.count(stage, self.clock.time)
             if calls is not None and stage == 0:  # a rare further stage may well be all full
                 self.policy.check(calls)
             elif calls is None and self.policy.needs_calls:
