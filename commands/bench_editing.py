@@ -18,8 +18,7 @@ from ..eval.options import (
     describe,
     option,
 )
-from .console import echo
-from .gather import gather_options, take_given
+from .console import echo, gather_options, take_given
 
 if TYPE_CHECKING:
     from ..eval.experiments.inversion import RoundTrips

@@ -27,8 +27,7 @@ from ..eval.options import (
     option,
 )
 from ..eval.requests import FIGURES
-from .console import refuse_typed
-from .gather import gather_options, take_given
+from .console import gather_options, refuse_typed, take_given
 
 if TYPE_CHECKING:
     from ..eval.bench.report import ReportFiles

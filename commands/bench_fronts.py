@@ -26,8 +26,7 @@ from ..eval.options import (
     option,
 )
 from ..eval.requests import FIGURES
-from .console import echo, echo_left_out
-from .gather import gather_options, take_given
+from .console import echo, echo_left_out, gather_options, take_given
 
 if TYPE_CHECKING:
     from ..eval.bench.cell import Experiment

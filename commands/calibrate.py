@@ -7,8 +7,7 @@ import typer
 
 from ..eval.options import OUTPUT, Plot, QuietResult, describe
 from ..eval.requests import CalibrationRequest, LinearFitRequest
-from .console import echo, echo_left_out, refuse_typed, say_progress
-from .gather import gather_options
+from .console import echo, echo_left_out, gather_options, refuse_typed, say_progress
 
 
 @gather_options

@@ -1,15 +1,20 @@
-"""What commands share in talking to the user: lines, one-line errors and warnings, refusals."""
+"""What commands share: options from dataclasses, one-line errors and warnings, refusals."""
 
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..eval.options import read_options
+from ..models.arguments import parse_ranges
 from ..models.errors import FewstepError, SettingError
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports no name for it
@@ -154,3 +159,54 @@ def refuse_typed(ctx: typer.Context, names: Set[str], reason: str) -> None:
     if refused:
         options = ", ".join(sorted(name.strip("_").replace("_", "-") for name in refused))
         raise SettingError(f"{reason}; drop {options}")
+
+
+def gather_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command that is typed with the fields of its dataclass arguments as options.
+
+    A field is an `option`, or annotated as one of typer; without a default it must be given.
+    """
+    arguments = signature(command, eval_str=True).parameters
+    kinds = {name: each.annotation for name, each in arguments.items()}
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    options = {name: read_options(kind) for name, kind in groups.items()}
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{each: given.pop(each) for each in options[name]})
+        command(**given)
+
+    parameters = [
+        option
+        for name, each in arguments.items()
+        for option in (map(_make_parameter, options[name].items()) if name in groups else [each])
+    ]
+    named = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+    run.__signature__ = Signature(named)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in named}
+    return run
+
+
+def _make_parameter(option: tuple[str, tuple[Any, Field[Any]]]) -> Parameter:
+    name, (hint, field) = option
+    default = Parameter.empty if field.default is MISSING else field.default
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def take_given(options: Any, ranges: Sequence[str] = (), **renamed: str) -> dict[str, Any]:
+    """Returns the options of a dataclass as settings; those that are None are left out.
+
+    ranges:  fields that hold numbers as 6-14,16.
+    renamed: option -> setting, where the names differ.
+
+    Raises:
+        SettingError: for a range that is none.
+    """
+    settings = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is not None:
+            name = renamed.get(field.name, field.name)
+            settings[name] = parse_ranges(value) if field.name in ranges else value
+    return settings

@@ -7,8 +7,7 @@ import typer
 
 from ..eval.options import COUNTS, MACHINE, OUTPUT, SEEDS, STEPS, Device, Json, Model, describe
 from ..eval.requests import EvaluationRequest
-from .console import echo
-from .gather import gather_options
+from .console import echo, gather_options
 
 
 def data(

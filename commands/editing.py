@@ -23,7 +23,7 @@ from ..eval.options import (
     option,
 )
 from ..models.errors import SettingError
-from .gather import gather_options
+from .console import gather_options
 
 
 @dataclass(frozen=True, kw_only=True)

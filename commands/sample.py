@@ -30,8 +30,7 @@ from ..eval.options import (
     option,
 )
 from ..models.errors import SettingError
-from .console import refuse_typed
-from .gather import gather_options
+from .console import gather_options, refuse_typed
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
@@ -112,11 +111,14 @@ class SampleOptions:
     cuda_graph: CudaGraph = False
 
     @property
-    def speed(self) -> "Speed":
-        """The form in which the network is run."""
+    def speed(self) -> "Speed | None":
+        """The form in which the network is run; None for as it is."""
+        chosen = self.compile_, self.channels_last, self.cuda_graph
+        if not any(chosen):
+            return None
         from ..models.speed import Speed
 
-        return Speed(self.compile_, self.channels_last, self.cuda_graph)
+        return Speed(*chosen)
 
     def load(self) -> "Network":
         """Returns the network; raises FewstepError if there is none such, or options disagree."""
@@ -136,7 +138,6 @@ class SampleOptions:
     def record(self, network: "Network") -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
         from ..models.arguments import parse_interval
-        from ..models.speed import Speed
         from ..samplers.cache_file import resolve_cache
         from ..samplers.run_record import Run
 
@@ -161,7 +162,7 @@ class SampleOptions:
             batch=self.batch,
             dtype=self.dtype,
             device=self.device,
-            speed=None if self.speed == Speed() else self.speed,
+            speed=self.speed,
             columns=self.per_class or 8 if classes and not self.seeds else None,
         ).settle()
         if self.cache is None:

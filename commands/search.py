@@ -4,8 +4,7 @@ import typer
 
 from ..eval.options import QuietWarnings
 from ..eval.requests import SearchRequest
-from .console import echo, refuse_typed
-from .gather import gather_options
+from .console import echo, gather_options, refuse_typed
 
 OF_TOY = {
     *("network", "nfe", "nfe_range", "rows", "strategy", "objective", "budget", "seed", "out"),

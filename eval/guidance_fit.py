@@ -15,10 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..models.denoiser import Ask, Network
-from ..models.errors import SettingError
+from ..models.errors import SettingError, shorten
 from ..models.load import load
 from ..models.probe import sketch
-from ..models.reading import shorten
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.forecast import Pattern
 from ..samplers.guidance.linear_ag import (

@@ -1,7 +1,7 @@
 """Options of the command line: how one is described, and those that several share.
 
 A field of a dataclass that describes an option is one of the command and of the function of Python
-that take the dataclass (`commands/gather.py`). A shared option is a type; its default stands where
+that take the dataclass (`commands/console.py`). A shared option is a type; its default stands where
 it is used. Nothing here needs torch, so that `--help` is fast.
 """
 

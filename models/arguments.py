@@ -5,8 +5,7 @@ from inspect import Parameter, signature
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
-from .errors import SettingError, UnknownArgumentError
-from .reading import shorten
+from .errors import SettingError, UnknownArgumentError, shorten
 
 Integers = SupportsIndex | Iterable[SupportsIndex]
 Numbers = Iterable[SupportsFloat]

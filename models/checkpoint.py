@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .errors import ModelError, SettingError
-from .reading import ordinary_file, read_object, reason_of, shorten
+from .errors import ModelError, SettingError, reason_of, shorten
+from .reading import ordinary_file, read_object
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LARGEST_SIDE = 4096  # of samples, which tables of positions may be built for before any weight

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from .caching import Attachment
 from .devices import Reading, lacks_memory
-from .errors import FewstepError, ModelError, NonFiniteError, SettingError
+from .errors import FewstepError, ModelError, NonFiniteError, SettingError, reason_of
 from .hold import hold
 from .ledger import Ledger
 from .network import Network
 from .prediction import Linear, combine, eps_from, usual_size, velocity_from, x0_from
-from .reading import reason_of
 from .schedule import Node
 
 __all__ = ["Ask", "Asks", "Branch", "Denoiser", "Network", "PendingNorm"]

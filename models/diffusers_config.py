@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import FewstepError, ModelError
+from .errors import FewstepError, ModelError, reason_of
 from .prediction import Prediction, check_terminal
-from .reading import reason_of
 from .schedule import EDM, Cosine, NoiseSchedule, RectifiedFlow, VPDiscrete, VPLinear, dynamic_shift
 
 OURS = "SolverScheduler"  # whose config names the class it comes from as "base_class"

@@ -57,3 +57,15 @@ class NonFiniteError(ModelError, ArithmeticError):
 
 class MemoryLackError(FewstepError, MemoryError):
     """A device or the host has too little memory for what was asked."""
+
+
+def shorten(path: object) -> str:
+    """Returns a name as it stands in a message, in quotes."""
+    name = str(path)
+    return repr(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the first line of an error's own words."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]

@@ -14,7 +14,7 @@ import torch
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .checkpoint import WEIGHTS, load_module, load_pipeline, read_config
 from .devices import memory_advice
-from .errors import FewstepError, ModelError, UnknownNameError
+from .errors import FewstepError, ModelError, UnknownNameError, reason_of, shorten
 from .network import Network
 from .pipeline_network import (
     asks_for_text,
@@ -23,7 +23,7 @@ from .pipeline_network import (
     network_of,
     prompt_adapter,
 )
-from .reading import ordinary_file, reason_of, shorten
+from .reading import ordinary_file
 from .schedule import noise_schedule
 from .speed import Speed, faster, use_tf32
 

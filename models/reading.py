@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import SHOWN, SettingError
+from .errors import SHOWN, SettingError, reason_of, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,18 +135,6 @@ def first_problem(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def shorten(path: object) -> str:
-    """Returns a name as it stands in a message, in quotes."""
-    name = str(path)
-    return repr(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")
-
-
-def reason_of(error: BaseException) -> str:
-    """Returns the first line of an error's own words."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -159,6 +159,8 @@ def dynamic_shift(
     return math.exp(base_shift + (tokens - base_tokens) * rate)
 
 
+MIN_LAM_GAP = 1e-6  # nearer nodes make derivative weights singular in float64
+
 FAMILIES: dict[str, type[Any]] = {
     cls.family: cls for cls in (VPDiscrete, VPLinear, Cosine, EDM, RectifiedFlow)
 }
@@ -246,6 +248,14 @@ class TimeGrid:
     ) -> "TimeGrid":
         """Returns the grid with nodes `schedule.at(t)` at the given falling times."""
         return cls(schedule, tuple(schedule.at(t) for t in times), denoise)
+
+    def check_gaps(self) -> None:
+        """Raises ScheduleError for nodes so near that a solver's weights are lost in rounding."""
+        for t, s in pairwise(self.nodes):
+            if s.lam - t.lam < MIN_LAM_GAP:
+                raise ScheduleError(
+                    f"times {t.t!r} and {s.t!r} are too close to tell apart; leave one out"
+                )
 
     @property
     def steps(self) -> int:

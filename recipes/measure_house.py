@@ -81,8 +81,9 @@ class Trail:
         if event != "call":
             return
         code = frame.f_code
-        if code.co_filename.startswith(self.home) and code.co_name != "<module>":
-            self.files.add(code.co_filename.removeprefix(self.home + "/"))
+        name = code.co_filename.removeprefix(self.home + "/")
+        if code.co_name != "<module>" and name.startswith((*PACKAGES, "cli.py", "__init__.py")):
+            self.files.add(name)
         if not self.frames and code.co_name == "_call_impl":
             self.frames = list(self._own(frame))
 

@@ -15,10 +15,10 @@ from pydantic import Field as Limits
 from .. import __version__
 from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
-from ..models.errors import FewstepError, SettingError
+from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import write_bytes
 from ..models.probe import are_alike, sketch
-from ..models.reading import StrictModel, parse_as, read_text, shorten
+from ..models.reading import StrictModel, parse_as, read_text
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run_record import Run
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..models.arguments import Integers, as_integers, parse_ranges
 from ..models.denoiser import Branch, Denoiser, Network
-from ..models.errors import ModelError, SettingError
-from ..models.reading import shorten
+from ..models.errors import ModelError, SettingError, shorten
 from ..models.schedule import TimeGrid
 from .guidance import Guidance
 

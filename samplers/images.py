@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.denoiser import Network
-from ..models.errors import ModelError, SettingError
+from ..models.errors import ModelError, SettingError, reason_of, shorten
 from ..models.files import write_whole
 from ..models.pipeline_network import fit_shape
-from ..models.reading import ordinary_file, reason_of, shorten
+from ..models.reading import ordinary_file
 
 Picture = Image.Image
 VALUES = 100_000  # of a batch that are looked at for its range

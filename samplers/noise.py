@@ -1,13 +1,16 @@
-"""Noise: one generator per image, so that an image depends on its seed alone."""
+"""Noise from seeds of any size: one generator per image, so that it depends on its seed alone."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..models.arguments import Integers, as_integers
-from ..models.errors import SettingError
-from ..models.seeds import make_generator
+from ..models.errors import ModelError, SettingError
+
+WORD = 2**32
+STATE = slice(3, 627)  # where a generator of torch keeps its 624 words, in units of eight bytes
 
 
 class Noise:
@@ -35,3 +38,59 @@ def check_seeds(given: Integers) -> list[int]:
         if not 0 <= seed < 2**63:
             raise SettingError(f"seed {seed} must lie between 0 and 2^63 - 1")
     return seeds
+
+
+def make_generator(seed: int) -> torch.Generator:
+    """Returns a generator of the CPU, a Mersenne Twister of its own for each seed >= 0.
+
+    Below 2^32 it is `torch.Generator().manual_seed(seed)`, which drops all higher bits. From there
+    on the twister starts from the words of the seed, low ones first, by `init_by_array` (Matsumoto
+    and Nishimura, 2002), so that seeds that share some of their bits share nothing else.
+
+    Raises:
+        SettingError: for a negative seed.
+        ModelError: if this version of torch lays its state out in another way.
+    """
+    if seed < 0:
+        raise SettingError(f"seed {seed} must not be negative")
+    generator = torch.Generator().manual_seed(seed % WORD)
+    if seed >= WORD:
+        generator.set_state(_make_state(seed, generator.get_state()))
+    return generator
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch's own generators, that of the CPU as `make_generator` does.
+
+    Raises:
+        SettingError, ModelError: as `make_generator`, for a seed from 2^64 on too.
+    """
+    if seed >= WORD**2:
+        raise SettingError(f"seed {seed} must be less than 2^64")
+    state = make_generator(seed).get_state()
+    torch.manual_seed(seed)
+    torch.set_rng_state(state)
+
+
+def _make_state(seed: int, state: torch.Tensor) -> torch.Tensor:
+    """Returns the state of a generator for the whole seed, from that for its low word."""
+    words = state.numpy().copy().view(np.uint64)
+    if not np.array_equal(words[STATE], _make_twister(seed % WORD)):
+        raise ModelError(
+            f"torch {torch.__version__} keeps its random state in an unknown way, so"
+            f" seed {seed} cannot be used; take one below 2^32"
+        )
+    words[0] = seed % WORD**2  # what `initial_seed` reports
+    words[STATE] = _make_twister(_split_words(seed))
+    return torch.from_numpy(words.view(np.uint8))
+
+
+def _make_twister(key: int | list[int]) -> np.ndarray:
+    """Returns the 624 words of a twister seeded with a number, or with several."""
+    state = np.random.RandomState(key).get_state(legacy=False)
+    return np.asarray(state["state"]["key"])
+
+
+def _split_words(seed: int) -> list[int]:
+    """Returns the 32-bit words of a number, low ones first."""
+    return [seed >> shift & (WORD - 1) for shift in range(0, seed.bit_length(), 32)]

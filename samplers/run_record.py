@@ -13,9 +13,9 @@ from pydantic import BeforeValidator, Field
 
 from .. import __version__
 from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
-from ..models.errors import FewstepError, SettingError
+from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import check_apart, check_writable, make_folder, write_bytes, write_whole
-from ..models.reading import StrictModel, parse_as, parse_json, shorten
+from ..models.reading import StrictModel, parse_as, parse_json
 from ..models.speed import Speed
 from ..solvers import Schedule
 from .guidance import CFG, Guidance, Thresholded, parse_guidance

@@ -8,7 +8,6 @@ import math
 import struct
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,8 +15,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..models.errors import FewstepError, ScheduleError, SettingError
-from ..models.reading import StrictModel, parse_as, read_text, shorten
+from ..models.errors import FewstepError, ScheduleError, SettingError, shorten
+from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -26,7 +25,6 @@ SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
 LARGEST = 2**24  # bytes of a file; the largest part is a mean image
 MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
-MIN_LAM_GAP = 1e-6  # nearer nodes make the derivative weights singular in float64
 
 
 class Process(StrictModel):
@@ -191,16 +189,13 @@ class Artefact(StrictModel):
     def check_times(self, steps: int, nfe: int) -> None:
         """Raises ValueError unless the times are as many as the steps need, and fall apart."""
         try:
-            nodes = self.grid().nodes
+            self.grid().check_gaps()
         except FewstepError as error:
             raise ValueError(str(error)) from error
         if len(self.t) != steps + 1:
             raise ValueError(f"{steps} steps need {steps + 1} times, but there are {len(self.t)}")
         if self.nfe != nfe:
             raise ValueError(f"nfe is {self.nfe}, but the steps take {nfe}")
-        for a, b in pairwise(nodes):
-            if b.lam - a.lam < MIN_LAM_GAP:
-                raise ValueError(f"times {a.t!r} and {b.t!r} are too close to tell apart")
 
     def check_evaluation(self, t: float, name: str) -> None:
         """Raises ValueError unless an evaluation is inside the process, at sigma > 0."""

@@ -16,7 +16,7 @@ that a search proposes are values of this one type.
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -202,3 +202,34 @@ def _scaled_prediction(nodes: Sequence[Node], n: int, j: int, ell: float) -> Com
     if ell < 1.0:
         combo[("eps", j)] = (1.0 - ell) * node.kappa * scale
     return combo
+
+
+def combine_steps(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Combination]:
+    """Returns x_{n+1} for every step n, in terms of x_n, x0_n and earlier predictions."""
+    combos: list[Combination] = []
+    shift: Combination = {}  # corrected minus uncorrected state at node n
+    for n, spec in enumerate(specs):
+        predicted = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+        weight = predicted.pop(("x", n)) + spec.dA
+        combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
+        combos.append(plus(combo, _free(spec, n)))
+        shift = _correction(nodes, n, spec, predicted) if spec.corr.on else {}
+    return combos
+
+
+def _correction(
+    nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination
+) -> Combination:
+    """Step n redone at one order more with the evaluation at its end, minus step n itself."""
+    relax = spec.corr.relax if spec.order == 1 else "none"
+    higher = spec.model_copy(
+        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
+    )
+    corrected = taylor(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
+    corrected.pop(("x", n))
+    return plus(corrected, predicted, -1.0)
+
+
+def _free(spec: StepSpec, n: int) -> Combination:
+    """The additive coefficients of the predictions, newest first."""
+    return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from ..models.schedule import TimeGrid
-from .exponential import StepSpec
+from .exponential import StepSpec, combine_steps
 from .registry import SolverInfo, check_family
 from .schedule_data import Schedule
-from .step_schedule import StepSchedule, compile_steps
+from .step_schedule import StepSchedule
 from .table import Combination, Evaluation, Table
 from .table_steps import TableSteps
 
@@ -25,8 +25,9 @@ class LinearSolver(ABC):
         """Returns x_{n+1} for every step n, in terms of states, predictions and noise."""
 
     def table(self, grid: TimeGrid) -> Table:
-        """Returns the table over a grid; raises ScheduleError for a process it does not run on."""
+        """Returns the table over a grid; raises ScheduleError for one it does not run on."""
         check_family(self.info, grid)
+        grid.check_gaps()
         return Table(grid.nodes, self.combinations(grid), list(map(Evaluation, grid.nodes[:-1])))
 
     def encode(self, grid: TimeGrid) -> Schedule:
@@ -69,7 +70,7 @@ class Encoder(LinearSolver):
         return StepSchedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        return list(compile_steps(self.step_schedule(grid)).steps)
+        return combine_steps(self.steps(grid), grid.nodes)
 
 
 def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:

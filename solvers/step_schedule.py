@@ -17,16 +17,15 @@ of predictions, and its weights are merged into the next step.
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ..models.reading import StrictModel
-from ..models.schedule import Node, TimeGrid, process_of
+from ..models.schedule import TimeGrid, process_of
 from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
-from .exponential import StepSpec, taylor
-from .table import BOTH, Combination, Evaluation, Table, plus
+from .exponential import StepSpec, combine_steps
+from .table import BOTH, Combination, Evaluation, Table
 
 
 class Compiled(StrictModel):
@@ -164,7 +163,7 @@ def evaluation_time(schedule: StepSchedule, n: int) -> float:
 def compile_steps(schedule: StepSchedule) -> Table:
     """Returns what a schedule does, as a table over its grid: its canonical one if it has one."""
     grid, table = schedule.grid(), schedule.compiled
-    steps = _canonical(table) if table else _combinations(schedule.steps, grid.nodes)
+    steps = _canonical(table) if table else combine_steps(schedule.steps, grid.nodes)
     evaluations = [_evaluation(schedule, grid, n) for n in range(len(steps))]
     return Table(grid.nodes, steps, evaluations, schedule.given)
 
@@ -188,34 +187,3 @@ def _canonical(table: Compiled) -> list[Combination]:
 
 def _columns(kind: str, weights: Sequence[float]) -> Combination:
     return {(kind, j): weight for j, weight in enumerate(weights)}
-
-
-def _combinations(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Combination]:
-    """x_{n+1} for every step n, in terms of x_n, x0_n and earlier predictions."""
-    combos: list[Combination] = []
-    shift: Combination = {}  # corrected minus uncorrected state at node n
-    for n, spec in enumerate(specs):
-        predicted = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
-        weight = predicted.pop(("x", n)) + spec.dA
-        combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
-        combos.append(plus(combo, _free(spec, n)))
-        shift = _correction(nodes, n, spec, predicted) if spec.corr.on else {}
-    return combos
-
-
-def _correction(
-    nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination
-) -> Combination:
-    """Step n redone at one order more with the evaluation at its end, minus step n itself."""
-    relax = spec.corr.relax if spec.order == 1 else "none"
-    higher = spec.model_copy(
-        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
-    )
-    corrected = taylor(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
-    corrected.pop(("x", n))
-    return plus(corrected, predicted, -1.0)
-
-
-def _free(spec: StepSpec, n: int) -> Combination:
-    """The additive coefficients of the predictions, newest first."""
-    return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}

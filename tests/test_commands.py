@@ -15,14 +15,13 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.commands import console
-from fewstep.commands.console import OneLineCommand, refuse_typed, typed
-from fewstep.commands.gather import gather_options
+from fewstep.commands.console import OneLineCommand, gather_options, refuse_typed, typed
 from fewstep.eval.options import describe, option
 from fewstep.models.errors import SettingError
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "commands").glob("*.py"))
-SHARED = {"__init__", "console", "gather"}
+SHARED = {"__init__", "catalogue", "console"}
 MODULES = [import_module(f"fewstep.commands.{f.stem}") for f in FILES if f.stem not in SHARED]
 
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fewstep.commands.gather import gather_options
+from fewstep.commands.console import gather_options
 from fewstep.eval.bench.cell import Experiment
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.bench.store import KeyedRow, RowStore

@@ -10,8 +10,7 @@ import torch
 import fewstep
 from fewstep import Sampler
 from fewstep.models.errors import SettingError
-from fewstep.models.seeds import make_generator, seed_everything
-from fewstep.samplers.noise import Noise
+from fewstep.samplers.noise import Noise, make_generator, seed_everything
 from fewstep.solvers import solver
 
 from .test_sampler import gaussian
@@ -82,4 +81,4 @@ def test_generators_are_made_in_one_place():
     folders = ("models", "solvers", "samplers", "eval", "commands", "recipes")
     files = [path for folder in folders for path in (root / folder).rglob("*.py")]
     found = [path.name for path in files if fixed.search(path.read_text())]
-    assert found == ["seeds.py"]
+    assert found == ["noise.py"]

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from ...models.arguments import parse_ranges
 from ...models.caching import take_cache
 from ...models.denoiser import Network
-from ...models.errors import ScheduleError, SettingError
-from ...models.reading import StrictModel, first_problem, parse_as, read_text, shorten
+from ...models.errors import ScheduleError, SettingError, shorten
+from ...models.reading import StrictModel, first_problem, parse_as, read_text
 from ...models.registry import parse_spec
 from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid

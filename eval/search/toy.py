@@ -18,10 +18,10 @@ from torch import Tensor
 from ...models.denoiser import Denoiser, Network
 from ...models.prediction import Prediction
 from ...models.schedule import EDM, Node
-from ...models.seeds import make_generator
 from ...samplers.grid import Final, time_grid
 from ...samplers.guidance import Unguided
 from ...samplers.loop import integrate
+from ...samplers.noise import make_generator
 from ...samplers.plan import make_plan
 from ...solvers import StepSchedule, take_solver
 from ...solvers.artefact import MeanImage

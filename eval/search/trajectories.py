@@ -16,8 +16,8 @@ from ...models.errors import SettingError
 from ...models.files import write_bytes
 from ...models.reading import read_tensors
 from ...models.schedule import Node, TimeGrid
-from ...models.seeds import make_generator
 from ...samplers.grid import choose_default_grid
+from ...samplers.noise import make_generator
 from ...solvers import Executor, drive
 from ...solvers.coordinates import Straight
 from ...solvers.table import BOTH

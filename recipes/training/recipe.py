@@ -13,7 +13,7 @@ from torch import nn
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import NoiseSchedule, noise_schedule
-from fewstep.models.seeds import seed_everything
+from fewstep.samplers.noise import seed_everything
 
 # Of each class that can be trained: the setting that takes the number of classes, and how many
 # labels it wants to be told there. The UNet has no null class of its own, the DiT adds one.

@@ -23,9 +23,9 @@ from pydantic import Field, InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
-from ...models.errors import SettingError
+from ...models.errors import SettingError, shorten
 from ...models.probe import are_alike, sketch
-from ...models.reading import StrictModel, parse_as, read_text, shorten
+from ...models.reading import StrictModel, parse_as, read_text
 from ...models.schedule import TimeGrid
 from ...solvers import Solver, drive
 from .base import BOTH, COND, Guidance, Guide, Moment, Setup, register
