@@ -10,6 +10,7 @@ import typer
 from ..eval.options import (
     COUNTS,
     GREY_MODEL,
+    GRID,
     GUIDANCE,
     MACHINE,
     REPEATS,
@@ -61,6 +62,7 @@ class FidOptions:
         None,
         "A grid of times for the named solvers, as `sample` takes it; may be repeated.",
         SAMPLING,
+        *GRID,
     )
     final: str = option("zero", "How runs end: zero, sigma_min or denoise.", SAMPLING)
     nfe: Budgets = "4-6,8,10"

@@ -62,7 +62,7 @@ def fit_linear_ag(
     typer.echo(f"{out}: both branches at {weights.mask}, fitted to {request.images} images")
     for step, each in weights.steps.items():
         typer.echo(f"step {step}: {100 * each.error:.0f} % of c - u is not forecast")
-    grid = "" if request.grid_type is None else f" --grid-type {request.grid_type}"
+    grid = "" if request.grid_type is None else f" --grid {request.grid_type}"
     typer.echo(
         f"sample {request.model} --solver {request.solver} --nfe {request.nfe}{grid}"
         f" --guidance linear-ag:file={out}"

@@ -56,6 +56,11 @@ class SampleOptions:
     )
     steps: Steps = None
     grid_type: GridType = None
+    times: str | None = option(
+        None,
+        "Times to step over, from noise to data, such as 1,0.8,0.5,0, in place of a grid.",
+        SAMPLING,
+    )
     final: str = option("zero", "How the run ends: zero, sigma_min or denoise.", SAMPLING)
     schedule: str | None = option(
         None,
@@ -128,6 +133,16 @@ class SampleOptions:
             raise SettingError("--force is for --schedule and --cache; give one of them")
         return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
 
+    def _grid(self) -> str | tuple[float, ...] | None:
+        """Returns the grid's name or its times; raises SettingError for both."""
+        from ..models.arguments import parse_times
+
+        if self.times is None:
+            return self.grid_type
+        if self.grid_type is not None:
+            raise SettingError("--times are the grid; drop --grid or --times")
+        return parse_times(self.times)
+
     def find_scale(self, network: "Network") -> float:
         """Returns the guidance scale that was typed, or the network's own where nothing else is."""
         if self.cfg_scale is not None:
@@ -148,7 +163,7 @@ class SampleOptions:
         run = Run(
             model=self.model,
             solver=self.solver,
-            grid=self.grid_type,
+            grid=self._grid(),
             nfe=self.nfe,
             steps=self.steps,
             final=self.final,

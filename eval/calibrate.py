@@ -242,7 +242,7 @@ class Calibration:
         """Returns what to type to use the file."""
         request = self.request
         words = ["sample", request.network, "--solver", request.solver, "--nfe", str(request.nfe)]
-        words += [] if request.grid_type is None else ["--grid-type", request.grid_type]
+        words += [] if request.grid_type is None else ["--grid", request.grid_type]
         words += [] if request.cfg_scale == 1.0 else ["--cfg-scale", f"{request.cfg_scale:g}"]
         return " ".join([*words, "--cache", str(out)])
 

@@ -157,7 +157,7 @@ def _guided_command(
     }
     settings |= {"need": guidance.need, "batch": "per-sample"}
     spec = ",".join(f"{name}={value}" for name, value in settings.items())
-    grid = "" if request.grid_type is None else f" --grid-type {request.grid_type}"
+    grid = "" if request.grid_type is None else f" --grid {request.grid_type}"
     return (
         f"sample {request.network} --solver {request.solver} --nfe {request.nfe}{grid}"
         f" --cfg-scale {request.cfg_scale:g} --guidance adaptive:{spec}"

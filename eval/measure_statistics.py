@@ -41,9 +41,9 @@ from ..models.probe import answer
 from ..models.reading import read_tensors
 from ..models.schedule import Node, process_of
 from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
-from ..samplers.grid import find_lam_ends
 from ..samplers.guidance import CFG, guide_x0
 from ..samplers.noise import make_generator
+from ..samplers.ramps import find_lam_ends
 from ..solvers.artefact import Process
 from ..solvers.model_statistics import ModelStatistics, StatisticsFacts
 

@@ -32,6 +32,7 @@ OUTPUT = "Output"
 DESCRIBED = "option"  # in the metadata of a field
 DEFAULT_MODEL = "emoji"  # of `sample`
 GREY_MODEL = "fashion-dit"  # of the benches and of editing
+GRID = ("--grid", "--grid-type")  # the latter is the name in 0.1.0
 T = TypeVar("T")
 Range = tuple[int | None, int | None]
 
@@ -112,7 +113,9 @@ SolverName = Annotated[
 ]
 GridType = Annotated[
     str | None,
-    describe("The grid of times, as name[:key=value,...]; see `fewstep list grids`.", SAMPLING),
+    describe(
+        "The grid of times, as name[:key=value,...]; see `fewstep list grids`.", SAMPLING, *GRID
+    ),
 ]
 CfgScale = Annotated[
     float, describe("Scale of classifier-free guidance; 1 turns it off.", GUIDANCE)
@@ -145,7 +148,7 @@ BatchSampled = Annotated[
 # What is run.
 Steps = Annotated[int | None, describe("Number of steps, in place of --nfe.", SAMPLING)]
 GridOfAll = Annotated[
-    str | None, describe("The grid of times of all runs, as `sample` takes it.", SAMPLING)
+    str | None, describe("The grid of times of all runs, as `sample` takes it.", SAMPLING, *GRID)
 ]
 Budgets = Annotated[str, describe("Numbers of network evaluations, such as 4-6,8,10.", SAMPLING)]
 ReferenceNfe = Annotated[

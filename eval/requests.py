@@ -13,6 +13,7 @@ import typer
 
 from .options import (
     COUNTS,
+    GRID,
     GUIDANCE,
     MACHINE,
     MOST,
@@ -125,7 +126,7 @@ class SearchRequest:
     afs: str = option("none", "Analytic first steps to try: none, zero, mean or any.", SPACE)
     base: str = option("dpmpp-2m", "The solver that decides whatever may not vary.", SPACE)
     grid_type: str = option(
-        "logsnr", "The grid of times to start from, and to keep if they may not vary.", SPACE
+        "logsnr", "The grid of times to start from, and to keep if they may not vary.", SPACE, *GRID
     )
     reference: str | None = option(
         None, "Real images for the objectives fd, kid and fid, as `fewstep fid` takes them.", DATA

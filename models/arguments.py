@@ -101,3 +101,13 @@ def parse_interval(text: str) -> tuple[float, float]:
     except ValueError:
         raise SettingError(f"{shorten(text)} is no interval; write LOW,HIGH as in 0.3,5") from None
     return low, high
+
+
+def parse_times(text: str) -> tuple[float, ...]:
+    """Reads `1,0.5,0` as (1.0, 0.5, 0.0); raises SettingError for anything else."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise SettingError(
+            f"{shorten(text)} is no list of times; write them from noise to data, as in 1,0.8,0.5,0"
+        ) from None

@@ -121,6 +121,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_value(text: str) -> Any:
+    if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+        return float(text)  # .9 and 1., which are no JSON
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -159,7 +159,7 @@ def _describe(run: Mapping[str, Any]) -> str:
 
 def _suggest_options(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Returns the options to type for the run that it was made for."""
-    options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid-type"}
+    options = {"solver": "--solver", "nfe": "--nfe", "grid": "--grid"}
     options["cfg_scale"] = "--cfg-scale"
     changed = [name for name in options if mine[name] != theirs[name]]
     typed = [f"{options[n]} {mine[n]}" for n in changed if mine[n] is not None]

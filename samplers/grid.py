@@ -7,22 +7,21 @@ x <- x0(x, t_min), one call more.
 Grids in t (uniform, quadratic, beta, the AYS tables) spread N + 1 nodes and let the last be zero;
 grids in lam cannot reach zero, so they spread N nodes down to t_min and add it. The spacings of
 training timesteps (leading, lcm, linspace, trailing) say where N steps begin, and the end is added.
+
+All formulas take `start`, `end` and, on rectified flow, `shift`; see `Range`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
-from ..models.errors import FewstepError, ScheduleError, SettingError, UnknownNameError
+from ..models.errors import FewstepError, SettingError, UnknownNameError
 from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ..solvers.artefact import MAX_STEPS
+from .ramps import AYS, IN_LAM, IN_TIME, find_lam_ends, place_ays, stretch
 from .spacing import SPACINGS
-
-Ramp = Callable[..., list[float]]
-
-FLOW_EDGE = 1e-3  # grids in lam start at tau = 1 - FLOW_EDGE on rectified flow, where lam is finite
 
 
 class Final(StrEnum):
@@ -39,96 +38,81 @@ class Final(StrEnum):
         return cls(name)
 
 
-def uniform(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
-    """t evenly spaced; on rectified flow in the time before the shift."""
-    times = _find_ramp(schedule.t_max, end, n)
-    terminal = getattr(schedule, "terminal", None)
-    return times if terminal is None else _stretch(schedule, times, terminal)
+@dataclass(frozen=True)
+class Range:
+    """What a formula spreads its nodes over; the settings that every formula takes.
 
+    start: time of the first node, in the t of the process; None is t_max, and on rectified flow
+           1 - 1e-3 of tau for grids in lam. The run starts there from the same noise.
+    end:   time of the last node at which the network is evaluated. A run that ends at zero goes
+           there in one step. None is t_zero or t_min, as the grid and the end rule have it.
+    shift: on rectified flow, moves the times between both ends to
+           shift t / (1 + (shift - 1) t) of even ones: more steps on noise. None is no shift.
+    """
 
-def quadratic(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
-    """sqrt(t) evenly spaced: denser towards the data."""
-    return [v * v for v in _find_ramp(math.sqrt(schedule.t_max), math.sqrt(end), n)]
+    start: float | None = None
+    end: float | None = None
+    shift: float | None = None
 
+    @property
+    def given(self) -> list[str]:
+        """The settings that are given."""
+        return [name for name, value in vars(self).items() if value is not None]
 
-def beta(
-    schedule: NoiseSchedule, n: int, end: float, alpha: float = 0.6, beta: float = 0.6
-) -> list[float]:
-    """t at even quantiles of Beta(alpha, beta): denser at both ends (arXiv:2407.12173)."""
-    from scipy.special import betaincinv
-
-    if alpha <= 0.0 or beta <= 0.0:
-        raise SettingError("grid 'beta' needs alpha > 0 and beta > 0; 0.6 and 0.6 are usual")
-    span = schedule.t_max - end
-    return [end + span * float(betaincinv(alpha, beta, v)) for v in _find_ramp(1.0, 0.0, n)]
-
-
-def logsnr(schedule: NoiseSchedule, n: int) -> list[float]:
-    """lam evenly spaced."""
-    low, high = find_lam_ends(schedule)
-    return [schedule.at_lam(lam).t for lam in _find_ramp(low, high, n)]
-
-
-def karras(schedule: NoiseSchedule, n: int, rho: float = 7.0) -> list[float]:
-    """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
-    if rho <= 0.0:
-        raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
-    low, high = find_lam_ends(schedule)
-    roots = _find_ramp(math.exp(-low / rho), math.exp(-high / rho), n)
-    return [schedule.at_lam(-rho * math.log(root)).t for root in roots]
-
-
-def polyexponential(schedule: NoiseSchedule, n: int, rho: float = 1.0) -> list[float]:
-    """log kappa = log kappa_min + (1 - i/N)^rho log(kappa_max / kappa_min); rho = 1 is logsnr."""
-    if rho <= 0.0:
-        raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
-    low, high = find_lam_ends(schedule)
-    return [schedule.at_lam(high + v**rho * (low - high)).t for v in _find_ramp(1.0, 0.0, n)]
-
-
-AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero (arXiv:2404.14507)
-    "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
-}
-
-
-def _make_ays(kappas: Sequence[float]) -> Ramp:
-    table = [-math.log(kappa) for kappa in kappas]
-
-    def ramp(schedule: NoiseSchedule, n: int, end: float) -> list[float]:
-        """Returns a published Align Your Steps table, log-linearly interpolated to n nodes."""
-        low, high = find_lam_ends(schedule)
-        lams = [_interpolate(table, place) for place in _find_ramp(0.0, len(table) - 1.0, n)]
-        if table[0] < low - 0.01 or table[-1] > high + 0.01:
-            raise ScheduleError(
-                f"this AYS table runs from sigma/alpha = {kappas[0]:g} to {kappas[-1]:g}, the"
-                f" network's schedule from {math.exp(-low):.4g} to {math.exp(-high):.4g}; take the"
-                " table of its own family, or logsnr"
+    def check(self, name: str, schedule: NoiseSchedule) -> None:
+        """Raises SettingError if grid `name` cannot be spread so on this schedule."""
+        for key in self.given:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise SettingError(f"grid {name!r}: {key}={value!r} is no number")
+        start, low = schedule.t_max if self.start is None else self.start, schedule.t_zero
+        end = low if self.end is None else self.end
+        if not low < start <= schedule.t_max:
+            raise SettingError(
+                f"grid {name!r}: start={start:g} lies outside the times of this process; take one"
+                f" above {low:g} (data) and up to {schedule.t_max:g} (noise)"
             )
-        times = [schedule.at_lam(min(max(lam, low), high)).t for lam in lams]
-        return times if end > schedule.t_zero else [*times[:-1], end]
+        if not low <= end < start:
+            raise SettingError(
+                f"grid {name!r}: end={end:g} must lie below the start, {start:g}, and not below"
+                f" {low:g} (data)"
+            )
+        self._check_shift(name, schedule)
 
-    return ramp
+    def _check_shift(self, name: str, schedule: NoiseSchedule) -> None:
+        if self.shift is None:
+            return
+        if not isinstance(schedule, RectifiedFlow):
+            raise SettingError(
+                f"grid {name!r}: a {schedule.family} process has no shift; drop it, or take"
+                " start below {schedule.t_max:g}"
+            )
+        if name in IN_LAM:
+            raise SettingError(
+                f"grid {name!r} is placed in lam, where a shift moves nothing between two ends;"
+                f" write uniform:shift={self.shift:g}"
+            )
+        if not self.shift > 0.0:
+            raise SettingError(
+                f"grid {name!r}: shift={self.shift:g} must be positive; 1 is no shift"
+            )
+
+    def shifted(self, t: float) -> float:
+        """Returns a time after the shift."""
+        return _shift(t, 1.0 if self.shift is None else self.shift)
+
+    def unshifted(self, t: float) -> float:
+        """Returns the time that is shifted to t."""
+        return _shift(t, 1.0 if self.shift is None else 1.0 / self.shift)
 
 
-IN_TIME: dict[str, Ramp] = {
-    "uniform": uniform,
-    "quadratic": quadratic,
-    "beta": beta,
-    **{name: _make_ays(kappas) for name, kappas in AYS.items()},
-}
-IN_LAM: dict[str, Ramp] = {
-    "logsnr": logsnr,
-    "exponential": logsnr,
-    "karras": karras,
-    "polyexponential": polyexponential,
-}
+def _shift(t: float, k: float) -> float:
+    return t if k == 1.0 else k * t / (1.0 + (k - 1.0) * t)
 
 
 def list_grids() -> list[str]:
     """Returns all named grids, sorted."""
-    return sorted([*IN_TIME, *IN_LAM, *SPACINGS])
+    return sorted([*IN_TIME, *AYS, *IN_LAM, *SPACINGS])
 
 
 def choose_default_grid(schedule: NoiseSchedule) -> str:
@@ -147,6 +131,8 @@ def time_grid(
     **settings: Any,
 ) -> TimeGrid:
     """Returns the named grid of `steps` steps on a schedule; with "denoise" one more step is added.
+
+    settings: start, end and shift, see `Range`, and those of the formula, such as rho of karras.
 
     Raises:
         UnknownNameError: for a grid that does not exist.
@@ -187,48 +173,51 @@ def check_steps(number: int, begin: str, unit: str = "") -> None:
 def _place_times(
     name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
 ) -> list[float]:
-    end = schedule.t_zero if zero else schedule.t_min
-    if name in SPACINGS:
-        return [*SPACINGS[name](schedule, steps, **settings), end]
-    if name in IN_TIME:
-        return IN_TIME[name](schedule, steps + 1, end, **settings)
-    if name not in IN_LAM:
+    """Returns the times of all nodes but that of a denoising evaluation."""
+    own = settings.keys() & vars(Range()).keys()
+    span = Range(**{key: settings[key] for key in own})
+    rest = {key: settings[key] for key in settings.keys() - own}
+    if name in SPACINGS or name in AYS:
+        _refuse_range(name, span)
+        end = schedule.t_zero if zero else schedule.t_min
+        if name in AYS:
+            return place_ays(AYS[name], schedule, steps + 1, end, **rest)
+        return [*SPACINGS[name](schedule, steps, **rest), end]
+    if name not in IN_TIME and name not in IN_LAM:
         raise UnknownNameError("grid", name, list_grids())
-    if zero:
-        return [*IN_LAM[name](schedule, steps, **settings), schedule.t_zero]
-    return IN_LAM[name](schedule, steps + 1, **settings)
+    span.check(name, schedule)
+    apart = zero and (name in IN_LAM or bool(span.end))  # the step to zero, which no formula spans
+    last = replace(span, end=schedule.t_zero) if zero and not apart else span
+    times = _spread(name, schedule, steps + (not apart), last, rest)
+    terminal = getattr(schedule, "terminal", None)
+    if name == "uniform" and terminal is not None and (span.start, span.end) == (None, None):
+        times = stretch(schedule, times, terminal)
+    return [*times, schedule.t_zero] if apart else times
 
 
-def _find_ramp(start: float, stop: float, n: int) -> list[float]:
-    """Returns n evenly spaced numbers with both ends exact; a single one is the start."""
-    if n == 1:
-        return [start]
-    return [*(start + (stop - start) * i / (n - 1) for i in range(n - 1)), stop]
+def _refuse_range(name: str, span: Range) -> None:
+    """Raises SettingError for a range of a grid whose times are listed."""
+    if span.given:
+        raise SettingError(
+            f"grid {name!r} has times of its own and takes no {span.given[0]}; take uniform,"
+            " quadratic, beta, logsnr or karras"
+        )
 
 
-def _interpolate(table: Sequence[float], place: float) -> float:
-    """Returns the table read at a fractional index."""
-    i = min(int(place), len(table) - 2)
-    return table[i] + (place - i) * (table[i + 1] - table[i])
-
-
-def find_lam_ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Returns lam where sampling starts and at t_min, both finite."""
-    low = schedule.at(schedule.t_max).lam
-    if isinstance(schedule, RectifiedFlow):
-        low = math.log(FLOW_EDGE) - math.log1p(-FLOW_EDGE)
-    return low, schedule.at(schedule.t_min).lam
-
-
-def _stretch(schedule: NoiseSchedule, times: list[float], terminal: float) -> list[float]:
-    """Returns times stretched so that the last tau above 0 is `terminal`.
-
-    1 - tau' = (1 - tau) (1 - terminal) / (1 - tau_last).
-    """
-    if not 0.0 < terminal < 1.0:
-        raise ScheduleError(f"a grid cannot be stretched to end at {terminal:g}; use 0 < value < 1")
-    noisy = [schedule.at(t) for t in times if t > schedule.t_zero]
-    scale = (1.0 - terminal) / noisy[-1].alpha if noisy[-1].alpha > 0.0 else 1.0
-    alphas = [node.alpha * scale for node in noisy]
-    moved = [schedule.at_lam(math.log(a) - math.log1p(-a)).t for a in alphas if a > 0.0]
-    return [*times[: len(noisy) - len(moved)], *moved, *times[len(noisy) :]]
+def _spread(
+    name: str, schedule: NoiseSchedule, n: int, span: Range, settings: dict[str, Any]
+) -> list[float]:
+    """Returns n times of a formula, the ends exactly as they are given."""
+    if name in IN_LAM:
+        low, high = find_lam_ends(schedule, span.start, span.end)
+        times = [schedule.at_lam(lam).t for lam in IN_LAM[name](low, high, n, **settings)]
+    else:
+        start = schedule.t_max if span.start is None else span.start
+        end = schedule.t_min if span.end is None else span.end
+        times = IN_TIME[name](span.unshifted(start), span.unshifted(end), n, **settings)
+        times = [span.shifted(t) for t in times]
+    if span.start is not None:
+        times[0] = span.start
+    if span.end is not None and n > 1:
+        times[-1] = span.end
+    return times

@@ -12,12 +12,13 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BeforeValidator, Field
 
 from .. import __version__
-from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
+from ..models.arguments import MOST_NUMBERS, as_numbers, format_ranges, parse_ranges
 from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import check_apart, check_writable, make_folder, write_bytes, write_whole
 from ..models.reading import StrictModel, parse_as, parse_json
 from ..models.speed import Speed
 from ..solvers import Schedule
+from ..solvers.artefact import MAX_STEPS
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import choose_default_schedule
@@ -54,7 +55,7 @@ class Run(StrictModel):
 
     model: str
     solver: str | None = None
-    grid: str | None = None
+    grid: str | Annotated[tuple[float, ...], Field(max_length=MAX_STEPS + 1)] | None = None
     nfe: int | None = None
     steps: int | None = None
     final: str = "zero"
@@ -252,7 +253,7 @@ def record_call(call: "SamplerCall") -> Run:
         solver=None if planned else _as_text("solver", solver),
         seeds=tuple(given["seeds"]),
         classes=None if labels is None else tuple(labels),
-        grid=_as_text("grid", given["grid"]),
+        grid=_record_grid(given["grid"]),
         cache=_as_text("cache", given["cache"]),
         final=str(given["final"]),
         **{name: given[name] for name in ("nfe", "steps", "batch")},
@@ -276,6 +277,11 @@ def _as_text(name: str, given: Any) -> str | None:
     if given is None or isinstance(given, str):
         return given
     raise SettingError(f"its {name} was no text; give it as one, as on the command line")
+
+
+def _record_grid(given: Any) -> str | tuple[float, ...] | None:
+    """Returns the name of a grid, its times, or None for the default."""
+    return given if given is None or isinstance(given, str) else tuple(as_numbers(given, "grid"))
 
 
 def _record_guidance(given: Any) -> dict[str, Any]:

@@ -45,21 +45,20 @@ SPECS += ["dpm-solver-v3:stats=", "linear-ag:file=", "evodiff:", "ode-dopri5:rto
 SMALL = ["--seeds", "0", "--nfe", "2"]
 TOY = ["search", "toy", "--budget", "candidates=2", "--noises", "4,4,4", "--strategy", "grid"]
 COMMANDS: dict[tuple[str, ...], str] = {
-    ("sample", *SMALL): "solver steps grid-type final schedule seed classes per-class cfg-scale"
+    ("sample", *SMALL): "solver steps grid times final schedule seed classes per-class cfg-scale"
     " cfg-interval guidance threshold cache batch dtype device out save-images from-png nfe",
     (*TOY, "--nfe", "2"): "objective budget cfg-scale seed out log noises scored free afs base"
-    " grid-type plot strategy",
-    ("invert", "picture.png", "--nfe", "2"): "class solver steps grid-type t-min out strip device"
-    " model",
+    " grid plot strategy",
+    ("invert", "picture.png", "--nfe", "2"): "class solver steps grid t-min out strip device model",
     ("edit", "picture.png", "--to-class", "3"): "from-class to-class editor seed out strip device"
     " model",
     ("bench", "accuracy", "--solver", "ddim"): "solver nfe",
-    ("bench", "fid-nfe", "--n", "0"): "solver rival grid-type final nfe cfg-scale guidance cache"
+    ("bench", "fid-nfe", "--n", "0"): "solver rival grid final nfe cfg-scale guidance cache"
     " metric reference floor blocks batch dtype sweep weights device store table plot html",
     ("bench", "table", "text.txt"): "table plot html",
     ("bench", "overhead", "--repeats", "0"): "steps repeats",
     ("calibrate", "fashion-dit", "--images", "1"): "solver nfe quality cache guidance saving out"
-    " grid-type cfg-scale plot device",
+    " grid cfg-scale plot device",
     ("stats", "fashion-dit", "--samples", "0", "--out", "s.safetensors"): "data nodes cfg-scale"
     " seed batch device out",
     ("fid", "folder"): "reference metrics extractor weights n reference-n batch device",

@@ -72,7 +72,7 @@ OTHERS = [
     ({"nfe": None, "steps": 6}, "not ddim, other steps.*--nfe 6"),
     ({"solver": "dpmpp-2m"}, "not dpmpp-2m.*--solver ddim"),
     ({"solver": None, "nfe": None}, "not unipc-2, 10 evaluations.*--solver ddim --nfe 6"),
-    ({"grid": "karras"}, "on karras.*no --grid-type"),
+    ({"grid": "karras"}, "on karras.*no --grid"),
     ({"cfg_scale": 2.0}, "guidance 2.*--cfg-scale 1"),
 ]
 

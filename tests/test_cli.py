@@ -88,9 +88,7 @@ def test_quiet_prints_nothing():
 
 
 def test_metadata_is_readable_and_replays_to_the_bit():
-    sample(
-        "fashion-unet", *QUICK, "--cfg-scale", 1.5, "--grid-type", "karras:rho=5", "--out", "a.png"
-    )
+    sample("fashion-unet", *QUICK, "--cfg-scale", 1.5, "--grid", "karras:rho=5", "--out", "a.png")
     with Image.open("a.png") as image:
         assert "NFE: 2, CFG scale: 1.5, Seed: 0-3, Model: fashion-unet" in image.text["parameters"]
         assert json.loads(image.text["fewstep"])["seeds"] == [0, 1, 2, 3]
@@ -98,6 +96,17 @@ def test_metadata_is_readable_and_replays_to_the_bit():
     with Image.open("a.png") as a, Image.open("b.png") as b:
         assert a.tobytes() == b.tobytes()
         assert a.text == b.text
+
+
+def test_times_are_the_grid_and_replay():
+    sample("--seeds", "0-3", "--solver", "ddim", "--times", "0.9,.45,0", "--out", "a.png")
+    sample("--seeds", "0-3", "--solver", "ddim", "--grid", "uniform:start=.9", "--nfe", 2)
+    with Image.open("a.png") as a, Image.open("samples.png") as b:
+        assert a.tobytes() == b.tobytes()
+        assert json.loads(a.text["fewstep"])["grid"] == [0.9, 0.45, 0.0]
+    assert sample("--from-png", "a.png", "--out", "c.png").exit_code == 0
+    with Image.open("a.png") as a, Image.open("c.png") as c:
+        assert a.tobytes() == c.tobytes()
 
 
 def test_saved_images_are_the_cells_of_the_grid_and_replay():
@@ -116,7 +125,7 @@ def test_schedule_file_gives_what_its_solver_gives(tmp_path):
         1,
         "--solver",
         "unipc-3",
-        "--grid-type",
+        "--grid",
         "uniform",
         "--nfe",
         3,
@@ -158,9 +167,9 @@ BAD = [
     (["--solver", "unipc-2:solver_type=bh3"], "unipc-2", "solver_type", "bh3"),
     (["--solver", "ddim:order=3"], "ddim has no settings"),
     (["--solver", "unipc-2:bh1"], "'bh1'", "key=value"),
-    (["--grid-type", "karas"], "no grid 'karas'", "did you mean 'karras'"),
-    (["--grid-type", "karras:rho=-1"], "rho"),
-    (["--grid-type", "uniform:rho=1"], "uniform", "rho"),
+    (["--grid", "karas"], "no grid 'karas'", "did you mean 'karras'"),
+    (["--grid", "karras:rho=-1"], "rho"),
+    (["--grid", "uniform:rho=1"], "uniform", "rho"),
     (["--final", "none"], "no end rule 'none'", "zero"),
     (["fashion-net"], "did you mean 'fashion-", "no hub id"),
     (["--classes", "9-12"], "class 9", "0 to 8", "null"),

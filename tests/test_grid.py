@@ -15,14 +15,9 @@ from scipy.stats import beta as beta_law
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.registry import parse_spec
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
-from fewstep.samplers.grid import (
-    FLOW_EDGE,
-    Final,
-    choose_default_grid,
-    list_grids,
-    time_grid,
-)
+from fewstep.samplers.grid import Final, choose_default_grid, list_grids, time_grid
 from fewstep.samplers.plan import make_plan
+from fewstep.samplers.ramps import FLOW_EDGE
 from fewstep.samplers.spacing import SPACINGS
 
 EVERY = {
@@ -212,6 +207,67 @@ def test_defaults_suit_the_process():
         "karras",
         "beta",
     ]
+
+
+# Where a grid starts and ends, and the shift
+
+
+RANGED = {"vp-linear": (0.9, 0.05), "edm": (40.0, 0.01), "flow": (0.9, 0.05), "cosine": (0.8, 0.02)}
+
+
+def test_every_formula_takes_a_start_and_an_end():
+    """The first node and the last one above zero are exactly those that were asked for."""
+    for (process, (start, end)), name, final in itertools.product(RANGED.items(), FORMULAS, Final):
+        grid = time_grid(name, EVERY[process], 6, final, start=start, end=end)
+        noisy = [node.t for node in grid if node.t > 0.0]
+        assert (noisy[0], noisy[-1]) == (start, end)
+        assert grid.steps == 6 + (final is Final.DENOISE)
+        assert (grid.nodes[-1].sigma == 0.0) == (final is not Final.SIGMA_MIN)
+
+
+def test_a_start_and_an_end_keep_the_formula():
+    plain = time_grid("uniform", VPLinear(), 4, start=0.8)
+    assert [node.t for node in plain] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
+    tail = time_grid("uniform", VPLinear(), 4, start=0.8, end=0.2)
+    assert [node.t for node in tail] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
+    gaps = spread([n.lam for n in time_grid("logsnr", EDM(), 5, start=40.0, end=0.01).nodes[:-1]])
+    assert gaps == pytest.approx([math.log(40.0 / 0.01) / 4] * 4)
+    same = {"start": VPLinear().t_max, "end": 0.0}
+    for name in ("uniform", "quadratic", "beta"):
+        assert time_grid(name, VPLinear(), 7, **same) == time_grid(name, VPLinear(), 7)
+
+
+def test_a_shift_is_that_of_the_process():
+    """`beta:shift=2` has the alpha and sigma of beta on a process that is shifted by 2."""
+    for name in ("uniform", "quadratic", "beta"):
+        moved = time_grid(name, RectifiedFlow(), 6, shift=2.0)
+        shifted = time_grid(name, RectifiedFlow(shift=2.0), 6)
+        assert [n.sigma for n in moved] == pytest.approx([n.sigma for n in shifted], abs=1e-15)
+        assert time_grid(name, RectifiedFlow(), 6, shift=1) == time_grid(name, RectifiedFlow(), 6)
+    ends = time_grid("uniform", RectifiedFlow(), 6, start=0.9, end=0.1, shift=3.0)
+    assert (ends.nodes[0].t, ends.nodes[-2].t) == (0.9, 0.1)
+    evens = [node.t / (3.0 - 2.0 * node.t) for node in ends.nodes[:-1]]
+    assert spread(evens) == pytest.approx([spread(evens)[0]] * 5)
+
+
+def test_bad_ranges_name_the_remedy():
+    flow, vp = RectifiedFlow(), VPLinear()
+    cases = [
+        (flow, "uniform:start=1.5", "start=1.5 lies outside .* above 0 .* up to 1"),
+        (vp, "quadratic:start=0", "start=0 lies outside"),
+        (flow, "beta:start=.5,end=.6", "end=0.6 must lie below the start, 0.5"),
+        (flow, "beta:end=-1", "end=-1 must lie below the start, 1, and not below 0"),
+        (vp, "uniform:shift=2", "a vp-linear process has no shift; drop it, or take start"),
+        (flow, "karras:shift=2", "write uniform:shift=2"),
+        (flow, "uniform:shift=-1", "shift=-1 must be positive; 1 is no shift"),
+        (flow, "uniform:start=early", "start='early' is no number"),
+        (flow, "logsnr:start=1", "infinite there; take a time such as 0.999"),
+        (VPDiscrete(), "leading:start=.9", "takes no start; take uniform"),
+        (EVERY["sd"], "ays-sd15:end=.1", "takes no end; take uniform"),
+    ]
+    for schedule, grid, message in cases:
+        with pytest.raises(SettingError, match=message):
+            make_plan(schedule, "ddim", steps=5, grid=grid)
 
 
 # From what a user types

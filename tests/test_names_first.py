@@ -35,7 +35,7 @@ COMMANDS = [
     "search fashion-dit --nfe 4 --objective nope",
     "search fashion-dit --nfe 4 --teacher nope",
     "search fashion-dit --nfe 4 --base nope",
-    "search fashion-dit --nfe 4 --grid-type nope",
+    "search fashion-dit --nfe 4 --grid nope",
     "search fashion-dit --nfe 4 --free nope",
     "search fashion-dit --nfe 4 --afs nope",
     "search fashion-dit --nfe 4 --final nope",

@@ -126,7 +126,7 @@ SEEDS = ("--train-seeds", "0-3", "--validation-seeds", "3-5", "--test-seeds", "8
         (("toy", "--nfe", 5, "--afs", "one"), "no analytic first step 'one'"),
         (("toy", "--nfe", 5, "--base", "heun"), "heun cannot be the base"),
         (("toy", "--nfe", 5, "--base", "unipc"), "no solver 'unipc'; did you mean 'unipc-"),
-        (("toy", "--nfe", 5, "--grid-type", "kerras"), "did you mean 'karras'?"),
+        (("toy", "--nfe", 5, "--grid", "kerras"), "did you mean 'karras'?"),
         (("toy", "--nfe", 5, "--scored", 0), "at least 1 noise, not 0"),
         (("toy", "--nfe", 5, "--cfg-scale", 2), "toy brings its own network"),
         (("toy", "--nfe", 5, "--out", "no/such/a.json"), "does not exist; create it first"),

@@ -15,7 +15,8 @@ from fewstep.cli import app
 from fewstep.eval.measure_statistics import Measurement, check_partial, measure, write_statistics
 from fewstep.models.errors import NonFiniteError, ScheduleError, SettingError
 from fewstep.models.schedule import EDM, TimeGrid, VPLinear
-from fewstep.samplers.grid import find_lam_ends, time_grid
+from fewstep.samplers.grid import time_grid
+from fewstep.samplers.ramps import find_lam_ends
 from fewstep.solvers import StepSchedule, drive
 from fewstep.solvers.executor import Executor
 from fewstep.solvers.exponential import Corrector, StepSpec

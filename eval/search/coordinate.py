@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ...models.schedule import Node, NoiseSchedule
-from ...samplers.grid import find_lam_ends
+from ...samplers.ramps import find_lam_ends
 
 
 @dataclass(frozen=True)

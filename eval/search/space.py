@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from ...models.errors import SettingError, UnknownNameError
 from ...models.registry import parse_spec
 from ...models.schedule import Node, NoiseSchedule, TimeGrid
-from ...samplers.grid import Final, find_lam_ends, time_grid
+from ...samplers.grid import Final, time_grid
+from ...samplers.ramps import find_lam_ends
 from ...solvers import StepSchedule, take_solver
 from ...solvers.exponential import Corrector, StepSpec
 from ...solvers.linear import Encoder

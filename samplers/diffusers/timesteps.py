@@ -20,7 +20,7 @@ from ...models.schedule import (
     VPDiscrete,
     VPLinear,
 )
-from ..grid import find_lam_ends
+from ..ramps import find_lam_ends
 
 ROUNDING = 1e-6  # of float32 labels, relative
 

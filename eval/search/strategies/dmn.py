@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ....models.schedule import NoiseSchedule, TimeGrid
-from ....samplers.grid import find_lam_ends
+from ....samplers.ramps import find_lam_ends
 from .base import Proposal, Task, register
 from .named import on_path
 

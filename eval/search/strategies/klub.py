@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ....samplers.grid import find_lam_ends
+from ....samplers.ramps import find_lam_ends
 from ..paths import shortest
 from ..trajectories import chain, fine_grid, noisy_nodes
 from .base import Proposal, Task, register
