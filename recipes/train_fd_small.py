@@ -73,7 +73,7 @@ def fit(images: ImageSet, epochs: int, checkpoint: Path) -> SmallNetwork:
 
 def logits(network: SmallNetwork, x: Tensor) -> Tensor:
     """The head reads features scaled by the batch while training, by the whole set afterwards."""
-    x = network.unscaled(x.contiguous(memory_format=torch.channels_last))
+    x = network.extract(x.contiguous(memory_format=torch.channels_last))
     return network.head(network.scale(x) if network.training else (x - network.mean) / network.std)
 
 
@@ -160,7 +160,7 @@ def scaled(network: SmallNetwork, images: ImageSet) -> SmallNetwork:
 
     w . (x - m)/s + b = (w s'/s) . (x - m')/s' + b + w . (m' - m)/s
     """
-    found = torch.cat([network.unscaled(x.float() / 255.0) for x in images.batches()]).double()
+    found = torch.cat([network.extract(x.float() / 255.0) for x in images.batches()]).double()
     mean, std = found.mean(0).float(), found.std(0).float()
     head = network.head
     head.bias.add_(head.weight @ ((mean - network.mean) / network.std))

@@ -583,9 +583,9 @@ def test_bad_parts_sizes_and_arrays():
     with pytest.raises(SettingError, match="at least 1"):
         some.batches(0)
     with pytest.raises(SettingError, match="no middle in 31x31"):
-        some.padded(31)
+        some.pad(31)
     with pytest.raises(SettingError, match="no middle in 16x16"):
-        some.padded(16)
+        some.pad(16)
     with pytest.raises(DataError, match=r"not float64 \(2, 1, 2, 2\)"):
         in_memory("some", np.zeros((2, 1, 2, 2)))
     with pytest.raises(DataError, match="holds no images"):

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from fewstep.eval.data import DataError
 from fewstep.eval.experiments.inception import report
 from fewstep.eval.extractors import extractor, origin_of, weights
-from fewstep.eval.extractors.inception import InceptionExtractor, prepared
+from fewstep.eval.extractors.inception import InceptionExtractor, prepare
 from fewstep.eval.extractors.weights import (
     INCEPTION,
     Source,
@@ -64,7 +64,7 @@ def images():
 
 def test_inception_is_the_torchscript(torchscript, ours, images):
     with torch.inference_mode():
-        expected = torchscript(prepared(images).contiguous())
+        expected = torchscript(prepare(images).contiguous())
     found = ours(images)
     assert ours.outputs == {"pool": 2048, "spatial": 2023}
     assert {name: tuple(each.shape) for name, each in found.items()} == {
@@ -76,7 +76,7 @@ def test_inception_is_the_torchscript(torchscript, ours, images):
 
 
 def test_spatial_features_are_seven_channels_of_mixed_6_conv(torchscript, ours, images):
-    layers, x = torchscript.net.layers, prepared(images[:1]).contiguous()
+    layers, x = torchscript.net.layers, prepare(images[:1]).contiguous()
     with torch.inference_mode():
         for name in ("conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1", "mixed"):
             x = getattr(layers, name)(x)
@@ -110,7 +110,7 @@ def test_a_classifier_gives_probabilities_without_its_bias(tensors, images):
 def test_resize_is_tensorflows(size):
     """Pixel i is read at i * size / 299 by linear interpolation, the last one repeated."""
     image = torch.randint(0, 256, (1, 1, *size), generator=torch.Generator().manual_seed(1))
-    found = prepared(image.to(torch.uint8))
+    found = prepare(image.to(torch.uint8))
     assert found.shape == (1, 3, 299, 299)
     pixels = image[0, 0].double()
 

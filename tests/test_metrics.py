@@ -23,7 +23,7 @@ from fewstep.eval.metrics import lpips as lpips_module
 from fewstep.eval.metrics import manifold as manifold_module
 from fewstep.eval.metrics.features import Splits
 from fewstep.eval.metrics.kid import squared_mmd
-from fewstep.eval.metrics.manifold import covered
+from fewstep.eval.metrics.manifold import measure_coverage
 from fewstep.eval.statistics import StatisticsError
 from fewstep.eval.statistics_file import load_npz
 from fewstep.models.errors import SettingError, UnknownNameError
@@ -206,8 +206,8 @@ def test_precision_and_recall_of_points_on_a_line():
     """With k = 1, rows 0, 1, 3 reach 1, 1 and 2 far."""
     line = torch.tensor([[0.0], [1.0], [3.0]])
     for point, hit in [(-0.9, 1), (-1.1, 0), (2.1, 1), (4.9, 1), (5.1, 0)]:
-        assert covered(torch.tensor([[point]]), line, neighbours=1) == hit
-    assert covered(torch.tensor([[0.5], [9.0]]), line, neighbours=1) == 0.5
+        assert measure_coverage(torch.tensor([[point]]), line, neighbours=1) == hit
+    assert measure_coverage(torch.tensor([[0.5], [9.0]]), line, neighbours=1) == 0.5
 
 
 def test_precision_and_recall_are_each_others_mirror_and_need_no_one_block(monkeypatch):
@@ -405,9 +405,11 @@ def test_fid_of_a_folder_against_an_npz(sets, small):
 def test_a_reference_is_measured_once_and_its_pixels_decide(sets, tmp_path, monkeypatch):
     folder, real = sets
     seen = []
-    gather = measure.gathered
+    gather = measure.gather_features
     monkeypatch.setattr(
-        measure, "gathered", lambda images, *rest: seen.append(images.name) or gather(images, *rest)
+        measure,
+        "gather_features",
+        lambda images, *rest: seen.append(images.name) or gather(images, *rest),
     )
     first, second = (
         run(folder, "--reference", real, "--extractor", "small", "--json").stdout for _ in range(2)

@@ -163,7 +163,7 @@ def test_folding_rounding_and_scaling_keep_what_the_network_says(recipe, shapes)
         torch.nn.init.normal_(layer.norm.bias)
     network.eval()
     with torch.no_grad():
-        before = network.head(network.scale(network.unscaled(x)))
+        before = network.head(network.scale(network.extract(x)))
         folded = recipe.folded(network)
         torch.testing.assert_close(folded.head(folded(x)), before, rtol=1e-3, atol=1e-4)
         scaled = recipe.scaled(folded, shapes)

@@ -72,7 +72,7 @@ class Drawn(StrictModel):
         return {**body, "seeds": format_ranges(run.seeds)}
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_rival(self) -> Self:
         if self.run.classes is not None:
             raise ValueError("labels is the rule that gives the classes; drop run.classes")
         if self.rival is not None and (self.run.solver, self.run.grid, self.run.schedule) != (
@@ -132,7 +132,7 @@ class Protocol(StrictModel):
     measure: Measure
 
     @model_validator(mode="after")
-    def _counts_agree(self) -> Self:
+    def _check_counts(self) -> Self:
         if self.images.count != self.measure.n:
             raise ValueError(f"n is {self.measure.n}, but there are {self.images.count} images")
         return self

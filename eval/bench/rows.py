@@ -93,7 +93,7 @@ class ResultRow(KeyedRow):
         return {**data, "hash": protocol.hash} if data.get("hash") == former else data
 
     @model_validator(mode="after")
-    def _hash_is_its_own(self) -> Self:
+    def _check_hash(self) -> Self:
         if self.hash != self.protocol.hash:
             raise ValueError("the hash is not that of the protocol; the line was edited")
         return self

@@ -18,7 +18,7 @@ def run_cells(experiment: Experiment[C, R], progress: bool = False) -> Iterator[
             the rows of those before it are kept.
     """
     team, cells = experiment.team, experiment.cells()
-    waiting = team.led(lambda: [cell for cell in cells if not experiment.is_done(cell)])
+    waiting = team.lead(lambda: [cell for cell in cells if not experiment.is_done(cell)])
     for cell in cells:
         if cell not in waiting:  # a process that was killed after its row has left its part
             experiment.clear(cell)
@@ -50,5 +50,5 @@ def run_all(experiment: Experiment[C, R], progress: bool = False) -> None:
 def _take_turns(experiment: Experiment[C, R], waiting: Sequence[C]) -> Iterator[C]:
     """Yields the cells that are this team's to measure: its first process claims them."""
     turns = experiment.store.turns(waiting, experiment.identify, experiment.is_done)
-    while (mine := experiment.team.led(lambda: next(turns, None))) is not None:
+    while (mine := experiment.team.lead(lambda: next(turns, None))) is not None:
         yield mine

@@ -68,12 +68,12 @@ class Team:
             if self.size == 1:
                 raise
             failure = str(error)  # not every error can be sent
-        for rank, told in enumerate(self.gather(failure)):
-            if told is not None:
-                raise FewstepError(f"{told} (process {rank} of {self.size})")
+        for rank, reason in enumerate(self.gather(failure)):
+            if reason is not None:
+                raise FewstepError(f"{reason} (process {rank} of {self.size})")
         return made
 
-    def led(self, work: Callable[[], T]) -> T:
+    def lead(self, work: Callable[[], T]) -> T:
         """Returns what rank 0, and it alone, made of a work."""
         made = self.together(lambda: work() if self.leads else None)
         first = self.gather(made)[0]

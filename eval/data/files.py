@@ -50,7 +50,7 @@ class Archive:
     names: Sequence[str]
 
     @contextmanager
-    def opened(self) -> Iterator[Open]:
+    def open_names(self) -> Iterator[Open]:
         """Yields a function that opens a file by its name."""
         if self.path.is_dir():
             yield lambda name: (self.path / name).open("rb")
@@ -66,7 +66,7 @@ class Archive:
         """
         if not self.names:
             raise DataError(f"{str(self.path)!r} holds no images ({', '.join(sorted(FORMATS))})")
-        with self.opened() as open_:
+        with self.open_names() as open_:
             headers = {each: _header(open_, each) for each in self.names}
         first, shape = self.names[0], headers[self.names[0]].shape
         for other, header in headers.items():
@@ -85,7 +85,7 @@ class Archive:
         return ImageSet(name, len(self.names), shape, self._read)
 
     def _read(self, size: int) -> Iterator[Rows]:
-        with self.opened() as open_:
+        with self.open_names() as open_:
             for i in range(0, len(self.names), size):
                 yield np.stack([_pixels(open_, name) for name in self.names[i : i + size]])
 
@@ -203,7 +203,7 @@ def _array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
         except UNREADABLE as error:
             raise DataError(f"arr_0 of {str(path)!r} cannot be read: {error}") from error
         with file:
-            yield file, _checked(path, *_array_header(path, file))
+            yield file, _check_array(path, *_array_header(path, file))
 
 
 def _array_header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
@@ -215,7 +215,7 @@ def _array_header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
         raise DataError(f"arr_0 of {str(path)!r} is no array: {error}") from error
 
 
-def _checked(path: Path, shape: Any, fortran: bool, dtype: Any) -> tuple[int, int, int, int]:
+def _check_array(path: Path, shape: Any, fortran: bool, dtype: Any) -> tuple[int, int, int, int]:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or min(shape) < 1:
         raise DataError(
             f"arr_0 of {str(path)!r} must be images: uint8 (N, H, W, C) with 1 or 3 channels,"

@@ -79,7 +79,7 @@ class ImageSet:
         name = self.name if stop - start == self.length else f"{self.name}[{start}:{stop}]"
         return ImageSet(name, stop - start, self.shape, _part(self.read, start, stop), labels)
 
-    def padded(self, side: int, name: str | None = None) -> "ImageSet":
+    def pad(self, side: int, name: str | None = None) -> "ImageSet":
         """Returns the images in the middle of side x side zeros (black: -1 in a network's range).
 
         Raises:

@@ -129,7 +129,7 @@ ROW = 1 + 3 * 32 * 32  # a label, then the planes red, green, blue
 
 def _binary_splits(files: Files) -> Mapping[str, Split]:
     parts = {name.removesuffix(".bin"): _binary(name, body) for name, body in files.items()}
-    return {"train": _joined([parts[name] for name in BATCHES]), "test": parts["test_batch"]}
+    return {"train": _join([parts[name] for name in BATCHES]), "test": parts["test_batch"]}
 
 
 def _binary(name: str, body: bytes) -> Split:
@@ -165,7 +165,7 @@ def _labels(name: str, files: Files) -> Bytes:
         raise DataError(f"{name} is damaged: {error}") from error
 
 
-def _joined(parts: list[Split]) -> Split:
+def _join(parts: list[Split]) -> Split:
     return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .fetch import kept_images
+from .fetch import load_images
 from .image_set import ImageSet
 from .known import DataSet
 
@@ -16,7 +16,7 @@ def summary(known: DataSet, folder: Path) -> Iterator[str]:
     """Yields one line for the set and two for each split; every byte was checked on the way."""
     yield f"{known.name}: {folder} (licence: {known.licence})"
     for split in known.splits:
-        images = kept_images(known, split, folder)
+        images = load_images(known, split, folder)
         mean, std = moments(images)
         channels, height, width = images.shape
         yield (

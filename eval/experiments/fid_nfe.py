@@ -88,7 +88,7 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         self.team = team = team or Team()
         self._network = lru_cache(maxsize=2)(self._load)
         self._flops = cache(lambda model: flops_per_row(self._network(model)))
-        floor, remark = team.led(lambda: floor_cells(sweep, evaluator.measure))
+        floor, remark = team.lead(lambda: floor_cells(sweep, evaluator.measure))
         plan = plan_cells(sweep, evaluator.measure, self._network)
         self._cells = [*floor, *plan.cells]
         self.remarks = [*filter(None, [remark]), *plan.refused]
@@ -120,7 +120,7 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         part = self.team.together(lambda: self._gather(cell, advance))
         start = time.perf_counter()
         total = merge_parts(self.team.collect(part))
-        value = self.team.led(lambda: self.evaluator.value(total))
+        value = self.team.lead(lambda: self.evaluator.value(total))
         spent = total.clock.total + time.perf_counter() - start
         row = ResultRow.now(
             cell.protocol,

@@ -65,7 +65,11 @@ class QualityTable:
         drawn = [row for row in rows if isinstance(row.protocol.images, Drawn)]
         floor = [row for row in rows if isinstance(row.protocol.images, Real)]
         return cls(
-            measure, better(measure.metric), floor, _points(drawn), [*remarks, *_mixed(rows)]
+            measure,
+            better(measure.metric),
+            floor,
+            _points(drawn),
+            [*remarks, *_remark_versions(rows)],
         )
 
     @property
@@ -211,7 +215,7 @@ def _schedule_label(schedule: Schedule) -> str:
     return str(schedule.provenance.get("name", "schedule"))
 
 
-def _mixed(rows: Sequence[ResultRow]) -> Iterator[str]:
+def _remark_versions(rows: Sequence[ResultRow]) -> Iterator[str]:
     """Yields remarks on rows that different software made."""
     for name in ("fewstep", "torch", "diffusers"):
         versions = sorted({row.versions.get(name, "?") for row in rows})

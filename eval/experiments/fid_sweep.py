@@ -59,7 +59,7 @@ class Entry(StrictModel):
     caches: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
+    def _check_ignored(self) -> Self:
         if self.cfg_interval is not None and set(self.cfg_scales) == {1.0}:
             raise ValueError("cfg_interval needs a guidance scale other than 1")
         if self.grids and not any(map(_is_name, self.solvers)):
@@ -69,7 +69,7 @@ class Entry(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Self:
+    def _check_names(self) -> Self:
         """Checks all names before a network, a reference or an extractor is touched."""
         for solver in filter(_is_name, self.solvers):
             take_solver(solver)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ..bench.timing import measure_in_turns, time_call
-from ..extractors.inception import InceptionExtractor, prepared
+from ..extractors.inception import InceptionExtractor, prepare
 from ..extractors.weights import inception_weights, installed_inception
 
 Network = Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ def load_both(path: Path | None) -> tuple[Network, Network]:
 
     def theirs(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            features: Tensor = script(prepared(images).contiguous())
+            features: Tensor = script(prepare(images).contiguous())
         return features
 
     return lambda images: extractor(images)["pool"], theirs

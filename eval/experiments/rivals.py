@@ -137,7 +137,7 @@ class RivalSampler:
 
     def _draw(self, denoiser: Denoiser, seeds: Sequence[int], guidance: Guidance) -> Tensor:
         scheduler, noise = self.make(self.steps), Noise(seeds, self.network.shape).draw()
-        scaled, guide = getattr(scheduler, "scale_model_input", _unscaled), guidance.stateless()
+        scaled, guide = getattr(scheduler, "scale_model_input", _keep_input), guidance.stateless()
         with torch.inference_mode(), _quiet():
             x = noise.to(self.network.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
             for t, node in zip(scheduler.timesteps, self.nodes, strict=True):
@@ -149,7 +149,7 @@ class RivalSampler:
             return (x if self.network.decode is None else self.network.decode(x)).float().cpu()
 
 
-def _unscaled(x: Tensor, t: Tensor) -> Tensor:
+def _keep_input(x: Tensor, t: Tensor) -> Tensor:
     return x
 
 

@@ -152,13 +152,13 @@ class InceptionExtractor:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Maps uint8 (B, C, H, W), C 1 or 3 -> float32 (B, D) on the CPU; grey is repeated."""
         with torch.inference_mode():
-            x = prepared(images.to(self._device))
+            x = prepare(images.to(self._device))
             outputs = self._network(x.contiguous(memory_format=torch.channels_last))
         # clones made outside of inference mode are ordinary tensors
         return {name: each.cpu().clone() for name, each in outputs.items()}
 
 
-def prepared(images: Tensor) -> Tensor:
+def prepare(images: Tensor) -> Tensor:
     """Maps uint8 (B, C, H, W) to (x - 128) / 128 of the resized images (B, 3, 299, 299)."""
     x = images.float()
     if x.shape[-2:] != (SIDE, SIDE):

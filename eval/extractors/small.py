@@ -64,9 +64,9 @@ class SmallNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, 1, 32, 32) in [0, 1] to features (B, 64), scaled."""
-        return (self.unscaled(x) - self.mean) / self.std
+        return (self.extract(x) - self.mean) / self.std
 
-    def unscaled(self, x: Tensor) -> Tensor:
+    def extract(self, x: Tensor) -> Tensor:
         """Returns the same before scaling."""
         found = []
         for stage, tap in zip((self.fine, self.middle, self.coarse), self.taps, strict=True):
@@ -96,13 +96,13 @@ class SmallExtractor:
         Raises:
             DataError: for another size, or images in colour.
         """
-        x = prepared(images).to(self.network.mean.device)
+        x = prepare(images).to(self.network.mean.device)
         with torch.inference_mode():
             features = self.network(x.contiguous(memory_format=torch.channels_last))
         return {"pool": features.cpu().clone()}  # made outside, it is an ordinary tensor again
 
 
-def prepared(images: Tensor) -> Tensor:
+def prepare(images: Tensor) -> Tensor:
     """Maps uint8 (B, 1 or 3, 28 or 32, ...) to (B, 1, 32, 32) in [0, 1]; raises DataError."""
     size = tuple(images.shape[-2:])
     if size not in ((SIDE, SIDE), (PADDED_FROM, PADDED_FROM)):

@@ -46,7 +46,7 @@ class Features:
         """Returns whether that was kept."""
         return need.output in getattr(self, need.form)
 
-    def joined(self, other: "Features") -> "Features":
+    def join(self, other: "Features") -> "Features":
         """Returns this and the features of the same set that stand elsewhere."""
         return Features(
             self.n or other.n,

@@ -13,15 +13,15 @@ BLOCK = 1024
 
 def precision(images: Features, reference: Features) -> float:
     """Share of images that lie in the reference's manifold, 0 to 1."""
-    return covered(images.rows["pool"], reference.rows["pool"])
+    return measure_coverage(images.rows["pool"], reference.rows["pool"])
 
 
 def recall(images: Features, reference: Features) -> float:
     """Share of reference images that lie in the images' manifold, 0 to 1."""
-    return covered(reference.rows["pool"], images.rows["pool"])
+    return measure_coverage(reference.rows["pool"], images.rows["pool"])
 
 
-def covered(points: Tensor, manifold: Tensor, neighbours: int = NEIGHBOURS) -> float:
+def measure_coverage(points: Tensor, manifold: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Returns the share of points (N, D) as near to a row of manifold as its k-th neighbour.
 
     Computed in blocks: memory is that of 1024 x M distances.

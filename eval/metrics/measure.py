@@ -84,7 +84,7 @@ def set_figures(
     if isinstance(images, Path):
         mine = _from_file(images, needs, extractor, how)
     else:
-        mine = gathered(images, needs, extractor, how)
+        mine = gather_features(images, needs, extractor, how)
     return [
         Figure(
             each.label(extractor.name), each.function(mine, theirs), mine.n, theirs.n, each.better
@@ -97,7 +97,7 @@ def _needs(metrics: Iterable[SetMetric]) -> tuple[Need, ...]:
     return tuple(dict.fromkeys(need for each in metrics for need in each.needs))
 
 
-def gathered(
+def gather_features(
     images: ImageSet, needs: Iterable[Need], extractor: Extractor, how: How = DEFAULT
 ) -> Features:
     """Returns what is kept of a set of images, with a progress bar in terminals."""
@@ -118,11 +118,11 @@ def reference_features(
         return _from_file(reference, needs, extractor, how)
     if not needs:
         return Features(0)
-    path = _cached(reference, needs, extractor)
+    path = _cache_path(reference, needs, extractor)
     try:
         return Features.load(path)
     except StatisticsError:  # not there, or damaged: made anew
-        features = gathered(reference, needs, extractor, how)
+        features = gather_features(reference, needs, extractor, how)
     try:
         check_folder(path.parent)
         make_folder(path.parent)
@@ -134,18 +134,18 @@ def reference_features(
 
 def _from_file(path: Path, needs: Sequence[Need], extractor: Extractor, how: How) -> Features:
     """Returns what the file holds; ADM's have images, of which the rest is found."""
-    found = Features.load(path)
-    for output, each in found.statistics.items():
+    features = Features.load(path)
+    for output, each in features.statistics.items():
         check_origin(each.origin, origin_of(extractor))
-        wanted = extractor.outputs.get(output, each.dim)
-        if each.dim != wanted:
+        dim = extractor.outputs.get(output, each.dim)
+        if each.dim != dim:
             raise StatisticsError(
                 f"{str(path)!r} has {each.dim} {output} features per image and {extractor.name}"
-                f" {wanted}; give statistics of the same extractor"
+                f" {dim}; give statistics of the same extractor"
             )
-    missing = [need for need in needs if not found.has(need)]
+    missing = [need for need in needs if not features.has(need)]
     if not missing:
-        return found
+        return features
     try:
         images = images_of(path)
     except FewstepError:
@@ -153,10 +153,10 @@ def _from_file(path: Path, needs: Sequence[Need], extractor: Extractor, how: How
             f"{str(path)!r} has no {missing[0].form} of {missing[0].output} features; give the"
             " images of the reference instead"
         ) from None
-    return found.joined(reference_features(images, missing, extractor, how))
+    return features.join(reference_features(images, missing, extractor, how))
 
 
-def _cached(reference: ImageSet, needs: Sequence[Need], extractor: Extractor) -> Path:
+def _cache_path(reference: ImageSet, needs: Sequence[Need], extractor: Extractor) -> Path:
     key = [reference.sha256, asdict(origin_of(extractor)), sorted(map(asdict, needs), key=str)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "statistics" / f"{extractor.name}-{digest[:16]}.npz"
