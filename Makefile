@@ -62,6 +62,10 @@ schedules:
 	$(PYTHON) recipes/published_schedules.py
 	$(PYTHON) recipes/searched_schedules.py
 
+# What the stores in results/ hold was measured on the networks before those of today. A page that is
+# measured again drops this line.
+FIRST = Measured on the [first edition](networks.md) of the embedded networks.
+
 # The measured tables of docs/results.md: hours on two cores. Stopped, it goes on where it was.
 PROCESSES ?= $(shell nproc)
 SHARED = OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node $(PROCESSES)
@@ -74,7 +78,7 @@ results:
 
 # The page alone, of what is in the stores so far.
 results-page:
-	(printf '# Results\n\nWritten by `make results`; docs/evaluation.md says what a figure is.\n'; \
+	(printf '# Results\n\n$(FIRST) Written by `make results`; docs/evaluation.md says what a figure is.\n'; \
 		printf '\n![curves](fd-small.png)\n\n'; \
 		$(PYTHON) -m fewstep.cli bench table results/fd-small.jsonl --plot docs/fd-small.png; \
 		if test -e results/fid.jsonl; then \
@@ -107,7 +111,7 @@ caching:
 	OMP_NUM_THREADS=1 $(CACHING) $(UNETS) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) > /dev/null
-	(printf '# Caches: results\n\nWritten by `make caching`; docs/caching.md says what a figure is.\n'; \
+	(printf '# Caches: results\n\n$(FIRST) Written by `make caching`; docs/caching.md says what a figure is.\n'; \
 		printf '\n![front](caching.png)\n\n'; \
 		$(CACHING) $(FRONT) --plot docs/caching.png; \
 		printf '\n# On 200 noises\n\n'; $(CACHING) $(MANY); \
@@ -137,7 +141,7 @@ guidance:
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(ALL) > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(LESS) > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(UNET) > /dev/null
-	(printf '# Guidance: results\n\nWritten by `make guidance`; docs/guidance.md says what a figure is.\n'; \
+	(printf '# Guidance: results\n\n$(FIRST) Written by `make guidance`; docs/guidance.md says what a figure is.\n'; \
 		printf '\n![front](guidance.png)\n\n'; $(GUIDANCE) $(ALL) --plot docs/guidance.png; \
 		printf '\n![front](guidance-2.png)\n\n'; $(GUIDANCE) $(LESS) --plot docs/guidance-2.png; \
 		printf '\n![front](guidance-unet.png)\n\n'; \

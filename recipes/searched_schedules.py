@@ -2,7 +2,7 @@
 
     python recipes/searched_schedules.py [NAME ...] [--budget 10m]
 
-NAME is such as fashion-dit-nfe5, fashion-unet-nfe8-cfg2 or fashion-dit-rows16-cfg3; none is all of
+NAME is such as fashion-dit-nfe5, emoji-nfe10-cfg2 or fashion-dit-rows16-cfg3; none is all of
 them. Each is searched in results/search, goes on there when it was stopped, and is written among
 the presets. A schedule that does not come nearer to the teacher than the best hand-made solver is
 written too: nothing takes it by default, and `fewstep list schedules` shows both figures.
@@ -21,8 +21,9 @@ from fewstep.eval.search.size import SearchSize
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "solvers" / "presets"
 LOGS = ROOT / "results" / "search"
-MODELS = ("fashion-dit", "fashion-unet")
+MODELS = ("fashion-dit", "fashion-unet", "fashion-edm")
 NFES = {1.0: (4, 5, 6, 8, 10), 2.0: (5, 8)}  # guidance scale -> evaluations
+SHOWN = (5, 8, 10)  # of emoji at the guidance scale that `sample` draws it with
 
 
 def jobs() -> dict[str, tuple[str, float, SearchSize]]:
@@ -33,6 +34,7 @@ def jobs() -> dict[str, tuple[str, float, SearchSize]]:
         for model in MODELS
         for nfe in nfes
     ]
+    found += [("emoji", 2.0, SearchSize(nfe)) for nfe in SHOWN]
     found.append(("fashion-dit", 3.0, SearchSize(16, "rows")))
     return {_name(*each): each for each in found}
 
