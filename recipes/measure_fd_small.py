@@ -1,10 +1,10 @@
 """Writes fd-small's reference statistics and measures what the distance sees.
 
-    python recipes/measure_fd_small.py [--out eval/embedded/fd-small] [--images 1000] [--blocks 1]
+    python recipes/measure_fd_small.py [--out eval/embedded/fd-small]
 
 Needs `fewstep data fashion-mnist`. Written are fashion-mnist.npz, of all training images, and
-measured.json: the real-against-real floor at several n, the distance of damaged test images, of a
-missing class, and of samples of the embedded networks at several NFE if --images is given.
+measured.json: the real-against-real floor at several n, the distance of damaged test images and of
+a missing class. What samples have is in recipes/measure_networks.py.
 """
 
 import argparse
@@ -27,23 +27,16 @@ from fewstep.eval.extractors.small import NAME, SmallExtractor, load_small
 from fewstep.eval.statistics import Moments, Statistics, frechet
 from fewstep.eval.statistics_file import save_npz
 from fewstep.models.files import write_bytes
-from fewstep.samplers.images import to_uint8
-from fewstep.samplers.sampler import Sampler
 
 Distance = Callable[[Tensor], float]
 OUT = Path(__file__).parents[1] / "eval" / "embedded" / NAME
 FLOORS = (500, 1000, 2000, 5000, 10_000)
 N = 2000  # of the damages
-BUDGETS = (4, 6, 10, 20, 50)
-SOLVERS = ("unipc-2", "dpmpp-2m")
-NETWORKS = ("fashion-dit",)
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--out", type=Path, default=OUT)
-    asked.add_argument("--images", type=int, default=0, help="samples of each block; 0: none")
-    asked.add_argument("--blocks", type=int, default=1, help="blocks of seeds")
     options = asked.parse_args()
     extractor = load_small()
     train = images_of("fashion-mnist-32")
@@ -58,9 +51,6 @@ def main() -> None:
         "train halves": halves(torch.cat(list(train.batches())), extractor),
         **on_test_images(images_of("fashion-mnist-32:test"), distance),
     }
-    if options.images:
-        key = f"samples, n = {options.images}"
-        found[key] = samples(options.images, options.blocks, distance)
     report(found)
     text = json.dumps(rounded(found), indent=2) + "\n"
     write_bytes(options.out / "measured.json", text.encode())
@@ -158,26 +148,6 @@ def replaced(images: Tensor, share: float) -> Tensor:
     g = torch.Generator().manual_seed(0)
     failed = torch.randint(0, 256, (count, *images.shape[1:]), generator=g)
     return torch.cat([images[count:], failed.to(torch.uint8)])
-
-
-def samples(n: int, blocks: int, distance: Distance) -> dict[str, object]:
-    """Distance of n samples, classes in turn, no guidance; one figure for each block of seeds."""
-    found: dict[str, object] = {}
-    cases = [(a, b, c) for a in NETWORKS for b in SOLVERS for c in BUDGETS]
-    for model, solver, nfe in tqdm(cases, desc="samples", disable=None):
-        sampler = Sampler.from_pretrained(model)
-        found[f"{model} {solver} NFE {nfe}"] = [
-            distance(drawn(sampler, range(block * n, (block + 1) * n), solver, nfe))
-            for block in range(blocks)
-        ]
-        print(f"{model} {solver} NFE {nfe}:", found[f"{model} {solver} NFE {nfe}"], flush=True)
-    return found
-
-
-def drawn(sampler: Sampler, seeds: range, solver: str, nfe: int) -> Tensor:
-    labels = [seed % 10 for seed in seeds]
-    result = sampler(seeds, class_labels=labels, solver=solver, nfe=nfe, batch=100)
-    return to_uint8(result.samples).permute(0, 3, 1, 2).contiguous()
 
 
 def report(found: dict[str, object]) -> None:

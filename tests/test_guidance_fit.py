@@ -317,7 +317,7 @@ BAD = [
     (["--guidance", "interval:low=0,high=1"], "wraps another guidance"),
     (["--guidance", "cfg:scale=2+interval:low=90,high=95"], "covers no step"),
     (["--guidance", "linear-ag:file=none.json"], "cannot read 'none.json'"),
-    (["--guidance", "auto:scale=2,network=fashion-unet"], "noise process"),
+    (["fashion-dit", "--guidance", "auto:scale=2,network=fashion-unet"], "noise process"),
     (["--guidance", "auto:scale=2,network=nothing"], "nothing"),
     (["--guidance", "cfg-pp:scale=0.6", "--solver", "unipc-2"], "ddim or euler"),
     (["--guidance", "guidance-forecast:scale=2,mask=10"], "2 steps, and this run has 4"),

@@ -80,6 +80,7 @@ def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 16e6
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     patterns = ("models/embedded/*/*.*", "eval/embedded/*/*.*", "eval/experiments/templates/*.html")
     patterns = (*patterns, "solvers/presets/*.json")
