@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.search.run import name_weights
+from fewstep.eval.search.choice import name_weights
 from fewstep.eval.search.size import size_of
 from fewstep.models.errors import ScheduleError, UnknownNameError
 from fewstep.models.load import embedded_names, load, read_card

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from fewstep.eval.metrics.base import METRICS
-from fewstep.eval.search.strategies.base import STRATEGIES
+from fewstep.eval.search.strategies import STRATEGIES
 from fewstep.models.caching.base import CACHES
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.registry import Registry, SettingsRegistry, is_needed, settings_of

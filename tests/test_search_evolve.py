@@ -15,13 +15,15 @@ from laws import f64
 
 from fewstep.eval.search import run as running
 from fewstep.eval.search.budget import Budget, Meter
+from fewstep.eval.search.choice import overfit
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem, Teacher
-from fewstep.eval.search.run import AUTO, Search, overfit, run, spans
+from fewstep.eval.search.run import run, spans
+from fewstep.eval.search.search import SHORTLIST, Search
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space, random_schedule
-from fewstep.eval.search.strategies import Proposal, Task, strategy
+from fewstep.eval.search.strategies import AUTO, STRATEGIES, Proposal, Task
 from fewstep.eval.search.strategies.evolve import Pools, named_seeds
 from fewstep.eval.search.toy import named, toy
 from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
@@ -337,7 +339,7 @@ def test_parents_lie_in_the_space(tmp_path):
     own = task.space.base(4)
     task.log.append(trial(own, 9.0))
     assert [t.schedule for t in Pools(task, task.log.trials).of(4)] == [own]
-    for proposal in islice(strategy("evolve")(task), 40):
+    for proposal in islice(STRATEGIES.get("evolve").propose(task), 40):
         assert proposal.schedule.t == own.t
         task.log.append(trial(proposal.schedule, strategy="evolve"))
 
@@ -441,7 +443,7 @@ def test_validation_decides_against_training(tmp_path):
             return score if block.name == "train" else 1.0 / score
 
     found = run(replace(searching(tmp_path, 40), objective=Contrary()))
-    assert found.scores["train"] == Log(tmp_path).best(SearchSize(4), running.SHORTLIST)[-1].score
+    assert found.scores["train"] == Log(tmp_path).best(SearchSize(4), SHORTLIST)[-1].score
 
 
 def test_provenance_says_it_all(tmp_path):

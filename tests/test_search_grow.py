@@ -13,7 +13,7 @@ from fewstep.eval.search.log import Trial
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT
-from fewstep.eval.search.strategies import Proposal, strategy
+from fewstep.eval.search.strategies import STRATEGIES, Proposal
 from fewstep.eval.search.strategies.grow import grown, preceded
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
@@ -46,7 +46,7 @@ def test_a_first_step_that_costs_nothing_leaves_the_end(afs):
 def test_where_it_is_free_it_is_a_start(tmp_path):
     task = task_of(tmp_path, free=DEFAULT | {"afs"})
     task = replace(task, space=replace(task.space, afs=("zero",)))
-    (proposal,) = strategy("grow")(task)
+    (proposal,) = STRATEGIES.get("grow").propose(task)
     assert (proposal.schedule.evaluations[0], proposal.schedule.stand_in) == (None, "zero")
     assert proposal.parent == task.best()[0].id
     assert evaluate(task, "grow", proposal)
@@ -78,7 +78,7 @@ def larger(folder, nfe):
 def test_starts_are_as_good_as_what_they_were_made_of(tmp_path, nfe, places):
     task = larger(tmp_path, nfe)
     (parent,) = task.log.trials.values()
-    for proposal in strategy("grow")(task):
+    for proposal in STRATEGIES.get("grow").propose(task):
         assert evaluate(task, "grow", proposal)
     assert len(task.best()) == places
     assert {trial.parent for trial in task.best()} == {parent.id}
@@ -91,12 +91,12 @@ def test_behind_a_first_step_that_costs_nothing_there_is_no_room(tmp_path):
     task = larger(tmp_path, 4)
     made = preceded(unipc(), "zero")
     task.log.append(Trial.of(made, -1.0, strategy="grow", seed=0, evals=18))
-    made_of = [proposal.parent for proposal in strategy("grow")(task)]
+    made_of = [proposal.parent for proposal in STRATEGIES.get("grow").propose(task)]
     assert made_of == [made.schedule_id] * 3
 
 
 def test_without_anything_smaller_there_are_none(tmp_path):
-    assert list(strategy("grow")(task_of(tmp_path))) == []
+    assert list(STRATEGIES.get("grow").propose(task_of(tmp_path))) == []
 
 
 def test_it_takes_the_best_of_the_largest_that_is_smaller(tmp_path):
@@ -106,4 +106,4 @@ def test_it_takes_the_best_of_the_largest_that_is_smaller(tmp_path):
     for schedule in of_five:
         evaluate(replace(task, size=SearchSize(5)), "grid", Proposal(schedule))
     best = min((task.log.trials[s.schedule_id] for s in of_five), key=lambda trial: trial.rank)
-    assert {proposal.parent for proposal in strategy("grow")(task)} == {best.id}
+    assert {proposal.parent for proposal in STRATEGIES.get("grow").propose(task)} == {best.id}

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
 from fewstep.eval.search import run as running
-from fewstep.eval.search import strategies
 from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.canonical import rows_of
 from fewstep.eval.search.fitted import fit, fit_schedule
@@ -30,9 +29,11 @@ from fewstep.eval.search.placement import (
     placements,
     spread,
 )
-from fewstep.eval.search.run import Search, run
+from fewstep.eval.search.run import run
+from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
+from fewstep.eval.search.strategies import OF_ROWS, STRATEGIES
 from fewstep.eval.search.trajectories import branched, fine_grid
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import SettingError
@@ -53,7 +54,7 @@ def searching(folder, count=40, rows=6, **fields):
         budget=Budget("candidates", count),
         folder=folder,
         settings=QUICK,
-        **{"strategies": running.OF_ROWS, **fields},
+        **{"strategies": OF_ROWS, **fields},
     )
 
 
@@ -66,7 +67,7 @@ def task_of(folder, **fields):
 
 def test_a_schedule_has_rows_if_it_brings_its_guidance(tmp_path):
     task = task_of(tmp_path)
-    (first, *_) = strategies.strategy("grid")(task)
+    (first, *_) = STRATEGIES.get("grid").propose(task)
     assert size_of(first.schedule) == SearchSize(6, "rows")
     assert first.schedule.nfe != 6
     plain = solver("ddim").step_schedule(time_grid("uniform", task.space.process, 6))
@@ -261,7 +262,7 @@ def test_placements_of_an_nfe_are_proposed(tmp_path):
 def test_times_that_are_not_free_are_not_placed(tmp_path):
     space = Space(process=small().network.schedule, free=frozenset({"order"}))
     task = task_of(tmp_path, size=SearchSize(3), space=space)
-    assert list(strategies.strategy("fit")(task)) == []
+    assert list(STRATEGIES.get("fit").propose(task)) == []
 
 
 def test_a_search_at_rows_betters_full_guidance_at_equal_rows(tmp_path):

@@ -19,7 +19,7 @@ from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space
-from fewstep.eval.search.strategies import Proposal, Task, refine, strategy
+from fewstep.eval.search.strategies import Proposal, Task, refine
 from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE, Line
 from fewstep.models.denoiser import Network
 from fewstep.samplers.grid import time_grid
@@ -150,7 +150,7 @@ def task_of(folder, free=None):
 
 def refined(task, count):
     """So many proposals, evaluated as a search does; one that is in the log does not count."""
-    done = (evaluate(task, "refine", proposal) for proposal in strategy("refine")(task))
+    done = (evaluate(task, "refine", proposal) for proposal in refine.propose(task))
     for _ in islice(filter(None, done), count):
         pass
     return [trial.id for trial in task.log.own if trial.strategy == "refine"]
@@ -187,7 +187,7 @@ def test_two_processes_take_other_noises(tmp_path):
     one = task_of(tmp_path)
     two = task_of(tmp_path)
     assert (one.log.worker, two.log.worker) == (0, 1)
-    ids = [next(iter(strategy("refine")(task))).schedule.schedule_id for task in (one, two)]
+    ids = [next(iter(refine.propose(task))).schedule.schedule_id for task in (one, two)]
     assert ids[0] != ids[1]
 
 
@@ -299,7 +299,7 @@ def test_alone_it_starts_from_the_base_of_the_space(tmp_path):
 
 
 def strategy_run(task):
-    for proposal in strategy("refine")(task):
+    for proposal in refine.propose(task):
         evaluate(task, "refine", proposal)
         yield proposal
 
@@ -312,4 +312,4 @@ def test_it_needs_no_gradients(tmp_path):
 
     assert isinstance(task.problem.network, Network)
     object.__setattr__(task.problem.network, "forward", forward)
-    assert next(iter(strategy("refine")(task))).schedule.nfe == 3
+    assert next(iter(refine.propose(task))).schedule.nfe == 3

@@ -12,7 +12,8 @@ from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.guided import guided_schedule
 from fewstep.eval.search.objective import log_mse, names, objective, rmse
 from fewstep.eval.search.problem import BLOCKS, Block, Problem, Teacher
-from fewstep.eval.search.run import Search, run
+from fewstep.eval.search.run import run
+from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.toy import TEACHER, mixture, named, table_block, toy, toy_mean

@@ -27,15 +27,17 @@ from ..options import make_request
 from ..requests import SearchRequest
 from . import toy
 from .budget import Budget
+from .identity import check_memory
 from .objective import names as objectives
 from .objective import objective
 from .problem import Block, Problem, Teacher
 from .progress import Progress
 from .reference import SizedReference, Timetable, resize
-from .run import AUTO, OF_ROWS, Search, SearchResult, check_memory, run
+from .run import run
+from .search import Search, SearchResult
 from .size import SearchSize, size_of
 from .space import DECISIONS, DEFAULT, Space
-from .strategies import names, strategy
+from .strategies import AUTO, OF_ROWS, STRATEGIES
 
 MOST_SEARCHED = 200  # evaluations of a schedule
 SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
@@ -222,9 +224,8 @@ def _strategies(text: str, sizes: Sequence[SearchSize]) -> tuple[str, ...]:
         return OF_ROWS if sizes[0].unit == "rows" else AUTO
     chosen = tuple(part.strip() for part in text.split(","))
     for name in chosen:
-        if name not in names():
-            raise UnknownNameError("strategy", name, ["auto", *names()])
-        strategy(name)
+        if name not in STRATEGIES:
+            raise UnknownNameError("strategy", name, ["auto", *STRATEGIES])
     if len(set(chosen)) < len(chosen):
         raise SettingError(f"{text!r} names a strategy twice; each runs once")
     return chosen

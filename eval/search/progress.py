@@ -13,21 +13,11 @@ from tqdm.auto import tqdm
 from ...models.files import write_bytes
 from .log import Trial
 from .size import SearchSize
-from .strategies import Task
+from .strategies import STRATEGIES, Task
 
 EVERY = 2.0  # seconds between two pictures
 REFRESH = 0.2  # and between two states of the bar
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 400, 70, 34, 150, 46
-COLOURS = {
-    "grid": "#888888",
-    "dmn": "#8c6d31",
-    "gits": "#1f77b4",
-    "klub": "#17a2b8",
-    "oss": "#6f42c1",
-    "evolve": "#2a9d4a",
-    "refine": "#b5179e",
-    "fit": "#d9541e",
-}
 
 
 @dataclass
@@ -184,7 +174,7 @@ class _Axis:
 
 
 def _colour(strategy: str) -> str:
-    return COLOURS.get(strategy, "#000000")
+    return STRATEGIES.get(strategy).colour if strategy in STRATEGIES else "#000000"
 
 
 def _score(trial: Trial) -> float:

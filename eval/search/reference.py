@@ -24,8 +24,9 @@ from ...models.reading import StrictModel, first_problem
 from ...samplers.noise import Noise
 from ...samplers.plan import make_plan
 from .budget import Budget
+from .identity import IDENTITY_FILE
 from .problem import BLOCKS, Block, Problem
-from .run import IDENTITY, Search
+from .search import Search
 
 SHARE = 0.5  # of the time left once the network is loaded: the reference, and the choice
 MOST = 0.8  # the same of the least reference, which is refused if it takes more
@@ -170,7 +171,7 @@ class Timetable:
         problem, folder = searches[0].problem, searches[0].folder
         self.speed = measure_speed(problem, PROBE * self.budget.amount)
         with hold_file(folder / LOCK):  # other processes wait for it, and find it
-            if SizedReference.load(folder) is None and not (folder / IDENTITY).exists():
+            if SizedReference.load(folder) is None and not (folder / IDENTITY_FILE).exists():
                 asked = Reference.of(problem)
                 body = SizedReference(asked=asked, used=self._fitting(asked, searches))
                 write_bytes(folder / FILE, body.model_dump_json().encode())

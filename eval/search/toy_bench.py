@@ -13,7 +13,8 @@ from ...solvers.artefact import Artefact, MeanImage
 from .budget import Budget
 from .objective import objective, rmse
 from .problem import Block
-from .run import Search, run
+from .run import run
+from .search import Search
 from .size import SearchSize
 from .space import DEFAULT, Space
 from .toy import named, table_block, toy, toy_mean

@@ -1,11 +1,26 @@
-"""Strategies: ways to propose schedules, behind one registry. A new one is one file here."""
+"""Strategies: ways to propose schedules. A new one is one file here and one row below."""
 
-from importlib import import_module
-from pkgutil import iter_modules
+from ....models.registry import Registry
+from . import dmn, evolve, fit, gits, grid, grow, klub, oss, refine
+from .base import Proposal, Strategy, Task
 
-from .base import Proposal, Strategy, Task, names, register, strategy
+ROWS = (  # in the order in which `auto` runs them
+    Strategy("grid", grid.propose, share=0.15, colour="#888888", of_rows=True, hand_made=True),
+    Strategy("dmn", dmn.propose, share=0.05, colour="#8c6d31", auto=False),
+    Strategy("gits", gits.propose, share=0.05, colour="#1f77b4"),
+    Strategy("klub", klub.propose, share=0.05, colour="#17a2b8"),
+    Strategy("oss", oss.propose, share=0.05, colour="#6f42c1"),
+    Strategy("fit", fit.propose, share=0.15, colour="#d9541e", of_rows=True, again=True),
+    Strategy("evolve", evolve.propose, share=0.15, colour="#2a9d4a", again=True),
+    Strategy("grow", grow.propose, share=0.05, colour="#e6a817", again=True),
+    Strategy("refine", refine.propose, share=0.5, colour="#b5179e", of_rows=True, again=True),
+)
+STRATEGIES: Registry[Strategy] = Registry("strategy")
+for _row in ROWS:
+    STRATEGIES.add(_row.name, _row)
 
-for _module in sorted(module.name for module in iter_modules(__path__)):
-    import_module(f"{__name__}.{_module}")
+AUTO = tuple(row.name for row in ROWS if row.auto)
+OF_ROWS = tuple(row.name for row in ROWS if row.of_rows)
+HAND_MADE = tuple(row.name for row in ROWS if row.hand_made)
 
-__all__ = ["Proposal", "Strategy", "Task", "names", "register", "strategy"]
+__all__ = ["AUTO", "HAND_MADE", "OF_ROWS", "STRATEGIES", "Proposal", "Strategy", "Task"]

@@ -1,4 +1,4 @@
-"""What strategies share: the task they work on, what they propose, and their registry.
+"""What strategies share: the task that they work on, and what they propose.
 
 A strategy is a generator of proposals. Whoever runs it evaluates each proposal, writes it to the
 log and comes back for the next one, until the strategy ends or its share of the budget is spent. A
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from ....models.registry import Registry
 from ..budget import Meter
 from ..log import Candidate, Log, Trial
 from ..objective import Objective
@@ -69,17 +68,25 @@ def random_of(task: Task, mark: str) -> Random:
     return Random(f"{task.seed} {task.size.amount} {task.log.worker} {mark}")
 
 
-Strategy = Callable[[Task], Iterator[Proposal]]
-STRATEGIES: Registry[Strategy] = Registry("strategy")
+@dataclass(frozen=True)
+class Strategy:
+    """A way to propose schedules.
 
-names, strategy = STRATEGIES.names, STRATEGIES.get
+    name:    as it is asked for.
+    propose: yields proposals; each is in the log when the next one is asked for.
+    share:   of a budget, in proportion to those of the others that run.
+    colour:  in the picture of a search.
+    of_rows: whether it can search network rows; all can search an NFE.
+    again:   whether it is run again where it has ended, since a longer log may hold more for it.
+    auto:    whether it is part of `auto`.
+    hand_made: whether it proposes what anyone could type; the best of that is the baseline.
+    """
 
-
-def register(name: str) -> Callable[[Strategy], Strategy]:
-    """Adds a strategy under a name; a name can be taken once."""
-
-    def add(strategy: Strategy) -> Strategy:
-        STRATEGIES.add(name, strategy)
-        return strategy
-
-    return add
+    name: str
+    propose: Callable[[Task], Iterator[Proposal]]
+    share: float
+    colour: str
+    of_rows: bool = False
+    again: bool = False
+    auto: bool = True
+    hand_made: bool = False

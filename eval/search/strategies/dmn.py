@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from ....models.schedule import NoiseSchedule, TimeGrid
 from ....samplers.ramps import find_lam_ends
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 from .named import on_path
 
 Array = NDArray[np.float64]
@@ -27,8 +27,7 @@ FEW = 7
 METHODS = ("SLSQP", "L-BFGS-B")  # the first finds more, but has been seen to return its start
 
 
-@register("dmn")
-def dmn(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """The best times for each power p of the assumed network error."""
     space, process = task.space, task.space.process
     end = process.at(space.ends[0])

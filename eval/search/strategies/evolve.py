@@ -12,7 +12,7 @@ from random import Random
 from ....solvers import StepSchedule
 from ..log import Candidate, Trial
 from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
-from .base import Proposal, Task, random_of, register
+from .base import Proposal, Task, random_of
 from .named import SOLVERS, named
 
 POOL = 20  # parents are drawn from so many of the best
@@ -22,8 +22,7 @@ SEED_GRIDS = ("logsnr", "karras", "uniform", "beta")
 TRIES = 200  # to find a child that is not in the log
 
 
-@register("evolve")
-def evolve(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """Children without end; seeds are the trials in the log, or else named solvers."""
     pools = Pools(task, task.log.trials)
     if not any(is_seed(task, trial) for trial in task.log.trials.values()):

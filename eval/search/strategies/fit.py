@@ -20,7 +20,7 @@ from ..fitted import fit_schedule
 from ..log import Trial
 from ..placement import Judge, Placement, mutated, placements
 from ..trajectories import branched, fine_grid
-from .base import Proposal, Task, random_of, register
+from .base import Proposal, Task, random_of
 
 TRIES = 4000  # mutations on the way to the first placements
 KEEN = 5  # later ones are neighbours of so many of the best
@@ -29,8 +29,7 @@ FIRSTS = 8  # placements of an NFE, and one of each number of steps that rows ca
 APART = 3  # nodes from each other
 
 
-@register("fit")
-def fit(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """Fitted placements without end; none of an NFE if the times may not vary."""
     if task.size.unit == "nfe" and "times" not in task.space.free:
         return

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..paths import shortest
 from ..trajectories import fine_grid, straightened, trajectories
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 from .named import on_path
 
 RULES = (("dev", 1.15), ("dev", 1.0), ("l2", 1.0), ("l2", 1.15))
 
 
-@register("gits")
-def gits(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """Shortest paths by both metrics, with and without a weight on later errors."""
     states, x0 = trajectories(task)
     y, taus = straightened(task, states)

@@ -10,7 +10,7 @@ from ..guided import guided_schedule
 from ..placement import guided_steps
 from ..space import Space, encoded, grid_to
 from ..trajectories import batch_of
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 from .named import named
 
 FIRST = ("unipc-3", "dpmpp-2m")  # tried on every grid
@@ -38,8 +38,7 @@ BEST_GRIDS = 3  # on which the rest of the solvers are tried
 UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 
 
-@register("grid")
-def grid(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`.
 
     Where runs may end in two ways, the second one is tried on the best grids only.

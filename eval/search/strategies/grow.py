@@ -22,11 +22,10 @@ from ..canonical import canonical, rows_of, schedule_of, times_asked
 from ..coordinate import Coordinate
 from ..log import Trial
 from ..size import SearchSize
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 
 
-@register("grow")
-def grow(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """One proposal for each place of a new evaluation, and for each constant that is free."""
     if (smaller := _smaller(task)) is not None:
         yield from _larger(task, smaller)

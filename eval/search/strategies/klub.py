@@ -17,14 +17,13 @@ from torch import Tensor
 from ....samplers.ramps import find_lam_ends
 from ..paths import shortest
 from ..trajectories import chain, fine_grid, noisy_nodes
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 from .named import on_path
 
 EXPONENTS = (1.0, 2.0)
 
 
-@register("klub")
-def klub(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """The shortest path for each exponent p."""
     predictions, kappas = chain(task), _kappas(task)
     distances = mean_distances(predictions.flatten(1), predictions.shape[1])

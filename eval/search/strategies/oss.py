@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ....solvers.coordinates import Straight
 from ..trajectories import batch_of, fine_grid, kept, predictor, straightened, trajectories
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 from .named import on_path
 
 
-@register("oss")
-def oss(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """The times by which Euler steps from the noise end nearest to the teacher."""
     nodes = fine_grid(task).nodes
     (path,) = kept(task, f"oss-{task.nfe}", partial(_path, task))

@@ -21,7 +21,7 @@ from ....solvers.artefact import Artefact
 from ..log import Trial
 from ..newton import TablePoint, damped, find_shares, products
 from ..problem import Block
-from .base import Proposal, Task, register
+from .base import Proposal, Task
 
 LADDER = ((8, 1), (4, 4))  # so many of the best starts get so many rounds; then the best alone
 APART = 0.02  # of the range, which one of the times of another start must differ by
@@ -84,8 +84,7 @@ def _gained(trial: Trial) -> bool:
     return bool(facts["wide"] < (1.0 - WORTH) * facts["before"])
 
 
-@register("refine")
-def refine(task: Task) -> Iterator[Proposal]:
+def propose(task: Task) -> Iterator[Proposal]:
     """From the best schedules of every strategy; from the space's own if there are none."""
     if not _roots(task) and task.size.unit == "nfe":
         yield Proposal(task.space.base(task.nfe))

@@ -1,0 +1,114 @@
+"""What decides a search, and what it ends with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...models.errors import SettingError
+from ...samplers.guidance import Moment
+from ...solvers import Schedule
+from .budget import Budget
+from .objective import Objective
+from .placement import check_rows
+from .problem import Problem
+from .size import SearchSize
+from .space import Space
+from .strategies import AUTO, OF_ROWS, STRATEGIES
+
+SHORTLIST = 10  # best by training score that are scored on validation
+OF_EACH = 3  # best of each strategy that are scored there too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Everything that decides a search.
+
+    problem, objective, space: see there.
+    size:       of the schedule wanted.
+    strategies: names, in turn.
+    budget:     for this size.
+    folder:     of the log; made if it does not exist.
+    seed:       of everything random.
+    scored:     training noises on which a candidate is scored; gradients see all of them.
+    settings:   of the strategies.
+    """
+
+    problem: Problem
+    objective: Objective
+    space: Space
+    size: SearchSize
+    strategies: tuple[str, ...] = AUTO
+    budget: Budget
+    folder: Path
+    seed: int = 0
+    scored: int = 256
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noises(self) -> int:
+        """Training noises that a candidate is scored on."""
+        return min(self.scored, len(self.problem.train))
+
+    @property
+    def candidate_rows(self) -> int:
+        """Network rows of one candidate."""
+        return self.noises * self.size.amount * (self._branches if self.size.unit == "nfe" else 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the guided network that one candidate takes for a noise, about."""
+        return -(-self.size.amount // (1 if self.size.unit == "nfe" else self._branches))
+
+    @property
+    def _branches(self) -> int:
+        somewhere = Moment(self.problem.network.schedule.at(0.5))
+        return len(self.problem.guidance.stateless().ask(somewhere))
+
+    def choice_cost(self, validation: int, test: int) -> int:
+        """Evaluations that the choice takes at most, on blocks of so many noises."""
+        shortlist = SHORTLIST + OF_EACH * (len(self.strategies) - 1)
+        return self.evaluations * (shortlist * validation + (1 + OF_EACH) * test)
+
+    def check(self) -> None:
+        """Raises SettingError for what cannot be searched, before any work is done."""
+        if self.size.amount < 1:
+            raise SettingError(f"{self.size.unit} must be at least 1, not {self.size.amount}")
+        if self.scored < 1:
+            raise SettingError(f"a candidate is scored on at least 1 noise, not {self.scored}")
+        for name in self.strategies:
+            STRATEGIES.get(name)
+        self._check_size()
+        least = {"candidates": 1.0, "evals": float(self.candidate_rows), "seconds": 0.0}
+        if self.budget.amount < least[self.budget.kind]:
+            raise SettingError(
+                f"a budget of {self.budget} is too small for one candidate, which takes"
+                f" {self.candidate_rows} network rows at {self.size}"
+            )
+
+    def _check_size(self) -> None:
+        """Rows are searched by strategies of their own, and under guidance."""
+        if self.size.unit == "nfe":
+            self.space.base(self.size.amount)
+            return
+        if wrong := [name for name in self.strategies if name not in OF_ROWS]:
+            raise SettingError(f"{wrong[0]} cannot search network rows; {', '.join(OF_ROWS)} can")
+        if self.problem.cfg_scale == 1.0:
+            raise SettingError(
+                "rows are searched under guidance; give a guidance scale other than 1, or an NFE"
+            )
+        check_rows(self.size.amount)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of a search.
+
+    schedule: the best on validation, with its provenance.
+    scores:   of it on train, validation and test.
+    baseline: name and test score of the best named solver on its best grid, if any was tried.
+    """
+
+    schedule: Schedule
+    scores: Mapping[str, float]
+    baseline: tuple[str, float] | None
