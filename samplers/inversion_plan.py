@@ -28,7 +28,7 @@ from ..solvers.base import Query
 from ..solvers.exponential import StepSpec, taylor
 from ..solvers.linear import Encoder
 from ..solvers.runge_kutta import RungeKuttaSteps
-from ..solvers.slope_reuse import FireFlowSteps, UniInvSteps
+from ..solvers.slope_reuse import SlopeReuseSteps
 from ..solvers.table import Evaluation, Table
 from ..solvers.table_steps import TableSteps
 from .grid import Final
@@ -37,7 +37,7 @@ from .plan import clean_choices, make_plan
 DEFAULT_SOLVER = "rf-solver"
 DEFAULT_NFE = 30
 CLEAN = 1e-6  # t of the clean end on rectified flow
-BETWEEN_ANY_NODES = (RungeKuttaSteps, FireFlowSteps, UniInvSteps)
+BETWEEN_ANY_NODES = (RungeKuttaSteps, SlopeReuseSteps)
 WAY_BACK = {"uni-inv": "euler"}  # made for the way to the noise; this is what goes with it
 
 

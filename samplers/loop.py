@@ -21,7 +21,7 @@ from ..models.hold import hold
 from ..models.ledger import Ledger
 from ..models.modules import is_compiled
 from ..models.schedule import Node, TimeGrid
-from ..solvers import Revision, Rewritable, Solver, drive, retold
+from ..solvers import Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Split
 from ..solvers.table_steps import brings_guidance
 from .conditions import Branches, make_denoisers, take_rows
@@ -87,7 +87,7 @@ class BatchRun:
         ledger = self.denoiser.ledger
         for n, (t, s) in enumerate(pairwise(self.grid.nodes)):
             before, self.step, self.stage = ledger.rows, n, 0
-            x, state = yield from retold(self.solver, (x, state, t, s), self._list_changes)
+            x, state = yield from revise_step(self.solver, (x, state, t, s), self._list_changes)
             ledger.count_step(n, ledger.rows - before)
             if self.callback is not None:
                 self.callback(n, s, x, self.x0, ledger)
@@ -117,7 +117,7 @@ class BatchRun:
                 " threshold"
             )
         self.guide = guidance.begin(Setup(self.denoiser.network, solver, self.grid, images))
-        if guidance.rewrites and isinstance(solver, Rewritable) and solver.reach:
+        if guidance.rewrites and isinstance(solver, Revisable) and solver.reach:
             self.history = History(solver.reach)
         if cache is not None:
             cache.begin(count_stage_calls(solver, self.grid))

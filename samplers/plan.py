@@ -18,7 +18,7 @@ from ..solvers import (
     Solver,
     SolverSettings,
     dry_run,
-    queries,
+    list_queries,
     take_solver,
 )
 from ..solvers.artefact import MAX_STEPS, SCALE, Artefact
@@ -58,7 +58,7 @@ class Plan:
     @property
     def nfe(self) -> int:
         """Evaluations per image, counted by a dry run; meaningless for an adaptive solver."""
-        return len(queries(self.solver, self.grid))
+        return len(list_queries(self.solver, self.grid))
 
 
 def make_plan(
@@ -110,7 +110,8 @@ def _check_whole(settings: SolverSettings, grid: TimeGrid) -> None:
         replace(schedule, whole_times=False), [node.t for node in grid.nodes], grid.denoise
     )
     known = {node.t for node in free.nodes}
-    if settings.info.adaptive or any(n.t not in known for n in queries(settings.on(free), free)):
+    nodes = [] if settings.info.adaptive else list_queries(settings.on(free), free)
+    if settings.info.adaptive or any(node.t not in known for node in nodes):
         raise SettingError(
             f"{settings.info.name} asks its network at times between the nodes, and this one takes"
             " whole timesteps only; take unipc-2, or another solver that asks at the nodes alone"
@@ -225,7 +226,7 @@ def _make_grid(
 
 def predict_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
     """Returns the evaluations a run on this grid will make, counted by a dry run."""
-    return len(queries(settings.on(grid), grid))
+    return len(list_queries(settings.on(grid), grid))
 
 
 def fit_grid(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:

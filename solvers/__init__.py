@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Bound, Revision, Rewritable, Solver, drive, dry_run, queries, retold
+from .base import Bound, Revisable, Revision, Solver, drive, dry_run, list_queries, revise_step
 from .executor import Executor
 from .linear import LowerOrderFinal
 from .registry import SolverInfo, SolverSettings, names, register, solver, take_solver
@@ -17,8 +17,8 @@ __all__ = [
     "Bound",
     "Executor",
     "LowerOrderFinal",
+    "Revisable",
     "Revision",
-    "Rewritable",
     "Schedule",
     "Solver",
     "SolverInfo",
@@ -26,10 +26,10 @@ __all__ = [
     "StepSchedule",
     "drive",
     "dry_run",
+    "list_queries",
     "names",
-    "queries",
     "register",
-    "retold",
+    "revise_step",
     "solver",
     "take_solver",
 ]

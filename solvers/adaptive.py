@@ -186,7 +186,7 @@ class EmbeddedSteps:
         tableau, slopes, h, y_i = self.settings.tableau, [k], self.line.tau(e) - self.line.tau(t), y
         for share, row in zip(tableau.c[1:], tableau.a, strict=True):
             y_i = _moved(y, row, slopes, h)
-            slopes.append((yield from self._slope(y_i, self.line.between(t, e, share))))
+            slopes.append((yield from self._slope(y_i, self.line.node_between(t, e, share))))
         return y_i, slopes
 
     def _slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:

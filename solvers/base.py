@@ -43,36 +43,36 @@ class Solver(Protocol[State]):
     """Moves x_t to x_s, one step at a time."""
 
     def init(self) -> State:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         ...
 
     def step(self, x: Tensor, state: State, t: Node, s: Node) -> Step[State]:
-        """One step from node t to the cleaner node s; x (B, *) is never changed in place."""
+        """Steps from node t to the cleaner node s; x (B, *) is never changed in place."""
         ...
 
 
 class Revision(NamedTuple):
-    """A prediction x0 (B, *) that a solver was sent, and what it shall remember instead."""
+    """A prediction x0 (B, *) that a solver was sent, and what replaces it in its memory."""
 
     old: Tensor
     new: Tensor
 
 
 @runtime_checkable
-class Rewritable(Protocol):
+class Revisable(Protocol):
     """A solver that remembers predictions, in whatever form, and can have them replaced.
 
     Where guidance stops or starts, predictions jump, and differences across the jump cost an order.
-    With the past replaced by what it would have been without the jump, the order is kept.
+    With the past replaced by what it would have been without the jump, the order is preserved.
     """
 
     @property
     def reach(self) -> int:
-        """How many predictions back its state depends on."""
+        """The number of earlier predictions that its state depends on."""
         ...
 
-    def rewritten(self, state: Any, changes: Sequence[Revision]) -> Any:
-        """The state as if the last predictions, newest first, had been the new ones.
+    def revise(self, state: Any, changes: Sequence[Revision]) -> Any:
+        """Returns the state as if the last predictions, newest first, had been the new ones.
 
         The sample that the steps so far have led to stays as it is.
         """
@@ -102,22 +102,23 @@ def drive(work: Generator[Query, Tensor, T], answer: Callable[[Tensor, Any], Ten
         return result
 
 
-def retold(
+def revise_step(
     solver: Solver[State],
     args: tuple[Tensor, State, Node, Node],
     changes: Callable[[], Sequence[Revision]],
 ) -> Step[State]:
-    """A step, args = (x, state, t, s), that may learn from its first answer to see the past anew.
+    """Runs a step whose first answer may show that the past has to be revised.
 
-    changes: asked once the first answer is known; empty for nothing to change. The step is then
-        begun again with the state rewritten. It asks the same, and is given the same answer.
+    args: (x, state, t, s).
+    changes: called once the first answer is known; empty if there is nothing to revise. Otherwise
+        the step begins again from the revised state, asks the same, and is sent the same answer.
     """
     step, (x, state, t, s) = solver.step(*args), args
     try:
         query = next(step)
         answer = yield query
-        if isinstance(solver, Rewritable) and (found := changes()):
-            step = solver.step(x, solver.rewritten(state, found), t, s)
+        if isinstance(solver, Revisable) and (revisions := changes()):
+            step = solver.step(x, solver.revise(state, revisions), t, s)
             next(step)
         while True:
             query = step.send(answer)
@@ -131,7 +132,7 @@ def dry_run(solver: Solver[Any], nodes: Sequence[Node]) -> tuple[tuple[Asked, ..
     """Returns what each step between consecutive nodes asks, in order, without a network.
 
     Every question about a state is answered by that state itself, so the solver must ask the same
-    whatever it is told; adaptive solvers do not.
+    whatever the answers are; adaptive solvers do not.
     """
     x, state, steps = torch.zeros(1, 1, 1, 1, dtype=torch.float64), solver.init(), []
     for t, s in pairwise(nodes):
@@ -141,7 +142,7 @@ def dry_run(solver: Solver[Any], nodes: Sequence[Node]) -> tuple[tuple[Asked, ..
     return tuple(steps)
 
 
-def queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
+def list_queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
     """Returns the nodes at which a run asks for x0, by a dry run; their number is its NFE."""
     asked = chain.from_iterable(dry_run(solver, grid.nodes))
     return [each.node if isinstance(each, Split) else each for each in asked if each is not None]

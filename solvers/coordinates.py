@@ -12,7 +12,6 @@ so that tau = kappa and the slope is eps.
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,17 +23,11 @@ from .base import Query
 Stages = Generator[Query, Tensor, Tensor]
 
 
-class Velocity(NamedTuple):
-    """The slope dy/dtau that the next step begins with, if there is one."""
-
-    kept: tuple[Tensor, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Straight:
     """The straight coordinate along one grid; its methods take any nodes, in either direction.
 
-    end:     the last node of the grid, after which nothing needs to be kept.
+    end:     the last node of the grid, after which nothing has to be remembered.
     denoise: the step to sigma = 0 is one evaluation, whatever the method; see `TimeGrid`.
     flow:    whether the scale is alpha + sigma, as on rectified flow, and not alpha.
     """
@@ -56,44 +49,41 @@ class Straight:
         return cls(grid.schedule, grid.nodes[-1], grid.denoise, True)
 
     def scale(self, node: Node) -> float:
-        """What x is divided by."""
+        """Returns what x is divided by."""
         return node.alpha + node.sigma if self.flow else node.alpha
 
     def tau(self, node: Node) -> float:
+        """Returns the coordinate of a node."""
         return node.sigma / self.scale(node)
 
     def node_at(self, tau: float) -> Node:
-        """The schedule's node with this tau."""
+        """Returns the schedule's node with this tau."""
         if tau == 0.0:
             return self.schedule.at(self.schedule.t_zero)
         if tau == 1.0 and self.flow:
             return self.schedule.at_lam(-math.inf)
         return self.schedule.at_lam((math.log1p(-tau) if self.flow else 0.0) - math.log(tau))
 
-    def between(self, t: Node, s: Node, share: float) -> Node:
-        """The node at tau_t + share (tau_s - tau_t)."""
+    def node_between(self, t: Node, s: Node, share: float) -> Node:
+        """Returns the node at tau_t + share (tau_s - tau_t)."""
         if share in (0.0, 1.0):
             return s if share else t
         start = self.tau(t)
         return self.node_at(start + share * (self.tau(s) - start))
 
     def slope(self, node: Node) -> Linear:
-        """dy/dtau as weights of x and x0."""
+        """Returns dy/dtau as weights of x and x0; raises ScheduleError at sigma = 0."""
         check_noisy(node)
         return 1.0 / node.sigma, -1.0 / self.tau(node)
 
-    def moved(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> Tensor:
-        """x_s on the line of this slope through x_t."""
+    def move(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> Tensor:
+        """Returns x_s on the line of this slope through x_t."""
         weights = self.scale(s) / self.scale(t), (self.tau(s) - self.tau(t)) * self.scale(s)
         return combine(weights, x, slope)
 
     def denoises(self, s: Node) -> bool:
-        """Whether the step to s is the evaluation after the run."""
+        """Returns whether the step to s is the evaluation after the run."""
         return self.denoise and s.sigma == 0.0
-
-    def held(self, slope: Tensor, s: Node) -> Velocity:
-        """The state at node s."""
-        return Velocity() if s == self.end else Velocity((slope,))
 
 
 def check_noisy(t: Node) -> None:

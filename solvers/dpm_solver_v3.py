@@ -12,7 +12,7 @@ g at t, of degree order - 1, from g_j of the nodes before:
     x_s = (alpha_s / alpha_t) e^{-L_s} x_t - alpha_s (sum_k E_k g^{(k)} + O)
 
 with E_k and O as in `Cells.weights` (eq. 10, 11). The corrector redoes a step with the prediction
-at its end among the nodes, at no call; that prediction's f is kept (sec. 3.4). l = 1, s = b = 0 is
+at its end among the nodes, at no call; that prediction's f stays (sec. 3.4). l = 1, s = b = 0 is
 DPM-Solver++ and l = b = 0, s = -1 DPM-Solver. The step to sigma = 0 is x0; a start at alpha = 0 is
 left with DDIM.
 """
@@ -21,8 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
 from dataclasses import field
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,15 +30,12 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..models.devices import send
-from ..models.errors import SettingError
 from ..models.schedule import Node, TimeGrid
 from .base import Revision, Step
 from .exponential import derivative_weights
 from .linear import LowerOrderFinal, orders
-from .model_statistics import ModelStatistics
+from .model_statistics import ModelStatistics, take_statistics
 from .registry import SolverInfo, register
-
-NAMED = {"data": (1.0, 0.0, 0.0), "noise": (0.0, -1.0, 0.0)}
 
 
 @register
@@ -71,12 +66,14 @@ class DPMSolverV3:
     lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
 
     def on(self, grid: TimeGrid) -> "V3Steps":
-        stats = _statistics(self.stats)
+        stats = take_statistics(self.stats)
         stats.check_grid(grid)
-        levels = [_level(stats, node) for node in grid.nodes[:-1]]
-        correctors, predictors = _correctors(self, stats, grid), _predictors(self, stats, grid)
-        kept = _kept(_counts(self, grid), [each is not None for each in correctors])
-        return V3Steps(stats, list(map(Stage, levels, correctors, predictors)), kept)
+        levels = [_compute_level(stats, node) for node in grid.nodes[:-1]]
+        correctors = _make_correctors(self, stats, grid)
+        predictors = _make_predictors(self, stats, grid)
+        corrected = [each is not None for each in correctors]
+        needs = _count_needed(_choose_orders(self, grid), corrected)
+        return V3Steps(stats, list(map(Stage, levels, correctors, predictors)), needs)
 
 
 @plain(frozen=True, eq=False)
@@ -94,7 +91,7 @@ class Piece:
         return out
 
     def to(self, x: Tensor) -> "Piece":
-        """The same numbers in the dtype and on the device of a state."""
+        """Returns the same numbers in the dtype and on the device of a state."""
         weights = tuple(send(weight, x.device, x.dtype) for weight in self.f)
         slope, shift = (send(each, x.device, x.dtype) for each in (self.x, self.shift))
         return Piece(slope, weights, shift)
@@ -112,6 +109,7 @@ class Stage:
     predictor: Piece
 
     def to(self, x: Tensor) -> "Stage":
+        """Returns the same numbers in the dtype and on the device of a state."""
         corrector = None if self.corrector is None else self.corrector.to(x)
         level = send(self.level, x.device, x.dtype)
         return Stage(level, corrector, self.predictor.to(x))
@@ -125,7 +123,8 @@ class V3Memory(NamedTuple):
     f: tuple[Tensor, ...] = ()
 
     @property
-    def kept(self) -> tuple[Tensor, ...]:
+    def past(self) -> tuple[Tensor, ...]:
+        """All tensors of the memory."""
         return self.f if self.start is None else (self.start, *self.f)
 
 
@@ -133,19 +132,20 @@ class V3Memory(NamedTuple):
 class V3Steps:
     """The steps of one grid, their weights worked out in float64.
 
-    kept: how many f the step after each needs.
+    needs: how many f the step after each needs.
     """
 
     stats: ModelStatistics
     stages: list[Stage]
-    kept: list[int]
-    _moved: dict[tuple[torch.dtype, torch.device], list[Stage]] = field(default_factory=dict)
+    needs: list[int]
+    _sent: dict[tuple[torch.dtype, torch.device], list[Stage]] = field(default_factory=dict)
 
     def init(self) -> V3Memory:
         return V3Memory()
 
     def step(self, x: Tensor, state: V3Memory, t: Node, s: Node) -> Step[V3Memory]:
-        n, stages = state.n, self._for(x)
+        """Takes the stage numbered `state.n`; the nodes are those it was made for."""
+        n, stages = state.n, self._send_stages(x)
         x0 = yield x, t
         f = ((x * stages[n].level).sub_(x0), *state.f)
         corrector = stages[n].corrector
@@ -153,15 +153,15 @@ class V3Steps:
             x = corrector(state.start, f)
         redone = n + 1 < len(stages) and stages[n + 1].corrector is not None
         start = x if redone else None
-        return stages[n].predictor(x, f), V3Memory(n + 1, start, f[: self.kept[n]])
+        return stages[n].predictor(x, f), V3Memory(n + 1, start, f[: self.needs[n]])
 
     @property
     def reach(self) -> int:
-        """As `Rewritable` has it."""
-        return max(self.kept)
+        """As `Revisable` has it."""
+        return max(self.needs)
 
-    def rewritten(self, state: V3Memory, changes: Sequence[Revision]) -> V3Memory:
-        """As `Rewritable` has it, by f = level x - x0.
+    def revise(self, state: V3Memory, changes: Sequence[Revision]) -> V3Memory:
+        """As `Revisable` has it, by f = level x - x0.
 
         The corrector redoes the last step from its start. That start is moved to where the step
         with the new f leads to the same state.
@@ -170,88 +170,66 @@ class V3Steps:
         f = (*[a + b for a, b in zip(state.f, moved, strict=False)], *state.f[len(moved) :])
         if state.start is None:
             return state._replace(f=f)
-        made = self._for(state.start)[state.n - 1].predictor
+        predictor = self._send_stages(state.start)[state.n - 1].predictor
         start = state.start
-        for weight, each in zip(made.f, moved, strict=False):
-            start = start - each * (weight / made.x)
+        for weight, each in zip(predictor.f, moved, strict=False):
+            start = start - each * (weight / predictor.x)
         return state._replace(start=start, f=f)
 
-    def _for(self, x: Tensor) -> list[Stage]:
-        """The stages where the state is: moved once, since a step must not wait for a copy."""
+    def _send_stages(self, x: Tensor) -> list[Stage]:
+        """Returns the stages where the state is; sent once, as a step must not wait for a copy."""
         key = x.dtype, x.device
-        if key not in self._moved:
-            self._moved[key] = [stage.to(x) for stage in self.stages]
-        return self._moved[key]
+        if key not in self._sent:
+            self._sent[key] = [stage.to(x) for stage in self.stages]
+        return self._sent[key]
 
     def check_network(self, network: Network) -> None:
         """Raises SettingError if the statistics are another network's."""
         self.stats.check_network(network)
 
 
-def _statistics(given: "str | ModelStatistics | None") -> ModelStatistics:
-    if isinstance(given, ModelStatistics):
-        return given
-    if given is None:
-        raise SettingError(
-            "dpm-solver-v3 runs on the statistics of its network: `fewstep stats NETWORK --out"
-            " FILE` makes them, and dpm-solver-v3:stats=FILE takes them (stats=data and stats=noise"
-            " are its special cases)"
-        )
-    if given in NAMED:
-        return ModelStatistics.constant(*NAMED[given])
-    if not Path(given).is_file():
-        raise SettingError(
-            f"there is no file {given!r}; `fewstep stats NETWORK --out FILE` makes it"
-        )
-    return _loaded(given, Path(given).stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _loaded(path: str, changed: int) -> ModelStatistics:
-    return ModelStatistics.load(path)
-
-
-def _level(stats: ModelStatistics, node: Node) -> Tensor:
+def _compute_level(stats: ModelStatistics, node: Node) -> Tensor:
     if node.alpha == 0.0:
         return torch.zeros((), dtype=torch.float64)
     return (1.0 - stats.at(node.lam)[0]) / node.alpha
 
 
-def _counts(settings: DPMSolverV3, grid: TimeGrid) -> list[int]:
-    """The order of each step; 0 where only the limit holds, and no history beyond alpha = 0."""
+def _choose_orders(settings: DPMSolverV3, grid: TimeGrid) -> list[int]:
+    """Returns the order of each step; 0 where only the limit holds, as next to alpha = 0."""
     finite = [math.isfinite(node.lam) for node in grid.nodes]
-    wanted = orders(grid, settings.order, settings.lower_order_final)
+    chosen = orders(grid, settings.order, settings.lower_order_final)
     return [
         min(p, n + 1 - finite.index(True)) if finite[n] and finite[n + 1] else 0
-        for n, p in enumerate(wanted)
+        for n, p in enumerate(chosen)
     ]
 
 
-def _predictors(settings: DPMSolverV3, stats: ModelStatistics, grid: TimeGrid) -> list[Piece]:
+def _make_predictors(settings: DPMSolverV3, stats: ModelStatistics, grid: TimeGrid) -> list[Piece]:
     pieces = []
-    for n, p in enumerate(_counts(settings, grid)):
+    for n, p in enumerate(_choose_orders(settings, grid)):
         near = [n - j for j in range(1, p)]
         pseudo = settings.predictor == "pseudo"
-        pieces.append(_piece(stats, grid, n, near, pseudo) if p else _limit(stats, grid, n))
+        piece = _make_piece(stats, grid, n, near, pseudo) if p else _make_limit(stats, grid, n)
+        pieces.append(piece)
     return pieces
 
 
-def _correctors(
+def _make_correctors(
     settings: DPMSolverV3, stats: ModelStatistics, grid: TimeGrid
 ) -> list[Piece | None]:
-    """Before step n, the corrector of the step before it."""
+    """Returns before each step the corrector of the step before it."""
     pieces: list[Piece | None] = [None]
-    for n, p in enumerate(_counts(settings, grid)[:-1]):
+    for n, p in enumerate(_choose_orders(settings, grid)[:-1]):
         near = [n + 1, *(n - j for j in range(1, p))]
         on, pseudo = settings.corrector != "off" and p > 0, settings.corrector == "pseudo"
-        pieces.append(_piece(stats, grid, n, near, pseudo) if on else None)
+        pieces.append(_make_piece(stats, grid, n, near, pseudo) if on else None)
     return pieces
 
 
-def _piece(
+def _make_piece(
     stats: ModelStatistics, grid: TimeGrid, n: int, near: Sequence[int], pseudo: bool
 ) -> Piece:
-    """The step from node n to the next; `near` are the other nodes whose f it takes."""
+    """Returns the step from node n to the next; near: the other nodes whose f it takes."""
     t, s = grid.nodes[n], grid.nodes[n + 1]
     cells = stats.cells(t.lam, s.lam)
     moments, drift = cells.weights(len(near) + 1)
@@ -262,7 +240,7 @@ def _piece(
         for j, weight in zip(near, solved, strict=False):
             weights[j] = weights[j] + moments[k] * weight
     weights[n] = moments[0] - sum(weights.values())
-    carried = {j: _carried(stats, grid.nodes[j], t) for j in weights}
+    carried = {j: _carry(stats, grid.nodes[j], t) for j in weights}
     added = drift + sum(weights[j] * carried[j][1] for j in weights)
     newest_first = sorted(weights, reverse=True)
     return Piece(
@@ -272,25 +250,25 @@ def _piece(
     )
 
 
-def _carried(stats: ModelStatistics, node: Node, to: Node) -> tuple[Tensor, Tensor]:
-    """(a, b) with g = a f + b: f of a node carried to another along f' = s f + b."""
+def _carry(stats: ModelStatistics, node: Node, to: Node) -> tuple[Tensor, Tensor]:
+    """Returns (a, b) with g = a f + b: f of a node carried to another along f' = s f + b."""
     if node.lam <= to.lam:
         return stats.cells(node.lam, to.lam).transport()
     grown, added = stats.cells(to.lam, node.lam).transport()
     return 1.0 / grown, -added / grown
 
 
-def _limit(stats: ModelStatistics, grid: TimeGrid, n: int) -> Piece:
-    """DDIM, x_s = (sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) x0."""
+def _make_limit(stats: ModelStatistics, grid: TimeGrid, n: int) -> Piece:
+    """Returns DDIM, x_s = (sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) x0."""
     t, s = grid.nodes[n], grid.nodes[n + 1]
     ratio = s.sigma / t.sigma
     weight = s.alpha - t.alpha * ratio
-    level = _level(stats, t)
+    level = _compute_level(stats, t)
     return Piece(x=ratio + weight * level, f=(torch.full_like(level, -weight),), shift=0 * level)
 
 
-def _kept(orders_: Sequence[int], corrected: Sequence[bool]) -> list[int]:
-    """How many f the step after each step needs of the nodes before its own."""
+def _count_needed(orders_: Sequence[int], corrected: Sequence[bool]) -> list[int]:
+    """Returns how many f the step after each step needs of the nodes before its own."""
     after = [*orders_[1:], 0]
     redone = [*corrected[1:], False]
     return [

@@ -166,7 +166,7 @@ class EVODiffMemory(NamedTuple):
     """The number of the next step; m0 and m0 - m1, as far as they are needed; the probe made."""
 
     n: int = 0
-    kept: tuple[Tensor, ...] = ()
+    past: tuple[Tensor, ...] = ()
     probe: Probe | None = None
 
 
@@ -196,45 +196,45 @@ class EVODiffSteps:
 
     @property
     def reach(self) -> int:
-        """As `Rewritable` has it."""
+        """As `Revisable` has it."""
         return max(row.keep for row in self.rows)
 
-    def rewritten(self, state: EVODiffMemory, changes: Sequence[Revision]) -> EVODiffMemory:
-        """As `Rewritable` has it; the probe is measured anew, on the new predictions."""
-        if not state.kept:
+    def revise(self, state: EVODiffMemory, changes: Sequence[Revision]) -> EVODiffMemory:
+        """As `Revisable` has it; the probe is measured anew, on the new predictions."""
+        if not state.past:
             return state
         m, moved = changes[0].new, [change.new - change.old for change in changes[:2]]
-        if len(state.kept) == 1:
-            return state._replace(kept=(m,))
-        f = state.kept[1] + moved[0] - (moved[1] if len(moved) > 1 else 0.0)
+        if len(state.past) == 1:
+            return state._replace(past=(m,))
+        f = state.past[1] + moved[0] - (moved[1] if len(moved) > 1 else 0.0)
         probe, row = state.probe, self.rows[state.n - 1]
         if probe is not None and row.ahead is not None:
-            probe = _probe(row.ahead, self._change(EVODiffMemory(kept=(m - f,)), f))
-        return state._replace(kept=(m, f), probe=probe)
+            probe = _probe(row.ahead, self._change(EVODiffMemory(past=(m - f,)), f))
+        return state._replace(past=(m, f), probe=probe)
 
     def _advance(
         self, row: EVODiffRow, x: Tensor, state: EVODiffMemory, m: Tensor
     ) -> tuple[Tensor, EVODiffMemory]:
         """x_s, and what is kept, once x0 = m is known at x."""
-        if not state.kept:
-            return combine((row.x, row.m), x, m), EVODiffMemory(kept=(m,)[: row.keep])
-        f = m - state.kept[0]
+        if not state.past:
+            return combine((row.x, row.m), x, m), EVODiffMemory(past=(m,)[: row.keep])
+        f = m - state.past[0]
         weights: Sequence[Weight] = (row.m, row.f)
         probe = None
         if row.back or row.ahead:
             weights, probe = _weights(row, state.probe, self._change(state, f))
         x_s = x * row.x
-        for tensor, weight in zip((m, f, *state.kept[1:]), weights, strict=False):
+        for tensor, weight in zip((m, f, *state.past[1:]), weights, strict=False):
             if isinstance(weight, Tensor):
                 x_s.addcmul_(tensor, weight.to(x.dtype))
             elif weight:
                 x_s.add_(tensor, alpha=weight)
-        return x_s, EVODiffMemory(kept=(m, f)[: row.keep], probe=probe)
+        return x_s, EVODiffMemory(past=(m, f)[: row.keep], probe=probe)
 
     def _change(self, state: EVODiffMemory, f: Tensor) -> Change:
         """Three sums over the whole state; the others are known from the step before."""
         wide = torch.float32 if f.device.type == "mps" else torch.float64
-        m0, *earlier, f = (tensor.to(wide) for tensor in (*state.kept, f))
+        m0, *earlier, f = (tensor.to(wide) for tensor in (*state.past, f))
         mm = state.probe.mm if state.probe else self._sum(m0 * m0)
         mf, ff = self._sum(m0 * f), self._sum(f * f)
         ef = self._sum(earlier[0] * f) if state.probe else mf

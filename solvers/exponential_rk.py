@@ -89,7 +89,7 @@ class ExponentialSteps(StageSteps):
     places: Sequence[float]
     weights: Callable[[float], Weights]
 
-    def stage_rows(self, t: Node, s: Node) -> StageRows:
+    def make_rows(self, t: Node, s: Node) -> StageRows:
         if t.alpha == 0.0 or s.sigma == 0.0:
             ratio = s.sigma / t.sigma
             return StageRows((t,), ((ratio, s.alpha - t.alpha * ratio),))

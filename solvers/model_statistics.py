@@ -13,6 +13,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from ..models.reading import StrictModel, first_problem, read_tensors
 from ..models.schedule import TimeGrid, share_path
 from .artefact import Process
 
+NAMED = {"data": (1.0, 0.0, 0.0), "noise": (0.0, -1.0, 0.0)}  # l, s and b everywhere
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1
 
 
@@ -67,7 +69,7 @@ class ModelStatistics:
 
     @classmethod
     def constant(cls, l: float, s: float, b: float) -> "ModelStatistics":  # noqa: E741
-        """The same l, s and b everywhere; (1, 0, 0) is data and (0, -1, 0) noise prediction."""
+        """Returns l, s and b that never change; (1, 0, 0) is data, (0, -1, 0) noise prediction."""
         rows = [torch.full((2,), value, dtype=torch.float64) for value in (l, s, b)]
         return cls((-math.inf, math.inf), rows[0], rows[1], rows[2])
 
@@ -80,13 +82,13 @@ class ModelStatistics:
             lam = tuple(tensors.pop("lam").tolist())
             l, s, b = (tensors.pop(name).double() for name in "lsb")  # noqa: E741
         except ValidationError as error:
-            raise _broken(path, first_problem(error)) from error
+            raise _make_error(path, first_problem(error)) from error
         except (SettingError, KeyError) as error:
-            raise _broken(path, str(error)) from error
+            raise _make_error(path, str(error)) from error
         return cls(lam, l, s, b, facts, tensors)
 
     def to_bytes(self) -> bytes:
-        """As safetensors, the tables in float32."""
+        """Returns a safetensors file, the tables in float32."""
         tables = {name: getattr(self, name).float().contiguous() for name in "lsb"}
         lam = torch.tensor(self.lam, dtype=torch.float64)
         facts = "{}" if self.facts is None else self.facts.model_dump_json()
@@ -111,17 +113,17 @@ class ModelStatistics:
         """
         if self.facts is None:
             return
-        x, wanted = self.probe["x"], self.probe["x0"]
+        x, expected = self.probe["x"], self.probe["x0"]
         conditions = {name: t for name, t in self.probe.items() if name not in ("x", "x0")}
-        same = wanted.shape[1:] == network.shape
-        if not (same and are_alike(answer(network, x, conditions), wanted)):
+        same = expected.shape[1:] == network.shape
+        if not (same and are_alike(answer(network, x, conditions), expected)):
             raise SettingError(
                 f"these are the statistics of another network ({self.facts.network}), not of"
                 f" {network.name}; run `fewstep stats {network.name}` and give what it writes"
             )
 
     def at(self, lam: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(l, s, b) at lam, each of one sample's shape."""
+        """Returns (l, s, b) at lam, each of one sample's shape."""
         self._check_inside(lam, lam)
         if math.isinf(self.lam[0]):
             return self.l[0], self.s[0], self.b[0]
@@ -131,7 +133,7 @@ class ModelStatistics:
         return l, s, b
 
     def cells(self, low: float, high: float) -> "Cells":
-        """The cells between two places of lam."""
+        """Returns the cells between two places of lam."""
         self._check_inside(low, high)
         i, j = bisect_right(self.lam, low), bisect_left(self.lam, high)
         edges = torch.tensor([low, *self.lam[i:j], high], dtype=torch.float64)
@@ -150,6 +152,34 @@ class ModelStatistics:
             )
 
 
+def take_statistics(given: str | ModelStatistics | None) -> ModelStatistics:
+    """Returns statistics given as such, as the name of a special case, or as a file.
+
+    Raises:
+        SettingError: for none, for a file that is not there, and for what holds no statistics.
+    """
+    if isinstance(given, ModelStatistics):
+        return given
+    if given is None:
+        raise SettingError(
+            "dpm-solver-v3 runs on the statistics of its network: `fewstep stats NETWORK --out"
+            " FILE` makes them, and dpm-solver-v3:stats=FILE takes them (stats=data and stats=noise"
+            " are its special cases)"
+        )
+    if given in NAMED:
+        return ModelStatistics.constant(*NAMED[given])
+    if not Path(given).is_file():
+        raise SettingError(
+            f"there is no file {given!r}; `fewstep stats NETWORK --out FILE` makes it"
+        )
+    return _load_statistics(given, Path(given).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load_statistics(path: str, changed: int) -> ModelStatistics:
+    return ModelStatistics.load(path)
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """Constant l, s and b in each cell between edges (n + 1)."""
@@ -164,19 +194,20 @@ class Cells:
         return self._like(self.edges.diff())
 
     def total(self, rate: Tensor) -> Tensor:
-        """The integral of a rate over all cells."""
+        """Returns the integral of a rate over all cells."""
         return (rate * self.widths).sum(0)
 
     def transport(self) -> tuple[Tensor, Tensor]:
-        """(e^S, int e^{S - S_u} b du) from the first edge to the last: f' = s f + b carries a
-        value f of the first edge to e^S f + the integral.
+        """Returns (e^S, int e^{S - S_u} b du) from the first edge to the last.
+
+        f' = s f + b carries a value f of the first edge to e^S f + the integral.
         """
         grown = self.s * self.widths
         after = grown.sum(0) - grown.cumsum(0)
         return grown.sum(0).exp(), (after.exp() * self.b * self.widths * _phi1(grown)).sum(0)
 
     def weights(self, order: int) -> tuple[list[Tensor], Tensor]:
-        """E_k, k < order, and O: the integrals over u from the first edge to the last of
+        """Returns E_k, k < order, and O: the integrals over u from the first edge to the last of
 
         W(u) (u - u_0)^k / k!   and   W(u) int_{u_0}^u e^{-S_r} b_r dr,
         W(u) = e^{-(L_end - L_u) + S_u}, with L and S counted from the first edge.
@@ -189,12 +220,12 @@ class Cells:
         w = (grown_s - rest).exp() * self._spread(unit) * self.widths
         far = self._like(self.edges[:-1] - self.edges[0]) + inside
         moments = [(w * far**k / math.factorial(k)).sum((0, 1)) for k in range(order)]
-        held = (-before["s"]).exp() * self.b * inside * _phi1(-self.s * inside)
+        inside_drift = (-before["s"]).exp() * self.b * inside * _phi1(-self.s * inside)
         drift = (-before["s"]).exp() * self.b * self.widths * _phi1(-self.s * self.widths)
-        return moments, (w * (drift.cumsum(0) - drift + held)).sum((0, 1))
+        return moments, (w * (drift.cumsum(0) - drift + inside_drift)).sum((0, 1))
 
     def _before(self, rate: Tensor) -> Tensor:
-        """The integral of a rate from the first edge to the left edge of each cell."""
+        """Returns the integral of a rate from the first edge to the left edge of each cell."""
         grown = rate * self.widths
         return grown.cumsum(0) - grown
 
@@ -206,20 +237,20 @@ class Cells:
 
 
 def _phi1(z: Tensor) -> Tensor:
-    """(e^z - 1) / z, 1 at 0."""
+    """Returns (e^z - 1) / z, 1 at 0."""
     safe = torch.where(z == 0.0, 1.0, z)
     return torch.where(z == 0.0, 1.0, torch.expm1(safe) / safe)
 
 
 def _legendre() -> tuple[Tensor, Tensor]:
-    """Places in (0, 1) and weights that integrate polynomials of degree 2 PLACES - 1 there."""
+    """Returns places in (0, 1) and weights, exact for polynomials of degree 2 PLACES - 1."""
     import numpy as np
 
     places, weights = np.polynomial.legendre.leggauss(PLACES)
     return torch.from_numpy((places + 1.0) / 2.0), torch.from_numpy(weights / 2.0)
 
 
-def _broken(path: Path | str, reason: str) -> SettingError:
+def _make_error(path: Path | str, reason: str) -> SettingError:
     return SettingError(
         f"{str(path)!r} holds no statistics of `fewstep stats`: {' '.join(reason.split())}"
     )

@@ -53,7 +53,7 @@ from ..models.schedule import Node, TimeGrid
 from .base import Query, Step
 from .coordinates import Stages, Straight, check_noisy
 from .registry import SolverInfo, register
-from .tableaux import EULER, HEUN, RALSTON_3, RK4, Row, Tableau, midpoint
+from .tableaux import EULER, HEUN, RALSTON_3, RK4, Row, Tableau, make_midpoint
 
 
 class StageRows(NamedTuple):
@@ -79,31 +79,31 @@ class StageSteps(ABC):
     )
 
     @abstractmethod
-    def stage_rows(self, t: Node, s: Node) -> StageRows:
+    def make_rows(self, t: Node, s: Node) -> StageRows:
         """Returns the rows of the step from t, where sigma > 0, to s."""
 
     def init(self) -> None:
         return None
 
     def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        """One evaluation per row."""
+        """Makes one evaluation per row."""
         return (yield from self.run_stages(x, t, s)), None
 
     def run_stages(self, x: Tensor, t: Node, s: Node) -> Stages:
         """Asks for x0 at each node in turn and returns the state at s."""
         state, x0s = x, []
-        for node, (first, *rest) in zip(*self._rows(t, s), strict=True):
+        for node, (first, *rest) in zip(*self._find_rows(t, s), strict=True):
             x0s.append((yield state, node))
             state = x * first
             for weight, x0 in zip(rest, x0s, strict=True):
                 state.add_(x0, alpha=weight)
         return state
 
-    def _rows(self, t: Node, s: Node) -> StageRows:
+    def _find_rows(self, t: Node, s: Node) -> StageRows:
         ends = t.t, s.t
         if ends not in self.known:
             check_noisy(t)
-            self.known[ends] = self.stage_rows(t, s)
+            self.known[ends] = self.make_rows(t, s)
         return self.known[ends]
 
 
@@ -113,25 +113,25 @@ class RungeKuttaSteps(StageSteps):
 
     tableau: Tableau
 
-    def tableau_at(self, t: Node, s: Node) -> Tableau:
+    def choose_tableau(self, t: Node, s: Node) -> Tableau:
         """Returns the method of the step from t to s."""
         probes_data = s.sigma == 0.0 and self.tableau.probes_end
         return EULER if probes_data or self.line.denoises(s) else self.tableau
 
-    def stage_rows(self, t: Node, s: Node) -> StageRows:
-        tableau, line = self.tableau_at(t, s), self.line
-        nodes = [line.between(t, s, share) for share in tableau.c]
+    def make_rows(self, t: Node, s: Node) -> StageRows:
+        tableau, line = self.choose_tableau(t, s), self.line
+        nodes = [line.node_between(t, s, share) for share in tableau.c]
         h, weights = line.tau(s) - line.tau(t), [*tableau.a, tableau.b]
         reach = [h / line.tau(node) for node in nodes]
         rows = []
         for i, node in enumerate([*nodes[1:], s]):
-            scale, shares = line.scale(node), _shares(weights[: i + 1], reach)
-            own = (1.0 + math.fsum(shares)) * scale / line.scale(t)
-            rows.append((own, *(-share * scale for share in shares)))
+            scale, shares = line.scale(node), _list_shares(weights[: i + 1], reach)
+            of_x = (1.0 + math.fsum(shares)) * scale / line.scale(t)
+            rows.append((of_x, *(-share * scale for share in shares)))
         return StageRows(tuple(nodes), tuple(rows))
 
 
-def _shares(weights: Sequence[Row], reach: Sequence[float]) -> list[float]:
+def _list_shares(weights: Sequence[Row], reach: Sequence[float]) -> list[float]:
     """Returns g with y_i = y + sum_j g_j (y - x0_j), from the last slope back to the first."""
     *inner, outer = weights
     shares = [0.0] * len(outer)
@@ -178,13 +178,13 @@ class HeunSteps(RungeKuttaSteps):
     gamma: float
 
     def step(self, x: Tensor, state: None, t: Node, s: Node) -> Step[None]:
-        """The tableau's step, from the raised noise where there is churn."""
+        """Takes the tableau's step, from the raised noise where there is churn."""
         if self.gamma and not self.line.denoises(s):
-            x, t = yield from self._churned(x, t)
+            x, t = yield from self._add_churn(x, t)
         return (yield from self.run_stages(x, t, s)), None
 
-    def _churned(self, x: Tensor, t: Node) -> Generator[Query, Tensor, tuple[Tensor, Node]]:
-        """x and t with the noise raised by 1 + gamma, or as they are."""
+    def _add_churn(self, x: Tensor, t: Node) -> Generator[Query, Tensor, tuple[Tensor, Node]]:
+        """Returns x and t with the noise raised by 1 + gamma, or as they are."""
         check_noisy(t)
         schedule = self.line.schedule
         lam = max(t.lam - math.log1p(self.gamma), schedule.at(schedule.t_max).lam)
@@ -213,11 +213,11 @@ class DPM2:
 class DPM2Steps(RungeKuttaSteps):
     """The rule as a Runge-Kutta step whose second stage stands at (tau_m - tau_t) / h."""
 
-    def tableau_at(self, t: Node, s: Node) -> Tableau:
+    def choose_tableau(self, t: Node, s: Node) -> Tableau:
         if not (root := math.sqrt(self.line.tau(s))):
             return EULER
         # (tau_m - tau_t) / (tau_s - tau_t) with the common factor taken out
-        return midpoint(1.0 / (1.0 + root / math.sqrt(self.line.tau(t))), 1.0)
+        return make_midpoint(1.0 / (1.0 + root / math.sqrt(self.line.tau(t))), 1.0)
 
 
 @register
@@ -236,8 +236,8 @@ class RFSolver:
     )
     theta: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
-    def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
-        return RungeKuttaSteps(Straight.of(grid), midpoint(self.theta, 0.5 / self.theta))
+    def on(self, grid: TimeGrid) -> RungeKuttaSteps:
+        return RungeKuttaSteps(Straight.of(grid), make_midpoint(self.theta, 0.5 / self.theta))
 
 
 @register
@@ -253,7 +253,7 @@ class RFSolver3:
         name="rf-solver-3", order=3, calls_per_step=3, source="arXiv:2411.04746, n = 3"
     )
 
-    def on(self, grid: TimeGrid) -> "RungeKuttaSteps":
+    def on(self, grid: TimeGrid) -> RungeKuttaSteps:
         return RungeKuttaSteps(Straight.of(grid), RALSTON_3)
 
 

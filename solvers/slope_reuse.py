@@ -9,7 +9,8 @@ where m lies at tau_t + h / 2: the midpoint slope of one step is what the next o
 midpoint with (arXiv:2412.07517). The stale slope enters multiplied by h^2, so the order
 stays 2.
 
-In Uni-Inv each step takes the slope at its far end, found with the slope of the step before,
+In Uni-Inv each step takes the slope at its far end, measured where the slope of the step
+before leads,
 
     y' = y_t + h d_i,   d_{i+1} = (y' - x0(y', s)) / tau_s,   y_s = y_t + h d_{i+1}
 
@@ -20,7 +21,7 @@ by |h| / tau_s in each step, which only the grids of rectified flow keep small.
 """
 
 from dataclasses import dataclass as plain
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -28,47 +29,27 @@ from torch import Tensor
 from ..models.prediction import combine
 from ..models.schedule import Node, TimeGrid
 from .base import Step
-from .coordinates import Straight, Velocity
+from .coordinates import Straight
 from .registry import SolverInfo, check_family, register
 
 
 @register
 @dataclass(frozen=True)
 class FireFlow:
-    """A run of N steps costs N + 1 calls; it keeps one slope."""
+    """A run of N steps costs N + 1 calls; it remembers one slope."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
         name="fireflow", order=2, calls_per_step=1, source="arXiv:2412.07517"
     )
 
-    def on(self, grid: TimeGrid) -> "FireFlowSteps":
-        return FireFlowSteps(Straight.of(grid))
-
-
-@plain(frozen=True, slots=True)
-class FireFlowSteps:
-    """FireFlow's steps, between any two nodes."""
-
-    line: Straight
-
-    def init(self) -> Velocity:
-        return Velocity()
-
-    def step(self, x: Tensor, state: Velocity, t: Node, s: Node) -> Step[Velocity]:
-        line = self.line
-        if line.denoises(s):
-            return (yield x, t) * s.alpha, Velocity()
-        slope = state.kept[0] if state.kept else combine(line.slope(t), x, (yield x, t))
-        middle = line.between(t, s, 0.5)
-        probe = line.moved(x, slope, t, middle)
-        slope = combine(line.slope(middle), probe, (yield probe, middle))
-        return line.moved(x, slope, t, s), line.held(slope, s)
+    def on(self, grid: TimeGrid) -> "SlopeReuseSteps":
+        return SlopeReuseSteps(Straight.of(grid), share=0.5)
 
 
 @register
 @dataclass(frozen=True)
 class UniInv:
-    """A run of N steps costs N + 1 calls; it keeps one slope.
+    """A run of N steps costs N + 1 calls; it remembers one slope.
 
     At sigma = 0 x0 determines no slope, so the step there is x_s = alpha_s x0, from a new x0.
     """
@@ -81,25 +62,34 @@ class UniInv:
         families=("flow",),
     )
 
-    def on(self, grid: TimeGrid) -> "UniInvSteps":
+    def on(self, grid: TimeGrid) -> "SlopeReuseSteps":
         check_family(self.info, grid)
-        return UniInvSteps(Straight.of(grid))
+        return SlopeReuseSteps(Straight.of(grid), share=1.0)
+
+
+class SlopeMemory(NamedTuple):
+    """The slope dy/dtau that the next step begins with, if there is one."""
+
+    past: tuple[Tensor, ...] = ()
 
 
 @plain(frozen=True, slots=True)
-class UniInvSteps:
-    """Uni-Inv's steps, between any two nodes."""
+class SlopeReuseSteps:
+    """Steps between any two nodes; share: how far along a step its slope is measured."""
 
     line: Straight
+    share: float
 
-    def init(self) -> Velocity:
-        return Velocity()
+    def init(self) -> SlopeMemory:
+        return SlopeMemory()
 
-    def step(self, x: Tensor, state: Velocity, t: Node, s: Node) -> Step[Velocity]:
+    def step(self, x: Tensor, state: SlopeMemory, t: Node, s: Node) -> Step[SlopeMemory]:
+        """Goes to the probe with the slope of the step before, and to s with the slope there."""
         line = self.line
-        if s.sigma == 0.0:
-            return (yield x, t) * s.alpha, Velocity()
-        slope = state.kept[0] if state.kept else combine(line.slope(t), x, (yield x, t))
-        ahead = line.moved(x, slope, t, s)
-        slope = combine(line.slope(s), ahead, (yield ahead, s))
-        return line.moved(x, slope, t, s), line.held(slope, s)
+        if line.denoises(s) or (self.share == 1.0 and s.sigma == 0.0):
+            return (yield x, t) * s.alpha, SlopeMemory()
+        slope = state.past[0] if state.past else combine(line.slope(t), x, (yield x, t))
+        place = line.node_between(t, s, self.share)
+        probe = line.move(x, slope, t, place)
+        slope = combine(line.slope(place), probe, (yield probe, place))
+        return line.move(x, slope, t, s), SlopeMemory(() if s == line.end else (slope,))

@@ -58,7 +58,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-def stretched(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
+def stretch_nodes(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
     """The nodes with (1 + eta) lam for lam; over them an ODE step is the SDE step less its noise.
 
     sigma becomes alpha e^{-(1 + eta) lam}, which is infinite at alpha = 0.
@@ -75,7 +75,7 @@ def stretched(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
     ]
 
 
-def noise_std(grid: TimeGrid, n: int, eta: float) -> float:
+def compute_noise_std(grid: TimeGrid, n: int, eta: float) -> float:
     """sigma_s sqrt(1 - e^{-2 eta h}): the noise of step n, from t to s."""
     t, s = grid.nodes[n], grid.nodes[n + 1]
     if eta == 0.0 or s.sigma == 0.0:
@@ -99,10 +99,10 @@ class SDEDPMpp(LinearSolver):
         """The steps of the ODE solver."""
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        nodes, combos = stretched(grid.nodes, self.eta), []
+        nodes, combos = stretch_nodes(grid.nodes, self.eta), []
         for n, spec in enumerate(self.specs(grid)):
             combo = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
-            combos.append({**combo, ("z", n): self.s_noise * noise_std(grid, n, self.eta)})
+            combos.append({**combo, ("z", n): self.s_noise * compute_noise_std(grid, n, self.eta)})
         return combos
 
 
@@ -238,14 +238,14 @@ class SASolver(LinearSolver):
         correctors = orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
         combos: list[Combination] = []
         shift: Combination = {}  # corrected minus predicted state at node n
-        noisy = stretched(grid.nodes, self.tau**2)
+        noisy = stretch_nodes(grid.nodes, self.tau**2)
         for n in range(grid.steps):
             eta = self._eta(grid, n)
             nodes, past = noisy if eta else grid.nodes, range(n - 1, -1, -1)
             predicted = taylor(nodes, n, n + 1, self._spec(predictors[n]), past)
             weight = predicted.pop(("x", n))
             combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
-            combos.append({**combo, ("z", n): noise_std(grid, n, eta)})
+            combos.append({**combo, ("z", n): compute_noise_std(grid, n, eta)})
             on = self.corrector_order > 0 and n + 1 < grid.steps
             shift = self._correction(nodes, n, correctors[n] + 1, predicted) if on else {}
         return combos

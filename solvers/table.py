@@ -81,8 +81,8 @@ class Table:
         return tuple(max(nodes, default=n) for n, nodes in enumerate(states))
 
     @property
-    def held(self) -> int:
-        """Tensors that a run keeps at once, beside the state."""
+    def memory(self) -> int:
+        """The largest number of tensors that a run keeps at once, beside the state."""
         return max(map(len, find_layouts(write_slopes_out(self.nodes, self.steps))))
 
 
@@ -97,7 +97,7 @@ def check_weights(n: int, weights: Iterable[float]) -> None:
 
 
 def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
-    """a + weight b."""
+    """Returns a + weight b."""
     out = dict(a)
     for term, value in b.items():
         out[term] = out.get(term, 0.0) + weight * value
@@ -105,9 +105,10 @@ def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) 
 
 
 def write_slopes_out(nodes: Sequence[Node], combos: Sequence[Combination]) -> list[Combination]:
-    """Writes eps and v in terms of x and x0 where that is cheaper: in the step of their own node,
-    where both are at hand; and in tables that use each of them in one later step, as one takes two
-    operations to make and its parts take none to keep.
+    """Writes eps and v in terms of x and x0 where that is cheaper.
+
+    That is in the step of their own node, where both are at hand; and in tables that use each of
+    them in one later step, as eps takes two operations to make, and x and x0 none to keep.
     """
     late = [
         term
@@ -120,15 +121,15 @@ def write_slopes_out(nodes: Sequence[Node], combos: Sequence[Combination]) -> li
     for n, combo in enumerate(combos):
         for term, weight in list(combo.items()):
             if term[0] in SLOPES and weight and (term[1] == n or once):
-                a, b = own_weights(nodes[term[1]], term[0])
-                written = {("x", term[1]): a, ("x0", term[1]): b}
-                combo = plus({**combo, term: 0.0}, written, weight)
+                a, b = split_term(nodes[term[1]], term[0])
+                parts = {("x", term[1]): a, ("x0", term[1]): b}
+                combo = plus({**combo, term: 0.0}, parts, weight)
         out.append({term: weight for term, weight in combo.items() if weight != 0.0})
     return out
 
 
 def find_layouts(combos: Sequence[Combination]) -> list[list[Term]]:
-    """What the steps from n on use of the nodes before n, newest first; n = 0..N."""
+    """Returns what the steps from n on use of the nodes before n, newest first; n = 0..N."""
     used: set[Term] = set()
     layouts: list[list[Term]] = [[]]
     for n in range(len(combos) - 1, -1, -1):
@@ -137,8 +138,8 @@ def find_layouts(combos: Sequence[Combination]) -> list[list[Term]]:
     return layouts[::-1]
 
 
-def own_weights(node: Node, kind: str) -> tuple[float, float]:
-    """Returns a term of a node as weights of its state and its x0.
+def split_term(node: Node, kind: str) -> tuple[float, float]:
+    """Returns the weights of the state and of the x0 of its node that a term stands for.
 
     eps = (x - alpha x0) / sigma and v = eps - x0 = (x - (alpha + sigma) x0) / sigma.
     """
@@ -174,7 +175,7 @@ def rewrite(table: Table, starts: Sequence[int]) -> Table:
 
 
 def _expand(table: Table) -> list[Combination]:
-    """Every state in the first one and the predictions x0 and u0."""
+    """Returns every state in terms of the first one and the predictions x0 and u0."""
     states: list[Combination] = [{FIRST: 1.0}]
     for combo in table.steps:
         state: Combination = {}
@@ -190,7 +191,7 @@ def _in_first(table: Table, term: tuple[str, int], states: Sequence[Combination]
     if kind == "z":
         raise ScheduleError("a solver that adds noise has no canonical table")
     if kind in SLOPES:
-        a, b = own_weights(table.nodes[n], kind)
+        a, b = split_term(table.nodes[n], kind)
         return plus({("x0", n): b}, states[n], a)
     return states[n] if kind == "x" else {term: 1.0}
 
@@ -212,15 +213,14 @@ class Violations:
     largest: float
 
 
-def violations(table: Table) -> Violations:
-    """The invariants of consistency of a table, in its canonical form."""
+def measure_violations(table: Table) -> Violations:
+    """Returns the invariants of consistency of a table, in its canonical form."""
     first, state, predictions, largest = table.nodes[0], 0.0, 0.0, 0.0
-    for node, combo in zip(
-        table.nodes[1:], rewrite(table, [0] * len(table.steps)).steps, strict=True
-    ):
+    canonical = rewrite(table, [0] * len(table.steps))
+    for node, combo in zip(table.nodes[1:], canonical.steps, strict=True):
         ratio = node.sigma / first.sigma
         state = max(state, abs(combo.pop(FIRST, 0.0) - ratio))
-        wanted = node.alpha - first.alpha * ratio
-        predictions = max(predictions, abs(sum(combo.values()) - wanted))
+        exact = node.alpha - first.alpha * ratio
+        predictions = max(predictions, abs(sum(combo.values()) - exact))
         largest = max(largest, *map(abs, combo.values()), 0.0)
     return Violations(state, predictions, largest)

@@ -37,12 +37,12 @@ from fewstep.samplers.guidance import CFG, Thresholded, Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Executor, Schedule, StepSchedule, queries, solver
+from fewstep.solvers import Executor, Schedule, StepSchedule, list_queries, solver
 from fewstep.solvers.artefact import ANSWER, MeanImage
 from fewstep.solvers.executor import check_network, table_of
 from fewstep.solvers.linear import LinearSolver
 from fewstep.solvers.step_schedule import Compiled
-from fewstep.solvers.table import BOTH, rewrite, violations
+from fewstep.solvers.table import BOTH, measure_violations, rewrite
 from fewstep.solvers.table_steps import TableSteps, brings_guidance
 
 
@@ -71,7 +71,8 @@ def test_tables_run_as_their_schedules(schedule):
     x = start(schedule.grid()) * 0.2
     found, wanted = (execute(each, x, MIXTURE.x0) for each in (tabled, schedule))
     assert_close(found, wanted, rtol=0.0, atol=2e-12)
-    assert queries(Executor(tabled), tabled.grid()) == queries(Executor(schedule), schedule.grid())
+    nodes = [list_queries(Executor(each), each.grid()) for each in (tabled, schedule)]
+    assert nodes[0] == nodes[1]
     assert tabled.schedule_id != schedule.schedule_id
 
 
@@ -115,7 +116,7 @@ def test_a_table_is_compiled_to_itself():
 
 @pytest.mark.parametrize("schedule", CONSISTENT, ids=range(24))
 def test_consistent_schedules_violate_nothing(schedule):
-    found = violations(table_of(schedule))
+    found = measure_violations(table_of(schedule))
     assert found.state < 1e-12
     assert found.predictions < 1e-12
     assert found.largest > 0.0
@@ -123,7 +124,7 @@ def test_consistent_schedules_violate_nothing(schedule):
 
 def test_violations_are_those_of_the_table():
     made = parse(example())
-    found = violations(table_of(made))
+    found = measure_violations(table_of(made))
     assert found.state == pytest.approx(0.1 - 4.0 / 80.0)
     assert found.predictions == pytest.approx(0.95 - 0.9)
     assert found.largest == 0.9
@@ -133,7 +134,7 @@ def test_free_weights_are_told_as_violations():
     body = RANDOM[0].model_dump(mode="json")
     body["steps"][3] |= {"dA": 0.01, "dB": [0.02]}
     made = StepSchedule.model_validate(body | {"afs": None, "nfe": 7})
-    found = violations(table_of(made))
+    found = measure_violations(table_of(made))
     assert found.state > 1e-3
     assert found.predictions > 1e-3
 
@@ -247,7 +248,7 @@ def test_a_mean_stands_for_the_first_prediction():
             return value.expand_as(z) if node == grid.nodes[0] else MIXTURE.x0(z, node)
 
         assert_close(execute(made, x, MIXTURE.x0), execute(each, x, law), rtol=0.0, atol=1e-12)
-        assert len(queries(Executor(made), grid)) == 4
+        assert len(list_queries(Executor(made), grid)) == 4
 
 
 def test_a_mean_of_zero_is_zero():
@@ -392,7 +393,7 @@ def test_rows_of_a_guided_run_are_counted():
     ends(made, ledger=ledger)
     assert (ledger.nfe, ledger.rows_per_image) == (6, 9) == (made.nfe, made.rows)
     assert base.rows == base.nfe == 6
-    assert len(queries(Executor(made), made.grid())) == 6
+    assert len(list_queries(Executor(made), made.grid())) == 6
 
 
 def test_guided_tables_survive_json():

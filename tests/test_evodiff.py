@@ -15,7 +15,7 @@ from fewstep.eval.experiments.overhead import CountOps
 from fewstep.models.errors import SettingError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
-from fewstep.solvers import queries, solver
+from fewstep.solvers import list_queries, solver
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_evodiff.json").read_text())
 
@@ -299,7 +299,7 @@ def test_evaluations(steps):
         grid = time_grid("karras", EDM(), steps, final)
         settings = solver("evodiff", lower_order_final=lower)
         extra = (final is Final.DENOISE) + (not lower and steps > 1)
-        nodes = queries(settings.on(grid), grid)
+        nodes = list_queries(settings.on(grid), grid)
         assert len(nodes) == steps + extra
         assert nodes == list(grid.nodes[:steps]) + [grid.nodes[steps]] * extra
 
@@ -344,8 +344,8 @@ def test_memory_is_two_tensors_and_nothing_at_the_end():
     ):
         grid = time_grid("logsnr", EDM(), 5, final)
         states = [s for _, s in walk(solver("evodiff").on(grid), grid, start(grid), MIXTURE.x0)]
-        assert [len(state.kept) for state in states] == counts
-        assert all((state.probe is None) == (len(state.kept) < 2) for state in states)
+        assert [len(state.past) for state in states] == counts
+        assert all((state.probe is None) == (len(state.past) < 2) for state in states)
         small = [t.shape for state in states for t in state.probe or ()]
         assert set(small) == {(2, 2, 1, 1)}
 

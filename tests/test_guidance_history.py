@@ -17,7 +17,7 @@ from fewstep.samplers.guidance import (
     Setup,
     Thresholded,
 )
-from fewstep.solvers import Executor, Revision, Rewritable, drive, retold
+from fewstep.solvers import Executor, Revisable, Revision, drive, revise_step
 from fewstep.solvers.linear import Encoder
 from fewstep.solvers.singlestep import Singlestep
 from fewstep.solvers.table_steps import TableSteps
@@ -39,7 +39,7 @@ def full(name):
 
 def remembers(name):
     steps = full(name).on(grid_of(8))
-    return isinstance(steps, Rewritable) and steps.reach > 0
+    return isinstance(steps, Revisable) and steps.reach > 0
 
 
 def runs_here(name):
@@ -131,10 +131,10 @@ def test_the_state_is_that_of_a_solver_that_was_told_otherwise(name):
     visited, memory = told(steps, old)
     _, wanted = told(steps, new, visited)
     changes = [Revision(a, b) for a, b in zip(old[::-1], new[::-1], strict=True)]
-    found = steps.rewritten(memory, changes)
+    found = steps.revise(memory, changes)
     if isinstance(steps, TableSteps) and steps.starts[5] < 5:
         return  # a block begun earlier: its start moves, as the order tests show
-    held = (lambda s: s.f) if hasattr(found, "f") else (lambda s: s.kept)
+    held = (lambda s: s.f) if hasattr(found, "f") else (lambda s: s.past)
     torch.testing.assert_close(held(found), held(wanted))
     if getattr(found, "probe", None) is not None:
         torch.testing.assert_close(tuple(found.probe), tuple(wanted.probe))
@@ -192,7 +192,7 @@ def test_a_step_is_asked_once_and_answered_once():
 
     for n, (t, s) in enumerate(pairwise(grid.nodes)):
         found = [Revision(x, x)] if n == 4 else ()
-        x, state = drive(retold(steps, (x, state, t, s), lambda found=found: found), answer)
+        x, state = drive(revise_step(steps, (x, state, t, s), lambda found=found: found), answer)
     assert asked == list(grid.nodes[:-1])
 
 

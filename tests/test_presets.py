@@ -16,7 +16,7 @@ from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_p
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, presets, solver
 from fewstep.solvers.presets import best_preset, preset, preset_names
-from fewstep.solvers.table import violations
+from fewstep.solvers.table import measure_violations
 
 PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
 PREDICTIONS = ("noise", "data", "data", "noise", "data", "noise", "noise")  # of usf-lsun-nfe6
@@ -26,7 +26,7 @@ SEARCHED = [name for name in preset_names() if name not in PUBLISHED]
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_schedules_are_consistent(name):
     schedule = preset(name)
-    found = violations(schedule.table())
+    found = measure_violations(schedule.table())
     assert max(found.state, found.predictions) < 1e-9
 
 

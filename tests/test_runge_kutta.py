@@ -18,7 +18,7 @@ from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete
 from fewstep.samplers.grid import Final, time_grid
 from fewstep.samplers.plan import fit_grid, predict_nfe
-from fewstep.solvers import drive, queries, solver
+from fewstep.solvers import drive, list_queries, solver
 from fewstep.solvers.coordinates import Straight
 
 NAMES = ["dpm2", "fireflow", "heun", "res-2s", "res-3s", "rf-solver", "rf-solver-3", "uni-inv"]
@@ -178,8 +178,8 @@ def test_nodes_are_found_by_their_tau(process, kappa, share):
     assert found.t == pytest.approx(node.t, rel=1e-9)
     assert found.lam == pytest.approx(node.lam, abs=1e-9)
     wanted = line.tau(node) + share * (line.tau(other) - line.tau(node))
-    assert line.tau(line.between(node, other, share)) == pytest.approx(wanted, rel=1e-9)
-    assert line.between(node, other, 1.0) is other
+    assert line.tau(line.node_between(node, other, share)) == pytest.approx(wanted, rel=1e-9)
+    assert line.node_between(node, other, 1.0) is other
 
 
 def test_ends_are_found_by_their_tau():
@@ -402,7 +402,7 @@ def test_infinite_exponential_steps_are_ddim(name, ends):
     grid = TimeGrid.of(RectifiedFlow(), ends)
     a, b = (run(solver(n), grid, unit_noise(), MIXTURE.x0) for n in (name, "ddim"))
     assert torch.equal(a, b)
-    assert len(queries(solver(name).on(grid), grid)) == 1
+    assert len(list_queries(solver(name).on(grid), grid)) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -459,7 +459,7 @@ def test_evaluations(name, settings, zero, noisy):
         ):
             grid = time_grid("karras", schedule, n, final)
             assert predict_nfe(chosen, grid) == count
-            assert all(node.sigma > 0.0 for node in queries(chosen.on(grid), grid))
+            assert all(node.sigma > 0.0 for node in list_queries(chosen.on(grid), grid))
 
 
 def test_places_of_the_evaluations():
@@ -467,7 +467,7 @@ def test_places_of_the_evaluations():
 
     def taus(name, schedule, times, **settings):
         grid = TimeGrid.of(schedule, times)
-        return [node.sigma for node in queries(solver(name, **settings).on(grid), grid)]
+        return [node.sigma for node in list_queries(solver(name, **settings).on(grid), grid)]
 
     assert taus("rf-solver", flow, [1.0, 0.6, 0.0]) == pytest.approx([1.0, 0.8, 0.6, 0.3])
     assert taus("rf-solver", flow, [1.0, 0.4], theta=0.25) == pytest.approx([1.0, 0.85])

@@ -26,7 +26,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.run_record import Run
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Executor, Schedule, queries, solver
+from fewstep.solvers import Executor, Schedule, list_queries, solver
 from fewstep.solvers.artefact import MeanImage
 from fewstep.solvers.linear import LinearSolver
 from fewstep.solvers.table_steps import TableSteps
@@ -118,7 +118,7 @@ def test_a_mean_of_version_1_stands_in_still():
     body = solver("unipc-3").step_schedule(even_in_lam(EDM(), 5)).model_dump(mode="json")
     new = parse({**body, "afs": mean.model_dump(mode="json"), "nfe": 4})
     assert (new.stand_in, new.evaluations[0], new.nfe) == (mean, None, 4)
-    assert len(queries(Executor(new), new.grid())) == 4
+    assert len(list_queries(Executor(new), new.grid())) == 4
 
 
 def test_terms_are_what_they_say():
@@ -126,7 +126,7 @@ def test_terms_are_what_they_say():
     made, x = parse(example()), unit_noise()
     told = iter([torch.full_like(x, 2.0), torch.full_like(x, -1.0)])
     states = [state for state, _ in walk(Executor(made), made.grid(), x, lambda *_: next(told))]
-    assert [node.t for node in queries(Executor(made), made.grid())] == [80.0, 3.5]
+    assert [node.t for node in list_queries(Executor(made), made.grid())] == [80.0, 3.5]
     noise = 10.0 * (states[0] - 0.05 * x - 0.95 * 2.0)
     assert_close(noise, answering(MIXTURE.x0, 0)(x, None))
     eps_0, v_1 = (x - 2.0) / 80.0, (states[0] + 1.0) / 4.0 + 1.0
@@ -141,7 +141,11 @@ def test_facts_of_a_table_are_counted_from_it():
     assert (table.guided, table.nfe, table.rows) == (True, 3, 4)
     grid = even_in_lam(EDM(), 6)
     assert solver("dpmpp-3s").table(grid).starts == (0, 0, 0, 3, 3, 5)
-    assert [solver(name).table(grid).held for name in ("ddim", "dpmpp-2m", "unipc-3")] == [0, 1, 3]
+    assert [solver(name).table(grid).memory for name in ("ddim", "dpmpp-2m", "unipc-3")] == [
+        0,
+        1,
+        3,
+    ]
     assert not Schedule.of(solver("lms").table(grid), grid, {}).guided
 
 
@@ -261,7 +265,7 @@ def test_a_table_on_disk_costs_no_more_than_its_solver():
                 Schedule.parse(solver(name).encode(grid).dump()).table(),
             )
         ]
-        layouts = [[(len(row.kept), row.push and len(row.push)) for row in each] for each in rows]
+        layouts = [[(len(row.past), row.push and len(row.push)) for row in each] for each in rows]
         assert layouts[0] == layouts[1]
 
 

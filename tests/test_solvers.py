@@ -38,7 +38,7 @@ from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.plan import fit_grid, predict_nfe
-from fewstep.solvers import drive, names, queries, register
+from fewstep.solvers import drive, list_queries, names, register
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
 
@@ -531,8 +531,8 @@ def test_nothing_is_changed_in_place(name):
 def test_memory_is_what_the_order_needs(name):
     grid = even_in_lam(PROCESSES["flow"], 12)
     states = [state for _, state in walk(plain(name).on(grid), grid, start(grid), MIXTURE.x0)]
-    assert max(len(getattr(state, "kept", ())) for state in states) == ROWS[name].memory
-    assert len(getattr(states[-1], "kept", ())) == 0  # the last step leaves nothing behind
+    assert max(len(getattr(state, "past", ())) for state in states) == ROWS[name].memory
+    assert len(getattr(states[-1], "past", ())) == 0  # the last step leaves nothing behind
 
 
 @pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name in FIXED])
@@ -594,7 +594,7 @@ def test_evaluations_are_counted_and_asked_at_the_nodes(name, final):
         stages = settings.info.calls_per_step
         to_zero = grid.nodes[-1].sigma == 0.0
         assert len(asked) == stages * grid.steps - (stages - 1) * to_zero
-        assert queries(settings.on(grid), grid) == asked
+        assert list_queries(settings.on(grid), grid) == asked
         assert predict_nfe(settings, grid) == len(asked)
         if stages == 1:
             assert {node.t for node in asked} <= {node.t for node in grid.nodes}

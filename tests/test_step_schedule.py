@@ -29,7 +29,7 @@ from fewstep.models.errors import ScheduleError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear, process_of
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.plan import make_plan
-from fewstep.solvers import Executor, Schedule, StepSchedule, drive, queries, solver
+from fewstep.solvers import Executor, Schedule, StepSchedule, drive, list_queries, solver
 from fewstep.solvers.exponential import StepSpec, derivative_weights, phi, relaxation
 
 ENCODED = [(name, process) for name, process in CASES if hasattr(solver(name), "step_schedule")]
@@ -352,13 +352,13 @@ def test_named_solvers_run_as_the_textbook_says(name, process):
 @pytest.mark.parametrize("schedule", RANDOM, ids=range(24))
 def test_evaluations_and_memory_of_random_schedules(schedule):
     """x0 is asked for nfe times, at the moved times; the end leaves nothing behind."""
-    asked = queries(Executor(schedule), schedule.grid())
+    asked = list_queries(Executor(schedule), schedule.grid())
     assert len(asked) == schedule.nfe
     edm, xi = schedule.process.family == "edm", schedule.xi or (0.0,) * 7
     moved = [t * math.exp(x) if edm else t + x for t, x in zip(schedule.t, xi, strict=False)]
     assert [node.t for node in asked] == pytest.approx(moved[7 - schedule.nfe :], rel=1e-14)
     *_, (_, state) = walk(Executor(schedule), schedule.grid(), unit_noise(), MIXTURE.x0)
-    assert state.kept == ()
+    assert state.past == ()
 
 
 def test_an_evaluation_moved_out_of_the_process_is_refused():
@@ -440,7 +440,7 @@ def test_first_evaluation_taken_as_zero():
         return torch.zeros_like(x) if node == grid.nodes[0] else MIXTURE.x0(x, node)
 
     assert_close(execute(short, x, MIXTURE.x0), execute(full, x, law), rtol=1e-13, atol=1e-13)
-    assert len(queries(Executor(short), grid)) == len(queries(Executor(full), grid)) - 1 == 4
+    assert [len(list_queries(Executor(each), grid)) for each in (short, full)] == [4, 5]
 
 
 CONSISTENT = [

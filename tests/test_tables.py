@@ -333,7 +333,7 @@ def test_tab_weights_are_the_integrals(process, k, last):
             old = grid.nodes[n - 1]
             wanted = [wanted[0] / old.sigma, -wanted[0] * old.alpha / old.sigma]
         # kinks of the discrete schedule leave the two quadratures apart
-        assert rows[n].kept == pytest.approx(wanted, rel=2e-4 if process == "vp" else 1e-9)
+        assert rows[n].past == pytest.approx(wanted, rel=2e-4 if process == "vp" else 1e-9)
 
 
 def test_weights_of_polynomials_in_closed_form():

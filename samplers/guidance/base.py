@@ -21,7 +21,7 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.ledger import Ledger
 from ...models.registry import SettingsRegistry, is_needed, parse_spec, settings_of
 from ...models.schedule import Node, TimeGrid
-from ...solvers import Rewritable, Solver, queries
+from ...solvers import Revisable, Solver, list_queries
 
 COND = (Ask(Branch.COND),)
 UNCOND = (Ask(Branch.UNCOND),)
@@ -62,12 +62,13 @@ class Setup:
     @property
     def reach(self) -> int:
         """The number of earlier predictions in the solver's memory."""
-        return self.solver.reach if isinstance(self.solver, Rewritable) else 0
+        return self.solver.reach if isinstance(self.solver, Revisable) else 0
 
     @property
     def one_call(self) -> bool:
         """True if every step is one evaluation, at its own node."""
-        return not self.adaptive and queries(self.solver, self.grid) == list(self.grid.nodes[:-1])
+        nodes = list(self.grid.nodes[:-1])
+        return not self.adaptive and list_queries(self.solver, self.grid) == nodes
 
 
 class Guide(ABC):
