@@ -18,7 +18,7 @@ from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError, shorten
 from ..models.load import load
 from ..models.probe import sketch
-from ..samplers.guidance.base import BOTH, Guide, Moment
+from ..samplers.guidance.base import BOTH, Guide, Moment, check_scale
 from ..samplers.guidance.forecast import Pattern
 from ..samplers.guidance.linear_ag import (
     LinearWeights,
@@ -27,7 +27,7 @@ from ..samplers.guidance.linear_ag import (
     compute_signature,
     fit_weights,
 )
-from ..samplers.guidance.settings import Checked, check_scale
+from ..samplers.guidance.settings import Checked
 from ..solvers import take_solver
 from .guidance_runs import Images, plan_of, run_guided
 from .requests import LinearFitRequest

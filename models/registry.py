@@ -6,7 +6,7 @@ errors: the registry's `make`, a spec string, and its own constructor.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from keyword import iskeyword
@@ -72,8 +72,8 @@ class SettingsRegistry(Registry[type[T]]):
         setattr(cls, "__init__", _wrap_constructor(name, facts))  # noqa: B010  # mypy refuses the plain form
         return cls
 
-    def make(self, name: str, /, **settings: Any) -> T:
-        """Returns the settings of a name; keywords are the fields of its dataclass.
+    def make(self, spec: str, /, **settings: Any) -> T:
+        """Returns the settings of `name` or `name:key=value,...`; keywords are fields too.
 
         A field whose name Python reserves, such as `in_`, is known without the underscore too.
 
@@ -81,21 +81,17 @@ class SettingsRegistry(Registry[type[T]]):
             UnknownNameError: for an unknown name or setting.
             SettingError: for a setting that is missing or out of range; it names the setting.
         """
-        return self.get(name)(**settings)
-
-    def parse(self, spec: str) -> T:
-        """Returns the settings of `name` or `name:key=value,...`; raises as `make`."""
-        name, settings = parse_spec(spec)
-        return self.make(name, **settings)
+        name, given = parse_spec(spec, settings)
+        return self.get(name)(**given)
 
     def take(self, given: T | str) -> T:
-        """Returns settings given as such, or as the text that `parse` takes.
+        """Returns settings given as such, or as the text that `make` takes.
 
         Raises:
             UnknownNameError, SettingError: as `make`, and for anything else.
         """
         if isinstance(given, str):
-            return self.parse(given)
+            return self.make(given)
         if isinstance(given, type) or not isinstance(getattr(given, "info", given), self.facts):
             raise SettingError(
                 f"{self.noun}={given!r} is no {self.noun}; give a name, as in"
@@ -105,19 +101,25 @@ class SettingsRegistry(Registry[type[T]]):
         return given
 
 
-def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """Parses `karras:rho=5` into ("karras", {"rho": 5}); values are JSON if they can be, or words.
 
     A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
+
+    further: settings that are added; raises SettingError for one that the text gives too.
     """
+    if not isinstance(spec, str):
+        return spec, dict(further or {})
     name, _, rest = spec.partition(":")
-    settings = {}
+    settings: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
         settings[key.strip()] = _parse_value(value.strip())
-    return name, settings
+    for key in settings.keys() & (further or {}).keys():
+        raise SettingError(f"{key} is given twice, also in {spec!r}; drop one of them")
+    return name, {**settings, **(further or {})}
 
 
 def _parse_value(text: str) -> Any:

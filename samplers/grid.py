@@ -18,6 +18,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..models.errors import FewstepError, SettingError, UnknownNameError
+from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ..solvers.artefact import MAX_STEPS
 from .ramps import AYS, IN_LAM, IN_TIME, find_lam_ends, place_ays, stretch
@@ -132,6 +133,7 @@ def time_grid(
 ) -> TimeGrid:
     """Returns the named grid of `steps` steps on a schedule; with "denoise" one more step is added.
 
+    name:     also `name:key=value,...`.
     settings: start, end and shift, see `Range`, and those of the formula, such as rho of karras.
 
     Raises:
@@ -140,6 +142,7 @@ def time_grid(
         ScheduleError: if the nodes do not fall.
     """
     check_steps(steps, "a grid needs", " step")
+    name, settings = parse_spec(name, settings)
     for key, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"grid {name!r}: {key}={value} is no finite number")

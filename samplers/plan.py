@@ -9,7 +9,6 @@ from typing import Any
 from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.errors import ScheduleError, SettingError
 from ..models.prediction import Prediction
-from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import (
     Bound,
@@ -214,10 +213,10 @@ def _make_grid(
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _make_span(noise_schedule, settings, (nfe, steps, grid), final)
-    name, options = parse_spec(grid or choose_default_grid(noise_schedule))
+    spec = grid or choose_default_grid(noise_schedule)
 
     def make_grid(n: int) -> TimeGrid:
-        return time_grid(name, noise_schedule, n, final, **options)
+        return time_grid(spec, noise_schedule, n, final)
 
     if steps is not None:
         return make_grid(steps)

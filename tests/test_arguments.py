@@ -5,12 +5,13 @@ import pytest
 import torch
 from tiny import inputs, network
 
-from fewstep import CFG, RectifiedFlow, Sampler, TaylorSeer, caching, from_module
+from fewstep import CFG, RectifiedFlow, Sampler, TaylorSeer, VPDiscrete, caching, from_module
 from fewstep.models.arguments import as_integer, as_integers, as_numbers
 from fewstep.models.caching import enable_cache
 from fewstep.models.errors import FewstepError, SettingError, UnknownArgumentError
 from fewstep.samplers.editing import Editor
-from fewstep.samplers.guidance import Interval
+from fewstep.samplers.grid import time_grid
+from fewstep.samplers.guidance import Interval, PerturbedAttention, Thresholded
 from fewstep.samplers.inversion import invert, reconstruct
 from fewstep.solvers import solver, take_solver
 
@@ -78,6 +79,17 @@ def test_a_run_takes_texts_for_values(sampler):
     narrow = Interval(CFG(3.0), 0.0, 0.5, "step")
     text = "cfg:scale=3+interval:low=0,high=0.5,in=step"
     assert torch.equal(draw(sampler, guidance=text), draw(sampler, guidance=narrow))
+
+
+def test_grids_and_the_guidance_inside_another_are_taken_as_texts():
+    schedule = VPDiscrete()
+    grid = time_grid("karras:rho=5", schedule, 4)
+    assert grid == time_grid("karras", schedule, 4, rho=5) != time_grid("karras", schedule, 4)
+    assert solver("dpmpp-2m:kind=taylor") == solver("dpmpp-2m", kind="taylor")
+    cfg, text = CFG(2.0), "cfg:scale=2"
+    assert Interval(text, 0.1, 0.9) == Interval(cfg, 0.1, 0.9)
+    assert Thresholded(text) == Thresholded(cfg)
+    assert PerturbedAttention(inner=text) == PerturbedAttention(inner=cfg)
 
 
 def test_caches_are_put_on_by_text(sampler):

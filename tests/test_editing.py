@@ -24,7 +24,7 @@ from fewstep.models.attention import (
 )
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import RectifiedFlow, VPLinear
-from fewstep.samplers.editing import Editor, editor, list_editors, names, parse_editor
+from fewstep.samplers.editing import Editor, editor, list_editors, names, take_editor
 from fewstep.samplers.editing.rf_edit import list_shared_places
 from fewstep.samplers.editing.rf_inversion import RFInversion
 from fewstep.samplers.editing.uni_edit import _make_mask
@@ -460,7 +460,7 @@ def test_list_of_editors_names_all_settings():
         == {"flow-edit", "rf-edit", "rf-inversion", "uni-edit"}
     )
     assert "inject=2" in rows["rf-edit"][2]
-    assert parse_editor("rf-edit:layers=[1,2]").layers == (1, 2)
+    assert take_editor("rf-edit:layers=[1,2]").layers == (1, 2)
 
 
 def test_table_of_edits():

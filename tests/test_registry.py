@@ -10,7 +10,7 @@ from fewstep.eval.metrics.base import METRICS
 from fewstep.eval.search.strategies import STRATEGIES
 from fewstep.models.caching.base import CACHES
 from fewstep.models.errors import SettingError, UnknownNameError
-from fewstep.models.registry import Registry, SettingsRegistry, is_needed, settings_of
+from fewstep.models.registry import Registry, SettingsRegistry, is_needed, parse_spec, settings_of
 from fewstep.samplers.editing.base import EDITORS
 from fewstep.samplers.guidance.base import GUIDANCES
 from fewstep.solvers.registry import SOLVERS
@@ -29,6 +29,13 @@ BAD = {  # a setting out of range, and what the error begins with
     ("cache", "taylorseer", "interval", "x"): "taylorseer: interval='x': ",
     ("guidance", "cfg", "scale", "much"): "cfg: scale='much': ",
     ("editor", "rf-edit", "steps", 0): "rf-edit: steps=0: ",
+}
+
+SPECS = {
+    "solver": "dpmpp-2m:kind=taylor",
+    "cache": "taylorseer:interval=7",
+    "guidance": "apg:eta=0.5,scale=2",
+    "editor": "rf-edit:inject=7",
 }
 
 
@@ -57,6 +64,41 @@ def test_constructors_and_the_registry_raise_the_same_errors():
                 make(**{key: value})
             assert str(caught.value).startswith(message)
             assert "\n" not in str(caught.value)
+
+
+NEEDED = {"inner": "cfg:scale=2", "low": 0.1, "high": 0.9, "network": "x", "compute": (0, 2)}
+
+
+def test_every_setting_is_held_to_its_type_by_constructors_and_the_registry_alike():
+    tried = 0
+    for registry in OF_SETTINGS.values():
+        for name in registry:
+            cls = registry.get(name)
+            if name == "linear-ag":  # its file is read first
+                continue
+            given = {f.name: NEEDED.get(f.name, 2.0) for f in settings_of(cls) if is_needed(f)}
+            for key in (each.name for each in settings_of(cls)):
+                said, wrong = [], {**given, key: object()}
+                for make in (cls, partial(registry.make, name)):
+                    with pytest.raises(SettingError) as caught:
+                        make(**wrong)
+                    said.append(str(caught.value))
+                assert said[0] == said[1]
+                assert key.rstrip("_") in said[0]
+                assert "\n" not in said[0]
+                tried += 1
+    assert tried > 100
+
+
+def test_a_name_takes_its_settings_with_it():
+    for noun, spec in SPECS.items():
+        registry = OF_SETTINGS[noun]
+        name, settings = parse_spec(spec)
+        made = registry.make(name, **settings)
+        assert made != registry.make(name, **{"scale": 2} if noun == "guidance" else {})
+        assert registry.make(spec) == registry.take(spec) == registry.take(made) == made
+        with pytest.raises(SettingError, match=f"{min(settings)} is given twice"):
+            registry.make(spec, **{min(settings): 1})
 
 
 def test_every_settings_class_names_an_unknown_setting_one_too_many_and_one_that_is_missing():

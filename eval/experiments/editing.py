@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ...models.errors import SettingError
 from ...samplers.editing import Editor
-from ...samplers.editing.base import parse_editor
+from ...samplers.editing.base import take_editor
 from ...samplers.guidance import CFG
 from ...samplers.images import to_pil, to_uint8, write_sheet
 from ...samplers.sampler import Sampler
@@ -71,7 +71,7 @@ class ClassEdits:
         """
         distance = pair_metric(self.distance)
         for name in self.editors:
-            parse_editor(name)
+            take_editor(name)
         sampler = Sampler.from_pretrained(self.model)
         if sampler.network.num_classes != CLASSES:
             raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import EditorInfo, EditorSettings, editor, list_editors, names, parse_editor
+from .base import EditorInfo, EditorSettings, editor, list_editors, names, take_editor
 from .image_editor import Edit, Editor
 from .scene import Scene
 
@@ -19,5 +19,5 @@ __all__ = [
     "editor",
     "list_editors",
     "names",
-    "parse_editor",
+    "take_editor",
 ]

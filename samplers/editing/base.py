@@ -48,7 +48,7 @@ class EditorSettings(Protocol):
 EDITORS: SettingsRegistry[EditorSettings] = SettingsRegistry("editor", EditorInfo)
 
 register, names = EDITORS.register, EDITORS.names
-editor, parse_editor = EDITORS.make, EDITORS.parse
+editor, take_editor = EDITORS.make, EDITORS.take
 
 
 def list_editors() -> list[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from ..images import Given, Picture, place_images, to_pil
 from ..inversion import check_image, decode
 from ..noise import Noise, check_seeds
 from ..sampler import Sampler
-from .base import EditorSettings, parse_editor
+from .base import EditorSettings, take_editor
 from .scene import Scene
 
 
@@ -54,7 +54,7 @@ class Editor:
             SettingError: if the editor does not run on the network's noise schedule.
         """
         self.sampler = sampler
-        self.settings = parse_editor(settings) if isinstance(settings, str) else settings
+        self.settings = take_editor(settings)
         info, network = self.settings.info, sampler.network
         if info.families and network.schedule.family not in info.families:
             raise SettingError(

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
-from .base import COND, Guidance, Guide, Moment, Setup, register
+from .base import COND, Guidance, Guide, Inner, Moment, Setup, register
 from .cfg import Coordinate, Span
 from .settings import Checked
 
@@ -31,7 +30,7 @@ class Interval(Checked, Guidance):
     name: ClassVar[str] = "interval"
     source: ClassVar[str] = "arXiv:2404.07724"
 
-    inner: InstanceOf[Guidance]
+    inner: Inner
     low: float
     high: float
     in_: Coordinate = "sigma"

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, InstanceOf
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.perturbed import perturb_attention
 from ...models.schedule import TimeGrid
-from .base import Guidance, Guide, Moment, Setup, Unguided, register
+from .base import Guidance, Guide, Inner, Moment, Setup, Unguided, register
 from .settings import Checked
 
 
@@ -40,7 +40,7 @@ class PerturbedAttention(Checked, Guidance):
 
     scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers)] = None
-    inner: InstanceOf[Guidance] = field(default_factory=Unguided)
+    inner: Inner = field(default_factory=Unguided)
 
     @property
     def off(self) -> bool:

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from pydantic import InstanceOf
 from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Network
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
-from .base import Guidance, Guide, Moment, Setup, Unguided, register
+from .base import Guidance, Guide, Inner, Moment, Setup, Unguided, register
 from .settings import Checked
 
 
@@ -32,7 +31,7 @@ class Thresholded(Checked, Guidance):
     name: ClassVar[str] = "threshold"
     source: ClassVar[str] = "arXiv:2205.11487 sec. 2.3"
 
-    inner: InstanceOf[Guidance] = field(default_factory=Unguided)
+    inner: Inner = field(default_factory=Unguided)
     quantile: float = 0.995
     floor: float = 1.0
     latents: bool = False
