@@ -128,7 +128,7 @@ class Graphs:
         for static, fresh in zip(graph.inputs, tensors, strict=True):
             static.copy_(fresh, non_blocking=True)
         graph.replay()
-        return _clone_outputs(graph.outputs)
+        return _clone_tensors(graph.outputs)
 
     def refuse(self, what: str, why: str) -> None:
         """Warns, once, of work that is not recorded."""
@@ -159,8 +159,8 @@ class Graphs:
         self._held[key] = graph
 
     def _record(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
-        tensors: list[Tensor] = []
-        static = _copy_inputs(inputs, tensors)
+        static, tensors = _clone_tensors(inputs), list[Tensor]()
+        _describe_inputs(static, tensors)
         try:
             with _mark_recording():
                 outputs, replay = self.capture(lambda: work(static))
@@ -232,25 +232,13 @@ def _describe_inputs(tree: Any, tensors: list[Tensor]) -> Any:
     return type(tree), tree
 
 
-def _copy_inputs(tree: Any, tensors: list[Tensor]) -> Any:
-    """Copies inputs with tensors of its own, in the order of `_describe_inputs`."""
-    if isinstance(tree, Tensor):
-        tensors.append(tree.clone())
-        return tensors[-1]
-    if isinstance(tree, dict):
-        return {name: _copy_inputs(each, tensors) for name, each in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_copy_inputs(each, tensors) for each in tree)
-    return tree
-
-
-def _clone_outputs(tree: Any) -> Any:
+def _clone_tensors(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree.clone()
     if isinstance(tree, dict):
-        return {name: _clone_outputs(each) for name, each in tree.items()}
+        return {name: _clone_tensors(each) for name, each in tree.items()}
     if type(tree) in (list, tuple):
-        return type(tree)(_clone_outputs(each) for each in tree)
+        return type(tree)(_clone_tensors(each) for each in tree)
     return tree
 
 

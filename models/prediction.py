@@ -66,49 +66,51 @@ DIFFUSERS_NAMES = {
 def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
     """Returns (a, b) with x0 = a x_t + b out; raises ModelError for eps at alpha = 0."""
     a, s = node.alpha, node.sigma
-    match kind:
-        case Prediction.X0:
-            return 0.0, 1.0
-        case Prediction.EPS:
-            if a == 0.0:
-                raise ModelError(
-                    f"eps at t={node.t:g} does not determine x0, because alpha is 0 there;"
-                    " start the grid at an earlier time or use a v or flow network"
-                )
-            return 1.0 / a, -s / a
-        case Prediction.V:
-            return a / (a * a + s * s), -s / (a * a + s * s)
-        case Prediction.FLOW:
-            return 1.0 / (a + s), -s / (a + s)
-        case Prediction.FLOW_TO_DATA:
-            return 1.0 / (a + s), s / (a + s)
-        case Prediction.EDM:
-            total = s * s + a * a * sigma_data**2
-            return a * sigma_data**2 / total, s * sigma_data / math.sqrt(total)
+    if kind is Prediction.EDM:
+        total = s * s + a * a * sigma_data**2
+        return a * sigma_data**2 / total, s * sigma_data / math.sqrt(total)
+    if kind is Prediction.EPS and a == 0.0:
+        raise ModelError(
+            f"eps at t={node.t:g} does not determine x0, because alpha is 0 there;"
+            " start the grid at an earlier time or use a v or flow network"
+        )
+    p, q = _define(kind, node, sigma_data)
+    det = a * q - s * p
+    return (0.0, 1.0) if kind is Prediction.X0 else (q / det, -s / det)
 
 
 def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
     """Returns (c, d) with eps = c x_t + d out; raises ModelError for x0 at sigma = 0."""
     a, s = node.alpha, node.sigma
+    if kind is Prediction.EDM:
+        total = s * s + a * a * sigma_data**2
+        return s / total, -a * sigma_data / math.sqrt(total)
+    if kind is Prediction.X0 and s == 0.0:
+        raise ModelError(
+            f"x0 at t={node.t:g} does not determine eps, because sigma is 0 there;"
+            " ask at a time with sigma > 0"
+        )
+    p, q = _define(kind, node, sigma_data)
+    det = a * q - s * p
+    return (0.0, 1.0) if kind is Prediction.EPS else (-p / det, a / det)
+
+
+def _define(kind: Prediction, node: Node, sigma_data: float) -> Linear:
+    """Returns (p, q) with out = p x0 + q eps."""
     match kind:
+        case Prediction.X0:
+            return 1.0, 0.0
         case Prediction.EPS:
             return 0.0, 1.0
-        case Prediction.X0:
-            if s == 0.0:
-                raise ModelError(
-                    f"x0 at t={node.t:g} does not determine eps, because sigma is 0 there;"
-                    " ask at a time with sigma > 0"
-                )
-            return 1.0 / s, -a / s
         case Prediction.V:
-            return s / (a * a + s * s), a / (a * a + s * s)
+            return -node.sigma, node.alpha
         case Prediction.FLOW:
-            return 1.0 / (a + s), a / (a + s)
+            return -1.0, 1.0
         case Prediction.FLOW_TO_DATA:
-            return 1.0 / (a + s), -a / (a + s)
+            return 1.0, -1.0
         case Prediction.EDM:
-            total = s * s + a * a * sigma_data**2
-            return s / total, -a * sigma_data / math.sqrt(total)
+            root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
+            return node.sigma / root, -node.alpha * sigma_data**2 / root
 
 
 def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
@@ -128,15 +130,10 @@ def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
 
 def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:
     """Returns the root mean square of a network's outputs where x0 has that of `data`."""
-    match kind:
-        case Prediction.EPS | Prediction.EDM:
-            return 1.0
-        case Prediction.X0:
-            return data
-        case Prediction.V:
-            return math.hypot(node.alpha, node.sigma * data)
-        case Prediction.FLOW | Prediction.FLOW_TO_DATA:
-            return math.hypot(1.0, data)
+    if kind is Prediction.EDM:
+        return 1.0
+    p, q = _define(kind, node, data)
+    return math.hypot(p * data, q)
 
 
 def velocity_from(
@@ -175,25 +172,12 @@ def convert(
     """
     if source is target:
         return out
-    weights = _target_weights(node, source, target, sigma_data)
-    return combine(weights, x_t, out)
-
-
-def _target_weights(
-    node: Node, source: Prediction, target: Prediction, sigma_data: float
-) -> Linear:
     if target is Prediction.X0:
-        return x0_from(source, node, sigma_data)
-    if target is Prediction.EPS:
-        return eps_from(source, node, sigma_data)
-    (a, b), (c, d) = x0_from(source, node, sigma_data), eps_from(source, node, sigma_data)
-    if target is Prediction.V:
-        p, q = -node.sigma, node.alpha
-    elif target is Prediction.FLOW:
-        p, q = -1.0, 1.0
-    elif target is Prediction.FLOW_TO_DATA:
-        p, q = 1.0, -1.0
-    else:  # edm
-        root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
-        p, q = node.sigma / root, -node.alpha * sigma_data**2 / root
-    return p * a + q * c, p * b + q * d
+        weights = x0_from(source, node, sigma_data)
+    elif target is Prediction.EPS:
+        weights = eps_from(source, node, sigma_data)
+    else:
+        (a, b), (c, d) = x0_from(source, node, sigma_data), eps_from(source, node, sigma_data)
+        p, q = _define(target, node, sigma_data)
+        weights = p * a + q * c, p * b + q * d
+    return combine(weights, x_t, out)
