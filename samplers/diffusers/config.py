@@ -9,20 +9,19 @@ makes a new mapping. A run here follows them all.
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any
 
 from diffusers.utils import logging
 
 from ...models.diffusers_config import EXPLODING, FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
-from ...models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
-from ..grid import choose_default_grid
+from .planning import GRID_FLAGS, Choices
 from .trained_process import TrainedProcess, find_classes, guess_class
 
 logger = logging.get_logger(__name__)
 
-DEFAULTS: dict[str, Any] = dict.fromkeys(("solver", "grid", "nfe", "schedule", "state"))
-DEFAULTS |= {"final": "zero", "check_finite": False}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Choices)}
 NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
 OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
 AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs
@@ -39,30 +38,30 @@ INSTEAD = {  # of fields that say what runs in diffusers: what says it here
 }
 
 
-def read_choices(config: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Returns the network's config, with what own changes in it, and the choices of what shall run.
+def read_choices(config: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Returns the network's config, with the changes to it, and the choices of what shall run.
 
-    Of the choices in the config those hold that own does not replace: a solver takes the place of
-    a schedule and the other way round. use_karras_sigmas and its like are grids.
+    given: arguments of `from_config`. They replace choices of the config: a solver takes the place
+        of a schedule and the other way round. use_karras_sigmas and its like are grids.
 
     Raises:
         UnknownNameError: for a setting that does not exist.
         SettingError: for a change that would change nothing, or a config with two values of one.
     """
-    _check_attributes(config, own)
+    _check_attributes(config, given)
     base = _add_class({key: value for key, value in config.items() if key not in DEFAULTS})
-    kept = {key: config[key] for key in DEFAULTS if key in config}
-    own = _name_grid(base, kept, own)
-    picked = {key: value for key, value in own.items() if key in DEFAULTS}
-    changes = {key: value for key, value in own.items() if key not in DEFAULTS}
+    chosen = {key: config[key] for key in DEFAULTS if key in config}
+    given = _name_grid(base, chosen, given)
+    picked = {key: value for key, value in given.items() if key in DEFAULTS}
+    changes = {key: value for key, value in given.items() if key not in DEFAULTS}
     if picked.get("solver") is not None:
-        kept |= {"schedule": None}
+        chosen |= {"schedule": None}
     if picked.get("schedule") is not None:
-        kept |= {"solver": None, "grid": None, "nfe": None}
+        chosen |= {"solver": None, "grid": None, "nfe": None}
     _say_what_is_left(base | changes)
     _check_changes(base, _merge_shifts(base, changes), str(picked.get("grid")))
     changes |= _collect_shifts(base, changes)
-    return base | changes | _find_unset(base, changes), {**DEFAULTS, **kept, **picked}
+    return base | changes | _find_unset(base, changes), {**DEFAULTS, **chosen, **picked}
 
 
 def _add_class(base: dict[str, Any]) -> dict[str, Any]:
@@ -90,14 +89,14 @@ def _collect_shifts(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 def _find_unset(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the fields that nobody set, for which another class takes its own defaults."""
-    fields = base.get("_use_default_values", ())
-    return {"_use_default_values": [key for key in fields if key not in changes]} if fields else {}
+    unset = base.get("_use_default_values", ())
+    return {"_use_default_values": [key for key in unset if key not in changes]} if unset else {}
 
 
-def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _check_attributes(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raises where `config.x = value` was typed, which leaves the item as it was."""
     for key, value in read_attributes(config).items():
-        matters = key in (*FACTS, *GRID_FLAGS, *DEFAULTS) and key not in own
+        matters = key in (*FACTS, *GRID_FLAGS, *DEFAULTS) and key not in given
         if matters and not is_same(value, config.get(key)):
             raise SettingError(
                 f"this config has {key}={value!r} as an attribute and {config.get(key)!r} as an"
@@ -106,19 +105,19 @@ def _check_attributes(config: Mapping[str, Any], own: Mapping[str, Any]) -> None
 
 
 def _name_grid(
-    base: Mapping[str, Any], kept: Mapping[str, Any], own: Mapping[str, Any]
+    base: Mapping[str, Any], chosen: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Puts a grid in the place of use_karras_sigmas=True and its like, as diffusers has them, and
     beside a timestep_spacing that is asked for."""
-    flags = [flag for flag in GRID_FLAGS if own.get(flag)]
-    spaced = ["timestep_spacing"] if own.get("timestep_spacing") is not None else []
-    asked = flags + spaced + [key for key in ("grid", "schedule") if own.get(key) is not None]
+    flags = [flag for flag in GRID_FLAGS if given.get(flag)]
+    spaced = ["timestep_spacing"] if given.get("timestep_spacing") is not None else []
+    asked = flags + spaced + [key for key in ("grid", "schedule") if given.get(key) is not None]
     if flags + spaced and len(asked) > 1:
         raise SettingError(f"{' and '.join(asked)} each say where the steps lie; drop all but one")
-    rest = {key: value for key, value in own.items() if not (key in GRID_FLAGS and value)}
-    moved = "steps_offset" in own and str(kept.get("grid")).startswith("leading:")
+    rest = {key: value for key, value in given.items() if not (key in GRID_FLAGS and value)}
+    moved = "steps_offset" in given and str(chosen.get("grid")).startswith("leading:")
     if spaced or (moved and len(asked) == 0):
-        return rest | {"grid": choose_spacing(base, own)}
+        return rest | {"grid": choose_spacing(base, given)}
     return rest | ({"grid": GRID_FLAGS[flags[0]]} if flags else {})
 
 
@@ -172,36 +171,17 @@ def _say_what_is_left(base: Mapping[str, Any]) -> None:
         logger.warning("a network of this config is distilled to its own update; keep it for that")
 
 
-GRID_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-    "use_lu_lambdas": "logsnr",
-}
-DISTILLED = ("", "LCMScheduler", "TCDScheduler")  # "" is a config that was never saved
 SPARE = {  # they take one point more than there are steps
     *("DEISMultistepScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"),
     "UniPCMultistepScheduler",
 }
 
 
-def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
-    """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
-    they were distilled at, else uniform on flow, as pipelines do."""
-    for flag, grid in GRID_FLAGS.items():
-        if config.get(flag):
-            return grid
-    original = config.get("original_inference_steps")
-    if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
-        return f"lcm:original={original}"
-    return "uniform" if isinstance(schedule, RectifiedFlow) else choose_default_grid(schedule)
-
-
-def choose_spacing(config: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Returns the grid that the class of a config makes of a timestep_spacing that own asks for."""
-    fields = {key for key in config if not key.startswith("_") and key != "base_class"}
-    classes = {class_name_of(config)} - {""} or set(find_classes(fields))
-    spare, asked = int(bool(classes & SPARE)), {**config, **own}
+def choose_spacing(config: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Returns the grid that the class of a config makes of the timestep_spacing asked for."""
+    named = {key for key in config if not key.startswith("_") and key != "base_class"}
+    classes = {class_name_of(config)} - {""} or set(find_classes(named))
+    spare, asked = int(bool(classes & SPARE)), {**config, **given}
     match asked.get("timestep_spacing"):
         case "trailing":
             return "trailing"

@@ -115,10 +115,10 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
             FewstepError: for what cannot be planned.
         """
         self._follow_config()
-        wanted = TimestepsRequest.of(
+        request = TimestepsRequest.of(
             num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps
         )
-        plan = self.choices.plan(self.process, wanted)
+        plan = self.choices.plan(self.process, request)
         plan.warn(self.process.prediction)
         self._calls = list_calls(plan)
         self._plan, nodes = plan, [call.node for call in self._calls]
@@ -128,9 +128,9 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         self.timesteps = self._labels.tensor
         self.sigmas = _make_sigmas(plan.grid.schedule, [*nodes, plan.grid.nodes[-1]])
         self.num_inference_steps = plan.grid.steps
-        self.order = 1 if wanted.listed else count_calls_per_step(self._calls)
+        self.order = 1 if request.listed else count_calls_per_step(self._calls)
         expected = self.order * (plan.grid.steps - plan.grid.denoise)
-        self._uneven = not wanted.listed and len(nodes) > max(expected, plan.grid.steps)
+        self._uneven = not request.listed and len(nodes) > max(expected, plan.grid.steps)
         self._forget()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -222,7 +222,7 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         return self._plan
 
     def _make_late_stepper(self, plan: Plan, rest: list[PlannedCall]) -> Stepper:
-        if self.choices.table is not None:
+        if self.choices.schedule is not None:
             raise SettingError(
                 "a schedule goes all the way from noise to data; use strength=1, or a named solver"
             )
@@ -234,7 +234,7 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         """Returns the number of the current evaluation, or of the one that begins a run."""
         self._get_plan()
         if self._begin is None and not (self._stepper and self._stepper.begun):
-            return self._labels.find_begin(timestep, [question.stage for question in self._calls])
+            return self._labels.find_begin(timestep, [call.stage for call in self._calls])
         if self._index < len(self._calls):
             self._labels.check(timestep, self._index)
         return self._index

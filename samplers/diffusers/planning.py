@@ -2,23 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ...models.arguments import as_integer, as_numbers
+from ...models.diffusers_config import class_name_of
 from ...models.errors import SettingError, UnknownNameError
-from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ...solvers import Schedule, SolverSettings, take_solver
-from ..grid import Final
+from ..grid import Final, choose_default_grid
 from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
-from .config import choose_grid
 from .stepper import list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
 from .trained_process import TrainedProcess
 
 Numbers = Sequence[float] | Tensor
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "logsnr",
+}
+DISTILLED = ("", "LCMScheduler", "TCDScheduler")  # "" is a config that was never saved
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class TimestepsRequest:
         cls, steps: int | None, nfe: int | None, mu: float | None, **listed: Numbers | None
     ) -> "TimestepsRequest":
         """Raises SettingError if there are two lists, or a list and another number of steps."""
-        sigmas, labels = (read_floats(name, listed[name]) for name in ("sigmas", "timesteps"))
+        sigmas, labels = (_read_floats(name, listed[name]) for name in ("sigmas", "timesteps"))
         if sigmas is not None and labels is not None:
             raise SettingError("give sigmas or timesteps, not both; each determines the other")
         if [] in (sigmas, labels):
@@ -52,23 +59,23 @@ class TimestepsRequest:
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of a run.
+    """The choices of a run, by their names in `SolverScheduler.from_config`.
 
     solver: a name with settings; None is unipc-2.
     grid:   a name with settings or falling times; None is the network's own.
     nfe:    a budget that stands in for a number of steps.
-    table:  a schedule that stands in for all of these.
+    schedule: what stands in for all of these.
     final:  as `make_plan` takes it.
-    check_finite: wait for the network's answers, and raise if one is not finite.
     state:  "vp" | "ve", what the pipeline holds of a variance-preserving network's state; None is
         what the scheduler does that the config comes from.
+    check_finite: wait for the network's answers, and raise if one is not finite.
     """
 
-    solver: str | None
-    grid: str | list[float] | None
-    nfe: int | None
-    table: Schedule | None
-    final: str
+    solver: str | None = None
+    grid: str | list[float] | None = None
+    nfe: int | None = None
+    schedule: Schedule | None = None
+    final: str = "zero"
     state: str | None = None
     check_finite: bool = False
 
@@ -76,24 +83,19 @@ class Choices:
     def of(
         cls,
         *,
-        solver: str | None = None,
         grid: str | Numbers | None = None,
-        nfe: int | None = None,
         schedule: Schedule | str | Path | None = None,
-        final: str = "zero",
-        state: str | None = None,
-        check_finite: bool = False,
+        **others: Any,
     ) -> "Choices":
-        """Makes them of the arguments of `SolverScheduler.from_config`."""
-        times = grid if isinstance(grid, str) else read_floats("grid", grid)
-        return cls(solver, times, nfe, _read_schedule(schedule), final, state, check_finite)
+        """Makes them of arguments: times may be any row, a schedule a text or a file's name."""
+        times = grid if isinstance(grid, str) else _read_floats("grid", grid)
+        return cls(grid=times, schedule=_read_schedule(schedule), **others)
 
     @property
     def config(self) -> dict[str, Any]:
         """The same as a config carries it: a schedule as JSON text."""
-        text = None if self.table is None else self.table.dump()
-        rest = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {"schedule": text} | {key: value for key, value in rest.items() if key != "table"}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return values | {"schedule": None if self.schedule is None else self.schedule.dump()}
 
     def explodes(self, process: TrainedProcess) -> bool:
         """Tells whether the pipeline holds x0 + (sigma / alpha) eps: the state divided by alpha."""
@@ -114,10 +116,10 @@ class Choices:
             )
         if not (self.solver is None or isinstance(self.solver, str)):
             raise SettingError(f"solver={self.solver!r} must be a name, as in solver='unipc-3'")
-        if self.table is not None:
+        if self.schedule is not None:
             if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
                 raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
-            list_calls(make_plan(process.fixed, self.table))
+            list_calls(make_plan(process.fixed, self.schedule))
         elif self.settings.info.adaptive:
             raise SettingError(
                 f"{self.settings.info.name} chooses its steps as it goes, and a pipeline wants them"
@@ -131,20 +133,20 @@ class Choices:
     def settings(self) -> SolverSettings:
         return take_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
 
-    def plan(self, process: TrainedProcess, wanted: TimestepsRequest) -> Plan:
+    def plan(self, process: TrainedProcess, request: TimestepsRequest) -> Plan:
         """Returns the plan of a run; raises FewstepError if there is none."""
-        schedule, given = process.make_schedule(wanted.mu), wanted.sigmas or wanted.labels
+        schedule, given = process.make_schedule(request.mu), request.sigmas or request.labels
         if given is None:
-            return self._plan_steps(schedule, wanted, process.config)
-        if isinstance(schedule, RectifiedFlow) and wanted.sigmas and is_ramp(given):
-            same = TimestepsRequest(len(given), wanted.nfe, None, None, wanted.mu)
+            return self._plan_steps(schedule, request, process.config)
+        if isinstance(schedule, RectifiedFlow) and request.sigmas and is_ramp(given):
+            same = TimestepsRequest(len(given), request.nfe, None, None, request.mu)
             plan = self._plan_steps(schedule, same, process.config)
         else:
-            read = make_grid_at_sigmas if wanted.sigmas else make_grid_at_labels
-            plan = self._plan_list(read(schedule, given), wanted.nfe)
-        if wanted.steps not in (None, plan.grid.steps):
+            read = make_grid_at_sigmas if request.sigmas else make_grid_at_labels
+            plan = self._plan_list(read(schedule, given), request.nfe)
+        if request.steps not in (None, plan.grid.steps):
             raise SettingError(
-                f"{plan.grid.steps} times were given for {wanted.steps} steps; drop"
+                f"{plan.grid.steps} times were given for {request.steps} steps; drop"
                 " num_inference_steps"
             )
         return plan
@@ -152,8 +154,8 @@ class Choices:
     def _plan_list(self, grid: TimeGrid, nfe: int | None) -> Plan:
         """Times that somebody chose; they are taken as they are or not at all."""
         set_too = [name for name in ("grid", "nfe") if getattr(self, name) is not None]
-        if nfe is not None or set_too or self.table is not None or self.final != "zero":
-            what = "a schedule" if self.table is not None else " and ".join(set_too or ["nfe"])
+        if nfe is not None or set_too or self.schedule is not None or self.final != "zero":
+            what = "a schedule" if self.schedule is not None else " and ".join(set_too or ["nfe"])
             raise SettingError(
                 f"explicit sigmas or timesteps are the grid, and this scheduler has {what} already;"
                 " drop one of them"
@@ -161,21 +163,22 @@ class Choices:
         return make_plan(grid.schedule, self.settings, grid=[node.t for node in grid.nodes])
 
     def _plan_steps(
-        self, schedule: NoiseSchedule, wanted: TimestepsRequest, config: Mapping[str, Any]
+        self, schedule: NoiseSchedule, request: TimestepsRequest, config: Mapping[str, Any]
     ) -> Plan:
-        nfe = self.nfe if wanted.nfe is None else wanted.nfe
-        if self.table is not None:
-            plan, what = make_plan(schedule, self.table), "the schedule"
+        nfe = self.nfe if request.nfe is None else request.nfe
+        if self.schedule is not None:
+            plan, what = make_plan(schedule, self.schedule), "the schedule"
         elif self.grid is not None and not isinstance(self.grid, str):
             plan, what = make_plan(schedule, self.settings, grid=self.grid), "the grid"
         elif nfe is not None:
             plan, what = self._plan_named(schedule, {"nfe": nfe}, config), f"{nfe} evaluations"
-        elif wanted.steps is None:
+        elif request.steps is None:
             raise SettingError("set_timesteps needs num_inference_steps, sigmas, timesteps or nfe")
         else:
-            return self._plan_named(schedule, {"steps": wanted.steps}, config)
-        _check_steps(what, plan.grid.steps, wanted.steps)
-        if (self.table is not None or isinstance(self.grid, list)) and nfe not in (None, plan.nfe):
+            return self._plan_named(schedule, {"steps": request.steps}, config)
+        _check_steps(what, plan.grid.steps, request.steps)
+        fixed = self.schedule is not None or isinstance(self.grid, list)
+        if fixed and nfe not in (None, plan.nfe):
             raise SettingError(f"{what} takes {plan.nfe} evaluations, not nfe={nfe}; drop nfe")
         return plan
 
@@ -202,15 +205,22 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
         )
 
 
-def read_floats(name: str, values: Numbers | None) -> list[float] | None:
-    """Returns a list of numbers as Python floats; raises SettingError for anything else."""
-    try:
-        return None if values is None else [float(value) for value in values]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SettingError(f"{name} must be a list of numbers, not {values!r}") from error
+def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
+    return None if values is None else as_numbers(values, name)
+
+
+def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
+    """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
+    they were distilled at, else uniform on flow, as pipelines do."""
+    for flag, grid in GRID_FLAGS.items():
+        if config.get(flag):
+            return grid
+    original = config.get("original_inference_steps")
+    if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
+        return f"lcm:original={original}"
+    return "uniform" if isinstance(schedule, RectifiedFlow) else choose_default_grid(schedule)
 
 
 def _check_count(name: str, value: int | None) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (value is None or (whole and value > 0)):
+    if value is not None and as_integer(value, name) < 1:
         raise SettingError(f"{name}={value!r} must be a positive whole number")

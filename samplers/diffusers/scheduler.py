@@ -13,9 +13,8 @@ border only. Evaluations are counted; the timesteps that a pipeline hands over s
 and are held against the count where that costs no wait for a device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.prediction import Prediction, combine
-from ...solvers import Schedule
 from .config import read_choices
 from .planned_scheduler import PlannedScheduler
 from .planning import Choices
@@ -57,29 +55,9 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
 
     __module__ = "fewstep"  # which a saved pipeline names, and its user imports
 
-    def __init__(
-        self,
-        base: Mapping[str, Any],
-        *,
-        solver: str | None = None,
-        grid: str | Sequence[float] | None = None,
-        nfe: int | None = None,
-        schedule: Schedule | str | Path | None = None,
-        final: str = "zero",
-        state: str | None = None,
-        check_finite: bool = False,
-    ) -> None:
+    def __init__(self, base: Mapping[str, Any], **choices: Any) -> None:
         """Takes what `from_config` takes; base is the config of another scheduler."""
-        choices = Choices.of(
-            solver=solver,
-            grid=grid,
-            nfe=nfe,
-            schedule=schedule,
-            final=final,
-            state=state,
-            check_finite=check_finite,
-        )
-        super().__init__(base, choices)
+        super().__init__(base, Choices.of(**choices))
 
     @classmethod
     def from_config(
