@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test fuzz slow wheel house bench docs fd-small networks schedules results \
+.PHONY: dev lint types test fuzz slow wheel house bench docs fd-small networks zoo schedules results \
 	results-page caching guidance editing kills gpu-check check
 
 dev:
@@ -46,16 +46,22 @@ fd-small:
 	$(PYTHON) recipes/train_fd_small.py
 	$(PYTHON) recipes/measure_fd_small.py
 
-# The embedded networks, minutes each on a GPU (docs/training.md). Stopped, it goes on where it was.
-NETWORKS ?= fashion-unet fashion-dit cifar-unet cifar-dit cifar-edm
-MINUTES ?= 8
+# The embedded networks, hours each on one core (docs/training.md), and small ones of other kinds, ten
+# minutes each. Stopped, it goes on where it was.
+NETWORKS ?= fashion-dit fashion-unet fashion-edm emoji
+ZOO ?= mnist-flow mnist-v mnist-eps fashion-flow fashion-edm emoji-v emoji-eps
+MINUTES ?= 180
+TRAIN = OMP_NUM_THREADS=1 $(PYTHON) recipes/train_network.py
 networks:
 	fewstep data fashion-mnist
-	fewstep data cifar10
-	for name in $(NETWORKS); do \
-		$(PYTHON) -m accelerate.commands.launch recipes/train_network.py $$name \
-			--minutes $(MINUTES) --out trained/$$name || exit 1; \
-	done
+	fewstep data emoji
+	for name in $(NETWORKS); do $(TRAIN) $$name --minutes $(MINUTES) || exit 1; done
+
+zoo:
+	fewstep data fashion-mnist
+	fewstep data mnist
+	fewstep data emoji
+	for name in $(ZOO); do $(TRAIN) zoo-$$name --minutes 10 || exit 1; done
 
 # The schedules that come with the package: published ones in seconds, searched ones in hours.
 schedules:

@@ -19,7 +19,7 @@ import train_network
 from PIL import Image
 from safetensors.torch import load_file
 from training import loop, pixels, run, store, table, task
-from training.recipe import Recipe, Times, build, parameters_of, recipe_of, written
+from training.recipe import Recipe, Times, build, parameters_of, recipe_of, write_recipe
 
 from fewstep.eval.data import in_memory
 from fewstep.models.checkpoint import WEIGHTS
@@ -27,7 +27,7 @@ from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
 from fewstep.models.load import load, read_card
 from fewstep.models.prediction import x0_from
-from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
+from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, noise_schedule
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SIDE = 8
@@ -41,7 +41,7 @@ UNET = {
     "norm_num_groups": 4,
 }
 SHARED = {"data": "halves", "shape": (1, SIDE, SIDE), "classes": CLASSES, "batch": 16}
-SHARED |= {"unmirrored": ("left", "right"), "warmup": 2, "rate": 3e-3, "ema": 0.9}
+SHARED |= {"unmirrored": ("left", "right"), "warmup": 2, "rate": 3e-3, "ema": 0.9, "bf16": False}
 DIT = Recipe(
     name="tiny-dit",
     model="DiTTransformer2DModel",
@@ -54,27 +54,13 @@ DIT = Recipe(
     },
     schedule={"family": "flow", "params": {"time_scale": 1000.0}},
     prediction="flow",
-    times=Times("logit-normal"),
-    zeroed=table.DIT_ZEROS,
-    **SHARED,
+    times=table.TO_THE_DATA,
+    **SHARED | {"bf16": True},
 )
 VP = Recipe(
-    name="tiny-vp",
-    model="UNet2DModel",
-    config=UNET,
-    schedule=table.VP,
-    prediction="eps",
-    times=Times("steps"),
-    zeroed=("conv_out",),
-    **SHARED,
+    name="tiny-vp", model="UNet2DModel", config=UNET, **table.EPS, conditional=False, **SHARED
 )
-TINY_EDM = replace(
-    VP,
-    name="tiny-edm",
-    schedule=table.EDM,
-    prediction="edm",
-    times=Times("log-normal", mean=-1.2, std=1.2),
-)
+TINY_EDM = replace(VP, name="tiny-edm", **table.EDM, conditional=True)
 TINY = {recipe.name: recipe for recipe in (DIT, VP, TINY_EDM)}
 
 
@@ -89,31 +75,25 @@ def halves(n=60):
 
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
-    """Made-up images, few nodes, and a clean accelerator after each test."""
+    """Made-up images, few nodes, and the precision of before after each test."""
     monkeypatch.setattr(pixels, "images_of", lambda source: halves())
     monkeypatch.setattr(task, "NODES", 2048)
     monkeypatch.setattr(store, "PER_CLASS", 2)
     monkeypatch.setattr(store, "NFE", 4)
     yield
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.benchmark = False
 
 
-def new_run(recipe=DIT):
-    return run.Run(recipe, train_network.started())
-
-
-def trained(recipe, steps, folder, of=None):
+def trained(recipe, steps, folder, of=None, start=None):
     """A run after that many steps; `of` says how long the whole training is to be."""
     place = loop.Place(folder, 1e9)
-    here = new_run(recipe)
+    here = run.Run(recipe, start)
     if place.checkpoint.exists():
         here.restore(place.checkpoint)
-    here.start(compiled=False)
     if of is None:
         loop.train(here, loop.Budget(steps=steps), place)
     else:
-        stop_after(here, steps - here.steps)
+        stop_after(here, steps - here.progress.steps)
         with pytest.raises(loop.Stopped):
             loop.train(here, loop.Budget(steps=of), place)
     return here
@@ -175,7 +155,7 @@ EXPECTED = {
 @pytest.mark.parametrize("prediction", EXPECTED)
 def test_the_right_answer_is_the_formula_of_each_prediction(prediction):
     recipe = replace(TINY_EDM if prediction == "edm" else DIT, prediction=prediction)
-    asked, (x0, eps) = task.nodes(recipe), (0.7, -1.3)
+    asked, (x0, eps) = task.make_nodes(recipe), (0.7, -1.3)
     for i in (0, 500, 1024, 2000, 2047):
         alpha, sigma = float(asked.alpha[i]), float(asked.sigma[i])
         expected = EXPECTED[prediction](x0, eps, alpha, sigma)
@@ -183,55 +163,70 @@ def test_the_right_answer_is_the_formula_of_each_prediction(prediction):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_edm_reads_scaled_states_and_the_logarithm_of_sigma():
-    asked = task.nodes(TINY_EDM)
+def test_edm_reads_scaled_states_and_250_times_the_logarithm_of_sigma():
+    asked = task.make_nodes(TINY_EDM)
     sigma = asked.sigma.double()
     torch.testing.assert_close(asked.scale.double(), (sigma**2 + 0.25).rsqrt(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(asked.label.double(), sigma.log() / 4, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(asked.label.double(), 250 * sigma.log(), rtol=1e-5, atol=1e-3)
     assert torch.equal(asked.alpha, torch.ones(2048))
 
 
-def test_laws_of_times(monkeypatch):
-    logit = torch.tensor(task.times(Times("logit-normal", 0.5, 0.8), RectifiedFlow())).logit()
-    log = torch.tensor(task.times(Times("log-normal", -1.2, 1.2), EDM())).log()
-    for found, mean, std in ((logit, 0.5, 0.8), (log, -1.2, 1.2)):
+def times(schedule, *laws):
+    return task.make_times([Times(*law) for law in laws], schedule)
+
+
+def test_laws_of_times():
+    logit = torch.tensor(times(RectifiedFlow(), ("logit-normal", (0.5, 0.8)))).logit()
+    log = torch.tensor(times(EDM(), ("log-normal", (-1.0, 1.3)))).log()
+    for found, mean, std in ((logit, 0.5, 0.8), (log, -1.0, 1.3)):
         assert float(found.mean()) == pytest.approx(mean, abs=1e-3)
         assert float(found.std()) == pytest.approx(std, rel=5e-3)
-    steps = task.times(Times("steps"), VPDiscrete(num_train_timesteps=50))
-    assert steps == [(n + 1) / 50 for n in range(50)]
-    even = task.times(Times("uniform"), RectifiedFlow())
-    assert np.allclose(np.diff(even), (1.0 - 1e-3) / 2048)
-    assert even[0] > 1e-3 > even[0] - (even[1] - even[0])
-    assert even[-1] < 1.0
+    steps = times(VPDiscrete(num_train_timesteps=512), ("steps",))
+    assert steps == [(n // 4 + 1) / 512 for n in range(2048)]
+    even = times(RectifiedFlow(), ("uniform", (0.25, 0.75)))
+    assert np.allclose(even, 0.25 + 0.5 * (np.arange(2048) + 0.5) / 2048)
+    logs = np.log(times(RectifiedFlow(), ("log-uniform", (0.002, 0.5))))
+    assert np.allclose(np.diff(logs), math.log(250.0) / 2048)
 
 
-def test_the_edm_law_reaches_the_noise_that_sampling_starts_from(monkeypatch):
-    """All but; 80 itself would be one draw of 600,000."""
-    monkeypatch.undo()
-    assert max(task.times(table.RECIPES["cifar-edm"].times, EDM())) > 0.95 * EDM().sigma_max
+def test_laws_share_the_times_and_stay_within_the_schedule(monkeypatch):
+    monkeypatch.setattr(task, "NODES", 100)
+    found = times(RectifiedFlow(), ("uniform", (0.9, 1.0), 3.0), ("uniform", (0.0, 0.1), 1.0))
+    assert len(found) == 100
+    assert sum(t > 0.5 for t in found) == 75
+    assert max(times(EDM(), ("log-normal", (3.0, 2.0)))) == EDM().sigma_max
+    assert max(times(Cosine(), ("uniform",))) == Cosine().t_max
 
 
 @pytest.mark.parametrize(
-    ("law", "schedule"),
-    [("steps", EDM()), ("logit-normal", EDM()), ("log-normal", RectifiedFlow())],
+    ("law", "schedule", "says"),
+    [
+        (("steps",), EDM(), "family vp"),
+        (("logit-normal",), EDM(), "up to 1"),
+        (("log-normal",), RectifiedFlow(), "above 1"),
+        (("logit-normal", (0.0, 0.0)), RectifiedFlow(), "deviation above 0"),
+        (("uniform", (0.5, 0.5)), RectifiedFlow(), "rising ends"),
+        (("log-uniform", (0.0, 1.0)), RectifiedFlow(), "ends above 0"),
+    ],
     ids=str,
 )
-def test_a_law_that_does_not_fit_is_refused(law, schedule):
-    with pytest.raises(SettingError, match=f"{law}.*{schedule.family}"):
-        task.times(Times(law), schedule)
+def test_a_law_that_does_not_fit_is_refused(law, schedule, says):
+    with pytest.raises(SettingError, match=f"{law[0]}.*{says}"):
+        times(schedule, law)
 
 
 @torch.inference_mode()
 def asked_and_read(here, network, row):
     """The loss at one node, and the loss that x0 as a sampler reads it stands for."""
-    x0, labels = here.pixels.drawn(5)
+    x0, labels = here.pixels.draw(5)
     rows = ([row] * 5, None, None, None)
     at = task.Asked(*(column[rows] for column in vars(here.asked).values()))
-    node = here.recipe.process.at(task.times(here.recipe.times, here.recipe.process)[row])
+    node = here.recipe.process.at(task.make_times(here.recipe.times, here.recipe.process)[row])
     eps = torch.randn_like(x0)
     x_t = at.alpha * x0 + at.sigma * eps
     loss = float(here.loss(x0, labels, at, eps))
-    read = Denoiser(network, {Branch.COND: {"class_labels": labels}}).x0(x_t, node)[0]
+    conditions = {"class_labels": labels} if here.recipe.conditional else {}
+    read = Denoiser(network, {Branch.COND: conditions}).x0(x_t, node)[0]
     _, weight = x0_from(here.recipe.predicts, node, network.sigma_data)
     return loss, float((read - x0).square().mean()) / weight**2
 
@@ -240,16 +235,13 @@ def asked_and_read(here, network, row):
 def test_what_is_trained_is_what_the_sampler_reads(recipe, tmp_path):
     """The stored network behind the library's Denoiser against the loss's own call of it."""
     here = trained(recipe, 3, tmp_path)
-    store.write_network(tmp_path, recipe, here.averaged(), {**FACTS, "loss": 1.0})
+    store.write_network(tmp_path, here)
     network = load(tmp_path)
-    here.call = network.module
+    here.network, here.recipe = network.module, replace(recipe, bf16=False)
     for row in (3, 700):
         loss, read = asked_and_read(here, network, row)
         assert read == pytest.approx(loss, rel=1e-3)
         assert loss > 1e-3
-
-
-FACTS = {"steps": 3, "seconds": 1.0, "device": "cpu", "images_per_second": 48.0}
 
 
 # The images.
@@ -258,7 +250,7 @@ FACTS = {"steps": 3, "seconds": 1.0, "device": "cpu", "images_per_second": 48.0}
 def test_images_are_flipped_only_where_allowed():
     drawn = pixels.pixels_of(replace(DIT, unmirrored=("left",)))
     torch.manual_seed(0)
-    x0, labels = drawn.drawn(400)
+    x0, labels = drawn.draw(400)
     assert float(x0.min()) >= -1.0
     assert float(x0.max()) <= 1.0
     left = x0[:, 0, :, : SIDE // 2].mean((1, 2)) > x0[:, 0, :, SIDE // 2 :].mean((1, 2))
@@ -282,8 +274,29 @@ def test_wrong_images_are_refused(monkeypatch):
         pixels.pixels_of(DIT)
 
 
+def test_images_are_drawn_by_the_weight_of_their_set_and_class(monkeypatch):
+    """Two sets of 10 and 20 images, the second at a tenth; class 0 has 10 images, class 1 20."""
+    counts = {"few": [10], "many": [0, 20]}
+
+    def images(source):
+        labels = torch.arange(2)[: len(counts[source])].repeat_interleave(
+            torch.tensor(counts[source])
+        )
+        return in_memory(source, np.zeros((len(labels), 1, SIDE, SIDE), np.uint8), labels)
+
+    monkeypatch.setattr(pixels, "images_of", images)
+    recipe = replace(DIT, data={"few": 1.0, "many": 0.1}, balance=0.5)
+    weights = pixels.pixels_of(recipe).weights
+    assert torch.allclose(weights[:10], torch.tensor(10.0**-0.5))
+    assert torch.allclose(weights[10:], torch.tensor(0.1 * 20.0**-0.5))
+    torch.manual_seed(0)
+    _, labels = pixels.pixels_of(recipe).draw(3000)
+    share = 10**0.5 / (10**0.5 + 0.1 * 20**0.5)
+    assert float((labels == 0).float().mean()) == pytest.approx(share, abs=0.02)
+
+
 def test_classes_are_dropped_as_often_as_the_recipe_says():
-    here, told = new_run(replace(DIT, batch=600, label_dropout=0.25)), []
+    here, told = run.Run(replace(DIT, batch=600, label_dropout=0.25)), []
     inner = here.loss
 
     def loss(x0, labels, *rest):
@@ -298,15 +311,37 @@ def test_classes_are_dropped_as_often_as_the_recipe_says():
 # The networks.
 
 
+def same_weights(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(mine, its) for mine, its in pairs)
+
+
+def test_networks_repeat():
+    assert same_weights(build(DIT), build(DIT))
+    assert not same_weights(build(DIT), build(replace(DIT, seed=1)))
+
+
 @pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
-def test_networks_begin_at_zero_and_repeat(recipe):
-    x, time = torch.randn(4, 1, SIDE, SIDE), torch.full((4,), 0.5)
-    labels = torch.tensor([0, 1, 2, 3])
-    network = build(recipe).train()
-    assert not network(x, timestep=time, class_labels=labels, return_dict=False)[0].any()
-    again = build(recipe)
-    pairs = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+def test_the_borders_of_a_network_compute_in_float32(recipe):
+    """All else computes in bf16, where the recipe says so."""
+    here, seen = run.Run(replace(recipe, bf16=True)), {}
+
+    def note(name):
+        return lambda module, args, output: seen.update({name: output.dtype})
+
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    for name, module in here.network.named_modules():
+        if isinstance(module, layers):
+            module.register_forward_hook(note(name))
+    here.backward()
+    borders = run.BORDERS[recipe.model]
+    for name, dtype in seen.items():
+        exact = any(name == border or name.startswith(f"{border}.") for border in borders)
+        assert dtype == (torch.float32 if exact else torch.bfloat16), name
+    assert {torch.float32, torch.bfloat16} == set(seen.values())
+    assert all(
+        each.grad.dtype == torch.float32 for each in here.parameters if each.grad is not None
+    )
 
 
 def test_the_dit_keeps_the_labels_it_is_given():
@@ -318,42 +353,41 @@ def test_the_dit_keeps_the_labels_it_is_given():
     assert embedders[0].embedding_table.num_embeddings == len(CLASSES) + 1
 
 
-def test_a_pattern_that_fits_nothing_is_refused():
-    with pytest.raises(SettingError, match=r"no module '\*\.nothing'"):
-        build(replace(DIT, zeroed=("*.nothing",)))
+def test_a_network_that_cannot_be_built_is_refused():
     with pytest.raises(SettingError, match="cannot be built"):
         build(replace(DIT, config={"depth": 3}))
     with pytest.raises(UnknownNameError, match="VQModel"):
         build(replace(DIT, model="VQModel"))
 
 
-@pytest.mark.parametrize("name", table.RECIPES)
-def test_recipes_are_of_the_asked_size_and_complete(name):
-    recipe = table.RECIPES[name]
-    size = parameters_of(recipe)
-    assert 1e6 < size < 8e6
-    assert recipe.data != "cifar10" or size > 3e6
-    assert recipe.process.family == recipe.schedule["family"]
-    assert len(recipe.classes) == 10
-    assert recipe_of(name, table.RECIPES) is recipe
-    monkey = replace(recipe, schedule={"family": "vp"})
-    with pytest.raises(SettingError, match="is written"):
-        monkey.process  # noqa: B018
+def test_recipes_are_of_the_asked_size_and_complete():
+    for name, recipe in table.RECIPES.items():
+        small = recipe in table.ZOO
+        assert small == name.startswith("zoo-")
+        assert 3e5 < parameters_of(recipe) < (1e6 if small else 3e6)
+        assert recipe.process.family == recipe.schedule["family"]
+        assert recipe_of(name, table.RECIPES) is recipe
+        with pytest.raises(SettingError, match="is written"):
+            replace(recipe, schedule={"family": "vp"}).process  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["fashion-unet", "fashion-dit"])
-def test_fashion_recipes_make_the_embedded_networks_again(name):
-    folder, recipe = files("fewstep.models") / "embedded" / name, table.RECIPES[name]
+@pytest.mark.parametrize("recipe", table.EMBEDDED, ids=lambda recipe: recipe.name)
+def test_recipes_make_the_embedded_networks_again(recipe):
+    folder = files("fewstep.models") / "embedded" / recipe.name
     kept = json.loads((folder / "config.json").read_text())
     with torch.device("meta"):
         made = dict(build(recipe).config)
     names = kept.keys() - {"_class_name", "_diffusers_version"}
     assert {each: listed(made[each]) for each in names} == {each: kept[each] for each in names}
-    facts = read_card(name)
+    facts = read_card(recipe.name)
     assert facts["class"] == recipe.model
     assert facts["prediction"] == recipe.prediction
-    assert facts["schedule"] == dict(recipe.schedule)
+    assert noise_schedule(**flat(facts["schedule"])) == recipe.process
     assert tuple(facts["class_names"]) == recipe.classes
+
+
+def flat(schedule):
+    return {"family": schedule["family"], **schedule["params"]}
 
 
 def listed(value):
@@ -362,13 +396,13 @@ def listed(value):
 
 def test_recipes_go_through_json(tmp_path):
     path = tmp_path / "mine.json"
-    path.write_text(written(TINY_EDM))
+    path.write_text(write_recipe(TINY_EDM))
     assert recipe_of(str(path), {}) == recipe_of(str(path), {})
-    assert written(recipe_of(str(path), {})) == written(TINY_EDM)
-    path.write_text(written(DIT).replace('"batch":16', '"batch":0'))
+    assert write_recipe(recipe_of(str(path), {})) == write_recipe(TINY_EDM)
+    path.write_text(write_recipe(DIT).replace('"batch":16', '"batch":0'))
     with pytest.raises(SettingError, match="batch"):
         recipe_of(str(path), {})
-    path.write_text(written(DIT).replace('"batch"', '"bach"'))
+    path.write_text(write_recipe(DIT).replace('"batch"', '"bach"'))
     with pytest.raises(SettingError, match="bach"):
         recipe_of(str(path), {})
 
@@ -376,11 +410,11 @@ def test_recipes_go_through_json(tmp_path):
 # The steps.
 
 
-def test_the_rate_rises_and_falls_to_nothing():
+def test_the_rate_rises_and_falls_to_a_hundredth():
     assert loop.rate(1.0, 4, 0, 0.0) == 0.25
     assert loop.rate(1.0, 4, 3, 0.0) == 1.0
-    assert loop.rate(2.0, 4, 99, 0.5) == pytest.approx(1.0)
-    assert loop.rate(1.0, 4, 99, 1.0) == 0.0
+    assert loop.rate(2.0, 4, 99, 0.5) == pytest.approx(1.01)
+    assert loop.rate(1.0, 4, 99, 1.0) == pytest.approx(0.01)
 
 
 def test_a_budget_is_minutes_or_steps():
@@ -395,8 +429,7 @@ def test_a_budget_is_minutes_or_steps():
 
 
 def test_the_average_follows_its_formula():
-    here = new_run()
-    here.start(compiled=False)
+    here = run.Run(DIT)
     expected = [each.clone() for each in here.average]
     for k in range(12):
         here.step(1e-2)
@@ -411,7 +444,7 @@ def test_the_average_follows_its_formula():
 
 
 def test_each_step_draws_its_own_batch():
-    here = new_run()
+    here = run.Run(DIT)
     first = float(here.backward())
     assert float(here.backward()) == first
     here.progress.steps = 1
@@ -421,11 +454,10 @@ def test_each_step_draws_its_own_batch():
 @pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
 def test_training_lowers_the_loss_below_that_of_the_mean(recipe, tmp_path):
     """The mean of the images as x0 and 0 as eps: what an answer that reads nothing can reach."""
-    here = new_run(replace(recipe, batch=64, rate=1e-2, warmup=5))
+    here = run.Run(replace(recipe, batch=64, rate=1e-2, warmup=5))
     x0 = here.pixels.images.float() / 127.5 - 1.0
     p, q = here.asked.p[:, None], here.asked.q[:, None]
     mean_loss = float((p**2 * (x0 - x0.mean(0)).square().mean() + q**2).mean())
-    here.start(compiled=False)
     loop.train(here, loop.Budget(steps=80), loop.Place(tmp_path, 1e9))
     assert np.mean(list(here.progress.losses)[-10:]) < 0.6 * mean_loss
 
@@ -433,23 +465,21 @@ def test_training_lowers_the_loss_below_that_of_the_mean(recipe, tmp_path):
 def fail_at(here, steps):
     """The loss is NaN at those steps."""
     inner = here.loss
-    here.loss = lambda *batch: inner(*batch) * (math.nan if here.steps in steps else 1.0)
+    here.loss = lambda *batch: inner(*batch) * (math.nan if here.progress.steps in steps else 1.0)
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing():
-    here = new_run()
-    here.start(compiled=False)
+    here = run.Run(DIT)
     fail_at(here, {2, 3, 6})
     for _ in range(8):
         before = [each.clone() for each in here.parameters]
         moments = [each["exp_avg"].clone() for each in here.optimizer.state.values()]
         here.step(1e-2)
         kept = all(map(torch.equal, before, here.parameters))
-        assert kept == (here.steps - 1 in {2, 3, 6})
+        assert kept == (here.progress.steps - 1 in {2, 3, 6})
         if kept:
             now = [each["exp_avg"] for each in here.optimizer.state.values()]
             assert all(map(torch.equal, moments, now))
-    here.read()
     assert here.progress.skipped == 3
     assert here.progress.in_a_row == 0
     assert len(here.progress.losses) == 5
@@ -459,20 +489,52 @@ def test_a_step_without_a_finite_gradient_changes_nothing():
 def test_twenty_of_them_in_a_row_end_the_training(tmp_path):
     trained(DIT, 3, tmp_path, of=100)
     kept = folder_state(tmp_path)
-    here = new_run()
+    here = run.Run(DIT)
     here.restore(tmp_path / loop.CHECKPOINT)
-    here.start(compiled=False)
     fail_at(here, set(range(5, 10)) | set(range(11, 100)))
     with pytest.raises(NonFiniteError, match="up to step 31"):
         loop.train(here, loop.Budget(steps=100), loop.Place(tmp_path, 1e9))
     assert folder_state(tmp_path) == kept
 
 
+def test_a_start_from_a_folder_continues_from_its_weights(tmp_path):
+    """Also of a network of another prediction; the first step then moves those weights alone."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    store.write_network(first, trained(TINY_EDM, 3, first))
+    stored = load_file(first / WEIGHTS)
+    again = run.Run(replace(TINY_EDM, **table.FLOW, ema=0.9995), first)
+    names = [name for name, _ in again.network.named_parameters()]
+    for values in (again.parameters, again.average):
+        for name, value in zip(names, values, strict=True):
+            assert torch.equal(value, stored[name].float())
+    again.step(1e-3)
+    moved = max(
+        float((value - stored[name].float()).abs().max())
+        for name, value in zip(names, again.average, strict=True)
+    )
+    assert 0.0 < moved < 1e-3 / 40  # a step of the rate, and 1/50 of it in the average
+    with pytest.raises(SettingError, match=r"cannot start from .*first"):
+        run.Run(DIT, first)
+    with pytest.raises(SettingError, match=r"cannot start from .*nowhere"):
+        run.Run(TINY_EDM, tmp_path / "nowhere")
+    trained(TINY_EDM, 2, second, of=9, start=first)
+    here = trained(TINY_EDM, 4, second, start=first)
+    with pytest.raises(SettingError, match="--start gives scratch"):
+        run.Run(TINY_EDM).restore(second / loop.CHECKPOINT)
+    store.write_network(second, here)
+    card = json.loads((second / "card.json").read_text())
+    assert (
+        card["trained"]["started_from"] == json.loads((first / "card.json").read_text())["sha256"]
+    )
+
+
 # Stopping and going on.
 
 
 def same_training(a, b):
-    mine, its = (run.kept(each / loop.CHECKPOINT) for each in (a, b))
+    mine, its = (run.read_checkpoint(each / loop.CHECKPOINT) for each in (a, b))
     assert mine["progress"].pop("seconds") > 0.0
     its["progress"].pop("seconds")
     assert mine["progress"] == its["progress"]
@@ -503,13 +565,12 @@ def test_a_resumed_training_is_the_uninterrupted_one(recipe, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends(number, tmp_path):
     before = signal.getsignal(number)
-    here = new_run()
-    here.start(compiled=False)
+    here = run.Run(DIT)
     stop_after(here, 3, number)
     with pytest.raises(loop.Stopped, match="at step 3") as stopped:
         loop.train(here, loop.Budget(steps=50), loop.Place(tmp_path, 1e9))
     assert stopped.value.code == 128 + number
-    assert run.kept(tmp_path / loop.CHECKPOINT)["progress"]["steps"] == 3
+    assert run.read_checkpoint(tmp_path / loop.CHECKPOINT)["progress"]["steps"] == 3
     assert signal.getsignal(number) == before
 
 
@@ -517,19 +578,17 @@ def test_the_seconds_of_before_count(tmp_path, monkeypatch):
     """The clock moves by 0.01 s at each look; 0.1 of 3 s are left."""
     ticks = itertools.count()
     monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.01 * next(ticks))
-    here = new_run()
-    here.start(compiled=False)
+    here = run.Run(DIT)
     here.progress.seconds = 2.9
     loop.train(here, loop.Budget(minutes=0.05), loop.Place(tmp_path, 1e9))
     assert here.progress.seconds == pytest.approx(3.0, abs=0.02)
-    assert here.steps < 12
+    assert here.progress.steps < 12
 
 
 def test_checkpoints_are_whole_and_as_often_as_asked(tmp_path, monkeypatch):
     saved = []
-    here = new_run()
-    here.start(compiled=False)
-    monkeypatch.setattr(run.Run, "save", lambda self, path: saved.append(self.steps))
+    here = run.Run(DIT)
+    monkeypatch.setattr(run.Run, "save", lambda self, path: saved.append(self.progress.steps))
     loop.train(here, loop.Budget(steps=5), loop.Place(tmp_path, 1e-9))
     assert saved == [1, 2, 3, 4, 5]
 
@@ -582,43 +641,9 @@ def test_the_log_goes_on_from_the_checkpoint(tmp_path):
     trained(DIT, 8, tmp_path)
     found = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in found] == [5, 8]
-    assert found[-1]["rate"] == 0.0
+    assert found[-1]["rate"] == pytest.approx(0.01 * DIT.rate)
     assert found[0]["loss"] == pytest.approx(here.progress.loss, abs=1e-6)
     assert found[0]["images_per_second"] > 0.0
-
-
-# The compiler and memory.
-
-
-def test_what_cannot_be_compiled_is_trained_uncompiled(monkeypatch):
-    def broken(module):
-        def call(*args, **names):
-            raise RuntimeError("no compiler\nlong story")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
-    here = new_run()
-    assert here.start(compiled=True) == "RuntimeError: no compiler"
-    plain = new_run()
-    plain.start(compiled=False)
-    for each in (here, plain):
-        each.step(1e-2)
-    assert all(map(torch.equal, here.parameters, plain.parameters))
-
-
-def test_what_is_compiled_is_used(monkeypatch):
-    calls = []
-
-    def compiler(module):
-        return lambda *args, **names: calls.append(1) or module(*args, **names)
-
-    monkeypatch.setattr(torch, "compile", compiler)
-    here = new_run()
-    assert here.start(compiled=True) == ""
-    assert all(each.grad is None for each in here.parameters)
-    here.step(1e-2)
-    assert len(calls) == 2
 
 
 # The command.
@@ -629,10 +654,10 @@ def test_one_command_leaves_a_network_to_sample_from(tmp_path, monkeypatch, caps
     assert typed(monkeypatch, "tiny-edm", "--steps", 6, "--out", out) == 0
     assert "written to" in capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
-    written_first = {WEIGHTS, "config.json", "card.json", "samples.png"}
-    assert names == written_first | {"checkpoint.pt", "log.jsonl"}
+    files_first = {WEIGHTS, "config.json", "card.json", "samples.png"}
+    assert names == files_first | {"checkpoint.pt", "log.jsonl"}
     network = load(out)
-    assert network.schedule == EDM()
+    assert network.schedule == TINY_EDM.process
     assert network.null_class == 3
     facts = json.loads((out / "card.json").read_text())
     assert facts.keys() >= read_card("fashion-dit").keys()
@@ -641,7 +666,7 @@ def test_one_command_leaves_a_network_to_sample_from(tmp_path, monkeypatch, caps
     assert facts["parameters"] == parameters_of(TINY_EDM)
     stored = load_file(out / WEIGHTS)
     assert {each.dtype for each in stored.values()} == {torch.float16}
-    average = run.kept(out / "checkpoint.pt")["average"]
+    average = run.read_checkpoint(out / "checkpoint.pt")["average"]
     names = [name for name, _ in build(TINY_EDM).named_parameters()]
     for name, value in zip(names, average, strict=True):
         assert torch.equal(stored[name], value.half())
@@ -653,6 +678,16 @@ def test_one_command_leaves_a_network_to_sample_from(tmp_path, monkeypatch, caps
     assert folder_state(out)[WEIGHTS] == before[WEIGHTS]
 
 
+def test_a_card_says_of_which_sets_the_images_are(tmp_path):
+    data = {"emoji": 1.0, "emoji:tones": 0.5}
+    store.write_network(tmp_path, trained(replace(VP, data=data, balance=0.5), 1, tmp_path))
+    facts = json.loads((tmp_path / "card.json").read_text())
+    assert facts["data_licence"] == "Apache-2.0"
+    assert facts["data"].startswith("emoji, emoji:tones with weight 0.5 (training images, 1x8x8)")
+    assert "count^-0.5" in facts["data"]
+    assert facts["num_classes"] == 0
+
+
 def test_minutes_end_a_training(tmp_path, monkeypatch):
     start = time.perf_counter()
     assert typed(monkeypatch, "tiny-vp", "--minutes", 0.01, "--out", tmp_path / "x") == 0
@@ -660,7 +695,7 @@ def test_minutes_end_a_training(tmp_path, monkeypatch):
     assert 0.6 <= facts["seconds"] < time.perf_counter() - start
     assert facts["steps"] > 1
     last = json.loads((tmp_path / "x" / "log.jsonl").read_text().splitlines()[-1])
-    assert last["rate"] == 0.0
+    assert last["rate"] == pytest.approx(0.01 * VP.rate)
 
 
 @pytest.mark.parametrize(
@@ -692,7 +727,7 @@ def test_missing_data_say_what_fetches_them_and_leave_nothing(monkeypatch, capsy
     monkeypatch.undo()
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     recipe = tmp_path / "mine.json"
-    recipe.write_text(written(replace(DIT, data="cifar10")))
+    recipe.write_text(write_recipe(replace(DIT, data="cifar10")))
     monkeypatch.setattr(sys, "argv", ["train_network.py"])
     assert command(recipe, "--steps", 1, "--out", tmp_path / "out") == 2
     assert "`fewstep data cifar10` fetches it" in capsys.readouterr().err
@@ -722,13 +757,11 @@ def test_the_list_names_every_recipe(monkeypatch, capsys):
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
 
 
-@pytest.mark.parametrize("name", table.RECIPES)
-def test_the_page_says_what_the_recipes_are(name):
-    recipe = table.RECIPES[name]
-    (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{name}` "))
-    assert f"{parameters_of(recipe) / 1e6:.2f} M" in row
-    assert f"| {recipe.prediction} |" in row
-    assert recipe.model in row or recipe.data != "cifar10"
+def test_the_page_says_what_the_recipes_are():
+    for name, recipe in table.RECIPES.items():
+        (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{name}` "))
+        assert f"{parameters_of(recipe) / 1e6:.2f} M" in row
+        assert f"| {recipe.prediction} |" in row
 
 
 def test_the_recipe_on_the_page_is_one(tmp_path):
@@ -773,7 +806,7 @@ def test_a_killed_training_goes_on(tmp_path, monkeypatch):
         time.sleep(0.01)
     child.kill()
     child.wait()
-    done = run.kept(kept)["progress"]["steps"]
+    done = run.read_checkpoint(kept)["progress"]["steps"]
     assert 0 < done < 200
     assert typed(monkeypatch, *options) == 0
     (tmp_path / "whole").mkdir()
@@ -781,40 +814,21 @@ def test_a_killed_training_goes_on(tmp_path, monkeypatch):
     same_training(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
-def test_two_processes_share_a_batch_and_one_writes(tmp_path):
-    out = tmp_path / "two"
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    words += ["--standalone", driver(tmp_path), "tiny-dit", "--steps", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*words, "--out", str(out)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written to") == 1
-    assert len((out / "log.jsonl").read_text().splitlines()) == 1
-    facts = json.loads((out / "card.json").read_text())
-    assert facts["trained"]["device"] == "2 x cpu"
-    assert facts["trained"]["steps"] == 8
-    assert load(out).num_classes == 3
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", TINY.values(), ids=TINY)
 def test_on_a_gpu(recipe, tmp_path):
-    """bf16, the fused optimizer, the compiler, the average, and a step that is skipped."""
-    here = new_run(replace(recipe, batch=64, rate=1e-2, warmup=5))
+    """bf16, the fused optimizer, the average, and a step that is skipped."""
+    here = run.Run(replace(recipe, batch=64, rate=1e-2, warmup=5, bf16=True))
     assert here.device.type == "cuda"
-    assert here.start(compiled=True) == ""
     fail_at(here, {30, 31})
     loop.train(here, loop.Budget(steps=200), loop.Place(tmp_path, 1e9))
     losses = list(here.progress.losses)
     assert here.progress.skipped == 2
     assert all(each.dtype == torch.float32 for each in here.average)
-    again = new_run(here.recipe)
+    again = run.Run(here.recipe)
     again.restore(tmp_path / loop.CHECKPOINT)
-    assert again.steps == 200
+    assert again.progress.steps == 200
     assert np.mean(losses[-10:]) < 0.8
-    store.write_network(tmp_path, here.recipe, again.averaged(), {**FACTS, "loss": 1.0})
-    store.draw(tmp_path, again.device, len(CLASSES))
+    store.write_network(tmp_path, again)
+    store.draw(again, tmp_path)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast
 from tqdm import tqdm
 
 from fewstep.models.errors import SettingError
@@ -20,8 +18,9 @@ from fewstep.models.files import write_bytes
 from .run import Run
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-PACE = 20  # steps between two looks at a GPU, which waits for us meanwhile
 LOG_SECONDS = 5.0
+LAST_RATE = 0.01  # of the peak
+BAR = "{percentage:3.0f}% |{bar}| {elapsed}, {postfix}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Budget:
             raise SettingError(f"--steps must be at least 1, not {self.steps}")
 
     def used(self, steps: int, seconds: float) -> float:
-        """The share of it, from 0 to 1."""
+        """Returns the share of it, from 0 to 1."""
         if self.steps is not None:
             return min(steps / self.steps, 1.0)
         assert self.minutes is not None
@@ -72,8 +71,9 @@ class Stopped(Exception):
 
 
 def rate(peak: float, warmup: int, steps: int, used: float) -> float:
-    """A linear rise over `warmup` steps, times a half cosine to 0 over the budget."""
-    return peak * min(1.0, (steps + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * used))
+    """Returns the learning rate: a linear rise over `warmup` steps, times a half cosine to 1 %."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * used))
+    return peak * min(1.0, (steps + 1) / warmup) * (LAST_RATE + (1.0 - LAST_RATE) * cosine)
 
 
 def train(run: Run, budget: Budget, place: Place) -> None:
@@ -83,19 +83,12 @@ def train(run: Run, budget: Budget, place: Place) -> None:
         Stopped: at SIGTERM or SIGINT, after a checkpoint.
         NonFiniteError: if the training diverged; the last checkpoint stays as it was.
     """
-    pace = PACE if run.device.type == "cuda" else 1
-    watch = Watch(run, budget, place)
-    with signals() as received, watch:
+    with catch_signals() as received, Watch(run, budget, place) as watch:
         while watch.used < 1.0:
-            for _ in range(pace):
-                used = budget.used(run.steps, run.progress.seconds)
-                if used >= 1.0:
-                    break
-                run.step(rate(run.recipe.rate, run.recipe.warmup, run.steps, used))
-            run.read()
-            number = watch.look(received[-1] if received else 0)
-            if number:
-                raise Stopped(number, run.steps)
+            run.step(watch.rate)
+            watch.look(over=bool(received))
+            if received and watch.used < 1.0:
+                raise Stopped(received[-1], run.progress.steps)
 
 
 class Watch:
@@ -103,15 +96,13 @@ class Watch:
 
     def __init__(self, run: Run, budget: Budget, place: Place) -> None:
         self.run, self.budget, self.place = run, budget, place
-        self.leads = run.accelerator.is_main_process
         self.start = time.perf_counter() - run.progress.seconds
-        self.saved = self.logged = self.now = run.progress.seconds
-        self.steps_logged = run.steps
-        self.bar = tqdm(total=1.0, disable=None if self.leads else True, bar_format=BAR)
+        self.saved = self.logged = run.progress.seconds
+        self.steps_logged = run.progress.steps
+        self.bar = tqdm(total=1.0, disable=None, bar_format=BAR)
 
     def __enter__(self) -> "Watch":
-        if self.leads:
-            _cut(self.place.log, self.run.steps)
+        _cut(self.place.log, self.run.progress.steps)
         self._show()
         return self
 
@@ -120,43 +111,34 @@ class Watch:
 
     @property
     def used(self) -> float:
-        return self.budget.used(self.run.steps, self.run.progress.seconds)
+        return self.budget.used(self.run.progress.steps, self.run.progress.seconds)
 
-    def look(self, signalled: int) -> int:
-        """After some steps: agrees on the clock, logs and saves where due.
+    @property
+    def rate(self) -> float:
+        recipe = self.run.recipe
+        return rate(recipe.rate, recipe.warmup, self.run.progress.steps, self.used)
 
-        Returns:
-            The number of the signal that ends the training, or 0.
-        """
+    def look(self, over: bool) -> None:
+        """Reads the clock after a step; logs and saves where due, and where it is over."""
         progress = self.run.progress
-        progress.seconds, number = self._agreed(time.perf_counter() - self.start, signalled)
-        over = self.used >= 1.0 or number > 0
-        if self.leads:
-            self._show()
-            if over or progress.seconds - self.logged >= LOG_SECONDS:
-                self._log()
-            if over or progress.seconds - self.saved >= self.place.save_every:
-                self.run.save(self.place.checkpoint)
-                self.saved = progress.seconds
-        return 0 if self.used >= 1.0 else number
-
-    def _agreed(self, seconds: float, signalled: int) -> tuple[float, int]:
-        """The first process's clock and signal, in all of them: none may stop alone."""
-        if self.run.accelerator.num_processes == 1:
-            return seconds, signalled
-        told = torch.tensor([seconds, float(signalled)], device=self.run.device)
-        seconds, number = broadcast(told).tolist()
-        return seconds, int(number)
+        progress.seconds = time.perf_counter() - self.start
+        over = over or self.used >= 1.0
+        self._show()
+        if over or progress.seconds - self.logged >= LOG_SECONDS:
+            self._log()
+        if over or progress.seconds - self.saved >= self.place.save_every:
+            self.run.save(self.place.checkpoint)
+            self.saved = progress.seconds
 
     def _log(self) -> None:
-        progress, recipe = self.run.progress, self.run.recipe
+        progress = self.run.progress
         done, passed = progress.steps - self.steps_logged, progress.seconds - self.logged
         row = {
             "step": progress.steps,
             "seconds": round(progress.seconds, 2),
             "loss": round(progress.loss, 6) if progress.losses else None,
-            "rate": rate(recipe.rate, recipe.warmup, progress.steps, self.used),
-            "images_per_second": round(done * recipe.batch / max(passed, 1e-9), 1),
+            "rate": self.rate,
+            "images_per_second": round(done * self.run.recipe.batch / max(passed, 1e-9), 1),
             "skipped": progress.skipped,
         }
         _append(self.place.log, json.dumps(row) + "\n")
@@ -170,9 +152,6 @@ class Watch:
         self.bar.set_postfix_str(f"{left}step {progress.steps}, loss {progress.loss:.4f}")
 
 
-BAR = "{percentage:3.0f}% |{bar}| {elapsed}, {postfix}"
-
-
 def _append(log: Path, line: str) -> None:
     try:
         with log.open("a") as file:
@@ -184,22 +163,22 @@ def _append(log: Path, line: str) -> None:
 def _cut(log: Path, steps: int) -> None:
     """Drops the rows of steps that were lost since the last checkpoint, and half a last row."""
     if log.exists():
-        rows = [row for row in map(_row, log.read_text().splitlines()) if row is not None]
+        rows = [row for row in map(_read_row, log.read_text().splitlines()) if row is not None]
         text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= steps)
         write_bytes(log, text.encode())
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _read_row(line: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(line)
+        row: dict[str, Any] = json.loads(line)
     except ValueError:
         return None
-    return found
+    return row
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """The stopping signals as they come; a second one ends the process as it always would."""
+def catch_signals() -> Iterator[list[int]]:
+    """Yields the stopping signals as they come; a second one ends the process as ever."""
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

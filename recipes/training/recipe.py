@@ -1,6 +1,5 @@
-"""`Recipe`: everything that decides a training, as one value, and the networks it builds."""
+"""`Recipe`: everything that decides a training, as one value, and the network it builds."""
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +22,28 @@ MODELS = {
 }
 
 Positive = Annotated[int, Field(gt=0)]
+Above0 = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Times:
-    """The law of the times at which a network is trained.
+    """How the times of training are spread, or a share of them; always within the schedule's range.
 
-    law:  "steps", the training steps of a discrete VP schedule, all equally likely; "uniform", from
-          t_min to t_max; "logit-normal", t = sigmoid(N(mean, std)) (arXiv:2403.03206, sec. 3.1);
-          "log-normal", t = exp(N(mean, std)) (arXiv:2206.00364, table 1).
+    law:   "steps", the training steps of a discrete VP schedule, all equally likely; "uniform" and
+           "log-uniform", between two ends; "logit-normal", t = sigmoid(N(mean, std))
+           (arXiv:2403.03206, sec. 3.1); "log-normal", t = exp(N(mean, std)) (arXiv:2206.00364,
+           table 1).
+    at:    the two ends, or mean and standard deviation.
+    share: the weight among the recipe's laws.
     """
 
     __pydantic_config__ = STRICT
 
-    law: Literal["steps", "uniform", "logit-normal", "log-normal"]
-    mean: float = 0.0
-    std: Annotated[float, Field(gt=0.0)] = 1.0
+    law: Literal["steps", "uniform", "log-uniform", "logit-normal", "log-normal"]
+    at: tuple[float, float] = (0.0, 1.0)
+    share: Above0 = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +52,21 @@ class Recipe:
 
     model, config: a class of diffusers and its settings, without those that the shape and the
                    classes decide.
-    zeroed:        patterns of modules whose weights and biases begin at 0, so that every block
-                   begins as the identity and the network answers 0.
     schedule:      {"family": name, "params": fields}, as in a card.
     prediction:    what the network is trained to return.
-    data, shape:   labelled images as `images_of` takes them, and their (C, H, W).
+    times:         the laws of the times, by their shares.
+    data, shape:   labelled images as `images_of` takes them, or several such sets with the weight
+                   of each of their images, and their (C, H, W).
     classes:       the names of labels 0, 1, ...; the label after the last is the null class.
+    conditional:   whether the network is told the class.
     unmirrored:    the classes that are never flipped; all others are half of the time.
-    batch:         images a step, of all processes together.
+    balance:       an image is drawn with weight (images of its class)^-balance.
     rate, warmup:  the peak of the learning rate, reached after so many steps; then a half cosine to
-                   0 over the budget.
+                   1 % of it over the budget.
     ema:           decay of the average of weights that is stored; it begins lower.
     label_dropout: share of the images whose class is replaced by the null class.
     clip:          the largest norm of a gradient.
+    bf16:          whether all but the borders of the network computes in bf16.
     """
 
     __pydantic_config__ = STRICT
@@ -71,18 +76,20 @@ class Recipe:
     config: Mapping[str, Any]
     schedule: Mapping[str, Any]
     prediction: str
-    times: Times
-    data: str
+    times: Annotated[tuple[Times, ...], Field(min_length=1)]
+    data: str | Mapping[str, Above0]
     shape: tuple[Positive, Positive, Positive]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    conditional: bool = True
     unmirrored: tuple[str, ...] = ()
-    zeroed: tuple[str, ...] = ()
-    batch: Positive = 512
-    rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    warmup: Positive = 300
-    ema: Share = 0.999
+    balance: float = 0.0
+    batch: Positive = 64
+    rate: Above0 = 1e-3
+    warmup: Positive = 200
+    ema: Share = 0.9995
     label_dropout: Share = 0.1
-    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    clip: Above0 = 1.0
+    bf16: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property
@@ -101,15 +108,25 @@ class Recipe:
         return Prediction.named(self.prediction)
 
     @property
-    def null_class(self) -> int:
-        return len(self.classes)
+    def sources(self) -> Mapping[str, float]:
+        """The sets of images, and the weight of an image of each."""
+        return {self.data: 1.0} if isinstance(self.data, str) else self.data
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the network knows."""
+        return self.classes if self.conditional else ()
+
+    @property
+    def null_class(self) -> int | None:
+        return len(self.classes) if self.conditional else None
 
 
 RECIPE = TypeAdapter(Recipe)
 
 
 def recipe_of(source: str, known: Mapping[str, Recipe]) -> Recipe:
-    """A recipe by its name, or from a .json file that holds its fields.
+    """Returns a recipe by its name, or from a .json file that holds its fields.
 
     Raises:
         UnknownNameError: if no recipe has that name.
@@ -129,54 +146,39 @@ def recipe_of(source: str, known: Mapping[str, Recipe]) -> Recipe:
         raise SettingError(f"{source!r} is no recipe: {where}: {first['msg']}") from error
 
 
-def written(recipe: Recipe) -> str:
-    """The recipe as JSON, which `recipe_of` reads; equal recipes, equal text."""
+def write_recipe(recipe: Recipe) -> str:
+    """Returns the recipe as JSON, which `recipe_of` reads; equal recipes, equal text."""
     return RECIPE.dump_json(recipe).decode()
 
 
 def build(recipe: Recipe) -> nn.Module:
-    """The network before training, the same from the same seed; in float32 on the CPU.
+    """Returns the network before training, the same from the same seed; in float32 on the CPU.
 
     Raises:
-        SettingError: if diffusers refuses its settings, or a pattern of `zeroed` fits nothing.
+        UnknownNameError: if its class cannot be trained here.
+        SettingError: if diffusers refuses its settings.
     """
     import diffusers
 
     if recipe.model not in MODELS:
         raise UnknownNameError("class of network", recipe.model, MODELS)
     channels, side, _ = recipe.shape
-    setting, extra = MODELS[recipe.model]
     sizes = {"in_channels": channels, "out_channels": channels, "sample_size": side}
+    if recipe.conditional:
+        setting, extra = MODELS[recipe.model]
+        sizes[setting] = len(recipe.classes) + extra
     seed_everything(recipe.seed)
     try:
-        cls = getattr(diffusers, recipe.model)
-        network: nn.Module = cls(**recipe.config, **sizes, **{setting: len(recipe.classes) + extra})
+        network: nn.Module = getattr(diffusers, recipe.model)(**recipe.config, **sizes)
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise SettingError(f"{recipe.model} cannot be built for {recipe.name}: {error}") from error
-    for pattern in recipe.zeroed:
-        _zero(network, pattern)
-    _keep_labels(network)
+    for module in network.modules():
+        if type(module).__name__ == "LabelEmbedding":
+            module.dropout_prob = 0.0  # every block would draw for itself; the recipe's is one
     return network
 
 
-@torch.no_grad()
-def _zero(network: nn.Module, pattern: str) -> None:
-    found = [each for name, each in network.named_modules() if fnmatch.fnmatch(name, pattern)]
-    if not found:
-        raise SettingError(f"the network has no module {pattern!r} that could begin at 0")
-    for module in found:
-        for value in module.parameters():
-            value.zero_()
-
-
-def _keep_labels(network: nn.Module) -> None:
-    """Without the DiT's own label dropout, which every block draws for itself; ours is one."""
-    for module in network.modules():
-        if type(module).__name__ == "LabelEmbedding":
-            module.dropout_prob = 0.0
-
-
 def parameters_of(recipe: Recipe) -> int:
-    """How many parameters the network has; nothing is allocated."""
+    """Counts the parameters of the network; nothing is allocated."""
     with torch.device("meta"):
         return sum(each.numel() for each in build(recipe).parameters())

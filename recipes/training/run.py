@@ -1,28 +1,35 @@
 """`Run`: a network in training, what one step does to it, and how it is kept in a file."""
 
 import hashlib
+import json
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.errors import NonFiniteError, SettingError
 from fewstep.models.files import write_whole
 
-from .pixels import Pixels, pixels_of
-from .recipe import Recipe, build, written
-from .task import Asked, nodes
+from .pixels import pixels_of
+from .recipe import Recipe, build, write_recipe
+from .task import Asked, make_nodes
 
 WINDOW = 100  # steps that the reported loss is a mean over
 TOO_MANY = 20  # steps in a row without a finite gradient
 BETAS = (0.9, 0.99)
-VERSION = 1
+VERSION = 2
+
+# bf16 rounds away what little noise there is near the data, so these compute in float32.
+BORDERS = {
+    "UNet2DModel": ("conv_in", "conv_out"),
+    "DiTTransformer2DModel": ("pos_embed", "proj_out_1", "proj_out_2"),
+}
 
 
 @dataclass
@@ -45,9 +52,9 @@ class Progress:
     def loss(self) -> float:
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
-    def add(self, loss: float) -> None:
-        """Counts one step; a loss of NaN says that it was skipped."""
-        finite = math.isfinite(loss)
+    def add(self, loss: float, finite: bool) -> None:
+        """Counts one step."""
+        self.steps += 1
         self.skipped += not finite
         self.in_a_row = 0 if finite else self.in_a_row + 1
         if finite:
@@ -60,130 +67,83 @@ class Progress:
 
 
 class Run:
-    """One process's part of a training.
+    """A training.
 
-    The step k of process r draws everything random from a seed made of the recipe's seed, r and k,
-    so that a resumed training needs no state of generators and repeats what it would have done.
+    Step k draws everything random from a seed made of the recipe's seed and k, so that a resumed
+    training needs no state of generators and repeats what it would have done.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        if recipe.batch % accelerator.num_processes:
-            raise SettingError(
-                f"a batch of {recipe.batch} cannot be shared by {accelerator.num_processes}"
-                " processes; make it a multiple of that"
-            )
-        self.recipe, self.accelerator = recipe, accelerator
-        self.share = recipe.batch // accelerator.num_processes
-        self.device = accelerator.device
-        self.network = self._placed(build(recipe))
-        self.asked = nodes(recipe).to(self.device)
-        self.pixels: Pixels = pixels_of(recipe).to(self.device)
+    def __init__(self, recipe: Recipe, start: Path | None = None) -> None:
+        self.recipe, self.progress = recipe, Progress()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = build(recipe)
+        self.start = "" if start is None else load_weights(self.network, start)
+        for name in BORDERS[recipe.model]:
+            _compute_in_float32(self.network.get_submodule(name), self.device.type)
+        unet = recipe.model == "UNet2DModel"  # convolutions are faster with channels last
+        self.layout = torch.channels_last if unet else torch.contiguous_format
+        self.network.train().to(self.device).to(memory_format=self.layout)
+        self.asked = make_nodes(recipe).to(self.device)
+        self.pixels = pixels_of(recipe).to(self.device)
         self.parameters = list(self.network.parameters())
         self.average = [each.detach().clone() for each in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.rate, betas=BETAS, weight_decay=0.0, fused=True
         )
-        self.progress = Progress()
-        self._unread: list[Tensor] = []
-        self.call: Callable[..., Any] = self.network
 
-    def _placed(self, network: nn.Module) -> nn.Module:
-        """On its device; images last in memory for convolutions, which is faster."""
-        return network.train().to(self.device).to(memory_format=self.layout)
-
-    @property
-    def layout(self) -> torch.memory_format:
-        unet = self.recipe.model == "UNet2DModel"
-        return torch.channels_last if unet else torch.contiguous_format
-
-    def start(self, compiled: bool) -> str:
-        """Shares the network among the processes, compiled if asked.
-
-        Returns:
-            Why it could not be compiled, or nothing.
-        """
-        self.call = eager = self.accelerator.prepare_model(self.network)
-        if not compiled:
-            return ""
-        self.call = torch.compile(eager)
-        try:
-            self.backward()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the compiler raises what it likes
-            self.call, reason = eager, str(error).strip().partition("\n")[0]
-            return f"{type(error).__name__}: {reason}"
-        finally:
-            self.optimizer.zero_grad()
-        return ""
+    def step(self, rate: float) -> None:
+        """One step of AdamW, then of the average; a gradient that is not finite changes nothing."""
+        loss = self.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        finite = bool(torch.isfinite(norm + loss))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1.0 - self.decay)
+        self.optimizer.zero_grad()
+        self.progress.add(float(loss), finite)
 
     def backward(self) -> Tensor:
-        """The loss of the batch of this step, its gradients left at the parameters."""
-        torch.manual_seed(_seed(self.recipe.seed, self.accelerator.process_index, self.steps))
-        x0, labels = self.pixels.drawn(self.share)
-        dropped = torch.rand(len(labels), device=self.device) < self.recipe.label_dropout
-        labels = torch.where(dropped, self.recipe.null_class, labels)
-        loss = self.loss(x0, labels, self.asked.drawn(len(x0)), torch.randn_like(x0))
-        self.accelerator.backward(loss)
+        """Returns the loss of the batch of this step, its gradients left at the parameters."""
+        recipe = self.recipe
+        torch.manual_seed(_seed(recipe.seed, self.progress.steps))
+        x0, labels = self.pixels.draw(recipe.batch)
+        if recipe.null_class is not None:
+            dropped = torch.rand(recipe.batch, device=self.device) < recipe.label_dropout
+            labels = torch.where(dropped, recipe.null_class, labels)
+        loss = self.loss(x0, labels, self.asked.draw(recipe.batch), torch.randn_like(x0))
+        loss.backward()
         return loss.detach()
 
     def loss(self, x0: Tensor, labels: Tensor, at: Asked, eps: Tensor) -> Tensor:
-        """The mean squared error of the network's answers at x_t = alpha x0 + sigma eps."""
+        """Returns the mean squared error of the answers at x_t = alpha x0 + sigma eps."""
         x_in = (at.scale * (at.alpha * x0 + at.sigma * eps)).contiguous(memory_format=self.layout)
-        time = at.label.flatten()
-        out = self.call(x_in, timestep=time, class_labels=labels, return_dict=False)[0]
+        told = {"class_labels": labels} if self.recipe.conditional else {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            out = self.network(x_in, timestep=at.label.flatten(), return_dict=False, **told)[0]
         return (out.float() - (at.p * x0 + at.q * eps)).square().mean()
 
     @property
-    def steps(self) -> int:
-        return self.progress.steps
-
-    def step(self, rate: float) -> None:
-        """One step of AdamW, then of the average; a gradient that is not finite changes nothing.
-
-        Nothing is read from the device, which therefore never waits for this process: whether to
-        skip is decided there, by what a fused optimizer knows as `found_inf`.
-        """
-        loss = self.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        skipped = ~torch.isfinite(norm + loss)
-        if self.accelerator.num_processes > 1:  # a loss is one process's own, but all must agree
-            skipped = ~torch.isfinite(norm)
-        self.optimizer.found_inf = skipped.float()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        decay = min(self.recipe.ema, (1.0 + self.steps) / (10.0 + self.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
-        self._unread.append(torch.where(skipped, math.nan, loss))
-        self.progress.steps += 1
-
-    def read(self) -> None:
-        """Waits for the device and counts the steps since the last time.
-
-        Raises:
-            NonFiniteError: after too many skipped steps in a row.
-        """
-        if self._unread:
-            losses = self.accelerator.reduce(torch.stack(self._unread), "mean").tolist()
-            self._unread.clear()
-            for loss in losses:
-                self.progress.add(loss)
+    def decay(self) -> float:
+        """Of the average: lower at first, when what it remembers is worth little."""
+        steps = self.progress.steps
+        first = 1.0 - 1.0 / (steps + 50) if self.start else (1.0 + steps) / (10.0 + steps)
+        return min(self.recipe.ema, first)
 
     def averaged(self) -> dict[str, Tensor]:
-        """The average of the weights by the names of the parameters, in float32 on the CPU."""
+        """Returns the average of the weights by the names of the parameters, on the CPU."""
         names = (name for name, _ in self.network.named_parameters())
         return {name: each.cpu() for name, each in zip(names, self.average, strict=True)}
 
     def save(self, path: Path) -> None:
         """Keeps everything that the next step depends on; a half file is never seen."""
-        facts = {**vars(self.progress), "losses": list(self.progress.losses)}
         content = {
             "version": VERSION,
-            "recipe": written(self.recipe),
-            "progress": facts,
+            "recipe": write_recipe(self.recipe),
+            "start": self.start,
+            "progress": {**vars(self.progress), "losses": list(self.progress.losses)},
             "network": self.network.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -194,40 +154,71 @@ class Run:
         """Goes on from a file of `save`.
 
         Raises:
-            SettingError: if it is of another recipe or cannot be read.
+            SettingError: if it is of another recipe or start, or cannot be read.
         """
-        content = kept(path)
+        content = read_checkpoint(path)
         check_same(content["recipe"], self.recipe, path)
+        if content["start"] != self.start:
+            raise SettingError(
+                f"{str(path)!r} began from {content['start'][:12] or 'scratch'}, and --start gives"
+                f" {self.start[:12] or 'scratch'} (sha256); repeat that, or give another --out"
+            )
         try:
             self.network.load_state_dict(content["network"])
             for mine, its in zip(self.average, content["average"], strict=True):
                 mine.copy_(its)
             self.optimizer.load_state_dict(content["optimizer"])
             facts = dict(content["progress"])
-            losses = deque(facts.pop("losses"), maxlen=WINDOW)
-            self.progress = Progress(**facts, losses=losses)
+            self.progress = Progress(**facts | {"losses": deque(facts["losses"], maxlen=WINDOW)})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _unreadable(path, error) from error
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote, on the CPU; raises SettingError if it cannot be read."""
+def load_weights(network: nn.Module, folder: Path) -> str:
+    """Puts the weights of a checkpoint folder into a network; returns the sha256 of their file.
+
+    Raises:
+        SettingError: if there are none, or they are of another architecture.
+    """
+    path = folder / WEIGHTS
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(load_file(path))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except Exception as error:  # safetensors has errors of its own
+        reason = " ".join(str(error).split())[:200]
+        raise SettingError(f"cannot start from {str(path)!r}: {reason}") from error
+
+
+def _compute_in_float32(module: nn.Module, device: str) -> None:
+    """Lets a module's forward run outside of autocast."""
+    forward = module.forward
+
+    def exact(*args: Any, **names: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return forward(*map(_float, args), **{key: _float(each) for key, each in names.items()})
+
+    module.forward = exact
+
+
+def _float(value: Any) -> Any:
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns what `Run.save` wrote, on the CPU; raises SettingError if it cannot be read."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}, not {VERSION}")
         content["recipe"]
     except Exception as error:  # torch.load has no error of its own for damaged files
         raise _unreadable(path, error) from error
-    found: dict[str, Any] = content
-    return found
+    return content
 
 
 def check_same(text: str, recipe: Recipe, path: Path) -> None:
     """Raises SettingError if a kept training is not of this recipe, and says what differs."""
-    import json
-
-    its, mine = json.loads(text), json.loads(written(recipe))
+    its, mine = json.loads(text), json.loads(write_recipe(recipe))
     if its == mine:
         return
     if its["name"] != mine["name"]:

@@ -11,6 +11,7 @@ error trains every kind of network, and it trains exactly what the samplers will
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -23,7 +24,7 @@ from fewstep.models.schedule import Node, NoiseSchedule
 
 from .recipe import Recipe, Times
 
-NODES = 1 << 18  # of a continuous law: to 4.6 standard deviations, where EDM's sigma is 77
+NODES = 1 << 18  # of all laws together: a normal one reaches 4.6 standard deviations
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Asked:
     p: Tensor
     q: Tensor
 
-    def drawn(self, n: int) -> "Asked":
-        """n of a table's nodes at random."""
+    def draw(self, n: int) -> "Asked":
+        """Returns n of a table's nodes at random."""
         rows = torch.randint(len(self.alpha), (n,), device=self.alpha.device)
         return Asked(*(column[rows].view(-1, 1, 1, 1) for column in vars(self).values()))
 
@@ -52,13 +53,13 @@ class Asked:
         return Asked(*(column.to(device) for column in vars(self).values()))
 
 
-def nodes(recipe: Recipe) -> Asked:
-    """The law of times as a table of equally likely nodes: its quantiles at the middles of K parts.
+def make_nodes(recipe: Recipe) -> Asked:
+    """Returns the laws of times as a table of equally likely nodes: quantiles in even parts.
 
     Every number is computed by the library in float64 and then stored in float32.
 
     Raises:
-        SettingError: if the law does not fit the schedule.
+        SettingError: if a law does not fit the schedule.
     """
     schedule, kind = recipe.process, recipe.predicts
     sigma_data = getattr(schedule, "sigma_data", 0.5)
@@ -69,7 +70,7 @@ def nodes(recipe: Recipe) -> Asked:
         scale = kind.input_scale(node, sigma_data)
         return node.alpha, node.sigma, scale, schedule.label(node), p, q
 
-    table = torch.tensor([row(t) for t in times(recipe.times, schedule)], dtype=torch.float64)
+    table = torch.tensor([row(t) for t in make_times(recipe.times, schedule)], dtype=torch.float64)
     return Asked(*table.float().unbind(1))
 
 
@@ -78,30 +79,37 @@ def _answer(node: Node, weights: tuple[float, float]) -> tuple[float, float]:
     return (1.0 - a * node.alpha) / b, -a * node.sigma / b
 
 
-def times(law: Times, schedule: NoiseSchedule) -> list[float]:
-    """Equally likely times of a law on a schedule."""
-    if law.law == "steps":
-        n = getattr(schedule, "num_train_timesteps", 0)
-        if not n:
-            raise SettingError(
-                f"the law of times 'steps' is for the family vp, not {schedule.family};"
-                " write uniform, logit-normal or log-normal"
-            )
-        return [(i + 1) / n for i in range(n)]
-    shares = [(i + 0.5) / NODES for i in range(NODES)]
-    if law.law == "uniform":
-        return [schedule.t_min + share * (schedule.t_max - schedule.t_min) for share in shares]
-    normal = NormalDist(law.mean, law.std)
+def make_times(laws: Iterable[Times], schedule: NoiseSchedule) -> list[float]:
+    """Returns equally likely times: of each law as many quantiles as its share says."""
+    laws = list(laws)
+    total = sum(law.share for law in laws)
+    times = [t for law in laws for t in _quantiles(law, schedule, round(NODES * law.share / total))]
+    return [min(max(t, schedule.t_min), schedule.t_max) for t in times]
+
+
+def _quantiles(law: Times, schedule: NoiseSchedule, n: int) -> list[float]:
+    """Returns the quantiles of a law at the middles of n even parts."""
+    shares, (low, high) = [(i + 0.5) / n for i in range(n)], law.at
+    match law.law:
+        case "steps":
+            steps = getattr(schedule, "num_train_timesteps", 0)
+            _check(steps > 0, law, "a schedule of the family vp")
+            return [math.ceil(share * steps) / steps for share in shares]
+        case "uniform":
+            _check(low < high, law, "rising ends")
+            return [low + share * (high - low) for share in shares]
+        case "log-uniform":
+            _check(0.0 < low < high, law, "rising ends above 0")
+            return [low * (high / low) ** share for share in shares]
+    _check(high > 0.0, law, "a deviation above 0")
+    normal = [NormalDist(low, high).inv_cdf(share) for share in shares]
     if law.law == "log-normal":
-        _check(schedule.t_max > 1.0, law, schedule)
-        return [math.exp(normal.inv_cdf(share)) for share in shares]
-    _check(schedule.t_max <= 1.0, law, schedule)
-    return [1.0 / (1.0 + math.exp(-normal.inv_cdf(share))) for share in shares]
+        _check(schedule.t_max > 1.0, law, "times above 1, as edm has them")
+        return [math.exp(value) for value in normal]
+    _check(schedule.t_max <= 1.0, law, "a schedule of times up to 1")
+    return [1.0 / (1.0 + math.exp(-value)) for value in normal]
 
 
-def _check(fits: bool, law: Times, schedule: NoiseSchedule) -> None:
+def _check(fits: bool, law: Times, needs: str) -> None:
     if not fits:
-        raise SettingError(
-            f"the law of times {law.law!r} does not fit the family {schedule.family}, whose times"
-            f" go up to {schedule.t_max:g}: logit-normal is for times up to 1, log-normal for edm"
-        )
+        raise SettingError(f"the law of times {law.law!r} at {law.at} needs {needs}")
