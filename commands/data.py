@@ -72,8 +72,7 @@ def stats(
     device: Device = "cpu",
 ) -> None:
     """Measures what dpm-solver-v3 needs to know of a network; a stopped run is continued."""
-    from ..eval.measure_statistics import check_partial, measure, write_statistics
-    from ..eval.stats import measurement
+    from ..eval.measure_statistics import check_partial, make_measurement, measure, write_statistics
     from ..models.files import check_apart, check_writable
     from ..models.load import load
 
@@ -82,7 +81,7 @@ def stats(
     check_apart([out], [None if data is None else Path(data)])
     check_partial(partial)
     network = load(model, device=device)
-    what = measurement(
+    what = make_measurement(
         network,
         data,
         samples,

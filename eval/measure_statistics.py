@@ -12,22 +12,18 @@ answer wiggles: a difference over several labels is the slope that a step of a r
     alpha f  = sigma eps - l x,
     alpha f' = (l - 1) sigma eps + sigma eps' - l' x,
 
-only means of eps, x, eps' and of their products have to be kept until l and l' are known.
-
-The slope s of f' over f has the sampling error v = var(f' - s f) / (K var f) of K samples, and e^s
-stands in every step. So each element's s is drawn to the mean over all elements, m, by as much as
-it is worth: s <- m + (s - m) w / (w + v), w the variance of the true s over the elements, which is
-that of s less the mean of v, at least 0 (empirical Bayes, ours). With many samples v goes to 0 and
-the tables to those of the paper.
+only means of eps, x, eps' and of their products have to be kept until l and l' are known; then
+`statistics_tables` makes the tables of them.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -44,14 +40,15 @@ from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
 from ..samplers.guidance import CFG, guide_x0
 from ..samplers.noise import make_generator
 from ..samplers.ramps import find_lam_ends
+from ..samplers.sampler import Sampler
 from ..solvers.artefact import Process
 from ..solvers.model_statistics import ModelStatistics, StatisticsFacts
+from .data import images_of
+from .statistics_tables import PAIRS, Means, make_tables
 
+OWN_NFE = 50  # evaluations with which a network draws its own samples
 DELTA = 0.1  # of lam, in the central difference: over several labels of a network of 1000 steps
 NODE_NAMES = "[0-9]" * 5 + ".safetensors"  # of the files that finished nodes are kept in
-STILL = 1e-4  # of E[f^2]: elements whose f varies less have no slope to be found
-PAIRS = ("ee", "ex", "xx", "ed", "xd", "dd")
-Moments = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +80,38 @@ class Measurement:
             raise SettingError("statistics need at least 2 nodes, 2 samples and a batch of 1")
 
 
+def make_measurement(
+    network: Network, source: str | None, samples: int, *, progress: bool = False, **settings: Any
+) -> Measurement:
+    """Returns the first samples of a data set, or of the network's own samples (source None).
+
+    settings: further fields of `Measurement`.
+
+    Raises:
+        SettingError: if the set has fewer images, or the network samples latents, for which it
+            has to draw its own.
+    """
+    if source is None:
+        classes = network.num_classes
+        labels = [i % classes for i in range(samples)] if classes else None
+        latent = Sampler(replace(network, decode=None))
+        data = latent(range(samples), class_labels=labels, nfe=OWN_NFE, progress=progress).samples
+        words = f"{samples} samples of {network.name} at NFE {OWN_NFE}"
+        return Measurement(data=data, labels=labels, source=words, **settings)
+    if network.decode is not None:
+        raise SettingError(
+            f"{network.name} samples latents, not images; drop --data, and it draws its own"
+        )
+    images = images_of(Path(source) if Path(source).exists() else source)
+    if len(images) < samples:
+        raise SettingError(f"{source!r} has {len(images)} images; use --samples {len(images)}")
+    batches = islice(images.batches(64), -(-samples // 64))
+    data = torch.cat(list(batches))[:samples].float() / 127.5 - 1.0
+    known = images.labels if network.num_classes else None
+    labels = None if known is None else known[:samples].tolist()
+    return Measurement(data=data, labels=labels, source=images.name, **settings)
+
+
 def measure(network: Network, what: Measurement, *, progress: bool = False) -> ModelStatistics:
     """Returns the statistics of a network.
 
@@ -110,11 +139,11 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
         seed=what.seed,
     )
     rows = [
-        _keep_moments(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
+        _keep_means(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
         for i, lam in enumerate(tqdm(lams, unit="node", disable=None if progress else True))
     ]
     nodes = [network.schedule.at_lam(lam) for lam in lams]
-    tables = _make_tables(nodes, rows, len(what.data))
+    tables = make_tables(nodes, rows, len(what.data))
     return ModelStatistics(tuple(lams), *tables, facts, probe)
 
 
@@ -151,10 +180,10 @@ class _Task:
     number: int
     ends: tuple[float, float]
 
-    def moments(self) -> Moments:
+    def compute_means(self) -> Means:
         """Returns means over the samples, in float64: l, e, x, d and the products in PAIRS."""
         generator = make_generator(1_000_003 * self.what.seed + self.number)
-        sums: Moments = {}
+        sums: Means = {}
         for rows in _split(len(self.what.data), self.what.batch):
             x0 = self.what.data[rows].float()
             z = torch.randn(x0.shape, generator=generator)
@@ -163,7 +192,7 @@ class _Task:
                 sums[name] = sums.get(name, 0.0) + value.double().sum(0).cpu()
         return {name: total / len(self.what.data) for name, total in sums.items()}
 
-    def _batch(self, rows: slice, x0: Tensor, z: Tensor, v: Tensor) -> Moments:
+    def _batch(self, rows: slice, x0: Tensor, z: Tensor, v: Tensor) -> Means:
         node, device = self.network.schedule.at_lam(self.lam), self.network.device
         denoiser = Denoiser(self.network, take_rows(self.branches, rows))
         x = (node.alpha * x0 + node.sigma * z).to(device).requires_grad_()
@@ -191,75 +220,6 @@ class _Task:
         return (ends[1] - ends[0]) / (high - low)
 
 
-def _make_tables(
-    nodes: Sequence[Node], rows: Sequence[Moments], samples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns l, s and b from the means at every node."""
-    lam = torch.tensor([node.lam for node in nodes], dtype=torch.float64)
-    l = torch.stack([row["l"] for row in rows])  # noqa: E741
-    (l_slope,) = torch.gradient(l, spacing=(lam,), dim=0)
-    solved = [
-        _fit_line(_compute_moments_of_f(*each), samples)
-        for each in zip(nodes, rows, l, l_slope, strict=True)
-    ]
-    s, b = (torch.stack(each) for each in zip(*solved, strict=True))
-    return l, s, b
-
-
-class _Fit(NamedTuple):
-    """Means of f and f', their variances and their covariance."""
-
-    f: Tensor
-    slope: Tensor
-    var: Tensor
-    var_slope: Tensor
-    cov: Tensor
-
-
-def _compute_moments_of_f(node: Node, m: Moments, l: Tensor, l_slope: Tensor) -> _Fit:  # noqa: E741
-    """Uses alpha f = sigma eps - l x and alpha f' = (l - 1) sigma eps + sigma eps' - l' x."""
-    e, x, d = m["e"], m["x"], m["d"]
-    var = {"e": m["ee"] - e * e, "x": m["xx"] - x * x, "d": m["dd"] - d * d}
-    cov = {"ex": m["ex"] - e * x, "ed": m["ed"] - e * d, "xd": m["xd"] - x * d}
-
-    def compute_covariance(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        """Returns the covariance of two combinations of (eps, x, eps'), in units of f."""
-        total = torch.stack([a[i] * b[i] * var[name] for i, name in enumerate("exd")]).sum(0)
-        for name, (i, j) in zip(cov, ((0, 1), (0, 2), (1, 2)), strict=True):
-            total = total + (a[i] * b[j] + a[j] * b[i]) * cov[name]
-        return total / node.alpha**2
-
-    sigma, zero = torch.full_like(l, node.sigma), torch.zeros_like(l)
-    f, slope = (sigma, -l, zero), ((l - 1.0) * sigma, -l_slope, sigma)
-    mean, mean_slope = ((c[0] * e + c[1] * x + c[2] * d) / node.alpha for c in (f, slope))
-    return _Fit(
-        mean,
-        mean_slope,
-        compute_covariance(f, f),
-        compute_covariance(slope, slope),
-        compute_covariance(f, slope),
-    )
-
-
-def _fit_line(fit: _Fit, samples: int) -> tuple[Tensor, Tensor]:
-    """Returns slope and offset of the line that predicts f' from f."""
-    moves = fit.var > STILL * (fit.var + fit.f * fit.f)
-    var = torch.where(moves, fit.var, 1.0)
-    s = torch.where(moves, fit.cov / var, 0.0)
-    noise = (fit.var_slope - s * fit.cov).clamp_min(0.0) / (samples * var)
-    s = torch.where(moves, _draw_to_mean(s, noise, moves), 0.0)
-    return s, fit.slope - s * fit.f
-
-
-def _draw_to_mean(s: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
-    """Returns the slopes drawn to their mean by their sampling error; see the module."""
-    if int(moves.sum()) < 2:
-        return s
-    mean, spread = s[moves].mean(), s[moves].var()
-    true = (spread - noise[moves].mean()).clamp_min(0.0)
-    return mean + (s - mean) * true / (true + noise).clamp_min(1e-30)
-
-
 def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str, Tensor]:
     """Returns a noise image, the conditions of the first sample and what the network answers."""
     x = torch.randn(1, *network.shape, generator=make_generator(seed))
@@ -267,17 +227,17 @@ def _make_probe(network: Network, conditions: Conditions, seed: int) -> dict[str
     return {"x": x, **given, "x0": answer(network, x, given)}
 
 
-def _keep_moments(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor]) -> Moments:
+def _keep_means(task: _Task, facts: StatisticsFacts, probe: dict[str, Tensor]) -> Means:
     """Returns the node's means, from the folder of finished nodes or measured and put there."""
     if task.what.partial is None:
-        return task.moments()
+        return task.compute_means()
     digest = hashlib.sha256(probe["x0"].numpy().tobytes())
     digest.update(task.what.data.contiguous().numpy().tobytes())
     key = json.dumps([facts.model_dump_json(), task.what.nodes, digest.hexdigest()])
     path = task.what.partial / f"{task.number:05d}.safetensors"
     moments = _load(path, key)
     if moments is None:
-        moments = task.moments()
+        moments = task.compute_means()
         make_folder(task.what.partial)
         write_bytes(path, save(moments, {"key": key}))
     return moments
@@ -291,7 +251,7 @@ def _read_key(path: Path) -> str | None:
         return None
 
 
-def _load(path: Path, key: str) -> Moments | None:
+def _load(path: Path, key: str) -> Means | None:
     try:
         tensors, metadata = read_tensors(path)
     except SettingError:

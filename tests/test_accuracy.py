@@ -7,6 +7,7 @@ import torch
 
 from fewstep.eval.experiments import accuracy
 from fewstep.models.schedule import EDM
+from fewstep.samplers.plan import make_plan
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 25, 50)
 KNOWN = {  # root mean square error on the mixture, worked out by independent code
@@ -41,8 +42,8 @@ def test_exact_flow_is_the_closed_one_for_a_single_gaussian():
     law = accuracy.GaussianMixture(*(each.double() for each in (law.means, law.stds, law.weights)))
     t, s = EDM().at(80.0), EDM().at(0.002)
     x = torch.tensor([[70.0], [-31.0]], dtype=torch.float64)
-    found = accuracy.solve_exactly(law, x, t, s, steps=300)
-    torch.testing.assert_close(found, law.flow_map(x, t, s), rtol=1e-6, atol=1e-6)
+    found = accuracy.solve(law, x, make_plan(EDM(), accuracy.EXACT, final="sigma_min"))
+    torch.testing.assert_close(found, law.flow_map(x, t, s), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from fewstep.cli import app
-from fewstep.eval import calibrate, measure_statistics, stats
+from fewstep.eval import calibrate, measure_statistics
 from fewstep.eval.experiments import cache, fid_evaluator, fid_nfe, guidance
 from fewstep.eval.search import command
 from fewstep.models import load
@@ -30,7 +30,6 @@ IMPORTED = (
     fid_nfe,
     guidance,
     fid_evaluator,
-    stats,
     command,
     load,
     measure_statistics,
