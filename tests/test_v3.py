@@ -310,7 +310,8 @@ def test_command_writes_what_sample_takes(written, tmp_path):
     out, said = written
     assert f"dpm-solver-v3:stats={out}" in said
     picture = tmp_path / "x.png"
-    asked = ["sample", "--solver", f"dpm-solver-v3:stats={out}", "--nfe", "4", "--seeds", "0,1"]
+    asked = ["sample", "fashion-dit", "--solver", f"dpm-solver-v3:stats={out}"]
+    asked += ["--nfe", "4", "--seeds", "0,1"]
     result = CliRunner().invoke(app, [*asked, "--out", str(picture)])
     assert result.exit_code == 0, result.output
     assert picture.is_file()
