@@ -11,12 +11,11 @@ therefore at t = 1e-6, and the state is float64, in which x0 = x - sigma v keeps
 there. Other processes have no network there at all; their clean end is t_min of the schedule.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..models.arguments import Numbers
 from ..models.denoiser import Network
@@ -24,12 +23,11 @@ from ..models.errors import FewstepError, ScheduleError, SettingError
 from ..models.schedule import Node, RectifiedFlow, TimeGrid
 from ..solvers import Solver, SolverSettings, dry_run, names, solver, take_solver
 from ..solvers.artefact import Artefact
-from ..solvers.base import Query
-from ..solvers.exponential import StepSpec, taylor
+from ..solvers.exponential import StepSpec, combine_steps
 from ..solvers.linear import Encoder
 from ..solvers.runge_kutta import RungeKuttaSteps
 from ..solvers.slope_reuse import SlopeReuseSteps
-from ..solvers.table import Evaluation, Table
+from ..solvers.table import Evaluation, Table, mirror, mirror_nodes
 from ..solvers.table_steps import TableSteps
 from .grid import Final
 from .plan import clean_choices, make_plan
@@ -122,45 +120,17 @@ def make_backward_solver(settings: SolverSettings, grid: TimeGrid) -> Solver[Any
     if isinstance(steps, BETWEEN_ANY_NODES):
         return steps
     if isinstance(settings, Encoder) and all(map(_plain, settings.steps(grid))):
-        return MirroredRows.of(settings.steps(grid), grid)
+        return _mirror_steps(settings.steps(grid), grid)
     raise SettingError(f"{settings.info.name} cannot invert: its steps hold in one direction only")
 
 
-@dataclass(frozen=True, slots=True)
-class MirroredRows:
-    """The steps of a multistep solver on the mirrored process; see the module."""
-
-    rows: TableSteps
-
-    @classmethod
-    def of(cls, specs: Sequence[StepSpec], grid: TimeGrid) -> "MirroredRows":
-        """Makes steps as long and of the same order as those of the same number forward."""
-        true = grid.nodes[::-1]
-        nodes = [Node(n.t, n.sigma, n.alpha, -n.lam) for n in true]
-        if nodes[-1].sigma == 0.0:
-            specs = [*specs[:-1], specs[-1].model_copy(update={"order": 1, "est": ()})]
-        combos = [
-            taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
-            for n, spec in enumerate(specs)
-        ]
-        return cls(TableSteps(Table(nodes, combos, list(map(Evaluation, true[:-1])))))
-
-    def init(self) -> Any:
-        return self.rows.init()
-
-    def step(
-        self, x: Tensor, state: Any, t: Node, s: Node
-    ) -> Generator[Query, Tensor, tuple[Tensor, Any]]:
-        """Returns the row's one question, answered by eps = (x - alpha x0) / sigma."""
-        step = self.rows.step(x, state, t, s)
-        x_t, _ = next(step)
-        x0 = yield x_t, t
-        try:
-            step.send(torch.sub(x_t, x0, alpha=t.alpha).div_(t.sigma))
-        except StopIteration as done:
-            result: tuple[Tensor, Any] = done.value
-            return result
-        raise AssertionError("a row asks once")
+def _mirror_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> TableSteps:
+    """Returns steps to the noise as long and of the same order as those of the same number back."""
+    nodes = mirror_nodes(grid.nodes[::-1])
+    if nodes[-1].sigma == 0.0:
+        specs = [*specs[:-1], specs[-1].model_copy(update={"order": 1, "est": ()})]
+    table = Table(nodes, combine_steps(specs, nodes), list(map(Evaluation, nodes[:-1])))
+    return TableSteps(mirror(table))
 
 
 def make_inversion_plan(settings: SolverSettings, grid: TimeGrid) -> InversionPlan:

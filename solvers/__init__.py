@@ -3,8 +3,8 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from .artefact import Executor
 from .base import Bound, Revisable, Revision, Solver, drive, dry_run, list_queries, revise_step
-from .executor import Executor
 from .linear import LowerOrderFinal
 from .registry import SolverInfo, SolverSettings, names, register, solver, take_solver
 from .schedule_data import Schedule

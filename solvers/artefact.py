@@ -15,9 +15,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError, shorten
+from ..models.probe import are_alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
+from .table import Table
+from .table_steps import TableSteps
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -46,6 +50,7 @@ class Process(StrictModel):
         return data
 
     def schedule(self) -> NoiseSchedule:
+        """Returns the noise schedule."""
         return noise_schedule(self.family, **self.params)
 
 
@@ -66,18 +71,18 @@ class MeanImage(StrictModel):
 
     @classmethod
     def of(cls, values: Sequence[float], shape: Sequence[int]) -> "MeanImage":
-        """From the values in row-major order; they are rounded to float32."""
+        """Makes one of the values in row-major order; they are rounded to float32."""
         body = struct.pack(f"<{len(values)}f", *values)
         data = base64.b64encode(body).decode()
         return cls(mean=hashlib.sha256(body).hexdigest(), shape=tuple(shape), data=data)
 
     def values(self) -> list[float]:
-        """The values in row-major order."""
+        """Returns the values in row-major order."""
         body = base64.b64decode(self.data, validate=True)
         return list(struct.unpack(f"<{len(body) // 4}f", body))
 
     def tensor(self) -> Tensor:
-        """The values as float32 in the shape of a sample."""
+        """Returns the values as float32 in the shape of a sample."""
         return torch.tensor(self.values(), dtype=torch.float32).reshape(self.shape)
 
     @model_validator(mode="after")
@@ -147,6 +152,10 @@ class Artefact(StrictModel):
         body = self.model_dump(mode="json", exclude={"provenance"})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
+    @abstractmethod
+    def table(self) -> Table:
+        """Returns what is run."""
+
     @property
     @abstractmethod
     def rows(self) -> int:
@@ -168,13 +177,13 @@ class Artefact(StrictModel):
         return None if self.mean is None else self.mean.tensor()
 
     def for_any(self) -> Self:
-        """The same without what tells which network and guidance scale it was searched for."""
+        """Returns the same schedule without the network and guidance scale that it is bound to."""
         bound = {ANSWER, SCALE}
         facts = {name: fact for name, fact in self.provenance.items() if name not in bound}
         return self.model_copy(update={"provenance": facts})
 
     def grid(self) -> TimeGrid:
-        """The grid that the steps run over."""
+        """Returns the grid that the steps run over."""
         return TimeGrid.of(self.process.schedule(), self.t)
 
     def check_process(self, schedule: NoiseSchedule) -> None:
@@ -184,6 +193,24 @@ class Artefact(StrictModel):
                 f"this schedule was made for process {_brief(self.process)}, but the network's is"
                 f" {_brief(Process.model_validate(process_of(schedule)))}; use a schedule made for"
                 " this network"
+            )
+
+    def check_network(self, network: Network) -> None:
+        """Raises ScheduleError if the schedule was searched for a network that answers otherwise.
+
+        That is one evaluation of one row, outside the run and its counts; schedules that do not say
+        what their network answered, such as those of named solvers, are for any.
+        """
+        _check_mean(None if self.mean is None else self.mean.shape, network)
+        if (expected := self.provenance.get(ANSWER)) is None:
+            return
+        answer = sketch(network)
+        if answer is not None and not are_alike(answer, expected):
+            name = self.provenance.get("model", "?")
+            raise ScheduleError(
+                f"this schedule was searched for another network ({name}): {network.name} answers a"
+                " fixed noise otherwise; run `fewstep search` for it, or add --force (in Python"
+                " schedule.for_any()) to use the schedule all the same"
             )
 
     def check_times(self, steps: int, nfe: int) -> None:
@@ -211,12 +238,38 @@ class Artefact(StrictModel):
         scale = self.provenance.get(SCALE)
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
             raise ValueError(f"{SCALE} in the provenance must be a number")
-        told = self.provenance.get(ANSWER)
-        if told is not None and not (
-            isinstance(told, list | tuple) and all(isinstance(each, int | float) for each in told)
-        ):
+        answer = self.provenance.get(ANSWER)
+        numbers = isinstance(answer, list | tuple) and all(
+            isinstance(each, int | float) for each in answer
+        )
+        if answer is not None and not numbers:
             raise ValueError(f"{ANSWER} in the provenance must be a list of numbers")
         return self
+
+
+class Executor(TableSteps):
+    """Runs the table of a schedule."""
+
+    def __init__(self, schedule: Artefact) -> None:
+        self.schedule = schedule
+        super().__init__(schedule.table())
+
+    def check_network(self, network: Network) -> None:
+        """As `Artefact.check_network`, of the schedule that is run."""
+        self.schedule.check_network(network)
+
+
+def _check_mean(given: tuple[int, ...] | None, network: Network) -> None:
+    """Raises ScheduleError unless what stands for predictions broadcasts to a sample."""
+    if given is None:
+        return
+    shape = network.shape
+    same = all(g in (1, n) for g, n in zip(reversed(given), reversed(shape), strict=False))
+    if len(given) > len(shape) or not same:
+        raise ScheduleError(
+            f"the mean in this schedule has shape {given}, but samples of {network.name} have"
+            f" {shape}; use a schedule made for this network"
+        )
 
 
 def _brief(process: Process) -> str:

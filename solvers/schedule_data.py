@@ -21,7 +21,7 @@ from ..models.errors import FewstepError, ScheduleError
 from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, process_of
 from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
-from .step_schedule import StepSchedule, compile_steps
+from .step_schedule import StepSchedule
 from .table import BOTH, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps
 
@@ -50,7 +50,7 @@ Weight = tuple[Literal["x", "x0", "u0", "eps", "v", "z"], Annotated[int, Field(g
 
 
 def _sort(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    """The weights in one order, without zeros; raises ValueError for a term that stands twice."""
+    """Returns the weights in one order, without zeros; raises ValueError for a term twice."""
     terms = [weight[:2] for weight in weights]
     if len(set(terms)) < len(terms):
         kind, n = next(term for term in terms if terms.count(term) > 1)
@@ -84,7 +84,7 @@ class Schedule(Artefact):
 
     @classmethod
     def of(cls, table: Table, grid: TimeGrid, provenance: Mapping[str, Any]) -> "Schedule":
-        """The table over a grid as data; raises ScheduleError for weights that are no numbers."""
+        """Writes a table over a grid down; raises ScheduleError for weights that are no numbers."""
         for n, combo in enumerate(table.steps):
             check_weights(n, combo.values())
         given = table.given
@@ -92,7 +92,7 @@ class Schedule(Artefact):
         return cls(
             process=Process.model_validate(process_of(grid.schedule)),
             t=tuple(node.t for node in grid.nodes),
-            evaluations=tuple(map(_written, table.evaluations)),
+            evaluations=tuple(map(_write_evaluation, table.evaluations)),
             steps=tuple(
                 tuple((*term, weight) for term, weight in combo.items())  # type: ignore[misc]
                 for combo in table.steps
@@ -104,8 +104,8 @@ class Schedule(Artefact):
 
     @classmethod
     def of_steps(cls, schedule: StepSchedule) -> "Schedule":
-        """The table that a schedule of step specifications is compiled to."""
-        return cls.of(compile_steps(schedule), schedule.grid(), schedule.provenance)
+        """Writes down the table that a schedule of step specifications is compiled to."""
+        return cls.of(schedule.table(), schedule.grid(), schedule.provenance)
 
     def table(self) -> Table:
         """Returns what is run."""
@@ -186,12 +186,12 @@ class Schedule(Artefact):
     def _check_kept(self) -> None:
         """Raises ValueError for steps that keep more than any solver does."""
         last = {(kind, j): n for n, step in enumerate(self.steps) for kind, j, _ in step}
-        kept = sum(n - j for (_, j), n in last.items())
-        if kept > MAX_KEPT:
-            raise ValueError(f"the steps keep {kept:,} tensors in all; {MAX_KEPT:,} are the most")
+        total = sum(n - j for (_, j), n in last.items())
+        if total > MAX_KEPT:
+            raise ValueError(f"the steps keep {total:,} tensors in all; {MAX_KEPT:,} are the most")
 
 
-def _written(evaluation: Evaluation | None) -> EvaluationData | None:
+def _write_evaluation(evaluation: Evaluation | None) -> EvaluationData | None:
     if evaluation is None:
         return None
     return EvaluationData(t=evaluation.node.t, branches=evaluation.branches)

@@ -1,7 +1,7 @@
 """Schedules as step specifications: what a search moves, and version 1 of the JSON artefact.
 
-What is run, and written since version 2, is the `Table` that `compile_steps` makes of them. Its
-canonical form writes every state in the first one and the predictions.
+What is run, and written since version 2, is the `Table` that `StepSchedule.table` makes of them.
+Its canonical form writes every state in the first one and the predictions.
 
 A guided schedule has columns of its own for the conditional and the unconditional prediction,
 
@@ -99,10 +99,35 @@ class StepSchedule(Artefact):
 
     @classmethod
     def of(cls, grid: TimeGrid, steps: tuple[StepSpec, ...], **provenance: Any) -> "StepSchedule":
-        """The schedule that takes these steps over a grid."""
+        """Returns the schedule that takes these steps over a grid."""
         process = Process.model_validate(process_of(grid.schedule))
         times = tuple(node.t for node in grid.nodes)
         return cls(process=process, t=times, steps=steps, nfe=len(steps), provenance=provenance)
+
+    def table(self) -> Table:
+        """Returns what is run: the canonical table if there is one."""
+        grid = self.grid()
+        steps = (
+            _list_rows(self.compiled) if self.compiled else combine_steps(self.steps, grid.nodes)
+        )
+        evaluations = [self._evaluate(grid, n) for n in range(len(steps))]
+        return Table(grid.nodes, steps, evaluations, self.given)
+
+    def _evaluate(self, grid: TimeGrid, n: int) -> Evaluation | None:
+        """Returns what step n asks."""
+        if n == 0 and self.afs:
+            return None
+        branches = BOTH if self.compiled and n in self.compiled.guided else BOTH[1:]
+        return Evaluation(grid.schedule.at(self.time_of(n)), branches if self.guided else ())
+
+    def time_of(self, n: int) -> float:
+        """Returns the time at which step n asks: tau_n, or t_n moved by xi_n."""
+        if self.compiled:
+            return self.compiled.tau[n]
+        if not self.xi:
+            return self.t[n]
+        edm = self.process.family == "edm"
+        return self.t[n] * math.exp(self.xi[n]) if edm else self.t[n] + self.xi[n]
 
     @property
     def rows(self) -> int:
@@ -122,7 +147,7 @@ class StepSchedule(Artefact):
         self.check_times(len(self.steps), len(self.steps) - (self.afs is not None))
         for n in range(len(self.steps) if self.xi or self.compiled else 0):
             name = "tau" if self.compiled else "xi"
-            self.check_evaluation(evaluation_time(self, n), f"{name}[{n}]")
+            self.check_evaluation(self.time_of(n), f"{name}[{n}]")
         for i, step in enumerate(self.steps):
             if step.order > i + 1:
                 raise ValueError(
@@ -150,34 +175,8 @@ class StepSchedule(Artefact):
             raise ValueError("afs leaves out the first evaluation, so guided cannot name it")
 
 
-def evaluation_time(schedule: StepSchedule, n: int) -> float:
-    """The time at which the n-th prediction is asked for: tau_n, or t_n moved by xi_n."""
-    if schedule.compiled:
-        return schedule.compiled.tau[n]
-    if not schedule.xi:
-        return schedule.t[n]
-    edm = schedule.process.family == "edm"
-    return schedule.t[n] * math.exp(schedule.xi[n]) if edm else schedule.t[n] + schedule.xi[n]
-
-
-def compile_steps(schedule: StepSchedule) -> Table:
-    """Returns what a schedule does, as a table over its grid: its canonical one if it has one."""
-    grid, table = schedule.grid(), schedule.compiled
-    steps = _canonical(table) if table else combine_steps(schedule.steps, grid.nodes)
-    evaluations = [_evaluation(schedule, grid, n) for n in range(len(steps))]
-    return Table(grid.nodes, steps, evaluations, schedule.given)
-
-
-def _evaluation(schedule: StepSchedule, grid: TimeGrid, n: int) -> Evaluation | None:
-    if n == 0 and schedule.afs:
-        return None
-    node, table = grid.schedule.at(evaluation_time(schedule, n)), schedule.compiled
-    branches = BOTH if table and n in table.guided else BOTH[1:]
-    return Evaluation(node, branches if schedule.guided else ())
-
-
-def _canonical(table: Compiled) -> list[Combination]:
-    """The rows of a canonical table; they use the first state and no other."""
+def _list_rows(table: Compiled) -> list[Combination]:
+    """Returns the steps of a canonical table; they use the first state and no other."""
     columns = table.U or [()] * table.steps
     return [
         {("x", 0): a, **_columns("u0", more), **_columns("x0", row)}

@@ -196,6 +196,32 @@ def _in_first(table: Table, term: tuple[str, int], states: Sequence[Combination]
     return states[n] if kind == "x" else {term: 1.0}
 
 
+def mirror_nodes(nodes: Sequence[Node]) -> list[Node]:
+    """Returns the nodes of the mirrored process: alpha and sigma change places, lam its sign."""
+    return [Node(node.t, node.sigma, node.alpha, -node.lam) for node in nodes]
+
+
+def mirror(table: Table) -> Table:
+    """Returns a table of the mirrored process as one of the process itself, and the other way.
+
+    With alpha' = sigma, sigma' = alpha and x0' = eps the flow has the same form, so a table over
+    mirrored nodes, which rise to the noise, is one over the true ones in which x0 and eps change
+    places, and v its sign.
+
+    Raises:
+        ScheduleError: for a table with branches of its own, or that leaves an evaluation out.
+    """
+    if table.guided or None in table.evaluations:
+        raise ScheduleError("a table is mirrored only if each of its steps asks for one prediction")
+    swap = {"x0": ("eps", 1.0), "eps": ("x0", 1.0), "v": ("v", -1.0)}
+    steps = []
+    for combo in table.steps:
+        terms = [(*swap.get(kind, (kind, 1.0)), n, weight) for (kind, n), weight in combo.items()]
+        steps.append({(kind, n): sign * weight for kind, sign, n, weight in terms})
+    asked = [each.node for each in table.evaluations if each is not None]
+    return Table(mirror_nodes(table.nodes), steps, list(map(Evaluation, mirror_nodes(asked))))
+
+
 @dataclass(frozen=True)
 class Violations:
     """How far a table is from one that is exact where the prediction is constant.

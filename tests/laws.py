@@ -22,7 +22,7 @@ from fewstep.models.schedule import (
 from fewstep.solvers import Solver, SolverSettings, StepSchedule, drive, names
 from fewstep.solvers import solver as registered
 from fewstep.solvers.exponential import StepSpec
-from fewstep.solvers.step_schedule import Compiled, compile_steps
+from fewstep.solvers.step_schedule import Compiled
 from fewstep.solvers.table import FIRST, Table, rewrite
 
 Law = Callable[[Tensor, Node], Tensor]
@@ -129,7 +129,7 @@ def compiled(table: Table) -> Compiled:
 
 def with_table(schedule: StepSchedule) -> StepSchedule:
     """The schedule with its canonical table beside its steps."""
-    table = schedule.compiled or compiled(compile_steps(schedule))
+    table = schedule.compiled or compiled(schedule.table())
     return StepSchedule.model_validate({**schedule.model_dump(), "compiled": table})
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,20 +31,27 @@ from fewstep.models.ledger import Ledger
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.probe import are_alike, sketch
-from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
+from fewstep.models.schedule import EDM, Node, RectifiedFlow, VPLinear
 from fewstep.samplers.conditions import make_branches
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import CFG, Thresholded, Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
-from fewstep.solvers import Executor, Schedule, StepSchedule, list_queries, solver
+from fewstep.solvers import Executor, Schedule, StepSchedule, drive, list_queries, solver
 from fewstep.solvers.artefact import ANSWER, MeanImage
-from fewstep.solvers.executor import check_network, table_of
 from fewstep.solvers.linear import LinearSolver
 from fewstep.solvers.step_schedule import Compiled
-from fewstep.solvers.table import BOTH, measure_violations, rewrite
-from fewstep.solvers.table_steps import TableSteps, brings_guidance
+from fewstep.solvers.table import (
+    BOTH,
+    Evaluation,
+    Table,
+    measure_violations,
+    mirror,
+    mirror_nodes,
+    rewrite,
+)
+from fewstep.solvers.table_steps import TableMemory, TableSteps, brings_guidance
 
 
 def example(**table):
@@ -111,12 +119,12 @@ def test_tables_survive_json_to_the_last_bit():
 
 def test_a_table_is_compiled_to_itself():
     made = parse(example())
-    assert compiled(table_of(made)) == made.compiled
+    assert compiled(made.table()) == made.compiled
 
 
 @pytest.mark.parametrize("schedule", CONSISTENT, ids=range(24))
 def test_consistent_schedules_violate_nothing(schedule):
-    found = measure_violations(table_of(schedule))
+    found = measure_violations(schedule.table())
     assert found.state < 1e-12
     assert found.predictions < 1e-12
     assert found.largest > 0.0
@@ -124,7 +132,7 @@ def test_consistent_schedules_violate_nothing(schedule):
 
 def test_violations_are_those_of_the_table():
     made = parse(example())
-    found = measure_violations(table_of(made))
+    found = measure_violations(made.table())
     assert found.state == pytest.approx(0.1 - 4.0 / 80.0)
     assert found.predictions == pytest.approx(0.95 - 0.9)
     assert found.largest == 0.9
@@ -134,7 +142,7 @@ def test_free_weights_are_told_as_violations():
     body = RANDOM[0].model_dump(mode="json")
     body["steps"][3] |= {"dA": 0.01, "dB": [0.02]}
     made = StepSchedule.model_validate(body | {"afs": None, "nfe": 7})
-    found = measure_violations(table_of(made))
+    found = measure_violations(made.table())
     assert found.state > 1e-3
     assert found.predictions > 1e-3
 
@@ -172,6 +180,34 @@ def test_guided_tables_are_rewritten_too():
     assert_close(ends(table), ends(made), rtol=0.0, atol=1e-12)
 
 
+def test_a_mirrored_table_runs_on_the_process_itself():
+    """x0, eps and v of the mirrored process are eps, x0 and -v of the process."""
+    grid, x = even_in_lam(VPLinear(), 3), unit_noise()
+    rising = grid.nodes[::-1]
+    steps = [
+        {("x", 0): 0.9, ("x0", 0): 0.3, ("v", 0): 0.2},
+        {("x", 1): 0.8, ("eps", 1): -0.4, ("v", 0): 0.1, ("x0", 0): 0.05},
+        {("x", 0): 0.7, ("v", 1): 0.3, ("eps", 0): 0.2, ("x0", 2): 0.6},
+    ]
+    nodes = mirror_nodes(rising)
+    table = Table(nodes, steps, list(map(Evaluation, nodes[:-1])))
+
+    def eps(x, node):
+        true = Node(node.t, node.sigma, node.alpha, -node.lam)
+        return (x - true.alpha * MIXTURE.x0(x, true)) / true.sigma
+
+    def end(table, law):
+        solver_, state, out = TableSteps(table), TableMemory(), x
+        for t, s in pairwise(table.nodes):
+            out, state = drive(solver_.step(out, state, t, s), law)
+        return out
+
+    assert_close(end(mirror(table), MIXTURE.x0), end(table, eps), rtol=0.0, atol=1e-12)
+    assert mirror(mirror(table)) == table
+    with pytest.raises(ScheduleError, match="asks for one prediction"):
+        mirror(replace(table, evaluations=[None, *table.evaluations[1:]]))
+
+
 def test_linear_solvers_of_other_kinds_have_canonical_tables():
     grid = even_in_lam(VPLinear(), 6)
     table = compiled(solver("deis-tab2").table(grid))
@@ -187,7 +223,7 @@ def test_a_linear_law_ends_where_the_weights_say(tabled):
     """For one Gaussian x0 = m + G (x - alpha m): the end is that of scalar arithmetic."""
     grid = even_in_lam(EDM(), 5)
     made = solver("unipc-3").step_schedule(grid)
-    table, x = compiled(table_of(made)), start(grid)
+    table, x = compiled(made.table()), start(grid)
     mean, var = GAUSSIAN.means[0], GAUSSIAN.stds[0] ** 2
     states, predictions = [x.flatten(1)], []
     for n, node in enumerate(grid.nodes[:-1]):
@@ -319,7 +355,7 @@ def test_the_same_network_in_another_dtype_answers_alike():
 def test_who_cannot_be_asked_is_not_refused():
     mine, other = (law.network(EDM(), (2, 1, 2)) for law in (MIXTURE, GAUSSIAN))
     assert sketch(replace(other, needs=("prompt",))) is None
-    check_network(found_for(mine), replace(other, needs=("prompt",)))
+    found_for(mine).check_network(replace(other, needs=("prompt",)))
 
 
 def test_a_damaged_answer_is_refused():

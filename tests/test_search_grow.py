@@ -18,7 +18,6 @@ from fewstep.eval.search.strategies.grow import grown, preceded
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
-from fewstep.solvers.executor import table_of
 from fewstep.solvers.table import measure_violations
 
 PROBLEM = small(cfg_scale=1.0)
@@ -59,7 +58,7 @@ def test_the_new_state_is_that_of_its_time():
     made = grown(unipc(), 1)
     process = made.process.schedule()
     nodes = [process.at(t) for t in (*times_asked(made), made.t[-1])]
-    found = measure_violations(replace(table_of(made), nodes=nodes))
+    found = measure_violations(replace(made.table(), nodes=nodes))
     assert found.state < 1e-12
     assert found.predictions < 1e-12
 

@@ -18,7 +18,7 @@ from fewstep.models.schedule import EDM, TimeGrid, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.ramps import find_lam_ends
 from fewstep.solvers import StepSchedule, drive
-from fewstep.solvers.executor import Executor
+from fewstep.solvers.artefact import Executor
 from fewstep.solvers.exponential import Corrector, StepSpec
 from fewstep.solvers.model_statistics import ModelStatistics
 

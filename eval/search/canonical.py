@@ -13,14 +13,12 @@ from torch import Tensor
 from ...models.schedule import TimeGrid
 from ...solvers import Schedule, StepSchedule
 from ...solvers.artefact import Artefact
-from ...solvers.executor import table_of
-from ...solvers.step_schedule import evaluation_time
 from ...solvers.table import BOTH, FIRST, Evaluation, Table, Term, rewrite
 
 
 def canonical(schedule: Artefact) -> Table:
     """Returns the table that a schedule runs, with every state written in the columns."""
-    table = table_of(schedule)
+    table = schedule.table()
     return rewrite(table, [0] * len(table.steps))
 
 
@@ -66,7 +64,7 @@ def schedule_of(
 def times_asked(schedule: Artefact) -> list[float]:
     """Returns the time of each step's evaluation; that of its node where it asks nothing."""
     if isinstance(schedule, StepSchedule):
-        return [evaluation_time(schedule, n) for n in range(len(schedule.steps))]
+        return [schedule.time_of(n) for n in range(len(schedule.steps))]
     assert isinstance(schedule, Schedule)
     asked = zip(schedule.t, schedule.evaluations, strict=False)
     return [t if each is None else each.t for t, each in asked]
