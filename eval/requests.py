@@ -67,8 +67,7 @@ class SearchRequest:
     )
     strategy: str = option(
         "auto",
-        "Either auto, or names separated by commas: grid, dmn, gits, klub, oss, evolve, fit, grow,"
-        " refine.",
+        "Either auto, or names of strategies separated by commas, such as grid,fit,refine.",
         METHOD,
     )
     objective: str = option(

@@ -15,7 +15,7 @@ from typing import Any
 
 from searched_schedules import LOGS, jobs
 
-from fewstep.eval.search.log import Trial, ranked
+from fewstep.eval.search.log import Trial, rank_trials
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem
 from fewstep.eval.search.size import SearchSize
@@ -65,7 +65,7 @@ def _distance(problem: Problem, schedule: Artefact) -> float:
 
 def _rivals(folder: Path, size: SearchSize) -> Iterator[tuple[str, Artefact]]:
     lines = (line for path in folder.glob("worker-*.jsonl") for line in path.open())
-    trials = ranked(Trial.model_validate_json(line) for line in lines)
+    trials = rank_trials(Trial.model_validate_json(line) for line in lines)
     named = [t for t in trials if t.strategy == "grid" and size.fits(t.schedule)]
     for trial in named[:RIVALS]:
         yield str(trial.schedule.provenance["label"]), trial.schedule

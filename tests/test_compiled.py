@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from test_step_schedule import CONSISTENT, ENCODED, RANDOM, execute
 from torch.testing import assert_close
 
-from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.guided import guide_schedule
 from fewstep.models.denoiser import Branch, Denoiser, Network
 from fewstep.models.errors import ModelError, ScheduleError, SettingError
 from fewstep.models.ledger import Ledger
@@ -386,7 +386,7 @@ def two_laws():
 
 
 def guided(schedule, scale, at):
-    return guided_schedule(schedule, scale, at)
+    return guide_schedule(schedule, scale, at)
 
 
 def ends(schedule, guidance=None, ledger=None):

@@ -6,8 +6,8 @@ from test_search_newton import unipc, with_afs
 from test_step_schedule import RANDOM, execute
 from torch.testing import assert_close
 
-from fewstep.eval.search.canonical import canonical, columns_of, rows_of, schedule_of, times_asked
-from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.canonical import columns_of, make_canonical, rows_of, schedule_of, times_of
+from fewstep.eval.search.guided import guide_schedule
 from fewstep.eval.search.log import Trial
 from fewstep.models.errors import ScheduleError
 from fewstep.models.schedule import EDM
@@ -18,7 +18,7 @@ GRID = even_in_lam(EDM(), 6)
 
 def again(schedule):
     """The schedule from its rows."""
-    table = canonical(schedule)
+    table = make_canonical(schedule)
     return schedule_of(rows_of(table), schedule.grid(), table.evaluations, table.given)
 
 
@@ -36,7 +36,7 @@ def test_there_and_back_is_the_same_run():
 
 
 def test_columns_are_in_the_order_they_come():
-    made = guided_schedule(unipc(), 3.0, [0, 2])
+    made = guide_schedule(unipc(), 3.0, [0, 2])
     columns = [("x", 0), ("u0", 0), ("x0", 0), ("x0", 1), ("u0", 2), ("x0", 2)]
     assert columns_of(made.table().evaluations) == columns
     assert [len(row) for row in rows_of(made.table())] == [3, 4, 6]
@@ -46,12 +46,12 @@ def test_columns_are_in_the_order_they_come():
 def test_a_step_that_asks_nothing_has_the_time_of_its_node():
     made = again(with_afs())
     assert made.evaluations[0] is None
-    assert times_asked(made) == times_asked(with_afs()) == list(made.t[:-1])
+    assert times_of(made) == times_of(with_afs()) == list(made.t[:-1])
 
 
 def test_noise_has_no_row():
     with pytest.raises(ScheduleError, match="adds noise"):
-        canonical(solver("ddpm").encode(GRID))
+        make_canonical(solver("ddpm").encode(GRID))
 
 
 def test_a_log_holds_steps_and_tables():

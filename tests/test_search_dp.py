@@ -6,18 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import GAUSSIAN, PROCESSES, f64
+from laws import PROCESSES, f64
 
 from fewstep.eval.search.paths import cost_of, shortest
 from fewstep.eval.search.space import Space
-from fewstep.eval.search.strategies.dmn import best_lams, error_bound, step_weights
-from fewstep.eval.search.strategies.gits import jump_costs
-from fewstep.eval.search.strategies.grid import tan_grid
+from fewstep.eval.search.strategies.dmn import bound_error, find_best_lams, weigh_steps
+from fewstep.eval.search.strategies.grid import make_tan_grid
 from fewstep.eval.search.strategies.klub import interval_costs, mean_distances
-from fewstep.eval.search.strategies.oss import greedy_path
 from fewstep.models.errors import SettingError
 from fewstep.models.gaussian import GaussianMixture
-from fewstep.models.schedule import EDM, TimeGrid
+from fewstep.models.schedule import EDM
 from fewstep.solvers import drive, take_solver
 
 M, N = 10, 4
@@ -47,83 +45,6 @@ def test_the_ends_of_dynamic_programming():
     assert shortest(cost, 5) == [0, 1, 2, 3, 4, 5]
     with pytest.raises(SettingError, match="do not fit"):
         shortest(cost, 6)
-
-
-def trajectory(grid):
-    """Straight coordinates of a Gaussian's exact flow on EDM: y (M + 1, n, 4), x0, tau."""
-    x = 80.0 * torch.randn(32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    nodes = [EDM().at(t) for t in grid]
-    y = torch.stack([GAUSSIAN.flow_map(x, nodes[0], node) for node in nodes])
-    x0 = torch.stack([GAUSSIAN.x0(each, node) for each, node in zip(y, nodes[:-1], strict=False)])
-    return y, x0, f64(*grid)
-
-
-GRID = [80.0 * (0.002 / 80.0) ** (i / M) for i in range(M + 1)]
-
-
-@pytest.mark.parametrize("metric", ["dev", "l2"])
-def test_gits_cost_is_what_an_euler_jump_does(metric):
-    """Jump by jump with the registered solver, and the distance from the chord by projection."""
-    y, x0, taus = trajectory(GRID)
-    cost = jump_costs(y, x0, taus, metric)
-    euler = take_solver("euler")
-    for i, j in [(0, 1), (2, 7), (9, 10), (0, 10)]:
-        nodes = EDM().at(GRID[i]), EDM().at(GRID[j])
-        solver = euler.on(TimeGrid(EDM(), nodes))
-        jumped, _ = drive(solver.step(y[i], solver.init(), *nodes), GAUSSIAN.x0)
-        if metric == "l2":
-            wanted = (jumped - y[j]).norm(dim=1).mean()
-        else:
-            wanted = (off_chord(jumped, y) - off_chord(y[j], y)).mean()
-        assert cost[i, j] == pytest.approx(float(wanted), rel=1e-9, abs=1e-5)
-
-
-def off_chord(z, y):
-    """Distance of z from the line through y_0 and y_M, by Pythagoras."""
-    chord, off = y[-1] - y[0], z - y[0]
-    along = (chord * off).sum(1) / chord.norm(dim=1)
-    return (off.square().sum(1) - along.square()).clamp_min(0.0).sqrt()
-
-
-def test_gits_deviation_keeps_its_sign():
-    """On any numbers: a jump that ends nearer to the chord than the teacher is paid for."""
-    g = torch.Generator().manual_seed(2)
-    y, x0 = (torch.randn(n, 6, 3, generator=g, dtype=torch.float64) for n in (5, 4))
-    taus = f64(4.0, 3.0, 2.0, 1.0, 0.5)
-    cost = jump_costs(y, x0, taus, "dev")
-    for i, j in itertools.combinations(range(5), 2):
-        jumped = y[i] + (taus[j] - taus[i]) / taus[i] * (y[i] - x0[i])
-        wanted = (off_chord(jumped, y) - off_chord(y[j], y)).mean()
-        assert cost[i, j] == pytest.approx(float(wanted), abs=1e-6)
-    assert (cost[torch.isfinite(cost)] < -0.1).any()
-
-
-def test_gits_with_l2_and_no_discount_is_the_plain_shortest_path():
-    y, x0, taus = trajectory(GRID)
-    cost = jump_costs(y, x0, taus, "l2")
-    lengths = {tuple(p): sum(cost[i, j] for i, j in itertools.pairwise(p)) for p in all_paths(M, N)}
-    assert tuple(shortest(cost, N, 1.0)) == min(lengths, key=lengths.get)
-
-
-def test_oss_keeps_the_best_state_of_every_node():
-    """By enumeration: in two steps greed and the optimum are the same."""
-    y, _, taus = trajectory(GRID)
-
-    def slope(z, i):
-        return (z - GAUSSIAN.x0(z, EDM().at(GRID[i]))) / taus[i]
-
-    def error(path):
-        z = y[0]
-        for i, j in itertools.pairwise(path):
-            z = z + (taus[j] - taus[i]) * slope(z, i)
-        return float((z - y[-1]).square().mean())
-
-    assert greedy_path(y, taus, slope, 2) == min(all_paths(M, 2), key=error)
-    four = greedy_path(y, taus, slope, 4)
-    assert (len(four), four[0], four[-1]) == (5, 0, M)
-    assert error(four) < 0.5 * error(greedy_path(y, taus, slope, 2))
-    ranked = sorted(error(path) for path in all_paths(M, 4))
-    assert error(four) < ranked[len(ranked) // 5]
 
 
 STD = 0.5
@@ -192,7 +113,7 @@ def product_of_cosines(kappas, std):
 def test_tan_grid_is_the_best_for_ddim_on_a_gaussian(process):
     space = Space(process=PROCESSES[process])
     end = space.process.t_min
-    grid = tan_grid(space, 5, end, 0.6)
+    grid = make_tan_grid(space, 5, end, 0.6)
     kappas = [node.kappa for node in grid.nodes]
     best = product_of_cosines(kappas, 0.6)
     for i in range(1, 5):
@@ -211,7 +132,7 @@ def test_tan_grid_is_the_best_for_ddim_on_a_gaussian(process):
 
 
 def test_tan_grid_to_zero_has_even_angles():
-    grid = tan_grid(Space(process=EDM()), 4, 0.0, 0.6)
+    grid = make_tan_grid(Space(process=EDM()), 4, 0.0, 0.6)
     angles = [math.atan(node.kappa / 0.6) for node in grid.nodes]
     assert np.diff(angles) == pytest.approx([-angles[0] / 4] * 4)
 
@@ -221,7 +142,7 @@ def test_dmn_weights_integrate_polynomials_exactly():
     from scipy.integrate import quad
 
     lams = np.array([-3.0, -1.7, -0.9, 0.4, 1.1, 2.0])
-    weights = step_weights(lams) * math.exp(lams[-1])
+    weights = weigh_steps(lams) * math.exp(lams[-1])
     for n in range(5):
         order = min(3, n + 1, 5 - n)
         for power in range(order):
@@ -234,8 +155,8 @@ def test_dmn_weights_integrate_polynomials_exactly():
 def test_dmn_lowers_its_bound_and_keeps_the_ends(process, steps):
     schedule = PROCESSES[process]
     low, high = Space(process=schedule).lams
-    found = best_lams(schedule, steps, 1.0)
+    found = find_best_lams(schedule, steps, 1.0)
     even = np.linspace(low, high, steps + 1)
     assert (found[0], found[-1]) == (low, high)
     assert np.all(np.diff(found) > 0.0)
-    assert error_bound(found, schedule, 1.0) < 0.95 * error_bound(even, schedule, 1.0)
+    assert bound_error(found, schedule, 1.0) < 0.95 * bound_error(even, schedule, 1.0)

@@ -22,10 +22,11 @@ from fewstep.eval.search.problem import Problem, Teacher
 from fewstep.eval.search.run import run, spans
 from fewstep.eval.search.search import SHORTLIST, Search
 from fewstep.eval.search.size import SearchSize
-from fewstep.eval.search.space import DEFAULT, Space, random_schedule
+from fewstep.eval.search.space import DEFAULT, Space
 from fewstep.eval.search.strategies import AUTO, STRATEGIES, Proposal, Task
-from fewstep.eval.search.strategies.evolve import Pools, named_seeds
-from fewstep.eval.search.toy import named, toy
+from fewstep.eval.search.strategies.evolve import Pools, propose_named_seeds
+from fewstep.eval.search.toy import encode_named, toy
+from fewstep.eval.search.variation import draw_schedule
 from fewstep.models.errors import NonFiniteError, SettingError, UnknownNameError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.probe import are_alike, sketch
@@ -71,7 +72,7 @@ def trial(schedule, score=1.0, **facts):
 
 def some_schedules(count, nfe=4):
     space, rng = Space(process=EDM(), ends=(0.002,)), Random(0)
-    return [random_schedule(space, nfe, rng) for _ in range(count)]
+    return [draw_schedule(space, nfe, rng) for _ in range(count)]
 
 
 # --- the log
@@ -203,7 +204,7 @@ def test_the_meter_counts_by_kind_and_by_nfe(tmp_path):
 
 def test_spans_cover_the_budget():
     assert spans(("evolve",)) == [("evolve", (0.0, 1.0))]
-    assert spans(("gits", "klub")) == [("gits", (0.0, 0.5)), ("klub", (0.5, 1.0))]
+    assert spans(("dmn", "klub")) == [("dmn", (0.0, 0.5)), ("klub", (0.5, 1.0))]
     auto = spans(AUTO)
     assert [name for name, _ in auto] == list(AUTO)
     assert (auto[0][1][0], auto[-1][1][1]) == (0.0, 1.0)
@@ -237,7 +238,7 @@ class Killed(Exception):
 
 def test_a_killed_search_ends_as_if_it_had_not_been(tmp_path):
     """Killed at odd places, the last time in the middle of a line."""
-    strategies = ("grid", "gits", "oss", "evolve")
+    strategies = ("grid", "dmn", "klub", "evolve")
     fields = {"settings": {"fine": 20, "noises": 8}, "strategies": strategies}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     wanted = run(searching(whole, 120, **fields))
@@ -327,7 +328,7 @@ def test_nothing_finite_is_an_error(tmp_path):
 
 def task_of(folder, **fields):
     search = searching(folder, **fields)
-    return running._task(search, Log(folder))
+    return running.make_task(search, Log(folder))
 
 
 def test_parents_lie_in_the_space(tmp_path):
@@ -362,7 +363,7 @@ def test_neighbouring_budgets_seed_each_other(tmp_path):
 
 
 def test_seeds_are_named_solvers(tmp_path):
-    labels = [p.schedule.provenance["label"] for p in named_seeds(task_of(tmp_path))]
+    labels = [p.schedule.provenance["label"] for p in propose_named_seeds(task_of(tmp_path))]
     assert "unipc-3 on logsnr" in labels
     assert "dpmpp-2m on karras" in labels
 
@@ -525,6 +526,6 @@ def test_toy_benchmark(tmp_path):
     problem = toy()
     search = searching(tmp_path, 1500, problem=problem, nfe=5)
     found = run(search)
-    base = search.objective(problem, named("dpmpp-2m", "logsnr", 5), problem.block("test"))
+    base = search.objective(problem, encode_named("dpmpp-2m", "logsnr", 5), problem.block("test"))
     assert base / found.scores["test"] > 2.5
     assert os.path.getsize(tmp_path / "worker-0.jsonl") < 5e6

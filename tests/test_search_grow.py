@@ -8,13 +8,13 @@ from test_search_problem import small
 from torch.testing import assert_close
 
 from fewstep.eval.search.budget import Meter
-from fewstep.eval.search.canonical import times_asked
+from fewstep.eval.search.canonical import times_of
 from fewstep.eval.search.log import Trial
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT
 from fewstep.eval.search.strategies import STRATEGIES, Proposal
-from fewstep.eval.search.strategies.grow import grown, preceded
+from fewstep.eval.search.strategies.grow import insert_evaluation, prepend_constant
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
@@ -26,17 +26,17 @@ PROBLEM = small(cfg_scale=1.0)
 @pytest.mark.parametrize("schedule", [unipc(), with_afs()], ids=["plain", "afs"])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_grown_schedule_ends_where_it_did(schedule, place):
-    block, made = PROBLEM.block("train"), grown(schedule, place)
+    block, made = PROBLEM.block("train"), insert_evaluation(schedule, place)
     assert made.nfe == schedule.nfe + 1
     assert_close(PROBLEM.ends(made, block), PROBLEM.ends(schedule, block), rtol=1e-5, atol=1e-6)
-    tau = times_asked(made)
-    assert tau[: place + 1] + tau[place + 2 :] == times_asked(schedule)
+    tau = times_of(made)
+    assert tau[: place + 1] + tau[place + 2 :] == times_of(schedule)
     assert tau[place] > tau[place + 1] > (*tau, schedule.t[-1])[place + 2]
 
 
 @pytest.mark.parametrize("afs", ["zero", MeanImage.of([0.3, -0.2, 0.1, 0.4], (2, 1, 2))])
 def test_a_first_step_that_costs_nothing_leaves_the_end(afs):
-    block, made = PROBLEM.block("train"), preceded(unipc(), afs)
+    block, made = PROBLEM.block("train"), prepend_constant(unipc(), afs)
     assert (made.nfe, len(made.steps), made.stand_in) == (3, 4, afs)
     assert made.evaluations[0] is None
     assert_close(PROBLEM.ends(made, block), PROBLEM.ends(unipc(), block), rtol=1e-5, atol=1e-6)
@@ -55,9 +55,9 @@ def test_where_it_is_free_it_is_a_start(tmp_path):
 
 def test_the_new_state_is_that_of_its_time():
     """Where the table was exact for constant predictions, it still is."""
-    made = grown(unipc(), 1)
+    made = insert_evaluation(unipc(), 1)
     process = made.process.schedule()
-    nodes = [process.at(t) for t in (*times_asked(made), made.t[-1])]
+    nodes = [process.at(t) for t in (*times_of(made), made.t[-1])]
     found = measure_violations(replace(made.table(), nodes=nodes))
     assert found.state < 1e-12
     assert found.predictions < 1e-12
@@ -88,7 +88,7 @@ def test_starts_are_as_good_as_what_they_were_made_of(tmp_path, nfe, places):
 def test_behind_a_first_step_that_costs_nothing_there_is_no_room(tmp_path):
     """Its two evaluations have the same time."""
     task = larger(tmp_path, 4)
-    made = preceded(unipc(), "zero")
+    made = prepend_constant(unipc(), "zero")
     task.log.append(Trial.of(made, -1.0, strategy="grow", seed=0, evals=18))
     made_of = [proposal.parent for proposal in STRATEGIES.get("grow").propose(task)]
     assert made_of == [made.schedule_id] * 3

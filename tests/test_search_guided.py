@@ -18,23 +18,23 @@ from fewstep.cli import app, sample_app
 from fewstep.eval.search import run as running
 from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.canonical import rows_of
-from fewstep.eval.search.fitted import fit, fit_schedule
+from fewstep.eval.search.fitting import fit_schedule, fit_weights
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.placement import (
     Judge,
     Placement,
-    guided_steps,
-    mutated,
-    placements,
-    spread,
+    list_guided_steps,
+    mutate,
+    search_placements,
+    spread_evenly,
 )
 from fewstep.eval.search.run import run
 from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.strategies import OF_ROWS, STRATEGIES
-from fewstep.eval.search.trajectories import branched, fine_grid
+from fewstep.eval.search.trajectories import make_fine_grid, record_branches
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import SettingError
 from fewstep.samplers.grid import time_grid
@@ -59,7 +59,7 @@ def searching(folder, count=40, rows=6, **fields):
 
 
 def task_of(folder, **fields):
-    return running._task(searching(folder, **fields), Log(folder))
+    return running.make_task(searching(folder, **fields), Log(folder))
 
 
 # Sizes
@@ -96,21 +96,21 @@ def test_a_log_keeps_sizes_apart(tmp_path):
 
 
 def test_guided_steps_spend_the_rows():
-    found = list(guided_steps(16))
+    found = list(list_guided_steps(16))
     assert (8, tuple(range(8))) in found
     assert (10, (0, 1, 2, 3, 4, 5)) in found
     assert {steps for steps, _ in found} == {8, 9, 10, 11, 12}
     assert all(steps + len(guided) == 16 for steps, guided in found)
     assert len(set(found)) == len(found)
     with pytest.raises(SettingError, match="at least 2 network rows"):
-        list(guided_steps(1))
+        list(list_guided_steps(1))
 
 
 @pytest.mark.parametrize("rows", [2, 3, 7, 16])
 def test_mutants_are_placements_of_the_same_rows(rows):
-    rng, seen = Random(0), set(spread(SearchSize(rows, "rows"), 20))
+    rng, seen = Random(0), set(spread_evenly(SearchSize(rows, "rows"), 20))
     for _ in range(2000):
-        child = mutated(rng.choice(sorted(seen, key=str)), 20, rng)
+        child = mutate(rng.choice(sorted(seen, key=str)), 20, rng)
         if child is None:
             continue
         assert child.rows == rows
@@ -123,21 +123,21 @@ def test_mutants_are_placements_of_the_same_rows(rows):
     if rows == 7:
         assert {len(each.nodes) for each in seen} >= {4, 5, 6}
     with pytest.raises(SettingError, match="16 rows cannot be placed on a grid of 1 steps"):
-        spread(SearchSize(16, "rows"), 1)
+        spread_evenly(SearchSize(16, "rows"), 1)
 
 
 def test_mutants_of_an_nfe_only_move():
-    rng, (placed,) = Random(0), spread(SearchSize(4), 20)
+    rng, (placed,) = Random(0), spread_evenly(SearchSize(4), 20)
     assert placed == Placement((0, 5, 10, 15), ())
-    children = {mutated(placed, 20, rng) for _ in range(500)} - {None}
+    children = {mutate(placed, 20, rng) for _ in range(500)} - {None}
     assert len(children) > 10
     assert all((len(child.nodes), child.both) == (4, ()) for child in children)
 
 
 def columns_of(task):
     """What the teacher sees on the fine grid, found by other means: states and both answers."""
-    states, _ = branched(task)
-    nodes = fine_grid(task).nodes[:-1]
+    states, _ = record_branches(task)
+    nodes = make_fine_grid(task).nodes[:-1]
     denoiser = task.problem.denoiser(task.scored)
     pairs = [
         denoiser.x0(x, node, (Branch.COND, Branch.UNCOND))
@@ -150,7 +150,7 @@ def test_the_judge_says_what_least_squares_leaves(tmp_path):
     """Against lstsq on the teacher's own columns."""
     task = task_of(tmp_path)
     states, cond, uncond = columns_of(task)
-    judge = Judge(branched(task)[1])
+    judge = Judge(record_branches(task)[1])
     assert judge.steps == 12
     placed = Placement((0, 2, 5, 9), (0, 5))
     columns, wanted, size = [states[0]], [], states[-1].double().square().sum()
@@ -166,10 +166,10 @@ def test_the_judge_says_what_least_squares_leaves(tmp_path):
 
 
 def test_the_search_of_placements_betters_what_it_starts_from(tmp_path):
-    judge = Judge(branched(task_of(tmp_path))[1])
-    found = placements(judge, SIX, 400, Random(0))
-    assert found[0] in placements(judge, SIX, 400, Random(0))[:1]
-    assert judge(found[0]) < 0.7 * min(map(judge, spread(SIX, 12)))
+    judge = Judge(record_branches(task_of(tmp_path))[1])
+    found = search_placements(judge, SIX, 400, Random(0))
+    assert found[0] in search_placements(judge, SIX, 400, Random(0))[:1]
+    assert judge(found[0]) < 0.7 * min(map(judge, spread_evenly(SIX, 12)))
     assert [judge(each) for each in found] == sorted(judge(each) for each in found)
 
 
@@ -181,15 +181,15 @@ def test_fit_is_least_squares():
     columns = [torch.randn(5, 2, 3, generator=g) for _ in range(4)]
     target = 2.0 * columns[0] - 0.5 * columns[3]
     assert_close(
-        fit(columns, target).float(), torch.tensor([2.0, 0.0, 0.0, -0.5]), atol=1e-5, rtol=0
+        fit_weights(columns, target).float(), torch.tensor([2.0, 0.0, 0.0, -0.5]), atol=1e-5, rtol=0
     )
 
 
 def test_a_fitted_schedule_runs_as_it_was_fitted(tmp_path):
     """Its first state is the projection of the teacher's; its last beats other last rows."""
     task = task_of(tmp_path)
-    problem, block, grid = task.problem, task.scored, fine_grid(task)
-    states, _ = branched(task)
+    problem, block, grid = task.problem, task.scored, make_fine_grid(task)
+    states, _ = record_branches(task)
     placed = Placement((0, 3, 6, 9), (0, 6))
     before = problem.evaluations
     made = fit_schedule(problem, block, states, grid, placed)
@@ -211,8 +211,8 @@ def test_a_fitted_schedule_betters_its_theory(tmp_path):
     made = fit_schedule(
         task.problem,
         task.scored,
-        branched(task)[0],
-        fine_grid(task),
+        record_branches(task)[0],
+        make_fine_grid(task),
         Placement((0, 4, 8), (0, 4, 8)),
     )
     theory = solver("dpmpp-2m").step_schedule(time_grid("beta", task.space.process, 3))
@@ -227,15 +227,15 @@ def test_a_fitted_schedule_of_an_nfe_leaves_the_guidance_outside(tmp_path, scale
     task = task_of(
         tmp_path, problem=small(cfg_scale=scale), size=SearchSize(3), strategies=("fit",)
     )
-    problem, block, (states, _) = task.problem, task.scored, branched(task)
-    made = fit_schedule(problem, block, states, fine_grid(task), Placement((0, 4, 8), ()))
+    problem, block, (states, _) = task.problem, task.scored, record_branches(task)
+    made = fit_schedule(problem, block, states, make_fine_grid(task), Placement((0, 4, 8), ()))
     assert (made.nfe, made.rows, made.guided) == (3, 3, False)
-    node = fine_grid(task).nodes[0]
+    node = make_fine_grid(task).nodes[0]
     u, c = problem.answers(block, states[0], node, (Branch.UNCOND, Branch.COND))
     guided = u + scale * (c - u)
     assert_close(problem.answers(block, states[0], node, None)[0], guided, rtol=1e-4, atol=1e-5)
     assert rows_of(made.table())[0] == pytest.approx(
-        fit([states[0], guided], states[4]).tolist(), abs=1e-4
+        fit_weights([states[0], guided], states[4]).tolist(), abs=1e-4
     )
     theory = solver("dpmpp-2m").step_schedule(time_grid("beta", task.space.process, 3))
     test = problem.block("test")
@@ -252,7 +252,7 @@ def test_placements_of_an_nfe_are_proposed(tmp_path):
     assert len(found) >= 6
     assert {size_of(trial.schedule) for trial in found} == {SearchSize(3)}
     assert len({trial.schedule.t for trial in found}) == len(found)
-    times = [node.t for node in fine_grid(task_of(tmp_path)).nodes]
+    times = [node.t for node in make_fine_grid(task_of(tmp_path)).nodes]
     placed = [[times.index(t) for t in trial.schedule.t] for trial in found[:3]]
     assert all(
         max(abs(i - j) for i, j in zip(*pair, strict=True)) >= 3 for pair in combinations(placed, 2)
@@ -429,8 +429,8 @@ def test_the_command_refuses(tmp_path, words, message):
 
 def test_rows_that_a_killed_process_spent_are_charged_to_the_one_that_goes_on(tmp_path):
     first = task_of(tmp_path, strategies=("fit",))
-    branched(first)  # and no trial is written
+    record_branches(first)  # and no trial is written
     rows, _ = first.meter.since()
     again = task_of(tmp_path, strategies=("fit",))
-    branched(again)
+    record_branches(again)
     assert again.meter.since()[0] == rows > 0

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 from fewstep.eval.search import newton
 from fewstep.eval.search.budget import Budget, Meter
-from fewstep.eval.search.canonical import canonical, rows_of, times_asked
-from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.canonical import make_canonical, rows_of, times_of
+from fewstep.eval.search.guided import guide_schedule
 from fewstep.eval.search.log import Log, Trial
-from fewstep.eval.search.newton import Sensitivities, TablePoint, damped, products
+from fewstep.eval.search.newton import Sensitivities, TablePoint, solve_damped, sum_products
 from fewstep.eval.search.objective import objective, rmse
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
@@ -44,7 +44,7 @@ CASES = {
     "plain": (1.0, unipc()),
     "afs": (1.0, with_afs()),
     "under guidance": (3.0, unipc()),
-    "with guidance of its own": (3.0, guided_schedule(unipc(), 3.0, (0, 2))),
+    "with guidance of its own": (3.0, guide_schedule(unipc(), 3.0, (0, 2))),
 }
 
 
@@ -58,13 +58,13 @@ def case(request):
 def test_a_point_is_the_schedules_table(case):
     _, schedule = case
     made = TablePoint.of(schedule).schedule()
-    assert rows_of(made.table()) == rows_of(canonical(schedule))
+    assert rows_of(made.table()) == rows_of(make_canonical(schedule))
     assert (made.nfe, made.rows, made.stand_in) == (
         schedule.nfe,
         schedule.rows,
         schedule.mean or "zero",
     )
-    assert times_asked(made)[-2:] == pytest.approx(times_asked(schedule)[-2:], rel=1e-12)
+    assert times_of(made)[-2:] == pytest.approx(times_of(schedule)[-2:], rel=1e-12)
 
 
 def test_a_run_ends_where_the_executor_does(case):
@@ -83,36 +83,36 @@ def test_sensitivities_are_differences_of_runs(case):
     for i in range(count):
         step = torch.zeros(count, dtype=torch.float64)
         step[i] = 2e-3
-        wanted = (problem.ends(point.moved(step).schedule(), block) - run.x) / 2e-3
+        wanted = (problem.ends(point.move(step).schedule(), block) - run.x) / 2e-3
         assert float((run.moves[i] - wanted).norm()) < 0.05 * float(wanted.norm()) + 2e-3, i
 
 
 def test_products_in_parts_are_the_whole(monkeypatch):
     block, point = PROBLEM.block("train"), TablePoint.of(unipc())
-    whole = products(PROBLEM, point, block)
+    whole = sum_products(PROBLEM, point, block)
     monkeypatch.setattr(newton, "NUMBERS", 1)
-    for part, all_ in zip(products(PROBLEM, point, block), whole, strict=True):
+    for part, all_ in zip(sum_products(PROBLEM, point, block), whole, strict=True):
         assert_close(part, all_, rtol=1e-2, atol=1e-2)
 
 
 def test_an_undamped_step_solves_a_linear_problem():
     jacobian, wanted = f64([1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [3.0, 0.0, 1.0]), f64(0.5, -1.0, 2.0)
-    step = damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 0.0)
+    step = solve_damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 0.0)
     assert_close(step, wanted)
-    shorter = damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 1.0)
+    shorter = solve_damped(jacobian.T @ jacobian, jacobian.T @ (jacobian @ -wanted), 1.0)
     assert 0.0 < float(shorter.norm()) < float(wanted.norm())
 
 
 def test_numbers_that_do_nothing_stay():
     gram = f64([2.0, 0.0], [0.0, 0.0])
-    assert damped(gram, f64(1.0, 0.0), 0.1)[1] == 0.0
-    assert torch.isfinite(damped(gram, f64(1.0, 0.0), 0.1)).all()
+    assert solve_damped(gram, f64(1.0, 0.0), 0.1)[1] == 0.0
+    assert torch.isfinite(solve_damped(gram, f64(1.0, 0.0), 0.1)).all()
 
 
 def test_times_stay_in_reach_and_inside():
     point = TablePoint.of(unipc())
     low, high = point.coordinate.ends
-    moved = point.moved(torch.full((len(point.asks) + 9,), 1e3, dtype=torch.float64))
+    moved = point.move(torch.full((len(point.asks) + 9,), 1e3, dtype=torch.float64))
     assert float((moved.u - point.u).max()) <= newton.REACH * (high - low) + 1e-12
     assert float(moved.u.max()) <= high
 
@@ -120,7 +120,7 @@ def test_times_stay_in_reach_and_inside():
 def test_a_step_lowers_the_error(case):
     problem, schedule = case
     block, point = problem.block("train"), TablePoint.of(schedule)
-    made = point.moved(damped(*products(problem, point, block), 0.1)).schedule()
+    made = point.move(solve_damped(*sum_products(problem, point, block), 0.1)).schedule()
     before, after = (rmse(problem.ends(each, block), block) for each in (schedule, made))
     assert after < 0.8 * before
 
@@ -197,7 +197,7 @@ def test_times_that_are_not_free_stay(tmp_path):
     refined(task, 1)
     best = task.best()[0]
     assert best.score < start.score
-    assert times_asked(best.schedule) == pytest.approx(times_asked(start.schedule), rel=1e-9)
+    assert times_of(best.schedule) == pytest.approx(times_of(start.schedule), rel=1e-9)
 
 
 def test_the_first_rounds_start_from_others(tmp_path):
@@ -218,13 +218,13 @@ def test_the_first_rounds_start_from_others(tmp_path):
 def test_the_steps_of_a_round_are_told_apart_on_more_noises(tmp_path, monkeypatch):
     """The one that is kept is the best there, with what it was and became."""
     task, told = task_of(tmp_path), []
-    inner = refine._told
+    inner = refine._score_widely
 
     def telling(task, schedule):
         told.append(inner(task, schedule))
         return told[-1]
 
-    monkeypatch.setattr(refine, "_told", telling)
+    monkeypatch.setattr(refine, "_score_widely", telling)
     (start,) = task.best()
     refined(task, 1)
     facts = task.log.own[-1].schedule.provenance

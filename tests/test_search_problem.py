@@ -9,14 +9,14 @@ from torch.testing import assert_close
 
 from fewstep.eval.data import DataError
 from fewstep.eval.search.budget import Budget
-from fewstep.eval.search.guided import guided_schedule
+from fewstep.eval.search.guided import guide_schedule
 from fewstep.eval.search.objective import log_mse, names, objective, rmse
 from fewstep.eval.search.problem import BLOCKS, Block, Problem, Teacher
 from fewstep.eval.search.run import run
 from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import Space
-from fewstep.eval.search.toy import TEACHER, mixture, named, table_block, toy, toy_mean
+from fewstep.eval.search.toy import TEACHER, encode_named, mixture, table_block, toy, toy_mean
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.prediction import Prediction
@@ -178,7 +178,7 @@ def test_network_rows_are_counted():
     assert problem.evaluations == 0  # the teacher is not counted
     problem.ends(ddim(problem), block)
     assert problem.evaluations == 6 * 4 * 2
-    problem.ends(guided_schedule(ddim(problem), 3.0, [0, 2]), block)
+    problem.ends(guide_schedule(ddim(problem), 3.0, [0, 2]), block)
     assert problem.evaluations == 6 * 4 * 2 + 6 * (4 + 2)
 
 
@@ -311,7 +311,7 @@ TABLE = {
 @pytest.mark.slow
 def test_the_toy_gives_the_figures_of_its_table():
     block, problem = table_block(), toy()
-    found = {each: rmse(problem.ends(named(*each, 5), block), block) for each in TABLE}
+    found = {each: rmse(problem.ends(encode_named(*each, 5), block), block) for each in TABLE}
     assert found == pytest.approx(TABLE, abs=5e-5)
 
 
@@ -343,7 +343,7 @@ def test_the_toy_is_a_problem():
     problem = toy((4, 2, 2))
     block = problem.block("train")
     assert problem.teacher == TEACHER
-    made = named("dpmpp-2m", "logsnr", 5)
+    made = encode_named("dpmpp-2m", "logsnr", 5)
     assert made.t[-1] == pytest.approx(EDM().sigma_min, rel=1e-14)
     with_mean = {**made.model_dump(), "afs": toy_mean().model_dump(), "nfe": 4}
     ends = problem.ends(StepSchedule.model_validate(with_mean), block)

@@ -10,19 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import GAUSSIAN, PROCESSES, run, start, with_table
 
-from fewstep.eval.search.space import (
-    DECISIONS,
-    DEFAULT,
-    GAP,
-    Draft,
-    Space,
-    crossed,
-    encoded,
-    grid_to,
-    mutated,
-    random_schedule,
-    resized,
-)
+from fewstep.eval.search.draft import GAP, Draft, project
+from fewstep.eval.search.space import DECISIONS, DEFAULT, Space, encode_solver, make_grid
+from fewstep.eval.search.variation import cross, draw_schedule, mutate, resize_schedule
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.schedule import Cosine, VPDiscrete
 from fewstep.solvers import Executor, StepSchedule, take_solver
@@ -55,7 +45,7 @@ def check(space, schedule, nfe):
     assert all(low < lam <= high + 1e-6 for lam in lams[1:-1])
     assert all(s.order <= n for s, n in zip(schedule.steps, usable(schedule), strict=True))
     assert all(abs(step.c) <= 1.0 for step in schedule.steps)
-    assert space.projected(schedule).schedule_id == schedule.schedule_id
+    assert project(space, schedule).schedule_id == schedule.schedule_id
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -63,19 +53,19 @@ def check(space, schedule, nfe):
 @settings(max_examples=15, deadline=None)
 def test_all_operators_give_valid_schedules(name, seed, nfe):
     space, rng = SPACES[name], Random(seed)
-    a, b = (random_schedule(space, nfe, rng) for _ in range(2))
-    child = crossed(space, a, b, rng)
-    for schedule in (a, b, child, mutated(space, child, rng)):
+    a, b = (draw_schedule(space, nfe, rng) for _ in range(2))
+    child = cross(space, a, b, rng)
+    for schedule in (a, b, child, mutate(space, child, rng)):
         check(space, schedule, nfe)
-    check(space, resized(space, child, nfe + 2, rng), nfe + 2)
-    check(space, resized(space, child, nfe - 1, rng), nfe - 1)
+    check(space, resize_schedule(space, child, nfe + 2, rng), nfe + 2)
+    check(space, resize_schedule(space, child, nfe - 1, rng), nfe - 1)
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_random_schedules_run_to_finite_ends(name):
     space, rng = SPACES[name], Random(1)
     for _ in range(10):
-        schedule = random_schedule(space, 4, rng)
+        schedule = draw_schedule(space, 4, rng)
         grid = schedule.grid()
 
         class Searched:
@@ -92,8 +82,8 @@ def test_random_schedules_run_to_finite_ends(name):
 def test_named_solvers_are_points_of_the_space(process, solver):
     space = Space(process=PROCESSES[process])
     for end in space.ends:
-        grid = grid_to(space, "karras", 6, end)
-        found, wanted = space.named(solver, grid), encoded(solver, grid)
+        grid = make_grid(space, "karras", 6, end)
+        found, wanted = project(space, encode_solver(solver, grid)), encode_solver(solver, grid)
         for a, b in zip(found.steps, wanted.steps, strict=True):
             assert a == b or (a.order == b.order == 1 and not b.corr.on)  # one form for DDIM
         assert found.t == pytest.approx(wanted.t, rel=1e-12)
@@ -104,8 +94,8 @@ def test_named_solvers_are_points_of_the_space(process, solver):
 def test_named_solvers_on_flow_are_the_same_where_alpha_is_zero(grid_name, solver):
     """What a first step from pure noise cannot use is not written down; it changes nothing."""
     space = Space(process=PROCESSES["flow"])
-    grid = grid_to(space, grid_name, 5)
-    found = space.named(solver, grid)
+    grid = make_grid(space, grid_name, 5)
+    found = project(space, encode_solver(solver, grid))
 
     class Searched:
         def on(self, grid):
@@ -134,10 +124,10 @@ def test_what_is_not_free_never_moves(name):
     space = Space(process=PROCESSES["edm"], free=ALL - {name})
     value, rng = FIXED[name], Random(3)
     for _ in range(15):
-        foreign = random_schedule(SPACES["edm"], 5, rng)
-        drawn = random_schedule(space, 5, rng)
-        seed = space.projected(foreign)
-        for schedule in (drawn, seed, mutated(space, seed, rng), crossed(space, drawn, seed, rng)):
+        foreign = draw_schedule(SPACES["edm"], 5, rng)
+        drawn = draw_schedule(space, 5, rng)
+        seed = project(space, foreign)
+        for schedule in (drawn, seed, mutate(space, seed, rng), cross(space, drawn, seed, rng)):
             end = schedule.t[-1] if name == "times" else None
             assert value(schedule) == value(space.base(len(schedule.steps), end))
 
@@ -145,9 +135,9 @@ def test_what_is_not_free_never_moves(name):
 def test_what_is_free_does_move():
     space, rng = SPACES["flow"], Random(5)
     seen = {name: set() for name in FIXED}
-    parent = space.named("unipc-3", grid_to(space, "uniform", 5))
+    parent = project(space, encode_solver("unipc-3", make_grid(space, "uniform", 5)))
     for _ in range(150):
-        child = mutated(space, parent, rng)
+        child = mutate(space, parent, rng)
         for name, value in FIXED.items():
             seen[name].add(str(value(child)))
     assert [name for name, values in seen.items() if len(values) < 2] == []
@@ -159,7 +149,7 @@ def test_times_move_in_lam_by_a_few_percent_of_the_range_or_stay():
     steps = [
         b.lam - a.lam
         for _ in range(300)
-        for a, b in zip(parent.grid().nodes, mutated(space, parent, rng).grid().nodes, strict=True)
+        for a, b in zip(parent.grid().nodes, mutate(space, parent, rng).grid().nodes, strict=True)
     ]
     moved = [step for step in steps if abs(step) > 1e-9]
     low, high = space.lams
@@ -173,7 +163,7 @@ def test_afs_takes_one_step_more_at_the_same_cost():
     rng, parent = Random(2), Space(process=PROCESSES["vp"]).base(4)
     found = {}
     for _ in range(200):
-        child = mutated(space, parent, rng)
+        child = mutate(space, parent, rng)
         found[str(child.afs)] = child
         parent = child
     assert len(found) == 3
@@ -184,9 +174,9 @@ def test_afs_takes_one_step_more_at_the_same_cost():
 
 def test_a_child_takes_from_both_parents():
     space, rng = SPACES["edm"], Random(7)
-    a = space.named("unipc-3", grid_to(space, "karras", 6))
-    b = space.named("deis-3", grid_to(space, "logsnr", 6))
-    children = [crossed(space, a, b, rng) for _ in range(40)]
+    a = project(space, encode_solver("unipc-3", make_grid(space, "karras", 6)))
+    b = project(space, encode_solver("deis-3", make_grid(space, "logsnr", 6)))
+    children = [cross(space, a, b, rng) for _ in range(40)]
     assert {child.t for child in children} == {a.t, b.t}
     mixed = [child for child in children if child.steps not in (a.steps, b.steps)]
     assert len(mixed) > 10
@@ -198,7 +188,7 @@ def test_a_child_takes_from_both_parents():
 def test_children_differ_from_their_parents_and_repeat_with_their_seed():
     space = SPACES["vp"]
     parent = space.base(5)
-    a, b = (mutated(space, parent, Random("7 evolve")) for _ in range(2))
+    a, b = (mutate(space, parent, Random("7 evolve")) for _ in range(2))
     assert a == b
     assert a.schedule_id != parent.schedule_id
 
@@ -206,8 +196,8 @@ def test_children_differ_from_their_parents_and_repeat_with_their_seed():
 def test_a_draft_leaves_coefficients_and_tables_behind():
     space = SPACES["edm"]
     table = with_table(space.base(4))
-    assert space.projected(table).compiled is None
-    assert Draft.of(table).built(space).schedule_id == space.base(4).schedule_id
+    assert project(space, table).compiled is None
+    assert Draft.of(table).build(space).schedule_id == space.base(4).schedule_id
 
 
 def test_errors():
@@ -217,7 +207,7 @@ def test_errors():
     with pytest.raises(SettingError, match="no exponential multistep"):
         Space(process=edm, solver="heun")
     with pytest.raises(SettingError, match="no starting point"):
-        encoded("heun", grid_to(Space(process=edm), "karras", 3))
+        encode_solver("heun", make_grid(Space(process=edm), "karras", 3))
     with pytest.raises(SettingError, match="free more decisions"):
-        mutated(Space(process=edm, free=frozenset({"pred"})), Space(process=edm).base(1), Random(0))
+        mutate(Space(process=edm, free=frozenset({"pred"})), Space(process=edm).base(1), Random(0))
     assert math.isfinite(Space(process=PROCESSES["flow"]).lams[0])

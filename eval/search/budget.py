@@ -34,17 +34,17 @@ class Budget:
         counted = re.fullmatch(r"(candidates|evals)=([0-9.e+]+)", text)
         try:
             if timed:
-                return cls("seconds", _positive(timed[1]) * UNITS[timed[2]])
+                return cls("seconds", _parse_positive(timed[1]) * UNITS[timed[2]])
             if counted:
-                return cls(counted[1], _positive(counted[2]))  # type: ignore[arg-type]
+                return cls(counted[1], _parse_positive(counted[2]))  # type: ignore[arg-type]
         except ValueError:
             pass
         raise SettingError(
             f"{text!r} is no budget; write a time such as 20m or 90s, candidates=1500 or evals=2e6"
         )
 
-    def divided(self, parts: int) -> "Budget":
-        """The same kind, shared evenly."""
+    def divide(self, parts: int) -> "Budget":
+        """Returns the same kind, shared evenly."""
         return Budget(self.kind, self.amount / parts)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Budget:
         return f"{amount}s" if self.kind == "seconds" else f"{self.kind}={amount}"
 
 
-def _positive(text: str) -> float:
+def _parse_positive(text: str) -> float:
     value = float(text)
     if not value > 0.0:
         raise ValueError(text)
@@ -93,27 +93,27 @@ class Meter:
         self._charged += rows
 
     def since(self) -> tuple[int, float]:
-        """Rows and seconds since the last trial of this process."""
+        """Returns rows and seconds since the last trial of this process."""
         rows, start = self._mark
         return self.rows() - rows + self._charged, time.perf_counter() - start
 
     def share(self) -> float:
-        """The share of the budget that is gone; above 1 if it was overdrawn."""
+        """Returns the share of the budget that is gone; above 1 if it was overdrawn."""
         return self.spent() / self.budget.amount
 
     def spent(self) -> float:
         """In the unit of the budget."""
         rows, seconds = self.since()
         now = {"seconds": seconds, "evals": float(rows), "candidates": rows / self.candidate}
-        return self._logged() + now[self.budget.kind]
+        return self._sum_logged() + now[self.budget.kind]
 
     def used(self) -> float:
-        """How much of the present span is gone, from 0 to 1."""
+        """Returns how much of the present span is gone, from 0 to 1."""
         first, last = self.span
         return min(max((self.share() - first) / (last - first), 0.0), 1.0)
 
-    def _logged(self) -> float:
-        """What the trials in the log have cost; only those that are new are added."""
+    def _sum_logged(self) -> float:
+        """Returns what the trials in the log have cost; only those that are new are added."""
         mine = self.budget.kind == "seconds"
         trials = self.log.own if mine else self.log.trials.values()
         count, total = self._sum

@@ -16,7 +16,7 @@ from ...solvers.artefact import Artefact
 from ...solvers.table import BOTH, FIRST, Evaluation, Table, Term, rewrite
 
 
-def canonical(schedule: Artefact) -> Table:
+def make_canonical(schedule: Artefact) -> Table:
     """Returns the table that a schedule runs, with every state written in the columns."""
     table = schedule.table()
     return rewrite(table, [0] * len(table.steps))
@@ -61,7 +61,7 @@ def schedule_of(
     return Schedule.of(Table(grid.nodes, steps, evaluations, given), grid, provenance or {})
 
 
-def times_asked(schedule: Artefact) -> list[float]:
+def times_of(schedule: Artefact) -> list[float]:
     """Returns the time of each step's evaluation; that of its node where it asks nothing."""
     if isinstance(schedule, StepSchedule):
         return [schedule.time_of(n) for n in range(len(schedule.steps))]

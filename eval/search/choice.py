@@ -11,7 +11,7 @@ from ...models.load import embedded_names, read_card
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
 from .identity import describe_search, find_ends, read_scores, write_scores
-from .log import Trial, ranked
+from .log import Trial, rank_trials
 from .problem import BLOCKS, BlockName
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
@@ -25,15 +25,15 @@ def choose(search: Search, task: Task) -> SearchResult:
     Raises:
         SettingError: if no candidate has a finite score.
     """
-    validated = _validated(task)
+    validated = _validate(task)
     best_score, best = validated[0]
     scores = {
         "train": math.inf if best.score is None else best.score,
         "val": best_score,
-        "test": _test_score(task, best.schedule),
+        "test": _score_on_test(task, best.schedule),
     }
     named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
-    tested = [_named_score(task, trial) for trial in named]
+    tested = [_score_named(task, trial) for trial in named]
     baseline = min(tested, key=lambda each: each[1], default=None)  # the rival may choose on test
     _warn_of_overfit(search.objective.name, scores)
     facts = _find_provenance(search, task, best, scores, baseline)
@@ -42,18 +42,18 @@ def choose(search: Search, task: Task) -> SearchResult:
     return SearchResult(table.model_copy(update={"provenance": facts}), scores, baseline)
 
 
-def _validated(task: Task) -> list[tuple[float, Trial]]:
-    """The shortlist with its scores on validation, best first."""
-    shortlist = _shortlist(task)
+def _validate(task: Task) -> list[tuple[float, Trial]]:
+    """Returns the shortlist with its scores on validation, best first."""
+    shortlist = _make_shortlist(task)
     if not shortlist:
         raise SettingError("no candidate gave a finite score; check the network and the objective")
-    scored = [(_score(task, trial.schedule, "validation"), trial) for trial in shortlist]
+    scored = [(_score_block(task, trial.schedule, "validation"), trial) for trial in shortlist]
     return sorted(scored, key=lambda each: (each[0], each[1].id))
 
 
-def _named_score(task: Task, trial: Trial) -> tuple[str, float]:
+def _score_named(task: Task, trial: Trial) -> tuple[str, float]:
     label = str(trial.schedule.provenance.get("label", "?"))
-    return label, _test_score(task, trial.schedule)
+    return label, _score_on_test(task, trial.schedule)
 
 
 def _warn_of_overfit(objective: str, scores: Mapping[str, float]) -> None:
@@ -74,26 +74,26 @@ def overfit(objective: str, scores: Mapping[str, float]) -> float:
     return test / train if train > 0.0 else 1.0
 
 
-def _shortlist(task: Task) -> list[Trial]:
+def _make_shortlist(task: Task) -> list[Trial]:
     """The best of all, and the best few of each strategy: their training scores differ in kind."""
     usable = [trial for trial in task.best() if trial.score is not None]
     chosen = usable[:SHORTLIST]
     for name in {trial.strategy for trial in usable}:
-        chosen += ranked(trial for trial in usable if trial.strategy == name)[:OF_EACH]
+        chosen += rank_trials(trial for trial in usable if trial.strategy == name)[:OF_EACH]
     return list({trial.id: trial for trial in chosen}.values())
 
 
-def _score(task: Task, schedule: Artefact, name: BlockName) -> float:
-    """The objective on a whole block; infinite where it is not finite."""
+def _score_block(task: Task, schedule: Artefact, name: BlockName) -> float:
+    """Returns the objective on a whole block; infinite where it is not finite."""
     value = task.objective(task.problem, schedule, task.problem.block(name))
     return value if math.isfinite(value) else math.inf
 
 
-def _test_score(task: Task, schedule: Artefact) -> float:
+def _score_on_test(task: Task, schedule: Artefact) -> float:
     """On the test block: once, and from then on as it was written down."""
     known = read_scores(task.log.folder)
     if schedule.schedule_id not in known:
-        known[schedule.schedule_id] = _score(task, schedule, "test")
+        known[schedule.schedule_id] = _score_block(task, schedule, "test")
         write_scores(task.log.folder, known)
     return known[schedule.schedule_id]
 

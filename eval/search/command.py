@@ -170,7 +170,7 @@ def _file(name: str | None) -> Path | None:
 def prepare_searches(request: SearchRequest) -> list[Search]:
     """One search per size, all on one problem, checked before anything is computed or written."""
     sizes = sizes_of(request)
-    budget = Budget.parse(request.budget).divided(len(sizes))
+    budget = Budget.parse(request.budget).divide(len(sizes))
     strategies = _strategies(request.strategy, sizes)
     free = _free(request.free)
     _check_names(request)

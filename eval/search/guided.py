@@ -14,10 +14,10 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...solvers import Schedule, StepSchedule
 from ...solvers.table import BOTH
-from .canonical import canonical, rows_of, schedule_of
+from .canonical import make_canonical, rows_of, schedule_of
 
 
-def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> Schedule:
+def guide_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> Schedule:
     """Returns the steps of a schedule with classifier-free guidance at some of them.
 
     Args:
@@ -29,7 +29,7 @@ def guided_schedule(base: StepSchedule, scale: float, guided: Iterable[int]) -> 
     Raises:
         SettingError: for steps that the schedule does not have, or that ask nothing.
     """
-    chosen, table = sorted(set(guided)), canonical(base)
+    chosen, table = sorted(set(guided)), make_canonical(base)
     evaluations = [
         each and each._replace(branches=BOTH if n in chosen else BOTH[1:])
         for n, each in enumerate(table.evaluations)

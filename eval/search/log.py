@@ -52,7 +52,7 @@ class Trial(StrictModel):
 
     @classmethod
     def of(cls, schedule: Candidate, score: float, **facts: object) -> "Trial":
-        """A trial; a score that is not finite counts as the worst."""
+        """Returns a trial; a score that is not finite counts as the worst."""
         kept = score if math.isfinite(score) else None
         return cls(id=schedule.schedule_id, schedule=schedule, score=kept, **facts)  # type: ignore[arg-type]
 
@@ -132,8 +132,8 @@ class Log:
             yield mine
 
     def best(self, size: SearchSize | None = None, count: int | None = None) -> list[Trial]:
-        """The trials of a size, or all, best first; those that failed come last."""
-        return ranked(self.trials.values(), size)[:count]
+        """Returns the trials of a size, or all, best first; those that failed come last."""
+        return rank_trials(self.trials.values(), size)[:count]
 
     def digest(self) -> str:
         """sha256 of what this worker found, in order; wall times do not count."""
@@ -141,7 +141,7 @@ class Log:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _free_worker(self) -> int:
-        """The first worker whose file nobody holds, held from now on."""
+        """Returns the first worker whose file nobody holds, held from now on."""
         for worker in range(MAX_WORKERS):
             if self._held.enter_context(self._file(_path(self.folder, worker)).lock(wait=False)):
                 return worker
@@ -157,7 +157,7 @@ class Log:
         return self._files.setdefault(path, LineFile(path, Trial))
 
     def _new(self, path: Path) -> Iterator[Trial]:
-        """The whole lines of a file that were not taken in before."""
+        """Yields the whole lines of a file that were not taken in before."""
         for number, trial in self._file(path).read():
             if isinstance(trial, ValidationError):
                 raise SettingError(
@@ -170,7 +170,7 @@ class Log:
         return self.trials.setdefault(trial.id, trial)
 
 
-def ranked(trials: Iterable[Trial], size: SearchSize | None = None) -> list[Trial]:
+def rank_trials(trials: Iterable[Trial], size: SearchSize | None = None) -> list[Trial]:
     """Trials of a size, or all, best first."""
     kept = (trial for trial in trials if size is None or size.fits(trial.schedule))
     return sorted(kept, key=lambda trial: trial.rank)

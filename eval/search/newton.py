@@ -22,7 +22,7 @@ from ...models.denoiser import Branch
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
 from ...solvers.table import Table
-from .canonical import canonical, rows_of, schedule_of, times_asked
+from .canonical import make_canonical, rows_of, schedule_of, times_of
 from .coordinate import Coordinate
 from .problem import Block, Problem
 
@@ -50,8 +50,8 @@ class TablePoint:
     @classmethod
     def of(cls, schedule: Artefact) -> "TablePoint":
         """Returns the point of a schedule; times at the rim of the process are moved inside."""
-        table, coordinate = canonical(schedule), Coordinate(schedule.process.schedule())
-        places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_asked(schedule)]
+        table, coordinate = make_canonical(schedule), Coordinate(schedule.process.schedule())
+        places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_of(schedule)]
         rows = tuple(torch.tensor(row, dtype=torch.float64) for row in rows_of(table))
         return cls(schedule, table, torch.tensor(places, dtype=torch.float64), rows)
 
@@ -78,8 +78,8 @@ class TablePoint:
         each = self.table.evaluations[n]
         return each.branches or None if each else None
 
-    def moved(self, step: Tensor) -> "TablePoint":
-        """The point a step away; its numbers are in the order of `Sensitivities`."""
+    def move(self, step: Tensor) -> "TablePoint":
+        """Returns the point a step away; its numbers are in the order of `Sensitivities`."""
         low, high = self.coordinate.ends
         u, rows, place = self.u.clone(), [], 0
         for n, row in enumerate(self.rows):
@@ -106,7 +106,7 @@ def find_shares(schedule: Artefact) -> Tensor:
     """Returns the (N,) evaluation times in the search's coordinate, as shares of its range."""
     coordinate = Coordinate(schedule.process.schedule())
     low, high = coordinate.ends
-    places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_asked(schedule)]
+    places = [coordinate.clamp(coordinate.schedule.at(t)) for t in times_of(schedule)]
     return (torch.tensor(places, dtype=torch.float64) - low) / (high - low)
 
 
@@ -185,14 +185,14 @@ class Sensitivities:
         ]
 
     def _answers(self, n: int, states: Tensor, u: float) -> list[Tensor]:
-        """The columns of step n at states (k, n, *): (k, n, *) each."""
+        """Returns the columns of step n at states (k, n, *): (k, n, *) each."""
         node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
         block = self.block.pick(list(range(len(self.block))) * len(states))
         found = self.problem.answers(block, states.flatten(0, 1), node, self.point.branches(n))
         return [each.reshape(states.shape) for each in found]
 
 
-def products(problem: Problem, point: TablePoint, block: Block) -> tuple[Tensor, Tensor]:
+def sum_products(problem: Problem, point: TablePoint, block: Block) -> tuple[Tensor, Tensor]:
     """J^T J and J^T r over a block, in parts that fit into memory."""
     numbers = len(point.asks) + sum(map(len, point.rows))
     held = numbers * (len(point.rows[-1]) + 2) * block.noise[0].numel()
@@ -204,8 +204,8 @@ def products(problem: Problem, point: TablePoint, block: Block) -> tuple[Tensor,
     return sum(gram for gram, _ in parts), sum(against for _, against in parts)  # type: ignore[return-value]
 
 
-def damped(gram: Tensor, against: Tensor, damping: float) -> Tensor:
-    """The step (P,) of Levenberg-Marquardt; numbers that do nothing stay."""
+def solve_damped(gram: Tensor, against: Tensor, damping: float) -> Tensor:
+    """Returns the step (P,) of Levenberg-Marquardt; numbers that do nothing stay."""
     diagonal = gram.diagonal()
     scale = diagonal.clamp_min(1e-12 * float(diagonal.max())).sqrt()
     eye = torch.eye(len(gram), dtype=torch.float64)

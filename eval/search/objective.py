@@ -53,7 +53,7 @@ class OfEnds:
             return math.inf
 
     def of(self, ends: Tensor, block: Block) -> float:
-        """The figure of ends (n, *) that some run reached from this block."""
+        """Returns the figure of ends (n, *) that some run reached from this block."""
         if not torch.isfinite(ends).all():
             return math.inf
         value = self.figure(ends, block)
@@ -119,7 +119,7 @@ OF_IMAGES = ("feature", "fd", "kid", "fid")
 
 
 def names() -> Sequence[str]:
-    """All objectives, sorted."""
+    """Returns all objectives, sorted."""
     return sorted([*SIMPLE, *OF_IMAGES])
 
 
@@ -130,7 +130,7 @@ def objective(
     reference: str | None = None,
     weights: Path | None = None,
 ) -> OfEnds:
-    """The objective of a name, with all that it needs at hand.
+    """Returns the objective of a name, with all that it needs at hand.
 
     Args:
         name: terminal, log_mse, feature, fd, kid or fid. Features are those of Inception for fid,

@@ -9,7 +9,7 @@ from ...models.errors import SettingError
 
 
 def shortest(cost: Tensor, steps: int, gamma: float = 1.0) -> list[int]:
-    """The path of so many jumps from node 0 to the last one with the least discounted cost.
+    """Returns the path of so many jumps from node 0 to the last one with the least discounted cost.
 
     V_1(i) = C(i, M), V_k(i) = min_{i<j<M} C(i, j) + gamma V_{k-1}(j)  (arXiv:2405.11326)
 
@@ -37,5 +37,5 @@ def shortest(cost: Tensor, steps: int, gamma: float = 1.0) -> list[int]:
 
 
 def cost_of(cost: Tensor, path: list[int], gamma: float = 1.0) -> float:
-    """The discounted cost of a path: sum_k gamma^k C(path_k, path_{k+1})."""
+    """Returns the discounted cost of a path: sum_k gamma^k C(path_k, path_{k+1})."""
     return sum(gamma**k * float(cost[i, j]) for k, (i, j) in enumerate(pairwise(path)))

@@ -55,7 +55,7 @@ class Placement:
         return "nodes " + ",".join(f"{n}*" if n in self.both else f"{n}" for n in self.nodes)
 
 
-def guided_steps(rows: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+def list_guided_steps(rows: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """(N, the K guided steps) with N + K = rows, from full guidance to a third of the steps.
 
     The K come first, are spread evenly, or are dense in the first half: guidance matters most where
@@ -103,25 +103,26 @@ class Judge:
         return torch.stack(left) / self.gram[last, last]
 
     def __call__(self, placed: Placement) -> float:
-        """The sum of the errors: lower is better."""
+        """Returns the sum of the errors: lower is better."""
         return float(self.errors(placed).sum())
 
     def _left(self, columns: list[int], target: int) -> Tensor:
         products, against = self.gram[columns][:, columns], self.gram[columns, target]
-        return (self.gram[target, target] - against @ solved(products, against)).clamp_min(0.0)
+        return (self.gram[target, target] - against @ solve_ridge(products, against)).clamp_min(0.0)
 
 
-def solved(products: Tensor, against: Tensor) -> Tensor:
+def solve_ridge(products: Tensor, against: Tensor) -> Tensor:
     """(W,): least-squares weights of columns with inner products (W, W), (W,) with the target."""
     ridge = RIDGE * torch.diag(products.diagonal())
     weights: Tensor = torch.linalg.solve(products + ridge, against)
     return weights
 
 
-def spread(size: SearchSize, last: int) -> list[Placement]:
+def spread_evenly(size: SearchSize, last: int) -> list[Placement]:
     """Nodes evenly on a grid of `last` steps, with every choice of guided steps."""
     found = []
-    for steps, guided in guided_steps(size.amount) if size.unit == "rows" else [(size.amount, ())]:
+    rows = size.unit == "rows"
+    for steps, guided in list_guided_steps(size.amount) if rows else [(size.amount, ())]:
         nodes = tuple(i * last // steps for i in range(steps))
         if len(set(nodes)) == steps:
             found.append(Placement(nodes, tuple(nodes[i] for i in guided)))
@@ -130,19 +131,19 @@ def spread(size: SearchSize, last: int) -> list[Placement]:
     return found
 
 
-def placements(judge: Judge, size: SearchSize, tries: int, rng: Random) -> list[Placement]:
-    """What so many mutations of evenly spread nodes lead to, best first by the judge."""
-    known = {each: judge(each) for each in spread(size, judge.steps)}
+def search_placements(judge: Judge, size: SearchSize, tries: int, rng: Random) -> list[Placement]:
+    """Returns what so many mutations of evenly spread nodes lead to, best first by the judge."""
+    known = {each: judge(each) for each in spread_evenly(size, judge.steps)}
     best = sorted(known, key=known.__getitem__)
     for _ in range(tries):
-        child = mutated(rng.choice(best[:SEEDS]), judge.steps, rng)
+        child = mutate(rng.choice(best[:SEEDS]), judge.steps, rng)
         if child is not None and child not in known:
             known[child] = judge(child)
             best = sorted([*best[:SEEDS], child], key=known.__getitem__)
     return sorted(known, key=known.__getitem__)
 
 
-def mutated(placed: Placement, last: int, rng: Random) -> Placement | None:
+def mutate(placed: Placement, last: int, rng: Random) -> Placement | None:
     """A neighbour of the same size: a node moved, guidance moved, or a row spent otherwise."""
     nodes, both = set(placed.nodes), set(placed.both)
     moves = (_move, _move, _swap, _split, _join) if both else (_move,)

@@ -43,7 +43,7 @@ class Teacher:
     final: str = "zero"
 
     def choices(self) -> dict[str, Any]:
-        """The arguments of `make_plan`."""
+        """Returns the arguments of `make_plan`."""
         named = {"nfe": self.nfe, "steps": self.steps, "grid": self.grid}
         given = {name: value for name, value in named.items() if value is not None}
         return {"solver": self.solver, "final": self.final, **given}
@@ -69,7 +69,7 @@ class Block:
         return len(self.seeds)
 
     def first(self, n: int) -> "Block":
-        """Its first n rows; raises SettingError if it has fewer."""
+        """Returns its first n rows; raises SettingError if it has fewer."""
         if not 1 <= n <= len(self):
             raise SettingError(f"the {self.name} block has {len(self)} noises, not {n}")
         return self.rows(slice(0, n))
@@ -79,7 +79,7 @@ class Block:
         return self.pick(range(len(self))[rows])
 
     def pick(self, rows: Sequence[int]) -> "Block":
-        """The rows of these numbers."""
+        """Returns the rows of these numbers."""
         index = torch.tensor(rows)
         seeds = tuple(self.seeds[i] for i in rows)
         labels = None if self.labels is None else tuple(self.labels[i] for i in rows)
@@ -159,7 +159,7 @@ class Problem:
         return Unguided() if self.cfg_scale == 1.0 else CFG(self.cfg_scale)
 
     def block(self, name: BlockName) -> Block:
-        """The block of that name; its teacher runs when it is first asked for."""
+        """Returns the block of that name; its teacher runs when it is first asked for."""
         if name not in self._blocks:
             seeds = tuple(self.seeds_of(name))
             noise = Noise(seeds, self.network.shape).draw()
@@ -182,7 +182,7 @@ class Problem:
         return torch.cat(parts)
 
     def run(self, schedule: Artefact, block: Block) -> Tensor:
-        """The same in one batch."""
+        """Returns the same in one batch."""
         plan = make_plan(self.network.schedule, schedule)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
@@ -196,7 +196,7 @@ class Problem:
             return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
 
     def denoiser(self, block: Block) -> Denoiser:
-        """The network with the conditions of a block, counted in the ledger."""
+        """Returns the network with the conditions of a block, counted in the ledger."""
         return Denoiser(self.network, self.branches_for(block.seeds), self.ledger)
 
     def branches_for(self, seeds: Sequence[int]) -> Branches:
@@ -205,7 +205,7 @@ class Problem:
         return make_branches(self.network, len(seeds), self.labels_of(seeds), **given)
 
     def conditions_of(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """The conditions of seeds and the negative ones, as `Sampler` takes them."""
+        """Returns the conditions of seeds and the negative ones, as `Sampler` takes them."""
         given = {"conditions": self.conditions, "negative": self.negative}
         return {name: each and _rows_in_turn(each, seeds) for name, each in given.items()}
 
@@ -229,13 +229,13 @@ class Problem:
         return [torch.cat(each) for each in zip(*parts, strict=True)]
 
     def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:
-        """The labels of seeds."""
+        """Returns the labels of seeds."""
         if not self.labels:
             return None
         return tuple(self.labels[seed % len(self.labels)] for seed in seeds)
 
     def seeds_of(self, name: BlockName) -> Sequence[int]:
-        """The seeds of a block."""
+        """Returns the seeds of a block."""
         seeds: Sequence[int] = getattr(self, name)
         return seeds
 
@@ -262,7 +262,7 @@ class Problem:
 
 
 def _rows_in_turn(conditions: Conditions, seeds: Sequence[int]) -> Conditions:
-    """Row s mod k of k for each seed s."""
+    """Returns row s mod k of k for each seed s."""
     return {
         name: value[torch.tensor([seed % len(value) for seed in seeds])]
         for name, value in conditions.items()

@@ -56,7 +56,7 @@ class Progress:
             return
         task = self._last
         shown = [trial for trial in task.log.trials.values() if task.size.fits(trial.schedule)]
-        write_bytes(self.plot, picture(shown, task.size).encode())
+        write_bytes(self.plot, draw_picture(shown, task.size).encode())
 
     def _bar(self, strategy: str, task: Task) -> None:
         if task.size not in self._bars:
@@ -76,7 +76,7 @@ class Progress:
 Point = tuple[float, Trial]  # network rows spent when a trial was done, and the trial
 
 
-def picture(trials: Sequence[Trial], size: SearchSize) -> str:
+def draw_picture(trials: Sequence[Trial], size: SearchSize) -> str:
     """SVG: every trial as a dot in its strategy's colour, and the best so far as a line."""
     spent = accumulate(trial.evals for trial in trials)
     points = [(float(x), t) for x, t in zip(spent, trials, strict=True) if t.score is not None]
@@ -128,7 +128,7 @@ class _Axis:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(share, 0.0), 1.0)
 
     def frame(self) -> str:
-        """The axes with their numbers."""
+        """Returns the axes with their numbers."""
         lines = []
         for i in range(6):
             place = self.low + (self.high - self.low) * i / 5
@@ -159,7 +159,7 @@ class _Axis:
         )
 
     def best(self, points: Sequence[Point]) -> str:
-        """The running minimum as a staircase."""
+        """Returns the running minimum as a staircase."""
         corners: list[str] = []
         best = math.inf
         for rows, trial in points:
@@ -182,7 +182,7 @@ def _score(trial: Trial) -> float:
 
 
 def _legend(points: Sequence[Point]) -> str:
-    """Each strategy with its colour and its best score."""
+    """Returns each strategy with its colour and its best score."""
     best: dict[str, float] = {}
     for _, trial in points:
         best[trial.strategy] = min(_score(trial), best.get(trial.strategy, math.inf))

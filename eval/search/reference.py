@@ -51,7 +51,7 @@ class Reference(StrictModel):
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
-        """The one that a problem has."""
+        """Returns the one that a problem has."""
         train, validation, test = (len(problem.seeds_of(name)) for name in BLOCKS)
         nfe = make_plan(problem.network.schedule, **problem.teacher.choices()).nfe
         return cls(noises=(train, validation, test), nfe=nfe)
@@ -84,7 +84,7 @@ class SizedReference(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """What a folder keeps, if anything; raises SettingError for a damaged file."""
+        """Returns what a folder keeps, if anything; raises SettingError for a damaged file."""
         path = folder / FILE
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -139,7 +139,7 @@ def measure_speed(problem: Problem, seconds: float) -> float:
 
 
 def _time_batch(problem: Problem, rows: int) -> float:
-    """Seconds of one evaluation of so many training noises."""
+    """Returns seconds of one evaluation of so many training noises."""
     seeds = problem.seeds_of("train")
     chosen = tuple(seeds[i % len(seeds)] for i in range(rows))
     noise = Noise(chosen, problem.network.shape).draw()
@@ -181,7 +181,7 @@ class Timetable:
         return searches
 
     def grant(self, searches: Sequence[Search]) -> Budget:
-        """The time of the strategies of the first of the searches that are still to be run.
+        """Returns the time of the strategies of the first of the searches that are still to be run.
 
         It is written down, so that a search which has spent it has spent it for good.
         """
@@ -198,7 +198,7 @@ class Timetable:
         return self.budget.amount - (time.perf_counter() - self.started)
 
     def _fitting(self, asked: Reference, searches: Sequence[Search]) -> Reference:
-        """The largest reference for which there is time."""
+        """Returns the largest reference for which there is time."""
         problem, left = searches[0].problem, self._left()
         least = _least(asked, searches)
 
@@ -239,7 +239,7 @@ def resize(searches: Sequence[Search]) -> Sequence[Search]:
 
 
 def _least(asked: Reference, searches: Sequence[Search]) -> Reference:
-    """The smallest reference that is worth having, and no larger than the one asked for."""
+    """Returns the smallest reference that is worth having, and no larger than the one asked for."""
     problem = searches[0].problem
     nfe = max(LEAST_NFE, *(LEAST_RATIO * each.evaluations for each in searches))
     train, validation, test = map(min, asked.noises, LEAST_NOISES)

@@ -30,10 +30,10 @@ def run(search: Search, watch: Watch | None = None) -> SearchResult:
     log = Log(search.folder)
     try:
         write_identity(search)
-        task = _task(search, log)
+        task = make_task(search, log)
         for name, span in spans(search.strategies):
             task.meter.span = span
-            _stage(task, name, watch, must=search.strategies not in (AUTO, OF_ROWS))
+            _run_strategy(task, name, watch, must=search.strategies not in (AUTO, OF_ROWS))
         return choose(search, task)
     finally:
         log.close()
@@ -49,7 +49,7 @@ def spans(strategies: Sequence[str]) -> list[tuple[str, tuple[float, float]]]:
     ]
 
 
-def _task(search: Search, log: Log) -> Task:
+def make_task(search: Search, log: Log) -> Task:
     problem = search.problem
     scored = problem.block("train").first(search.noises)  # the teacher is no part of the budget
     meter = Meter(
@@ -68,7 +68,7 @@ def _task(search: Search, log: Log) -> Task:
     )
 
 
-def _stage(task: Task, name: str, watch: Watch | None, must: bool) -> None:
+def _run_strategy(task: Task, name: str, watch: Watch | None, must: bool) -> None:
     """One strategy until it ends or its share is spent; one that cannot run here is left out."""
     strategy = STRATEGIES.get(name)
     marker = task.log.folder / f"done-{name}-{task.size.mark}"

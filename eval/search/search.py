@@ -66,7 +66,7 @@ class Search:
         return len(self.problem.guidance.stateless().ask(somewhere))
 
     def choice_cost(self, validation: int, test: int) -> int:
-        """Evaluations that the choice takes at most, on blocks of so many noises."""
+        """Returns evaluations that the choice takes at most, on blocks of so many noises."""
         shortlist = SHORTLIST + OF_EACH * (len(self.strategies) - 1)
         return self.evaluations * (shortlist * validation + (1 + OF_EACH) * test)
 

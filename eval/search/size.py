@@ -21,7 +21,7 @@ class SearchSize:
     unit: Unit = "nfe"
 
     def fits(self, schedule: Artefact) -> bool:
-        """Whether a schedule is of this size."""
+        """Returns whether a schedule is of this size."""
         return size_of(schedule) == self
 
     @property
@@ -34,5 +34,5 @@ class SearchSize:
 
 
 def size_of(schedule: Artefact) -> SearchSize:
-    """The size that a schedule is of."""
+    """Returns the size that a schedule is of."""
     return SearchSize(schedule.rows, "rows") if schedule.guided else SearchSize(schedule.nfe)

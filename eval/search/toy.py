@@ -104,7 +104,7 @@ def _normal(generator: torch.Generator, *size: int) -> Tensor:
 
 @cache
 def mixture(seed: int = 0) -> LowRankMixture:
-    """The law of the toy; other seeds give others of its kind."""
+    """Returns the law of the toy; other seeds give others of its kind."""
     g = make_generator(seed)
     means = 0.45 * _normal(g, COMPONENTS, DIMENSIONS)
     weights = torch.softmax(0.5 * _normal(g, COMPONENTS), 0)
@@ -121,13 +121,13 @@ def mixture(seed: int = 0) -> LowRankMixture:
 def toy(
     sizes: tuple[int, int, int] = (256, 512, 4096), cache: Path | None = None, seed: int = 0
 ) -> Problem:
-    """The toy as a problem, with blocks of these sizes."""
+    """Returns the toy as a problem, with blocks of these sizes."""
     network = mixture(seed).network(EDM())
     return Problem.of(network, sizes, teacher=TEACHER, cache=cache, batch=4096)
 
 
 def table_block(n: int = 4096) -> Block:
-    """The test noises of the table the toy comes from: one generator, seed 303, in float64.
+    """Returns the test noises of the table the toy comes from: one generator, seed 303, in float64.
 
     They are those of no seeds, so the block's are only numbers.
     """
@@ -142,12 +142,12 @@ def table_block(n: int = 4096) -> Block:
 
 
 def toy_mean(seed: int = 0) -> MeanImage:
-    """The mean of the data, for AFS."""
+    """Returns the mean of the data, for AFS."""
     return MeanImage.of(mixture(seed).mean.tolist(), (DIMENSIONS,))
 
 
-def named(solver: str, grid: str, nfe: int, **settings: Any) -> StepSchedule:
-    """A named solver on a named grid, down to sigma 0.002."""
+def encode_named(solver: str, grid: str, nfe: int, **settings: Any) -> StepSchedule:
+    """Returns a named solver on a named grid, down to sigma 0.002."""
     made = take_solver(solver)
     assert isinstance(made, Encoder)
     return made.step_schedule(time_grid(grid, EDM(), nfe, Final.SIGMA_MIN, **settings))

@@ -17,7 +17,7 @@ from .run import run
 from .search import Search
 from .size import SearchSize
 from .space import DEFAULT, Space
-from .toy import named, table_block, toy, toy_mean
+from .toy import encode_named, table_block, toy, toy_mean
 
 NAMED = (
     ("ddim", "karras"),
@@ -53,7 +53,7 @@ class ToyBench:
     def schedules(self) -> Iterator[tuple[str, Artefact, float]]:
         """(what it is, the schedule, seconds it took to find)."""
         for solver, grid in NAMED:
-            yield f"{solver} on {grid}", named(solver, grid, self.nfe), 0.0
+            yield f"{solver} on {grid}", encode_named(solver, grid, self.nfe), 0.0
         yield "evolve", *self._searched(("evolve",))
         yield "grid, then refine", *self._searched(("grid", "refine"), noises=self.many)
         both, afs = ("evolve", "refine"), (toy_mean(),)
@@ -93,7 +93,7 @@ class ToyBench:
 def report(bench: ToyBench) -> Iterator[str]:
     """The table line by line; the last column is how many times less RMSE than the baseline."""
     yield f"{'NFE ' + str(bench.nfe):30}{'rms':>8}{'median':>8}{'gain':>7}{'seconds':>9}"
-    baseline, _ = bench.error(named("dpmpp-2m", "logsnr", bench.nfe))
+    baseline, _ = bench.error(encode_named("dpmpp-2m", "logsnr", bench.nfe))
     for label, schedule, seconds in bench.schedules():
         error, median = bench.error(schedule)
         cells = f"{error:8.4f}{median:8.4f}{baseline / error:6.2f}x{seconds:9.1f}"

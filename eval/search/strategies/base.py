@@ -59,12 +59,12 @@ class Task:
         return self.size.amount
 
     def best(self, count: int | None = None) -> list[Trial]:
-        """The best trials of this size."""
+        """Returns the best trials of this size."""
         return self.log.best(self.size, count)
 
 
 def random_of(task: Task, mark: str) -> Random:
-    """The random numbers of one proposal; no others depend on them."""
+    """Returns the random numbers of one proposal; no others depend on them."""
     return Random(f"{task.seed} {task.size.amount} {task.log.worker} {mark}")
 
 
@@ -78,7 +78,6 @@ class Strategy:
     colour:  in the picture of a search.
     of_rows: whether it can search network rows; all can search an NFE.
     again:   whether it is run again where it has ended, since a longer log may hold more for it.
-    auto:    whether it is part of `auto`.
     hand_made: whether it proposes what anyone could type; the best of that is the baseline.
     """
 
@@ -88,5 +87,4 @@ class Strategy:
     colour: str
     of_rows: bool = False
     again: bool = False
-    auto: bool = True
     hand_made: bool = False

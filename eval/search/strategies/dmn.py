@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from ....models.schedule import NoiseSchedule, TimeGrid
 from ....samplers.ramps import find_lam_ends
 from .base import Proposal, Task
-from .named import on_path
+from .named import propose_on
 
 Array = NDArray[np.float64]
 POWERS = (1.0, 2.0)
@@ -28,18 +28,18 @@ METHODS = ("SLSQP", "L-BFGS-B")  # the first finds more, but has been seen to re
 
 
 def propose(task: Task) -> Iterator[Proposal]:
-    """The best times for each power p of the assumed network error."""
+    """Yields the best times for each power p of the assumed network error."""
     space, process = task.space, task.space.process
     end = process.at(space.ends[0])
     for power in task.settings.get("dmn", POWERS):
-        lams = best_lams(process, task.nfe, power)
+        lams = find_best_lams(process, task.nfe, power)
         inner = [process.at_lam(float(lam)) for lam in lams[1:-1]]
         grid = TimeGrid(process, (process.at(process.t_max), *inner, end))
-        yield from on_path(task, grid.nodes, f"dmn p={power:g}")
+        yield from propose_on(task, grid.nodes, f"dmn p={power:g}")
 
 
-def best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
-    """The lam of steps + 1 nodes with both ends fixed; even in lam where it starts."""
+def find_best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
+    """Returns the lam of steps + 1 nodes with both ends fixed; even in lam where it starts."""
     low, high = find_lam_ends(process)
     even = np.linspace(low, high, steps + 1)
     if steps == 1:
@@ -52,7 +52,7 @@ def best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
         return np.concatenate([[low], low + np.cumsum(gaps)[:-1], [high]])
 
     def objective(logits: Array) -> float:
-        return float(np.log(error_bound(lams(logits), process, power)))
+        return float(np.log(bound_error(lams(logits), process, power)))
 
     start = np.zeros(steps)
     for method in METHODS:
@@ -62,11 +62,11 @@ def best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
     return even
 
 
-def error_bound(lams: Array, process: NoiseSchedule, power: float) -> float:
+def bound_error(lams: Array, process: NoiseSchedule, power: float) -> float:
     """F of the module, for orders 1, 2, 3, ..., 3, 2, 1."""
     steps = len(lams) - 1
     nodes = [process.at_lam(float(lam)) for lam in lams[:-1]]
-    weights = step_weights(lams)
+    weights = weigh_steps(lams)
     apart = APART if steps <= FEW else 0
     alone = np.sqrt(np.square(weights[:apart]).sum(0))
     summed = np.abs(weights[apart:].sum(0)) + alone
@@ -74,7 +74,7 @@ def error_bound(lams: Array, process: NoiseSchedule, power: float) -> float:
     return float(summed @ errors)
 
 
-def step_weights(lams: Array) -> Array:
+def weigh_steps(lams: Array) -> Array:
     """J of each step (rows) for each prediction (columns), in units of e^{lam of the end}."""
     steps = len(lams) - 1
     weights = np.zeros((steps, steps))

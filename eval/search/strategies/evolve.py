@@ -1,7 +1,7 @@
 """Evolution as in S^3 (arXiv:2312.07243, and the authors' search): one child after the other.
 
 Parents are the best trials so far, whatever strategy made them. A child crosses two of them or
-copies one, is mutated, and enters the log with its score; there are no generations. The n-th child
+copies one, is mutate, and enters the log with its score; there are no generations. The n-th child
 of a worker depends on the seed, on n and on the log alone, so a search goes on as if it had never
 stopped.
 """
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from random import Random
 
 from ....solvers import StepSchedule
+from ..draft import project
 from ..log import Candidate, Trial
-from ..space import Exhausted, crossed, grid_to, mutated, random_schedule, resized
+from ..space import make_grid
+from ..variation import Exhausted, cross, draw_schedule, mutate, resize_schedule
 from .base import Proposal, Task, random_of
-from .named import SOLVERS, named
+from .named import SOLVERS, propose_named
 
 POOL = 20  # parents are drawn from so many of the best
 CROSSED = 0.3  # share of the children that have two parents
@@ -26,7 +28,7 @@ def propose(task: Task) -> Iterator[Proposal]:
     """Children without end; seeds are the trials in the log, or else named solvers."""
     pools = Pools(task, task.log.trials)
     if not any(is_seed(task, trial) for trial in task.log.trials.values()):
-        yield from named_seeds(task)
+        yield from propose_named_seeds(task)
     while True:
         made = len([trial for trial in task.log.own if _is_child(task, trial)])
         child = _new_child(task, pools, _nth(task, made))
@@ -35,21 +37,21 @@ def propose(task: Task) -> Iterator[Proposal]:
         yield child
 
 
-def named_seeds(task: Task) -> Iterator[Proposal]:
+def propose_named_seeds(task: Task) -> Iterator[Proposal]:
     """Named solvers on the usual grids, as the first parents."""
     for grid in SEED_GRIDS:
         for solver in SOLVERS:
-            nodes = grid_to(task.space, grid, task.nfe)
-            yield named(task, solver, nodes, f"{solver} on {grid}")
+            nodes = make_grid(task.space, grid, task.nfe)
+            yield propose_named(task, solver, nodes, f"{solver} on {grid}")
 
 
 def is_seed(task: Task, trial: Trial) -> bool:
-    """Whether another strategy has tried something at this NFE."""
+    """Returns whether another strategy has tried something at this NFE."""
     return trial.strategy != "evolve" and trial.schedule.nfe == task.nfe
 
 
 def _is_child(task: Task, trial: Trial) -> bool:
-    """Whether a trial comes from evolution at this NFE."""
+    """Returns whether a trial comes from evolution at this NFE."""
     return trial.strategy == "evolve" and trial.schedule.nfe == task.nfe
 
 
@@ -87,7 +89,7 @@ class Pools:
         """Returns whether all it has are decisions of the space: no free weights, no table."""
         if not isinstance(schedule, StepSchedule) or schedule.compiled is not None:
             return False
-        return self.task.space.projected(schedule).schedule_id == schedule.schedule_id
+        return project(self.task.space, schedule).schedule_id == schedule.schedule_id
 
 
 def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
@@ -99,7 +101,7 @@ def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
     for attempt in range(TRIES):
         filling = not pool or (len(pool) < POOL and attempt < TRIES // 2)
         try:
-            found = _random_one(task, rng) if filling else _child(task, pools, rng)
+            found = _draw_one(task, rng) if filling else _child(task, pools, rng)
         except Exhausted:
             continue
         if found.schedule.schedule_id not in pools.trials:
@@ -107,22 +109,22 @@ def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
     return None
 
 
-def _random_one(task: Task, rng: Random) -> Proposal:
-    return Proposal(random_schedule(task.space, task.nfe, rng))
+def _draw_one(task: Task, rng: Random) -> Proposal:
+    return Proposal(draw_schedule(task.space, task.nfe, rng))
 
 
 def _child(task: Task, pools: Pools, rng: Random) -> Proposal:
     schedule, name = _parent(task, pools, rng)
     if rng.random() < CROSSED:
-        schedule = crossed(task.space, schedule, _parent(task, pools, rng)[0], rng)
-    return Proposal(mutated(task.space, schedule, rng), name)
+        schedule = cross(task.space, schedule, _parent(task, pools, rng)[0], rng)
+    return Proposal(mutate(task.space, schedule, rng), name)
 
 
 def _parent(task: Task, pools: Pools, rng: Random) -> tuple[StepSchedule, str]:
-    """One of the pool with its id, now and then one of a neighbouring NFE cut to size."""
+    """Returns one of the pool with its id, now and then one of a neighbouring NFE cut to size."""
     near = [n for n in (task.nfe - 1, task.nfe + 1) if pools.of(n)]
     resize = bool(near) and rng.random() < NEIGHBOURS
     parent = rng.choice(pools.of(rng.choice(near) if resize else task.nfe))
     schedule = parent.schedule
     assert isinstance(schedule, StepSchedule)  # no other is in a pool
-    return resized(task.space, schedule, task.nfe, rng) if resize else schedule, parent.id
+    return resize_schedule(task.space, schedule, task.nfe, rng) if resize else schedule, parent.id

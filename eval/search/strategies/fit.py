@@ -16,13 +16,13 @@ from ....models.schedule import TimeGrid
 from ....solvers import Schedule
 from ....solvers.artefact import Artefact
 from ....solvers.table import BOTH
-from ..fitted import fit_schedule
+from ..fitting import fit_schedule
 from ..log import Trial
-from ..placement import Judge, Placement, mutated, placements
-from ..trajectories import branched, fine_grid
+from ..placement import Judge, Placement, mutate, search_placements
+from ..trajectories import make_fine_grid, record_branches
 from .base import Proposal, Task, random_of
 
-TRIES = 4000  # mutations on the way to the first placements
+TRIES = 4000  # mutations on the way to the first search_placements
 KEEN = 5  # later ones are neighbours of so many of the best
 DRAWN = 40  # of which the judge chooses one
 FIRSTS = 8  # placements of an NFE, and one of each number of steps that rows can be spent on,
@@ -33,8 +33,8 @@ def propose(task: Task) -> Iterator[Proposal]:
     """Fitted placements without end; none of an NFE if the times may not vary."""
     if task.size.unit == "nfe" and "times" not in task.space.free:
         return
-    states, gram = branched(task)
-    search = _Search(task, fine_grid(task), states, Judge(gram))
+    states, gram = record_branches(task)
+    search = _Search(task, make_fine_grid(task), states, Judge(gram))
     while (placed := search.next()) is not None:
         search.passed.add(placed)
         with task.log.claim(sha256(f"{placed}".encode()).hexdigest()) as mine:
@@ -62,7 +62,7 @@ class _Search:
         return Proposal(fit_schedule(task.problem, task.scored, self.states, self.grid, placed))
 
     def next(self) -> Placement | None:
-        """One that was not tried: of the first ones, then near the best so far."""
+        """Returns one that was not tried: of the first ones, then near the best so far."""
         tried = self.tried()
         left = (placed for placed in self._firsts() if placed not in tried | self.passed)
         return next(left, None) or self._neighbour(tried)
@@ -82,14 +82,14 @@ class _Search:
         return Placement(nodes, tuple(i for i, each in asked if each and each.branches == BOTH))
 
     def _firsts(self) -> Sequence[Placement]:
-        """The best by the judge that differ."""
+        """Returns the best by the judge that differ."""
         if self._first is None:
             task, chosen = self.task, list[Placement]()
             rng = Random(f"{task.seed} placements")  # the same in every process
-            for placed in placements(self.judge, task.size, TRIES, rng):
+            for placed in search_placements(self.judge, task.size, TRIES, rng):
                 near = [each for each in chosen if len(each.nodes) == len(placed.nodes)]
                 count = 1 if placed.both else FIRSTS
-                if len(near) < count and all(_apart(placed, each) for each in near):
+                if len(near) < count and all(_are_apart(placed, each) for each in near):
                     chosen.append(placed)
             self._first = tuple(chosen)
         return self._first
@@ -98,10 +98,10 @@ class _Search:
         own = len([trial for trial in self.task.log.own if trial.strategy == "fit"])
         rng = random_of(self.task, f"{own} {len(self.passed - tried)}")
         best = [self._placed(trial.schedule) for trial in self._fits()[:KEEN]] or self._firsts()
-        drawn = (mutated(rng.choice(best), self.judge.steps, rng) for _ in range(DRAWN))
+        drawn = (mutate(rng.choice(best), self.judge.steps, rng) for _ in range(DRAWN))
         fresh = {placed for placed in drawn if placed is not None} - tried - self.passed
         return min(fresh, key=lambda placed: (self.judge(placed), str(placed)), default=None)
 
 
-def _apart(placed: Placement, other: Placement) -> bool:
+def _are_apart(placed: Placement, other: Placement) -> bool:
     return max(abs(a - b) for a, b in zip(placed.nodes, other.nodes, strict=True)) >= APART

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from ....models.errors import FewstepError
 from ....models.schedule import TimeGrid
 from ....samplers.grid import choose_default_grid
-from ..guided import guided_schedule
-from ..placement import guided_steps
-from ..space import Space, encoded, grid_to
+from ..guided import guide_schedule
+from ..placement import list_guided_steps
+from ..space import Space, encode_solver, make_grid
 from ..trajectories import batch_of
 from .base import Proposal, Task
-from .named import named
+from .named import propose_named
 
 FIRST = ("unipc-3", "dpmpp-2m")  # tried on every grid
 REST = ("unipc-2", "dpmpp-3m", "ddim", "deis-3", "unipc-3:solver_type=bh1", "dpmpp-2m:kind=taylor")
@@ -50,18 +50,18 @@ def propose(task: Task) -> Iterator[Proposal]:
     whole = {name: nodes for name, nodes in grids.items() if OTHER_END not in name}
     for name, nodes in whole.items():
         for solver in FIRST:
-            yield named(task, solver, nodes, f"{solver} on {name}")
+            yield propose_named(task, solver, nodes, f"{solver} on {name}")
     for best in _best(task, whole):
         for name in (name for name in grids if name.startswith(best + OTHER_END)):
             for solver in FIRST:
-                yield named(task, solver, grids[name], f"{solver} on {name}")
+                yield propose_named(task, solver, grids[name], f"{solver} on {name}")
     for name in _best(task, grids):
         for solver in REST:
-            yield named(task, solver, grids[name], f"{solver} on {name}")
+            yield propose_named(task, solver, grids[name], f"{solver} on {name}")
 
 
 def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
-    """The grids of the best trials so far, by the label that the trials carry."""
+    """Returns the grids of the best trials so far, by the label that the trials carry."""
     labels = [str(trial.schedule.provenance.get("label", "")) for trial in task.best()]
     parts = (label.partition(" on ") for label in labels)
     names = (name for solver, _, name in parts if solver in FIRST)
@@ -71,7 +71,9 @@ def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
 def _rows(task: Task) -> Iterator[Proposal]:
     """2M with guidance at some of its steps, each choice of them; more solvers with the best."""
     main, rows = choose_default_grid(task.space.process), task.size.amount
-    choices = {f"both branches at {','.join(map(str, g))}": (n, g) for n, g in guided_steps(rows)}
+    choices = {
+        f"both branches at {','.join(map(str, g))}": (n, g) for n, g in list_guided_steps(rows)
+    }
     for label, placed in choices.items():
         yield _guided(task, (FIRST[1], main), placed, label)
     labels = (str(trial.schedule.provenance.get("label", "")) for trial in task.best())
@@ -87,29 +89,29 @@ def _guided(
 ) -> Proposal:
     """A solver on a grid with both branches at some steps, the difference held between them."""
     (solver, name), (steps, guided) = how, placed
-    base = encoded(solver, grid_to(task.space, name, steps))
-    made = guided_schedule(base, task.problem.cfg_scale, guided)
+    base = encode_solver(solver, make_grid(task.space, name, steps))
+    made = guide_schedule(base, task.problem.cfg_scale, guided)
     facts = {"label": f"{solver} on {name}, {label}"}
     return Proposal(made.model_copy(update={"provenance": facts}))
 
 
 def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
-    """Every grid that this process has, by name and with each end."""
+    """Returns every grid that this process has, by name and with each end."""
     found: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
         for name in NAMED:
             try:
-                found[name + mark] = grid_to(task.space, name, steps, end)
+                found[name + mark] = make_grid(task.space, name, steps, end)
             except FewstepError:
                 continue  # a table of another process
-        found["tan" + mark] = tan_grid(task.space, steps, end, _data_std(task))
+        found["tan" + mark] = make_tan_grid(task.space, steps, end, _data_std(task))
         for shift in SHIFTS if task.space.process.family == "flow" else ():
             found[f"shift={shift:g}{mark}"] = _shifted(task.space, steps, end, shift)
     return found
 
 
-def tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:
+def make_tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:
     """kappa = std tan(angle), angles evenly spaced: the best times of DDIM for N(0, std^2).
 
     There one step multiplies the standard deviation's error by cos(a - b) cos b / cos a, so the

@@ -18,7 +18,7 @@ from ....models.schedule import Node, TimeGrid
 from ....solvers import Schedule
 from ....solvers.artefact import Artefact, MeanImage
 from ....solvers.table import Evaluation
-from ..canonical import canonical, rows_of, schedule_of, times_asked
+from ..canonical import make_canonical, rows_of, schedule_of, times_of
 from ..coordinate import Coordinate
 from ..log import Trial
 from ..size import SearchSize
@@ -35,29 +35,30 @@ def propose(task: Task) -> Iterator[Proposal]:
         for afs in task.space.afs:
             label = {"label": f"NFE {task.nfe} with a first step that costs nothing"}
             yield Proposal(
-                preceded(same.schedule, afs).model_copy(update={"provenance": label}), same.id
+                prepend_constant(same.schedule, afs).model_copy(update={"provenance": label}),
+                same.id,
             )
 
 
 def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
     schedule: Artefact = parent.schedule
     while schedule.nfe < task.nfe - 1:
-        schedule = grown(schedule, _widest(schedule))
+        schedule = insert_evaluation(schedule, _widest(schedule))
     for place in _places(schedule):
-        made = grown(schedule, place)
+        made = insert_evaluation(schedule, place)
         label = f"NFE {parent.schedule.nfe} grown after {place}"
         yield Proposal(made.model_copy(update={"provenance": {"label": label}}), parent.id)
 
 
 def _smaller(task: Task) -> Trial | None:
-    """The best trial of the largest smaller NFE there is."""
+    """Returns the best trial of the largest smaller NFE there is."""
     found = (task.log.best(SearchSize(nfe), 1) for nfe in reversed(range(1, task.nfe)))
     return next((best[0] for best in found if best and best[0].score is not None), None)
 
 
-def grown(schedule: Artefact, place: int) -> Schedule:
+def insert_evaluation(schedule: Artefact, place: int) -> Schedule:
     """Returns the schedule with one more evaluation, after that of step `place`."""
-    table, coordinate = canonical(schedule), Coordinate(schedule.process.schedule())
+    table, coordinate = make_canonical(schedule), Coordinate(schedule.process.schedule())
     here, there = _gaps(schedule)[place]
     middle = (coordinate.clamp(here) + coordinate.clamp(there)) / 2.0
     node = coordinate.schedule.at(coordinate.time(middle))
@@ -71,16 +72,16 @@ def grown(schedule: Artefact, place: int) -> Schedule:
     return schedule_of([*rows[1 : place + 1], between, *later], grid, asked, table.given)
 
 
-def preceded(schedule: Artefact, afs: Literal["zero"] | MeanImage) -> Schedule:
+def prepend_constant(schedule: Artefact, afs: Literal["zero"] | MeanImage) -> Schedule:
     """Returns the schedule with a step before all others that takes a constant for a prediction."""
-    table = canonical(schedule)
+    table = make_canonical(schedule)
     rows = [[1.0, 0.0], *([row[0], 0.0, *row[1:]] for row in rows_of(table))]
     given = afs.tensor() if isinstance(afs, MeanImage) else None
     return schedule_of(rows, _with_time(schedule, 1), [None, *table.evaluations], given)
 
 
 def _with_time(schedule: Artefact, place: int) -> TimeGrid:
-    """The grid of a schedule with one time more, between those around the place."""
+    """Returns the grid of a schedule with one time more, between those around the place."""
     t = schedule.t
     middle = (t[place - 1] + t[place]) / 2.0
     return TimeGrid.of(schedule.process.schedule(), (*t[:place], middle, *t[place:]))
@@ -104,16 +105,16 @@ def _steps(schedule: Artefact) -> int:
 def _gaps(schedule: Artefact) -> list[tuple[Node, Node]]:
     """Between evaluations, and between the last one and the end."""
     process = schedule.process.schedule()
-    return list(pairwise(process.at(t) for t in (*times_asked(schedule), schedule.t[-1])))
+    return list(pairwise(process.at(t) for t in (*times_of(schedule), schedule.t[-1])))
 
 
 def _places(schedule: Artefact) -> list[int]:
-    """The steps after which there is room for an evaluation."""
+    """Returns the steps after which there is room for an evaluation."""
     return [place for place, (here, there) in enumerate(_gaps(schedule)) if here.t > there.t]
 
 
 def _widest(schedule: Artefact) -> int:
-    """The place of the widest gap."""
+    """Returns the place of the widest gap."""
     coordinate = Coordinate(schedule.process.schedule())
     widths = [coordinate.clamp(b) - coordinate.clamp(a) for a, b in _gaps(schedule)]
     return max(range(len(widths)), key=widths.__getitem__)

@@ -10,36 +10,65 @@ bound for the reverse SDE; p = 1 serves few deterministic steps better.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ....models.schedule import Node
+from ....samplers.noise import make_generator
 from ....samplers.ramps import find_lam_ends
 from ..paths import shortest
-from ..trajectories import chain, fine_grid, noisy_nodes
+from ..trajectories import batch_of, keep_tensors, make_fine_grid
 from .base import Proposal, Task
-from .named import on_path
+from .named import propose_on
 
 EXPONENTS = (1.0, 2.0)
 
 
 def propose(task: Task) -> Iterator[Proposal]:
-    """The shortest path for each exponent p."""
-    predictions, kappas = chain(task), _kappas(task)
+    """Yields the shortest path for each exponent p."""
+    (predictions,) = keep_tensors(task, "chain", partial(predict_chain, task))
+    kappas = _kappas(task)
     distances = mean_distances(predictions.flatten(1), predictions.shape[1])
-    nodes = fine_grid(task).nodes
+    nodes = make_fine_grid(task).nodes
     for p in task.settings.get("klub", EXPONENTS):
         cost = interval_costs(distances, kappas, p)
         if len(cost) < len(nodes):
             cost = _to_zero(cost)
         path = shortest(cost, task.nfe)
-        yield from on_path(task, [nodes[i] for i in path], f"klub p={p:g}")
+        yield from propose_on(task, [nodes[i] for i in path], f"klub p={p:g}")
+
+
+def predict_chain(task: Task) -> tuple[Tensor]:
+    """Returns predictions at samples that are noised step by step up the fine grid.
+
+    They are (M, n, *) for a grid that ends at sigma = 0, else (M + 1, n, *). x at kappa_i is x at
+    kappa_{i+1} plus fresh noise of variance kappa_i^2 - kappa_{i+1}^2, in variance-exploding
+    coordinates; the samples are the teacher's ends.
+    """
+    block, generator = batch_of(task), make_generator(task.seed)
+    y, kappa, predictions = block.ends, 0.0, []
+    for node in reversed(_noisy_nodes(task)):
+        fresh = torch.randn(y.shape, generator=generator)
+        if node.alpha == 0.0:
+            x = fresh * node.sigma
+        else:
+            y, kappa = y + max(node.kappa**2 - kappa**2, 0.0) ** 0.5 * fresh, node.kappa
+            x = node.alpha * y
+        predictions += task.problem.answers(block, x, node, None)
+    return (torch.stack(predictions[::-1]),)
+
+
+def _noisy_nodes(task: Task) -> list[Node]:
+    """Returns the nodes of the fine grid at which the network can be asked."""
+    return [node for node in make_fine_grid(task).nodes if node.sigma > 0.0]
 
 
 def _kappas(task: Task) -> Tensor:
     """Of the nodes that have a prediction; the first is finite, as it is where grids start."""
     low, _ = find_lam_ends(task.space.process)
-    kappas = [min(node.kappa, math.exp(-low)) for node in noisy_nodes(task)]
+    kappas = [min(node.kappa, math.exp(-low)) for node in _noisy_nodes(task)]
     return torch.tensor(kappas, dtype=torch.float64)
 
 

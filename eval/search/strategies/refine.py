@@ -19,7 +19,7 @@ from torch import Tensor
 from ....solvers import Schedule
 from ....solvers.artefact import Artefact
 from ..log import Trial
-from ..newton import TablePoint, damped, find_shares, products
+from ..newton import TablePoint, find_shares, solve_damped, sum_products
 from ..problem import Block
 from .base import Proposal, Task
 
@@ -47,17 +47,17 @@ class Line:
     @property
     def best(self) -> Trial:
         """The last one that was worth its round."""
-        return next((trial for trial in reversed(self.made) if _gained(trial)), self.root)
+        return next((trial for trial in reversed(self.made) if _has_gained(trial)), self.root)
 
     @property
     def rank(self) -> tuple[float, str]:
         """Lines are sorted by it: what is known of the best on most noises."""
-        return _wide(self.best) or self.best.rank[0], self.root.id
+        return _wide_score(self.best) or self.best.rank[0], self.root.id
 
     @property
     def tried(self) -> int:
         """Rounds in a row, up to now, that gained next to nothing."""
-        return len(list(takewhile(lambda trial: not _gained(trial), reversed(self.made))))
+        return len(list(takewhile(lambda trial: not _has_gained(trial), reversed(self.made))))
 
     @property
     def noises(self) -> int:
@@ -72,32 +72,32 @@ class Line:
         return last * STRONGER**self.tried
 
 
-def _wide(trial: Trial) -> float | None:
-    """The score on the wider block, where a round has told it."""
+def _wide_score(trial: Trial) -> float | None:
+    """Returns the score on the wider block, where a round has told it."""
     value = trial.schedule.provenance.get("wide")
     return None if value is None else float(value)
 
 
-def _gained(trial: Trial) -> bool:
-    """Whether a round lowered that score by what a round must."""
+def _has_gained(trial: Trial) -> bool:
+    """Returns whether a round lowered that score by what a round must."""
     facts = trial.schedule.provenance
     return bool(facts["wide"] < (1.0 - WORTH) * facts["before"])
 
 
 def propose(task: Task) -> Iterator[Proposal]:
     """From the best schedules of every strategy; from the space's own if there are none."""
-    if not _roots(task) and task.size.unit == "nfe":
+    if not _find_roots(task) and task.size.unit == "nfe":
         yield Proposal(task.space.base(task.nfe))
-    while (line := _next(task)) is not None:
-        made = len(_own(task))
-        yield _round(task, line)
-        if len(_own(task)) == made:  # others made the same
+    while (line := _find_next(task)) is not None:
+        made = len(_list_own(task))
+        yield _propose_round(task, line)
+        if len(_list_own(task)) == made:  # others made the same
             return
 
 
-def _next(task: Task) -> Line | None:
-    """The line of the next round."""
-    usable = [line for line in _lines(task) if line.tried < PATIENCE]
+def _find_next(task: Task) -> Line | None:
+    """Returns the line of the next round."""
+    usable = [line for line in _find_lines(task) if line.tried < PATIENCE]
     for count, rounds in LADDER:
         for line in usable[:count]:
             if len(line.made) < rounds:
@@ -105,10 +105,10 @@ def _next(task: Task) -> Line | None:
     return usable[0] if usable else None
 
 
-def _lines(task: Task) -> list[Line]:
-    """The best one first."""
-    own, lines = _own(task), []
-    for root in _roots(task):
+def _find_lines(task: Task) -> list[Line]:
+    """Returns the best one first."""
+    own, lines = _list_own(task), []
+    for root in _find_roots(task):
         known: dict[str | None, Trial] = {root.id: root}
         for trial in own:
             if trial.parent in known:
@@ -117,21 +117,21 @@ def _lines(task: Task) -> list[Line]:
     return sorted(lines, key=lambda line: line.rank)
 
 
-def _roots(task: Task) -> list[Trial]:
+def _find_roots(task: Task) -> list[Trial]:
     """The best of each other strategy, the second best, and so on; this process's share of them.
 
     What another strategy makes of its schedules is not comparable by score before the first round.
     """
     found = [trial for trial in task.best() if trial.score is not None and not _is_step(trial)]
     by = {trial.strategy: None for trial in found}  # in the order of their best
-    each = (_apart([t for t in found if t.strategy == name]) for name in by)
+    each = (_keep_apart([t for t in found if t.strategy == name]) for name in by)
     in_turn = (trial for turn in zip_longest(*each) for trial in turn if trial is not None)
-    chosen, worker = _apart(in_turn), task.log.worker
+    chosen, worker = _keep_apart(in_turn), task.log.worker
     return chosen[worker :: _workers(task)] or chosen[worker % max(len(chosen), 1) :][:1]
 
 
-def _apart(trials: Iterable[Trial]) -> list[Trial]:
-    """The first few of which no two have the same times."""
+def _keep_apart(trials: Iterable[Trial]) -> list[Trial]:
+    """Returns the first few of which no two have the same times."""
     chosen: list[tuple[Trial, Tensor]] = []
     for trial in trials:
         u = find_shares(trial.schedule)
@@ -144,40 +144,40 @@ def _differ(u: Tensor, other: Tensor) -> bool:
     return len(u) != len(other) or float((u - other).abs().max()) > APART
 
 
-def _round(task: Task, line: Line) -> Proposal:
-    """The best step from the best of a line, better than that or not."""
+def _propose_round(task: Task, line: Line) -> Proposal:
+    """Returns the best step from the best of a line, better than that or not."""
     start, free = line.best, "times" in task.space.free
     point = TablePoint.of(start.schedule)
-    gram, against = products(task.problem, point, _noises(task, line.noises))
+    gram, against = sum_products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
     found: list[tuple[float, float, Schedule]] = []
     for factor in FACTORS:
         damping = min(max(factor * line.damping, 1e-6), 1e3)
-        moved = point.moved(damped(gram, against, damping)).schedule()
-        found.append((_told(task, moved), damping, moved))
+        moved = point.move(solve_damped(gram, against, damping)).schedule()
+        found.append((_score_widely(task, moved), damping, moved))
     wide, damping, best = min(found, key=lambda each: each[:2])
     facts = {
         "label": f"refine from {_label(line.root.schedule)}",
         "damping": damping,
-        "before": _wide(start) or _told(task, start.schedule),
+        "before": _wide_score(start) or _score_widely(task, start.schedule),
         "wide": wide,
     }
     return Proposal(best.model_copy(update={"provenance": facts}), start.id)
 
 
-def _told(task: Task, schedule: Artefact) -> float:
-    """The objective on the wider block; infinite where it is not finite."""
+def _score_widely(task: Task, schedule: Artefact) -> float:
+    """Returns the objective on the wider block; infinite where it is not finite."""
     train = task.problem.block("train")
     value = task.objective(task.problem, schedule, train.first(min(WIDE, len(train))))
     return value if math.isfinite(value) else sys.float_info.max
 
 
 def _noises(task: Task, batches: int) -> Block:
-    """Those of the next round; others for every process."""
+    """Returns those of the next round; others for every process."""
     train = task.problem.block("train")
     size = max(BATCH, RESIDUALS // train.noise[0].numel()) * batches
-    turn = len(_own(task)) * _workers(task) + task.log.worker
+    turn = len(_list_own(task)) * _workers(task) + task.log.worker
     return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
 
 
@@ -185,15 +185,15 @@ def _label(schedule: Artefact) -> str:
     return str(schedule.provenance.get("label", schedule.schedule_id[:12]))
 
 
-def _own(task: Task) -> list[Trial]:
-    """The steps that this process took."""
+def _list_own(task: Task) -> list[Trial]:
+    """Returns the steps that this process took."""
     return [trial for trial in task.log.own if _is_step(trial) and task.size.fits(trial.schedule)]
 
 
 def _is_step(trial: Trial) -> bool:
-    return trial.strategy == "refine" and _wide(trial) is not None
+    return trial.strategy == "refine" and _wide_score(trial) is not None
 
 
 def _workers(task: Task) -> int:
-    """How many have written to the log so far."""
+    """Returns how many have written to the log so far."""
     return max(task.log.worker + 1, len(list(task.log.folder.glob("worker-*.jsonl"))))

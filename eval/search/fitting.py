@@ -14,7 +14,7 @@ from ...models.schedule import TimeGrid
 from ...solvers import Schedule
 from ...solvers.table import Evaluation
 from .canonical import schedule_of
-from .placement import Placement, solved
+from .placement import Placement, solve_ridge
 from .problem import Block, Problem
 
 SLICE = 1 << 20  # numbers of a column that are in float64 at once
@@ -55,4 +55,4 @@ def fit(columns: Sequence[Tensor], target: Tensor) -> Tensor:
         torch.split(flat, SLICE, 1), torch.split(target.flatten(), SLICE), strict=True
     ):
         products += part.double() @ torch.cat([part, goal[None]]).double().T
-    return solved(products[:, :-1], products[:, -1])
+    return solve_ridge(products[:, :-1], products[:, -1])
