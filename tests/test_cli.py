@@ -1,6 +1,7 @@
 """The commands as typed: what they write, and one clear line for every bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -300,3 +301,17 @@ def test_help_is_instant_and_errors_leave_the_shell_with_2():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no solver 'nope'")
+
+
+def test_a_user_with_an_empty_home_draws_and_leaves_it_empty(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    code = "import sys; from fewstep.cli import sample_app; sample_app(sys.argv[1:])"
+    words = ["--seeds", "0", "--nfe", "2", "--out", str(tmp_path / "a.png")]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env={**kept, "HOME": str(home)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 images | NFE 2" in done.stdout
+    assert (tmp_path / "a.png").is_file()
+    assert list(home.iterdir()) == []
