@@ -2,7 +2,9 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
+from ..models.deprecated import serve_renamed
 from .artefact import Executor
 from .base import Bound, Revisable, Revision, Solver, drive, dry_run, list_queries, revise_step
 from .linear import LowerOrderFinal
@@ -33,3 +35,6 @@ __all__ = [
     "solver",
     "take_solver",
 ]
+
+if not TYPE_CHECKING:  # to type checkers there are no old names
+    __getattr__ = serve_renamed(__name__)

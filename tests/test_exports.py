@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fewstep
+from fewstep.models.deprecated import RENAMED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,3 +55,15 @@ def test_the_scheduler_is_of_the_module_that_users_import():
     assert issubclass(fewstep.SolverScheduler, fewstep.SchedulerMixin)
     assert "SchedulerMixin" not in fewstep.__all__
     assert importlib.import_module("fewstep.samplers.scheduler").SolverScheduler
+
+
+def test_old_names_of_packages_warn_and_are_the_new_ones():
+    for package, names in RENAMED.items():
+        module = importlib.import_module(package)
+        for old, new in names.items():
+            with pytest.warns(DeprecationWarning, match=f"{package}.{old} is called {new} now"):
+                assert getattr(module, old) is getattr(module, new)
+            assert old not in module.__all__
+            assert new in module.__all__
+        with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nonsense'"):
+            module.nonsense  # noqa: B018

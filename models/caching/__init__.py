@@ -1,6 +1,9 @@
 """Caches: skip blocks of a network where they can be reused or forecast."""
 
+from typing import TYPE_CHECKING
+
 from ..architectures.discover import observe
+from ..deprecated import serve_renamed
 from .attach import Attachment, caching, disable_cache, enable_cache, find_attachment
 from .base import CacheInfo, Policy, cache, names, policy_class, register, take_cache
 from .cg_taylor import CGTaylor
@@ -33,3 +36,6 @@ __all__ = [
     "register",
     "take_cache",
 ]
+
+if not TYPE_CHECKING:  # to type checkers there are no old names
+    __getattr__ = serve_renamed(__name__)

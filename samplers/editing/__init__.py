@@ -2,7 +2,9 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
+from ...models.deprecated import serve_renamed
 from .base import EditorInfo, EditorSettings, editor, list_editors, names, take_editor
 from .image_editor import Edit, Editor
 from .scene import Scene
@@ -21,3 +23,6 @@ __all__ = [
     "names",
     "take_editor",
 ]
+
+if not TYPE_CHECKING:  # to type checkers there are no old names
+    __getattr__ = serve_renamed(__name__)

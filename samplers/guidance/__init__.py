@@ -1,5 +1,8 @@
 """Guidance policies: a new one is a file here that registers itself."""
 
+from typing import TYPE_CHECKING
+
+from ...models.deprecated import serve_renamed
 from .adaptive import AdaptiveGuidance
 from .apg import APG
 from .auto import AutoGuidance
@@ -55,3 +58,6 @@ __all__ = [
     "take_guidance",
     "warn_of_no_savings",
 ]
+
+if not TYPE_CHECKING:  # to type checkers there are no old names
+    __getattr__ = serve_renamed(__name__)
