@@ -113,8 +113,8 @@ def class_name_of(config: Mapping[str, Any]) -> str:
 def shift_key_of(config: Mapping[str, Any]) -> str:
     """Returns the key of a flow network's shift; a converted config may have a leftover too."""
     flow = class_name_of(config).startswith(FLOW_CLASSES)
-    own, other = SHIFTS if flow else reversed(SHIFTS)
-    return other if own not in config and other in config else own
+    usual, other = SHIFTS if flow else reversed(SHIFTS)
+    return other if usual not in config and other in config else usual
 
 
 def _read_flow(config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:

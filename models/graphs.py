@@ -88,7 +88,7 @@ class Graphs:
 
     module: nn.Module
     capture: Capture
-    _held: dict[Hashable, Captured | None] = field(default_factory=dict)
+    _graphs: dict[Hashable, Captured | None] = field(default_factory=dict)
     _failed: set[Hashable] = field(default_factory=set)
     _said: set[tuple[str, str]] = field(default_factory=set)
     _weights: tuple[int, ...] = ()
@@ -117,14 +117,14 @@ class Graphs:
         ):
             return work(inputs)
         self._check_weights()
-        if full_key in self._failed or full_key not in self._held:
+        if full_key in self._failed or full_key not in self._graphs:
             self._keep(full_key, None)
             return work(inputs)
-        graph = self._held[full_key] or self._record(work, inputs, what)
+        graph = self._graphs[full_key] or self._record(work, inputs, what)
         if graph is None:
             self._failed.add(full_key)
             return work(inputs)
-        self._held[full_key] = graph
+        self._graphs[full_key] = graph
         for static, fresh in zip(graph.inputs, tensors, strict=True):
             static.copy_(fresh, non_blocking=True)
         graph.replay()
@@ -144,7 +144,7 @@ class Graphs:
     def _check_weights(self) -> None:
         now = tuple(each.data_ptr() for each in self._parameters())
         if now != self._weights:
-            self._held.clear()
+            self._graphs.clear()
             self._failed.clear()
             self._weights = now
 
@@ -154,9 +154,9 @@ class Graphs:
         return self._listed
 
     def _keep(self, key: Hashable, graph: Captured | None) -> None:
-        while len(self._held) >= MOST:
-            del self._held[next(iter(self._held))]
-        self._held[key] = graph
+        while len(self._graphs) >= MOST:
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[key] = graph
 
     def _record(self, work: Callable[[Any], Any], inputs: Any, what: str) -> Captured | None:
         static, tensors = _clone_tensors(inputs), list[Tensor]()

@@ -65,16 +65,16 @@ class Swap:
 
     def __init__(self, spot: Spot) -> None:
         self.spot, self.reached = spot, False
-        self.held: Tensor | None = None
+        self.value: Tensor | None = None
 
     def keep(self, module: nn.Module, args: Any, out: Tensor) -> None:
         """Keeps V after its projection."""
-        self.held = out[..., -self.spot.value.width :]
+        self.value = out[..., -self.spot.value.width :]
 
     def give(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hands V to the projection of the result, in the place of the mixed values."""
         mixed, *rest = args
-        value, self.held, self.reached = self.held, None, True
+        value, self.value, self.reached = self.value, None, True
         if value is None or value.shape != mixed.shape:
             raise ModelError(
                 f"the attention {self.spot.name} returns something else than a mix of its own"

@@ -65,8 +65,7 @@ def network_of(pipe: Any, size: Size) -> Network:
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        decode=_find_decoder(adapter, pipe),
-        encode=_find_encoder(adapter, pipe),
+        **_find_coders(adapter, pipe),
         prompts=Prompts(adapter, pipe, size),
         needs=(*(name for name in adapter.conditions if "mask" not in name), *extra),
         device=device_of(pipe),
@@ -121,18 +120,12 @@ def _find_adapter(pipe: Any) -> PromptAdapter:
     return adapter
 
 
-def _find_decoder(adapter: PromptAdapter, pipe: Any) -> Any:
-    vae = getattr(pipe, "vae", None)
-    if vae is None or not adapter.images:
-        return None
-    return decoder_of(vae) if adapter.decode is None else partial(adapter.decode, vae)
-
-
-def _find_encoder(adapter: PromptAdapter, pipe: Any) -> Any:
-    vae = getattr(pipe, "vae", None)
-    if vae is None or not adapter.images:
-        return None
-    return encoder_of(vae) if adapter.encode is None else partial(adapter.encode, vae)
+def _find_coders(adapter: PromptAdapter, pipe: Any) -> dict[str, Any]:
+    """Returns the decoder and the encoder of images; None without a VAE, or for videos."""
+    vae = getattr(pipe, "vae", None) if adapter.images else None
+    if vae is None or adapter.decode is None or adapter.encode is None:
+        return {"decode": decoder_of(vae), "encode": encoder_of(vae)}
+    return {"decode": partial(adapter.decode, vae), "encode": partial(adapter.encode, vae)}
 
 
 def check_pipeline(adapter: PromptAdapter, pipe: Any, size: Size) -> None:

@@ -209,7 +209,7 @@ def test_a_recorded_run_is_the_run(name):
         for _ in range(2):
             found = Sampler(recorded)(range(8), batch=2, solver=settings, steps=6)
     assert_close(found.samples, wanted.samples, atol=1e-6, rtol=1e-5)
-    assert any(graph is not None for graph in recorded.graphs._held.values())
+    assert any(graph is not None for graph in recorded.graphs._graphs.values())
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_only_so_many_graphs_are_held():
     for rows in range(1, MOST + 4):
         for _ in range(2):
             network.module(**arguments(1, rows=rows))
-    assert len(network.graphs._held) == MOST
+    assert len(network.graphs._graphs) == MOST
 
 
 def test_a_cache_on_the_network_keeps_its_decisions():

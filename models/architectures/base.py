@@ -118,7 +118,7 @@ class PromptAdapter:
     tokens:     shape -> number of image tokens, for networks that shift their times by it.
     packs:      places that a patch takes on either side, where the state is packed first.
     decode:     (vae, samples) -> images in [-1, 1]; None is as `models.adapters` does it.
-    encode:     the inverse, (vae, images) -> samples; None is as `models.adapters` does it.
+    encode:     the inverse, (vae, images) -> samples, given with `decode`.
     images:     whether the samples are images at all.
     """
 

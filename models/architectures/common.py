@@ -8,7 +8,16 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..size import Size
-from .base import IMAGE, TEXT, Arguments, Conditions, PromptAdapter
+from .base import (
+    IMAGE,
+    TEXT,
+    Arguments,
+    BlockGroup,
+    BlockStructure,
+    Conditions,
+    Modulate,
+    PromptAdapter,
+)
 
 BLOCKS = "transformer_blocks"
 SINGLE = "single_transformer_blocks"
@@ -100,6 +109,16 @@ MASKED_TEXT = PromptAdapter(
     shape=latent_shape,
     call=call_transformer,
 )
+
+
+def double_and_single_blocks(streams: tuple[str, ...], signal: Modulate) -> BlockStructure:
+    """Returns the blocks of Flux and its like: image and text apart, then joined inside a block."""
+    return BlockStructure(
+        groups=(BlockGroup(BLOCKS, streams), BlockGroup(SINGLE, streams)),
+        modules=(rf"{BLOCKS}\.\d+\.(attn|ff|ff_context)", rf"{SINGLE}\.\d+\.proj_out"),
+        idle=(rf"{SINGLE}\.\d+\.(attn|proj_mlp)",),
+        signal=signal,
+    )
 
 
 def adaptive_norm(block: Any, arguments: Arguments) -> Tensor:

@@ -10,18 +10,16 @@ from .base import (
     IMAGE,
     TEXT,
     Architecture,
-    BlockGroup,
-    BlockStructure,
     GuidanceLayout,
     PromptAdapter,
     PublishedCalibration,
     SelfAttention,
 )
 from .common import (
-    BLOCKS,
     SINGLE,
     adaptive_norm,
     distilled_guidance,
+    double_and_single_blocks,
     pack,
     packed_shape,
     tensor_of,
@@ -60,12 +58,7 @@ def _ratios() -> Iterable[float]:
 FLUX = Architecture(
     classes=("FluxTransformer2DModel",),
     same_blocks=("BriaTransformer2DModel", "LongCatImageTransformer2DModel"),
-    blocks=BlockStructure(
-        groups=(BlockGroup(BLOCKS, (TEXT, IMAGE)), BlockGroup(SINGLE, (TEXT, IMAGE))),
-        modules=(rf"{BLOCKS}\.\d+\.(attn|ff|ff_context)", rf"{SINGLE}\.\d+\.proj_out"),
-        idle=(rf"{SINGLE}\.\d+\.(attn|proj_mlp)",),
-        signal=adaptive_norm,
-    ),
+    blocks=double_and_single_blocks((TEXT, IMAGE), adaptive_norm),
     attention=SelfAttention(rf"{SINGLE}\.\d+\.attn", (20, 38), text=True),
     calibrations=(
         PublishedCalibration(

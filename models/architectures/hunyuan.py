@@ -10,13 +10,18 @@ from .base import (
     TWO_CALLS,
     Architecture,
     Arguments,
-    BlockGroup,
-    BlockStructure,
     PromptAdapter,
     PublishedCalibration,
     SelfAttention,
 )
-from .common import BLOCKS, SINGLE, adaptive_norm, call_transformer, distilled_guidance, video_shape
+from .common import (
+    SINGLE,
+    adaptive_norm,
+    call_transformer,
+    distilled_guidance,
+    double_and_single_blocks,
+    video_shape,
+)
 
 
 def _first_frame_norm(block: Any, arguments: Arguments) -> Tensor:
@@ -31,12 +36,7 @@ def _first_frame_norm(block: Any, arguments: Arguments) -> Tensor:
 HUNYUAN_VIDEO = Architecture(
     classes=("HunyuanVideoTransformer3DModel",),
     same_blocks=("HunyuanImageTransformer2DModel",),
-    blocks=BlockStructure(
-        groups=(BlockGroup(BLOCKS, (IMAGE, TEXT)), BlockGroup(SINGLE, (IMAGE, TEXT))),
-        modules=(rf"{BLOCKS}\.\d+\.(attn|ff|ff_context)", rf"{SINGLE}\.\d+\.proj_out"),
-        idle=(rf"{SINGLE}\.\d+\.(attn|proj_mlp)",),
-        signal=_first_frame_norm,
-    ),
+    blocks=double_and_single_blocks((IMAGE, TEXT), _first_frame_norm),
     attention=SelfAttention(rf"{SINGLE}\.\d+\.attn", (21, 40), text=True),
     calibrations=(
         PublishedCalibration(

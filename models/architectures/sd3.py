@@ -1,16 +1,9 @@
 """SD3Transformer2DModel: Stable Diffusion 3 and 3.5."""
 
-from .base import (
-    IMAGE,
-    ONE_CALL,
-    TEXT,
-    Architecture,
-    BlockGroup,
-    BlockStructure,
-    PromptAdapter,
-    SelfAttention,
-)
-from .common import BLOCKS, adaptive_norm, call_transformer, latent_shape
+from dataclasses import replace
+
+from .base import IMAGE, ONE_CALL, TEXT, Architecture, BlockGroup, BlockStructure, SelfAttention
+from .common import BLOCKS, PLAIN_TEXT, adaptive_norm
 
 SD3 = Architecture(
     classes=("SD3Transformer2DModel",),
@@ -21,16 +14,10 @@ SD3 = Architecture(
     ),
     attention=SelfAttention(rf"{BLOCKS}\.\d+\.attn"),
     prompted=(
-        PromptAdapter(
-            returns=(
-                "prompt_embeds",
-                "negative_prompt_embeds",
-                "pooled_prompt_embeds",
-                "negative_pooled_prompt_embeds",
-            ),
+        replace(
+            PLAIN_TEXT,
+            returns=(*PLAIN_TEXT.returns, "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
             conditions={TEXT: "prompt_embeds", "pooled_projections": "pooled_prompt_embeds"},
-            shape=latent_shape,
-            call=call_transformer,
         ),
     ),
     pipelines={"StableDiffusion3Pipeline": ONE_CALL},

@@ -64,8 +64,8 @@ class Attachment:
         """Takes the calls from the start-th on out of the ledger."""
         calls = self.ledger.calls[start:]
         del self.ledger.calls[start:]
-        held, expected = self.ledger.bytes_held, self.ledger.bytes_predicted
-        return Record(calls, held, expected, [engine.sample for engine in self.engines])
+        samples = [engine.sample for engine in self.engines]
+        return Record(calls, self.ledger.bytes_held, self.ledger.bytes_predicted, samples)
 
     def add_record(self, record: "Record") -> None:
         """Adds a record to the ledger: a CUDA graph ran its calls without calling anything here."""

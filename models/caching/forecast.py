@@ -61,19 +61,19 @@ class StoredDifferences:
     """Differences of one tensor; copies, so that the tensor itself may be overwritten."""
 
     order: Order
-    held: list[Tensor] = field(default_factory=list)
+    differences: list[Tensor] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.held)
+        return bool(self.differences)
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.held)
+        return sum(each.nbytes for each in self.differences)
 
     @property
     def expected_bytes(self) -> int:
         """The bytes stored once the order has grown to its degree."""
-        return self.held[0].nbytes * (self.order.degree + 1) if self.held else 0
+        return self.differences[0].nbytes * (self.order.degree + 1) if self.differences else 0
 
 
 @dataclass
@@ -88,27 +88,28 @@ class FiniteDifferences(StoredDifferences):
         Each difference is written over the one it is formed from, the value over the highest.
         """
         degree, dtype = self.order.degree, self.order.choose_dtype(x.dtype)
-        old = self.held if index > self.order.first - 2 and _are_alike(self.held, x, dtype) else []
+        usable = index > self.order.first - 2 and _are_alike(self.differences, x, dtype)
+        old = self.differences if usable else []
         free = old[degree] if len(old) > degree else None
         new = [x.detach().to(dtype, copy=True) if free is None else free.copy_(x)]
         for j, before in enumerate(old[:degree]):
             gap = self.order.gap(index, self.times, j)
             new.append(_divide_difference(new[j], before, gap))
-        self.held, self.times = new, [index, *self.times][: self.order.degree + 1]
+        self.differences, self.times = new, [index, *self.times][: self.order.degree + 1]
 
     def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
         """Returns the value expected at a call, plus `onto`; allocates this one tensor."""
-        weights = self.order.weights(index, self.times, len(self.held))
+        weights = self.order.weights(index, self.times, len(self.differences))
         if onto is not None:
-            return _add_terms(onto + self.held[0], self.held[1:], weights[1:])
-        if len(self.held) == 1:
-            return self.held[0].clone()
-        out = torch.add(self.held[0], self.held[1], alpha=weights[1])
-        return _add_terms(out, self.held[2:], weights[2:])
+            return _add_terms(onto + self.differences[0], self.differences[1:], weights[1:])
+        if len(self.differences) == 1:
+            return self.differences[0].clone()
+        out = torch.add(self.differences[0], self.differences[1], alpha=weights[1])
+        return _add_terms(out, self.differences[2:], weights[2:])
 
     def keep(self, parts: Sequence[int], of: int) -> None:
         """Keeps some of `of` equal parts of the rows, as when a batch of branches halves."""
-        self.held = [_select_parts(each, parts, of) for each in self.held]
+        self.differences = [_select_parts(each, parts, of) for each in self.differences]
 
 
 @dataclass
@@ -120,15 +121,15 @@ class RowDifferences(StoredDifferences):
     def update(self, x: Tensor, index: int, rows: Sequence[int] | None = None) -> None:
         """Takes the true values of some rows (b, *), or of all of them (B, *)."""
         new = x.detach().to(self.order.choose_dtype(x.dtype), copy=True)
-        if rows is None and not _are_alike(self.held, new, new.dtype):
-            self.held = [new, *(torch.zeros_like(new) for _ in range(self.order.degree))]
+        if rows is None and not _are_alike(self.differences, new, new.dtype):
+            self.differences = [new, *(torch.zeros_like(new) for _ in range(self.order.degree))]
             self.times = [[index] for _ in range(len(new))]
             return
         chosen = list(range(len(self.times))) if rows is None else list(rows)
         at = send(torch.tensor(chosen), x.device)
         for j in range(self.order.degree + 1):
-            before = self.held[j].index_select(0, at)
-            self.held[j].index_copy_(0, at, new)
+            before = self.differences[j].index_select(0, at)
+            self.differences[j].index_copy_(0, at, new)
             gaps = [self._find_gap(b, index, j) for b in chosen]
             new = (new - before).mul_(
                 _make_column([1.0 / gap if gap else 0.0 for gap in gaps], new)
@@ -140,14 +141,14 @@ class RowDifferences(StoredDifferences):
         """Returns the values expected at a call (B, *), plus `onto`."""
         degree = self.order.degree + 1
         known = [self.order.weights(index, times, min(len(times), degree)) for times in self.times]
-        out = self.held[0].clone() if onto is None else onto + self.held[0]
+        out = self.differences[0].clone() if onto is None else onto + self.differences[0]
         for j in range(1, degree):
             weights = [each[j] if j < len(each) else 0.0 for each in known]
-            out.addcmul_(self.held[j], _make_column(weights, out))
+            out.addcmul_(self.differences[j], _make_column(weights, out))
         return out
 
     def keep(self, parts: Sequence[int], of: int) -> None:
-        self.held = [_select_parts(each, parts, of) for each in self.held]
+        self.differences = [_select_parts(each, parts, of) for each in self.differences]
         size = len(self.times) // of
         self.times = [self.times[part * size + b] for part in parts for b in range(size)]
 

@@ -154,11 +154,11 @@ def _spaces(key: str, grid: str) -> bool:
 
 
 def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    found = TrainedProcess.of(after)
-    if key in GRID_FLAGS or (key in READ_BY_PIPELINES and found.dynamic):
+    process = TrainedProcess.of(after)
+    if key in GRID_FLAGS or (key in READ_BY_PIPELINES and process.dynamic):
         return True
     try:
-        return TrainedProcess.of(before).facts != found.facts
+        return TrainedProcess.of(before).facts != process.facts
     except ModelError:  # it is what makes the config one that can be read
         return True
 
@@ -202,8 +202,8 @@ def read_values(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
 
 def read_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the public attributes of a config; none of a plain dict."""
-    found: dict[str, Any] = getattr(config, "__dict__", {})
-    return {key: value for key, value in found.items() if not key.startswith("_")}
+    attributes: dict[str, Any] = getattr(config, "__dict__", {})
+    return {key: value for key, value in attributes.items() if not key.startswith("_")}
 
 
 def write_values(config: OrderedDict[str, Any], values: Mapping[str, Any]) -> None:

@@ -93,7 +93,7 @@ class GuidedPipeline:
         self.policy_run: PolicyRun | None = None
         self.cache: Attachment | None = None
         self.n = self.calls = 0
-        self.cond = self.held = torch.empty(0)  # the answer to the first of two calls, and a copy
+        self.cond = self.answer = torch.empty(0)  # the answer to the first of two calls, and a copy
         self.result: Tensor | None = None  # what the scheduler has to be handed
         self.since = time.perf_counter()
 
@@ -161,15 +161,15 @@ class GuidedPipeline:
         if len(asks) == 1:
             self.result = self._combine([self.cond], call.x)
             return self.result
-        self.held = self.cond.clone()
-        return self.held
+        self.answer = self.cond.clone()
+        return self.answer
 
     def _answer_second(self, call: NetworkCall) -> Tensor:
         """Returns the answer to the unconditional call, and updates what the pipeline holds."""
         if self.result is None and self.policy_run is not None:
             uncond = call.evaluate(self.policy_run.asks[0].rows)
             self._count(0, len(uncond))
-            self.result = self.held.copy_(self._combine([uncond, self.cond], call.x))
+            self.result = self.answer.copy_(self._combine([uncond, self.cond], call.x))
         assert self.result is not None
         return self.result
 
@@ -196,15 +196,15 @@ class GuidedPipeline:
 
     def _warn_of_scale(self) -> None:
         """Warns if the pipeline's own scale can be read and is not the policy's."""
-        own = getattr(self.pipe, "_guidance_scale", None)
+        handed = getattr(self.pipe, "_guidance_scale", None)
         scale = next(
             (each.scale for each in iterate_nested(self.policy) if hasattr(each, "scale")), 1.0
         )
         read = hasattr(type(self.pipe), "do_classifier_free_guidance")  # else it is no such scale
-        if read and own not in (None, scale) and scale > 1.0:
+        if read and handed not in (None, scale) and scale > 1.0:
             warnings.warn(
                 f"{self.name} is guided with the policy's scale {scale:g}, not with its own"
-                f" guidance_scale={own:g}; pass guidance_scale={scale:g}",
+                f" guidance_scale={handed:g}; pass guidance_scale={scale:g}",
                 stacklevel=2,
             )
 
@@ -233,9 +233,9 @@ class GuidedPipeline:
 
     def _check(self, handed: Tensor, result: Tensor) -> None:
         """Raises if the scheduler is handed another result, to the bit, without a learned sigma."""
-        wanted = result if handed.shape == result.shape else result[:, : handed.shape[1]]
-        same = handed.shape == wanted.shape
-        if not same or not torch.allclose(handed, wanted.to(handed), 0.0, 0.0, equal_nan=True):
+        expected = result if handed.shape == result.shape else result[:, : handed.shape[1]]
+        same = handed.shape == expected.shape
+        if not same or not torch.allclose(handed, expected.to(handed), 0.0, 0.0, equal_nan=True):
             raise self._make_error("hands its scheduler something else than its guided prediction")
 
     def _make_unguided_error(self) -> SettingError:
@@ -255,23 +255,23 @@ class GuidedPipeline:
 def _find_layout(pipe: Any) -> GuidanceLayout:
     name = type(pipe).__name__
     if name not in PIPELINES:
-        read_scheduler = ", ".join(PIPELINES)
         raise SettingError(
-            f"how {name} makes its two predictions is not known here; known: {read_scheduler}."
-            " Sampler.from_pipeline takes any policy, and PolicyGuider is for modular pipelines"
+            f"how {name} makes its two predictions is not known here; known:"
+            f" {', '.join(PIPELINES)}. Sampler.from_pipeline takes any policy, and PolicyGuider is"
+            " for modular pipelines"
         )
     return PIPELINES[name]
 
 
 def _find_networks(pipe: Any) -> list[nn.Module]:
-    found = [getattr(pipe, slot, None) for slot in SLOTS]
-    return [module for module in found if isinstance(module, nn.Module)]
+    networks = [getattr(pipe, slot, None) for slot in SLOTS]
+    return [each for each in networks if isinstance(each, nn.Module)]
 
 
 @contextmanager
 def _replace_method(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
     """Replaces a method within a context: the answer gets the original as its first argument."""
-    original, own = getattr(owner, name), vars(owner).get(name)
+    original, before = getattr(owner, name), vars(owner).get(name)
     if getattr(original, STAND_IN, False):
         raise SettingError("this pipeline is guided already; leave that context before another one")
 
@@ -288,4 +288,4 @@ def _replace_method(owner: Any, name: str, answer: Callable[..., Any]) -> Iterat
     finally:
         with hold(module, alone=True):
             if vars(owner).get(name) is ours:  # else model offloading has put its own there
-                setattr(owner, name, own) if own is not None else delattr(owner, name)
+                setattr(owner, name, before) if before is not None else delattr(owner, name)

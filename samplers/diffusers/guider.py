@@ -90,10 +90,10 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         self.cleanup_models(denoiser)
         card = architecture_of(denoiser, exact=True)
         if card is None or not card.modular:
-            read_scheduler = ", ".join(known_classes(lambda each: each.modular))
+            names = ", ".join(known_classes(lambda each: each.modular))
             raise SettingError(
                 f"what modular pipelines do with the output of {type(denoiser).__name__} is not"
-                f" known here; known: {read_scheduler}"
+                f" known here; known: {names}"
             )
         self.hook = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
 

@@ -174,10 +174,10 @@ class NetworkCall:
     @property
     def x(self) -> Tensor:
         """The input of the network (rows, *)."""
-        found = self.args[0] if self.args else self.named.get("hidden_states")
-        if not isinstance(found, Tensor):
+        x = self.args[0] if self.args else self.named.get("hidden_states")
+        if not isinstance(x, Tensor):
             raise SettingError(f"{self.pipe} calls its network in a way that is not known here")
-        return found
+        return x
 
     @property
     def label(self) -> float:

@@ -61,14 +61,17 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any] | None = None, return_unused_kwargs: bool = False, **own: Any
+        cls,
+        config: Mapping[str, Any] | None = None,
+        return_unused_kwargs: bool = False,
+        **given: Any,
     ) -> Any:
         """Returns the scheduler for a pipeline whose own one has this config.
 
         Args:
             config: `pipe.scheduler.config`; what it says of the network is kept.
             return_unused_kwargs: return (scheduler, {}) as diffusers does; nothing is unused.
-            own: what shall run, and changes to the config; one without effect is refused.
+            given: what shall run, and changes to the config; one without effect is refused.
                 solver: `name` or `name:key=value,...`; unipc-2 if not given.
                 grid: `name`, `name:key=value,...`, or falling times that end where the run shall.
                     By default uniform times on flow, as its pipelines use, and elsewhere the one
@@ -93,7 +96,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 "from_config takes a config, such as pipe.scheduler.config; for a folder use"
                 " SolverScheduler.from_pretrained(folder)"
             )
-        base, what = read_choices(config, own)
+        base, what = read_choices(config, given)
         made = cls(base, **what)
         return (made, {}) if return_unused_kwargs else made
 

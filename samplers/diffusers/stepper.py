@@ -138,11 +138,11 @@ def list_calls(plan: Plan) -> list[PlannedCall]:
         raise SettingError(AFS)
     if asked[0][0] != plan.grid.nodes[0]:
         raise SettingError(NOISE_FIRST)
-    found = list[PlannedCall]()
-    for step, nodes in enumerate(asked):
-        calls = [node for node in nodes if isinstance(node, Node)]
-        found += [PlannedCall(step, stage, node) for stage, node in enumerate(calls)]
-    return found
+    return [
+        PlannedCall(step, stage, node)
+        for step, queries in enumerate(asked)
+        for stage, node in enumerate(each for each in queries if isinstance(each, Node))
+    ]
 
 
 class CallsPerStep(int):

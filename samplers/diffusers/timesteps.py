@@ -149,7 +149,7 @@ class Labels:
     def find(self, label: float, reach: float | None = None) -> list[int]:
         """Returns the evaluations with this label, or with one at most reach from it."""
         reach = self.rounding if reach is None else reach
-        return [n for n, own in enumerate(self.values) if abs(own - label) <= reach]
+        return [n for n, value in enumerate(self.values) if abs(value - label) <= reach]
 
     def find_begin(self, timestep: Any, stages: Sequence[int]) -> int:
         """Returns the evaluation that a run begins with whose first timestep is this.
@@ -249,6 +249,6 @@ def _read_label(timestep: Any, wait: bool) -> float | None:
         each = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
         (label,) = {float(value) for value in each}
     except (TypeError, ValueError) as error:
-        held = f"a tensor of {tuple(timestep.shape)}" if isinstance(timestep, Tensor) else timestep
-        raise SettingError(f"timestep must be one label of the network, not {held}") from error
+        shown = f"a tensor of {tuple(timestep.shape)}" if isinstance(timestep, Tensor) else timestep
+        raise SettingError(f"timestep must be one label of the network, not {shown}") from error
     return label

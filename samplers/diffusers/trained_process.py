@@ -41,10 +41,11 @@ class TrainedProcess:
     def of(cls, config: Mapping[str, Any]) -> "TrainedProcess":
         """Raises ModelError, naming the field, if the config does not say enough."""
         _check_numbers(config)
-        kept = {key: value for key, value in config.items() if not key.startswith("_")}
-        kept["base_class"] = class_name_of(config) or guess_class(kept)
-        schedule, prediction = _read_config(kept, 1.0 if kept.get("use_dynamic_shifting") else None)
-        return cls(kept, schedule, prediction)
+        public = {key: value for key, value in config.items() if not key.startswith("_")}
+        public["base_class"] = class_name_of(config) or guess_class(public)
+        shift = 1.0 if public.get("use_dynamic_shifting") else None
+        schedule, prediction = _read_config(public, shift)
+        return cls(public, schedule, prediction)
 
     @property
     def dynamic(self) -> bool:
@@ -110,9 +111,9 @@ class TrainedProcess:
 def _read_config(
     config: Mapping[str, Any], shift: float | None
 ) -> tuple[NoiseSchedule, Prediction]:
-    own = {} if shift is None else {**dict.fromkeys(SHIFTS, shift), "use_dynamic_shifting": False}
+    fixed = {} if shift is None else {**dict.fromkeys(SHIFTS, shift), "use_dynamic_shifting": False}
     try:
-        return from_scheduler_config({**config, "_class_name": config["base_class"], **own})
+        return from_scheduler_config({**config, "_class_name": config["base_class"], **fixed})
     except ModelError as error:
         reason = str(error).split("; pass ")[0]  # what to pass there cannot be passed here
         raise ModelError(
