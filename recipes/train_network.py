@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from training.checkpoint import restore
 from training.loop import Budget, Place, Stopped, train
 from training.recipe import Recipe, parameters_of, recipe_of
 from training.run import Run
@@ -81,7 +82,7 @@ def _run(recipe: Recipe, budget: Budget, place: Place, start: Path | None) -> No
     torch.set_float32_matmul_precision("high")  # TF32 where bf16 does not reach
     run = Run(recipe, start)
     if resumed:
-        run.restore(place.checkpoint)
+        restore(run, place.checkpoint)
     make_folder(place.folder)
     train(run, budget, place)
     write_network(place.folder, run)

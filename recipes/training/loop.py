@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fewstep.models.errors import SettingError
 from fewstep.models.files import write_bytes
 
+from . import checkpoint
 from .run import Run
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -127,7 +128,7 @@ class Watch:
         if over or progress.seconds - self.logged >= LOG_SECONDS:
             self._log()
         if over or progress.seconds - self.saved >= self.place.save_every:
-            self.run.save(self.place.checkpoint)
+            checkpoint.save(self.run, self.place.checkpoint)
             self.saved = progress.seconds
 
     def _log(self) -> None:

@@ -1,7 +1,6 @@
-"""`Run`: a network in training, what one step does to it, and how it is kept in a file."""
+"""`Run`: a network in training, and what one step does to it."""
 
 import hashlib
-import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,16 +13,14 @@ from torch import Tensor, nn
 
 from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.errors import NonFiniteError, SettingError
-from fewstep.models.files import write_whole
 
 from .pixels import pixels_of
-from .recipe import Recipe, build, write_recipe
+from .recipe import Recipe, build
 from .task import Asked, make_nodes
 
 WINDOW = 100  # steps that the reported loss is a mean over
 TOO_MANY = 20  # steps in a row without a finite gradient
 BETAS = (0.9, 0.99)
-VERSION = 2
 
 # bf16 rounds away what little noise there is near the data, so these compute in float32.
 BORDERS = {
@@ -137,42 +134,6 @@ class Run:
         names = (name for name, _ in self.network.named_parameters())
         return {name: each.cpu() for name, each in zip(names, self.average, strict=True)}
 
-    def save(self, path: Path) -> None:
-        """Keeps everything that the next step depends on; a half file is never seen."""
-        content = {
-            "version": VERSION,
-            "recipe": write_recipe(self.recipe),
-            "start": self.start,
-            "progress": {**vars(self.progress), "losses": list(self.progress.losses)},
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-        }
-        write_whole(path, lambda file: torch.save(content, file))
-
-    def restore(self, path: Path) -> None:
-        """Goes on from a file of `save`.
-
-        Raises:
-            SettingError: if it is of another recipe or start, or cannot be read.
-        """
-        content = read_checkpoint(path)
-        check_same(content["recipe"], self.recipe, path)
-        if content["start"] != self.start:
-            raise SettingError(
-                f"{str(path)!r} began from {content['start'][:12] or 'scratch'}, and --start gives"
-                f" {self.start[:12] or 'scratch'} (sha256); repeat that, or give another --out"
-            )
-        try:
-            self.network.load_state_dict(content["network"])
-            for mine, its in zip(self.average, content["average"], strict=True):
-                mine.copy_(its)
-            self.optimizer.load_state_dict(content["optimizer"])
-            facts = dict(content["progress"])
-            self.progress = Progress(**facts | {"losses": deque(facts["losses"], maxlen=WINDOW)})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
-
 
 def load_weights(network: nn.Module, folder: Path) -> str:
     """Puts the weights of a checkpoint folder into a network; returns the sha256 of their file.
@@ -202,43 +163,6 @@ def _compute_in_float32(module: nn.Module, device: str) -> None:
 
 def _float(value: Any) -> Any:
     return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns what `Run.save` wrote, on the CPU; raises SettingError if it cannot be read."""
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if content["version"] != VERSION:
-            raise ValueError(f"version {content['version']}, not {VERSION}")
-        content["recipe"]
-    except Exception as error:  # torch.load has no error of its own for damaged files
-        raise _unreadable(path, error) from error
-    return content
-
-
-def check_same(text: str, recipe: Recipe, path: Path) -> None:
-    """Raises SettingError if a kept training is not of this recipe, and says what differs."""
-    its, mine = json.loads(text), json.loads(write_recipe(recipe))
-    if its == mine:
-        return
-    if its["name"] != mine["name"]:
-        raise SettingError(
-            f"{str(path)!r} is a training of {its['name']!r}, not of {mine['name']!r};"
-            " give another --out"
-        )
-    field = next(name for name in mine if its.get(name) != mine[name])
-    raise SettingError(
-        f"{str(path)!r} was trained with {field} = {its.get(field)!r}, not {mine[field]!r};"
-        " repeat that, or give another --out"
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> SettingError:
-    reason = str(error).strip().partition("\n")[0]
-    return SettingError(
-        f"cannot go on from {str(path)!r} ({type(error).__name__}: {reason});"
-        " remove it to begin again, or give another --out"
-    )
 
 
 def _seed(*parts: int) -> int:

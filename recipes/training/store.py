@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,9 +18,10 @@ from fewstep.models.schedule import process_of
 from fewstep.samplers.images import make_contact_sheet
 from fewstep.samplers.sampler import Sampler
 
+from .checkpoint import check_same, read_checkpoint
 from .loop import Place
-from .recipe import Recipe, Times, build
-from .run import Run, check_same, read_checkpoint
+from .recipe import Recipe, build, write_recipe
+from .run import Run
 
 CONFIG, CARD, SAMPLES = "config.json", "card.json", "samples.png"
 PER_CLASS = 8
@@ -77,20 +77,20 @@ def _halve(run: Run) -> Any:
 
 
 def _card(run: Run, network: nn.Module, body: bytes) -> dict[str, Any]:
-    recipe, facts = run.recipe, _facts(run)
+    recipe, progress = run.recipe, run.progress
     return {
         "name": recipe.name,
         "class": recipe.model,
         "parameters": sum(each.numel() for each in network.parameters()),
         "schedule": process_of(recipe.process),
         "prediction": recipe.prediction,
-        "training": _describe_training(run, facts),
-        "trained": facts,
+        "training": f"{progress.steps:,} steps of recipes/train_network.py {recipe.name}",
+        "trained": _facts(run),
         "shape": list(recipe.shape),
         "num_classes": len(recipe.class_names),
         "null_class": recipe.null_class,
         "class_names": list(recipe.class_names),
-        "data": _describe_data(recipe),
+        "data": ", ".join(recipe.sources),
         "data_licence": _find_licence(recipe),
         "licence": "Apache-2.0",
         "weights": "fp16 safetensors",
@@ -108,46 +108,14 @@ def _facts(run: Run) -> dict[str, Any]:
         "loss": round(progress.loss, 6),
         "skipped_steps": progress.skipped,
         "started_from": run.start or None,
+        "recipe": json.loads(write_recipe(run.recipe)),
     }
-
-
-def _describe_training(run: Run, facts: Mapping[str, Any]) -> str:
-    recipe = run.recipe
-    start = f"from weights of sha256 {run.start[:12]}..." if run.start else "from scratch"
-    return (
-        f"{start} with recipes/train_network.py on {facts['device']}: {facts['steps']:,} steps"
-        f" of AdamW in {facts['seconds'] / 60:.1f} minutes, batch {recipe.batch}, times"
-        f" {', '.join(map(_describe_times, recipe.times))}, warm-up {recipe.warmup} steps, half"
-        f" cosine from {recipe.rate:g} to 1 % of it, gradient clip {recipe.clip:g},"
-        f" {'bf16 autocast with the borders in float32, ' if recipe.bf16 else ''}class dropped"
-        f" {100 * recipe.label_dropout:g} % of the time; the EMA ({recipe.ema:g}) is stored; mean"
-        f" loss of the last hundred steps {facts['loss']:.4f}"
-    )
-
-
-def _describe_times(times: Times) -> str:
-    share = "" if times.share == 1.0 else f"{100 * times.share:g} % "
-    at = "" if times.law == "steps" else f" {times.at[0]:g}, {times.at[1]:g}"
-    return f"{share}{times.law}{at}"
 
 
 def _find_licence(recipe: Recipe) -> str:
     names = (source.partition(":")[0] for source in recipe.sources)
     known = (DATA_SETS.get(PADDED.get(name, name)) for name in names)
     return ", ".join(dict.fromkeys(each.licence if each else "not known" for each in known))
-
-
-def _describe_data(recipe: Recipe) -> str:
-    sources = (
-        name if weight == 1.0 else f"{name} with weight {weight:g}"
-        for name, weight in recipe.sources.items()
-    )
-    balance = f", drawn with weight count^-{recipe.balance:g}" if recipe.balance else ""
-    flips = "horizontal flips"
-    if recipe.unmirrored:
-        flips += f" except {', '.join(recipe.unmirrored)}"
-    shape = "x".join(map(str, recipe.shape))
-    return f"{', '.join(sources)} (training images, {shape}){balance}, range [-1, 1], {flips}"
 
 
 def draw(run: Run, folder: Path) -> None:
