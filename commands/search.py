@@ -25,8 +25,8 @@ def search(ctx: typer.Context, request: SearchRequest, quiet: QuietWarnings = Fa
         refuse_typed(ctx, names, "toy brings its own network, teacher and seeds")
     if request.rows is not None:
         refuse_typed(ctx, NOT_OF_ROWS, "--rows frees all that guided schedules have")
-    from ..eval.search.command import run_search, summary
+    from ..eval.search.command import run_search, summarize
 
     for path, result in run_search(request, progress=not quiet):
         if not quiet:
-            echo(summary(path, result, request))
+            echo(summarize(path, result, request))

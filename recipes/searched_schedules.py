@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from fewstep.eval.requests import SearchRequest
-from fewstep.eval.search.command import run_search, summary
+from fewstep.eval.search.command import run_search, summarize
 from fewstep.eval.search.size import SearchSize
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def main() -> None:
     for name in options.names or jobs():
         what = request(name, options.budget)
         for path, found in run_search(what, progress=True):
-            sys.stdout.write("\n".join(summary(path, found, what)) + "\n")
+            sys.stdout.write("\n".join(summarize(path, found, what)) + "\n")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ REFUSED = {
     "stats fashion-dit --out s.safetensors": "no measurement has made it",
     "search toy --nfe 5 --out x.txt": "must end in .json",
     "search toy --nfe 5 --log log --out log/search.json": "a file of the search itself",
+    "search toy --nfe 5 --log log --out log/reference.json": "a file of the search itself",
     "search toy --nfe 5 --out thesis.txt/x.json": "is a file",
     "calibrate fashion-dit --out x.txt": "must end in .json",
     "calibrate fashion-dit --out curves.json --plot curves.txt": "must end in .png, .svg, .pdf",

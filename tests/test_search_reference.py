@@ -6,8 +6,8 @@ import pytest
 from laws import MIXTURE
 
 from fewstep.eval.requests import SearchRequest
-from fewstep.eval.search import command
-from fewstep.eval.search.command import run_search, summary
+from fewstep.eval.search import prepare
+from fewstep.eval.search.command import run_search, summarize
 from fewstep.eval.search.reference import Reference, SizedReference, fit_reference
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import SettingError
@@ -70,7 +70,7 @@ class Machine:
 def machine(monkeypatch, tmp_path):
     found = Machine(0.002)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "load", found.load)
+    monkeypatch.setattr(prepare, "load", found.load)
     monkeypatch.setattr(time, "perf_counter", lambda: found.now)
     return found
 
@@ -96,7 +96,7 @@ def test_the_whole_command_takes_the_time_of_its_budget(machine, tmp_path, sizes
         assert (train, validation, test) < (1024, 256, 1024)
         assert facts["train_seeds"] == [1_000_000, 1_000_000 + train - 1]
         assert facts["teacher"]["nfe"] <= 200
-        (line,) = (each for each in summary(path, each, request) if "reference" in each)
+        (line,) = (each for each in summarize(path, each, request) if "reference" in each)
         assert f"on {train} training, {validation} validation and {test} test noises" in line
         assert "in more time it would be 200 evaluations of 1024, 256 and 1024 noises" in line
 
@@ -123,7 +123,7 @@ def test_other_budgets_leave_the_reference_as_it_was_asked_for(machine, tmp_path
     facts = found[0][1].schedule.provenance
     assert (facts["noises"], facts["teacher"]["nfe"]) == ([40, 8, 8], 30)
     assert not (tmp_path / "a.search" / "reference.json").exists()
-    assert not any("in more time" in line for line in summary(*found[0], request))
+    assert not any("in more time" in line for line in summarize(*found[0], request))
     assert taken > 0.002 * 30 * 56
 
 

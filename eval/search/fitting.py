@@ -35,7 +35,7 @@ def fit_schedule(
     columns = [x]
     for step, after in enumerate((*placed.nodes[1:], None)):
         columns += problem.answers(block, x, nodes[step], placed.branches(placed.nodes[step]))
-        weights = fit(columns, block.ends if after is None else states[after])
+        weights = fit_weights(columns, block.ends if after is None else states[after])
         x = sum((w * c for w, c in zip(weights.tolist(), columns, strict=True)), 0.0 * x)
         rows.append(weights.tolist())
     evaluations = [
@@ -47,7 +47,7 @@ def fit_schedule(
     return schedule_of(rows, whole, evaluations, provenance=facts)
 
 
-def fit(columns: Sequence[Tensor], target: Tensor) -> Tensor:
+def fit_weights(columns: Sequence[Tensor], target: Tensor) -> Tensor:
     """Returns (W,) float64: least-squares weights of columns (n, *) for a target (n, *)."""
     flat = torch.stack([each.flatten() for each in columns])
     products = torch.zeros(len(flat), len(flat) + 1, dtype=torch.float64)

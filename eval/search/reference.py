@@ -35,7 +35,7 @@ LEAST_NOISES = (32, 16, 32)
 LEAST_NFE, LEAST_RATIO = 12, 3  # evaluations, and how many times those of the schedules
 PARTS = 1000  # in which numbers of noises shrink
 LEFT = 0.02  # of the budget, which strategies have even where the reference took too long
-FILE, LOCK = "reference.json", "reference.lock"
+REFERENCE_FILE, LOCK = "reference.json", "reference.lock"
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -85,7 +85,7 @@ class SizedReference(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Returns what a folder keeps, if anything; raises SettingError for a damaged file."""
-        path = folder / FILE
+        path = folder / REFERENCE_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -174,7 +174,7 @@ class Timetable:
             if SizedReference.load(folder) is None and not (folder / IDENTITY_FILE).exists():
                 asked = Reference.of(problem)
                 body = SizedReference(asked=asked, used=self._fitting(asked, searches))
-                write_bytes(folder / FILE, body.model_dump_json().encode())
+                write_bytes(folder / REFERENCE_FILE, body.model_dump_json().encode())
             searches = resize(searches)
             for name in BLOCKS:
                 searches[0].problem.block(name)
