@@ -47,7 +47,7 @@ _PLACES, _SHARES = np.polynomial.legendre.leggauss(32)
 
 
 def adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combination:
-    """The step of the module's docstring; past: b_1, b_2, ..."""
+    """Returns the step of the module's docstring; past: b_1, b_2, ..."""
     t, s = nodes[n], nodes[n + 1]
     ratio = s.sigma / t.sigma
     combo: Combination = {("x", n): ratio, ("x0", n): s.alpha - t.alpha * ratio}
@@ -58,7 +58,7 @@ def adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combination:
 
 
 def between(start: float, end: float) -> list[float]:
-    """The 32 Gauss-Legendre points from start to end."""
+    """Returns the 32 Gauss-Legendre points from start to end."""
     points: list[float] = (start + (end - start) * (_PLACES + 1.0) / 2.0).tolist()
     return points
 
@@ -186,7 +186,7 @@ def _straight(node: Node) -> Node:
 
 
 def _with_velocity(combo: Combination) -> Combination:
-    """The combination with the name that eps of `_straight` nodes has on true ones."""
+    """Returns the combination with the name that eps of `_straight` nodes has on true ones."""
     return {("v" if kind == "eps" else kind, n): weight for (kind, n), weight in combo.items()}
 
 

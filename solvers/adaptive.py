@@ -204,7 +204,7 @@ class Pace:
         self.before, self.rejected = 1e-4, False
 
     def accepts(self, error: float, h: float) -> bool:
-        """Whether a trial of length h is good enough; sets the next length."""
+        """Returns whether a trial of length h is good enough; sets the next length."""
         error = max(error, 1e-10)
         factor = 0.9 * error ** (-0.85 / self.q)
         if error > 1.0:

@@ -163,7 +163,7 @@ def _size(node: Node) -> float:
 
 
 def _first(x: Tensor, x0: Tensor, t: Node, v: Node) -> Tensor:
-    """The step of order 1 from t to v."""
+    """Returns the step of order 1 from t to v."""
     return (x * (v.sigma / t.sigma)).add_(x0, alpha=_reach(t, v))
 
 

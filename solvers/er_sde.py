@@ -70,7 +70,7 @@ def _weight(t: Node, s: Node, k: int, phi: LogPhi) -> float:
 def _derivative(
     nodes: Sequence[Node], n: int, past: Sequence[int], k: int, published: bool
 ) -> dict[int, float]:
-    """The k-th derivative of x0 in kappa at node n, as weights of predictions."""
+    """Returns the k-th derivative of x0 in kappa at node n, as weights of predictions."""
     used = past[:1] if published and k == 1 else past
     weights = derivative_weights([nodes[j].kappa - nodes[n].kappa for j in used], k)
     return {n: -math.fsum(weights), **dict(zip(used, weights, strict=True))}

@@ -134,7 +134,7 @@ class StepSpec(StrictModel):
 def taylor(
     nodes: Sequence[Node], n: int, end: int, spec: StepSpec, history: Iterable[int]
 ) -> Combination:
-    """The update of the module's docstring from node n to node `end`.
+    """Returns the update of the module's docstring from node n to node `end`.
 
     history: nodes whose predictions the derivatives at n are estimated from, nearest first.
     """
@@ -170,7 +170,7 @@ def _derivatives(
 
 
 def _factor(spec: StepSpec, k: int, h: float, z: float) -> float:
-    """What multiplies the k-th derivative: the relaxation of the first one, and kmul."""
+    """Returns what multiplies the k-th derivative: the relaxation of the first one, and kmul."""
     relaxed = relaxation(spec.relax, h, -z, spec.c) if k == 1 else 1.0
     return relaxed if spec.kmul is None or k == 0 else relaxed * spec.kmul[k - 1]
 
@@ -231,5 +231,5 @@ def _correction(
 
 
 def _free(spec: StepSpec, n: int) -> Combination:
-    """The additive coefficients of the predictions, newest first."""
+    """Returns the additive coefficients of the predictions, newest first."""
     return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}

@@ -74,7 +74,7 @@ class Encoder(LinearSolver):
 
 
 def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
-    """The order of each step: rising from 1, falling at the end if the policy says so."""
+    """Returns the order of each step: rising from 1, falling at the end if the policy says so."""
     steps = grid.steps - grid.denoise
     rising = [min(order, i + 1) for i in range(grid.steps)]
     if policy.applies(steps):

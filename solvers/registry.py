@@ -45,7 +45,7 @@ class SolverSettings(Protocol):
     info: ClassVar[SolverInfo]
 
     def on(self, grid: TimeGrid) -> Solver[Any]:
-        """The solver that will step over this grid, with all its coefficients computed."""
+        """Returns the solver that will step over this grid, with all its coefficients computed."""
         ...
 
 

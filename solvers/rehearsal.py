@@ -104,7 +104,7 @@ def warn_of_amplification(settings: SolverSettings, grid: TimeGrid, kind: Predic
 
 
 def _better(grid: TimeGrid) -> str:
-    """Names a solver that is right on this grid, if the usual ones are."""
+    """Returns names a solver that is right on this grid, if the usual ones are."""
     right = measure_deviation(UniPC2().on(grid), grid) <= TOLERATED
     return f"{UniPC2.info.name}, " if right else ""
 

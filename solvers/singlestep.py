@@ -46,7 +46,7 @@ class Singlestep(LinearSolver):
         ]
 
     def _step(self, nodes: Sequence[Node], block: range, n: int) -> Combination:
-        """The step from the first node of its block to node n + 1."""
+        """Returns the step from the first node of its block to node n + 1."""
         published = self.kind == "dpmsolver"
         inner = range(n, block.start, -1)[: 1 if published else None]
         midpoint = published and len(block) == 2 and n > block.start
@@ -76,7 +76,7 @@ def _blocks(grid: TimeGrid, p: int) -> Iterator[tuple[int, int]]:
 
 
 def _split(n: int, p: int) -> list[int]:
-    """The papers' block sizes for n evaluations: of order p, and lower at the end."""
+    """Returns the papers' block sizes for n evaluations: of order p, and lower at the end."""
     if p == 3 and n >= 3 and n % 3 == 0:
         return [3] * (n // 3 - 1) + [2, 1]
     return [p] * (n // p) + ([n % p] if n % p else [])

@@ -96,7 +96,7 @@ class SDEDPMpp(LinearSolver):
 
     @abstractmethod
     def specs(self, grid: TimeGrid) -> list[StepSpec]:
-        """The steps of the ODE solver."""
+        """Returns the steps of the ODE solver."""
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         nodes, combos = stretch_nodes(grid.nodes, self.eta), []
@@ -190,14 +190,14 @@ class DDPM(LinearSolver):
 
 
 def _large(t: Node, s: Node) -> float:
-    """Standard deviation of x_s given x_t for data of unit variance."""
+    """Returns standard deviation of x_s given x_t for data of unit variance."""
     if s.sigma == 0.0:
         return 0.0
     return math.hypot(s.alpha, s.sigma) * math.sqrt(1.0 - _signal(t) / _signal(s))
 
 
 def _signal(node: Node) -> float:
-    """The share of the signal in the variance of x."""
+    """Returns the share of the signal in the variance of x."""
     return node.alpha**2 / (node.alpha**2 + node.sigma**2)
 
 

@@ -8,21 +8,21 @@ from ..schedule_data import Schedule
 
 
 def preset_names() -> list[str]:
-    """All names, sorted."""
+    """Returns all names, sorted."""
     entries = (entry.name for entry in files(__package__).iterdir())
     return sorted(name.removesuffix(".json") for name in entries if name.endswith(".json"))
 
 
 @cache
 def preset(name: str) -> Schedule:
-    """The schedule of a name; raises UnknownNameError for another."""
+    """Returns the schedule of a name; raises UnknownNameError for another."""
     if name not in preset_names():
         raise UnknownNameError("schedule", name, preset_names())
     return Schedule.parse((files(__package__) / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def best_preset(model: str, nfe: int, cfg_scale: float) -> str | None:
-    """The name of the best schedule for an embedded network at an NFE and a guidance scale.
+    """Returns the name of the best schedule for an embedded network at an NFE and a guidance scale.
 
     Only those count that came nearer to the teacher than the best hand-made solver, on noises that
     neither was chosen on.
