@@ -41,39 +41,41 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .linear import LinearSolver
 from .registry import SolverInfo, register
-from .table import Combination, plus
+from .table import Combination, add_terms
 
 _PLACES, _SHARES = np.polynomial.legendre.leggauss(32)
 
 
-def adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combination:
+def combine_adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combination:
     """Returns the step of the module's docstring; past: b_1, b_2, ..."""
     t, s = nodes[n], nodes[n + 1]
     ratio = s.sigma / t.sigma
     combo: Combination = {("x", n): ratio, ("x0", n): s.alpha - t.alpha * ratio}
     for j, weight in enumerate(past, start=1):
         difference = {("eps", n - j): 1.0, ("eps", n): -1.0}
-        combo = plus(combo, difference, s.alpha * weight)
+        combo = add_terms(combo, difference, s.alpha * weight)
     return combo
 
 
-def between(start: float, end: float) -> list[float]:
+def place_points(start: float, end: float) -> list[float]:
     """Returns the 32 Gauss-Legendre points from start to end."""
     points: list[float] = (start + (end - start) * (_PLACES + 1.0) / 2.0).tolist()
     return points
 
 
-def mean_of_basis(places: Sequence[float], points: Sequence[float]) -> list[float]:
-    """The means over a step of the Lagrange polynomials l_1, l_2, ... on places p_0, p_1, ...
+def average_basis(places: Sequence[float], points: Sequence[float]) -> list[float]:
+    """Returns the means over a step of the Lagrange polynomials l_1, ... on places p_0, p_1, ...
 
     points: where the coordinate of the places is at the points that `between` gives.
     """
     at = np.array(points)
-    return [float(_SHARES @ _basis(places, j, at)) / 2.0 for j in range(1, len(places))]
+    return [float(_SHARES @ _evaluate_basis(places, j, at)) / 2.0 for j in range(1, len(places))]
 
 
-def _basis(places: Sequence[float], j: int, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """l_j: 1 at p_j and 0 at the other places."""
+def _evaluate_basis(
+    places: Sequence[float], j: int, at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns l_j, which is 1 at p_j and 0 at the other places."""
     value = np.ones_like(at)
     for k, place in enumerate(places):
         if k != j:
@@ -99,16 +101,14 @@ class IPNDM(LinearSolver):
         combos = []
         for n, (t, s) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
             past = _PAST[min(self.p, n + 1)]
-            combos.append(adams(grid.nodes, n, [(s.kappa - t.kappa) * a for a in past]))
+            combos.append(combine_adams(grid.nodes, n, [(s.kappa - t.kappa) * a for a in past]))
         return combos
 
 
-def _ipndm_info(p: int) -> SolverInfo:
+def _describe_ipndm(p: int) -> SolverInfo:
     source = f"arXiv:2204.13902 (iPNDM), {p} terms; after arXiv:2202.09778"
     same_as = "ddim" if p == 1 else ""
-    return SolverInfo(
-        name=f"ipndm-{p}", order=min(p, 2), calls_per_step=1, source=source, same_as=same_as
-    )
+    return SolverInfo(name=f"ipndm-{p}", order=min(p, 2), source=source, same_as=same_as)
 
 
 @register
@@ -116,28 +116,28 @@ def _ipndm_info(p: int) -> SolverInfo:
 class IPNDM1(IPNDM):
     """The DDIM step."""
 
-    info: ClassVar[SolverInfo] = _ipndm_info(1)
+    info: ClassVar[SolverInfo] = _describe_ipndm(1)
     p: ClassVar[int] = 1
 
 
 @register
 @dataclass(frozen=True)
 class IPNDM2(IPNDM):
-    info: ClassVar[SolverInfo] = _ipndm_info(2)
+    info: ClassVar[SolverInfo] = _describe_ipndm(2)
     p: ClassVar[int] = 2
 
 
 @register
 @dataclass(frozen=True)
 class IPNDM3(IPNDM):
-    info: ClassVar[SolverInfo] = _ipndm_info(3)
+    info: ClassVar[SolverInfo] = _describe_ipndm(3)
     p: ClassVar[int] = 3
 
 
 @register
 @dataclass(frozen=True)
 class IPNDM4(IPNDM):
-    info: ClassVar[SolverInfo] = _ipndm_info(4)
+    info: ClassVar[SolverInfo] = _describe_ipndm(4)
     p: ClassVar[int] = 4
 
 
@@ -154,20 +154,20 @@ class LMS(LinearSolver):
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="lms", order=2, calls_per_step=1, source="arXiv:2204.13902 (rhoAB-DEIS)"
+        name="lms", order=2, source="arXiv:2204.13902 (rhoAB-DEIS)"
     )
     order: Annotated[int, Field(ge=1, le=4)] = 4
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         flow = grid.schedule.family == "flow"
-        nodes = tuple(map(_straight, grid.nodes)) if flow else grid.nodes
+        nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
         combos = []
         for n in range(grid.steps):
             taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
             end = nodes[n + 1].kappa
-            means = mean_of_basis(taus, between(taus[0], end)) if n else []
-            combos.append(adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
-        return list(map(_with_velocity, combos)) if flow else combos
+            means = average_basis(taus, place_points(taus[0], end)) if n else []
+            combos.append(combine_adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
+        return list(map(_name_velocity, combos)) if flow else combos
 
 
 @register
@@ -178,15 +178,15 @@ class IPNDMV(LMS):
     info: ClassVar[SolverInfo] = replace(LMS.info, name="ipndm-v", same_as="lms")
 
 
-def _straight(node: Node) -> Node:
-    """The node with alpha + sigma for alpha, so that kappa is tau and eps is the velocity."""
+def _straighten(node: Node) -> Node:
+    """Returns the node with alpha + sigma for alpha: kappa is then tau and eps the velocity."""
     scale = node.alpha + node.sigma
     lam = math.inf if node.sigma == 0.0 else math.log(scale / node.sigma)
     return Node(node.t, scale, node.sigma, lam)
 
 
-def _with_velocity(combo: Combination) -> Combination:
-    """Returns the combination with the name that eps of `_straight` nodes has on true ones."""
+def _name_velocity(combo: Combination) -> Combination:
+    """Returns the combination with the name that eps of `_straighten` nodes has on true ones."""
     return {("v" if kind == "eps" else kind, n): weight for (kind, n), weight in combo.items()}
 
 
@@ -197,25 +197,23 @@ class DEISTab(LinearSolver):
     k: ClassVar[int]
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        return [adams(grid.nodes, n, self._past(grid, n)) for n in range(grid.steps)]
+        return [combine_adams(grid.nodes, n, self._weigh_past(grid, n)) for n in range(grid.steps)]
 
-    def _past(self, grid: TimeGrid, n: int) -> list[float]:
-        """C_j / alpha_s of the nodes before n, nearest first."""
+    def _weigh_past(self, grid: TimeGrid, n: int) -> list[float]:
+        """Returns C_j / alpha_s of the nodes before n, nearest first."""
         t, s = grid.nodes[n], grid.nodes[n + 1]
         places = [node.t for node in grid.nodes[max(n - self.k, 0) : n + 1]][::-1]
         if len(places) == 1:
             return []
-        kappas = between(t.kappa, s.kappa)
+        kappas = place_points(t.kappa, s.kappa)
         times = [grid.schedule.at_lam(-math.log(kappa)).t for kappa in kappas]
-        return [(s.kappa - t.kappa) * mean for mean in mean_of_basis(places, times)]
+        return [(s.kappa - t.kappa) * mean for mean in average_basis(places, times)]
 
 
-def _deis_tab_info(k: int, order: int) -> SolverInfo:
+def _describe_deis_tab(k: int, order: int) -> SolverInfo:
     source = f"arXiv:2204.13902 eq. 15, r = {k}"
     same_as = "ddim" if k == 0 else ""
-    return SolverInfo(
-        name=f"deis-tab{k}", order=order, calls_per_step=1, source=source, same_as=same_as
-    )
+    return SolverInfo(name=f"deis-tab{k}", order=order, source=source, same_as=same_as)
 
 
 @register
@@ -223,26 +221,26 @@ def _deis_tab_info(k: int, order: int) -> SolverInfo:
 class DEISTab0(DEISTab):
     """The DDIM step."""
 
-    info: ClassVar[SolverInfo] = _deis_tab_info(0, order=1)
+    info: ClassVar[SolverInfo] = _describe_deis_tab(0, order=1)
     k: ClassVar[int] = 0
 
 
 @register
 @dataclass(frozen=True)
 class DEISTab1(DEISTab):
-    info: ClassVar[SolverInfo] = _deis_tab_info(1, order=2)
+    info: ClassVar[SolverInfo] = _describe_deis_tab(1, order=2)
     k: ClassVar[int] = 1
 
 
 @register
 @dataclass(frozen=True)
 class DEISTab2(DEISTab):
-    info: ClassVar[SolverInfo] = _deis_tab_info(2, order=2)
+    info: ClassVar[SolverInfo] = _describe_deis_tab(2, order=2)
     k: ClassVar[int] = 2
 
 
 @register
 @dataclass(frozen=True)
 class DEISTab3(DEISTab):
-    info: ClassVar[SolverInfo] = _deis_tab_info(3, order=2)
+    info: ClassVar[SolverInfo] = _describe_deis_tab(3, order=2)
     k: ClassVar[int] = 3

@@ -42,8 +42,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MaxCalls = Annotated[int, Field(ge=1)]
 
 
-def error_norm(wrong: Tensor, atol: float, rtol: float, a: Tensor, b: Tensor) -> float:
-    """The largest of the images' rms(wrong / max(atol, rtol max(|a|, |b|))); waits for the device.
+def measure_error(wrong: Tensor, atol: float, rtol: float, a: Tensor, b: Tensor) -> float:
+    """Returns the largest rms(wrong / max(atol, rtol max(|a|, |b|))) of an image.
+
+    It waits for the device.
 
     Raises:
         NonFiniteError: if it is no number, so that no step length could be chosen.
@@ -153,44 +155,46 @@ class EmbeddedSteps:
     def step(
         self, x: Tensor, state: int, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """From t to s; by x0 alone if s is clean data."""
+        """Steps from t to s; by x0 alone if s is clean data."""
         if s.sigma == 0.0:
             return (yield x, t) * s.alpha, state + 1
         y = x / self.line.scale(t)
-        k = yield from self._slope(y, t)
-        y, state = yield from self._trials(y, k, state + 1, t, s)
+        k = yield from self._measure_slope(y, t)
+        y, state = yield from self._run_trials(y, k, state + 1, t, s)
         return y * self.line.scale(s), state
 
-    def _trials(
+    def _run_trials(
         self, y: Tensor, k: Tensor, calls: int, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """Trials from t, where the slope is k, until one that ends at s is accepted."""
-        own, tau = self.settings, self.line.tau
-        pace = Pace(own.info.order, own.h_init)
+        """Makes trials from t, where the slope is k, until one that ends at s is accepted."""
+        settings, tau = self.settings, self.line.tau
+        pace = Pace(settings.info.order, settings.h_init)
         while t is not s:
             e = s if pace.h > (tau(t) - tau(s)) * (1 - 1e-9) else self.line.node_at(tau(t) - pace.h)
             h = tau(e) - tau(t)
-            y_e, slopes = yield from self._trial(y, k, t, e)
+            y_e, slopes = yield from self._try_step(y, k, t, e)
             calls += len(slopes) - 1
-            wrong = _moved(torch.zeros_like(y), own.tableau.e, slopes, h)
-            if pace.accepts(error_norm(wrong, own.atol, own.rtol, y, y_e), -h):
+            wrong = _add_slopes(torch.zeros_like(y), settings.tableau.e, slopes, h)
+            if pace.accepts(measure_error(wrong, settings.atol, settings.rtol, y, y_e), -h):
                 y, k, t = y_e, slopes[-1], e
             if t is not s:
-                check_calls(own.info.name, calls, own.max_calls, t)
+                check_calls(settings.info.name, calls, settings.max_calls, t)
         return y, calls
 
-    def _trial(
+    def _try_step(
         self, y: Tensor, k: Tensor, t: Node, e: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, list[Tensor]]]:
-        """(y_e, all slopes) from y and its slope k at t; the last stage is the step itself."""
+        """Returns (y_e, all slopes) from y and its slope k at t; the last stage is the step."""
         tableau, slopes, h, y_i = self.settings.tableau, [k], self.line.tau(e) - self.line.tau(t), y
         for share, row in zip(tableau.c[1:], tableau.a, strict=True):
-            y_i = _moved(y, row, slopes, h)
-            slopes.append((yield from self._slope(y_i, self.line.node_between(t, e, share))))
+            y_i = _add_slopes(y, row, slopes, h)
+            slopes.append(
+                (yield from self._measure_slope(y_i, self.line.node_between(t, e, share)))
+            )
         return y_i, slopes
 
-    def _slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
-        """dy/dtau = (y - x0) / tau at the node."""
+    def _measure_slope(self, y: Tensor, node: Node) -> Generator[Query, Tensor, Tensor]:
+        """Returns dy/dtau = (y - x0) / tau at the node."""
         scale = self.line.scale(node)
         x0 = yield (y if scale == 1.0 else y * scale), node
         return torch.sub(y, x0).mul_(scale / node.sigma)
@@ -216,8 +220,8 @@ class Pace:
         return True
 
 
-def _moved(y: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
-    """y + h sum_i weights_i slopes_i, a new tensor."""
+def _add_slopes(y: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
+    """Returns y + h sum_i weights_i slopes_i, a new tensor."""
     (first, k), *rest = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
     out = torch.add(y, k, alpha=h * first)
     for w, k in rest:

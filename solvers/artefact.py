@@ -143,7 +143,7 @@ class Artefact(StrictModel):
             raise ScheduleError(str(error)) from error
 
     def dump(self) -> str:
-        """Canonical JSON: sorted keys, floats in their shortest exact form."""
+        """Returns canonical JSON: sorted keys, floats in their shortest exact form."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
 
     @property

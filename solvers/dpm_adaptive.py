@@ -31,7 +31,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
-from .adaptive import MaxCalls, Positive, check_calls, error_norm
+from .adaptive import MaxCalls, Positive, check_calls, measure_error
 from .base import Query
 from .exponential import phi
 from .registry import SolverInfo, register
@@ -99,80 +99,84 @@ class PairSteps:
     def step(
         self, x: Tensor, state: int, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """From t to s; to sigma = 0, and away from alpha = 0, by one step of order 1."""
+        """Steps from t to s; to sigma = 0, and away from alpha = 0, by one step of order 1."""
         x0, state = (yield x, t), state + 1
         if s.sigma == 0.0:
             return x0 * s.alpha, state
         if t.alpha == 0.0:
             near = s if s.lam <= PURE_NOISE else self.schedule.at_lam(PURE_NOISE)
-            x, t = _first(x, x0, t, near), near
+            x, t = _take_first(x, x0, t, near), near
             if t is s:
                 return x, state
             x0, state = (yield x, t), state + 1
-        return (yield from self._trials(x, x0, state, t, s))
+        return (yield from self._run_trials(x, x0, state, t, s))
 
-    def _trials(
+    def _run_trials(
         self, x: Tensor, x0: Tensor, calls: int, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, int]]:
-        """Trials from t, where x0 is known, until one that ends at s is accepted."""
-        own, order, h, before = (
+        """Makes trials from t, where x0 is known, until one that ends at s is accepted."""
+        settings, order, h, before = (
             self.settings,
             self.settings.info.order,
             self.settings.h_init,
             (x, t),
         )
-        trial = self._second if order == 2 else self._third
+        trial = self._try_second if order == 2 else self._try_third
         while True:
             end = s if h > s.lam - t.lam - 1e-9 else self.schedule.at_lam(t.lam + h)
             low, high = yield from trial(x, x0, t, end)
             calls += order - 1
-            unit = _size(end)
-            last = before[0] * (unit / _size(before[1]))
-            error = error_norm(high - low, own.atol * unit, own.rtol, low, last)
-            h = own.theta * (end.lam - t.lam) * max(error, 1e-12) ** (-1 / order)
+            unit = _measure_size(end)
+            last = before[0] * (unit / _measure_size(before[1]))
+            error = measure_error(high - low, settings.atol * unit, settings.rtol, low, last)
+            h = settings.theta * (end.lam - t.lam) * max(error, 1e-12) ** (-1 / order)
             if error <= 1.0:
                 x, t, before = high, end, (low, end)
                 if t is s:
                     return x, calls
                 x0, calls = (yield x, t), calls + 1
-            check_calls(own.info.name, calls, own.max_calls, t)
+            check_calls(settings.info.name, calls, settings.max_calls, t)
 
-    def _second(self, x: Tensor, x0: Tensor, t: Node, e: Node) -> Generator[Query, Tensor, Trial]:
-        """Orders 1 and 2 from t to e."""
-        mid = self._inside(t, e, 0.5)
-        bend = (yield _first(x, x0, t, mid), mid) - x0
-        low = _first(x, x0, t, e)
-        return low, torch.add(low, bend, alpha=_reach(t, e))
+    def _try_second(
+        self, x: Tensor, x0: Tensor, t: Node, e: Node
+    ) -> Generator[Query, Tensor, Trial]:
+        """Makes the trial of orders 1 and 2 from t to e."""
+        mid = self._find_inner(t, e, 0.5)
+        bend = (yield _take_first(x, x0, t, mid), mid) - x0
+        low = _take_first(x, x0, t, e)
+        return low, torch.add(low, bend, alpha=_weigh_x0(t, e))
 
-    def _third(self, x: Tensor, x0: Tensor, t: Node, e: Node) -> Generator[Query, Tensor, Trial]:
-        """Orders 2 and 3 from t to e."""
-        one, two = self._inside(t, e, 1 / 3), self._inside(t, e, 2 / 3)
-        bend = (yield _first(x, x0, t, one), one) - x0
-        x_2 = _first(x, x0, t, two).add_(bend, alpha=2.0 * two.alpha * _curve(t, two))
+    def _try_third(
+        self, x: Tensor, x0: Tensor, t: Node, e: Node
+    ) -> Generator[Query, Tensor, Trial]:
+        """Makes the trial of orders 2 and 3 from t to e."""
+        one, two = self._find_inner(t, e, 1 / 3), self._find_inner(t, e, 2 / 3)
+        bend = (yield _take_first(x, x0, t, one), one) - x0
+        x_2 = _take_first(x, x0, t, two).add_(bend, alpha=2.0 * two.alpha * _weigh_bend(t, two))
         bend_2 = (yield x_2, two) - x0
-        first = _first(x, x0, t, e)
-        low = torch.add(first, bend, alpha=1.5 * _reach(t, e))
-        return low, first.add_(bend_2, alpha=1.5 * e.alpha * _curve(t, e))
+        first = _take_first(x, x0, t, e)
+        low = torch.add(first, bend, alpha=1.5 * _weigh_x0(t, e))
+        return low, first.add_(bend_2, alpha=1.5 * e.alpha * _weigh_bend(t, e))
 
-    def _inside(self, t: Node, e: Node, share: float) -> Node:
+    def _find_inner(self, t: Node, e: Node, share: float) -> Node:
         return self.schedule.at_lam(t.lam + share * (e.lam - t.lam))
 
 
-def _size(node: Node) -> float:
+def _measure_size(node: Node) -> float:
     return math.hypot(node.alpha, node.sigma)
 
 
-def _first(x: Tensor, x0: Tensor, t: Node, v: Node) -> Tensor:
+def _take_first(x: Tensor, x0: Tensor, t: Node, v: Node) -> Tensor:
     """Returns the step of order 1 from t to v."""
-    return (x * (v.sigma / t.sigma)).add_(x0, alpha=_reach(t, v))
+    return (x * (v.sigma / t.sigma)).add_(x0, alpha=_weigh_x0(t, v))
 
 
-def _reach(t: Node, v: Node) -> float:
-    """b_v = alpha_v (1 - e^{-(lam_v - lam_t)}); at alpha_t = 0 its limit alpha_v."""
+def _weigh_x0(t: Node, v: Node) -> float:
+    """Returns b_v = alpha_v (1 - e^{-(lam_v - lam_t)}); at alpha_t = 0 its limit alpha_v."""
     return -v.alpha * math.expm1(t.lam - v.lam)
 
 
-def _curve(t: Node, v: Node) -> float:
-    """p(h) = 1 - (1 - e^{-h}) / h = h phi_2(-h) of h = lam_v - lam_t."""
+def _weigh_bend(t: Node, v: Node) -> float:
+    """Returns p(h) = 1 - (1 - e^{-h}) / h = h phi_2(-h) of h = lam_v - lam_t."""
     h = v.lam - t.lam
     return h * phi(2, -h)

@@ -32,8 +32,8 @@ from ..models.denoiser import Network
 from ..models.devices import send
 from ..models.schedule import Node, TimeGrid
 from .base import Revision, Step
-from .exponential import derivative_weights
-from .linear import LowerOrderFinal, orders
+from .exponential import find_derivative_weights
+from .linear import LowerOrderFinal, plan_orders
 from .model_statistics import ModelStatistics, take_statistics
 from .registry import SolverInfo, register
 
@@ -57,7 +57,7 @@ class DPMSolverV3:
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-solver-v3", order=2, calls_per_step=1, source="arXiv:2310.13268 alg. 2, eq. 11"
+        name="dpm-solver-v3", order=2, source="arXiv:2310.13268 alg. 2, eq. 11"
     )
     stats: str | ModelStatistics | None = None
     order: Annotated[int, Field(ge=1, le=4)] = 2
@@ -197,7 +197,7 @@ def _compute_level(stats: ModelStatistics, node: Node) -> Tensor:
 def _choose_orders(settings: DPMSolverV3, grid: TimeGrid) -> list[int]:
     """Returns the order of each step; 0 where only the limit holds, as next to alpha = 0."""
     finite = [math.isfinite(node.lam) for node in grid.nodes]
-    chosen = orders(grid, settings.order, settings.lower_order_final)
+    chosen = plan_orders(grid, settings.order, settings.lower_order_final)
     return [
         min(p, n + 1 - finite.index(True)) if finite[n] and finite[n + 1] else 0
         for n, p in enumerate(chosen)
@@ -236,7 +236,7 @@ def _make_piece(
     weights = {j: torch.zeros_like(moments[0]) for j in near}
     offsets = [grid.nodes[j].lam - t.lam for j in near]
     for k in range(1, len(near) + 1):
-        solved = derivative_weights(offsets[:k] if pseudo else offsets, k)
+        solved = find_derivative_weights(offsets[:k] if pseudo else offsets, k)
         for j, weight in zip(near, solved, strict=False):
             weights[j] = weights[j] + moments[k] * weight
     weights[n] = moments[0] - sum(weights.values())

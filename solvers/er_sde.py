@@ -19,8 +19,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .exponential import derivative_weights
-from .linear import LinearSolver, LowerOrderFinal, orders
+from .exponential import find_derivative_weights
+from .linear import LinearSolver, LowerOrderFinal, plan_orders
 from .registry import SolverInfo, register
 from .table import Combination
 
@@ -29,14 +29,14 @@ _PLACES, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(3
 
 
 def log_phi(lam: float) -> float:
-    """log(kappa (e^{kappa^0.3} + 10))."""
+    """Returns log(kappa (e^{kappa^0.3} + 10))."""
     return -lam + float(np.logaddexp(math.exp(-0.3 * lam), math.log(10.0)))
 
 
-def er_step(
+def combine_er_step(
     nodes: Sequence[Node], n: int, order: int, published: bool, phi: LogPhi = log_phi
 ) -> Combination:
-    """The update of the module's docstring from node n to the next, by the last `order` x0."""
+    """Returns the module's update from node n to the next, by the last `order` predictions."""
     t, s = nodes[n], nodes[n + 1]
     if s.sigma == 0.0:
         return {("x0", n): s.alpha}
@@ -49,14 +49,14 @@ def er_step(
     finite = (j for j in range(n - 1, -1, -1) if nodes[j].alpha > 0.0)
     past = list(islice(finite, order - 1))
     for k in range(1, len(past) + 1):
-        weight = s.alpha * _weight(t, s, k, phi)
-        for j, part in _derivative(nodes, n, past, k, published).items():
+        weight = s.alpha * _compute_weight(t, s, k, phi)
+        for j, part in _weigh_derivative(nodes, n, past, k, published).items():
             combo[("x0", j)] = combo.get(("x0", j), 0.0) + weight * part
     return combo
 
 
-def _weight(t: Node, s: Node, k: int, phi: LogPhi) -> float:
-    """w_k, its integral taken in lam, where phi is smooth."""
+def _compute_weight(t: Node, s: Node, k: int, phi: LogPhi) -> float:
+    """Returns w_k, its integral taken in lam, where phi is smooth."""
     half, middle = 0.5 * (s.lam - t.lam), 0.5 * (s.lam + t.lam)
     total = 0.0
     for place, weight in zip(_PLACES, _WEIGHTS, strict=True):
@@ -67,12 +67,12 @@ def _weight(t: Node, s: Node, k: int, phi: LogPhi) -> float:
     return (s.kappa - t.kappa) ** k / math.factorial(k) + total
 
 
-def _derivative(
+def _weigh_derivative(
     nodes: Sequence[Node], n: int, past: Sequence[int], k: int, published: bool
 ) -> dict[int, float]:
     """Returns the k-th derivative of x0 in kappa at node n, as weights of predictions."""
     used = past[:1] if published and k == 1 else past
-    weights = derivative_weights([nodes[j].kappa - nodes[n].kappa for j in used], k)
+    weights = find_derivative_weights([nodes[j].kappa - nodes[n].kappa for j in used], k)
     return {n: -math.fsum(weights), **dict(zip(used, weights, strict=True))}
 
 
@@ -87,28 +87,26 @@ class ERSDE(LinearSolver):
         return True
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        chosen = orders(grid, self.p, LowerOrderFinal.NEVER)
-        return [er_step(grid.nodes, n, p, self.published) for n, p in enumerate(chosen)]
+        chosen = plan_orders(grid, self.p, LowerOrderFinal.NEVER)
+        return [combine_er_step(grid.nodes, n, p, self.published) for n, p in enumerate(chosen)]
 
 
-def _info(p: int, order: int) -> SolverInfo:
+def _describe(p: int, order: int) -> SolverInfo:
     source = f"arXiv:2309.06169, VE form, stage {p}; phi of app. A.8"
-    return SolverInfo(
-        name=f"er-sde-{p}", order=order, calls_per_step=1, source=source, stochastic=True
-    )
+    return SolverInfo(name=f"er-sde-{p}", order=order, source=source, stochastic=True)
 
 
 @register
 @dataclass(frozen=True)
 class ERSDE1(ERSDE):
-    info: ClassVar[SolverInfo] = _info(1, order=1)
+    info: ClassVar[SolverInfo] = _describe(1, order=1)
     p: ClassVar[int] = 1
 
 
 @register
 @dataclass(frozen=True)
 class ERSDE2(ERSDE):
-    info: ClassVar[SolverInfo] = _info(2, order=2)
+    info: ClassVar[SolverInfo] = _describe(2, order=2)
     p: ClassVar[int] = 2
 
 
@@ -121,7 +119,7 @@ class ERSDE3(ERSDE):
                  does; "exact" from three.
     """
 
-    info: ClassVar[SolverInfo] = _info(3, order=2)
+    info: ClassVar[SolverInfo] = _describe(3, order=2)
     p: ClassVar[int] = 3
     third_order: Literal["published", "exact"] = "published"
 

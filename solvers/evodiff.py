@@ -89,7 +89,7 @@ class EVODiff:
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="evodiff", order=1, calls_per_step=1, source="arXiv:2509.26096, the released code"
+        name="evodiff", order=1, source="arXiv:2509.26096, the released code"
     )
     inner: Literal["channel", "sample"] = "channel"
     final_step: Literal["reference", "plain"] = "reference"

@@ -25,11 +25,11 @@ from pydantic import Field, model_validator
 from ..models.reading import StrictModel
 from ..models.schedule import Node
 from .artefact import Finite
-from .table import Combination, plus
+from .table import Combination, add_terms
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z, phi_0 = exp; phi_k(0) = 1/k!, k >= 1.
+    """Returns phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z, phi_0 = exp; phi_k(0) = 1/k!, k >= 1.
 
     The recursion loses about k log10(1/|z|) digits, so near zero the series sum_j z^j/(j+k)! is
     used instead. z = -inf gives the limit 0.
@@ -44,8 +44,8 @@ def phi(k: int, z: float) -> float:
     return value
 
 
-def derivative_weights(offsets: Sequence[float], k: int) -> list[float]:
-    """Weights a_j with sum_j a_j (m_j - m_0) = k-th derivative of m at 0, exact up to degree n.
+def find_derivative_weights(offsets: Sequence[float], k: int) -> list[float]:
+    """Returns a_j with sum_j a_j (m_j - m_0) = k-th derivative of m at 0, exact up to degree n.
 
     offsets: n >= k distinct non-zero places of the m_j relative to that of m_0.
     They solve sum_j a_j offsets_j^i / i! = 1 if i == k else 0, i = 1..n.
@@ -108,14 +108,14 @@ class StepSpec(StrictModel):
 
     @model_validator(mode="after")
     def _lists_fit_order(self) -> Self:
-        wanted = self.order - 1
-        if self.est and len(self.est) != wanted:
-            raise ValueError(f"est needs {wanted} numbers at order {self.order}")
+        needed = self.order - 1
+        if self.est and len(self.est) != needed:
+            raise ValueError(f"est needs {needed} numbers at order {self.order}")
         for k, n in enumerate(self.est, start=1):
-            if not k <= n <= wanted:
-                raise ValueError(f"est[{k - 1}]={n} must lie between {k} and {wanted}")
-        if self.kmul is not None and len(self.kmul) != wanted:
-            raise ValueError(f"kmul needs {wanted} numbers at order {self.order}")
+            if not k <= n <= needed:
+                raise ValueError(f"est[{k - 1}]={n} must lie between {k} and {needed}")
+        if self.kmul is not None and len(self.kmul) != needed:
+            raise ValueError(f"kmul needs {needed} numbers at order {self.order}")
         return self
 
     @model_validator(mode="after")
@@ -131,7 +131,7 @@ class StepSpec(StrictModel):
         return self
 
 
-def taylor(
+def combine_step(
     nodes: Sequence[Node], n: int, end: int, spec: StepSpec, history: Iterable[int]
 ) -> Combination:
     """Returns the update of the module's docstring from node n to node `end`.
@@ -148,35 +148,35 @@ def taylor(
     z = (2.0 * ell - 1.0) * h
     combo: Combination = {("x", n): t.alpha / s.alpha * math.exp(-ell * h)}
     outer = -t.alpha * math.exp((ell - 1.0) * h) * h
-    for k, weights in zip(count(), _derivatives(nodes, n, spec, near, h)):
-        factor = outer * phi(k + 1, -z) * _factor(spec, k, h, z)
+    for k, weights in zip(count(), _estimate_derivatives(nodes, n, spec, near, h)):
+        factor = outer * phi(k + 1, -z) * _scale_derivative(spec, k, h, z)
         for j, weight in weights.items():
-            combo = plus(combo, _scaled_prediction(nodes, n, j, ell), factor * weight)
+            combo = add_terms(combo, _scale_prediction(nodes, n, j, ell), factor * weight)
     return combo
 
 
-def _derivatives(
+def _estimate_derivatives(
     nodes: Sequence[Node], n: int, spec: StepSpec, history: Sequence[int], h: float
 ) -> list[dict[int, float]]:
-    """h^k g^{(k)} at node n, k = 0 .. order - 1, as weights of the values g_j of the nodes j."""
+    """Returns h^k g^{(k)} at node n, k = 0 .. order - 1, as weights of the g_j of nodes j."""
     start, reach = nodes[n].lam, len(history)
     points = spec.points if spec.order - 1 == reach else (reach,) * reach
     out = [{n: 1.0}]
     for k, used in enumerate(points, start=1):
         near = history[:used]
-        weights = derivative_weights([(nodes[j].lam - start) / h for j in near], k)
+        weights = find_derivative_weights([(nodes[j].lam - start) / h for j in near], k)
         out.append({n: -math.fsum(weights), **dict(zip(near, weights, strict=True))})
     return out
 
 
-def _factor(spec: StepSpec, k: int, h: float, z: float) -> float:
+def _scale_derivative(spec: StepSpec, k: int, h: float, z: float) -> float:
     """Returns what multiplies the k-th derivative: the relaxation of the first one, and kmul."""
-    relaxed = relaxation(spec.relax, h, -z, spec.c) if k == 1 else 1.0
+    relaxed = compute_relaxation(spec.relax, h, -z, spec.c) if k == 1 else 1.0
     return relaxed if spec.kmul is None or k == 0 else relaxed * spec.kmul[k - 1]
 
 
-def relaxation(kind: Relax, h: float, signed_h: float, c: float = 0.0) -> float:
-    """R(h) -> 1 as h -> 0: UniPC's choice of B(h) seen as a factor on the first derivative.
+def compute_relaxation(kind: Relax, h: float, signed_h: float, c: float = 0.0) -> float:
+    """Returns R(h) -> 1 as h -> 0: UniPC's choice of B(h) as a factor on the first derivative.
 
     With h' = h for noise and -h for data prediction, bh1 is (h'^2 / 2) / (e^{h'} - 1 - h') and bh2
     is (h' / 2)(e^{h'} - 1) / (e^{h'} - 1 - h') (arXiv:2302.04867, B_1 and B_2); linear is 1 + c h.
@@ -192,8 +192,8 @@ def relaxation(kind: Relax, h: float, signed_h: float, c: float = 0.0) -> float:
             return 1.0
 
 
-def _scaled_prediction(nodes: Sequence[Node], n: int, j: int, ell: float) -> Combination:
-    """g_j = e^{(1-l) (lam_j - lam_n)} ((1 - l) kappa_j eps_j - l x0_j)."""
+def _scale_prediction(nodes: Sequence[Node], n: int, j: int, ell: float) -> Combination:
+    """Returns g_j = e^{(1-l) (lam_j - lam_n)} ((1 - l) kappa_j eps_j - l x0_j)."""
     node, s = nodes[j], nodes[n]
     scale = math.exp((1.0 - ell) * (node.lam - s.lam))
     combo: Combination = {}
@@ -209,27 +209,25 @@ def combine_steps(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Comb
     combos: list[Combination] = []
     shift: Combination = {}  # corrected minus uncorrected state at node n
     for n, spec in enumerate(specs):
-        predicted = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+        predicted = combine_step(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
         weight = predicted.pop(("x", n)) + spec.dA
-        combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
-        combos.append(plus(combo, _free(spec, n)))
-        shift = _correction(nodes, n, spec, predicted) if spec.corr.on else {}
+        combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
+        combos.append(add_terms(combo, _list_free(spec, n)))
+        shift = _correct(nodes, n, spec, predicted) if spec.corr.on else {}
     return combos
 
 
-def _correction(
-    nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination
-) -> Combination:
-    """Step n redone at one order more with the evaluation at its end, minus step n itself."""
+def _correct(nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination) -> Combination:
+    """Returns step n at one order more, with the prediction at its end, minus step n itself."""
     relax = spec.corr.relax if spec.order == 1 else "none"
     higher = spec.model_copy(
         update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
     )
-    corrected = taylor(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
+    corrected = combine_step(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
     corrected.pop(("x", n))
-    return plus(corrected, predicted, -1.0)
+    return add_terms(corrected, predicted, -1.0)
 
 
-def _free(spec: StepSpec, n: int) -> Combination:
+def _list_free(spec: StepSpec, n: int) -> Combination:
     """Returns the additive coefficients of the predictions, newest first."""
     return {("x0", n - back): weight for back, weight in enumerate(spec.dB or ())}

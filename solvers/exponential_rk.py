@@ -44,11 +44,11 @@ class RES2S:
     c2: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     def on(self, grid: TimeGrid) -> "ExponentialSteps":
-        return ExponentialSteps(Straight.of(grid), (self.c2,), self._weights)
+        return ExponentialSteps(Straight.of(grid), (self.c2,), self._compute_weights)
 
-    def _weights(self, h: float) -> Weights:
+    def _compute_weights(self, h: float) -> Weights:
         second = phi(2, -h) / self.c2
-        return [_row(self.c2, h), _row(1.0, h, second)]
+        return [_make_row(self.c2, h), _make_row(1.0, h, second)]
 
 
 @register
@@ -67,18 +67,18 @@ class RES3S:
     c3: Annotated[float, Field(ge=2 / 3, le=1.0)] = 1.0
 
     def on(self, grid: TimeGrid) -> "ExponentialSteps":
-        return ExponentialSteps(Straight.of(grid), (self.c2, self.c3), self._weights)
+        return ExponentialSteps(Straight.of(grid), (self.c2, self.c3), self._compute_weights)
 
-    def _weights(self, h: float) -> Weights:
+    def _compute_weights(self, h: float) -> Weights:
         c2, c3 = self.c2, self.c3
         g = (3.0 * c3 - 2.0) * c3 / ((2.0 - 3.0 * c2) * c2)
         third = phi(2, -h) / (g * c2 + c3)
         inner = g * c2 * phi(2, -c2 * h) + c3 * c3 / c2 * phi(2, -c3 * h)
-        return [_row(c2, h), _row(c3, h, inner), _row(1.0, h, g * third, third)]
+        return [_make_row(c2, h), _make_row(c3, h, inner), _make_row(1.0, h, g * third, third)]
 
 
-def _row(c: float, h: float, *later: float) -> list[float]:
-    """h times the weights of x0 in the state at c; the first makes their sum h c phi_1(-c h)."""
+def _make_row(c: float, h: float, *later: float) -> list[float]:
+    """Returns h times the weights of x0 at c; the first makes their sum h c phi_1(-c h)."""
     return [h * (c * phi(1, -c * h) - sum(later)), *(h * weight for weight in later)]
 
 

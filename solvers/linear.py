@@ -73,7 +73,7 @@ class Encoder(LinearSolver):
         return combine_steps(self.steps(grid), grid.nodes)
 
 
-def orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
+def plan_orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:
     """Returns the order of each step: rising from 1, falling at the end if the policy says so."""
     steps = grid.steps - grid.denoise
     rising = [min(order, i + 1) for i in range(grid.steps)]

@@ -49,7 +49,7 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import TimeGrid
 from .exponential import Corrector, Relax, StepSpec
-from .linear import Encoder, LowerOrderFinal, orders
+from .linear import Encoder, LowerOrderFinal, plan_orders
 from .registry import SolverInfo, register
 
 
@@ -59,7 +59,7 @@ class DDIM(Encoder):
     """x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="ddim", order=1, calls_per_step=1, source="arXiv:2010.02502 eq. 12 with eta = 0"
+        name="ddim", order=1, source="arXiv:2010.02502 eq. 12 with eta = 0"
     )
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
@@ -77,7 +77,6 @@ class Euler(DDIM):
     info: ClassVar[SolverInfo] = SolverInfo(
         name="euler",
         order=1,
-        calls_per_step=1,
         source="arXiv:2206.00364 alg. 1 without lines 6-8; arXiv:2209.03003 eq. 1",
         families=("edm", "flow"),
         same_as="ddim",
@@ -87,13 +86,13 @@ class Euler(DDIM):
 Kind = Literal["midpoint", "taylor"]
 
 
-def _dpmpp_steps(
+def _make_dpmpp_steps(
     grid: TimeGrid, order: int, kind: Kind, third_order: str, policy: LowerOrderFinal
 ) -> list[StepSpec]:
     relax: Relax = "bh2" if kind == "midpoint" else "none"
     kmul = (1.0, 0.5) if third_order == "published" else None
     each = {1: StepSpec(), 2: StepSpec(order=2, relax=relax), 3: StepSpec(order=3, kmul=kmul)}
-    return [each[p] for p in orders(grid, order, policy)]
+    return [each[p] for p in plan_orders(grid, order, policy)]
 
 
 @register
@@ -116,13 +115,13 @@ class DPMpp2M(Encoder):
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpmpp-2m", order=2, calls_per_step=1, source="arXiv:2211.01095 alg. 2"
+        name="dpmpp-2m", order=2, source="arXiv:2211.01095 alg. 2"
     )
     kind: Kind = "midpoint"
     lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        return _dpmpp_steps(grid, 2, self.kind, "exact", self.lower_order_final)
+        return _make_dpmpp_steps(grid, 2, self.kind, "exact", self.lower_order_final)
 
 
 @register
@@ -138,17 +137,17 @@ class DPMpp3M(Encoder):
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpmpp-3m", order=2, calls_per_step=1, source="arXiv:2211.01095 app. B (multistep)"
+        name="dpmpp-3m", order=2, source="arXiv:2211.01095 app. B (multistep)"
     )
     kind: Kind = "midpoint"
     third_order: Literal["published", "exact"] = "published"
     lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        return _dpmpp_steps(grid, 3, self.kind, self.third_order, self.lower_order_final)
+        return _make_dpmpp_steps(grid, 3, self.kind, self.third_order, self.lower_order_final)
 
 
-def _in_noise(specs: Sequence[StepSpec]) -> list[StepSpec]:
+def _predict_noise(specs: Sequence[StepSpec]) -> list[StepSpec]:
     return [
         spec if spec.order == 1 else spec.model_copy(update={"pred": "noise"}) for spec in specs
     ]
@@ -160,11 +159,11 @@ class DPM2M(DPMpp2M):
     """Order 2; the settings of `dpmpp-2m`."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-2m", order=2, calls_per_step=1, source="arXiv:2211.01095 alg. 2, with eps for x0"
+        name="dpm-2m", order=2, source="arXiv:2211.01095 alg. 2, with eps for x0"
     )
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        return _in_noise(super().steps(grid))
+        return _predict_noise(super().steps(grid))
 
 
 @register
@@ -175,12 +174,11 @@ class DPM3M(DPMpp3M):
     info: ClassVar[SolverInfo] = SolverInfo(
         name="dpm-3m",
         order=2,
-        calls_per_step=1,
         source="arXiv:2211.01095 app. B (multistep), with eps for x0",
     )
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        return _in_noise(super().steps(grid))
+        return _predict_noise(super().steps(grid))
 
 
 @dataclass(frozen=True)
@@ -191,18 +189,16 @@ class DEIS(Encoder):
     lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        chosen = orders(grid, self.p, self.lower_order_final)
+        chosen = plan_orders(grid, self.p, self.lower_order_final)
         steps = [StepSpec(pred="noise", order=p) for p in chosen]
         if grid.nodes[-1].sigma == 0.0:  # at order 1 both predictions give the same step
             steps[-1] = StepSpec()
         return steps
 
 
-def _deis_info(p: int, order: int, same_as: str = "") -> SolverInfo:
+def _describe_deis(p: int, order: int, same_as: str = "") -> SolverInfo:
     source = f"arXiv:2204.13902 sec. 3 with lam for t, {p} terms"
-    return SolverInfo(
-        name=f"deis-{p}", order=order, calls_per_step=1, source=source, same_as=same_as
-    )
+    return SolverInfo(name=f"deis-{p}", order=order, source=source, same_as=same_as)
 
 
 @register
@@ -210,14 +206,14 @@ def _deis_info(p: int, order: int, same_as: str = "") -> SolverInfo:
 class DEIS1(DEIS):
     """The DDIM step."""
 
-    info: ClassVar[SolverInfo] = _deis_info(1, order=1, same_as="ddim")
+    info: ClassVar[SolverInfo] = _describe_deis(1, order=1, same_as="ddim")
     p: ClassVar[int] = 1
 
 
 @register
 @dataclass(frozen=True)
 class DEIS2(DEIS):
-    info: ClassVar[SolverInfo] = _deis_info(2, order=2)
+    info: ClassVar[SolverInfo] = _describe_deis(2, order=2)
     p: ClassVar[int] = 2
 
 
@@ -226,7 +222,7 @@ class DEIS2(DEIS):
 class DEIS3(DEIS):
     """The single first-order step at the start limits its global order to 2."""
 
-    info: ClassVar[SolverInfo] = _deis_info(3, order=2)
+    info: ClassVar[SolverInfo] = _describe_deis(3, order=2)
     p: ClassVar[int] = 3
 
 
@@ -248,10 +244,10 @@ class UniPC(Encoder):
     lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
 
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
-        orders_ = orders(grid, self.p, self.lower_order_final)
-        return [self._step(i, p, i == grid.steps - 1) for i, p in enumerate(orders_)]
+        orders_ = plan_orders(grid, self.p, self.lower_order_final)
+        return [self._specify(i, p, i == grid.steps - 1) for i, p in enumerate(orders_)]
 
-    def _step(self, i: int, p: int, last: bool) -> StepSpec:
+    def _specify(self, i: int, p: int, last: bool) -> StepSpec:
         on = self.corrector and i not in self.disable_corrector and not last
         return StepSpec(
             order=p,
@@ -260,27 +256,27 @@ class UniPC(Encoder):
         )
 
 
-def _unipc_info(p: int) -> SolverInfo:
+def _describe_unipc(p: int) -> SolverInfo:
     source = f"arXiv:2302.04867 alg. 5-8, p = {p}"
-    return SolverInfo(name=f"unipc-{p}", order=p + 1, calls_per_step=1, source=source)
+    return SolverInfo(name=f"unipc-{p}", order=p + 1, source=source)
 
 
 @register
 @dataclass(frozen=True)
 class UniPC1(UniPC):
-    info: ClassVar[SolverInfo] = _unipc_info(1)
+    info: ClassVar[SolverInfo] = _describe_unipc(1)
     p: ClassVar[int] = 1
 
 
 @register
 @dataclass(frozen=True)
 class UniPC2(UniPC):
-    info: ClassVar[SolverInfo] = _unipc_info(2)
+    info: ClassVar[SolverInfo] = _describe_unipc(2)
     p: ClassVar[int] = 2
 
 
 @register
 @dataclass(frozen=True)
 class UniPC3(UniPC):
-    info: ClassVar[SolverInfo] = _unipc_info(3)
+    info: ClassVar[SolverInfo] = _describe_unipc(3)
     p: ClassVar[int] = 3

@@ -15,8 +15,8 @@ class SolverInfo:
 
     name:           what users type.
     order:          global order of convergence on a smooth ODE, without lowering at the end.
-    calls_per_step: network evaluations in a step that is not the last.
     source:         paper and equation of the update rule.
+    calls_per_step: network evaluations in a step that is not the last.
     stochastic:     whether it adds noise.
     adaptive:       whether it chooses its own steps, so that its cost is known only afterwards.
     families:       noise schedule families it runs on; empty for all.
@@ -25,8 +25,8 @@ class SolverInfo:
 
     name: str
     order: int
-    calls_per_step: int
     source: str
+    calls_per_step: int = 1
     stochastic: bool = False
     adaptive: bool = False
     families: tuple[str, ...] = ()

@@ -65,10 +65,10 @@ def measure_gain(solver: Solver[Any], grid: TimeGrid) -> float:
     It is relative to the size of that state, sqrt(alpha^2 + sigma^2).
     """
     t, s, *_ = grid.nodes
-    told = iter([1.0])
+    errors = iter([1.0])
 
     def answer(x_t: Tensor, node: Asked) -> Tensor:
-        error = 0.0 if node is None else next(told, 0.0)
+        error = 0.0 if node is None else next(errors, 0.0)
         like = torch.full_like(x_t, error)
         return torch.stack([like] * len(node.branches)) if isinstance(node, Split) else like
 
@@ -91,7 +91,7 @@ def warn_of_amplification(settings: SolverSettings, grid: TimeGrid, kind: Predic
         warnings.warn(
             f"{name} with {grid.steps} steps from {place} and sigma={first.sigma:.2g} amplifies"
             f" errors: on Gaussian data of unit size it ends {off:.3g} from the exact result; take"
-            f" {_better(grid)}more steps{_later(settings, grid)}",
+            f" {_name_better(grid)}more steps{_name_later(settings, grid)}",
             stacklevel=2,
         )
     elif kind is Prediction.EPS and (gain := measure_gain(solver, grid)) > GAIN:
@@ -103,15 +103,15 @@ def warn_of_amplification(settings: SolverSettings, grid: TimeGrid, kind: Predic
         )
 
 
-def _better(grid: TimeGrid) -> str:
-    """Returns names a solver that is right on this grid, if the usual ones are."""
+def _name_better(grid: TimeGrid) -> str:
+    """Names a solver that is right on this grid, if the usual ones are."""
     right = measure_deviation(UniPC2().on(grid), grid) <= TOLERATED
     return f"{UniPC2.info.name}, " if right else ""
 
 
-def _later(settings: SolverSettings, grid: TimeGrid) -> str:
+def _name_later(settings: SolverSettings, grid: TimeGrid) -> str:
     """Says where the solver could begin and be right."""
-    for node in _starts(grid):
+    for node in _list_starts(grid):
         rest = [each for each in grid.nodes if each.lam > node.lam + 0.1]
         later = TimeGrid(grid.schedule, (node, *rest), grid.denoise)
         if rest and measure_deviation(settings.on(later), later) <= TOLERATED:
@@ -119,5 +119,5 @@ def _later(settings: SolverSettings, grid: TimeGrid) -> str:
     return ""
 
 
-def _starts(grid: TimeGrid) -> Iterator[Node]:
+def _list_starts(grid: TimeGrid) -> Iterator[Node]:
     return (grid.schedule.at_lam(lam) for lam in LATER if lam > grid.nodes[0].lam)

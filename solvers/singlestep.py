@@ -21,10 +21,10 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .exponential import Relax, StepSpec, taylor
+from .exponential import Relax, StepSpec, combine_step
 from .linear import LinearSolver
 from .registry import SolverInfo, register
-from .table import Combination, plus
+from .table import Combination, add_terms
 
 
 @dataclass(frozen=True)
@@ -40,42 +40,42 @@ class Singlestep(LinearSolver):
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         return [
-            self._step(grid.nodes, range(start, end), n)
-            for start, end in _blocks(grid, self.p)
+            self._combine(grid.nodes, range(start, end), n)
+            for start, end in _list_blocks(grid, self.p)
             for n in range(start, end)
         ]
 
-    def _step(self, nodes: Sequence[Node], block: range, n: int) -> Combination:
+    def _combine(self, nodes: Sequence[Node], block: range, n: int) -> Combination:
         """Returns the step from the first node of its block to node n + 1."""
         published = self.kind == "dpmsolver"
         inner = range(n, block.start, -1)[: 1 if published else None]
         midpoint = published and len(block) == 2 and n > block.start
         relax: Relax = "bh2" if midpoint else "none"
         spec = StepSpec(pred=self.pred, order=len(inner) + 1, relax=relax)
-        combo = taylor(nodes, block.start, n + 1, spec, inner)
-        return _with_own_eps(combo, nodes[block.start], block.start)
+        combo = combine_step(nodes, block.start, n + 1, spec, inner)
+        return _write_first_eps_out(combo, nodes[block.start], block.start)
 
 
-def _with_own_eps(combo: Combination, node: Node, start: int) -> Combination:
-    """eps of the block's first node from its state, which is kept anyhow: less is rounded away."""
+def _write_first_eps_out(combo: Combination, node: Node, start: int) -> Combination:
+    """Writes eps of the block's first node in its state, which is at hand: less is rounded away."""
     weight = combo.pop(("eps", start), 0.0) / node.sigma
-    return plus(combo, {("x", start): 1.0, ("x0", start): -node.alpha}, weight)
+    return add_terms(combo, {("x", start): 1.0, ("x0", start): -node.alpha}, weight)
 
 
-def _blocks(grid: TimeGrid, p: int) -> Iterator[tuple[int, int]]:
-    """(first node, last node) of each block.
+def _list_blocks(grid: TimeGrid, p: int) -> Iterator[tuple[int, int]]:
+    """Yields (first node, last node) of each block.
 
     A step from alpha = 0 or to sigma = 0 is a block of its own: it has no lam at one end.
     """
     head = int(grid.nodes[0].alpha == 0.0)
     tail = int(grid.nodes[-1].sigma == 0.0 and grid.steps > head)
     start = 0
-    for size in [1] * head + _split(grid.steps - head - tail, p) + [1] * tail:
+    for size in [1] * head + _split_steps(grid.steps - head - tail, p) + [1] * tail:
         yield start, start + size
         start += size
 
 
-def _split(n: int, p: int) -> list[int]:
+def _split_steps(n: int, p: int) -> list[int]:
     """Returns the papers' block sizes for n evaluations: of order p, and lower at the end."""
     if p == 3 and n >= 3 and n % 3 == 0:
         return [3] * (n // 3 - 1) + [2, 1]
@@ -88,7 +88,7 @@ class DPMpp2S(Singlestep):
     """Order 2 in data prediction."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpmpp-2s", order=2, calls_per_step=1, source="arXiv:2211.01095 alg. 1"
+        name="dpmpp-2s", order=2, source="arXiv:2211.01095 alg. 1"
     )
     p: ClassVar[int] = 2
     pred: ClassVar[Literal["data", "noise"]] = "data"
@@ -100,10 +100,7 @@ class DPMpp3S(Singlestep):
     """Order 3 in data prediction."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpmpp-3s",
-        order=3,
-        calls_per_step=1,
-        source="arXiv:2206.00927 alg. 2, with x0 for eps",
+        name="dpmpp-3s", order=3, source="arXiv:2206.00927 alg. 2, with x0 for eps"
     )
     p: ClassVar[int] = 3
     pred: ClassVar[Literal["data", "noise"]] = "data"
@@ -115,7 +112,7 @@ class DPM2S(Singlestep):
     """Order 2 in noise prediction."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-2s", order=2, calls_per_step=1, source="arXiv:2206.00927 alg. 1"
+        name="dpm-2s", order=2, source="arXiv:2206.00927 alg. 1"
     )
     p: ClassVar[int] = 2
     pred: ClassVar[Literal["data", "noise"]] = "noise"
@@ -127,7 +124,7 @@ class DPM3S(Singlestep):
     """Order 3 in noise prediction."""
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="dpm-3s", order=3, calls_per_step=1, source="arXiv:2206.00927 alg. 2"
+        name="dpm-3s", order=3, source="arXiv:2206.00927 alg. 2"
     )
     p: ClassVar[int] = 3
     pred: ClassVar[Literal["data", "noise"]] = "noise"

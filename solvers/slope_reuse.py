@@ -38,9 +38,7 @@ from .registry import SolverInfo, check_family, register
 class FireFlow:
     """A run of N steps costs N + 1 calls; it remembers one slope."""
 
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="fireflow", order=2, calls_per_step=1, source="arXiv:2412.07517"
-    )
+    info: ClassVar[SolverInfo] = SolverInfo(name="fireflow", order=2, source="arXiv:2412.07517")
 
     def on(self, grid: TimeGrid) -> "SlopeReuseSteps":
         return SlopeReuseSteps(Straight.of(grid), share=0.5)
@@ -57,7 +55,6 @@ class UniInv:
     info: ClassVar[SolverInfo] = SolverInfo(
         name="uni-inv",
         order=1,
-        calls_per_step=1,
         source="arXiv:2504.13109",
         families=("flow",),
     )

@@ -179,10 +179,10 @@ def _list_rows(table: Compiled) -> list[Combination]:
     """Returns the steps of a canonical table; they use the first state and no other."""
     columns = table.U or [()] * table.steps
     return [
-        {("x", 0): a, **_columns("u0", more), **_columns("x0", row)}
+        {("x", 0): a, **_make_columns("u0", more), **_make_columns("x0", row)}
         for a, row, more in zip(table.A, table.B, columns, strict=True)
     ]
 
 
-def _columns(kind: str, weights: Sequence[float]) -> Combination:
+def _make_columns(kind: str, weights: Sequence[float]) -> Combination:
     return {(kind, j): weight for j, weight in enumerate(weights)}

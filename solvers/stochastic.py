@@ -48,18 +48,18 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .exponential import StepSpec, taylor
-from .linear import LinearSolver, LowerOrderFinal, orders
+from .exponential import StepSpec, combine_step
+from .linear import LinearSolver, LowerOrderFinal, plan_orders
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
 from .registry import SolverInfo, register
-from .table import Combination, plus
+from .table import Combination, add_terms
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 def stretch_nodes(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
-    """The nodes with (1 + eta) lam for lam; over them an ODE step is the SDE step less its noise.
+    """Returns nodes with (1 + eta) lam; over them an ODE step is the SDE step less its noise.
 
     sigma becomes alpha e^{-(1 + eta) lam}, which is infinite at alpha = 0.
     """
@@ -76,7 +76,7 @@ def stretch_nodes(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
 
 
 def compute_noise_std(grid: TimeGrid, n: int, eta: float) -> float:
-    """sigma_s sqrt(1 - e^{-2 eta h}): the noise of step n, from t to s."""
+    """Returns sigma_s sqrt(1 - e^{-2 eta h}): the noise of step n, from t to s."""
     t, s = grid.nodes[n], grid.nodes[n + 1]
     if eta == 0.0 or s.sigma == 0.0:
         return 0.0
@@ -101,15 +101,13 @@ class SDEDPMpp(LinearSolver):
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         nodes, combos = stretch_nodes(grid.nodes, self.eta), []
         for n, spec in enumerate(self.specs(grid)):
-            combo = taylor(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+            combo = combine_step(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
             combos.append({**combo, ("z", n): self.s_noise * compute_noise_std(grid, n, self.eta)})
         return combos
 
 
-def _sde_info(p: int, order: int, source: str) -> SolverInfo:
-    return SolverInfo(
-        name=f"sde-dpmpp-{p}", order=order, calls_per_step=1, source=source, stochastic=True
-    )
+def _describe(p: int, order: int, source: str) -> SolverInfo:
+    return SolverInfo(name=f"sde-dpmpp-{p}", order=order, source=source, stochastic=True)
 
 
 @register
@@ -117,7 +115,7 @@ def _sde_info(p: int, order: int, source: str) -> SolverInfo:
 class SDEDPMpp1(SDEDPMpp):
     """Order 1; with eta = 1 the ancestral sampler `ddpm`."""
 
-    info: ClassVar[SolverInfo] = _sde_info(1, 1, "arXiv:2211.01095, SDE-DPM-Solver++1")
+    info: ClassVar[SolverInfo] = _describe(1, 1, "arXiv:2211.01095, SDE-DPM-Solver++1")
 
     def specs(self, grid: TimeGrid) -> list[StepSpec]:
         return DPMpp1M().steps(grid)
@@ -132,7 +130,7 @@ class SDEDPMpp2(SDEDPMpp):
     lower_order_final: see `LowerOrderFinal`.
     """
 
-    info: ClassVar[SolverInfo] = _sde_info(2, 2, "arXiv:2211.01095, SDE-DPM-Solver++(2M)")
+    info: ClassVar[SolverInfo] = _describe(2, 2, "arXiv:2211.01095, SDE-DPM-Solver++(2M)")
     kind: Kind = "midpoint"
     lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
 
@@ -151,7 +149,7 @@ class SDEDPMpp3(SDEDPMpp):
     lower_order_final: see `LowerOrderFinal`.
     """
 
-    info: ClassVar[SolverInfo] = _sde_info(
+    info: ClassVar[SolverInfo] = _describe(
         3, 2, "arXiv:2211.01095, SDE-DPM-Solver++ with three terms"
     )
     kind: Kind = "midpoint"
@@ -174,7 +172,6 @@ class DDPM(LinearSolver):
     info: ClassVar[SolverInfo] = SolverInfo(
         name="ddpm",
         order=1,
-        calls_per_step=1,
         source="arXiv:2006.11239 eq. 6-7 and sec. 3.2",
         stochastic=True,
         same_as="sde-dpmpp-1",
@@ -185,18 +182,18 @@ class DDPM(LinearSolver):
         combos = SDEDPMpp1(eta=1.0).combinations(grid)
         if self.variance == "large":
             for n, combo in enumerate(combos):
-                combo[("z", n)] = _large(*grid.nodes[n : n + 2])
+                combo[("z", n)] = _compute_large_std(*grid.nodes[n : n + 2])
         return combos
 
 
-def _large(t: Node, s: Node) -> float:
-    """Returns standard deviation of x_s given x_t for data of unit variance."""
+def _compute_large_std(t: Node, s: Node) -> float:
+    """Returns the standard deviation of x_s given x_t for data of unit variance."""
     if s.sigma == 0.0:
         return 0.0
-    return math.hypot(s.alpha, s.sigma) * math.sqrt(1.0 - _signal(t) / _signal(s))
+    return math.hypot(s.alpha, s.sigma) * math.sqrt(1.0 - _compute_signal(t) / _compute_signal(s))
 
 
-def _signal(node: Node) -> float:
+def _compute_signal(node: Node) -> float:
     """Returns the share of the signal in the variance of x."""
     return node.alpha**2 / (node.alpha**2 + node.sigma**2)
 
@@ -219,11 +216,7 @@ class SASolver(LinearSolver):
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
-        name="sa-solver",
-        order=2,
-        calls_per_step=1,
-        source="arXiv:2309.05019 alg. 1",
-        stochastic=True,
+        name="sa-solver", order=2, source="arXiv:2309.05019 alg. 1", stochastic=True
     )
     predictor_order: Literal[1, 2, 3, 4] = 2
     corrector_order: Literal[0, 2, 3, 4] = 2
@@ -234,34 +227,34 @@ class SASolver(LinearSolver):
     lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        predictors = orders(grid, self.predictor_order, self.lower_order_final)
-        correctors = orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
+        predictors = plan_orders(grid, self.predictor_order, self.lower_order_final)
+        correctors = plan_orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
         combos: list[Combination] = []
         shift: Combination = {}  # corrected minus predicted state at node n
         noisy = stretch_nodes(grid.nodes, self.tau**2)
         for n in range(grid.steps):
-            eta = self._eta(grid, n)
+            eta = self._choose_eta(grid, n)
             nodes, past = noisy if eta else grid.nodes, range(n - 1, -1, -1)
-            predicted = taylor(nodes, n, n + 1, self._spec(predictors[n]), past)
+            predicted = combine_step(nodes, n, n + 1, self._make_spec(predictors[n]), past)
             weight = predicted.pop(("x", n))
-            combo = plus(predicted, plus({("x", n): 1.0}, shift), weight)
+            combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
             combos.append({**combo, ("z", n): compute_noise_std(grid, n, eta)})
             on = self.corrector_order > 0 and n + 1 < grid.steps
-            shift = self._correction(nodes, n, correctors[n] + 1, predicted) if on else {}
+            shift = self._correct(nodes, n, correctors[n] + 1, predicted) if on else {}
         return combos
 
-    def _eta(self, grid: TimeGrid, n: int) -> float:
+    def _choose_eta(self, grid: TimeGrid, n: int) -> float:
         inside = self.kappa_min <= grid.nodes[n].kappa <= self.kappa_max
         return self.tau**2 if inside and n + 1 < grid.steps else 0.0
 
-    def _spec(self, order: int) -> StepSpec:
+    def _make_spec(self, order: int) -> StepSpec:
         return StepSpec(order=order, relax="bh1" if order == 2 and self.few_steps else "none")
 
-    def _correction(
+    def _correct(
         self, nodes: Sequence[Node], n: int, order: int, predicted: Combination
     ) -> Combination:
-        """Step n with the prediction at its end, minus step n itself."""
+        """Returns step n with the prediction at its end, minus step n itself."""
         history = chain([n + 1], range(n - 1, -1, -1))
-        corrected = taylor(nodes, n, n + 1, self._spec(order), history)
+        corrected = combine_step(nodes, n, n + 1, self._make_spec(order), history)
         corrected.pop(("x", n))
-        return plus(corrected, predicted, -1.0)
+        return add_terms(corrected, predicted, -1.0)

@@ -96,7 +96,7 @@ def check_weights(n: int, weights: Iterable[float]) -> None:
             )
 
 
-def plus(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
+def add_terms(a: Mapping[Term, float], b: Mapping[Term, float], weight: float = 1.0) -> Combination:
     """Returns a + weight b."""
     out = dict(a)
     for term, value in b.items():
@@ -123,7 +123,7 @@ def write_slopes_out(nodes: Sequence[Node], combos: Sequence[Combination]) -> li
             if term[0] in SLOPES and weight and (term[1] == n or once):
                 a, b = split_term(nodes[term[1]], term[0])
                 parts = {("x", term[1]): a, ("x0", term[1]): b}
-                combo = plus({**combo, term: 0.0}, parts, weight)
+                combo = add_terms({**combo, term: 0.0}, parts, weight)
         out.append({term: weight for term, weight in combo.items() if weight != 0.0})
     return out
 
@@ -167,10 +167,10 @@ def rewrite(table: Table, starts: Sequence[int]) -> Table:
         end, base = states[n + 1], states[start]
         carried = base.get(FIRST, 0.0)
         weight = end.get(FIRST, 0.0) / carried if carried else 0.0
-        rest = plus(end, base, -weight)
+        rest = add_terms(end, base, -weight)
         if carried:
             rest[FIRST] = 0.0
-        steps.append(plus(rest, {("x", start): weight}))
+        steps.append(add_terms(rest, {("x", start): weight}))
     return replace(table, steps=steps)
 
 
@@ -181,7 +181,7 @@ def _expand(table: Table) -> list[Combination]:
         state: Combination = {}
         for term, weight in combo.items():
             if weight:
-                state = plus(state, _in_first(table, term, states), weight)
+                state = add_terms(state, _in_first(table, term, states), weight)
         states.append(state)
     return states
 
@@ -192,7 +192,7 @@ def _in_first(table: Table, term: tuple[str, int], states: Sequence[Combination]
         raise ScheduleError("a solver that adds noise has no canonical table")
     if kind in SLOPES:
         a, b = split_term(table.nodes[n], kind)
-        return plus({("x0", n): b}, states[n], a)
+        return add_terms({("x0", n): b}, states[n], a)
     return states[n] if kind == "x" else {term: 1.0}
 
 

@@ -33,7 +33,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VP
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import drive, names, solver
-from fewstep.solvers.er_sde import er_step
+from fewstep.solvers.er_sde import combine_er_step
 
 OURS = ["ddpm", "er-sde-1", "er-sde-2", "er-sde-3", "sa-solver"]
 OURS += ["sde-dpmpp-1", "sde-dpmpp-2", "sde-dpmpp-3"]
@@ -269,7 +269,7 @@ def test_er_sde_integrates_polynomials_in_kappa(phi):
     grid = uneven()
     t, s = grid.nodes[3:5]
     for order, degree in ((1, 0), (2, 1), (3, 2)):
-        combo = er_step(grid.nodes, 3, order, False, **given)
+        combo = combine_er_step(grid.nodes, 3, order, False, **given)
 
         def integrand(k, degree=degree):
             return derivative(k) / value(k) ** 2 * k**degree
@@ -287,14 +287,16 @@ def test_er_sde_derivatives_are_the_published_ones():
     """The first from two predictions, the second 2 (d - d_before) / (kappa_n - kappa_{n-2})."""
     grid = uneven(EDM())
     k = [node.kappa for node in grid.nodes]
-    rows = {order: er_step(grid.nodes, 3, order, True) for order in (1, 2, 3)}
+    rows = {order: combine_er_step(grid.nodes, 3, order, True) for order in (1, 2, 3)}
     w1 = rows[2]["x0", 2] * -(k[3] - k[2])
     d = {("x0", 3): 1 / (k[3] - k[2]), ("x0", 2): -1 / (k[3] - k[2])}
     before = {("x0", 2): 1 / (k[2] - k[1]), ("x0", 1): -1 / (k[2] - k[1])}
     second = {
         term: 2 * (d.get(term, 0) - before.get(term, 0)) / (k[3] - k[1]) for term in {**d, **before}
     }
-    exact = er_step(grid.nodes, 3, 3, False)  # its first derivative is d + (k3 - k2) / 2 second
+    exact = combine_er_step(
+        grid.nodes, 3, 3, False
+    )  # its first derivative is d + (k3 - k2) / 2 second
     w2 = exact["x0", 1] / second["x0", 1] - w1 * (k[3] - k[2]) / 2
     for term, value in second.items():
         wanted = rows[1].get(term, 0.0) + w1 * d.get(term, 0.0) + w2 * value

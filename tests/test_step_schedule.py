@@ -30,7 +30,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VP
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Executor, Schedule, StepSchedule, drive, list_queries, solver
-from fewstep.solvers.exponential import StepSpec, derivative_weights, phi, relaxation
+from fewstep.solvers.exponential import StepSpec, compute_relaxation, find_derivative_weights, phi
 
 ENCODED = [(name, process) for name, process in CASES if hasattr(solver(name), "step_schedule")]
 
@@ -530,7 +530,7 @@ def test_derivative_weights_are_exact_on_polynomials(n):
     rng = np.random.default_rng(n)
     polynomial = np.polynomial.Polynomial(rng.standard_normal(n + 1))
     for k in range(1, n + 1):
-        weights = derivative_weights(offsets, k)
+        weights = find_derivative_weights(offsets, k)
         found = sum(
             w * (polynomial(d) - polynomial(0.0)) for w, d in zip(weights, offsets, strict=True)
         )
@@ -540,11 +540,13 @@ def test_derivative_weights_are_exact_on_polynomials(n):
 @pytest.mark.parametrize(("kind", "slope"), [("bh2", 1 / 6), ("bh1", -1 / 3), ("none", 0.0)])
 def test_relaxations_expand_as_published(kind, slope):
     for signed in (1e-4, -1e-4):
-        found = (relaxation(kind, abs(signed), signed) - 1.0) / signed
+        found = (compute_relaxation(kind, abs(signed), signed) - 1.0) / signed
         assert found == pytest.approx(slope, abs=1e-4)
-    assert relaxation("linear", 0.5, -0.5, c=0.2) == pytest.approx(1.1)
+    assert compute_relaxation("linear", 0.5, -0.5, c=0.2) == pytest.approx(1.1)
     h = 0.7
-    assert relaxation("bh2", h, -h) == pytest.approx(
+    assert compute_relaxation("bh2", h, -h) == pytest.approx(
         (-h / 2) * math.expm1(-h) / (math.expm1(-h) + h), rel=1e-14
     )
-    assert relaxation("bh1", h, h) == pytest.approx((h * h / 2) / (math.expm1(h) - h), rel=1e-14)
+    assert compute_relaxation("bh1", h, h) == pytest.approx(
+        (h * h / 2) / (math.expm1(h) - h), rel=1e-14
+    )

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 from fewstep.models.errors import SettingError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
 from fewstep.solvers import drive, solver
-from fewstep.solvers.adams import between, mean_of_basis
-from fewstep.solvers.singlestep import _blocks, _split
+from fewstep.solvers.adams import average_basis, place_points
+from fewstep.solvers.singlestep import _list_blocks, _split_steps
 
 NEVER = {"lower_order_final": "never"}
 KAPPAS = [20.0, 9.0, 5.0, 1.5, 0.8, 0.3, 0.1]  # uneven, so that a swapped history shows
@@ -148,8 +148,10 @@ def test_noise_form_settings_change_the_answer():
     ],
 )
 def test_budget_split(p, sizes):
-    assert {n: _split(n, p) for n in sizes} == sizes
-    assert all(sum(_split(n, p)) == n and set(_split(n, p)) <= {1, 2, p} for n in range(60))
+    assert {n: _split_steps(n, p) for n in sizes} == sizes
+    assert all(
+        sum(_split_steps(n, p)) == n and set(_split_steps(n, p)) <= {1, 2, p} for n in range(60)
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,10 +165,10 @@ def test_budget_split(p, sizes):
 )
 def test_steps_at_the_ends_are_blocks_of_their_own(first, last, sizes):
     times = [first + (last - first) * i / 8 for i in range(9)]
-    blocks = list(_blocks(TimeGrid.of(RectifiedFlow(), times), 3))
+    blocks = list(_list_blocks(TimeGrid.of(RectifiedFlow(), times), 3))
     assert [b - a for a, b in blocks] == sizes
     assert [a for a, _ in blocks] == [sum(sizes[:i]) for i in range(len(sizes))]
-    assert list(_blocks(TimeGrid.of(RectifiedFlow(), [1.0, 0.0]), 3)) == [(0, 1)]
+    assert list(_list_blocks(TimeGrid.of(RectifiedFlow(), [1.0, 0.0]), 3)) == [(0, 1)]
 
 
 def singlestep_by_the_book(grid, x, law, p, form, kind):
@@ -192,7 +194,7 @@ def singlestep_by_the_book(grid, x, law, p, form, kind):
         h = node.lam - start.lam
         return two(node)[1] * (1.0 - math.expm1(k * h) / (k * h))
 
-    for begin, end in _blocks(grid, p):
+    for begin, end in _list_blocks(grid, p):
         s, t = grid.nodes[begin], grid.nodes[end]
         m0 = value(x, s)
         if end - begin == 1 and (s.alpha == 0.0 or t.sigma == 0.0):
@@ -338,13 +340,13 @@ def test_tab_weights_are_the_integrals(process, k, last):
 
 def test_weights_of_polynomials_in_closed_form():
     places, end = [1.5, 2.0, 3.5, 8.0], 0.4
-    found = mean_of_basis(places, between(places[0], end))
+    found = average_basis(places, place_points(places[0], end))
     for j, mean in enumerate(found, start=1):
         others = [place for k, place in enumerate(places) if k != j]
         basis = Polynomial.fromroots(others)
         integral = (basis / basis(places[j])).integ()
         assert mean == pytest.approx((integral(end) - integral(places[0])) / (end - places[0]))
-    uniform = mean_of_basis([3.0, 4.0, 5.0, 6.0], between(3.0, 2.0))
+    uniform = average_basis([3.0, 4.0, 5.0, 6.0], place_points(3.0, 2.0))
     assert uniform == pytest.approx([-59 / 24, 37 / 24, -9 / 24])
 
 
