@@ -300,7 +300,7 @@ def test_files_that_no_measurement_made_stay_in_its_folder(tmp_path):
 def written(tmp_path_factory):
     """The file that the command writes for fashion-dit, and its own output."""
     out = tmp_path_factory.mktemp("stats") / "dit.safetensors"
-    asked = ["stats", "fashion-dit", "--out", str(out), "--samples", "2", "--nodes", "6"]
+    asked = ["stats", "fashion-dit", "--out", str(out), "--samples", "4", "--nodes", "6"]
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     return out, result.output
