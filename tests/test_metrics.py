@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -550,7 +551,8 @@ def test_too_few_images_are_warned_of(sets):
 def test_metrics_are_listed():
     done = CliRunner().invoke(app, ["list", "metrics"])
     assert done.exit_code == 0
-    assert all(name in done.stdout for name in names())
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    assert all(name in done.stdout and f"`{name}`" in page for name in names())
     wrong = CliRunner().invoke(app, ["list", "metric"])
     assert wrong.exit_code == 2
     assert "did you mean 'metrics'" in wrong.stderr

@@ -34,10 +34,6 @@ class Squares(Experiment):
     def cells(self):
         return self.numbers
 
-    def find_rows(self, cell):
-        row = self.store.rows.get(str(cell))
-        return [] if row is None else [row]
-
     def measure(self, cell, advance):
         if cell < 0:
             raise SettingError("it is negative")

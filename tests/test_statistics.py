@@ -168,6 +168,15 @@ def test_files_of_raw_features_are_summed_up(tmp_path):
     assert np.array_equal(kept["pool"], rows.numpy())
 
 
+def test_statistics_in_a_file_count_more_than_its_rows(tmp_path):
+    """Rows may be some of the features that mean and covariance are of."""
+    rows, all_rows = features(20, 5), fit(features(50, 5))
+    np.savez(tmp_path / "a.npz", pool_3=rows.numpy(), mu=all_rows.mu, sigma=all_rows.cov, n=50)
+    statistics, some = load_npz(tmp_path / "a.npz")
+    assert np.array_equal(statistics["pool"].cov, all_rows.cov)
+    assert (statistics["pool"].n, len(some["pool"])) == (50, 20)
+
+
 def save_what_is_no_covariance(folder):
     """Files whose second moments are none, and what is said of each."""
     skew = np.array([[1.0, 0.5], [-0.5, 1.0]])

@@ -99,10 +99,6 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
     def cells(self) -> list[QualityCell]:
         return self._cells
 
-    def find_rows(self, cell: QualityCell) -> list[ResultRow]:
-        row = self.store.rows.get(cell.protocol.hash)
-        return [] if row is None else [row]
-
     def identify(self, cell: QualityCell) -> str:
         return cell.protocol.hash
 

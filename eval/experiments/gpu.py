@@ -53,8 +53,8 @@ class GpuBench(Experiment[GpuJob, GpuRow]):
         rows = (row for row in self.store.rows.values() if row.job == cell.name)
         return [row for row in rows if self.here.items() <= row.model_dump().items()]
 
-    def identify(self, cell: GpuJob) -> object:
-        return (*self.here.values(), cell.name)
+    def identify(self, cell: GpuJob) -> str:
+        return repr((*self.here.values(), cell.name))
 
     def leave_out(self, cell: GpuJob, error: FewstepError) -> None:
         """Goes on: one job that fails must not cost the others."""

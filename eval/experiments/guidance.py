@@ -111,8 +111,8 @@ class GuidanceBench(FrontBench):
         """Returns the row of a run, whichever weights were fitted for it."""
         return [row for row in self._alike() if _run_of(row) == cell]
 
-    def identify(self, cell: FrontRun) -> object:
-        return cell, self.measure_to(self.converged, METRIC)
+    def identify(self, cell: FrontRun) -> str:
+        return repr((cell, self.measure_to(self.converged, METRIC)))
 
     def rows(self) -> list[ResultRow]:
         """Returns the rows in the store, in its order, that are within the network rows."""

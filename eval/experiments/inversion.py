@@ -115,9 +115,8 @@ class InversionBench(Experiment[RoundTrip, RoundTripRow]):
     def cells(self) -> list[RoundTrip]:
         return self._cells
 
-    def find_rows(self, cell: RoundTrip) -> list[RoundTripRow]:
-        row = self.store.rows.get(cell.model_dump_json())
-        return [] if row is None else [row]
+    def identify(self, cell: RoundTrip) -> str:
+        return cell.model_dump_json()
 
     def measure(self, cell: RoundTrip, advance: Advance) -> list[RoundTripRow]:
         """Returns the row of one round trip."""
