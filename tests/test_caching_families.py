@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import BRANCHES, STACKED, UNETS, inputs
 from tiny import network as built
 from torch.utils.flop_counter import FlopCounterMode
 
+import fewstep
 from fewstep.models.caching import (
     CGTaylor,
     DeepCache,
@@ -21,6 +23,8 @@ from fewstep.models.caching import (
     caching,
     enable_cache,
     find_attachment,
+    names,
+    policy_class,
 )
 from fewstep.models.errors import ModelError
 
@@ -53,6 +57,14 @@ ON = [
     FixedMask(compute=(0, 1, 4)),
 ]
 UNET_ON = [DeepCache(interval=3), TaylorSeer(interval=3, **LITE), FixedMask(compute=(0, 1, 4))]
+
+
+def test_every_policy_is_run_here_exported_and_in_the_documents():
+    page = (Path(__file__).parents[1] / "docs" / "caching.md").read_text(encoding="utf-8")
+    assert {policy.info.name for policy in (*ON, *UNET_ON)} == set(names())
+    for name in names():
+        assert policy_class(name).__name__ in fewstep.__all__
+        assert f"| `{name}` |" in page
 
 
 SHOWN = ("dit", "sd3", "flux2")  # the others are slow tests
