@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..solvers import Schedule
 
 DRAWN = 64  # images where nothing is said of their number
+SHOWN = 6  # images of each class of a network that shows some: in the time of 64 grey ones
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet"}
 
 
@@ -143,6 +144,13 @@ class SampleOptions:
             raise SettingError("--times are the grid; drop --grid or --times")
         return parse_times(self.times)
 
+    def find_classes(self, network: "Network") -> tuple[str | None, int | None]:
+        """Returns the classes and how many images of each: what was typed, or what is shown."""
+        if self.classes is not None or not network.shown_classes:
+            return self.classes, self.per_class
+        each = self.per_class or (None if self.seeds else SHOWN)
+        return ",".join(map(str, network.shown_classes)), each
+
     def find_scale(self, network: "Network") -> float:
         """Returns the guidance scale that was typed, or the network's own where nothing else is."""
         if self.cfg_scale is not None:
@@ -156,10 +164,8 @@ class SampleOptions:
         from ..samplers.cache_file import resolve_cache
         from ..samplers.run_record import Run
 
-        classes = self.classes
-        if classes is None and network.shown_classes:
-            classes = ",".join(map(str, network.shown_classes))
-        seeds, labels = _images(network, self.seed, self.seeds, classes, self.per_class)
+        classes, each = self.find_classes(network)
+        seeds, labels = _images(network, self.seed, self.seeds, classes, each)
         run = Run(
             model=self.model,
             solver=self.solver,
@@ -178,7 +184,7 @@ class SampleOptions:
             dtype=self.dtype,
             device=self.device,
             speed=self.speed,
-            columns=self.per_class or 8 if classes and not self.seeds else None,
+            columns=each or 8 if classes and not self.seeds else None,
         ).settle()
         if self.cache is None:
             return run

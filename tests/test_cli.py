@@ -42,9 +42,9 @@ def refused(result, *parts):
 def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
     result = sample("--nfe", 3)
     assert result.exit_code == 0, result.output
-    assert re.search(r"24 images \| NFE 3 \| 6 network rows per image \| 3 calls", result.output)
+    assert re.search(r"18 images \| NFE 3 \| 6 network rows per image \| 3 calls", result.output)
     with Image.open("samples.png") as image:
-        assert image.size == (8 * 34 + 2, 3 * 34 + 2)
+        assert image.size == (6 * 34 + 2, 3 * 34 + 2)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
 
 

@@ -36,7 +36,7 @@ def test_commands(tmp_path):
         if "pip install" not in command:
             run(command.split(), tmp_path)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 24
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 18
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
