@@ -47,7 +47,9 @@ def runs_here(name):
 
 
 REMEMBERING = [name for name in FIXED if runs_here(name) and remembers(name)]
-MULTISTEP = [n for n in REMEMBERING if not isinstance(solver(n), Singlestep) and n != "evodiff"]
+MULTISTEP = [  # those of order 1 have none to lose
+    n for n in REMEMBERING if not isinstance(solver(n), Singlestep) and solver(n).info.order > 1
+]
 
 
 def errors(settings, case, rewrite, sizes):
