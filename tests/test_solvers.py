@@ -301,7 +301,6 @@ def test_methods_differ_and_other_names_of_one_do_not():
 
 def test_a_method_is_no_other_name_itself():
     other_names = [solver(name).info for name in names() if solver(name).info.same_as]
-    assert len(names()) - len(other_names) == 45
     for info in other_names:
         method = solver(info.same_as).info
         assert not method.same_as
