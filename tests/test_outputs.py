@@ -78,7 +78,7 @@ def test_nothing_of_a_user_is_lost(place, monkeypatch):
     (place / "log").mkdir()
     for module in (
         "models.load",
-        "eval.search.command",
+        "eval.search.prepare",
         "eval.experiments.fid_nfe",
         "eval.bench.front",
     ):

@@ -1,0 +1,54 @@
+"""What holds for every strategy of a search."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from test_search_guided import searching
+from test_search_newton import task_of, unipc
+from test_search_problem import small
+
+from fewstep.eval.search.log import Log
+from fewstep.eval.search.run import evaluate, make_task
+from fewstep.eval.search.size import SearchSize
+from fewstep.eval.search.strategies import HAND_MADE, OF_ROWS, ROWS, STRATEGIES, Proposal
+
+DOCS = Path(__file__).parents[1] / "docs" / "search.md"
+
+
+def check_proposals(task, row):
+    """Its first two, each evaluated before the next is asked for, as a search does it."""
+    made = len(task.log.own)
+    for proposal in islice(row.propose(task), 2):
+        assert task.size.fits(proposal.schedule), row.name
+        proposal.schedule.check_process(task.space.process)
+        assert evaluate(task, row.name, proposal), "it was tried before"
+        assert task.log.own[-1].score is not None
+    assert len(task.log.own) > made, "it proposed nothing"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_strategy_proposes_what_was_asked_for(tmp_path, row):
+    """On a log that holds something of this size and of a smaller one."""
+    task = replace(task_of(tmp_path), settings={"fine": 12})
+    smaller = replace(task, size=SearchSize(2))
+    evaluate(smaller, "grid", Proposal(unipc(2)))
+    check_proposals(task, row)
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_one_of_rows_proposes_schedules_with_guidance(tmp_path, name):
+    task = make_task(searching(tmp_path, problem=small(cfg_scale=3.0)), Log(tmp_path))
+    if name not in HAND_MADE:
+        evaluate(task, "grid", next(iter(STRATEGIES.get("grid").propose(task))))
+    check_proposals(task, STRATEGIES.get(name))
+
+
+def test_every_strategy_is_told_in_the_docs_and_seen_in_the_picture():
+    page = DOCS.read_text()
+    for row in ROWS:
+        assert f"| `{row.name}` |" in page
+        assert row.share > 0.0
+    assert len({row.colour for row in ROWS}) == len(ROWS)
+    assert ROWS[0].name in HAND_MADE, "the baseline is there whatever the budget"
