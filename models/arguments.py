@@ -53,13 +53,18 @@ def as_numbers(given: Any, argument: str) -> list[float]:
         raise SettingError(f"{argument} must be a row of numbers, not {given!r}") from None
 
 
-def refuse_unknown(unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Raises UnknownArgumentError for the first keyword that a function does not take."""
-    for name in unknown:
+def refuse_unknown(
+    given: Iterable[str], function: Callable[..., Any], taken: Iterable[str] = ()
+) -> None:
+    """Raises UnknownArgumentError for the first keyword that a function does not take.
+
+    taken: those that it takes without naming them in its signature.
+    """
+    for name in (name for name in given if name not in taken):
         kinds = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         parameters = signature(function).parameters.values()
         known = [each.name for each in parameters if each.kind in kinds and each.name != "self"]
-        raise UnknownArgumentError("argument", name, known)
+        raise UnknownArgumentError("argument", name, [*known, *taken])
 
 
 def parse_ranges(text: str) -> list[int]:

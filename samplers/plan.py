@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypedDict
 
 from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.errors import ScheduleError, SettingError
@@ -60,6 +60,25 @@ class Plan:
         return len(list_queries(self.solver, self.grid))
 
 
+class PlanChoices(TypedDict, total=False):
+    """The choices that decide solver, steps and nodes of a run.
+
+    solver: a name, `name:key=value,...`, a settings value, or a `Schedule`, which brings its own
+            grid and takes none of the other choices; None is the default.
+    nfe:    budget of evaluations per image; 10 if steps is not given either.
+    steps:  number of steps, instead of a budget.
+    grid:   a name, `name:key=value,...`, or falling times of the noise schedule that end where the
+            run shall end; the default suits the process.
+    final:  "zero", "sigma_min" or "denoise"; for named grids.
+    """
+
+    solver: str | SolverSettings | Artefact | None
+    nfe: int | None
+    steps: int | None
+    grid: str | Numbers | None
+    final: Final | str
+
+
 def make_plan(
     noise_schedule: NoiseSchedule,
     solver: str | SolverSettings | Artefact | None = None,
@@ -69,17 +88,9 @@ def make_plan(
     grid: str | Numbers | None = None,
     final: Final | str = Final.ZERO,
 ) -> Plan:
-    """Decides solver, steps and nodes.
+    """Decides solver, steps and nodes for the noise schedule of a network.
 
-    Args:
-        noise_schedule: the network's.
-        solver: a name, `name:key=value,...`, a settings value, or a `Schedule`, which brings its
-            own grid and takes none of the other arguments; None is the default.
-        nfe: budget of evaluations per image; 10 if steps is not given either.
-        steps: number of steps, instead of a budget.
-        grid: a name, `name:key=value,...`, or falling times of the noise schedule that end where
-            the run shall end; the default suits the process.
-        final: "zero", "sigma_min" or "denoise"; for named grids.
+    solver, nfe, steps, grid, final: see `PlanChoices`.
 
     Raises:
         FewstepError: for names that do not exist and combinations that cannot be.

@@ -242,7 +242,7 @@ def record_call(call: "SamplerCall") -> Run:
     for name in UNWRITTEN:
         if given[name] is not None:
             raise SettingError(f"its {name} has no text")
-    solver, labels = given["solver"], given["class_labels"]
+    solver, labels = given.get("solver"), given["class_labels"]
     planned = isinstance(solver, Schedule)
     return Run(
         model=str(loaded.source),
@@ -253,10 +253,12 @@ def record_call(call: "SamplerCall") -> Run:
         solver=None if planned else _as_text("solver", solver),
         seeds=tuple(given["seeds"]),
         classes=None if labels is None else tuple(labels),
-        grid=_record_grid(given["grid"]),
+        grid=_record_grid(given.get("grid")),
         cache=_as_text("cache", given["cache"]),
-        final=str(given["final"]),
-        **{name: given[name] for name in ("nfe", "steps", "batch")},
+        final=str(given.get("final", "zero")),
+        nfe=given.get("nfe"),
+        steps=given.get("steps"),
+        batch=given["batch"],
         **_record_guidance(given["guidance"]),
     ).settle()
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from ..models.arguments import Integers, Numbers, as_integer, as_integers, refuse_unknown
+from ..models.arguments import Integers, as_integer, as_integers, refuse_unknown
 from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
@@ -19,16 +19,16 @@ from ..models.modules import warn_in_training
 from ..models.pipeline_network import network_of
 from ..models.size import Size
 from ..models.speed import Speed
-from ..solvers import Bound, Schedule, SolverSettings
+from ..solvers import Bound
 from ..solvers.artefact import Artefact
 from .conditions import Conditions, check_branches, make_branches
-from .grid import Final
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
 from .loop import Callback, Job
 from .noise import check_seeds
 from .plan import (
     Plan,
+    PlanChoices,
     check_scale,
     choose_default_schedule,
     clean_choices,
@@ -135,20 +135,10 @@ class Sampler:
         """
         return cls(load(pipe) if size is None else network_of(pipe, size))
 
-    def plan(
-        self,
-        *,
-        solver: SolverSettings | Schedule | str | None = None,
-        nfe: int | None = None,
-        steps: int | None = None,
-        grid: str | Numbers | None = None,
-        final: Final | str = Final.ZERO,
-        **unknown: Never,
-    ) -> Plan:
-        """Returns the solver and grid that a call with these choices would run; see `make_plan`."""
-        refuse_unknown(unknown, self.plan)
-        schedule = self.network.schedule
-        plan = make_plan(schedule, solver, nfe=nfe, steps=steps, grid=grid, final=final)
+    def plan(self, **choices: Unpack[PlanChoices]) -> Plan:
+        """Returns the solver and grid that a call with these choices would run."""
+        refuse_unknown(choices, self.plan, PlanChoices.__annotations__)
+        plan = make_plan(self.network.schedule, **choices)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         plan.warn(self.network.prediction)
@@ -161,17 +151,12 @@ class Sampler:
         class_labels: Integers | None = None,
         conditions: Conditions | None = None,
         negative: Conditions | None = None,
-        solver: SolverSettings | Schedule | str | None = None,
-        nfe: int | None = None,
-        steps: int | None = None,
-        grid: str | Numbers | None = None,
-        final: Final | str = Final.ZERO,
         guidance: Guidance | str | None = None,
         cache: Policy | str | None = None,
         batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
-        **unknown: Never,
+        **choices: Unpack[PlanChoices],
     ) -> Result:
         """Samples one image per seed.
 
@@ -183,14 +168,14 @@ class Sampler:
             class_labels: one for all or one per image; None is the null class where there is one.
             conditions: further keyword tensors of the network, one row per image or one for all.
             negative: the same for the unconditional branch.
-            solver, nfe, steps, grid, final: as `make_plan` takes them. With none but an nfe, the
-                package's own schedule for an embedded network, if it has one.
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
                 a cache that is on the network already (`caching`) works without being named.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
+            choices: solver, nfe, steps, grid and final, see `PlanChoices`. With none but an nfe,
+                the package's own schedule for an embedded network, if it has one.
 
         Raises:
             FewstepError: for anything that cannot be run, before the network is called; for
@@ -198,17 +183,16 @@ class Sampler:
             NonFiniteError: if the network returns NaN or infinity.
             MemoryLackError: if a batch does not fit on the device.
         """
-        refuse_unknown(unknown, self.__call__)
+        refuse_unknown(choices, self.__call__, PlanChoices.__annotations__)
         seeds = check_seeds(seeds)
         if class_labels is not None:
             class_labels = as_integers(class_labels, "class_labels", len(seeds))
         arguments: dict[str, Any] = {"seeds": seeds, "class_labels": class_labels}
-        arguments |= {"conditions": conditions, "negative": negative, "solver": solver}
-        arguments |= {"nfe": nfe, "steps": steps, "grid": grid, "final": final}
-        arguments |= {"guidance": guidance, "cache": cache, "batch": batch, "callback": callback}
+        arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
+        arguments |= {"cache": cache, "batch": batch, "callback": callback, **choices}
         policy, cache = take_guidance(guidance), None if cache is None else take_cache(cache)
-        choices = clean_choices(solver=solver, nfe=nfe, steps=steps, grid=grid, final=final)
-        plan = self._plan(choices, policy)
+        given = clean_choices(**choices)
+        plan = self._plan(given, policy)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, policy, plan.grid)
@@ -216,7 +200,7 @@ class Sampler:
         job = Job(
             self.network,
             plan,
-            choices,
+            given,
             policy,
             seeds,
             branches,
