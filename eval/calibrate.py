@@ -8,7 +8,7 @@ that meets the quality becomes a small file for `sample --cache`.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +248,10 @@ class Calibration:
 
     def draw(self, path: Path) -> None:
         """Draws quality against effective evaluations."""
-        draw_panels([self], _paint, path)
+        draw_panels([partial(_paint, self)], path)
 
 
-def _paint(axis: Any, calibration: Calibration) -> None:
+def _paint(calibration: Calibration, axis: Any) -> None:
     quality, names = (
         calibration.quality,
         dict.fromkeys(each.run.family for each in calibration.figures),

@@ -9,12 +9,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
+from fewstep.eval import guidance_calibration
 from fewstep.eval.bench.rows import ResultStore
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.experiments.guidance import GuidanceBench, GuidanceFront, GuidanceTable
 from fewstep.eval.guidance_calibration import Similarity, similarity_log
 from fewstep.eval.guidance_fit import Fit, FittingGuide, fit
 from fewstep.eval.guidance_runs import Images
+from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
@@ -191,6 +193,17 @@ def test_a_log_says_where_it_would_stop():
     assert log.guided_steps(0.7, warmup=4, need=2).tolist() == [4, 4]
     assert log.guided_steps(1.0).tolist() == [5, 5]
     assert log.saving(0.7, 1, 1) == pytest.approx((3 + 2) / 2 / 10)
+
+
+def test_the_threshold_to_type_is_not_rounded_up(monkeypatch):
+    gamma = torch.tensor([[0.1234567] * 3 + [0.5] * 5])
+    log = guidance_calibration.Similarity(gamma.double(), "x0")
+    monkeypatch.setattr(guidance_calibration, "similarity_log", lambda *_, **__: log)
+    asked = {"nfe": 8, "images": 2, "guidance": "adaptive", "cfg_scale": 2.0, "saving": 0.15}
+    request = CalibrationRequest(network="fashion-dit", **asked)
+    lines = list(guidance_calibration.propose_threshold(request))
+    assert any(line.startswith("threshold 0.123456 saves 31.2 %") for line in lines), lines
+    assert "threshold=0.123456,space=x0" in lines[-1]
 
 
 def test_a_threshold_is_proposed_for_a_saving():

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -213,9 +214,9 @@ class FrontTable(ABC):
         """Writes a plot of error against cost, with a panel for each of the table."""
         panels = self.panels(points)
         names = list(dict.fromkeys(name for panel in panels for name in panel.families))
-        draw_panels(panels, lambda axis, panel: self._paint(axis, panel, names), path)
+        draw_panels([partial(self._paint, panel, names) for panel in panels], path)
 
-    def _paint(self, axis: Any, panel: FrontPanel, names: Sequence[str]) -> None:
+    def _paint(self, panel: FrontPanel, names: Sequence[str], axis: Any) -> None:
         for i, name in enumerate(names):
             shown = [(point.cost, point.error) for point in panel.family(name) if point.error]
             if not shown:

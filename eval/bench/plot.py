@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from ...models.errors import SettingError
 from ...models.files import write_whole
 
-P = TypeVar("P")
+Paint = Callable[[Any], None]  # fills an axis of matplotlib
 
 KINDS = (".png", ".svg", ".pdf")
 _MARKERS = "osv^D<>pXhdP8"
@@ -27,31 +27,45 @@ def marker(i: int) -> str:
     return _MARKERS[i % len(_MARKERS)]
 
 
-def draw_panels(things: Sequence[P], paint: Callable[[Any, P], None], path: Path) -> None:
-    """Writes a picture with one panel for each thing; `paint(axis, thing)` fills it.
+def draw_panels(paints: Sequence[Paint], path: Path, **layout: Any) -> None:
+    """Writes a picture with one panel for each painter; see `render_panels`.
 
     Raises:
         SettingError: if there is nothing to draw, or the file cannot be written.
     """
-    if not things:
+    if not paints:
         raise SettingError("there is nothing to draw; no run has finished")
-    write_whole(path, lambda file: _draw(things, paint, file, path.suffix[1:].lower()))
+    kind = path.suffix[1:].lower()
+    write_whole(path, lambda file: render_panels(paints, file, kind, **layout))
 
 
-def _draw(things: Sequence[P], paint: Callable[[Any, P], None], file: IO[bytes], kind: str) -> None:
+def render_panels(
+    paints: Sequence[Paint],
+    file: IO[bytes],
+    kind: str,
+    across: int = 2,
+    size: tuple[float, float] = (5.5, 4.2),
+) -> None:
+    """Writes a picture of a kind, the same bytes each time.
+
+    paints: fill one axis each.
+    across: panels side by side at most; size: of one in inches.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 8}):
-        across = min(2, len(things))
-        down = -(-len(things) // across)
-        figure = Figure(figsize=(5.5 * across, 4.2 * down), layout="constrained")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 8}
+    with matplotlib.rc_context(settings):
+        across = min(across, len(paints))
+        down = -(-len(paints) // across)
+        figure = Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False).flatten()
-        for axis, each in zip(axes, things, strict=False):
-            paint(axis, each)
-        for axis in axes[len(things) :]:
+        for axis, paint in zip(axes, paints, strict=False):
+            paint(axis)
+        for axis in axes[len(paints) :]:
             axis.set_axis_off()
-        figure.savefig(file, format=kind, dpi=150)
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
 
 
 def scatter(axis: Any, i: int, name: str, points: Sequence[tuple[float, float]]) -> None:

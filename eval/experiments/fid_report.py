@@ -5,13 +5,14 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
-from typing import IO, Any
+from typing import Any
 
-from ...models.files import write_bytes, write_whole
-from ..bench.plot import colour, marker
+from ...models.files import write_bytes
+from ..bench.plot import Paint, colour, draw_panels, marker, render_panels
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
 from ..bench.table import aligned_table, format_number, format_range
@@ -109,6 +110,7 @@ def _tail(table: QualityTable, rows: Sequence[ResultRow]) -> list[object]:
 
 
 TEMPLATE = "fid_nfe.html"
+LAYOUT: dict[str, Any] = {"across": 1, "size": (9.0, 4.6)}  # of the curves
 
 
 def write_report(
@@ -123,8 +125,7 @@ def write_report(
     """
     table = QualityTable.of(rows, remarks)
     if outputs.plot is not None:
-        kind = outputs.plot.suffix.lower().removeprefix(".")
-        write_whole(outputs.plot, lambda file: _curves(table, file, kind))
+        draw_panels(_panels(table), outputs.plot, **LAYOUT)
     if outputs.page is not None:
         write_bytes(outputs.page, page(table, stores).encode())
     return as_csv(table) if outputs.text == "csv" else markdown(table)
@@ -159,29 +160,18 @@ def _svg(table: QualityTable) -> Any:
     from markupsafe import Markup
 
     out = io.BytesIO()
-    _curves(table, out, "svg")
+    render_panels(_panels(table), out, "svg", **LAYOUT)
     text = out.getvalue().decode()
     return Markup(text[text.index("<svg") :])
 
 
-def _curves(table: QualityTable, file: IO[bytes], kind: str) -> None:
-    """Draws one panel of figure against NFE per network, and one of all against FLOPs."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 8}
-    with matplotlib.rc_context(settings):
-        networks = table.networks
-        figure = Figure(figsize=(9.0, 4.6 * (len(networks) + 1)), layout="constrained")
-        panels = figure.subplots(len(networks) + 1, squeeze=False)[:, 0]
-        for panel, network in zip(panels, networks, strict=False):
-            _network_panel(panel, table, network)
-        _cost_panel(panels[-1], table)
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+def _panels(table: QualityTable) -> list[Paint]:
+    """Returns a panel of figure against NFE per network, and one of all against FLOPs."""
+    panels = [partial(_network_panel, table, network) for network in table.networks]
+    return [*panels, partial(_cost_panel, table)]
 
 
-def _network_panel(panel: Any, table: QualityTable, network: str) -> None:
+def _network_panel(table: QualityTable, network: str, panel: Any) -> None:
     for i, (setting, points) in enumerate(table.of_network(network).items()):
         budgets = sorted(points)
         values = [points[nfe].mean for nfe in budgets]
@@ -207,7 +197,7 @@ def _error_bar(point: QualityPoint) -> tuple[float, float]:
     return point.mean - min(point.values), max(point.values) - point.mean
 
 
-def _cost_panel(panel: Any, table: QualityTable) -> None:
+def _cost_panel(table: QualityTable, panel: Any) -> None:
     for i, network in enumerate(table.networks):
         points = [point for point in table.points if point.network == network]
         cost = [point.cost("flops") / 1e9 for point in points]
