@@ -129,7 +129,8 @@ def _mirror_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> TableSteps:
     nodes = mirror_nodes(grid.nodes[::-1])
     if nodes[-1].sigma == 0.0:
         specs = [*specs[:-1], specs[-1].model_copy(update={"order": 1, "est": ()})]
-    table = Table(nodes, combine_steps(specs, nodes), list(map(Evaluation, nodes[:-1])))
+    steps = combine_steps(specs, TimeGrid(grid.schedule, tuple(nodes)))  # in lam, not in t
+    table = Table(nodes, steps, list(map(Evaluation, nodes[:-1])))
     return TableSteps(mirror(table))
 
 

@@ -24,7 +24,7 @@ tAB-DEIS interpolates eps in the schedule's own t over the last K + 1 nodes,
 
 with l_j the Lagrange polynomials in t, over fewer nodes in the first steps. The integral is taken
 over kappa, of which t is a smooth function down to kappa = 0, where kappa itself goes as a root
-of t; 32 Gauss-Legendre points. The step to sigma = 0 has the full order, and the node alpha = 0
+of t. The step to sigma = 0 has the full order, and the node alpha = 0
 stays in use, as t and eps are finite there. Where t is kappa, on EDM, `deis-tab3` is `lms`.
 """
 
@@ -33,17 +33,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .linear import LinearSolver
+from .quadrature import average_basis, place_points
 from .registry import SolverInfo, register
 from .table import Combination, add_terms
-
-_PLACES, _SHARES = np.polynomial.legendre.leggauss(32)
 
 
 def combine_adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combination:
@@ -55,32 +52,6 @@ def combine_adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combi
         difference = {("eps", n - j): 1.0, ("eps", n): -1.0}
         combo = add_terms(combo, difference, s.alpha * weight)
     return combo
-
-
-def place_points(start: float, end: float) -> list[float]:
-    """Returns the 32 Gauss-Legendre points from start to end."""
-    points: list[float] = (start + (end - start) * (_PLACES + 1.0) / 2.0).tolist()
-    return points
-
-
-def average_basis(places: Sequence[float], points: Sequence[float]) -> list[float]:
-    """Returns the means over a step of the Lagrange polynomials l_1, ... on places p_0, p_1, ...
-
-    points: where the coordinate of the places is at the points that `between` gives.
-    """
-    at = np.array(points)
-    return [float(_SHARES @ _evaluate_basis(places, j, at)) / 2.0 for j in range(1, len(places))]
-
-
-def _evaluate_basis(
-    places: Sequence[float], j: int, at: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Returns l_j, which is 1 at p_j and 0 at the other places."""
-    value = np.ones_like(at)
-    for k, place in enumerate(places):
-        if k != j:
-            value = value * (at - place) / (places[j] - place)
-    return value
 
 
 _PAST = {  # weights of eps_{t-1}, eps_{t-2}, ...; all weights of an order sum to 1

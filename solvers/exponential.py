@@ -16,6 +16,8 @@ that a search proposes are values of this one type.
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, count, islice
 from typing import Annotated, Literal, Self
 
@@ -23,8 +25,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ..models.reading import StrictModel
-from ..models.schedule import Node
+from ..models.schedule import Node, TimeGrid
 from .artefact import Finite
+from .interpolation import LAM, Coordinate, FiniteCoordinate, interpolate
 from .table import Combination, add_terms
 
 
@@ -83,6 +86,9 @@ class StepSpec(StrictModel):
     corr:  the corrector that follows.
     dA:    added to the weight of the state.
     dB:    added to the weights of the x0 predictions, newest first.
+    coordinate: "lam"; or "t" or "lam+K", in which the polynomial through the last `order`
+           predictions takes the place of the Taylor series, with its exact weights
+           (`interpolation`).
     """
 
     pred: Literal["data", "noise", "mixed"] = "data"
@@ -95,6 +101,7 @@ class StepSpec(StrictModel):
     corr: Corrector = Corrector()
     dA: Finite = 0.0
     dB: tuple[Finite, ...] | None = None
+    coordinate: Coordinate = LAM
 
     @property
     def ell(self) -> float:
@@ -128,7 +135,22 @@ class StepSpec(StrictModel):
             raise ValueError("relax has an effect from order 2 only")
         if self.corr.relax != "none" and not (self.corr.on and self.order == 1):
             raise ValueError("corr.relax has an effect on the corrector of an order 1 step only")
+        if self.coordinate != LAM and self != self.placed(self.coordinate):
+            raise ValueError("est, relax, kmul and pred mixed have an effect in lam only")
         return self
+
+    def placed(self, coordinate: str) -> "StepSpec":
+        """Returns the step in a coordinate; in another than lam every weight is exact."""
+        if coordinate == LAM:
+            return self
+        return StepSpec.model_construct(
+            pred="noise" if self.ell < 0.5 else "data",
+            order=self.order,
+            corr=Corrector(on=self.corr.on),
+            dA=self.dA,
+            dB=self.dB,
+            coordinate=coordinate,
+        )
 
 
 def combine_step(
@@ -204,26 +226,66 @@ def _scale_prediction(nodes: Sequence[Node], n: int, j: int, ell: float) -> Comb
     return combo
 
 
-def combine_steps(specs: Sequence[StepSpec], nodes: Sequence[Node]) -> list[Combination]:
+@dataclass(frozen=True)
+class MultistepPath:
+    """A grid, and the share eta of the noise of the reverse SDE that its steps make room for.
+
+    nodes: those of the grid with (1 + eta) lam for lam; over them an ODE step is the SDE step less
+           its noise. sigma becomes alpha e^{-(1 + eta) lam}, which is infinite at alpha = 0.
+    """
+
+    grid: TimeGrid
+    eta: float = 0.0
+
+    @cached_property
+    def nodes(self) -> Sequence[Node]:
+        if self.eta == 0.0:
+            return self.grid.nodes
+        return [_stretch(node, self.eta) for node in self.grid.nodes]
+
+    def step(self, n: int, spec: StepSpec, corrected: bool = False) -> Combination:
+        """Returns the step from node n to the next in the coordinate of its specification.
+
+        corrected: the prediction at its end is the first that it uses beside that of n.
+        """
+        history = chain([n + 1] * corrected, range(n - 1, -1, -1))
+        used = list(islice(history, spec.order - 1))
+        noise = spec.pred == "noise"
+        blind = noise and self.grid.nodes[n].alpha == 0.0  # eps has no finite weight there
+        if spec.coordinate == LAM or not used or blind:
+            return combine_step(self.nodes, n, n + 1, spec, used)
+        return interpolate(
+            self.grid, n, used, FiniteCoordinate.of(spec.coordinate), self.eta, noise
+        )
+
+
+def _stretch(node: Node, eta: float) -> Node:
+    """Returns the node with (1 + eta) lam for lam, as `MultistepPath` has it."""
+    sigma = math.inf if node.alpha == 0.0 else node.sigma * math.exp(-eta * node.lam)
+    return replace(node, sigma=sigma, lam=(1.0 + eta) * node.lam)
+
+
+def combine_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> list[Combination]:
     """Returns x_{n+1} for every step n, in terms of x_n, x0_n and earlier predictions."""
     combos: list[Combination] = []
+    path = MultistepPath(grid)
     shift: Combination = {}  # corrected minus uncorrected state at node n
     for n, spec in enumerate(specs):
-        predicted = combine_step(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
+        predicted = path.step(n, spec)
         weight = predicted.pop(("x", n)) + spec.dA
         combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
         combos.append(add_terms(combo, _list_free(spec, n)))
-        shift = _correct(nodes, n, spec, predicted) if spec.corr.on else {}
+        shift = _correct(path, n, spec, predicted) if spec.corr.on else {}
     return combos
 
 
-def _correct(nodes: Sequence[Node], n: int, spec: StepSpec, predicted: Combination) -> Combination:
+def _correct(path: MultistepPath, n: int, spec: StepSpec, predicted: Combination) -> Combination:
     """Returns step n at one order more, with the prediction at its end, minus step n itself."""
     relax = spec.corr.relax if spec.order == 1 else "none"
     higher = spec.model_copy(
         update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
     )
-    corrected = combine_step(nodes, n, n + 1, higher, history=chain([n + 1], range(n - 1, -1, -1)))
+    corrected = path.step(n, higher, corrected=True)
     corrected.pop(("x", n))
     return add_terms(corrected, predicted, -1.0)
 

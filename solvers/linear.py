@@ -1,13 +1,17 @@
 """Bases of the solvers that compile to tables, and how orders rise and fall along a grid."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from ..models.schedule import TimeGrid
+from ..models.schedule import Node, TimeGrid
 from .exponential import StepSpec, combine_steps
+from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .registry import SolverInfo, check_family
 from .schedule_data import Schedule
 from .step_schedule import StepSchedule
@@ -65,12 +69,44 @@ class Encoder(LinearSolver):
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
         """Returns the specification of each step of a grid."""
 
+    def placed_steps(self, grid: TimeGrid) -> list[StepSpec]:
+        """Returns the steps in the coordinates in which they are made."""
+        return self.steps(grid)
+
     def step_schedule(self, grid: TimeGrid) -> StepSchedule:
         """Returns this solver on this grid as what a search moves."""
-        return StepSchedule.of(grid, tuple(self.steps(grid)), solver=self.info.name)
+        return StepSchedule.of(grid, tuple(self.placed_steps(grid)), solver=self.info.name)
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        return combine_steps(self.steps(grid), grid.nodes)
+        return combine_steps(self.placed_steps(grid), grid)
+
+
+@dataclass(frozen=True)
+class Interpolating(Encoder):
+    """An encoder whose predictions are interpolated in a coordinate of choice.
+
+    coordinate: "lam", as published; "t", or "lam+K", which is log((alpha + K) / sigma): both are
+                finite at alpha = 0, and all weights are exact in them. "auto" is lam, and t in the
+                steps that use a node at alpha = 0, where polynomials in lam have order 1.
+    """
+
+    coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
+
+    def placed_steps(self, grid: TimeGrid) -> list[StepSpec]:
+        return place_steps(self.steps(grid), grid.nodes[0], self.coordinate)
+
+
+def place_steps(specs: Sequence[StepSpec], first: Node, setting: str) -> list[StepSpec]:
+    """Returns steps from the first node on in their coordinates.
+
+    Those that use one prediction alone have none.
+    """
+    return [
+        spec.placed(choose_coordinate(setting, first, n + 1 - spec.order))
+        if spec.order > 1 or spec.corr.on
+        else spec
+        for n, spec in enumerate(specs)
+    ]
 
 
 def plan_orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int]:

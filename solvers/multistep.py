@@ -21,6 +21,10 @@ With e0 = eps at t, e1, e2 the predictions before it, F = e^h - 1 and h, r0 and 
 
 The step to sigma = 0 has order 1, where both predictions give the same.
 
+All of these are polynomials in lam. Where a run starts at alpha = 0, lam is -inf, and the steps
+that use that node are made in t instead, as `interpolation` says; so they have the order of a start
+just below it.
+
 DEIS in lam, of orders 1, 2 and 3, interpolates eps in lam and integrates it exactly,
 
     x_s = (alpha_s / alpha_t) x_t - sigma_s sum_{k < p} h^{k+1} phi_{k+1}(h) eps^{(k)}
@@ -49,7 +53,7 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import TimeGrid
 from .exponential import Corrector, Relax, StepSpec
-from .linear import Encoder, LowerOrderFinal, plan_orders
+from .linear import Encoder, Interpolating, LowerOrderFinal, plan_orders
 from .registry import SolverInfo, register
 
 
@@ -107,11 +111,11 @@ class DPMpp1M(DDIM):
 
 @register
 @dataclass(frozen=True)
-class DPMpp2M(Encoder):
+class DPMpp2M(Interpolating):
     """Order 2.
 
     kind: "midpoint" (the paper's) or "taylor" (diffusers calls it "heun").
-    lower_order_final: see `LowerOrderFinal`.
+    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
@@ -126,14 +130,14 @@ class DPMpp2M(Encoder):
 
 @register
 @dataclass(frozen=True)
-class DPMpp3M(Encoder):
+class DPMpp3M(Interpolating):
     """Order 3 in name.
 
     third_order: "published" is c = 1, as in the authors' code and every copy of it. Its D2 is half
         the second derivative, so the method converges with order 2, but it damps errors at few
         steps. "exact" is c = 2, a true third-order step.
     kind:        of the order-2 steps at both ends.
-    lower_order_final: see `LowerOrderFinal`.
+    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
@@ -182,8 +186,11 @@ class DPM3M(DPMpp3M):
 
 
 @dataclass(frozen=True)
-class DEIS(Encoder):
-    """Settings of all three orders; lower_order_final: see `LowerOrderFinal`."""
+class DEIS(Interpolating):
+    """Settings of all three orders.
+
+    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
+    """
 
     p: ClassVar[int]
     lower_order_final: LowerOrderFinal = LowerOrderFinal.UNDER_15
@@ -227,14 +234,14 @@ class DEIS3(DEIS):
 
 
 @dataclass(frozen=True)
-class UniPC(Encoder):
+class UniPC(Interpolating):
     """Settings of all three orders.
 
     solver_type: "bh1" or "bh2", the choice of B(h).
     corrector:   False leaves UniP, the predictor alone.
     disable_corrector: numbers of the steps that are not corrected, counted from 0; [0] helps at
                  very large guidance scales.
-    lower_order_final: see `LowerOrderFinal`.
+    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
     """
 
     p: ClassVar[int]

@@ -107,9 +107,7 @@ class StepSchedule(Artefact):
     def table(self) -> Table:
         """Returns what is run: the canonical table if there is one."""
         grid = self.grid()
-        steps = (
-            _list_rows(self.compiled) if self.compiled else combine_steps(self.steps, grid.nodes)
-        )
+        steps = _list_rows(self.compiled) if self.compiled else combine_steps(self.steps, grid)
         evaluations = [self._evaluate(grid, n) for n in range(len(steps))]
         return Table(grid.nodes, steps, evaluations, self.given)
 

@@ -39,40 +39,22 @@ with order 1 is SDE-DPM-Solver++1.
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import chain
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .exponential import StepSpec, combine_step
-from .linear import LinearSolver, LowerOrderFinal, plan_orders
+from .exponential import MultistepPath, Relax, StepSpec
+from .interpolation import AUTO, CoordinateSetting, choose_coordinate
+from .linear import LinearSolver, LowerOrderFinal, place_steps, plan_orders
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
 from .registry import SolverInfo, register
 from .table import Combination, add_terms
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-def stretch_nodes(nodes: Sequence[Node], eta: float) -> Sequence[Node]:
-    """Returns nodes with (1 + eta) lam; over them an ODE step is the SDE step less its noise.
-
-    sigma becomes alpha e^{-(1 + eta) lam}, which is infinite at alpha = 0.
-    """
-    if eta == 0.0:
-        return nodes
-    return [
-        replace(
-            node,
-            sigma=math.inf if node.alpha == 0.0 else node.sigma * math.exp(-eta * node.lam),
-            lam=(1.0 + eta) * node.lam,
-        )
-        for node in nodes
-    ]
 
 
 def compute_noise_std(grid: TimeGrid, n: int, eta: float) -> float:
@@ -89,21 +71,22 @@ class SDEDPMpp(LinearSolver):
 
     eta:     share of the noise of the reverse SDE; 0 is the ODE solver `dpmpp-1m`, `-2m` or `-3m`.
     s_noise: factor on the noise; other than 1 it changes the variance of the samples.
+    coordinate: see `Interpolating`.
     """
 
     eta: Share = 1.0
     s_noise: Scale = 1.0
+    coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
 
     @abstractmethod
     def specs(self, grid: TimeGrid) -> list[StepSpec]:
         """Returns the steps of the ODE solver."""
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        nodes, combos = stretch_nodes(grid.nodes, self.eta), []
-        for n, spec in enumerate(self.specs(grid)):
-            combo = combine_step(nodes, n, n + 1, spec, history=range(n - 1, -1, -1))
-            combos.append({**combo, ("z", n): self.s_noise * compute_noise_std(grid, n, self.eta)})
-        return combos
+        specs = place_steps(self.specs(grid), grid.nodes[0], self.coordinate)
+        path = MultistepPath(grid, self.eta)
+        noise = [self.s_noise * compute_noise_std(grid, n, self.eta) for n in range(grid.steps)]
+        return [{**path.step(n, spec), ("z", n): noise[n]} for n, spec in enumerate(specs)]
 
 
 def _describe(p: int, order: int, source: str) -> SolverInfo:
@@ -212,7 +195,7 @@ class SASolver(LinearSolver):
     few_steps: replaces the integral that weighs the first derivative in steps of two nodes by
                h^2 / 2, like UniPC's bh1; the authors' code and diffusers do, the paper does not. It
                overshoots in large steps: on Gaussian data it gave the worse variance at all N.
-    lower_order_final: see `LowerOrderFinal`.
+    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(
@@ -225,36 +208,35 @@ class SASolver(LinearSolver):
     kappa_max: Annotated[float, Field(ge=0.0)] = 25.0
     few_steps: bool = False
     lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
+    coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         predictors = plan_orders(grid, self.predictor_order, self.lower_order_final)
         correctors = plan_orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
         combos: list[Combination] = []
         shift: Combination = {}  # corrected minus predicted state at node n
-        noisy = stretch_nodes(grid.nodes, self.tau**2)
+        noisy, plain = MultistepPath(grid, self.tau**2), MultistepPath(grid)
         for n in range(grid.steps):
             eta = self._choose_eta(grid, n)
-            nodes, past = noisy if eta else grid.nodes, range(n - 1, -1, -1)
-            predicted = combine_step(nodes, n, n + 1, self._make_spec(predictors[n]), past)
+            path = noisy if eta else plain
+            predicted = path.step(n, self._make_spec(grid, n, predictors[n]))
             weight = predicted.pop(("x", n))
             combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
             combos.append({**combo, ("z", n): compute_noise_std(grid, n, eta)})
-            on = self.corrector_order > 0 and n + 1 < grid.steps
-            shift = self._correct(nodes, n, correctors[n] + 1, predicted) if on else {}
+            shift = {}
+            if self.corrector_order > 0 and n + 1 < grid.steps:
+                spec = self._make_spec(grid, n, correctors[n] + 1, ahead=1)
+                corrected = path.step(n, spec, corrected=True)
+                corrected.pop(("x", n))
+                shift = add_terms(corrected, predicted, -1.0)
         return combos
 
     def _choose_eta(self, grid: TimeGrid, n: int) -> float:
         inside = self.kappa_min <= grid.nodes[n].kappa <= self.kappa_max
         return self.tau**2 if inside and n + 1 < grid.steps else 0.0
 
-    def _make_spec(self, order: int) -> StepSpec:
-        return StepSpec(order=order, relax="bh1" if order == 2 and self.few_steps else "none")
-
-    def _correct(
-        self, nodes: Sequence[Node], n: int, order: int, predicted: Combination
-    ) -> Combination:
-        """Returns step n with the prediction at its end, minus step n itself."""
-        history = chain([n + 1], range(n - 1, -1, -1))
-        corrected = combine_step(nodes, n, n + 1, self._make_spec(order), history)
-        corrected.pop(("x", n))
-        return add_terms(corrected, predicted, -1.0)
+    def _make_spec(self, grid: TimeGrid, n: int, order: int, ahead: int = 0) -> StepSpec:
+        """Returns step n by `order` predictions; `ahead` of them, 0 or 1, are at its end."""
+        coordinate = choose_coordinate(self.coordinate, grid.nodes[0], n + 1 + ahead - order)
+        relax: Relax = "bh1" if order == 2 and self.few_steps else "none"
+        return StepSpec(order=order, relax=relax).placed(coordinate)

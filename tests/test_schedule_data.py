@@ -87,7 +87,8 @@ def test_every_linear_solver_is_data_that_runs_as_it_does():
 
 def test_settings_are_told_as_the_origin():
     made = solver("dpmpp-2m", kind="taylor").encode(even_in_lam(EDM(), 4))
-    assert made.provenance["settings"] == {"kind": "taylor", "lower_order_final": "under-15"}
+    told = {"kind": "taylor", "lower_order_final": "under-15", "coordinate": "auto"}
+    assert made.provenance["settings"] == told
 
 
 def test_version_1_is_read_and_runs_as_it_did():

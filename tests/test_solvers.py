@@ -436,9 +436,9 @@ def test_start_at_alpha_zero_is_the_limit(name):
         ("unipc-3", {"corrector": False}),
     ],
 )
-def test_second_step_from_alpha_zero_is_the_limit(name, settings):
+def test_second_step_from_alpha_zero_is_the_limit_in_lam(name, settings):
     """A prediction at distance L in lam adds C / L: L x(L) rises by x(infinity) per unit of L."""
-    settings = plain(name, **settings)
+    settings = plain(name, coordinate="lam", **settings)
 
     def end(t):
         grid = TimeGrid.of(RectifiedFlow(), [t, 0.6, 0.3])
@@ -451,12 +451,12 @@ def test_second_step_from_alpha_zero_is_the_limit(name, settings):
 
 
 @pytest.mark.parametrize("name", ["unipc-1", "unipc-2", "unipc-3"])
-def test_no_corrector_from_alpha_zero(name):
+def test_no_corrector_from_alpha_zero_in_lam(name):
     """The corrector needs the prediction at lam = -inf, which is at no finite distance."""
     for first in (1.0, 0.999):
         grid = flow_from(first, 6)
         a, b = (
-            run(solver(name, **kw), grid, unit_noise(), MIXTURE.x0)
+            run(solver(name, coordinate="lam", **kw), grid, unit_noise(), MIXTURE.x0)
             for kw in ({}, {"disable_corrector": [0]})
         )
         assert torch.equal(a, b) == (first == 1.0)

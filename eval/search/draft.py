@@ -15,6 +15,8 @@ from ...models.errors import SettingError
 from ...models.schedule import Node
 from ...solvers import StepSchedule
 from ...solvers.exponential import Corrector, StepSpec
+from ...solvers.interpolation import AUTO, LAM
+from ...solvers.linear import place_steps
 from .space import Space, nearest
 
 GAP = 0.01  # nearest nodes in lam; nearer ones only amplify rounding
@@ -98,15 +100,16 @@ def _fit_steps(
     steps: Sequence[StepSpec], base: StepSchedule, space: Space, start: float, end: float
 ) -> list[StepSpec]:
     """Steps as they can be where they stand, written in one way only."""
-    blind = int(space.process.at(start).alpha == 0.0)  # nothing can be learned at lam = -inf
-    out = []
+    first, out = space.process.at(start), []
     for i, step in enumerate(steps):
         spec = _fix_decisions(step, base, i, space.free)
         last = i == len(steps) - 1
-        if (last and end == space.process.t_zero) or (i < blind):
+        if last and end == space.process.t_zero:
             spec = StepSpec()
-        out.append(_simplify(spec, max(1, i + 1 - blind), last))
-    return out
+        if i == 0 and first.alpha == 0.0:  # where eps tells nothing of the data
+            spec = spec.model_copy(update={"pred": "data", "mix_l": 1.0})
+        out.append(_simplify(spec, i + 1, last))
+    return place_steps(out, first, AUTO)
 
 
 def _fix_decisions(step: StepSpec, base: StepSchedule, i: int, free: frozenset[str]) -> StepSpec:
@@ -129,7 +132,8 @@ def _fix_decisions(step: StepSpec, base: StepSchedule, i: int, free: frozenset[s
 
 
 def _find_relax(base: StepSchedule) -> str:
-    return next((step.relax for step in base.steps if step.order > 1), "none")
+    in_lam = (step for step in base.steps if step.order > 1 and step.coordinate == LAM)
+    return next((step.relax for step in in_lam), "none")
 
 
 def _simplify(step: StepSpec, highest: int, last: bool) -> StepSpec:
