@@ -767,7 +767,9 @@ def test_the_page_says_what_the_recipes_are():
 def test_the_recipe_on_the_page_is_one(tmp_path):
     path = tmp_path / "page.json"
     path.write_text(PAGE.partition("```json")[2].partition("```")[0])
-    assert f"{parameters_of(recipe_of(str(path), {})):,} parameters" in PAGE
+    recipe = recipe_of(str(path), {})
+    assert f"{parameters_of(recipe):,} parameters" in PAGE
+    assert float(task.make_nodes(recipe).label.max()) > 900.0
 
 
 # In processes of their own. The images are made up, so the script is started by a few lines.
