@@ -362,9 +362,8 @@ def test_a_network_that_cannot_be_built_is_refused():
 
 def test_recipes_are_of_the_asked_size_and_complete():
     for name, recipe in table.RECIPES.items():
-        small = recipe in table.ZOO
-        assert small == name.startswith("zoo-")
-        assert 3e5 < parameters_of(recipe) < (1e6 if small else 3e6)
+        assert (recipe in table.ZOO) == name.startswith("zoo-")
+        assert 3e5 < parameters_of(recipe) < 3e6
         assert recipe.process.family == recipe.schedule["family"]
         assert recipe_of(name, table.RECIPES) is recipe
         with pytest.raises(SettingError, match="is written"):

@@ -48,7 +48,7 @@ def dit(layers: int, heads: int) -> Fields:
     return {"model": "DiTTransformer2DModel", "config": config | {"patch_size": 4}}
 
 
-TINY_UNET, SMALL_UNET, SMALL_DIT = unet(16, 32, 64), unet(24, 48, 64), dit(layers=4, heads=3)
+TINY_UNET, SMALL_DIT = unet(16, 32, 64), dit(layers=4, heads=3)
 
 # Processes, what is predicted, and when.
 
@@ -91,10 +91,13 @@ SHORT: Fields = {"batch": 32, "rate": 1.5e-3, "bf16": False}
 ZOO = (
     Recipe(name="zoo-mnist-flow", **MNIST, **TINY_UNET, **FLOW_UNIFORM, **SHORT, conditional=False),
     Recipe(name="zoo-mnist-v", **MNIST, **SMALL_DIT, **V, **SHORT),
-    Recipe(name="zoo-mnist-eps", **MNIST, **TINY_UNET, **EPS, **SHORT, conditional=False),
+    Recipe(
+        name="zoo-mnist-eps", **MNIST, **TINY_UNET, **EPS_CONTINUOUS, **SHORT, conditional=False
+    ),
     Recipe(name="zoo-fashion-flow", **FASHION, **SMALL_DIT, **FLOW, **SHORT),
-    Recipe(name="zoo-emoji-v", **EMOJI, **SMALL_UNET, **V_CONTINUOUS, **SHORT),
-    Recipe(name="zoo-emoji-eps", **EMOJI, **SMALL_DIT, **EPS_CONTINUOUS, **SHORT),
+    Recipe(
+        name="zoo-emoji-v", **EMOJI, **unet(32, 64, 96), **V_CONTINUOUS, **SHORT | {"rate": 5e-4}
+    ),
     Recipe(name="zoo-fashion-edm", **FASHION, **TINY_UNET, **EDM, **SHORT),
 )
 RECIPES = {recipe.name: recipe for recipe in (*EMBEDDED, *ZOO)}
