@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from guided import SHAPE, denoiser, ends, grid_of, network
 from laws import PROCESSES, solver, unit_noise
 
+import fewstep
 from fewstep import RectifiedFlow, Sampler, from_module
 from fewstep.models.caching import TaylorSeer
 from fewstep.models.denoiser import Ask, Branch
@@ -32,6 +34,7 @@ from fewstep.samplers.guidance import (
     guidance,
     names,
     parse_guidance,
+    policy_class,
 )
 from fewstep.samplers.guidance.base import BOTH
 from fewstep.samplers.guidance.forecast import PastDifferences, Pattern
@@ -213,6 +216,17 @@ def test_magnitude_weakens_what_is_far_apart():
     scale = 1.0 + 2.0 * torch.exp(-0.5 * (c - u).norm(dim=1) / u.norm(dim=1))
     wanted = U + scale.reshape(-1, 1, 1, 1) * (C - U)
     torch.testing.assert_close(blended(MagnitudeAware(3.0, alpha=0.5)), wanted)
+
+
+# Where a policy is named
+
+
+def test_the_package_and_the_page_name_every_policy():
+    page = (Path(fewstep.__file__).parent / "docs" / "guidance.md").read_text()
+    for name in names():
+        cls = policy_class(name)
+        assert getattr(fewstep, cls.__name__) is getattr(fewstep.samplers.guidance, cls.__name__)
+        assert f"`{name}`" in page, name
 
 
 # Adaptive guidance

@@ -17,7 +17,13 @@ from fewstep import (
     VPDiscrete,
     from_module,
 )
-from fewstep.models.errors import FewstepError, ModelError, NonFiniteError, SettingError
+from fewstep.models.errors import (
+    FewstepError,
+    ModelError,
+    NonFiniteError,
+    ScheduleError,
+    SettingError,
+)
 from fewstep.samplers.noise import Noise
 
 LAW = GaussianMixture.single(
@@ -59,6 +65,14 @@ def test_seeds_0_and_1_give_these_numbers():
     found = Sampler(half)([0, 1], solver="ddim", steps=2, grid="uniform", batch=1).samples
     numbers = [[0.577874, -0.110036, -0.817046, 0.213162], [0.248007, 0.100097, 0.023129, 0.232994]]
     assert torch.allclose(found.flatten(1), torch.tensor(numbers), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["unipc-2", "lms", "dpmpp-2s"])
+def test_times_too_near_for_the_weights_of_a_solver_are_refused(name):
+    sampler = Sampler(gaussian())
+    with pytest.raises(ScheduleError, match=r"0\.5 and 0\.49999999 are too close"):
+        sampler([0], solver=name, grid=[1.0, 0.5, 0.49999999, 0.0])
+    assert sampler([0], solver=name, grid=[1.0, 0.5, 0.4999, 0.0]).samples.isfinite().all()
 
 
 def counted(network, seen):
