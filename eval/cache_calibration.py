@@ -23,7 +23,7 @@ from ..models.architectures.stack import Stack, describe
 from ..models.caching import MagCache, TeaCache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.hold import hold
+from ..models.modules import hold
 from ..samplers.sampler import Sampler
 
 DEGREE = 4  # of the published polynomials

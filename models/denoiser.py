@@ -14,8 +14,8 @@ from torch import Tensor
 from .caching import Attachment
 from .devices import Reading, lacks_memory
 from .errors import FewstepError, ModelError, NonFiniteError, SettingError, reason_of
-from .hold import hold
 from .ledger import Ledger
+from .modules import hold
 from .network import Network
 from .prediction import Linear, combine, eps_from, usual_size, velocity_from, x0_from
 from .schedule import Node

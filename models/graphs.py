@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .caching import find_attachment
 from .devices import Reading
-from .hold import hold
+from .modules import hold
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Any]], tuple[Any, Replay]]

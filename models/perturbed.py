@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from .architectures import Architecture, architecture_of, known_classes
 from .attention import Projection, find_projection, find_self_attention
 from .errors import ModelError, SettingError
-from .hold import hold
-from .modules import is_compiled, remove_hooks, unwrap_compiled
+from .modules import hold, is_compiled, remove_hooks, unwrap_compiled
 from .network import Network
 from .schedule import Node
 

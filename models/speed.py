@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .errors import SettingError
 from .graphs import CudaCapture, Graphs, record_calls
-from .hold import hold
+from .modules import hold
 from .network import Network
 from .schedule import Node
 

@@ -21,8 +21,8 @@ from ..models.caching import find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.files import write_bytes
-from ..models.hold import hold
 from ..models.ledger import Ledger
+from ..models.modules import hold
 from ..models.pipeline_network import fit_shape
 from ..models.reading import read_tensors
 from ..models.schedule import Node, NoiseSchedule, TimeGrid

@@ -17,9 +17,8 @@ from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.devices import Reading, memory_advice, send
 from ..models.errors import SettingError
-from ..models.hold import hold
 from ..models.ledger import Ledger
-from ..models.modules import is_compiled
+from ..models.modules import hold, is_compiled
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Split

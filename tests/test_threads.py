@@ -10,7 +10,7 @@ from torch import nn
 
 from fewstep import CFG, RectifiedFlow, Sampler, TaylorSeer, caching, from_module
 from fewstep.models.caching import FirstBlock
-from fewstep.models.hold import hold
+from fewstep.models.modules import hold
 from fewstep.samplers.editing import Editor
 from fewstep.samplers.guidance import PerturbedAttention
 

@@ -13,9 +13,8 @@ from torch import nn
 from ..architectures.stack import Stack
 from ..arguments import as_integer
 from ..errors import ModelError, SettingError
-from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
-from ..modules import is_answered_for, unwrap_compiled
+from ..modules import hold, is_answered_for, unwrap_compiled
 from .base import Policy, take_cache
 from .engine import CountCalls, Engine, warn_of_zero_hits
 from .engines import Unobserved, make_engine, make_stack_engine

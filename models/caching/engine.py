@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..hold import hold
 from ..ledger import CacheCall, CacheLedger
+from ..modules import hold
 from .base import CallPosition, Policy
 from .calls import CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure

@@ -26,9 +26,8 @@ from ...models.architectures.base import GuidanceLayout
 from ...models.caching import Attachment, find_attachment
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
-from ...models.hold import hold
 from ...models.ledger import Ledger
-from ...models.modules import STAND_IN
+from ...models.modules import STAND_IN, hold
 from ..guidance.base import Guidance, iterate_nested, warn_of_no_savings
 from .policy_run import (
     NetworkCall,

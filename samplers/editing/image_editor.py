@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...models.arguments import Integers
 from ...models.errors import SettingError
-from ...models.hold import hold
 from ...models.ledger import Ledger
+from ...models.modules import hold
 from ..conditions import Negative, Wanted, make_user_branches
 from ..images import Given, Picture, place_images, to_pil
 from ..inversion import check_image, decode

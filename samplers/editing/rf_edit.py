@@ -21,7 +21,7 @@ from ...models.architectures.base import TEXT
 from ...models.attention import Mode, Place, Tape, ValueStorage, find_projections, holds_text
 from ...models.denoiser import Branch, Network
 from ...models.errors import SettingError
-from ...models.hold import hold
+from ...models.modules import hold
 from ...models.schedule import Node
 from ..conditions import Branches, tell_scale
 from ..guidance import CFG
