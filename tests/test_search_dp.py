@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from laws import PROCESSES, f64
 
 from fewstep.eval.search.paths import cost_of, shortest
+from fewstep.eval.search.problem import Problem, Teacher
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.strategies.dmn import bound_error, find_best_lams, weigh_steps
 from fewstep.eval.search.strategies.grid import make_tan_grid
-from fewstep.eval.search.strategies.klub import interval_costs, mean_distances
+from fewstep.eval.search.strategies.klub import interval_costs, mean_distances, predict_chain
+from fewstep.eval.search.trajectories import make_fine_grid
 from fewstep.models.errors import SettingError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import EDM
@@ -57,18 +60,22 @@ def exact_distances(kappas):
 
 
 def test_klub_distances_are_those_of_a_gaussian():
-    """D_t of a sample that was noised step by step, against the closed form."""
+    """Of the teacher's ends, noised step by step up the fine grid, against the closed form."""
     law = GaussianMixture.single(torch.zeros(8).double(), torch.full((8,), STD).double())
-    g = torch.Generator().manual_seed(0)
-    kappas = f64(10.0, 2.0, 1.0, 0.3, 0.05)
-    y = STD * torch.randn(20000, 8, generator=g, dtype=torch.float64)
-    answers, last = [], 0.0
-    for kappa in kappas.flip(0).tolist():
-        noise = torch.randn(y.shape, generator=g, dtype=torch.float64)
-        y, last = y + math.sqrt(kappa**2 - last**2) * noise, kappa
-        answers.append(law.x0(y, EDM().at(kappa)))
-    found = mean_distances(torch.stack(answers[::-1]).flatten(1), 20000) / 8
-    assert torch.allclose(found, exact_distances(kappas), atol=2e-3)
+    count = 4000
+    problem = Problem.of(
+        law.network(EDM(), (8,)), (count, 2, 2), teacher=Teacher(nfe=80), batch=count
+    )
+    task = SimpleNamespace(
+        problem=problem,
+        space=Space(process=EDM(), ends=(0.002,)),
+        settings={"fine": 8, "noises": count},
+        seed=0,
+    )
+    (predictions,) = predict_chain(task)
+    kappas = f64(*(node.kappa for node in make_fine_grid(task).nodes))
+    found = mean_distances(predictions.flatten(1), count) / 8
+    assert torch.allclose(found, exact_distances(kappas), atol=5e-3)
 
 
 @pytest.mark.parametrize("p", [1.0, 3.0])

@@ -15,6 +15,7 @@ from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT
 from fewstep.eval.search.strategies import STRATEGIES, Proposal
 from fewstep.eval.search.strategies.grow import insert_evaluation, prepend_constant
+from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
@@ -53,10 +54,11 @@ def test_where_it_is_free_it_is_a_start(tmp_path):
     assert {task.size.fits(trial.schedule) for trial in task.best()} == {True}
 
 
-def test_the_new_state_is_that_of_its_time():
+@pytest.mark.parametrize("process", [RectifiedFlow(), EDM(), VPLinear()], ids=lambda p: p.family)
+def test_the_new_state_is_that_of_its_time(process):
     """Where the table was exact for constant predictions, it still is."""
-    made = insert_evaluation(unipc(), 1)
-    process = made.process.schedule()
+    base = solver("unipc-2").step_schedule(time_grid("uniform", process, 3))
+    made = insert_evaluation(base, 1)
     nodes = [process.at(t) for t in (*times_of(made), made.t[-1])]
     found = measure_violations(replace(made.table(), nodes=nodes))
     assert found.state < 1e-12

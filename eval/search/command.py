@@ -73,12 +73,12 @@ def run_search(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
             )
             try:
-                found = run(search, watch)
+                result = run(search, watch)
             finally:
                 watch.close()
             out = schedule_path(request, search.size)
-            write_bytes(out, found.schedule.dump().encode() + b"\n")
-            yield out, found
+            write_bytes(out, result.schedule.dump().encode() + b"\n")
+            yield out, result
 
 
 @contextmanager
@@ -132,16 +132,16 @@ def _file(name: str | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def summarize(out: Path, found: SearchResult, request: SearchRequest) -> list[str]:
+def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[str]:
     """Returns what is printed of a result."""
-    scores, facts = found.scores, found.schedule.provenance
+    scores, facts = result.scores, result.schedule.provenance
     lines = [
-        f"{out}: {size_of(found.schedule)}, {facts['objective']} {scores['test']:.4g} on test"
+        f"{out}: {size_of(result.schedule)}, {facts['objective']} {scores['test']:.4g} on test"
         f" (train {scores['train']:.4g}, validation {scores['val']:.4g}), by {facts['strategy']}"
         f" from {facts['budget']['candidates']} candidates"
     ]
-    if found.baseline is not None:
-        name, score = found.baseline
+    if result.baseline is not None:
+        name, score = result.baseline
         lines.append(f"best hand-made: {score:.4g}, {name}")
     lines.append(_reference(facts, request.folder))
     if request.network != "toy":

@@ -53,8 +53,8 @@ class Trial(StrictModel):
     @classmethod
     def of(cls, schedule: Candidate, score: float, **facts: object) -> "Trial":
         """Returns a trial; a score that is not finite counts as the worst."""
-        kept = score if math.isfinite(score) else None
-        return cls(id=schedule.schedule_id, schedule=schedule, score=kept, **facts)  # type: ignore[arg-type]
+        finite = score if math.isfinite(score) else None
+        return cls(id=schedule.schedule_id, schedule=schedule, score=finite, **facts)  # type: ignore[arg-type]
 
     @property
     def rank(self) -> tuple[float, str]:
@@ -172,8 +172,8 @@ class Log:
 
 def rank_trials(trials: Iterable[Trial], size: SearchSize | None = None) -> list[Trial]:
     """Trials of a size, or all, best first."""
-    kept = (trial for trial in trials if size is None or size.fits(trial.schedule))
-    return sorted(kept, key=lambda trial: trial.rank)
+    chosen = (trial for trial in trials if size is None or size.fits(trial.schedule))
+    return sorted(chosen, key=lambda trial: trial.rank)
 
 
 def _path(folder: Path, worker: int) -> Path:

@@ -67,11 +67,11 @@ class TablePoint:
     @property
     def times(self) -> list[int]:
         """The places of evaluation times among the numbers."""
-        found, place = [], 0
+        places, place = [], 0
         for n, row in enumerate(self.rows):
-            found += [place] if n in self.asks else []
+            places += [place] if n in self.asks else []
             place += len(row) + (n in self.asks)
-        return found
+        return places
 
     def branches(self, n: int) -> tuple[Branch, ...] | None:
         """Returns what step n evaluates into columns; None leaves it to the guidance."""
@@ -188,15 +188,15 @@ class Sensitivities:
         """Returns the columns of step n at states (k, n, *): (k, n, *) each."""
         node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
         block = self.block.pick(list(range(len(self.block))) * len(states))
-        found = self.problem.answers(block, states.flatten(0, 1), node, self.point.branches(n))
-        return [each.reshape(states.shape) for each in found]
+        answers = self.problem.answers(block, states.flatten(0, 1), node, self.point.branches(n))
+        return [each.reshape(states.shape) for each in answers]
 
 
 def sum_products(problem: Problem, point: TablePoint, block: Block) -> tuple[Tensor, Tensor]:
     """J^T J and J^T r over a block, in parts that fit into memory."""
     numbers = len(point.asks) + sum(map(len, point.rows))
-    held = numbers * (len(point.rows[-1]) + 2) * block.noise[0].numel()
-    size = max(1, NUMBERS // held)
+    each = numbers * (len(point.rows[-1]) + 2) * block.noise[0].numel()
+    size = max(1, NUMBERS // each)
     parts = [
         Sensitivities(problem, point, block.rows(slice(i, i + size))).products()
         for i in range(0, len(block), size)

@@ -68,8 +68,8 @@ def list_guided_steps(rows: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         half = (count + 1) // 2
         rest = count - half
         late = (half + (i + 1) * (steps - half) // (rest + 1) for i in range(rest))
-        found = {tuple(sorted(each)) for each in (even, {*range(half), *late}, set(range(count)))}
-        yield from ((steps, each) for each in sorted(found) if len(each) == count)
+        choices = {tuple(sorted(each)) for each in (even, {*range(half), *late}, set(range(count)))}
+        yield from ((steps, each) for each in sorted(choices) if len(each) == count)
 
 
 def check_rows(rows: int) -> None:
@@ -120,15 +120,15 @@ def solve_ridge(products: Tensor, against: Tensor) -> Tensor:
 
 def spread_evenly(size: SearchSize, last: int) -> list[Placement]:
     """Nodes evenly on a grid of `last` steps, with every choice of guided steps."""
-    found = []
+    placed = []
     rows = size.unit == "rows"
     for steps, guided in list_guided_steps(size.amount) if rows else [(size.amount, ())]:
         nodes = tuple(i * last // steps for i in range(steps))
         if len(set(nodes)) == steps:
-            found.append(Placement(nodes, tuple(nodes[i] for i in guided)))
-    if not found:
+            placed.append(Placement(nodes, tuple(nodes[i] for i in guided)))
+    if not placed:
         raise SettingError(f"{size} cannot be placed on a grid of {last} steps")
-    return found
+    return placed
 
 
 def search_placements(judge: Judge, size: SearchSize, tries: int, rng: Random) -> list[Placement]:

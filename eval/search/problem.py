@@ -223,9 +223,9 @@ class Problem:
             rows = slice(i, i + self.batch)
             denoiser = self.denoiser(block.rows(rows))
             with torch.no_grad():
-                found = denoiser.x0(x[rows].to(self.network.device), node, branches)
+                answers = denoiser.x0(x[rows].to(self.network.device), node, branches)
             denoiser.check()
-            parts.append([each.cpu() for each in found])
+            parts.append([each.cpu() for each in answers])
         return [torch.cat(each) for each in zip(*parts, strict=True)]
 
     def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:

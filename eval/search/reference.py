@@ -213,10 +213,10 @@ class Timetable:
                 f" {cost(least):.0f}s here, and {max(left, 0.0):.0f}s are left; give"
                 f" {math.ceil(enough)}s or more, or candidates=N"
             )
-        found = fit_reference(asked, least, cost, SHARE * left) or least
-        while found.nfe > least.nfe and not _is_possible(problem, found):
-            found = found.model_copy(update={"nfe": found.nfe - 1})
-        return found
+        reference = fit_reference(asked, least, cost, SHARE * left) or least
+        while reference.nfe > least.nfe and not _is_possible(problem, reference):
+            reference = reference.model_copy(update={"nfe": reference.nfe - 1})
+        return reference
 
 
 def resize(searches: Sequence[Search]) -> Sequence[Search]:
@@ -226,15 +226,15 @@ def resize(searches: Sequence[Search]) -> Sequence[Search]:
         SettingError: if another one was asked for there.
     """
     problem, folder = searches[0].problem, searches[0].folder
-    kept, asked = SizedReference.load(folder), Reference.of(problem)
-    if kept is None:
+    sized, asked = SizedReference.load(folder), Reference.of(problem)
+    if sized is None:
         return searches
-    if kept.asked != asked:
+    if sized.asked != asked:
         raise SettingError(
             f"the log in {str(folder)!r} is of another search: its reference was to be"
-            f" {kept.asked}, not {asked}; give another --log"
+            f" {sized.asked}, not {asked}; give another --log"
         )
-    problem = kept.used.apply_to(problem)
+    problem = sized.used.apply_to(problem)
     return [replace(search, problem=problem) for search in searches]
 
 

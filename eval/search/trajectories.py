@@ -63,8 +63,8 @@ def _record_branches(task: Task) -> tuple[Tensor, Tensor]:
     cond, uncond = [], []
 
     def predict(x: Tensor, node: Node) -> Tensor:
-        found = problem.answers(task.scored, x, node, branches)
-        u, c = found[0], found[-1]
+        answers = problem.answers(task.scored, x, node, branches)
+        u, c = answers[0], answers[-1]
         cond.append(c)
         uncond.append(u)
         return u + problem.cfg_scale * (c - u) if branches else c

@@ -43,7 +43,7 @@ def draw_schedule(space: Space, nfe: int, rng: Random) -> StepSchedule:
 
 def mutate(space: Space, schedule: StepSchedule, rng: Random) -> StepSchedule:
     """Returns a neighbour of the same NFE: some nodes moved, some decisions drawn again."""
-    own = schedule.schedule_id
+    parent = schedule.schedule_id
 
     def draw() -> StepSchedule | None:
         draft = Draft.of(schedule)
@@ -53,8 +53,8 @@ def mutate(space: Space, schedule: StepSchedule, rng: Random) -> StepSchedule:
             draft.start, draft.end = rng.choice(space.starts), rng.choice(space.ends)
         for i in range(len(draft.steps)):
             _mutate_step(draft, i, space, rng)
-        found = draft.build(space)
-        return None if found is None or found.schedule_id == own else found
+        child = draft.build(space)
+        return None if child is None or child.schedule_id == parent else child
 
     return _until_valid(draw)
 
@@ -84,10 +84,10 @@ def resize_schedule(space: Space, schedule: StepSchedule, nfe: int, rng: Random)
 
     def draw() -> StepSchedule | None:
         draft = Draft.of(schedule)
-        wanted = nfe + (draft.afs is not None)
-        while len(draft.steps) > wanted:
+        steps = nfe + (draft.afs is not None)
+        while len(draft.steps) > steps:
             _delete(draft, rng)
-        while len(draft.steps) < wanted:
+        while len(draft.steps) < steps:
             _insert(draft, space, rng)
         return draft.build(space)
 
@@ -96,9 +96,9 @@ def resize_schedule(space: Space, schedule: StepSchedule, nfe: int, rng: Random)
 
 def _until_valid(draw: Callable[[], StepSchedule | None]) -> StepSchedule:
     for _ in range(RESHUFFLES):
-        found = draw()
-        if found is not None:
-            return found
+        schedule = draw()
+        if schedule is not None:
+            return schedule
     raise Exhausted(
         f"{RESHUFFLES} draws in a row gave nothing new; free more decisions, or search a larger NFE"
     )

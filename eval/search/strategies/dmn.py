@@ -56,9 +56,9 @@ def find_best_lams(process: NoiseSchedule, steps: int, power: float) -> Array:
 
     start = np.zeros(steps)
     for method in METHODS:
-        found = minimize(objective, start, method=method, options={"maxiter": 500})
-        if found.fun < objective(start):
-            return lams(found.x)
+        result = minimize(objective, start, method=method, options={"maxiter": 500})
+        if result.fun < objective(start):
+            return lams(result.x)
     return even
 
 

@@ -77,13 +77,13 @@ class Pools:
         return self._kept.get(nfe, [])
 
     def _enter(self, trial: Trial) -> None:
-        kept = self._kept.setdefault(trial.schedule.nfe, [])
-        full = len(kept) == POOL and trial.rank > kept[-1].rank
+        best = self._kept.setdefault(trial.schedule.nfe, [])
+        full = len(best) == POOL and trial.rank > best[-1].rank
         if trial.score is None or full or not self._inside(trial.schedule):
             return
-        kept.append(trial)
-        kept.sort(key=lambda each: each.rank)
-        del kept[POOL:]
+        best.append(trial)
+        best.sort(key=lambda each: each.rank)
+        del best[POOL:]
 
     def _inside(self, schedule: Candidate) -> bool:
         """Returns whether all it has are decisions of the space: no free weights, no table."""
@@ -101,11 +101,11 @@ def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
     for attempt in range(TRIES):
         filling = not pool or (len(pool) < POOL and attempt < TRIES // 2)
         try:
-            found = _draw_one(task, rng) if filling else _child(task, pools, rng)
+            child = _draw_one(task, rng) if filling else _child(task, pools, rng)
         except Exhausted:
             continue
-        if found.schedule.schedule_id not in pools.trials:
-            return found
+        if child.schedule.schedule_id not in pools.trials:
+            return child
     return None
 
 

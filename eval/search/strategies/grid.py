@@ -97,18 +97,18 @@ def _guided(
 
 def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     """Returns every grid that this process has, by name and with each end."""
-    found: dict[str, TimeGrid] = {}
+    grids: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
         for name in NAMED:
             try:
-                found[name + mark] = make_grid(task.space, name, steps, end)
+                grids[name + mark] = make_grid(task.space, name, steps, end)
             except FewstepError:
                 continue  # a table of another process
-        found["tan" + mark] = make_tan_grid(task.space, steps, end, _data_std(task))
+        grids["tan" + mark] = make_tan_grid(task.space, steps, end, _data_std(task))
         for shift in SHIFTS if task.space.process.family == "flow" else ():
-            found[f"shift={shift:g}{mark}"] = _shifted(task.space, steps, end, shift)
-    return found
+            grids[f"shift={shift:g}{mark}"] = _shifted(task.space, steps, end, shift)
+    return grids
 
 
 def make_tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:

@@ -52,8 +52,8 @@ def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
 
 def _smaller(task: Task) -> Trial | None:
     """Returns the best trial of the largest smaller NFE there is."""
-    found = (task.log.best(SearchSize(nfe), 1) for nfe in reversed(range(1, task.nfe)))
-    return next((best[0] for best in found if best and best[0].score is not None), None)
+    best_of_each = (task.log.best(SearchSize(nfe), 1) for nfe in reversed(range(1, task.nfe)))
+    return next((best[0] for best in best_of_each if best and best[0].score is not None), None)
 
 
 def insert_evaluation(schedule: Artefact, place: int) -> Schedule:

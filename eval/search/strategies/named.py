@@ -19,7 +19,7 @@ def propose_on(task: Task, nodes: Sequence[Node], label: str) -> Iterator[Propos
 
 def propose_named(task: Task, solver: str, grid: TimeGrid, label: str) -> Proposal:
     """Returns a named solver on a grid; the label is what a person calls it."""
-    found = project(task.space, encode_solver(solver, grid))
-    if abs(found.t[0] / grid.nodes[0].t - 1.0) > 1e-9:
-        label += f" from t={found.t[0]:g}"  # a table may start elsewhere than the process
-    return Proposal(found.model_copy(update={"provenance": {"label": label}}))
+    schedule = project(task.space, encode_solver(solver, grid))
+    if abs(schedule.t[0] / grid.nodes[0].t - 1.0) > 1e-9:
+        label += f" from t={schedule.t[0]:g}"  # a table may start elsewhere than the process
+    return Proposal(schedule.model_copy(update={"provenance": {"label": label}}))

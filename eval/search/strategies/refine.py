@@ -1,4 +1,4 @@
-"""Gauss-Newton steps on tables, from schedules that other strategies found; see `search.newton`.
+"""Gauss-Newton steps on tables, from what other strategies gave; see `search.newton`.
 
 Each round takes the sensitivities of a schedule on the next batch of training noises, steps with
 three dampings, whose middle one is that of the last success, and proposes the best of the three. A
@@ -107,10 +107,10 @@ def _find_next(task: Task) -> Line | None:
 
 def _find_lines(task: Task) -> list[Line]:
     """Returns the best one first."""
-    own, lines = _list_own(task), []
+    steps, lines = _list_own(task), []
     for root in _find_roots(task):
         known: dict[str | None, Trial] = {root.id: root}
-        for trial in own:
+        for trial in steps:
             if trial.parent in known:
                 known[trial.id] = trial
         lines.append(Line(root, tuple(known.values())[1:]))
@@ -122,9 +122,9 @@ def _find_roots(task: Task) -> list[Trial]:
 
     What another strategy makes of its schedules is not comparable by score before the first round.
     """
-    found = [trial for trial in task.best() if trial.score is not None and not _is_step(trial)]
-    by = {trial.strategy: None for trial in found}  # in the order of their best
-    each = (_keep_apart([t for t in found if t.strategy == name]) for name in by)
+    usable = [trial for trial in task.best() if trial.score is not None and not _is_step(trial)]
+    by = {trial.strategy: None for trial in usable}  # in the order of their best
+    each = (_keep_apart([t for t in usable if t.strategy == name]) for name in by)
     in_turn = (trial for turn in zip_longest(*each) for trial in turn if trial is not None)
     chosen, worker = _keep_apart(in_turn), task.log.worker
     return chosen[worker :: _workers(task)] or chosen[worker % max(len(chosen), 1) :][:1]
@@ -151,12 +151,12 @@ def _propose_round(task: Task, line: Line) -> Proposal:
     gram, against = sum_products(task.problem, point, _noises(task, line.noises))
     if not free:
         gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
-    found: list[tuple[float, float, Schedule]] = []
+    tried: list[tuple[float, float, Schedule]] = []
     for factor in FACTORS:
         damping = min(max(factor * line.damping, 1e-6), 1e3)
         moved = point.move(solve_damped(gram, against, damping)).schedule()
-        found.append((_score_widely(task, moved), damping, moved))
-    wide, damping, best = min(found, key=lambda each: each[:2])
+        tried.append((_score_widely(task, moved), damping, moved))
+    wide, damping, best = min(tried, key=lambda each: each[:2])
     facts = {
         "label": f"refine from {_label(line.root.schedule)}",
         "damping": damping,
