@@ -21,11 +21,11 @@ from torch import Tensor
 
 from fewstep.eval.extractors.small import load_small, small_reference
 from fewstep.eval.statistics import frechet
+from fewstep.models.arguments import parse_ranges
 from fewstep.models.load import embedded_names
 from fewstep.samplers.grid import choose_default_grid
 from fewstep.samplers.guidance import CFG
 from fewstep.samplers.images import to_uint8
-from fewstep.samplers.labels import parse_ranges
 from fewstep.samplers.sampler import Sampler
 
 MARGIN = 2
