@@ -54,19 +54,18 @@ def find_projections(
             " from_module from a torch module, or take an editor that needs none, such as flow-edit"
         )
     root = unwrap_compiled(module)
-    attentions = list(find_self_attention(root).values())
+    attentions = find_self_attention(root)
     if not attentions:
         raise ModelError(
             f"this {type(root).__name__} has no self-attention whose values could be kept; take an"
             " editor that needs none, such as flow-edit, rf-inversion or uni-edit"
         )
-    count = len(attentions)
-    chosen = (
-        _attention_of(root).default_layers(count)
-        if layers is None
-        else _check_layers(layers, count)
-    )
-    return tuple(find_projection(layer, attentions[layer]) for layer in chosen)
+    if layers is None:
+        chosen = _attention_of(root).default_layers(len(attentions))
+    else:
+        chosen = check_layers(layers, list(attentions))
+    modules = list(attentions.values())
+    return tuple(find_projection(layer, modules[layer]) for layer in chosen)
 
 
 def holds_text(module: nn.Module) -> bool:
@@ -107,11 +106,18 @@ def _attention_of(root: nn.Module) -> SelfAttention:
     return card.attention
 
 
-def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
-    if not layers or len(set(layers)) < len(layers) or not all(0 <= n < count for n in layers):
+def check_layers(layers: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    """Returns numbers of self-attention layers, which have these names, in their order.
+
+    Raises:
+        SettingError: for none, for one twice, and for one that the network does not have.
+    """
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(len(names))):
+        shown = [f"{n} ({name})" for n, name in enumerate(names)]
+        shown = shown if len(shown) <= 8 else [*shown[:4], "..", *shown[-3:]]
         raise SettingError(
-            f"layers={list(layers)} must be different numbers from 0 to {count - 1}, the"
-            f" {count} self-attention layers of this network"
+            f"layers={list(layers)} must be different numbers of self-attention layers; this"
+            f" network has {', '.join(shown)}"
         )
     return tuple(sorted(layers))
 

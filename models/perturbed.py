@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .architectures import Architecture, architecture_of, known_classes
-from .attention import Projection, find_projection, find_self_attention
-from .errors import ModelError, SettingError
+from .attention import Projection, check_layers, find_projection, find_self_attention
+from .errors import ModelError
 from .modules import hold, is_compiled, remove_hooks, unwrap_compiled
 from .network import Network
 from .schedule import Node
@@ -122,7 +122,9 @@ def _find_layers(root: nn.Module) -> list[tuple[str, nn.Module]]:
             f" and image share it; known are {known}"
         )
     attentions = [
-        each for each in find_self_attention(root).items() if not _attends_to_text(each[1])
+        (name, each)
+        for name, each in find_self_attention(root).items()
+        if not getattr(each, "is_cross_attention", False)
     ]
     if not attentions:
         raise ModelError(f"this {type(root).__name__} has no self-attention to perturb; take cfg")
@@ -133,32 +135,14 @@ def _is_perturbable(card: Architecture) -> bool:
     return card.attention is not None and card.attention.perturbable
 
 
-def _attends_to_text(attention: nn.Module) -> bool:
-    return bool(getattr(attention, "is_cross_attention", False))
-
-
 def _choose_layers(
     attentions: Sequence[tuple[str, Any]], layers: Sequence[int] | None
 ) -> Sequence[int]:
-    if layers is None:
-        middle = [n for n, (name, _) in enumerate(attentions) if name.startswith("mid_block.")]
-        return middle or [len(attentions) // 2]
-    if (
-        not layers
-        or len(set(layers)) < len(layers)
-        or not set(layers) <= set(range(len(attentions)))
-    ):
-        raise SettingError(
-            f"layers={list(layers)} must be different numbers of self-attention layers; this"
-            f" network has {_name_layers(attentions)}"
-        )
-    return sorted(layers)
-
-
-def _name_layers(attentions: Sequence[tuple[str, Any]]) -> str:
-    """Returns the layers by number and name, as far as they fit a line."""
-    named = [f"{n} ({name})" for n, (name, _) in enumerate(attentions)]
-    return ", ".join(named if len(named) <= 8 else [*named[:4], "..", *named[-3:]])
+    names = [name for name, _ in attentions]
+    if layers is not None:
+        return check_layers(layers, names)
+    middle = [n for n, name in enumerate(names) if name.startswith("mid_block.")]
+    return middle or [len(names) // 2]
 
 
 def _make_spot(layer: int, name: str, attention: Any) -> Spot:
