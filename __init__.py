@@ -36,7 +36,7 @@ _HOMES = {
     "RectifiedFlow": ".models.schedule",
     "Sampler": ".samplers.sampler",
     "Schedule": ".solvers.schedule_data",
-    "Size": ".models.size",
+    "Size": ".models.architectures.base",
     "SolverScheduler": ".samplers.diffusers.scheduler",
     "Speed": ".models.speed",
     "TaylorSeer": ".models.caching",

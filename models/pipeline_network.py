@@ -14,14 +14,13 @@ from torch import Tensor
 
 from .adapters import decoder_of, encoder_of, make_network_time
 from .architectures import architecture_of, known_classes
-from .architectures.base import TEXT, Conditions, PromptAdapter, fits
+from .architectures.base import TEXT, Conditions, PromptAdapter, Size, fits
 from .architectures.common import module_of
 from .diffusers_config import from_scheduler_config
 from .errors import ModelError, SettingError, UnknownNameError
 from .network import Network
 from .prompts import Prompts, device_of, encode
 from .schedule import Node
-from .size import Size
 
 BESIDE = ("controlnet", "adapter", "transformer_2")  # networks that an adapter would leave out
 INSTEAD = "put a SolverScheduler in the pipeline instead"

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .architectures.base import TEXT, Conditions, PromptAdapter
+from .architectures.base import TEXT, Conditions, PromptAdapter, Size
 from .architectures.common import module_of
 from .errors import ModelError
-from .size import Size
 
 Texts = str | Sequence[str]
 

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from ..models.architectures.base import Size
 from ..models.arguments import Integers, as_integer, as_integers, refuse_unknown
 from ..models.caching import Policy, take_cache
 from ..models.denoiser import Network
@@ -17,7 +18,6 @@ from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.modules import warn_in_training
 from ..models.pipeline_network import network_of
-from ..models.size import Size
 from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from fewstep import CFG, Editor, Sampler, invert, reconstruct
 from fewstep.cli import app
 from fewstep.models.adapters import decoder_of, encoder_of
+from fewstep.models.architectures.base import Size
 from fewstep.models.architectures.qwen import decode_image, encode_image
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.pipeline_network import default_size, encoded, fit_shape, network_of
-from fewstep.models.size import Size
 from fewstep.samplers.images import place_images, to_pil, to_tensor
 from fewstep.samplers.inversion import Inversion
 

@@ -10,10 +10,10 @@ from tiny_pipes import PIPES, call, pipeline, text
 
 from fewstep import CFG, Sampler, SolverScheduler
 from fewstep.models.architectures import known_classes
+from fewstep.models.architectures.base import Size
 from fewstep.models.architectures.common import module_of, pack, unpack
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.pipeline_network import encoded
-from fewstep.models.size import Size
 
 # pipeline: (size, the tensors it is asked with, guidance scale of two branches)
 TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")

@@ -10,11 +10,11 @@ from tiny_pipes import PIPES, call, ours_like, pipeline, reference, vae
 from torch import Tensor
 
 from fewstep import CFG, Sampler, SolverScheduler
+from fewstep.models.architectures.base import Size
 from fewstep.models.architectures.common import pack
 from fewstep.models.caching import DeepCache, TaylorSeer, caching
 from fewstep.models.errors import ModelError
 from fewstep.models.pipeline_network import encoded
-from fewstep.models.size import Size
 
 STEPS = 4
 ADAPTED = ["sd", "sd3", "flux", "wan"]

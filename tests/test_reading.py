@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from fewstep.models.errors import SettingError
 from fewstep.models.reading import (
@@ -90,3 +92,14 @@ def test_a_picture_that_would_unfold_to_a_billion_pixels(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         with pytest.raises(SettingError, match="no readable picture: Image size"):
             open_picture(tmp_path / "big.png")
+
+
+def test_tensors_are_read_from_safetensors_alone(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"x": torch.arange(3)}, {"of": "numbers"}))
+    tensors, metadata = read_tensors(path)
+    assert (tensors["x"].tolist(), metadata) == ([0, 1, 2], {"of": "numbers"})
+    path.write_bytes(b"{")
+    for read in OF_TENSORS:
+        with pytest.raises(SettingError, match=r"x\.safetensors"):
+            read(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..size import Size
+from ..errors import SettingError
 
 IMAGE = "hidden_states"
 TEXT = "encoder_hidden_states"
@@ -18,6 +18,25 @@ Arguments = Mapping[str, Any]  # of one call of a block, by name
 Modulate = Callable[[Any, Arguments], Tensor]
 Conditions = dict[str, Tensor]
 NetworkCall = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of the sample, in pixels and frames.
+
+    guidance: the scale given to distilled networks; None is the default of their pipelines.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frames"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"{name}={value!r} must be a positive whole number")
 
 
 @dataclass(frozen=True)

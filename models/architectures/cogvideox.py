@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ModelError
-from ..size import Size
 from .base import (
     IMAGE,
     ONE_CALL,
@@ -17,6 +16,7 @@ from .base import (
     BlockStructure,
     PublishedCalibration,
     SelfAttention,
+    Size,
 )
 from .common import BLOCKS, PLAIN_TEXT, module_of, video_shape
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..size import Size
 from .base import (
     IMAGE,
     TEXT,
@@ -17,6 +16,7 @@ from .base import (
     Conditions,
     Modulate,
     PromptAdapter,
+    Size,
 )
 
 BLOCKS = "transformer_blocks"

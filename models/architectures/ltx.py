@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..size import Size
 from .base import (
     IMAGE,
     ONE_CALL,
@@ -20,6 +19,7 @@ from .base import (
     Conditions,
     PublishedCalibration,
     SelfAttention,
+    Size,
 )
 from .common import BLOCKS, MASKED_TEXT, module_of, tensor_of
 

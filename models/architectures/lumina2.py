@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..size import Size
 from .base import (
     IMAGE,
     Architecture,
@@ -15,6 +14,7 @@ from .base import (
     BlockStructure,
     GuidanceLayout,
     SelfAttention,
+    Size,
 )
 from .common import MASKED_TEXT, latent_shape, tensor_of
 

@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..size import Size
-from .base import ONE_CALL, Architecture, BlockGroup, BlockStructure, Conditions, SelfAttention
+from .base import (
+    ONE_CALL,
+    Architecture,
+    BlockGroup,
+    BlockStructure,
+    Conditions,
+    SelfAttention,
+    Size,
+)
 from .common import BLOCKS, MASKED_TEXT, module_of, table_norm, tensor_of
 
 ADDED = ("resolution", "aspect_ratio")

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..size import Size
-from .base import ONE_CALL, TEXT, Architecture, Conditions, SelfAttention
+from .base import ONE_CALL, TEXT, Architecture, Conditions, SelfAttention, Size
 from .common import PLAIN_TEXT, tensor_of
 
 ADDED = ("text_embeds", "time_ids")
