@@ -413,6 +413,14 @@ def test_attaching_twice_and_detaching_what_is_not_there_are_refused():
         disable_cache(net)
 
 
+def test_a_full_call_starts_the_sum_of_changes_over():
+    """Every change is rescaled to 1."""
+    net = network("dit")
+    with caching(net, TeaCache(threshold=2.5, coefficients=(1.0,), final=0)) as ledger:
+        walk(net, 7)
+    assert kinds(ledger) == "fssfssf"
+
+
 def test_policies_that_must_know_the_length_of_a_run_say_so():
     net = network("dit")
     with caching(net, CGTaylor()), pytest.raises(SettingError, match="calls=STEPS"):

@@ -272,7 +272,7 @@ def test_layers_can_be_chosen():
     assert [tap.layer for tap in find_projections(tiny("dit"))] == [2, 3]
     assert [tap.layer for tap in find_projections(tiny("dit"), [3, 0])] == [0, 3]
     for wrong in ([4], [-1], [1, 1], []):
-        with pytest.raises(SettingError, match="network has 0 .* 3 .transformer_blocks.3.attn1"):
+        with pytest.raises(SettingError, match=r"network has 0 .* 3 .transformer_blocks\.3\.attn1"):
             find_projections(tiny("dit"), wrong)
 
 
