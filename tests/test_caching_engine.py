@@ -26,7 +26,7 @@ from fewstep.models.caching import (
     enable_cache,
     find_attachment,
 )
-from fewstep.models.caching.calls import CallCounter
+from fewstep.models.caching.calls import CallCounter, select_argument
 from fewstep.models.errors import ModelError, SettingError
 
 LITE = TaylorSeer(interval=3, level="last-block")
@@ -411,6 +411,13 @@ def test_attaching_twice_and_detaching_what_is_not_there_are_refused():
     disable_cache(net)
     with pytest.raises(SettingError, match="no cache to take off"):
         disable_cache(net)
+
+
+def test_positions_of_all_images_are_shared_and_those_of_each_are_picked():
+    call = SimpleNamespace(batch=2, rows=(1,))
+    shapes = {(2, 4): (2, 4), (2, 4, 3): (1, 4, 3)}
+    for shape, expected in shapes.items():
+        assert select_argument("image_rotary_emb", torch.zeros(shape), call).shape == expected
 
 
 def test_a_full_call_starts_the_sum_of_changes_over():
