@@ -1,6 +1,7 @@
 """`fewstep bench cache`: cells, figures, the baseline, rivals, table and plot."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, words, sai
     assert done.exit_code == 2
     assert said in done.output
     assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_run_is_timed_per_image(bench, monkeypatch):
+    result = SimpleNamespace(ledger=SimpleNamespace(seconds=6.0))
+    monkeypatch.setattr(bench, "execute", lambda cell: result)
+    assert bench.time_run(bench.cells()[0]) == 6.0 / bench.front.images
 
 
 def test_other_networks_need_their_caches_named():
