@@ -43,7 +43,7 @@ class Experiment(ABC, Generic[C, R]):
     def measure(self, cell: C, advance: Advance) -> Sequence[R]:
         """Returns the rows of a cell.
 
-        advance: told how much of the cell's weight was done, where that is known on the way.
+        advance: called with the share of the cell's weight that is done, where it is known.
 
         Raises:
             FewstepError: if it cannot be measured.

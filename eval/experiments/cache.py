@@ -49,7 +49,7 @@ BUDGETS = (6, 8, 10, 11, 12, 13, 14, 16, 18, 20, 24, 28, 32, 40, 50)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFront(FrontSettings):
-    """What is measured, beside what all fronts are told.
+    """The settings of a front of caches, beside those of every front.
 
     policies:  caches as `sample --cache` takes them, and rivals; teacache and magcache without
                their numbers are calibrated for each run. Empty: the prepared ones of the model.
@@ -141,7 +141,7 @@ class CacheBench(FrontBench):
         return "".join(self.protocol_of(cell, metric).hash for metric in self._metrics(cell))
 
     def leave_out(self, cell: FrontRun, error: FewstepError) -> None:
-        """Goes on; the same reason is told once for all runs of a policy."""
+        """Goes on; the same reason stands once for all runs of a policy."""
         self.note(f"{cell.policy or cell.solver}: {error}")
 
     def measure(self, cell: FrontRun, advance: Advance) -> list[ResultRow]:

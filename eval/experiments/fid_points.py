@@ -201,7 +201,7 @@ def setting_label(images: Drawn) -> str:
 
 
 def row_line(row: ResultRow) -> str:
-    """Returns a row in one line, as it is told when it is finished."""
+    """Returns a row in one line, as it is printed when it is finished."""
     images, clock = row.protocol.images, row.clock
     figure = f"{row.protocol.measure.metric} {format_number(row.value)}"
     if isinstance(images, Real):

@@ -96,6 +96,6 @@ def time_medians(
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until the device has done all that it was told."""
+    """Waits until the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

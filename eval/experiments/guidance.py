@@ -59,7 +59,7 @@ POLICIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceFront(FrontSettings):
-    """What is measured, beside what all fronts are told.
+    """The settings of a front of guidance, beside those of every front.
 
     scales:   every one is a panel of its own.
     policies: guidances without a scale; `linear-ag:every=..,warmup=..,tail=..,mask=..,d=..,c=..` is

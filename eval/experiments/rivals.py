@@ -1,9 +1,9 @@
 """Rivals: diffusers' schedulers, driven through the same network, noise, labels and ledger.
 
-A scheduler is made for the noise schedule the network was trained on, told as many steps as spend
+A scheduler is made for the noise schedule the network was trained on, with as many steps as spend
 the budget exactly, and stepped as a diffusers pipeline steps it: it scales the state, the network
-is told the timestep the scheduler passes on (some round it to a whole number), it receives the
-network's own output and works in float32. Image k starts from the noise of seed k, as ours does.
+gets the timestep that the scheduler passes on (some round it to a whole number), the scheduler gets
+the network's own output and works in float32. Image k starts from the noise of seed k, as ours does.
 """
 
 import inspect
@@ -79,7 +79,7 @@ RIVALS = {
     "deis-karras": Rival(DEIS, None, KARRAS),
 }
 FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-TIMES = 1000  # at which a continuous process is told to a scheduler
+TIMES = 1000  # at which a scheduler knows a continuous process
 NOISE_LEFT = 0.05  # a run that ends above this sigma / alpha has not ended
 
 
@@ -204,7 +204,7 @@ def _maker(network: Network, spec: str) -> Callable[[int], Any]:
 
 
 def _process(network: Network, known: set[str]) -> Settings:
-    """Returns what tells a scheduler of the network's noise schedule and prediction."""
+    """Returns the arguments that give a scheduler the network's noise schedule and prediction."""
     schedule = network.schedule
     if isinstance(schedule, RectifiedFlow):
         if schedule.terminal is not None:
@@ -223,7 +223,7 @@ def _process(network: Network, known: set[str]) -> Settings:
 
 @cache
 def _discrete(schedule: VPDiscrete | VPLinear | Cosine) -> VPDiscrete:
-    """Returns the discrete process that a scheduler is told of: a continuous one at even times."""
+    """Returns the discrete process that a scheduler gets: a continuous one at even times."""
     if isinstance(schedule, VPDiscrete):
         return schedule
     first, span = schedule.t_min, schedule.t_max - schedule.t_min
