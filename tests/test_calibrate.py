@@ -117,7 +117,9 @@ def test_the_cheapest_that_will_do_is_chosen():
     assert front == ["p0", "p1", "p2", "p3", "p5"]
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
         found("rel-l2=0.005", *points).choose()
-    assert found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0)).choose().run.policy == "p1"
+    decibels = found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0), (7.0, 39.0))
+    assert decibels.choose().run.policy == "p1"
+    assert [each.run.policy for each in decibels.front()] == ["p0", "p1", "p2"]
     with pytest.raises(SettingError, match="no cache was tried"):
         found("psnr=30").choose()
 

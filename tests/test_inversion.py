@@ -287,3 +287,11 @@ def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):
     assert first[-1].psnr > first[3].psnr + 10.0  # rf-solver at 30 steps, Euler at 30
     assert isinstance(first[0], RoundTripRow)
     assert isinstance(first[0].cell, RoundTrip)
+    monkeypatch.setattr(
+        "fewstep.eval.experiments.inversion.reconstruct",
+        lambda sampler, there: SimpleNamespace(samples=3.0 * image.sign(), ledger=there.ledger),
+    )
+    bench = InversionBench(table, store)
+    (far,) = bench.measure(first[0].cell, float)
+    clipped = (image.sign() - image).square().flatten(1).mean(1)
+    assert far.psnr == pytest.approx(float((10.0 * (4.0 / clipped).log10()).mean()))

@@ -43,7 +43,7 @@ class Experiment(ABC, Generic[C, R]):
     def measure(self, cell: C, advance: Advance) -> Sequence[R]:
         """Returns the rows of a cell.
 
-        advance: called with the share of the cell's weight that is done, where it is known.
+        advance: called with the work that was done, in the unit of `weigh`, where it is known.
 
         Raises:
             FewstepError: if it cannot be measured.

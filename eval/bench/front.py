@@ -138,7 +138,7 @@ def check_fixed(solvers: Sequence[str], reason: str) -> None:
 
 
 def cost_of(result: Result, effective: float | None = None) -> SamplingCost:
-    """Returns the cost of a run per image; effective evaluations are its network rows by default."""
+    """Returns what a run cost per image; by default its network rows are effective evaluations."""
     ledger = result.ledger
     rows = ledger.rows_per_image
     return SamplingCost(

@@ -2,8 +2,9 @@
 
 A scheduler is made for the noise schedule the network was trained on, with as many steps as spend
 the budget exactly, and stepped as a diffusers pipeline steps it: it scales the state, the network
-gets the timestep that the scheduler passes on (some round it to a whole number), the scheduler gets
-the network's own output and works in float32. Image k starts from the noise of seed k, as ours does.
+gets the timestep that the scheduler passes on (some round it to a whole number), and the scheduler
+gets the network's own output and works in float32. Image k starts from the noise of seed k, as ours
+does.
 """
 
 import inspect
