@@ -87,6 +87,22 @@ def test_sensitivities_are_differences_of_runs(case):
         assert float((run.moves[i] - wanted).norm()) < 0.05 * float(wanted.norm()) + 2e-3, i
 
 
+def test_the_network_is_asked_in_its_range_alone():
+    """Also for the difference by a time that is at the end of the range."""
+    problem, point, asked = small(cfg_scale=1.0), TablePoint.of(unipc()), []
+    high = point.coordinate.ends[1]
+    point.u[-1] = high
+    inner = problem.answers
+
+    def telling(block, x, node, branches):
+        asked.append(point.coordinate.of(node))
+        return inner(block, x, node, branches)
+
+    object.__setattr__(problem, "answers", telling)
+    Sensitivities(problem, point, problem.block("train"))
+    assert max(asked) == pytest.approx(high, rel=1e-9)
+
+
 def test_products_in_parts_are_the_whole(monkeypatch):
     block, point = PROBLEM.block("train"), TablePoint.of(unipc())
     whole = sum_products(PROBLEM, point, block)

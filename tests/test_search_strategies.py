@@ -10,9 +10,9 @@ from test_search_newton import task_of, unipc
 from test_search_problem import small
 
 from fewstep.eval.search.log import Log
-from fewstep.eval.search.run import evaluate, make_task
+from fewstep.eval.search.run import evaluate, make_task, run
 from fewstep.eval.search.size import SearchSize
-from fewstep.eval.search.strategies import HAND_MADE, OF_ROWS, ROWS, STRATEGIES, Proposal
+from fewstep.eval.search.strategies import HAND_MADE, OF_ROWS, ROWS, STRATEGIES, Proposal, Strategy
 
 DOCS = Path(__file__).parents[1] / "docs" / "search.md"
 
@@ -43,6 +43,22 @@ def test_one_of_rows_proposes_schedules_with_guidance(tmp_path, name):
     if name not in HAND_MADE:
         evaluate(task, "grid", next(iter(STRATEGIES.get("grid").propose(task))))
     check_proposals(task, STRATEGIES.get(name))
+
+
+def test_one_that_has_ended_is_run_again_if_its_row_says_so(tmp_path, monkeypatch):
+    runs = []
+    for again in (False, True):
+
+        def propose(task, again=again):
+            runs.append(again)
+            yield Proposal(task.space.base(3))
+
+        row = Strategy("grid", propose, share=1.0, colour="", again=again)
+        monkeypatch.setitem(STRATEGIES._values, "grid", row)
+        fields = {"problem": small(), "size": SearchSize(3), "strategies": ("grid",)}
+        for _ in range(2):
+            run(searching(tmp_path / str(again), **fields))
+    assert runs == [False, True, True]
 
 
 def test_every_strategy_is_told_in_the_docs_and_seen_in_the_picture():
