@@ -278,16 +278,16 @@ def _images(
         return chosen, tuple(i % n for i in range(len(chosen))) if n else None
     if not network.num_classes:
         raise SettingError(f"{network.name} has no classes; drop --classes and --per-class")
-    wanted = list(range(network.num_classes))
+    pool = list(range(network.num_classes))
     if classes is not None:
         typed_labels = parse_classes(classes, network)
         if typed_labels is None:
             return tuple(listed or range(seed, seed + (per_class or 8))), None
-        wanted = typed_labels
-    _check_number(len(wanted) * (per_class or 8))
+        pool = typed_labels
+    _check_number(len(pool) * (per_class or 8))
     if listed is not None and per_class is None:
-        return tuple(listed), tuple(wanted[i % len(wanted)] for i in range(len(listed)))
-    labels = tuple(label for label in wanted for _ in range(per_class or 8))
+        return tuple(listed), tuple(pool[i % len(pool)] for i in range(len(listed)))
+    labels = tuple(label for label in pool for _ in range(per_class or 8))
     if listed is not None and len(listed) != len(labels):
         raise SettingError(
             f"--seeds gives {len(listed)} images and --classes with --per-class {len(labels)};"

@@ -66,16 +66,16 @@ class CacheFile(StrictModel):
         """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
         text = read_text(path)
         try:
-            found = parse_as(cls, text)
+            file = parse_as(cls, text)
         except SettingError as error:
             raise SettingError(
                 f"{shorten(path)} is no file of fewstep calibrate: {error}"
             ) from error
         try:
-            take_cache(found.cache)
+            take_cache(file.cache)
         except FewstepError as error:
             raise SettingError(f"{str(path)!r}: {error}") from error
-        return found
+        return file
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -123,10 +123,10 @@ def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) ->
     """
     if not spec.endswith(".json"):
         return spec
-    found = CacheFile.load(Path(spec))
+    file = CacheFile.load(Path(spec))
     if not force:
-        found.check(network, run)
-    return found.cache
+        file.check(network, run)
+    return file.cache
 
 
 def format_cache(policy: Policy) -> str:
@@ -141,8 +141,8 @@ def format_cache(policy: Policy) -> str:
 
 
 def _read_default(field: Field[Any]) -> Any:
-    found = field.default
-    return object() if found is MISSING else found
+    default = field.default
+    return object() if default is MISSING else default
 
 
 def _format_value(value: Any) -> str:

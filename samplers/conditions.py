@@ -39,12 +39,12 @@ def make_branches(
             f"{network.name} needs {', '.join(missing)}; pass conditions={{name: tensor}} with one"
             " row per image"
         )
-    found = {Branch.COND: cond}
+    branches = {Branch.COND: cond}
     has_null = bool(network.num_classes) and network.null_class is not None
     if negative is not None or has_null:
         null = _read_labels(network, n, None) if has_null else {}
-        found[Branch.UNCOND] = {**cond, **_expand("negative", negative, n), **null}
-    return {branch: _to_device(network.device, each) for branch, each in found.items()}
+        branches[Branch.UNCOND] = {**cond, **_expand("negative", negative, n), **null}
+    return {branch: _to_device(network.device, each) for branch, each in branches.items()}
 
 
 def check_branches(
@@ -184,7 +184,7 @@ TOLD = "guidance"  # the condition by which networks distilled for guidance are 
 def make_user_branches(
     network: Network,
     n: int,
-    wanted: Wanted,
+    condition: Wanted,
     negative: Negative = None,
     *,
     labels: Integers | None = None,
@@ -192,8 +192,8 @@ def make_user_branches(
     """Returns the conditions of n images, by branch.
 
     Args:
-        wanted: a class or one for each image, a prompt or one for each, or named tensors; None is
-            the null class or the empty prompt, where there is one.
+        condition: a class or one for each image, a prompt or one for each, or named tensors; None
+            is the null class or the empty prompt, where there is one.
         negative: of the unconditional branch: prompts beside prompts, tensors beside tensors. None
             beside prompts is what `Prompts.conditions` says.
         labels: classes beside named tensors.
@@ -203,21 +203,21 @@ def make_user_branches(
     Raises:
         SettingError: for a class where the network takes prompts and the other way round.
     """
-    if isinstance(wanted, Mapping):
-        return make_branches(network, n, labels, wanted, _check_tensors(network, negative))
+    if isinstance(condition, Mapping):
+        return make_branches(network, n, labels, condition, _check_tensors(network, negative))
     if network.prompts is not None:
-        return _encode_prompts(network, n, wanted, negative)
-    if _read_texts(wanted) is not None:
+        return _encode_prompts(network, n, condition, negative)
+    if _read_texts(condition) is not None:
         raise SettingError(f"{network.name} takes no prompt; {_suggest(network)}")
-    classes = cast(Integers | None, wanted)
+    classes = cast(Integers | None, condition)
     return make_branches(network, n, classes, None, _check_tensors(network, negative))
 
 
-def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative) -> Branches:
+def _encode_prompts(network: Network, n: int, condition: object, negative: Negative) -> Branches:
     """Returns the conditions of one prompt or n."""
     assert network.prompts is not None
-    texts = _read_texts(wanted)
-    if wanted is not None and texts is None:
+    texts = _read_texts(condition)
+    if condition is not None and texts is None:
         raise SettingError(
             f"{network.name} takes prompts and no classes; say what is to be seen, as in"
             ' "a photo of a cat"'
@@ -227,8 +227,8 @@ def _encode_prompts(network: Network, n: int, wanted: object, negative: Negative
     for each in (texts, negative):
         if not isinstance(each, str | None) and len(each) not in (1, n):
             raise SettingError(f"{len(each)} prompts for {n} images; give one, or one for each")
-    found, other = network.prompts.conditions("" if texts is None else texts, negative)
-    return tell_scale(network, make_branches(network, n, None, found, other), 1.0)[0]
+    positive, other = network.prompts.conditions("" if texts is None else texts, negative)
+    return tell_scale(network, make_branches(network, n, None, positive, other), 1.0)[0]
 
 
 def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Branches, float]:
@@ -247,13 +247,13 @@ def tell_scale(network: Network, branches: Branches, scale: float) -> tuple[Bran
     }, rest
 
 
-def _read_texts(wanted: object) -> str | Sequence[str] | None:
+def _read_texts(condition: object) -> str | Sequence[str] | None:
     """Returns the prompt or prompts; None if it is none."""
-    if isinstance(wanted, str):
-        return wanted
-    if not isinstance(wanted, Sequence) or not wanted:
+    if isinstance(condition, str):
+        return condition
+    if not isinstance(condition, Sequence) or not condition:
         return None
-    return wanted if all(isinstance(each, str) for each in wanted) else None
+    return condition if all(isinstance(each, str) for each in condition) else None
 
 
 def _check_tensors(network: Network, negative: Negative) -> Mapping[str, Tensor] | None:

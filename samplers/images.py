@@ -122,15 +122,15 @@ def place_images(network: Network, image: Given) -> tuple[Network, Tensor]:
     _check_pixels(image, network)
     with torch.no_grad():
         latents = network.encode(image.to(network.device))
-    found = fit_shape(network, tuple(latents.shape[1:]))
-    if found.shape != latents.shape[1:]:
+    fit = fit_shape(network, tuple(latents.shape[1:]))
+    if fit.shape != latents.shape[1:]:
         per = image.shape[-1] // latents.shape[-1]
-        height, width = (n * per for n in found.shape[-2:])
+        height, width = (n * per for n in fit.shape[-2:])
         raise SettingError(
             f"{network.name} takes pictures of {width}x{height} pixels, not of"
             f" {image.shape[-1]}x{image.shape[-2]}: crop or resize it"
         )
-    return found, latents
+    return fit, latents
 
 
 def to_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor:
@@ -153,10 +153,10 @@ def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
             " has no VAE that encodes pictures"
         )
     channels, height, width = (3, image.height, image.width) if free else network.shape
-    wanted = f"a {width}x{height} picture in {'grey' if channels == 1 else MODES[channels]}"
+    target = f"a {width}x{height} picture in {'grey' if channels == 1 else MODES[channels]}"
     if image.size != (width, height):
         raise SettingError(
-            f"{called} has {image.width}x{image.height} pixels; {network.name} takes {wanted}:"
+            f"{called} has {image.width}x{image.height} pixels; {network.name} takes {target}:"
             " crop or resize it"
         )
     pixels = np.asarray(image)
@@ -164,7 +164,7 @@ def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
         pixels = pixels[..., 0]
     elif image.mode != MODES[channels]:
         raise SettingError(
-            f"{called} has mode {image.mode}; {network.name} takes {wanted}: convert it to"
+            f"{called} has mode {image.mode}; {network.name} takes {target}: convert it to"
             f" mode {MODES[channels]}"
         )
     rows = torch.from_numpy(pixels.copy()).reshape(height, width, channels)

@@ -153,9 +153,9 @@ def invert(
         noise = walk(denoiser, way, states[0], step_done)
     labels = branches[Branch.COND].get("class_labels")
     classes = None if labels is None else tuple(labels.tolist())
-    kept = torch.stack(states).cpu() if trajectory else None
+    path = torch.stack(states).cpu() if trajectory else None
     text = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
-    return Inversion(noise.cpu(), way, classes, kept, denoiser.ledger, text)
+    return Inversion(noise.cpu(), way, classes, path, denoiser.ledger, text)
 
 
 def reconstruct(

@@ -146,12 +146,12 @@ def _fit_plan(
     if nfe < 1:
         raise SettingError(f"nfe must be at least 1, not {nfe}")
     guess = -(-nfe // settings.info.calls_per_step)
-    found = {sum(way.calls()[0]): way for way in map(make, range(max(1, guess - 2), guess + 2))}
-    if nfe not in found:
-        near = " or ".join(map(str, sorted(found, key=lambda cost: abs(cost - nfe))[:2]))
+    plans = {sum(way.calls()[0]): way for way in map(make, range(max(1, guess - 2), guess + 2))}
+    if nfe not in plans:
+        near = " or ".join(map(str, sorted(plans, key=lambda cost: abs(cost - nfe))[:2]))
         name = settings.info.name
         raise SettingError(f"{name} cannot invert in exactly {nfe} evaluations; {near} it can")
-    return found[nfe]
+    return plans[nfe]
 
 
 def take_invertible(given: Any) -> SolverSettings:

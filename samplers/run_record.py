@@ -93,8 +93,12 @@ class Run(StrictModel):
         A picture then holds the schedule itself, and is repeated when another has become the best.
         """
         choices = self.choices()
-        found = choose_default_schedule(self.model, choices, self.guidance())
-        return self if found is None else self.model_copy(update={"schedule": found, "nfe": None})
+        schedule = choose_default_schedule(self.model, choices, self.guidance())
+        return (
+            self
+            if schedule is None
+            else self.model_copy(update={"schedule": schedule, "nfe": None})
+        )
 
     def guidance(self) -> Guidance:
         """Returns the guidance; a scale of 1 is none."""
@@ -220,8 +224,8 @@ def save_result(result: "Result", path: Path) -> None:
     if path.suffix.lower() == ".safetensors":
         from safetensors.torch import save
 
-        told = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
-        write_bytes(path, save({SAMPLES: result.samples.contiguous()}, told))
+        metadata = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
+        write_bytes(path, save({SAMPLES: result.samples.contiguous()}, metadata))
         return
     sheet = make_contact_sheet(result.images)
     if run is None:

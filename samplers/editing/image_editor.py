@@ -92,7 +92,8 @@ class Editor:
         x = check_image(network, image)
         noise = Noise(_read_seeds(seeds, len(x)), network.shape)
         source_of, target_of = (
-            make_user_branches(network, len(x), wanted, negative) for wanted in (source, target)
+            make_user_branches(network, len(x), condition, negative)
+            for condition in (source, target)
         )
         scene = Scene(network, x, source_of, target_of, noise, Ledger(images=len(x)))
         with torch.no_grad(), hold(network.module):
@@ -103,7 +104,7 @@ class Editor:
 
 
 def _read_seeds(seeds: Integers | None, n: int) -> list[int]:
-    found = check_seeds(range(n) if seeds is None else seeds)
-    if len(found) != n:
-        raise SettingError(f"{len(found)} seeds for {n} images; give one for each")
-    return found
+    numbers = check_seeds(range(n) if seeds is None else seeds)
+    if len(numbers) != n:
+        raise SettingError(f"{len(numbers)} seeds for {n} images; give one for each")
+    return numbers

@@ -62,10 +62,10 @@ class UniEdit:
         whole = plan_inversion(
             scene.network, "uni-inv", steps=self.steps, grid=self.grid, t_min=self.t_min
         )
-        kept = math.floor(self.alpha * self.steps + 1e-9)
-        if not kept:
+        count = math.floor(self.alpha * self.steps + 1e-9)
+        if not count:
             raise SettingError(f"alpha={self.alpha:g} leaves none of {self.steps} steps; raise it")
-        part = TimeGrid(whole.grid.schedule, whole.grid.nodes[-kept - 1 :])
+        part = TimeGrid(whole.grid.schedule, whole.grid.nodes[-count - 1 :])
         return InversionPlan(whole.settings, whole.back, part)
 
 

@@ -131,8 +131,8 @@ class AdaptiveGuide(Guide):
         done = [step >= self.policy.warmup and hits >= self.policy.need for hits in self.hits]
         if self.policy.batch == "per-sample":
             self.on = [on and not end for on, end in zip(self.on, done, strict=True)]
-            kept = [row for row, on in enumerate(self.on) if on]
-            self.asked = send(torch.tensor(kept), self.device)
+            still_on = [row for row, on in enumerate(self.on) if on]
+            self.asked = send(torch.tensor(still_on), self.device)
         elif all(done):
             self.on = [False] * len(self.on)
 

@@ -252,13 +252,13 @@ def parse_guidance(spec: str, scale: float | None = None) -> Guidance:
         raise SettingError(
             f"the guidance {first} and the guidance scale {scale:g} do not agree; drop one of them"
         )
-    found = guidance(name, **settings)
+    policy = guidance(name, **settings)
     for each in wrappers:
         name, settings = parse_spec(each)
         if name not in _list_wrappers():
             raise UnknownNameError("guidance that goes around another", name, _list_wrappers())
-        found = guidance(name, inner=found, **settings)
-    return found
+        policy = guidance(name, inner=policy, **settings)
+    return policy
 
 
 def _list_wrappers(*, needy: bool = False) -> list[str]:

@@ -142,6 +142,6 @@ class CFGGuide(Guide):
 
 def _rescale(guided: Tensor, cond: Tensor, share: float) -> Tensor:
     """Returns phi g std(c) / std(g) + (1 - phi) g."""
-    size, wanted = widen_rows(guided).std(1), widen_rows(cond).std(1)
-    ratio = torch.where(size > 0.0, wanted / size, 1.0)
+    size, target = widen_rows(guided).std(1), widen_rows(cond).std(1)
+    ratio = torch.where(size > 0.0, target / size, 1.0)
     return guided * shape_per_row(1.0 + share * (ratio - 1.0), guided)

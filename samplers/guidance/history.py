@@ -24,17 +24,17 @@ class History:
     """The last answers to a solver that looks back `reach` predictions."""
 
     def __init__(self, reach: int) -> None:
-        self.held: deque[tuple[Tensor, Tensor]] = deque(maxlen=reach)  # (told, conditional)
+        self.answers: deque[tuple[Tensor, Tensor]] = deque(maxlen=reach)  # (answer, conditional)
         self.guided: Guided | None = None
         self.due: tuple[Revision, ...] = ()
 
-    def note(self, told: Tensor, guided: Guided, conditional: Callable[[], Tensor]) -> None:
+    def note(self, answer: Tensor, guided: Guided, conditional: Callable[[], Tensor]) -> None:
         """Takes in an answer (B, *); all rows of it are guided or not, or each by itself."""
         cond = conditional()
         stopped, started = _turns(self.guided, guided)
-        if self.held and (any(stopped) or any(started)):
-            self._revise(stopped, started, told - cond)
-        self.held.appendleft((told, cond))
+        if self.answers and (any(stopped) or any(started)):
+            self._revise(stopped, started, answer - cond)
+        self.answers.appendleft((answer, cond))
         self.guided = guided
 
     def changes(self) -> tuple[Revision, ...]:
@@ -46,13 +46,13 @@ class History:
         self, stopped: tuple[bool, ...], started: tuple[bool, ...], guidance: Tensor
     ) -> None:
         due = []
-        for told, cond in self.held:
-            new = _where(stopped, cond, told)
+        for answer, cond in self.answers:
+            new = _where(stopped, cond, answer)
             new = _where(started, cond + guidance, new) if any(started) else new
-            due.append(Revision(told, new))
-        conds = [cond for _, cond in self.held]
-        self.held.clear()
-        self.held.extend(zip([each.new for each in due], conds, strict=True))
+            due.append(Revision(answer, new))
+        conds = [cond for _, cond in self.answers]
+        self.answers.clear()
+        self.answers.extend(zip([each.new for each in due], conds, strict=True))
         self.due = tuple(due)
 
 

@@ -211,9 +211,9 @@ def fit_weights(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[f
     gram = (columns @ columns.T).cpu().double()
     right = (columns @ target.flatten().to(wide)).cpu().double()
     added = ridge * gram.trace() / len(parts)
-    held = gram + added * torch.eye(len(parts), dtype=torch.float64)
-    found: list[float] = torch.linalg.lstsq(held, right[:, None]).solution[:, 0].tolist()
-    return found
+    matrix = gram + added * torch.eye(len(parts), dtype=torch.float64)
+    weights: list[float] = torch.linalg.lstsq(matrix, right[:, None]).solution[:, 0].tolist()
+    return weights
 
 
 def compute_signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
