@@ -38,6 +38,31 @@ def test_imports_are_relative_and_point_one_way(path):
         assert RANK.get(folder, -1) <= mine
 
 
+def bound_names(path):
+    """What a module binds at its top level."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for each in targets for n in ast.walk(each) if isinstance(n, ast.Name))
+        else:
+            yield getattr(node, "name", "")
+
+
+def test_recipes_import_what_is_there():
+    """No type checker reads them, and few are run by tests."""
+    for recipe in sorted((ROOT / "recipes").rglob("*.py")):
+        for node in ast.walk(ast.parse(recipe.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fewstep."):
+                path = ROOT.joinpath(*node.module.split(".")[1:])
+                inside = {each.stem for each in path.glob("*")}
+                file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                assert file.is_file(), f"{recipe.name}: {node.module}"
+                missing = {alias.name for alias in node.names} - inside - {*bound_names(file)}
+                assert not missing, f"{recipe.name}: {node.module} has no {missing}"
+
+
 def test_root_holds_two_python_files():
     """Every other one would be shipped as a module of the package."""
     assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "cli.py"]
