@@ -4,12 +4,13 @@ import json
 import multiprocessing
 import re
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from laws import compiled
 from test_search_problem import small
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -257,6 +258,16 @@ def test_placements_of_an_nfe_are_proposed(tmp_path):
     assert all(
         max(abs(i - j) for i, j in zip(*pair, strict=True)) >= 3 for pair in combinations(placed, 2)
     )
+
+
+def test_fits_in_a_log_of_an_older_search_are_known(tmp_path):
+    """Their tables stand beside steps, as version 1 has them."""
+    task = task_of(tmp_path, problem=small(), size=SearchSize(3), strategies=("fit",))
+    first, second = (p.schedule for p in islice(STRATEGIES.get("fit").propose(task), 2))
+    steps = solver("ddim").step_schedule(first.grid())
+    older = steps.model_copy(update={"compiled": compiled(first.table())})
+    task.log.append(Trial.of(older, 1.0, strategy="fit", seed=0, evals=18))
+    assert next(iter(STRATEGIES.get("fit").propose(task))).schedule == second
 
 
 def test_times_that_are_not_free_are_not_placed(tmp_path):

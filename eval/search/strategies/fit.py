@@ -13,7 +13,6 @@ from random import Random
 from torch import Tensor
 
 from ....models.schedule import TimeGrid
-from ....solvers import Schedule
 from ....solvers.artefact import Artefact
 from ....solvers.table import BOTH
 from ..fitting import fit_schedule
@@ -75,10 +74,9 @@ class _Search:
         return [trial for trial in self.task.best() if trial.strategy == "fit"]
 
     def _placed(self, schedule: Artefact) -> Placement:
-        assert isinstance(schedule, Schedule)
         times = [node.t for node in self.grid.nodes]
         nodes = tuple(times.index(t) for t in schedule.t[:-1])
-        asked = zip(nodes, schedule.evaluations, strict=True)
+        asked = zip(nodes, schedule.table().evaluations, strict=True)
         return Placement(nodes, tuple(i for i, each in asked if each and each.branches == BOTH))
 
     def _firsts(self) -> Sequence[Placement]:
