@@ -6,14 +6,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny_pipes import PIPES, call, pipeline, text
+from tiny_pipes import PIPES, call, pipeline, text, vae, wan_vae
 
 from fewstep import CFG, Sampler, SolverScheduler
 from fewstep.models.architectures import known_classes
 from fewstep.models.architectures.base import Size
 from fewstep.models.architectures.common import module_of, pack, unpack
 from fewstep.models.errors import FewstepError, ModelError, SettingError
-from fewstep.models.pipeline_network import encoded
+from fewstep.models.pipeline_network import encoded, network_of
 
 # pipeline: (size, the tensors it is asked with, guidance scale of two branches)
 TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
@@ -291,3 +291,11 @@ def test_a_flow_pipeline_with_our_scheduler_in_it_is_read_as_before():
     pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config)
     held = Sampler.from_pipeline(pipe, Size(64, 64)).network
     assert (held.schedule, held.prediction) == (plain.schedule, plain.prediction)
+
+
+def test_videos_stay_latents_though_the_pipeline_has_a_vae():
+    made = network_of(pipeline("wan", **wan_vae()), ROWS["wan"][0])
+    assert (made.decode, made.encode) == (None, None)
+    made = network_of(pipeline("sd", **vae()), ROWS["sd"][0])
+    assert callable(made.decode)
+    assert callable(made.encode)
