@@ -94,19 +94,20 @@ class Embedded:
         return EmbeddedSteps(Straight.flow_of(grid), self)
 
 
+def _describe(name: str, order: int, calls: int, doi: str) -> SolverInfo:
+    source = f"arXiv:2011.13456 sec. 4.3; doi:{doi}"
+    return SolverInfo(
+        name=f"ode-{name}", order=order, calls_per_step=calls, source=source, adaptive=True
+    )
+
+
 @register
 @dataclass(frozen=True)
 class Dopri5(Embedded):
     """Dormand and Prince, order 5 with 4 inside: 6 evaluations a trial, and one to begin."""
 
     tableau: ClassVar[Tableau] = DORMAND_PRINCE
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ode-dopri5",
-        order=5,
-        calls_per_step=6,
-        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(80)90013-3",
-        adaptive=True,
-    )
+    info: ClassVar[SolverInfo] = _describe("dopri5", 5, 6, "10.1016/0771-050X(80)90013-3")
 
 
 @register
@@ -115,13 +116,7 @@ class Tsit5(Embedded):
     """Tsitouras, order 5 with 4 inside: as ode-dopri5, with smaller error terms."""
 
     tableau: ClassVar[Tableau] = TSITOURAS
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ode-tsit5",
-        order=5,
-        calls_per_step=6,
-        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/j.camwa.2011.06.002",
-        adaptive=True,
-    )
+    info: ClassVar[SolverInfo] = _describe("tsit5", 5, 6, "10.1016/j.camwa.2011.06.002")
 
 
 @register
@@ -130,13 +125,7 @@ class Bosh3(Embedded):
     """Bogacki and Shampine, order 3 with 2 inside: 3 evaluations a trial, and one to begin."""
 
     tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ode-bosh3",
-        order=3,
-        calls_per_step=3,
-        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0893-9659(89)90079-7",
-        adaptive=True,
-    )
+    info: ClassVar[SolverInfo] = _describe("bosh3", 3, 3, "10.1016/0893-9659(89)90079-7")
 
 
 @plain(frozen=True, slots=True)
@@ -235,10 +224,4 @@ class Dopri8(Embedded):
     """Order 8 with 7 inside: 13 evaluations a trial, and one to begin; for tight tolerances."""
 
     tableau: ClassVar[Tableau] = PRINCE_DORMAND
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="ode-dopri8",
-        order=8,
-        calls_per_step=13,
-        source="arXiv:2011.13456 sec. 4.3; doi:10.1016/0771-050X(81)90010-3",
-        adaptive=True,
-    )
+    info: ClassVar[SolverInfo] = _describe("dopri8", 8, 13, "10.1016/0771-050X(81)90010-3")

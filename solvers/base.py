@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A node at which branches of the network are wanted as they are, not combined by a guidance.
+    """A node at which branches of the network are asked for apart, before guidance combines them.
 
     The answer to (x, Split(node, branches)) holds one x0 per branch: (len(branches), *x.shape).
     """

@@ -78,7 +78,7 @@ def _weigh_derivative(
 
 @dataclass(frozen=True)
 class ERSDE(LinearSolver):
-    """What the three stages share."""
+    """The settings of the three stages."""
 
     p: ClassVar[int]
 

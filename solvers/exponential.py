@@ -275,19 +275,28 @@ def combine_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> list[Combination
         weight = predicted.pop(("x", n)) + spec.dA
         combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
         combos.append(add_terms(combo, _list_free(spec, n)))
-        shift = _correct(path, n, spec, predicted) if spec.corr.on else {}
+        shift = correct_step(path, n, _raise_order(spec), predicted) if spec.corr.on else {}
     return combos
 
 
-def _correct(path: MultistepPath, n: int, spec: StepSpec, predicted: Combination) -> Combination:
-    """Returns step n at one order more, with the prediction at its end, minus step n itself."""
-    relax = spec.corr.relax if spec.order == 1 else "none"
-    higher = spec.model_copy(
-        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
-    )
-    corrected = path.step(n, higher, corrected=True)
+def correct_step(
+    path: MultistepPath, n: int, spec: StepSpec, predicted: Combination
+) -> Combination:
+    """Returns step n by the spec, with the prediction at its end, minus step n as predicted.
+
+    predicted: the predictions in step n, without its state, which has the same weight in both.
+    """
+    corrected = path.step(n, spec, corrected=True)
     corrected.pop(("x", n))
     return add_terms(corrected, predicted, -1.0)
+
+
+def _raise_order(spec: StepSpec) -> StepSpec:
+    """Returns the corrector of a step: the step at one order more."""
+    relax = spec.corr.relax if spec.order == 1 else "none"
+    return spec.model_copy(
+        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
+    )
 
 
 def _list_free(spec: StepSpec, n: int) -> Combination:

@@ -10,14 +10,10 @@ r0 = (lam_t - lam_{t1}) / h and r1 = (lam_{t1} - lam_{t2}) / h:
               ... + alpha_s (E / h + 1) D            (taylor),     D = (m0 - m1) / r0
     order 3:  ... + alpha_s (E / h + 1) D1 - c alpha_s ((E / h + 1) / h - 1/2) D2
 
-DPM-Solver multistep of orders 2 and 3 is the same in noise prediction.
+DPM-Solver multistep of orders 2 and 3 is the same in noise prediction: eps takes the place of x0,
+and alpha and sigma, h and -h change places. With F = e^h - 1, order 1 is
 
-With e0 = eps at t, e1, e2 the predictions before it, F = e^h - 1 and h, r0 and r1 as above:
-
-    order 1:  x_s = (alpha_s / alpha_t) x_t - sigma_s F e0
-    order 2:  ... - sigma_s F D / 2                  (midpoint)
-              ... - sigma_s (F / h - 1) D            (taylor),     D = (e0 - e1) / r0
-    order 3:  ... - sigma_s (F / h - 1) D1 - c sigma_s ((F / h - 1) / h - 1/2) D2
+    x_s = (alpha_s / alpha_t) x_t - sigma_s F e0.
 
 The step to sigma = 0 has order 1, where both predictions give the same.
 

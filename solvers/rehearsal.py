@@ -1,7 +1,7 @@
 """A run rehearsed on data whose exact answer is known, before a network is asked.
 
 Where alpha is nearly 0, the state says almost nothing of the data, and some rules of several calls
-a step, or in noise prediction, multiply what they are told there by 1 / alpha. With few steps, what
+a step, or in noise prediction, multiply the answers there by 1 / alpha. With few steps, what
 was multiplied is not taken back. No list of names says where that happens: it depends on the
 solver, the grid and the process. So the run is made on numbers first, with Gaussian data N(m, s^2),
 whose x0 and whose probability flow have closed forms.

@@ -1,8 +1,8 @@
 """A sampling schedule as data: one table of steps, as a file, a picture or a pipeline carries it.
 
 Every linear solver on a grid can be written so, whatever its name or origin: exponential multistep
-and singlestep methods, Adams methods, stochastic ones, and what a search found, with or without its
-own guidance. What is read back runs as what was written, to the last bit.
+and singlestep methods, Adams methods, stochastic ones, and the result of a search, with or without
+guidance of its own. What is read back runs as what was written, to the last bit.
 """
 
 from collections.abc import Mapping

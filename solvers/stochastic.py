@@ -46,7 +46,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .exponential import MultistepPath, Relax, StepSpec
+from .exponential import MultistepPath, Relax, StepSpec, correct_step
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .linear import LinearSolver, LowerOrderFinal, place_steps, plan_orders
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
@@ -226,9 +226,7 @@ class SASolver(LinearSolver):
             shift = {}
             if self.corrector_order > 0 and n + 1 < grid.steps:
                 spec = self._make_spec(grid, n, correctors[n] + 1, ahead=1)
-                corrected = path.step(n, spec, corrected=True)
-                corrected.pop(("x", n))
-                shift = add_terms(corrected, predicted, -1.0)
+                shift = correct_step(path, n, spec, predicted)
         return combos
 
     def _choose_eta(self, grid: TimeGrid, n: int) -> float:

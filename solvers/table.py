@@ -220,33 +220,3 @@ def mirror(table: Table) -> Table:
         steps.append({(kind, n): sign * weight for kind, sign, n, weight in terms})
     asked = [each.node for each in table.evaluations if each is not None]
     return Table(mirror_nodes(table.nodes), steps, list(map(Evaluation, mirror_nodes(asked))))
-
-
-@dataclass(frozen=True)
-class Violations:
-    """How far a table is from one that is exact where the prediction is constant.
-
-    With A_n the weight of x_0 in the state x_n and B_{n,j} those of the predictions,
-
-    state:       max_n |A_n - sigma_n / sigma_0|.
-    predictions: max_n |sum_j B_{n,j} - (alpha_n - alpha_0 sigma_n / sigma_0)|; those of the
-                 unconditional branch count with the others.
-    largest:     max |B_{n,j}|, which multiplies rounding errors of low precisions.
-    """
-
-    state: float
-    predictions: float
-    largest: float
-
-
-def measure_violations(table: Table) -> Violations:
-    """Returns the invariants of consistency of a table, in its canonical form."""
-    first, state, predictions, largest = table.nodes[0], 0.0, 0.0, 0.0
-    canonical = rewrite(table, [0] * len(table.steps))
-    for node, combo in zip(table.nodes[1:], canonical.steps, strict=True):
-        ratio = node.sigma / first.sigma
-        state = max(state, abs(combo.pop(FIRST, 0.0) - ratio))
-        exact = node.alpha - first.alpha * ratio
-        predictions = max(predictions, abs(sum(combo.values()) - exact))
-        largest = max(largest, *map(abs, combo.values()), 0.0)
-    return Violations(state, predictions, largest)

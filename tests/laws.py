@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +131,35 @@ def with_table(schedule: StepSchedule) -> StepSchedule:
     """The schedule with its canonical table beside its steps."""
     table = schedule.compiled or compiled(schedule.table())
     return StepSchedule.model_validate({**schedule.model_dump(), "compiled": table})
+
+
+class Violations(NamedTuple):
+    """How far a table is from one that is exact where the prediction is constant.
+
+    With A_n the weight of x_0 in the state x_n and B_{n,j} those of the predictions,
+
+    state:       max_n |A_n - sigma_n / sigma_0|.
+    predictions: max_n |sum_j B_{n,j} - (alpha_n - alpha_0 sigma_n / sigma_0)|; those of the
+                 unconditional branch count with the others.
+    largest:     max |B_{n,j}|, which multiplies rounding errors of low precisions.
+    """
+
+    state: float
+    predictions: float
+    largest: float
+
+
+def measure_violations(table: Table) -> Violations:
+    """Returns the invariants of consistency of a table, in its canonical form."""
+    first, state, predictions, largest = table.nodes[0], 0.0, 0.0, 0.0
+    canonical = rewrite(table, [0] * len(table.steps))
+    for node, combo in zip(table.nodes[1:], canonical.steps, strict=True):
+        ratio = node.sigma / first.sigma
+        state = max(state, abs(combo.pop(("x", 0), 0.0) - ratio))
+        exact = node.alpha - first.alpha * ratio
+        predictions = max(predictions, abs(sum(combo.values()) - exact))
+        largest = max(largest, *map(abs, combo.values()), 0.0)
+    return Violations(state, predictions, largest)
 
 
 # The textbook executor. It shares no formula with the one it judges: corrected states are formed,

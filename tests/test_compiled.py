@@ -14,6 +14,7 @@ from laws import (
     compiled,
     even_in_lam,
     f64,
+    measure_violations,
     run,
     start,
     unit_noise,
@@ -46,7 +47,6 @@ from fewstep.solvers.table import (
     BOTH,
     Evaluation,
     Table,
-    measure_violations,
     mirror,
     mirror_nodes,
     rewrite,
@@ -313,7 +313,9 @@ def test_damaged_means_are_refused():
         MeanImage.of([float("inf")], (1,))
 
 
-@pytest.mark.parametrize(("shape", "fits"), [((1, 1), True), ((4,), False), ((1, 1, 1, 2), False)])
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((1, 2), True), ((2, 1), False), ((4,), False), ((1, 1, 1, 2), False)]
+)
 def test_a_mean_must_fit_the_network(shape, fits):
     network = MIXTURE.network(EDM(), (2, 1, 2))
     values = [0.5] * torch.Size(shape).numel()

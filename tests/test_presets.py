@@ -4,6 +4,7 @@ import json
 from importlib.resources import files
 
 import pytest
+from laws import measure_violations
 from typer.testing import CliRunner
 
 from fewstep.cli import app
@@ -16,7 +17,6 @@ from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_p
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, presets, solver
 from fewstep.solvers.presets import best_preset, preset, preset_names
-from fewstep.solvers.table import measure_violations
 
 PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
 PREDICTIONS = ("noise", "data", "data", "noise", "data", "noise", "noise")  # of usf-lsun-nfe6

@@ -1,5 +1,6 @@
 """Runs rehearsed on data whose answer is known: who is warned of, rightly, and what is advised."""
 
+import math
 import re
 import warnings
 from itertools import pairwise
@@ -117,6 +118,13 @@ def test_a_first_step_that_multiplies_eps_is_warned_of_for_networks_that_predict
         for nfe in (1, 4, 10):
             network = GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS)
             Sampler(network).plan(solver="ddim", nfe=nfe)
+
+
+def test_the_gain_is_relative_to_the_state_after_the_step():
+    """On EDM x_s gains (sigma_t - sigma_s) of an error in eps, less its part in x0."""
+    grid = TimeGrid.of(EDM(), [80.0, 30.0, 1.0])
+    gain = (80.0 - 30.0) / math.hypot(1.0, 30.0)
+    assert measure_gain(solver("ddim").on(grid), grid) == pytest.approx(gain, rel=1e-12)
 
 
 def test_a_pipeline_s_scheduler_warns_too():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from laws import measure_violations
 from test_search_newton import task_of, unipc, with_afs
 from test_search_problem import small
 from torch.testing import assert_close
@@ -19,7 +20,6 @@ from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
 from fewstep.solvers.artefact import MeanImage
-from fewstep.solvers.table import measure_violations
 
 PROBLEM = small(cfg_scale=1.0)
 
