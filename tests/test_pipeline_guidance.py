@@ -20,6 +20,7 @@ from fewstep.models.caching import enable_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.diffusers.guided_pipeline import guided
 from fewstep.samplers.diffusers.guider import PolicyGuider
+from fewstep.samplers.diffusers.policy_run import NetworkCall
 from fewstep.samplers.guidance import (
     APG,
     CFG,
@@ -511,3 +512,16 @@ def test_guidance_that_never_stops_is_warned_of():
         warnings.filterwarnings("error", message=".*left out none")
         with guided(pipe, SOON):
             call("pixart", pipe, **on("pixart"))
+
+
+def test_ids_of_places_are_those_of_all_rows():
+    seen = {}
+
+    def forward(**named):
+        seen.update(named)
+        return (named["hidden_states"],)
+
+    named = {"hidden_states": torch.zeros(4, 4, 2), "img_ids": torch.zeros(4, 3)}
+    call = NetworkCall("a pipeline", forward, (), named | {"timestep": torch.zeros(4)})
+    assert len(call.evaluate(torch.tensor([1, 2]))) == 2
+    assert (len(seen["img_ids"]), len(seen["timestep"])) == (4, 2)
