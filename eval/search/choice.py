@@ -75,7 +75,7 @@ def overfit(objective: str, scores: Mapping[str, float]) -> float:
 
 
 def _make_shortlist(task: Task) -> list[Trial]:
-    """The best of all, and the best few of each strategy: their training scores differ in kind."""
+    """Returns the best of all and of each strategy: their training scores differ in kind."""
     usable = [trial for trial in task.best() if trial.score is not None]
     chosen = usable[:SHORTLIST]
     for name in {trial.strategy for trial in usable}:

@@ -150,7 +150,7 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
 
 
 def _reference(facts: Mapping[str, Any], folder: Path) -> str:
-    """What the scores compare with, and what had been asked for if there was no time for it."""
+    """Describes the reference, and the one that was asked for if there was no time for it."""
     teacher, (train, validation, test) = facts["teacher"], facts["noises"]
     run = next(f"{teacher[each]} {each}" for each in ("nfe", "steps") if each in teacher)
     line = (

@@ -144,7 +144,7 @@ def search_placements(judge: Judge, size: SearchSize, tries: int, rng: Random) -
 
 
 def mutate(placed: Placement, last: int, rng: Random) -> Placement | None:
-    """A neighbour of the same size: a node moved, guidance moved, or a row spent otherwise."""
+    """Returns a neighbour of the same size, or None if the change that was drawn does not fit."""
     nodes, both = set(placed.nodes), set(placed.both)
     moves = (_move, _move, _swap, _split, _join) if both else (_move,)
     rng.choice(moves)(nodes, both, last, rng)

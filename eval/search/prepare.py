@@ -173,7 +173,7 @@ def _ends(problem: Problem) -> tuple[float, ...]:
 
 
 def find_afs(request: SearchRequest, problem: Problem) -> tuple[Any, ...]:
-    """The analytic first steps to choose from; the mean is that of the training reference."""
+    """Returns the analytic first steps to choose from; the mean is that of the training ends."""
     if request.afs in ("none", "zero"):
         return ("zero",)
     mean = mean_image(problem.block("train"))

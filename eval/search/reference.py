@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...models.errors import SettingError
 from ...models.files import hold_file, write_bytes
@@ -75,9 +75,8 @@ class Reference(StrictModel):
         return f"{self.nfe} evaluations of {train}, {validation} and {test} noises"
 
 
-class SizedReference(BaseModel):
-    """What a folder keepclass SizedReference(StrictModel):
-    d for, and the one there was time for."""
+class SizedReference(StrictModel):
+    """What a folder keeps of its reference: the size asked for, and the one there was time for."""
 
     asked: Reference
     used: Reference

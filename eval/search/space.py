@@ -86,7 +86,7 @@ def nearest(times: Sequence[float], t: float) -> float:
 
 
 def encode_solver(solver: str, grid: TimeGrid) -> StepSchedule:
-    """A named exponential multistep solver on a grid, as data; raises SettingError for others."""
+    """Returns an exponential multistep solver on a grid; raises SettingError for other solvers."""
     settings = take_solver(solver)
     if not isinstance(settings, Encoder):
         raise SettingError(f"{solver} is no exponential multistep method, so no starting point")

@@ -72,7 +72,7 @@ class ToyBench:
         afs: tuple[MeanImage, ...] = (),
         noises: int | None = None,
     ) -> tuple[Artefact, float]:
-        """What strategies find with so many candidates, scored on `few` of the training noises."""
+        """Returns what strategies find with so many candidates, and the seconds it took."""
         start, problem = time.perf_counter(), toy((noises or self.few, 512, 1))
         free = DEFAULT - {"ends"} | ({"afs"} if afs else set())
         with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ class ToyBench:
 
 
 def report(bench: ToyBench) -> Iterator[str]:
-    """The table line by line; the last column is how many times less RMSE than the baseline."""
+    """Yields the lines of the table; the gain is the baseline's RMSE over that of the row."""
     yield f"{'NFE ' + str(bench.nfe):30}{'rms':>8}{'median':>8}{'gain':>7}{'seconds':>9}"
     baseline, _ = bench.error(encode_named("dpmpp-2m", "logsnr", bench.nfe))
     for label, schedule, seconds in bench.schedules():

@@ -93,7 +93,7 @@ class Pools:
 
 
 def _new_child(task: Task, pools: Pools, rng: Random) -> Proposal | None:
-    """A child that was not tried yet, a random schedule as long as there are too few parents.
+    """Returns a child that was not tried yet, a random one as long as there are too few parents.
 
     None if there seem to be no others left in the space.
     """

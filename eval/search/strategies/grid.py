@@ -87,7 +87,7 @@ def _rows(task: Task) -> Iterator[Proposal]:
 def _guided(
     task: Task, how: tuple[str, str], placed: tuple[int, tuple[int, ...]], label: str
 ) -> Proposal:
-    """A solver on a grid with both branches at some steps, the difference held between them."""
+    """Proposes a solver with both branches at some steps, the difference held between them."""
     (solver, name), (steps, guided) = how, placed
     base = encode_solver(solver, make_grid(task.space, name, steps))
     made = guide_schedule(base, task.problem.cfg_scale, guided)

@@ -73,7 +73,7 @@ def _kappas(task: Task) -> Tensor:
 
 
 def _to_zero(cost: Tensor) -> Tensor:
-    """A node sigma = 0 at the end; below the last prediction nothing is known, nothing added."""
+    """Adds a node sigma = 0 at the end; nothing is known below the last prediction."""
     cost = torch.cat([cost, cost[:, -1:]], dim=1)
     return torch.cat([cost, cost[-1:]], dim=0)
 
