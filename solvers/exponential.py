@@ -282,10 +282,7 @@ def combine_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> list[Combination
 def correct_step(
     path: MultistepPath, n: int, spec: StepSpec, predicted: Combination
 ) -> Combination:
-    """Returns step n by the spec, with the prediction at its end, minus step n as predicted.
-
-    predicted: the predictions in step n, without its state, which has the same weight in both.
-    """
+    """Returns step n by the spec with the prediction at its end, minus step n as predicted."""
     corrected = path.step(n, spec, corrected=True)
     corrected.pop(("x", n))
     return add_terms(corrected, predicted, -1.0)
@@ -294,9 +291,8 @@ def correct_step(
 def _raise_order(spec: StepSpec) -> StepSpec:
     """Returns the corrector of a step: the step at one order more."""
     relax = spec.corr.relax if spec.order == 1 else "none"
-    return spec.model_copy(
-        update={"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
-    )
+    changes = {"order": spec.order + 1, "est": (), "kmul": None, "relax": relax}
+    return spec.model_copy(update=changes)
 
 
 def _list_free(spec: StepSpec, n: int) -> Combination:
