@@ -321,7 +321,7 @@ def test_a_hub_id_with_a_revision():
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("source", ["me/absent", "me/tiny@v9", "bad--/name"])
 def test_an_unknown_hub_id_says_what_the_hub_says(source):
-    with pytest.raises(ModelError, match=f"'{source}'.*known: fashion-dit.*the hub says"):
+    with pytest.raises(ModelError, match=f"'{source}'.*known: emoji.*the hub says"):
         load(source)
 
 
@@ -330,7 +330,7 @@ def test_an_unknown_hub_id_says_what_the_hub_says(source):
 
 @pytest.mark.parametrize("source", ["fashion-dti", "a/b/c", "./here", "/nowhere/at/all", "~/x"])
 def test_a_name_that_leads_nowhere(source):
-    with pytest.raises(ModelError, match=r"known: fashion-dit, .*no folder and no hub id"):
+    with pytest.raises(ModelError, match=r"known: emoji, .*no folder and no hub id"):
         load(source)
 
 
