@@ -148,7 +148,7 @@ class SampleOptions:
         """Returns the classes and how many images of each: what was typed, or what is shown."""
         if self.classes is not None or not network.shown_classes:
             return self.classes, self.per_class
-        each = self.per_class or (None if self.seeds else SHOWN)
+        each = SHOWN if self.per_class is None and self.seeds is None else self.per_class
         return ",".join(map(str, network.shown_classes)), each
 
     def find_scale(self, network: "Network") -> float:
