@@ -68,7 +68,8 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[str]:
 
 def draw(sampler: Sampler, seeds: range, nfe: int, grid: str, scale: float) -> Tensor:
     """Returns pictures as uint8 (B, C, H, W), the classes in turn."""
-    labels = [seed % sampler.network.num_classes for seed in seeds]
+    classes = sampler.network.num_classes
+    labels = [seed % classes for seed in seeds] if classes else None
     result = sampler(seeds, class_labels=labels, nfe=nfe, grid=grid, guidance=CFG(scale))
     return to_uint8(result.samples).permute(0, 3, 1, 2).contiguous()
 
