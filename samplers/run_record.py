@@ -1,34 +1,30 @@
 """A sampling run as data: built by a command or a call, carried by a picture, repeated from it."""
 
 import math
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from packaging.version import InvalidVersion, Version
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BeforeValidator, Field
 
 from .. import __version__
-from ..models.arguments import MOST_NUMBERS, as_numbers, format_ranges, parse_ranges
-from ..models.errors import FewstepError, SettingError, shorten
-from ..models.files import check_apart, check_writable, make_folder, write_bytes, write_whole
+from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
+from ..models.errors import SettingError, shorten
+from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.reading import StrictModel, parse_as, parse_json
 from ..models.speed import Speed
 from ..solvers import Schedule
 from ..solvers.artefact import MAX_STEPS
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
+from .guidance.forecast import write_space
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import choose_default_schedule
 
 if TYPE_CHECKING:
-    from .sampler import Result, SamplerCall
+    from .sampler import Result
 
-SAMPLES = "samples"  # the tensor in a .safetensors file
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-UNWRITTEN = ("conditions", "negative", "callback")  # arguments that are values of Python
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
 
 
@@ -45,7 +41,8 @@ class Run(StrictModel):
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
-    guidance_spec: another guidance, as `parse_guidance` takes it with cfg_scale.
+    guidance_spec: another guidance, as `parse_guidance` takes it with cfg_scale; but a forecast
+              that names no space is of x0, which was the default before eps.
     cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
               on the others in it.
     batch, dtype, device, speed: they change the last bits of the pixels.
@@ -88,17 +85,17 @@ class Run(StrictModel):
         return {"solver": self.schedule, **given}
 
     def settle(self) -> "Run":
-        """Returns the run with the default schedule, if only an NFE was asked for and there is one.
+        """Returns the run with the defaults that may become others written out.
 
-        A picture then holds the schedule itself, and is repeated when another has become the best.
+        They are the schedule, if only an NFE was asked for and there is one, and the space of a
+        guidance forecast. A picture then holds them, and is repeated when others are the best.
         """
-        choices = self.choices()
-        schedule = choose_default_schedule(self.model, choices, self.guidance())
-        return (
-            self
-            if schedule is None
-            else self.model_copy(update={"schedule": schedule, "nfe": None})
-        )
+        spec = None if self.guidance_spec is None else write_space(self.guidance_spec)
+        named = self.model_copy(update={"guidance_spec": spec})
+        schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
+        if schedule is None:
+            return named
+        return named.model_copy(update={"schedule": schedule, "nfe": None})
 
     def guidance(self) -> Guidance:
         """Returns the guidance; a scale of 1 is none."""
@@ -117,7 +114,9 @@ class Run(StrictModel):
                 f"a named guidance takes its interval with it; write {spec}+interval:low={low:g},"
                 f"high={high:g} and drop the guidance interval"
             )
-        return parse_guidance(spec, None if self.cfg_scale == 1.0 else self.cfg_scale)
+        return parse_guidance(
+            write_space(spec, "x0"), None if self.cfg_scale == 1.0 else self.cfg_scale
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments with which a sampler of the model draws the images."""
@@ -215,86 +214,3 @@ def _read_version(body: Any) -> Version:
         return Version(body["version"])
     except (TypeError, KeyError, InvalidVersion):
         raise SettingError("it does not say which version of fewstep made it") from None
-
-
-def save_result(result: "Result", path: Path) -> None:
-    """Writes a grid of the images as .png, or the samples as .safetensors; see `Result.save`."""
-    check_writable(path, ".png", ".safetensors")
-    run = _find_record(result, path)
-    if path.suffix.lower() == ".safetensors":
-        from safetensors.torch import save
-
-        metadata = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
-        write_bytes(path, save({SAMPLES: result.samples.contiguous()}, metadata))
-        return
-    sheet = make_contact_sheet(result.images)
-    if run is None:
-        write_whole(path, lambda file: sheet.save(file, format="PNG"))
-    else:
-        save_png(sheet, path, run, result.ledger.nfe)
-
-
-def record_call(call: "SamplerCall") -> Run:
-    """Returns the run as `sample` records it.
-
-    Raises:
-        SettingError: if an argument is a value of Python that has no text.
-    """
-    loaded, given = call.loaded, call.arguments
-    if loaded is None or not isinstance(loaded.source, str | Path):
-        raise SettingError("its network was not loaded by a name")
-    for name in UNWRITTEN:
-        if given[name] is not None:
-            raise SettingError(f"its {name} has no text")
-    solver, labels = given.get("solver"), given["class_labels"]
-    planned = isinstance(solver, Schedule)
-    return Run(
-        model=str(loaded.source),
-        dtype=DTYPES.get(loaded.dtype, loaded.dtype or "fp32"),  # type: ignore[arg-type]
-        device=str(loaded.device or "cpu"),
-        speed=None if loaded.speed == Speed() else loaded.speed,
-        schedule=solver if planned else None,
-        solver=None if planned else _as_text("solver", solver),
-        seeds=tuple(given["seeds"]),
-        classes=None if labels is None else tuple(labels),
-        grid=_record_grid(given.get("grid")),
-        cache=_as_text("cache", given["cache"]),
-        final=str(given.get("final", "zero")),
-        nfe=given.get("nfe"),
-        steps=given.get("steps"),
-        batch=given["batch"],
-        **_record_guidance(given["guidance"]),
-    ).settle()
-
-
-def _find_record(result: "Result", path: Path) -> Run | None:
-    """Returns the run of a result; warns where it has none that could be repeated."""
-    try:
-        if result.call is None:
-            raise SettingError("it did not come from a call of a sampler")
-        return record_call(result.call)
-    except FewstepError as error:
-        warnings.warn(f"{str(path)!r} carries no record of its run: {error}", stacklevel=4)
-        return None
-
-
-def _as_text(name: str, given: Any) -> str | None:
-    """Returns an argument that was given as text, or not at all."""
-    if given is None or isinstance(given, str):
-        return given
-    raise SettingError(f"its {name} was no text; give it as one, as on the command line")
-
-
-def _record_grid(given: Any) -> str | tuple[float, ...] | None:
-    """Returns the name of a grid, its times, or None for the default."""
-    return given if given is None or isinstance(given, str) else tuple(as_numbers(given, "grid"))
-
-
-def _record_guidance(given: Any) -> dict[str, Any]:
-    """Returns the fields of a run that say how it was guided."""
-    if given is None or isinstance(given, str):
-        return {"guidance_spec": given}
-    if isinstance(given, CFG) and given == CFG(given.scale, given.interval):
-        always = given.interval == (0.0, math.inf)
-        return {"cfg_scale": given.scale, "cfg_interval": None if always else given.interval}
-    raise SettingError("its guidance was no text; give it as one, as in 'cfg:scale=2'")

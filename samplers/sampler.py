@@ -35,7 +35,7 @@ from .plan import (
     count_stage_calls,
     make_plan,
 )
-from .run_record import save_result
+from .result_file import save_result
 
 
 @dataclass(frozen=True)

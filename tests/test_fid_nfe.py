@@ -43,6 +43,7 @@ from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import time_grid
+from fewstep.samplers.guidance.forecast import write_space
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
 
@@ -251,7 +252,7 @@ def test_caches_and_guidance_policies_are_settings():
         plain.cost.effective * flops_per_row(load("fashion-dit"))
     )
     label = setting_label(skipping.protocol.images)
-    assert label == f"unipc-2 beta, {forecast}, {chosen.entries[0].caches[0]}"
+    assert label == f"unipc-2 beta, {write_space(forecast)}, {chosen.entries[0].caches[0]}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):

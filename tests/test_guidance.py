@@ -37,7 +37,7 @@ from fewstep.samplers.guidance import (
     policy_class,
 )
 from fewstep.samplers.guidance.base import BOTH
-from fewstep.samplers.guidance.forecast import PastDifferences, Pattern
+from fewstep.samplers.guidance.forecast import PastDifferences, Pattern, write_space
 from fewstep.samplers.guidance.space import (
     choose_prediction,
     compute_factor,
@@ -416,6 +416,35 @@ def test_pure_noise_has_no_place_on_lam_and_is_held():
     assert past.at(then).tolist() == [1.0]
     past.add(then, torch.full((1,), 3.0))
     assert past.at(after).tolist() == [3.0]
+
+
+def test_where_eps_says_nothing_of_x0_the_difference_of_x0_is_held():
+    one, pure, middle, clean = torch.ones(1), FLOW.at(1.0), FLOW.at(0.5), FLOW.at(0.0)
+    for order, clock in ((0, "lam"), (0, "t"), (1, "lam"), (1, "t")):
+        past = PastDifferences(order, clock, Prediction.EPS)
+        past.add(pure, one)  # alpha = 0
+        assert past.at(middle).tolist() == past.at(pure).tolist() == [1.0]
+        past.add(middle, 3.0 * one)
+        assert past.at(FLOW.at(0.25)).tolist() == [pytest.approx(1.0)]  # sigma / alpha is a third
+        assert past.at(pure).tolist() == [3.0]
+        assert past.at(clean).tolist() == [0.0]  # sigma = 0, where c = u = x
+    for kind in (Prediction.EPS, Prediction.V, Prediction.FLOW):
+        past = PastDifferences(0, "lam", kind)
+        past.add(clean, 2.0 * one)
+        assert past.at(middle).tolist() == [2.0]
+
+
+def test_a_typed_forecast_gets_its_space():
+    assert GuidanceForecast(2.0).space == "eps"
+    for spec, there in {
+        "guidance-forecast": "guidance-forecast:space=eps",
+        "guidance-forecast:scale=2": "guidance-forecast:space=eps,scale=2",
+        "guidance-forecast+threshold": "guidance-forecast:space=eps+threshold",
+        "guidance-forecast:scale=2, space = v": "guidance-forecast:scale=2, space = v",
+        "adaptive:scale=2": "adaptive:scale=2",
+    }.items():
+        assert write_space(spec) == there
+        assert parse_guidance(spec, 2.0) == parse_guidance(there, 2.0)
 
 
 def test_a_forecast_of_what_does_not_change_is_exact_and_cheaper():

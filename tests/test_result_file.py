@@ -12,6 +12,7 @@ from fewstep.models.errors import SettingError
 from fewstep.samplers import plan
 from fewstep.samplers.run_record import CHUNK, Run, read_run
 
+BASE = {"model": "fashion-dit", "solver": "ddim", "nfe": 4, "seeds": (1, 2), "classes": (2, 5)}
 CALL = {"class_labels": [2, 5], "solver": "ddim", "nfe": 2}
 
 
@@ -50,6 +51,21 @@ def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices, monke
     assert run.classes == (4, 4)
     assert (run.schedule is not None) == (choices == {"nfe": 5})
     assert torch.equal(sampler(**run.arguments()).samples, result.samples)
+
+
+def test_a_record_without_the_space_of_its_forecast_is_older_and_of_x0(sampler, tmp_path):
+    """The default was x0 then. Pictures name the space that they were drawn with."""
+    drawn = {}
+    for space in ("x0", "eps"):
+        spec = f"guidance-forecast:space={space},scale=3"
+        drawn[space] = sampler([1, 2], **CALL | {"nfe": 4}, guidance=spec)
+    older = Run(**BASE, guidance_spec="guidance-forecast:scale=3")
+    assert torch.equal(sampler(**older.arguments()).samples, drawn["x0"].samples)
+    assert not torch.equal(drawn["x0"].samples, drawn["eps"].samples)
+    result = sampler([1, 2], **CALL | {"nfe": 4}, guidance="guidance-forecast:scale=3")
+    result.save(tmp_path / "a.png")
+    assert torch.equal(result.samples, drawn["eps"].samples)
+    assert read_run(tmp_path / "a.png").guidance_spec == "guidance-forecast:space=eps,scale=3"
 
 
 def test_samples_are_kept_as_they_are(sampler, tmp_path):

@@ -23,6 +23,7 @@ from ...models.registry import parse_spec
 from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
+from ...samplers.guidance.forecast import write_space
 from ...samplers.plan import find_schedule, make_plan
 from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
@@ -189,7 +190,7 @@ def _settings(sweep: Sweep) -> Iterator[Drawn]:
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
-                guidance_spec=spec,
+                guidance_spec=None if spec is None else write_space(spec),
                 cache=cache,
                 model=model,
                 seeds=(0,),

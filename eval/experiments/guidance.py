@@ -16,7 +16,7 @@ from ...models.errors import FewstepError, SettingError
 from ...models.files import write_bytes
 from ...models.registry import parse_spec
 from ...samplers.guidance import CFG, GuidanceForecast, parse_guidance
-from ...samplers.guidance.forecast import Pattern
+from ...samplers.guidance.forecast import Pattern, write_space
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance
 from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error
@@ -93,7 +93,7 @@ class GuidanceFront(FrontSettings):
             for model in self.models
             for scale in self.scales
             for steps in sorted(self.steps)
-            for policy in self.policies
+            for policy in map(write_space, self.policies)
             if _applies(policy, steps)
         ]
 

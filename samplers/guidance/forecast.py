@@ -6,6 +6,7 @@ two, and unlike dropping the guidance it does not change the equation that is so
 """
 
 import math
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class PastDifferences:
     order: degree of the polynomial through them; 0 holds the last one. The first answers have as
            many points as there are.
     clock: its variable; a node with lam = -inf has no place on "lam" and is held only.
-    kind:  the prediction whose difference is held or extrapolated.
+    kind:  the prediction whose difference is held or extrapolated. Where it says nothing of x0, as
+           eps at alpha = 0 and all but x0 at sigma = 0, the difference of x0 is held instead.
     """
 
     def __init__(self, order: int, clock: Clock, kind: Prediction = Prediction.X0) -> None:
@@ -86,22 +88,32 @@ class PastDifferences:
 
     def at(self, node: Node) -> Tensor:
         """Returns c - u in x0 at a node."""
-        scale = compute_factor(node, self.kind)
         out: Tensor | None = None
         for weight, (place, difference) in self._weigh(node):
-            share = weight * compute_factor(place, self.kind) / scale
+            share = self._convert(weight, place, node)
             out = difference * share if out is None else out.add(difference, alpha=share)
         if out is None:
             raise ValueError("no difference is known yet")
         return out
 
+    def _convert(self, weight: float, place: Node, node: Node) -> float:
+        """Returns a weight in the kind as one of x0, which is held where the kind says nothing."""
+        before, after = compute_factor(place, self.kind), compute_factor(node, self.kind)
+        known = math.isfinite(before) and before != 0.0 != after
+        return weight * before / after if known else weight
+
     def _weigh(self, node: Node) -> list[tuple[float, tuple[Node, Tensor]]]:
         place = self._read_coordinate(node)
-        usable = [each for each in self.held if math.isfinite(self._read_coordinate(each[0]))]
+        usable = [each for each in self.held if self._has_place(each[0])]
         if not math.isfinite(place) or len(usable) < 2:
             return [(1.0, self.held[0])] if self.held else []
         weights = _compute_lagrange([self._read_coordinate(each[0]) for each in usable], place)
         return list(zip(weights, usable, strict=True))
+
+    def _has_place(self, node: Node) -> bool:
+        """Returns whether a polynomial can go through the difference at a node."""
+        factor = compute_factor(node, self.kind)
+        return math.isfinite(self._read_coordinate(node)) and math.isfinite(factor) and factor != 0
 
     def _read_coordinate(self, node: Node) -> float:
         return node.lam if self.clock == "lam" else node.t
@@ -127,9 +139,9 @@ class GuidanceForecast(Scaled):
     warmup: first steps that evaluate both branches, at least 1; tail: last steps that do not.
     mask:   one digit per step, 1 for both branches, instead of those three, as 1110101010.
     in_:    the variable of the polynomial, "lam" or "t".
-    space:  the prediction whose difference is forecast: "x0", "v" (eps - x0 on rectified flow) or
-            "eps". They differ by a number of the node: a held difference of v is one of x0 that
-            falls with sigma.
+    space:  the prediction whose difference is forecast: "eps", "v" (eps - x0 on rectified flow) or
+            "x0". They differ by a number of the node: a held difference of eps is one of x0 that
+            falls with sigma / alpha, one of v falls with sigma.
     """
 
     name: ClassVar[str] = "guidance-forecast"
@@ -141,7 +153,7 @@ class GuidanceForecast(Scaled):
     tail: Annotated[int, Field(ge=0)] = 0
     mask: Mask = ""
     in_: Clock = "lam"
-    space: Space = "x0"
+    space: Space = "eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +193,15 @@ class ForecastGuide(Guide):
         uncond, cond = outputs
         self.past.add(moment.node, cond - uncond)
         return torch.lerp(uncond, cond, self.scale)
+
+
+def write_space(spec: str, space: Space = GuidanceForecast.space) -> str:
+    """Returns a typed guidance with the space of its forecast, if it is one that names none."""
+    name = GuidanceForecast.name
+    if not re.match(rf"{name}(?![\w-])", spec) or re.search(r"[:,]\s*space\s*=", spec):
+        return spec
+    settings = spec.removeprefix(name)
+    return f"{name}:space={space}" + re.sub("^:", ",", settings)
 
 
 def check_steps(name: str, setup: Setup) -> None:

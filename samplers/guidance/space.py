@@ -5,6 +5,7 @@ tensor in all of them, times a number of the node. Cosines and norms of the pred
 are not the same at all: near pure noise two predictions of eps are mostly that noise.
 """
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -33,9 +34,14 @@ def convert_to_x0(value: Tensor, x: Tensor, node: Node, kind: Prediction) -> Ten
 
 
 def compute_factor(node: Node, kind: Prediction) -> float:
-    """Returns the factor from a difference of x0 to one of another prediction."""
+    """Returns the factor from a difference of x0 to one of another prediction.
+
+    It is infinite at sigma = 0, where x0 is the state, and 0 for eps at alpha = 0, where eps is.
+    """
     if kind is Prediction.X0:
         return 1.0
+    if node.sigma == 0.0:
+        return math.inf
     if kind is Prediction.EPS:
         return eps_from(Prediction.X0, node)[1]
     return 1.0 / x0_from(kind, node)[1]
