@@ -11,7 +11,6 @@ from ..eval.options import (
     DEFAULT_MODEL,
     GUIDANCE,
     IMAGES,
-    MOST,
     OUTPUT,
     SAMPLING,
     BatchSampled,
@@ -31,6 +30,7 @@ from ..eval.options import (
 )
 from ..models.errors import SettingError
 from .console import gather_options, refuse_typed
+from .images import ImageOptions
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from ..samplers.sampler import Result
     from ..solvers import Schedule
 
-DRAWN = 64  # images where nothing is said of their number
-SHOWN = 6  # images of each class of a network that shows some: in the time of 64 grey ones
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet"}
 
 
@@ -80,21 +78,6 @@ class SampleOptions:
         "Accept a schedule or a cache that was made for another network or guidance.",
         SAMPLING,
         "--force",
-    )
-    seed: int | None = option(
-        None, "Seed of the first image; seeds count up from it. The default is 0.", IMAGES
-    )
-    seeds: str | None = option(
-        None, "One seed for each image, such as 0-63,100, in place of --seed.", IMAGES
-    )
-    classes: str | None = option(
-        None,
-        "Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By default all"
-        " classes take turns, but of emoji smileys, flags and people are drawn.",
-        IMAGES,
-    )
-    per_class: int | None = option(
-        None, "Number of images of each class. The default is 8.", IMAGES
     )
     cfg_scale: float | None = option(
         None,
@@ -144,28 +127,20 @@ class SampleOptions:
             raise SettingError("--times are the grid; drop --grid or --times")
         return parse_times(self.times)
 
-    def find_classes(self, network: "Network") -> tuple[str | None, int | None]:
-        """Returns the classes and how many images of each: what was typed, or what is shown."""
-        if self.classes is not None or not network.shown_classes:
-            return self.classes, self.per_class
-        each = SHOWN if self.per_class is None and self.seeds is None else self.per_class
-        return ",".join(map(str, network.shown_classes)), each
-
-    def find_scale(self, network: "Network") -> float:
+    def find_scale(self, network: "Network", classes: str | None) -> float:
         """Returns the guidance scale that was typed, or the network's own where nothing else is."""
         if self.cfg_scale is not None:
             return self.cfg_scale
-        guided = self.guidance is None and self.schedule is None and self.classes != "null"
+        guided = self.guidance is None and self.schedule is None and classes != "null"
         return network.cfg_scale if guided else 1.0
 
-    def record(self, network: "Network") -> "Run":
+    def record(self, network: "Network", images: ImageOptions) -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
         from ..models.arguments import parse_interval
         from ..samplers.cache_file import resolve_cache
         from ..samplers.run_record import Run
 
-        classes, each = self.find_classes(network)
-        seeds, labels = _images(network, self.seed, self.seeds, classes, each)
+        seeds, labels, columns = images.choose(network)
         run = Run(
             model=self.model,
             solver=self.solver,
@@ -176,7 +151,7 @@ class SampleOptions:
             schedule=None if self.schedule is None else _schedule(self.schedule, self.force),
             seeds=seeds,
             classes=labels,
-            cfg_scale=self.find_scale(network),
+            cfg_scale=self.find_scale(network, images.classes),
             cfg_interval=None if self.cfg_interval is None else parse_interval(self.cfg_interval),
             guidance_spec=self.guidance,
             threshold=self.threshold,
@@ -184,7 +159,7 @@ class SampleOptions:
             dtype=self.dtype,
             device=self.device,
             speed=self.speed,
-            columns=each or 8 if classes and not self.seeds else None,
+            columns=columns,
         ).settle()
         if self.cache is None:
             return run
@@ -228,6 +203,7 @@ class SampleOutputs:
 def sample(
     ctx: typer.Context,
     options: SampleOptions,
+    images: ImageOptions,
     from_png: Annotated[
         Path | None,
         describe("Repeat the run that is stored in a picture made by `sample`.", IMAGES),
@@ -250,59 +226,10 @@ def sample(
     else:
         network = options.load()
         _check_guidance(options)
-        run = options.record(network)
+        run = options.record(network, images)
     if outputs.save_images is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
     outputs.show(run, Sampler(network)(**run.arguments(), progress=not outputs.quiet))
-
-
-def _images(
-    network: "Network",
-    first: int | None,
-    seeds: str | None,
-    classes: str | None,
-    per_class: int | None,
-) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Returns the seeds and the class labels, one each per image."""
-    from ..models.arguments import parse_ranges
-    from ..samplers.conditions import parse_classes
-
-    if per_class is not None and per_class < 1:
-        raise SettingError(f"--per-class must be at least 1, not {per_class}")
-    if first is not None and seeds is not None:
-        raise SettingError("give --seed, the first one, or --seeds, all of them, not both")
-    seed, listed = first or 0, None if seeds is None else parse_ranges(seeds)
-    if classes is None and per_class is None:
-        chosen = tuple(listed or range(seed, seed + DRAWN))
-        n = network.num_classes
-        return chosen, tuple(i % n for i in range(len(chosen))) if n else None
-    if not network.num_classes:
-        raise SettingError(f"{network.name} has no classes; drop --classes and --per-class")
-    pool = list(range(network.num_classes))
-    if classes is not None:
-        typed_labels = parse_classes(classes, network)
-        if typed_labels is None:
-            return tuple(listed or range(seed, seed + (per_class or 8))), None
-        pool = typed_labels
-    _check_number(len(pool) * (per_class or 8))
-    if listed is not None and per_class is None:
-        return tuple(listed), tuple(pool[i % len(pool)] for i in range(len(listed)))
-    labels = tuple(label for label in pool for _ in range(per_class or 8))
-    if listed is not None and len(listed) != len(labels):
-        raise SettingError(
-            f"--seeds gives {len(listed)} images and --classes with --per-class {len(labels)};"
-            " drop --per-class or make them equal"
-        )
-    return tuple(listed or range(seed, seed + len(labels))), labels
-
-
-def _check_number(images: int) -> None:
-    """Raises SettingError for more images than one command draws."""
-    if images > MOST:
-        raise SettingError(
-            f"{images} images are too many for one command, which keeps them in memory: draw at"
-            f" most {MOST:,} at once"
-        )
 
 
 def _schedule(name: str, force: bool) -> "Schedule":
