@@ -56,7 +56,7 @@ _HOMES = {
     "load": ".models.load",
     "reconstruct": ".samplers.inversion",
     "search": ".eval.search.command",
-    "solver": ".solvers.registry",
+    "solver": ".solvers.base",
     "time_grid": ".samplers.grid",
 }
 _SERVED = {"SchedulerMixin": "diffusers"}  # by which diffusers knows what it may load from here

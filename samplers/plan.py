@@ -21,8 +21,8 @@ from ..solvers import (
     take_solver,
 )
 from ..solvers.artefact import MAX_STEPS, SCALE, Artefact
+from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
-from ..solvers.registry import SOLVERS
 from ..solvers.rehearsal import warn_of_amplification
 from .grid import Final, check_steps, choose_default_grid, time_grid
 from .guidance import CFG, Guidance

@@ -6,9 +6,23 @@ from typing import TYPE_CHECKING
 
 from ..models.deprecated import serve_renamed
 from .artefact import Executor
-from .base import Bound, Revisable, Revision, Solver, drive, dry_run, list_queries, revise_step
+from .base import (
+    Bound,
+    Revisable,
+    Revision,
+    Solver,
+    SolverInfo,
+    SolverSettings,
+    drive,
+    dry_run,
+    list_queries,
+    names,
+    register,
+    revise_step,
+    solver,
+    take_solver,
+)
 from .linear import LowerOrderFinal
-from .registry import SolverInfo, SolverSettings, names, register, solver, take_solver
 from .schedule_data import Schedule
 from .step_schedule import StepSchedule
 

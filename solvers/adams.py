@@ -37,9 +37,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
+from .interpolation import average_basis, place_points
 from .linear import LinearSolver
-from .quadrature import average_basis, place_points
-from .registry import SolverInfo, register
 from .table import Combination, add_terms
 
 

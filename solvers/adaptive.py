@@ -33,9 +33,8 @@ from torch import Tensor
 
 from ..models.errors import NonFiniteError, SettingError
 from ..models.schedule import Node, TimeGrid
-from .base import Query
+from .base import Query, SolverInfo, register
 from .coordinates import Straight
-from .registry import SolverInfo, register
 from .tableaux import BOGACKI_SHAMPINE, DORMAND_PRINCE, PRINCE_DORMAND, TSITOURAS, Tableau
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

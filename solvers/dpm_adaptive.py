@@ -32,9 +32,8 @@ from torch import Tensor
 
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from .adaptive import MaxCalls, Positive, check_calls, measure_error
-from .base import Query
+from .base import Query, SolverInfo, register
 from .exponential import phi
-from .registry import SolverInfo, register
 
 Trial = tuple[Tensor, Tensor]  # x_e at the lower and at the higher order
 PURE_NOISE = math.log(1e-3 / 0.999)  # from alpha = 0 one step of order 1 goes to this lam

@@ -31,11 +31,10 @@ from torch import Tensor
 from ..models.denoiser import Network
 from ..models.devices import send
 from ..models.schedule import Node, TimeGrid
-from .base import Revision, Step
+from .base import Revision, SolverInfo, Step, register
 from .exponential import find_derivative_weights
 from .linear import LowerOrderFinal, plan_orders
 from .model_statistics import ModelStatistics, take_statistics
-from .registry import SolverInfo, register
 
 
 @register

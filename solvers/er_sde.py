@@ -19,9 +19,9 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
 from .exponential import find_derivative_weights
 from .linear import LinearSolver, LowerOrderFinal, plan_orders
-from .registry import SolverInfo, register
 from .table import Combination
 
 LogPhi = Callable[[float], float]  # lam -> log(phi(kappa)), kappa = e^{-lam}

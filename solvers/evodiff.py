@@ -48,7 +48,7 @@ from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node, TimeGrid
-from .base import Query, Revision
+from .base import Query, Revision, SolverInfo, register
 from .evodiff_weights import (
     Balance,
     Change,
@@ -59,7 +59,6 @@ from .evodiff_weights import (
     find_weights,
     measure_probe,
 )
-from .registry import SolverInfo, register
 
 
 @register

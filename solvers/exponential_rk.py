@@ -22,9 +22,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
 from .coordinates import Straight
 from .exponential import phi
-from .registry import SolverInfo, register
 from .runge_kutta import StageRows, StageSteps
 
 Weights = list[list[float]]  # h a_ij of each inner state, and h b_j

@@ -13,7 +13,8 @@ log((alpha + K) / sigma), it can, and every weight is a plain number:
 
 with l_j the Lagrange polynomials on the places c_j of the nodes. With the noise of an SDE, d(rho^q)
 with q = 1 + eta stands for drho (`stochastic`), and with eps for x0 the measure is d(1 / rho). The
-integrals are taken over log(rho + K), or log(rho + 1) for t, where c and rho are smooth.
+integrals are taken over log(rho + K), or log(rho + 1) for t, where c and rho are smooth, by
+Gauss-Legendre in float64.
 """
 
 import math
@@ -22,12 +23,15 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from ..models.schedule import Node, NoiseSchedule, TimeGrid, VPDiscrete
-from .quadrature import average_basis, place_points
 from .table import Combination, add_terms
 
+Floats = NDArray[np.float64]
+
+_PLACES, _SHARES = np.polynomial.legendre.leggauss(64)  # of Gauss-Legendre, over [-1, 1]
 LAM = "lam"
 AUTO = "auto"
 FINITE = "t"  # what stands for lam under "auto" in the steps that use a node at alpha = 0
@@ -117,3 +121,31 @@ def _without_rounding(schedule: NoiseSchedule) -> NoiseSchedule:
     if isinstance(schedule, VPDiscrete) and schedule.whole_times:
         return replace(schedule, whole_times=False)
     return schedule
+
+
+def place_points(start: float, end: float) -> Floats:
+    """Returns the 64 Gauss-Legendre points from start to end."""
+    points: Floats = start + (end - start) * (_PLACES + 1.0) / 2.0
+    return points
+
+
+def average_basis(
+    places: Sequence[float], at: Sequence[float] | Floats, density: Floats | float = 1.0
+) -> list[float]:
+    """Returns the means over a step of density * l_j, j = 1, 2, ...
+
+    l_j is the Lagrange polynomial that is 1 at places[j] and 0 at the other places.
+
+    at:      the coordinate of the places at the points that `place_points` gives.
+    density: there, too.
+    """
+    coordinate, shares = np.asarray(at), _SHARES * density / 2.0
+    return [float(shares @ _basis(places, j, coordinate)) for j in range(1, len(places))]
+
+
+def _basis(places: Sequence[float], j: int, at: Floats) -> Floats:
+    value = np.ones_like(at)
+    for k, place in enumerate(places):
+        if k != j:
+            value = value * (at - place) / (places[j] - place)
+    return value

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, check_family
 from .exponential import StepSpec, combine_steps
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
-from .registry import SolverInfo, check_family
 from .schedule_data import Schedule
 from .step_schedule import StepSchedule
 from .table import Combination, Evaluation, Table

@@ -48,9 +48,9 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import TimeGrid
+from .base import SolverInfo, register
 from .exponential import Corrector, Relax, StepSpec
 from .linear import Encoder, Interpolating, LowerOrderFinal, plan_orders
-from .registry import SolverInfo, register
 
 
 @register

@@ -19,9 +19,8 @@ from torch import Tensor
 from ..models.gaussian import GaussianMixture
 from ..models.prediction import Prediction
 from ..models.schedule import Node, TimeGrid
-from .base import Asked, Solver, Split, drive
+from .base import Asked, Solver, SolverSettings, Split, drive
 from .multistep import UniPC2
-from .registry import SolverSettings
 
 TOLERATED = 1.25  # of the data's own size; the mean of the data, a guess of one call, is 1 off
 GAIN = 200.0  # an error of half a per cent in eps then moves the first state by its own size

@@ -50,9 +50,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.schedule import Node, TimeGrid
-from .base import Query, Step
+from .base import Query, SolverInfo, Step, register
 from .coordinates import Stages, Straight, check_noisy
-from .registry import SolverInfo, register
 from .tableaux import EULER, HEUN, RALSTON_3, RK4, Row, Tableau, make_midpoint
 
 

@@ -21,9 +21,9 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
 from .exponential import Relax, StepSpec, combine_step
 from .linear import LinearSolver
-from .registry import SolverInfo, register
 from .table import Combination, add_terms
 
 

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from ..models.prediction import combine
 from ..models.schedule import Node, TimeGrid
-from .base import Step
+from .base import SolverInfo, Step, check_family, register
 from .coordinates import Straight
-from .registry import SolverInfo, check_family, register
 
 
 @register

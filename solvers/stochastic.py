@@ -46,11 +46,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
+from .base import SolverInfo, register
 from .exponential import MultistepPath, Relax, StepSpec, correct_step
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .linear import LinearSolver, LowerOrderFinal, place_steps, plan_orders
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
-from .registry import SolverInfo, register
 from .table import Combination, add_terms
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -13,7 +13,7 @@ from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.registry import Registry, SettingsRegistry, is_needed, parse_spec, settings_of
 from fewstep.samplers.editing.base import EDITORS
 from fewstep.samplers.guidance.base import GUIDANCES
-from fewstep.solvers.registry import SOLVERS
+from fewstep.solvers.base import SOLVERS
 
 OF_SETTINGS = {
     "solver": SOLVERS,

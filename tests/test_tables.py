@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from fewstep.models.errors import SettingError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
 from fewstep.solvers import drive, solver
-from fewstep.solvers.quadrature import average_basis, place_points
+from fewstep.solvers.interpolation import average_basis, place_points
 from fewstep.solvers.singlestep import _list_blocks, _split_steps
 
 NEVER = {"lower_order_final": "never"}
