@@ -55,9 +55,9 @@ def main() -> None:
 def rows_of(name: str, options: argparse.Namespace) -> Iterator[str]:
     """Yields the rows of a network."""
     sampler = Sampler.from_pretrained(name)
-    grid = options.grid_type or choose_default_grid(sampler.network.schedule)
     seeds = range(options.seed, options.seed + options.images * options.blocks)
     for nfe in parse_ranges(options.nfe):
+        grid = options.grid_type or choose_default_grid(sampler.network.schedule, nfe)
         pixels = draw(sampler, seeds, nfe, grid, options.cfg_scale)
         blocks = pixels.split(options.images)
         grey = pixels.shape[1] == 1

@@ -116,12 +116,25 @@ def list_grids() -> list[str]:
     return sorted([*IN_TIME, *AYS, *IN_LAM, *SPACINGS])
 
 
-def choose_default_grid(schedule: NoiseSchedule) -> str:
-    """Returns the default grid: karras for EDM, beta for flow, quadratic for VP.
+PLAIN = {"edm": "karras", "flow": "beta"}  # by family, where none below applies; else quadratic
+FEW = {  # by family, up to so many evaluations: what recipes/choose_defaults.py chose
+    "flow": ((6, "uniform:shift=2"), (10, "beta:shift=2")),
+    "vp": ((10, "quadratic:start=0.9"),),
+    "edm": ((8, "karras:start=40,end=0.1"), (10, "karras:end=0.05")),
+}
 
-    On VP, logsnr is a little better from 8 evaluations on and far worse below (docs/results.md).
+
+def choose_default_grid(schedule: NoiseSchedule, nfe: int | None = None) -> str:
+    """Returns the default grid of a process and a number of evaluations; None is many.
+
+    Processes of other kinds than those that were measured have the grid of many: flows with a
+    shift or an end of their own, cosine VP, and VP that was trained from pure noise.
     """
-    return {"edm": "karras", "flow": "beta"}.get(schedule.family, "quadratic")
+    plain = PLAIN.get(schedule.family, "quadratic")
+    moved = getattr(schedule, "shift", 1.0) != 1.0 or getattr(schedule, "terminal", None)
+    if nfe is None or moved or getattr(schedule, "zero_snr", False):
+        return plain
+    return next((grid for most, grid in FEW.get(schedule.family, ()) if nfe <= most), plain)
 
 
 def time_grid(
@@ -214,13 +227,14 @@ def _spread(
     if name in IN_LAM:
         low, high = find_lam_ends(schedule, span.start, span.end)
         times = [schedule.at_lam(lam).t for lam in IN_LAM[name](low, high, n, **settings)]
+        start, end = span.start, span.end
     else:
         start = schedule.t_max if span.start is None else span.start
         end = schedule.t_min if span.end is None else span.end
         times = IN_TIME[name](span.unshifted(start), span.unshifted(end), n, **settings)
         times = [span.shifted(t) for t in times]
-    if span.start is not None:
-        times[0] = span.start
-    if span.end is not None and n > 1:
-        times[-1] = span.end
+    if start is not None:
+        times[0] = start
+    if end is not None and n > 1:
+        times[-1] = end
     return times

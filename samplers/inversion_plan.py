@@ -29,7 +29,7 @@ from ..solvers.runge_kutta import RungeKuttaSteps
 from ..solvers.slope_reuse import SlopeReuseSteps
 from ..solvers.table import Evaluation, Table, mirror, mirror_nodes
 from ..solvers.table_steps import TableSteps
-from .grid import Final
+from .grid import Final, choose_default_grid
 from .plan import clean_choices, make_plan
 
 DEFAULT_SOLVER = "rf-solver"
@@ -100,6 +100,7 @@ def plan_inversion(
     size = clean_choices(nfe=nfe, steps=steps, grid=grid)
     nfe, steps, grid = (size.get(name) for name in ("nfe", "steps", "grid"))
     schedule, clean = network.schedule, _find_clean_end(network, t_min)
+    grid = choose_default_grid(schedule) if grid is None else grid  # from the noise itself
 
     def make(count: int | None) -> InversionPlan:
         final = Final.ZERO if schedule.family == "flow" or not _is_named(grid) else Final.SIGMA_MIN

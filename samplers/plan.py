@@ -224,7 +224,9 @@ def _make_grid(
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _make_span(noise_schedule, settings, (nfe, steps, grid), final)
-    spec = grid or choose_default_grid(noise_schedule)
+    budget = (nfe or DEFAULT_NFE) if steps is None else steps * settings.info.calls_per_step
+    few = budget if final is Final.ZERO else None  # the other ends are those of protocols
+    spec = grid or choose_default_grid(noise_schedule, few)
 
     def make_grid(n: int) -> TimeGrid:
         return time_grid(spec, noise_schedule, n, final)

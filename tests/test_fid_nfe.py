@@ -129,7 +129,7 @@ def test_cells_run_cheap_first_and_repeats_count_as_dearer():
 def test_a_cell_says_everything():
     (cell,) = plan_cells(sweep(), fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     run = cell.protocol.images.run
-    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "beta", 4, "zero")
+    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "uniform:shift=2", 4, "zero")
     assert run.seeds == tuple(range(20))
     assert cell.protocol.images.labels == "none"
     with_classes = replace(FLOW, num_classes=7, null_class=7)
@@ -181,7 +181,7 @@ def test_choices_that_would_be_ignored_are_refused():
 def test_schedule_files_bring_their_own_budget(tmp_path):
     plan = solver("unipc-2").encode(time_grid("beta", RectifiedFlow(), 5))
     (tmp_path / "five.json").write_text(plan.dump())
-    chosen = sweep(solvers=["unipc-2", "five.json"], nfe="5")
+    chosen = sweep(solvers=["unipc-2", "five.json"], grids=["beta"], nfe="5")
     found = {setting_label(row.protocol.images): row.value for row in measure(bench(chosen))}
     assert found["five"] == pytest.approx(found["unipc-2 beta"], rel=1e-9)
 
@@ -252,7 +252,8 @@ def test_caches_and_guidance_policies_are_settings():
         plain.cost.effective * flops_per_row(load("fashion-dit"))
     )
     label = setting_label(skipping.protocol.images)
-    assert label == f"unipc-2 beta, {write_space(forecast)}, {chosen.entries[0].caches[0]}"
+    cache = chosen.entries[0].caches[0]
+    assert label == f"unipc-2 uniform:shift=2, {write_space(forecast)}, {cache}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):

@@ -14,8 +14,16 @@ from scipy.stats import beta as beta_law
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.registry import parse_spec
-from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
-from fewstep.samplers.grid import Final, choose_default_grid, list_grids, time_grid
+from fewstep.models.schedule import (
+    EDM,
+    Cosine,
+    RectifiedFlow,
+    TimeGrid,
+    VPDiscrete,
+    VPLinear,
+    noise_schedule,
+)
+from fewstep.samplers.grid import FEW, Final, choose_default_grid, list_grids, time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.ramps import FLOW_EDGE
 from fewstep.samplers.spacing import SPACINGS
@@ -201,12 +209,27 @@ def test_any_rho_gives_a_falling_grid_with_the_same_ends(rho, steps, name, proce
 
 
 def test_defaults_suit_the_process():
-    assert [choose_default_grid(PROCESSES[p]) for p in ("vp", "vp-linear", "edm", "flow")] == [
-        "quadratic",
-        "quadratic",
-        "karras",
-        "beta",
-    ]
+    kinds = ("vp", "vp-linear", "edm", "flow")
+    many = ["quadratic", "quadratic", "karras", "beta"]
+    assert [choose_default_grid(PROCESSES[p]) for p in kinds] == many
+    assert [choose_default_grid(PROCESSES[p], 1000) for p in kinds] == many
+
+
+def test_few_evaluations_have_grids_of_their_own():
+    """One table; processes that no measured network has, and the ends of protocols, have none."""
+    for family, rows in FEW.items():
+        schedule = noise_schedule(family)
+        for most, spec in rows:
+            assert choose_default_grid(schedule, most) == spec
+            name, own = parse_spec(spec)
+            planned = make_plan(schedule, "unipc-2", nfe=most).grid
+            assert planned == time_grid(name, schedule, most, **own)
+        plain = choose_default_grid(schedule)
+        assert choose_default_grid(schedule, rows[-1][0] + 1) == plain
+        wanted = time_grid(plain, schedule, 5, Final.SIGMA_MIN)
+        assert make_plan(schedule, "unipc-2", nfe=5, final="sigma_min").grid == wanted
+    for name in ("zero-snr", "ltx", "cosine"):
+        assert choose_default_grid(EVERY[name], 5) == choose_default_grid(EVERY[name])
 
 
 # Where a grid starts and ends, and the shift
@@ -244,6 +267,9 @@ def test_a_shift_is_that_of_the_process():
         shifted = time_grid(name, RectifiedFlow(shift=2.0), 6)
         assert [n.sigma for n in moved] == pytest.approx([n.sigma for n in shifted], abs=1e-15)
         assert time_grid(name, RectifiedFlow(), 6, shift=1) == time_grid(name, RectifiedFlow(), 6)
+    for shift in (0.3, 1.5, 1.7):  # 1 and 0 are not rounded
+        ends = time_grid("uniform", RectifiedFlow(), 6, shift=shift).nodes
+        assert (ends[0].t, ends[-1].t) == (1.0, 0.0)
     ends = time_grid("uniform", RectifiedFlow(), 6, start=0.9, end=0.1, shift=3.0)
     assert (ends.nodes[0].t, ends.nodes[-2].t) == (0.9, 0.1)
     evens = [node.t / (3.0 - 2.0 * node.t) for node in ends.nodes[:-1]]

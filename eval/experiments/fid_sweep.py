@@ -243,7 +243,7 @@ def _complete(drawn: Drawn, network: Network) -> Drawn:
     labels = f"seed modulo {classes}" if classes else "none"
     written: dict[str, Any] = {"device": network.device.type}
     if run.solver is not None and run.grid is None:
-        written["grid"] = choose_default_grid(network.schedule)
+        written["grid"] = choose_default_grid(network.schedule, run.nfe)
     run = run.model_copy(update=written)
     return drawn.model_copy(update={"run": run, "labels": labels})
 
