@@ -463,7 +463,7 @@ def test_a_forecast_of_what_does_not_change_is_exact_and_cheaper():
     true = ends(TWO_M, 0, CFG(3.0), grid, unit_noise((2, *SHAPE)), who)
     assert seen == [4] * 9
     seen.clear()
-    policy = GuidanceForecast(3.0, every=3, warmup=2)
+    policy = GuidanceForecast(3.0, every=3, warmup=2, space="x0")
     found = ends(TWO_M, 0, policy, grid, unit_noise((2, *SHAPE)), who)
     assert seen == [4, 4, 2, 2, 4, 2, 2, 4, 2]
     torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
