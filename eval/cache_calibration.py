@@ -23,7 +23,7 @@ from ..models.architectures.stack import Stack, describe
 from ..models.caching import MagCache, TeaCache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.modules import hold
+from ..models.modules import hold, remove_hooks
 from ..samplers.sampler import Sampler
 
 DEGREE = 4  # of the published polynomials
@@ -141,11 +141,8 @@ def _watch(stack: Stack, watcher: _Watcher) -> Iterator[None]:
     ]
     if stack.signal_module is not None:
         handles.append(stack.signal_module.register_forward_hook(watcher.note_signal))
-    try:
+    with remove_hooks(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _change(new: Tensor, old: Tensor) -> float:

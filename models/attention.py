@@ -146,7 +146,7 @@ class Tape:
     places: where it is recorded, and where it is put back.
     store:  where it is stored in between.
 
-    held:   the V recorded and not used yet; each is dropped once it has been used.
+    values: the V recorded and not used yet; each is dropped once it has been used.
     bytes_predicted: the bytes of all places by the formula, known from the first call of each
             layer on; bytes_held: the maximum so far.
     """
@@ -156,7 +156,7 @@ class Tape:
     store: ValueStorage = ValueStorage.AUTO
     mode: Mode = Mode.OFF
     place: Place | None = None
-    held: dict[Key, Tensor] = field(default_factory=dict)
+    values: dict[Key, Tensor] = field(default_factory=dict)
     recorded: set[Key] = field(default_factory=set)
     used: set[Key] = field(default_factory=set)
     bytes_predicted: int = 0
@@ -171,7 +171,7 @@ class Tape:
             with remove_hooks(hooks):
                 yield
         finally:
-            self.held.clear()
+            self.values.clear()
             self.mode = Mode.OFF
 
     def check(self) -> None:
@@ -199,18 +199,18 @@ class Tape:
     def _keep(self, key: Key, value: Tensor) -> None:
         self._layers.setdefault(key[-1], value.numel() * value.element_size())
         self.bytes_predicted = len(self.places) * sum(self._layers.values())
-        self.held[key] = (
+        self.values[key] = (
             _copy_to_host(value) if self._goes_to_host(value.device) else value.detach().clone()
         )
         self.recorded.add(key)
-        size = sum(each.numel() * each.element_size() for each in self.held.values())
+        size = sum(each.numel() * each.element_size() for each in self.values.values())
         self.bytes_held = max(self.bytes_held, size)
 
     def _fetch(self, key: Key, out: Tensor) -> Tensor:
-        if key not in self.held:
+        if key not in self.values:
             raise ModelError(f"no V was recorded for {key} (interval, stage, layer)")
         self.used.add(key)
-        return self.held.pop(key).to(out.device, non_blocking=True)
+        return self.values.pop(key).to(out.device, non_blocking=True)
 
     def _goes_to_host(self, device: torch.device) -> bool:
         """Tells whether V goes to the host."""

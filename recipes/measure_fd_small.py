@@ -46,13 +46,13 @@ def main() -> None:
     def distance(images: Tensor) -> float:
         return frechet(statistics(extractor, images.split(500)), reference)
 
-    found = {
+    figures = {
         "extractor": {"name": NAME, "sha256": extractor.sha256, "reference": reference.sha256},
         "train halves": halves(torch.cat(list(train.batches())), extractor),
         **on_test_images(images_of("fashion-mnist-32:test"), distance),
     }
-    report(found)
-    text = json.dumps(rounded(found), indent=2) + "\n"
+    report(figures)
+    text = json.dumps(rounded(figures), indent=2) + "\n"
     write_bytes(options.out / "measured.json", text.encode())
 
 
@@ -63,7 +63,7 @@ def on_test_images(test: ImageSet, distance: Distance) -> dict[str, object]:
     return {
         "floor": floors(pixels, distance),
         f"damage, n = {N}": damages(pixels[:N], distance),
-        f"missing class, n = {N}": {label: distance(kept) for label, kept in classes.items()},
+        f"missing class, n = {N}": {label: distance(others) for label, others in classes.items()},
     }
 
 
@@ -85,11 +85,11 @@ def floors(pixels: Tensor, distance: Distance) -> dict[str, object]:
 def halves(pixels: Tensor, extractor: SmallExtractor) -> dict[str, float]:
     """Two sets of n training images with none in common: real against real, both finite."""
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-    found = {}
+    figures = {}
     for n in (1000, 2000, 10_000, 30_000):
         parts = (pixels[order[:n]], pixels[order[n : 2 * n]])
-        found[str(n)] = frechet(*(statistics(extractor, part.split(500)) for part in parts))
-    return found
+        figures[str(n)] = frechet(*(statistics(extractor, part.split(500)) for part in parts))
+    return figures
 
 
 def damages(pixels: Tensor, distance: Distance) -> dict[str, list[float]]:
@@ -150,8 +150,8 @@ def replaced(images: Tensor, share: float) -> Tensor:
     return torch.cat([images[count:], failed.to(torch.uint8)])
 
 
-def report(found: dict[str, object]) -> None:
-    for name, each in found.items():
+def report(figures: dict[str, object]) -> None:
+    for name, each in figures.items():
         print(name)
         for key, value in each.items() if isinstance(each, dict) else [("", each)]:
             spread = isinstance(value, list) and len(value) > 1

@@ -51,16 +51,16 @@ STEP = re.compile(r"(?P<pred>[nd])(?P<order>\d)(?:/(?P<est>\d))?(?:\((?P<c>[^)]*
 
 def step(text: str) -> StepSpec:
     """One step of the notation."""
-    found = STEP.fullmatch(text)
-    assert found is not None, text
-    order, est = int(found["order"]), found["est"]
+    match = STEP.fullmatch(text)
+    assert match is not None, text
+    order, est = int(match["order"]), match["est"]
     return StepSpec(
-        pred="noise" if found["pred"] == "n" else "data",
+        pred="noise" if match["pred"] == "n" else "data",
         order=order,
         est=tuple(max(k, int(est)) for k in range(1, order)) if est else (),
-        relax="linear" if found["c"] else "none",
-        c=float(found["c"] or 0.0),
-        corr={"on": bool(found["corr"])},
+        relax="linear" if match["c"] else "none",
+        c=float(match["c"] or 0.0),
+        corr={"on": bool(match["corr"])},
     )
 
 

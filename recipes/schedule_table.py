@@ -34,10 +34,10 @@ HEADER = (
 def measured(name: str) -> str:
     """A row of the table."""
     model, scale, size = jobs()[name]
-    folder, found = LOGS / f"{model}-cfg{scale:g}", preset(name)
-    facts = found.provenance
+    folder, schedule = LOGS / f"{model}-cfg{scale:g}", preset(name)
+    facts = schedule.provenance
     problem = _problem(model, scale, facts, folder)
-    distance = _distance(problem, found)
+    distance = _distance(problem, schedule)
     rivals = {rival: _distance(problem, made) for rival, made in _rivals(folder, size)}
     best, least = min(rivals.items(), key=lambda rival: rival[1])
     rows, minutes = facts["budget"]["model_evals"], facts["budget"]["seconds"] / 60

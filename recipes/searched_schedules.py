@@ -28,15 +28,15 @@ SHOWN = (5, 8, 10)  # of emoji at the guidance scale that `sample` draws it with
 
 def jobs() -> dict[str, tuple[str, float, SearchSize]]:
     """Name -> network, guidance scale, size."""
-    found = [
+    searches = [
         (model, scale, SearchSize(nfe))
         for scale, nfes in NFES.items()
         for model in MODELS
         for nfe in nfes
     ]
-    found += [("emoji", 2.0, SearchSize(nfe)) for nfe in SHOWN]
-    found.append(("fashion-dit", 3.0, SearchSize(16, "rows")))
-    return {_name(*each): each for each in found}
+    searches += [("emoji", 2.0, SearchSize(nfe)) for nfe in SHOWN]
+    searches.append(("fashion-dit", 3.0, SearchSize(16, "rows")))
+    return {_name(*each): each for each in searches}
 
 
 def _name(model: str, scale: float, size: SearchSize) -> str:
@@ -70,8 +70,8 @@ def main() -> None:
     options = asked.parse_args()
     for name in options.names or jobs():
         what = request(name, options.budget)
-        for path, found in run_search(what, progress=True):
-            sys.stdout.write("\n".join(summarize(path, found, what)) + "\n")
+        for path, result in run_search(what, progress=True):
+            sys.stdout.write("\n".join(summarize(path, result, what)) + "\n")
 
 
 if __name__ == "__main__":

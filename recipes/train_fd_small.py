@@ -119,10 +119,10 @@ def resumed(checkpoint: Path, parts: dict[str, object]) -> int:
     """Epochs that were done before."""
     if not checkpoint.exists():
         return 0
-    kept = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True)
     for name, part in parts.items():
-        part.load_state_dict(kept[name])
-    return kept["epochs"]
+        part.load_state_dict(state[name])
+    return state["epochs"]
 
 
 def keep(checkpoint: Path, epochs: int, parts: dict[str, object]) -> None:
@@ -160,8 +160,8 @@ def scaled(network: SmallNetwork, images: ImageSet) -> SmallNetwork:
 
     w . (x - m)/s + b = (w s'/s) . (x - m')/s' + b + w . (m' - m)/s
     """
-    found = torch.cat([network.extract(x.float() / 255.0) for x in images.batches()]).double()
-    mean, std = found.mean(0).float(), found.std(0).float()
+    features = torch.cat([network.extract(x.float() / 255.0) for x in images.batches()]).double()
+    mean, std = features.mean(0).float(), features.std(0).float()
     head = network.head
     head.bias.add_(head.weight @ ((mean - network.mean) / network.std))
     head.weight.mul_(std / network.std)

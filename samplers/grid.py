@@ -190,9 +190,9 @@ def _place_times(
     name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
 ) -> list[float]:
     """Returns the times of all nodes but that of a denoising evaluation."""
-    own = settings.keys() & vars(Range()).keys()
-    span = Range(**{key: settings[key] for key in own})
-    rest = {key: settings[key] for key in settings.keys() - own}
+    limits = settings.keys() & vars(Range()).keys()
+    span = Range(**{key: settings[key] for key in limits})
+    rest = {key: settings[key] for key in settings.keys() - limits}
     if name in SPACINGS or name in AYS:
         _refuse_range(name, span)
         end = schedule.t_zero if zero else schedule.t_min

@@ -225,9 +225,9 @@ class Job:
         batches = []
         for first in range(0, len(self.seeds), self.batch):
             rows = slice(first, first + self.batch)
-            own = take_rows(self.branches, rows)
-            further = make_denoisers(others, own)
-            denoiser = Denoiser(self.network, own, ledger, cache=cache, others=further)
+            branches = take_rows(self.branches, rows)
+            further = make_denoisers(others, branches)
+            denoiser = Denoiser(self.network, branches, ledger, cache=cache, others=further)
             noise = Noise(self.seeds[rows], self.network.shape).draw
             solver, grid = self.plan.solver, self.plan.grid
             batches.append(BatchRun(denoiser, solver, grid, self.guidance, callback, noise))

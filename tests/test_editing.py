@@ -152,7 +152,7 @@ def test_bytes_are_those_of_the_formula_and_are_freed():
         found = edited("rf-edit:steps=5,inject=3", sampler)
     expected = 2 * 3 * 2 * 2 * 16 * 16 * 4
     assert (found.bytes_predicted, found.bytes_held) == (expected, expected)
-    assert tapes[0].held == {}
+    assert tapes[0].values == {}
     assert len(tapes[0].used) == len(tapes[0].recorded) == 12
     assert hooks(sampler) == 0
 
@@ -223,12 +223,12 @@ def test_v_put_back_gives_the_same_answer_and_other_v_another(name):
         for step, expected in ((3, plain), (4, None)):
             tape.mode = Mode.RECORD
             module(**inputs(name, step=3))
-            tokens = {held.shape[1] for held in tape.held.values()}
+            tokens = {value.shape[1] for value in tape.values.values()}
             # images have even numbers of tokens here, and texts five
             assert {count % 2 == 1 for count in tokens} == {holds_text(module)}
             tape.mode = Mode.REPLACE
             out = module(**inputs(name, step=step))[0]
-            assert not tape.held  # each is dropped when it has been used
+            assert not tape.values  # each is dropped when it has been used
             assert expected is None or torch.equal(out, expected)
             assert expected is not None or not torch.allclose(out, other)
     assert torch.equal(module(**inputs(name, step=4))[0], other)
@@ -244,7 +244,7 @@ def test_fused_projections_are_tapped_too():
         tape.place = (0, 0)
         tape.mode = Mode.RECORD
         module(**inputs("flux"))
-        assert tape.held[0, 0, 1].shape == (2, 21, 16)
+        assert tape.values[0, 0, 1].shape == (2, 21, 16)
         tape.mode = Mode.REPLACE
         assert torch.equal(module(**inputs("flux"))[0], plain)
 

@@ -68,11 +68,11 @@ class SmallNetwork(nn.Module):
 
     def extract(self, x: Tensor) -> Tensor:
         """Returns the same before scaling."""
-        found = []
+        features = []
         for stage, tap in zip((self.fine, self.middle, self.coarse), self.taps, strict=True):
             x = stage(x)
-            found.append(tap(x).mean((2, 3)))
-        return torch.cat(found, 1)
+            features.append(tap(x).mean((2, 3)))
+        return torch.cat(features, 1)
 
 
 class SmallExtractor:

@@ -117,9 +117,9 @@ class Run:
     def loss(self, x0: Tensor, labels: Tensor, at: Asked, eps: Tensor) -> Tensor:
         """Returns the mean squared error of the answers at x_t = alpha x0 + sigma eps."""
         x_in = (at.scale * (at.alpha * x0 + at.sigma * eps)).contiguous(memory_format=self.layout)
-        told = {"class_labels": labels} if self.recipe.conditional else {}
+        cond = {"class_labels": labels} if self.recipe.conditional else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            out = self.network(x_in, timestep=at.label.flatten(), return_dict=False, **told)[0]
+            out = self.network(x_in, timestep=at.label.flatten(), return_dict=False, **cond)[0]
         return (out.float() - (at.p * x0 + at.q * eps)).square().mean()
 
     @property

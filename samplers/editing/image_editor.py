@@ -100,7 +100,7 @@ class Editor:
             start = time.perf_counter()
             samples = decode(network, self.settings.edit(scene))
         scene.ledger.seconds = time.perf_counter() - start
-        return Edit(samples, scene.ledger, scene.held, scene.predicted)
+        return Edit(samples, scene.ledger, scene.bytes_held, scene.bytes_predicted)
 
 
 def _read_seeds(seeds: Integers | None, n: int) -> list[int]:

@@ -75,7 +75,7 @@ class RFEdit:
             noise = self._invert(scene, way, tape)
             edited = self._resample(scene, way, noise, tape)
             tape.check()
-        scene.held, scene.predicted = tape.bytes_held, tape.bytes_predicted
+        scene.bytes_held, scene.bytes_predicted = tape.bytes_held, tape.bytes_predicted
         return edited
 
     def _invert(self, scene: Scene, way: InversionPlan, tape: Tape | None) -> Tensor:

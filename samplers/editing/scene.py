@@ -21,7 +21,7 @@ class Scene:
     source, target: the conditions of the image as it is and as it shall be, by branch.
     noise:     draws (B, *) for editors that need noise; one seed per image.
     ledger:    counts all that is evaluated.
-    held, predicted: most bytes of V that an editor kept, and what the formula says.
+    bytes_held, bytes_predicted: most bytes of V that an editor kept, and what the formula says.
     """
 
     network: Network
@@ -30,8 +30,8 @@ class Scene:
     target: Branches
     noise: Noise
     ledger: Ledger = field(default_factory=Ledger)
-    held: int = 0
-    predicted: int = 0
+    bytes_held: int = 0
+    bytes_predicted: int = 0
 
     def draw(self) -> Tensor:
         """Returns standard normal noise like the image."""

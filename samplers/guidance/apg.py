@@ -51,15 +51,15 @@ class ProjectedGuide(Both):
         self.running: Tensor | None = None
 
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
-        own = self.policy
+        policy = self.policy
         d = cond - uncond
-        if own.momentum and self.running is not None:
-            d = d.add(self.running, alpha=own.momentum)
-        self.running = d if own.momentum else None
-        update = _project(_clip(d, own.norm), cond, own.eta)
-        if own.form == "cond":
-            return cond.add(update, alpha=own.scale - 1.0)
-        return uncond.add(update, alpha=own.scale)
+        if policy.momentum and self.running is not None:
+            d = d.add(self.running, alpha=policy.momentum)
+        self.running = d if policy.momentum else None
+        update = _project(_clip(d, policy.norm), cond, policy.eta)
+        if policy.form == "cond":
+            return cond.add(update, alpha=policy.scale - 1.0)
+        return uncond.add(update, alpha=policy.scale)
 
 
 def _clip(d: Tensor, norm: float) -> Tensor:

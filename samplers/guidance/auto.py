@@ -105,6 +105,6 @@ def _describe_processes(strong: Network, weak: Network) -> tuple[Any, Any]:
     mine, theirs = process_of(strong.schedule), process_of(weak.schedule)
     if mine["family"] != theirs["family"]:
         return mine["family"], theirs["family"]
-    own, others = mine["params"], theirs["params"]
-    other = [name for name in own if own[name] != others[name]]
-    return {name: own[name] for name in other}, {name: others[name] for name in other}
+    a, b = mine["params"], theirs["params"]
+    names = [name for name in a if a[name] != b[name]]
+    return {name: a[name] for name in names}, {name: b[name] for name in names}

@@ -78,13 +78,13 @@ class PastDifferences:
 
     def __init__(self, order: int, clock: Clock, kind: Prediction = Prediction.X0) -> None:
         self.clock, self.kind = clock, kind
-        self.held: deque[tuple[Node, Tensor]] = deque(maxlen=order + 1)
+        self.points: deque[tuple[Node, Tensor]] = deque(maxlen=order + 1)
 
     def add(self, node: Node, difference: Tensor) -> None:
         """Takes in c - u (B, *) in x0; a second one at the same node replaces the first."""
-        if self.held and self.held[0][0] == node:
-            self.held.popleft()
-        self.held.appendleft((node, difference))
+        if self.points and self.points[0][0] == node:
+            self.points.popleft()
+        self.points.appendleft((node, difference))
 
     def at(self, node: Node) -> Tensor:
         """Returns c - u in x0 at a node."""
@@ -104,9 +104,9 @@ class PastDifferences:
 
     def _weigh(self, node: Node) -> list[tuple[float, tuple[Node, Tensor]]]:
         place = self._read_coordinate(node)
-        usable = [each for each in self.held if self._has_place(each[0])]
+        usable = [each for each in self.points if self._has_place(each[0])]
         if not math.isfinite(place) or len(usable) < 2:
-            return [(1.0, self.held[0])] if self.held else []
+            return [(1.0, self.points[0])] if self.points else []
         weights = _compute_lagrange([self._read_coordinate(each[0]) for each in usable], place)
         return list(zip(weights, usable, strict=True))
 
@@ -182,10 +182,10 @@ class ForecastGuide(Guide):
     """Evaluates c - u where the flags say so and forecasts it elsewhere."""
 
     def __init__(self, scale: float, flags: Sequence[bool], past: PastDifferences) -> None:
-        self.scale, self.list_flags, self.past = scale, flags, past
+        self.scale, self.flags, self.past = scale, flags, past
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        return BOTH if self.list_flags[moment.step] or not self.past.held else COND
+        return BOTH if self.flags[moment.step] or not self.past.points else COND
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if len(outputs) == 1:

@@ -94,8 +94,8 @@ class LinearWeights(StrictModel):
             raise SettingError(
                 f"linear-ag was fitted to {self.solver}, and this is another solver; {remedy}"
             )
-        own = sketch(network) if self.answer else None
-        if own is not None and self.answer is not None and not are_alike(own, self.answer):
+        answer = sketch(network) if self.answer else None
+        if answer and self.answer and not are_alike(answer, self.answer):
             raise SettingError(
                 f"linear-ag was fitted to another network ({self.network}): {network.name} answers"
                 f" a fixed noise otherwise; {remedy}"
@@ -182,18 +182,19 @@ class LinearGuide(Guide):
         self.weights, self.past = weights, PastOutputs()
 
     def ask(self, moment: Moment) -> tuple[Ask, ...]:
-        own = self.weights.steps.get(moment.step)
-        return BOTH if own is None or not self.past.has(len(own.d), len(own.c)) else COND
+        weights = self.weights.steps.get(moment.step)
+        known = weights is not None and self.past.has(len(weights.d), len(weights.c))
+        return COND if known else BOTH
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         scale, cond = self.weights.scale, outputs[-1]
         if len(outputs) == 2:
             self.past.add(cond, cond - outputs[0])
             return torch.lerp(outputs[0], cond, scale)
-        own = self.weights.steps[moment.step]
-        parts = self.past.list_regressors(cond, len(own.d), len(own.c))
+        weights = self.weights.steps[moment.step]
+        parts = self.past.list_regressors(cond, len(weights.d), len(weights.c))
         guided = cond.clone()
-        for weight, part in zip((*own.d, *own.c), parts, strict=True):
+        for weight, part in zip((*weights.d, *weights.c), parts, strict=True):
             guided.add_(part, alpha=(scale - 1.0) * weight)
         self.past.add(cond, None)
         return guided

@@ -97,6 +97,6 @@ class PerturbedGuide(Guide):
         return (Ask(Branch.WEAK), *asks, *cond)
 
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
-        weak, *own = outputs
-        guided = self.inner.combine(own, x, moment)
-        return guided.add(own[-1] - weak, alpha=self.scale)
+        weak, *unperturbed = outputs
+        guided = self.inner.combine(unperturbed, x, moment)
+        return guided.add(unperturbed[-1] - weak, alpha=self.scale)
