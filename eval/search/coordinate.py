@@ -35,9 +35,9 @@ class Coordinate:
         return min(max(self.of(node), low), high)
 
     def time(self, u: float) -> float:
-        """Returns t of the schedule."""
+        """Returns t of the schedule; that of the first of the ends is t_max to the bit."""
+        if u == self.ends[0]:
+            return self.schedule.t_max
         if not self.flow:
             return self.schedule.at_lam(u).t
-        if u == 0.0:
-            return self.schedule.t_max
         return self.schedule.at_lam(math.log(u) - math.log1p(-u)).t

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...models.denoiser import Branch
+from ...models.schedule import Node
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
 from ...solvers.table import Table
@@ -28,6 +29,7 @@ from .problem import Block, Problem
 
 NUDGE = 1e-2  # of a state in the direction of a tangent, relative to the state's size
 DIFFERENCE = 1e-3  # of an evaluation time, as a share of the range
+APART = 1e-3  # of the range, between the start and the next node
 REACH = 0.05  # an evaluation time moves by so much of the range in one step at most
 NUMBERS = 1 << 27  # of sensitivities that are held at once: half a gigabyte
 
@@ -36,10 +38,13 @@ NUMBERS = 1 << 27  # of sensitivities that are held at once: half a gigabyte
 class TablePoint:
     """A table as numbers that can be moved.
 
-    base:  the schedule whose times it has.
+    A run starts from the same noise where it is evaluated first, so the first time moves its start.
+
+    base:  the schedule whose times it has, but for that.
     table: what is moved, in its canonical form.
     u:     (N,) float64, evaluation times in the search's coordinate.
-    rows:  N rows of weights, of the columns there are by then.
+    rows:  N rows of weights, of the columns there are by then, the first of which is the noise as
+           the base scales it.
     """
 
     base: Artefact
@@ -65,6 +70,18 @@ class TablePoint:
         return [n for n, each in enumerate(self.table.evaluations) if each is not None]
 
     @property
+    def start(self) -> Node:
+        """The node that a run starts at."""
+        if 0 not in self.asks:
+            return self.table.nodes[0]
+        return self.coordinate.schedule.at(self.coordinate.time(float(self.u[0])))
+
+    def stretch(self, start: Node) -> float:
+        """Returns the scale of the noise at a start, relative to that of the base."""
+        schedule = self.coordinate.schedule
+        return schedule.noise_scale(start) / schedule.noise_scale(self.table.nodes[0])
+
+    @property
     def times(self) -> list[int]:
         """The places of evaluation times among the numbers."""
         places, place = [], 0
@@ -82,10 +99,12 @@ class TablePoint:
         """Returns the point a step away; its numbers are in the order of `Sensitivities`."""
         low, high = self.coordinate.ends
         u, rows, place = self.u.clone(), [], 0
+        first = self.coordinate.of(self.table.nodes[1]) - APART * (high - low)
         for n, row in enumerate(self.rows):
             if n in self.asks:
                 reach = REACH * (high - low)
-                u[n] = (u[n] + step[place].clamp(-reach, reach)).clamp(low, high)
+                most = high if n else max(min(high, first), low)
+                u[n] = (u[n] + step[place].clamp(-reach, reach)).clamp(low, most)
                 place += 1
             rows.append(row + step[place : place + len(row)])
             place += len(row)
@@ -98,8 +117,10 @@ class TablePoint:
             each and each._replace(node=node)
             for each, node in zip(self.table.evaluations, nodes, strict=True)
         ]
-        rows = [row.tolist() for row in self.rows]
-        return schedule_of(rows, self.base.grid(), evaluations, self.table.given)
+        stretch = self.stretch(self.start)
+        rows = [[first / stretch, *rest] for first, *rest in map(Tensor.tolist, self.rows)]
+        grid = replace(self.base.grid(), nodes=(self.start, *self.table.nodes[1:]))
+        return schedule_of(rows, grid, evaluations, self.table.given)
 
 
 def find_shares(schedule: Artefact) -> Tensor:
@@ -120,10 +141,9 @@ class Sensitivities:
 
     def __init__(self, problem: Problem, point: TablePoint, block: Block) -> None:
         self.problem, self.point, self.block = problem, point, block
-        process = problem.network.schedule
-        x = block.noise * process.noise_scale(point.base.grid().nodes[0])
+        x = block.noise * problem.network.schedule.noise_scale(point.table.nodes[0])
         self.columns, self.tangents = [x], [x.new_zeros(0, *x.shape)]
-        self.x, self.moves = x, self.tangents[0]
+        self.x, self.moves = x * point.stretch(point.start), self.tangents[0]
         for n in range(len(point.rows)):
             if n in point.asks:
                 self._ask(n)
@@ -144,7 +164,7 @@ class Sensitivities:
         aside = aside if u + aside <= ends[1] else -aside
         by_time = [
             (there - at) / aside
-            for there, at in zip(self._answers(n, self.x[None], u + aside), here, strict=True)
+            for there, at in zip(self._answers_aside(n, u + aside), here, strict=True)
         ]
         by_state = self._along(n, u, here)
         self._pad(1)
@@ -183,6 +203,13 @@ class Sensitivities:
         self.tangents = [
             torch.cat([each, each.new_zeros(count, *each.shape[1:])]) for each in self.tangents
         ]
+
+    def _answers_aside(self, n: int, u: float) -> list[Tensor]:
+        """Returns the columns of step n at another time, from which the run starts if n is 0."""
+        if n:
+            return self._answers(n, self.x[None], u)
+        node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
+        return self._answers(n, self.columns[0][None] * self.point.stretch(node), u)
 
     def _answers(self, n: int, states: Tensor, u: float) -> list[Tensor]:
         """Returns the columns of step n at states (k, n, *): (k, n, *) each."""

@@ -14,7 +14,7 @@ from ...solvers.linear import Encoder
 
 DECISIONS = {
     "times": "the nodes between the ends",
-    "ends": "where a run starts, of t_max and the edge of grids in lam, and whether it ends at 0",
+    "ends": "where a run starts, at t_max or a little below, and whether it ends at 0",
     "order": "of each step, 1 to 4",
     "pred": "data or noise prediction",
     "mixed": "predictions between data and noise",
@@ -25,6 +25,7 @@ DECISIONS = {
     "xi": "shifts of the evaluation times",
 }
 DEFAULT = frozenset(DECISIONS) - {"afs", "xi", "mixed"}
+STARTS = (0.95, 0.9, 0.8)  # shares of t_max at which a run may start too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,10 @@ class Space:
 
     @property
     def starts(self) -> tuple[float, ...]:
-        """Times at which a run may start: t_max, and on rectified flow where lam is finite."""
+        """Times at which a run may start: t_max and below, where lam is finite on every process."""
         top = self.process.t_max
-        return (top, self.process.at_lam(self.lams[0]).t) if self._blind else (top,)
+        edge = (self.process.at_lam(self.lams[0]).t,) if self._blind else ()
+        return (top, *edge, *(self.process.at(share * top).t for share in STARTS))
 
     @property
     def _blind(self) -> bool:

@@ -32,7 +32,8 @@ NAMED = (
     "ays-sdxl",
     "ays-svd",
 )
-SHIFTS = (0.5, 2.0, 3.0, 5.0)
+SHIFTED = tuple(f"uniform:shift={k:g}" for k in (0.5, 2.0, 3.0, 5.0))  # on rectified flow
+ENDS = (0.02, 0.05, 0.1)  # last nodes before zero: times, of t_max where that is not of EDM
 OTHER_END = " to t="
 BEST_GRIDS = 3  # on which the rest of the solvers are tried
 UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
@@ -41,7 +42,8 @@ UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 def propose(task: Task) -> Iterator[Proposal]:
     """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`.
 
-    Where runs may end in two ways, the second one is tried on the best grids only.
+    Where runs may end in two ways, the second one is tried on the best grids only; on the best of
+    all, so are other starts and other last nodes before zero.
     """
     if task.size.unit == "rows":
         yield from _rows(task)
@@ -55,6 +57,10 @@ def propose(task: Task) -> Iterator[Proposal]:
         for name in (name for name in grids if name.startswith(best + OTHER_END)):
             for solver in FIRST:
                 yield propose_named(task, solver, grids[name], f"{solver} on {name}")
+    for solver, name in _pairs(task, whole)[:BEST_GRIDS]:
+        for variant, nodes in _vary(task.space, name, task.nfe).items():
+            grids[variant] = nodes
+            yield propose_named(task, solver, nodes, f"{solver} on {variant}")
     for name in _best(task, grids):
         for solver in REST:
             yield propose_named(task, solver, grids[name], f"{solver} on {name}")
@@ -62,10 +68,28 @@ def propose(task: Task) -> Iterator[Proposal]:
 
 def _best(task: Task, grids: dict[str, TimeGrid]) -> list[str]:
     """Returns the grids of the best trials so far, by the label that the trials carry."""
+    return list(dict.fromkeys(name for _, name in _pairs(task, grids)))[:BEST_GRIDS]
+
+
+def _pairs(task: Task, grids: dict[str, TimeGrid]) -> list[tuple[str, str]]:
+    """Returns solver and grid of the trials so far, best first."""
     labels = [str(trial.schedule.provenance.get("label", "")) for trial in task.best()]
-    parts = (label.partition(" on ") for label in labels)
-    names = (name for solver, _, name in parts if solver in FIRST)
-    return list(dict.fromkeys(name for name in names if name in grids))[:BEST_GRIDS]
+    parts = [label.partition(" on ") for label in labels]
+    return [(solver, name) for solver, _, name in parts if solver in FIRST and name in grids]
+
+
+def _vary(space: Space, name: str, steps: int) -> dict[str, TimeGrid]:
+    """Returns a named grid from other starts and with other last nodes before zero, by name."""
+    unit = 1.0 if space.process.family == "edm" else space.process.t_max
+    settings = [f"start={t:.12g}" for t in space.starts[1:]] + [f"end={t * unit:g}" for t in ENDS]
+    variants = {}
+    for setting in settings:
+        variant = f"{name}{',' if ':' in name else ':'}{setting}"
+        try:
+            variants[variant] = make_grid(space, variant, steps)
+        except FewstepError:
+            continue  # a table has times of its own, and a last node may lie above the one before
+    return variants
 
 
 def _rows(task: Task) -> Iterator[Proposal]:
@@ -100,14 +124,12 @@ def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     grids: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
-        for name in NAMED:
+        for name in (*NAMED, *SHIFTED):
             try:
                 grids[name + mark] = make_grid(task.space, name, steps, end)
             except FewstepError:
-                continue  # a table of another process
+                continue  # it is of another process
         grids["tan" + mark] = make_tan_grid(task.space, steps, end, _data_std(task))
-        for shift in SHIFTS if task.space.process.family == "flow" else ():
-            grids[f"shift={shift:g}{mark}"] = _shifted(task.space, steps, end, shift)
     return grids
 
 
@@ -124,15 +146,6 @@ def make_tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:
     angles = [top + (bottom - top) * i / steps for i in range(1, steps)]
     times = [process.at_lam(-math.log(std * math.tan(angle))).t for angle in angles]
     return TimeGrid.of(process, [process.t_max, *times, end])
-
-
-def _shifted(space: Space, steps: int, end: float, shift: float) -> TimeGrid:
-    """Even in time before a shift of rectified flow: lam less by log(shift)."""
-    process, (low, high) = space.process, space.lams
-    times = [process.t_max + (end - process.t_max) * i / steps for i in range(1, steps)]
-    lams = [process.at(t).lam - math.log(shift) for t in times]
-    moved = [process.at_lam(min(max(lam, low), high)).t for lam in lams]
-    return TimeGrid.of(process, [process.t_max, *moved, end])
 
 
 def _data_std(task: Task) -> float:

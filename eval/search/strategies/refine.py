@@ -98,7 +98,7 @@ def propose(task: Task) -> Iterator[Proposal]:
 def _find_next(task: Task) -> Line | None:
     """Returns the line of the next round."""
     usable = [line for line in _find_lines(task) if line.tried < PATIENCE]
-    for count, rounds in LADDER:
+    for count, rounds in task.settings.get("ladder", LADDER):
         for line in usable[:count]:
             if len(line.made) < rounds:
                 return line
