@@ -1,7 +1,7 @@
 """Everything that has a name, as rows of text: the tables of `fewstep list`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -81,11 +81,13 @@ def _list_models() -> Rows:
 
 
 def _list_schedules() -> Rows:
-    rows: Rows = [("schedule", "process", "NFE", "network", "CFG", "error", "hand-made", "made by")]
+    header = "schedule,process,NFE,network,CFG,distance,features,hand-made,made by"
+    rows: Rows = [tuple(header.split(","))]
     for name in preset_names():
         schedule = preset(name)
         facts = schedule.provenance
-        scores, rival = facts.get("scores", {}), facts.get("baseline") or {}
+        columns = facts.get("columns") or {}
+        mine, rival = columns.get("searched") or {}, columns.get("hand_made") or {}
         rows.append(
             (
                 name,
@@ -93,12 +95,18 @@ def _list_schedules() -> Rows:
                 str(schedule.nfe),
                 str(facts.get("model", "any")),
                 f"{facts.get('cfg_scale', 1.0):g}",
-                f"{scores['test']:.4f}" if scores else "",
-                f"{rival['test']:.4f} {rival['name']}" if rival else "",
+                _format_column(mine, "distance"),
+                _format_column(mine, "features"),
+                f"{_format_column(rival, 'distance')} {rival['name']}" if rival else "",
                 str(facts.get("source") or f"fewstep search, {facts.get('strategy')}"),
             )
         )
     return rows
+
+
+def _format_column(columns: Mapping[str, Any], name: str) -> str:
+    """Returns the figure of a column of a schedule's provenance, if there is one."""
+    return f"{columns[name]['value']:.4f}" if columns.get(name) else ""
 
 
 def _list_guidance() -> Rows:

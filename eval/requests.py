@@ -73,6 +73,12 @@ class SearchRequest:
     objective: str = option(
         "terminal", "What is minimized: terminal, log_mse, feature, fd, kid or fid.", METHOD
     )
+    features: str = option(
+        "auto",
+        "The extractor with which images are compared with the reference's when the last step is"
+        " chosen: small, inception, dinov2, clip or none. auto is small where the images fit.",
+        METHOD,
+    )
     budget: str = option(
         "10m",
         "A time for the whole command, such as 20m; or a number of candidates, as candidates=1500;"

@@ -16,7 +16,7 @@ from fewstep.samplers.guidance import CFG, Unguided
 from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import StepSchedule, presets, solver
-from fewstep.solvers.presets import best_preset, preset, preset_names
+from fewstep.solvers.presets import best_preset, is_better, preset, preset_names
 
 PUBLISHED = [name for name in preset_names() if "source" in preset(name).provenance]
 PREDICTIONS = ("noise", "data", "data", "noise", "data", "noise", "noise")  # of usf-lsun-nfe6
@@ -52,18 +52,28 @@ def test_unknown_names_are_told():
     assert find_schedule("usf-lsun-nfe6") == preset("usf-lsun-nfe6")
 
 
+def judged(distance, features):
+    return {
+        "distance": {"value": distance},
+        "features": features and {"value": features},
+    }
+
+
 @pytest.fixture
 def shelf(monkeypatch):
-    """Presets in place of the package's: two for fashion-dit at NFE 3, one of them worse."""
+    """Presets in place of the package's: of those for fashion-dit at NFE 3 two are better."""
     network = load("fashion-dit")
 
-    def made(grid, test, **facts):
+    def made(grid, test, features=0.5, **facts):
         settings = make_plan(network.schedule, "ddim", nfe=3, grid=grid)
         told = {
             "model": "fashion-dit",
             "cfg_scale": 1.0,
             "scores": {"test": test},
-            "baseline": {"name": "ddim", "test": 1.0},
+            "columns": {
+                "searched": judged(test, features),
+                "default": judged(1.0, 1.0),
+            },
             **facts,
         }
         schedule = solver("ddim").encode(settings.grid)
@@ -72,7 +82,9 @@ def shelf(monkeypatch):
     held = {
         "near": made("beta", 0.4),
         "nearer": made("uniform", 0.3),
-        "worse-than-hand-made": made("beta:alpha=1.0", 1.1, cfg_scale=2.0),
+        "farther": made("beta:alpha=1.0", 1.1, cfg_scale=2.0),
+        "unlike": made("beta:alpha=0.9", 0.2, features=1.1),
+        "unseen": made("beta:alpha=0.8", 0.1, features=None),
     }
     monkeypatch.setattr(presets, "preset", held.__getitem__)
     monkeypatch.setattr(presets, "preset_names", lambda: sorted(held))
@@ -83,7 +95,7 @@ def shelf(monkeypatch):
 def test_the_best_stands_in(shelf):
     assert best_preset("fashion-dit", 3, 1.0) == "nearer"
     assert best_preset("fashion-dit", 4, 1.0) is None
-    assert best_preset("fashion-dit", 3, 2.0) is None  # there the hand-made one is better
+    assert best_preset("fashion-dit", 3, 2.0) is None  # there the default is better
     assert best_preset("fashion-unet", 3, 1.0) is None
 
 
@@ -132,6 +144,12 @@ def test_searched_schedules_are_for_a_network_of_the_package():
         network = load(facts["model"])
         make_plan(network.schedule, schedule).solver.check_network(network)
         assert name.startswith(f"{facts['model']}-{size_of(schedule).mark}")
+
+
+def test_searched_schedules_are_better_than_the_default_in_both_columns():
+    """`sample` takes no other, so none is shipped."""
+    for name in SEARCHED:
+        assert is_better(preset(name).provenance), name
 
 
 def test_a_search_names_the_weights_of_its_network():

@@ -46,6 +46,11 @@ def test_a_search_writes_a_schedule_and_says_what_it_found(tmp_path):
         r" (grid|evolve) from 70 candidates\nbest hand-made: [\d.]+, [\w-]+ on ",
         result.output,
     )
+    assert re.search(
+        r"on 8 test noises, .*\n  searched: distance [\d.]+ \[[\d.]+, [\d.]+\], median [\d.]+\n"
+        r"  hand-made, [\w-]+ on .+: distance [\d.]+ \[.*\n  default, unipc-2 on karras: distance ",
+        result.output,
+    )
     schedule = Schedule.load("my.json")
     assert schedule.nfe == 4
     assert schedule.provenance["free"] == ["corr", "ends", "est", "order", "pred", "relax", "times"]
@@ -54,6 +59,23 @@ def test_a_search_writes_a_schedule_and_says_what_it_found(tmp_path):
     shapes = {element.tag.rpartition("}")[2] for element in root}
     assert {"circle", "polyline", "text"} <= shapes
     assert "evolve" in "".join(root.itertext())
+
+
+def test_the_last_step_of_a_table_is_chosen_and_told():
+    words = ["--noises", "16,8,8", "--strategy", "grid,refine", "--budget", "candidates=120"]
+    output = search("toy", "--nfe", 4, *words).output
+    facts = Schedule.load("schedule.json").provenance
+    assert facts["strategy"] == "refine"
+    chosen = facts["last_row"]
+    assert [each["share"] for each in chosen["validation"]] == [0.0, 0.25, 0.5, 1.0]
+    near = min(each["distance"]["value"] for each in chosen["validation"]) * chosen["within"]
+    mine = next(each for each in chosen["validation"] if each["share"] == chosen["share"])
+    assert mine["distance"]["value"] <= near
+    assert mine["distance"]["value"] == pytest.approx(facts["scores"]["val"], rel=1e-6)
+    assert f"last step: moved by {chosen['share']:g} to the last prediction, the largest" in output
+    columns = facts["columns"]
+    assert columns["searched"]["distance"]["value"] == pytest.approx(facts["scores"]["test"])
+    assert columns["hand_made"]["distance"]["value"] == pytest.approx(facts["baseline"]["test"])
 
 
 def test_given_again_it_goes_on_or_repeats_itself(tmp_path):

@@ -1,12 +1,14 @@
 """Gauss-Newton on tables: sensitivities, steps and its strategy."""
 
+import math
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
 from laws import f64
-from test_search_problem import ddim, small
+from test_search_problem import QUICK, ddim, small
 from torch.testing import assert_close
 
 from fewstep.eval.search import newton
@@ -16,12 +18,14 @@ from fewstep.eval.search.guided import guide_schedule
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.newton import Sensitivities, TablePoint, solve_damped, sum_products
 from fewstep.eval.search.objective import objective, rmse
+from fewstep.eval.search.problem import Problem
 from fewstep.eval.search.run import evaluate
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.space import DEFAULT, Space
 from fewstep.eval.search.strategies import Proposal, Task, refine
 from fewstep.eval.search.strategies.refine import FACTORS, PATIENCE, Line
 from fewstep.models.denoiser import Network
+from fewstep.models.schedule import EDM
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import StepSchedule, solver
@@ -132,6 +136,27 @@ def test_times_stay_in_reach_and_inside():
     moved = point.move(torch.full((len(point.asks) + 9,), 1e3, dtype=torch.float64))
     assert float((moved.u - point.u).max()) <= newton.REACH * (high - low) + 1e-12
     assert float(moved.u.max()) <= high
+
+
+def test_the_start_moves_below_t_max():
+    """On EDM the noise is scaled anew there; no start passes the node after it."""
+    network = replace(PROBLEM.network, schedule=EDM())
+    problem = Problem.of(network, (6, 4, 4), teacher=QUICK)
+    grid = time_grid("karras", network.schedule, 3)
+    block, point = problem.block("train"), TablePoint.of(solver("unipc-2").encode(grid))
+    run = Sensitivities(problem, point, block)
+    assert point.schedule().t[0] == network.schedule.t_max
+    step = torch.zeros(len(run.moves), dtype=torch.float64)
+    step[0] = 0.02
+    made = point.move(step).schedule()
+    assert made.t[0] == made.evaluations[0].t == pytest.approx(80.0 * math.exp(-0.02))
+    there = (problem.ends(made, block) - run.x) / 0.02
+    back = (problem.ends(point.move(-step).schedule(), block) - run.x) / 0.02
+    assert float(back.norm()) < 1e-3  # it started at the end of the process
+    assert float((run.moves[0] - there).norm()) < 0.05 * float(there.norm()) + 2e-3
+    for _ in range(60):
+        point = point.move(1e3 * step)
+    assert point.schedule().t[0] > made.t[1]
 
 
 def test_a_step_lowers_the_error(case):

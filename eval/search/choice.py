@@ -3,16 +3,21 @@
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ... import __version__
 from ...models.errors import SettingError
 from ...models.load import embedded_names, read_card
+from ...samplers.grid import choose_default_grid
+from ...samplers.plan import make_plan
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
-from .identity import describe_search, find_ends, read_scores, write_scores
+from ...solvers.linear import Encoder
+from .columns import Columns, reach_ends
+from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
+from .last_row import choose_last_row, describe_choice, judge_last_rows
 from .log import Trial, rank_trials
-from .problem import BLOCKS, BlockName
+from .problem import BLOCKS, BlockName, Problem
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
 
@@ -22,24 +27,79 @@ OVERFIT = 1.3  # test over train above this is told
 def choose(search: Search, task: Task) -> SearchResult:
     """Returns the best on validation, with its scores and where it comes from.
 
+    The last step of a table is chosen there too; see `last_row`.
+
     Raises:
         SettingError: if no candidate has a finite score.
     """
     validated = _validate(task)
-    best_score, best = validated[0]
+    best = validated[0][1]
+    chosen, row_facts = _choose_last_row(search, best)
+    tested = _score_on_test(search, task, chosen)
     scores = {
-        "train": math.inf if best.score is None else best.score,
-        "val": best_score,
-        "test": _score_on_test(task, best.schedule),
+        "train": _score_block(task, chosen, "scored"),
+        "val": _score_block(task, chosen, "validation"),
+        "test": tested.score,
     }
     named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
-    tested = [_score_named(task, trial) for trial in named]
-    baseline = min(tested, key=lambda each: each[1], default=None)  # the rival may choose on test
+    rivals = [(_label(each), _score_on_test(search, task, each.schedule)) for each in named]
+    rival = min(rivals, key=lambda each: each[1].score, default=None)  # it may choose on test
     _warn_of_overfit(search.objective.name, scores)
-    facts = _find_provenance(search, task, best, scores, baseline)
-    chosen = best.schedule
-    table = chosen if isinstance(chosen, Schedule) else Schedule.of_steps(chosen)
-    return SearchResult(table.model_copy(update={"provenance": facts}), scores, baseline)
+    facts = {
+        **_find_provenance(search, task, best, scores),
+        "baseline": None if rival is None else {"name": rival[0], "test": rival[1].score},
+        "last_row": row_facts,
+        "columns": _describe_columns(search, task, tested, rival),
+    }
+    baseline = None if rival is None else (rival[0], rival[1].score)
+    return SearchResult(chosen.model_copy(update={"provenance": facts}), scores, baseline)
+
+
+def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, Any] | None]:
+    """Returns a table with the last step that is best on validation, and what is said of it.
+
+    Steps whose decisions were searched, or named, are left as they are.
+    """
+    if not isinstance(best.schedule, Schedule):
+        return Schedule.of_steps(best.schedule), None
+    problem = search.problem
+    block = problem.block("validation")
+    rows = judge_last_rows(problem, best.schedule, block, search.features)
+    chosen = choose_last_row(rows)
+    return chosen.schedule, describe_choice(rows, chosen)
+
+
+def _describe_columns(
+    search: Search, task: Task, tested: TestScore, rival: tuple[str, TestScore] | None
+) -> dict[str, Any]:
+    """Returns both columns on test noises: of the schedule, the best hand-made and the default."""
+    scores = {"searched": tested}
+    names = {}
+    if rival is not None:
+        names["hand_made"], scores["hand_made"] = rival
+    if task.size.unit == "nfe":
+        label, default = _encode_default(search.problem, task.nfe)
+        names["default"], scores["default"] = label, _score_on_test(search, task, default)
+    seer = search.features
+    return {
+        "noises": len(search.problem.test),
+        "extractor": None if seer is None else seer.extractor.name,
+        **{name: _write_columns(each, names.get(name)) for name, each in scores.items()},
+    }
+
+
+def _write_columns(score: TestScore, name: str | None) -> dict[str, Any] | None:
+    if score.columns is None:
+        return None
+    return {**({} if name is None else {"name": name}), **score.columns.model_dump(mode="json")}
+
+
+def _encode_default(problem: Problem, nfe: int) -> tuple[str, Schedule]:
+    """Returns what `sample` draws with where nothing but an NFE is asked for, and its name."""
+    plan = make_plan(problem.network.schedule, nfe=nfe)
+    assert isinstance(plan.settings, Encoder)
+    grid = choose_default_grid(problem.network.schedule)
+    return f"{plan.settings.info.name} on {grid}", plan.settings.encode(plan.grid)
 
 
 def _validate(task: Task) -> list[tuple[float, Trial]]:
@@ -51,9 +111,8 @@ def _validate(task: Task) -> list[tuple[float, Trial]]:
     return sorted(scored, key=lambda each: (each[0], each[1].id))
 
 
-def _score_named(task: Task, trial: Trial) -> tuple[str, float]:
-    label = str(trial.schedule.provenance.get("label", "?"))
-    return label, _score_on_test(task, trial.schedule)
+def _label(trial: Trial) -> str:
+    return str(trial.schedule.provenance.get("label", "?"))
 
 
 def _warn_of_overfit(objective: str, scores: Mapping[str, float]) -> None:
@@ -83,18 +142,23 @@ def _make_shortlist(task: Task) -> list[Trial]:
     return list({trial.id: trial for trial in chosen}.values())
 
 
-def _score_block(task: Task, schedule: Artefact, name: BlockName) -> float:
+def _score_block(task: Task, schedule: Artefact, name: BlockName | Literal["scored"]) -> float:
     """Returns the objective on a whole block; infinite where it is not finite."""
-    value = task.objective(task.problem, schedule, task.problem.block(name))
+    block = task.scored if name == "scored" else task.problem.block(name)
+    value = task.objective(task.problem, schedule, block)
     return value if math.isfinite(value) else math.inf
 
 
-def _score_on_test(task: Task, schedule: Artefact) -> float:
+def _score_on_test(search: Search, task: Task, schedule: Artefact) -> TestScore:
     """On the test block: once, and from then on as it was written down."""
     known = read_scores(task.log.folder)
     if schedule.schedule_id not in known:
-        known[schedule.schedule_id] = _score_block(task, schedule, "test")
-        write_scores(task.log.folder, known)
+        block = task.problem.block("test")
+        ends = reach_ends(task.problem, schedule, block)
+        score = math.inf if ends is None else task.objective.of(ends, block)
+        columns = None if ends is None else Columns.of(ends, block, search.features)
+        known[schedule.schedule_id] = TestScore(score=score, columns=columns)
+        write_scores(task.log.folder, {**known})
     return known[schedule.schedule_id]
 
 
@@ -103,7 +167,6 @@ def _find_provenance(
     task: Task,
     best: Trial,
     scores: Mapping[str, float],
-    baseline: tuple[str, float] | None,
 ) -> dict[str, Any]:
     """Returns where a schedule comes from, as the artefact holds it."""
     problem, trials = search.problem, list(task.log.trials.values())
@@ -123,7 +186,6 @@ def _find_provenance(
             "seconds": round(sum(trial.seconds for trial in mine), 1),
         },
         "scores": dict(scores),
-        "baseline": None if baseline is None else {"name": baseline[0], "test": baseline[1]},
         "extras": ["afs"] if best.schedule.nfe < len(best.schedule.steps) else [],
         "free": sorted(search.space.free),
         **name_weights(problem.network.name),

@@ -18,6 +18,7 @@ from ...models.reading import ordinary_file
 from ..options import make_request
 from ..requests import SearchRequest
 from .budget import Budget
+from .columns import Columns
 from .identity import IDENTITY_FILE, SCORES_FILE, check_memory
 from .prepare import TEACHER, find_afs, prepare_searches, sizes_of
 from .progress import Progress
@@ -143,10 +144,41 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
     if result.baseline is not None:
         name, score = result.baseline
         lines.append(f"best hand-made: {score:.4g}, {name}")
+    lines += [*_write_columns(facts), *_write_last_row(facts)]
     lines.append(_reference(facts, request.folder))
     if request.network != "toy":
         lines.append(f"sample {request.network} --schedule {out}")
     return lines
+
+
+def _write_columns(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yields both columns of the schedule and its rivals on test noises, with 95 % intervals."""
+    columns = facts["columns"]
+    yield f"on {columns['noises']} test noises, with the interval of 95 % and the median:"
+    for key in ("searched", "hand_made", "default"):
+        if written := columns.get(key):
+            judged = Columns(distance=written["distance"], features=written["features"])
+            name = f", {written['name']}" if "name" in written else ""
+            yield f"  {key.replace('_', '-')}{name}: distance {judged.distance}"
+            if judged.features is not None:
+                yield f"    features of {columns['extractor']} {judged.features}"
+
+
+def _write_last_row(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yields how the last step was chosen, if it was."""
+    chosen = facts["last_row"]
+    if chosen is None:
+        return
+    judged = []
+    for row in chosen["validation"]:
+        seen = row["features"]
+        looks = "" if seen is None else f" and {seen['value']:.4f}"
+        judged.append(f"{row['share']:g} has {row['distance']['value']:.4f}{looks}")
+    rule = "the largest" if facts["columns"]["extractor"] is None else "the least in features"
+    yield (
+        f"last step: moved by {chosen['share']:g} to the last prediction, {rule} within"
+        f" {chosen['within'] - 1.0:.0%} of the least distance on validation ({'; '.join(judged)})"
+    )
 
 
 def _reference(facts: Mapping[str, Any], folder: Path) -> str:

@@ -1,7 +1,7 @@
 """What a search's folder remembers of it: what its scores mean, and those on the test block."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,14 +10,25 @@ from pydantic import TypeAdapter, ValidationError
 from ...models.errors import SettingError
 from ...models.files import write_bytes
 from ...models.probe import are_alike, sketch
-from ...models.reading import first_problem, parse_json, read_bytes
+from ...models.reading import StrictModel, first_problem, parse_json, read_bytes
 from ...solvers.artefact import ANSWER
 from ..teacher import compute_digest
+from .columns import Columns
 from .search import Search
 
 T = TypeVar("T")
 FACTS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
-SCORES: TypeAdapter[dict[str, float]] = TypeAdapter(dict[str, float])
+
+
+class TestScore(StrictModel):
+    """A schedule on the test block: its objective, and its columns where its ends are finite."""
+
+    __test__ = False
+    score: float
+    columns: Columns | None
+
+
+SCORES: TypeAdapter[dict[str, TestScore | float]] = TypeAdapter(dict[str, TestScore | float])
 IDENTITY_FILE, SCORES_FILE = "search.json", "test.json"
 
 
@@ -76,14 +87,18 @@ def check_memory(folder: Path) -> None:
     read_scores(folder)
 
 
-def read_scores(folder: Path) -> dict[str, float]:
-    """Returns the scores on the test block so far, by schedule id; raises as `check_memory`."""
-    return _read(folder / SCORES_FILE, SCORES)
+def read_scores(folder: Path) -> dict[str, TestScore]:
+    """Returns the scores on the test block so far, by schedule id; raises as `check_memory`.
+
+    Those of an older search have no columns, and are left out.
+    """
+    scores = _read(folder / SCORES_FILE, SCORES)
+    return {name: each for name, each in scores.items() if isinstance(each, TestScore)}
 
 
-def write_scores(folder: Path, scores: Mapping[str, float]) -> None:
+def write_scores(folder: Path, scores: dict[str, TestScore | float]) -> None:
     """Writes them down, so that the test block is looked at once for each schedule."""
-    write_bytes(folder / SCORES_FILE, json.dumps(scores).encode())
+    write_bytes(folder / SCORES_FILE, SCORES.dump_json(scores))
 
 
 def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:

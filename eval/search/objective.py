@@ -19,12 +19,13 @@ from ...models.errors import NonFiniteError, ScheduleError, SettingError, Unknow
 from ...samplers.images import to_uint8
 from ...solvers.artefact import Artefact
 from ..data import images_of
-from ..extractors import Extractor, extractor
+from ..extractors import LOADERS, Extractor, extractor
 from ..extractors.small import small_reference
 from ..metrics import Features, Gather, SetMetric, metric
 from ..metrics.measure import reference_features
 from .problem import Block, Problem
 
+SMALL_IMAGES = ((1, 32, 32), (1, 28, 28))  # what fd-small is made for
 EXTRACTED = 64  # images taken through an extractor at once
 Figure = Callable[[Tensor, Block], float]  # (ends, block) -> lower is better
 
@@ -34,6 +35,8 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def of(self, ends: Tensor, block: Block) -> float: ...
 
     def __call__(self, problem: Problem, schedule: Artefact, block: Block) -> float: ...
 
@@ -79,8 +82,12 @@ class FeatureError:
     extractor: Extractor
 
     def __call__(self, ends: Tensor, block: Block) -> float:
+        return float(self.squares(ends, block).mean().sqrt())
+
+    def squares(self, ends: Tensor, block: Block) -> Tensor:
+        """Returns the mean squares (n,) of single noises."""
         mine, theirs = (self._features(each) for each in (ends, block.ends))
-        return float((mine - theirs).square().mean().sqrt())
+        return (mine - theirs).square().mean(1)
 
     def _features(self, ends: Tensor) -> Tensor:
         images = images_at(self.network, ends)
@@ -112,6 +119,32 @@ def images_at(network: Network, ends: Tensor) -> Tensor:
             parts = (ends[i : i + EXTRACTED] for i in range(0, len(ends), EXTRACTED))
             ends = torch.cat([network.decode(part.to(network.device)) for part in parts])
     return to_uint8(ends).permute(0, 3, 1, 2)
+
+
+def find_features(name: str, network: Network, weights: Path | None) -> FeatureError | None:
+    """Returns what compares images of a network with the reference's, noise by noise.
+
+    Args:
+        name: of an extractor; "auto" takes fd-small's for grey images of 32x32 or 28x28 and none
+            for others; "none".
+        network: whose images are looked at.
+        weights: of the extractor, if they are not found by themselves.
+
+    Raises:
+        UnknownNameError: for another name.
+        FewstepError: if the weights are not at hand, or the images do not fit.
+    """
+    if name not in ("auto", "none", *LOADERS):
+        raise UnknownNameError("extractor", name, ["auto", "none", *LOADERS])
+    plain = network.decode is None
+    if name == "none" or (name == "auto" and plain and tuple(network.shape) not in SMALL_IMAGES):
+        return None
+    images = images_at(network, torch.zeros(2, *network.shape))
+    if name == "auto" and tuple(images.shape[1:]) not in SMALL_IMAGES:
+        return None
+    seer = extractor("small") if name == "auto" else extractor(name, weights)
+    seer(images)  # refuses images it cannot see
+    return FeatureError(network, seer)
 
 
 SIMPLE: dict[str, Figure] = {"terminal": rmse, "log_mse": log_mse}

@@ -16,8 +16,8 @@ from ...solvers.artefact import MeanImage
 from ..requests import SearchRequest
 from . import toy
 from .budget import Budget
+from .objective import find_features, objective
 from .objective import names as objectives
-from .objective import objective
 from .problem import Block, Problem, Teacher
 from .search import Search
 from .size import SearchSize
@@ -58,6 +58,7 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
     problem = replace(_problem(request), cache=request.folder / TEACHER)
     known = {"reference": request.reference, "weights": request.weights}
     aim = objective(request.objective, problem.network, **known)  # type: ignore[arg-type]
+    features = find_features(request.features, problem.network, request.weights)
     space = Space(
         process=problem.network.schedule,
         free=free | ({"afs"} if request.afs != "none" else set()),
@@ -76,6 +77,7 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
             folder=request.folder,
             seed=request.seed,
             scored=SCORED[size.unit] if request.scored is None else request.scored,
+            features=features,
         )
         for size in sizes
     ]

@@ -9,7 +9,8 @@ from ...models.errors import SettingError
 from ...samplers.guidance import Moment
 from ...solvers import Schedule
 from .budget import Budget
-from .objective import Objective
+from .last_row import SHARES
+from .objective import FeatureError, Objective
 from .placement import check_rows
 from .problem import Problem
 from .size import SearchSize
@@ -25,6 +26,7 @@ class Search:
     """Everything that decides a search.
 
     problem, objective, space: see there.
+    features:   what compares images in the choice; None compares ends alone.
     size:       of the schedule wanted.
     strategies: names, in turn.
     budget:     for this size.
@@ -44,6 +46,7 @@ class Search:
     seed: int = 0
     scored: int = 256
     settings: Mapping[str, Any] = field(default_factory=dict)
+    features: FeatureError | None = None
 
     @property
     def noises(self) -> int:
@@ -67,8 +70,8 @@ class Search:
 
     def choice_cost(self, validation: int, test: int) -> int:
         """Returns evaluations that the choice takes at most, on blocks of so many noises."""
-        shortlist = SHORTLIST + OF_EACH * (len(self.strategies) - 1)
-        return self.evaluations * (shortlist * validation + (1 + OF_EACH) * test)
+        judged = SHORTLIST + OF_EACH * (len(self.strategies) - 1) + len(SHARES)
+        return self.evaluations * (judged * validation + (2 + OF_EACH) * test)
 
     def check(self) -> None:
         """Raises SettingError for what cannot be searched, before any work is done."""
