@@ -7,6 +7,8 @@ import typer
 
 from ..models.errors import UnknownNameError
 
+ALIASES = {"networks": "models"}
+
 
 def list_(
     kind: Annotated[
@@ -25,6 +27,7 @@ def list_(
     from ..samplers.editing import list_editors as editors
     from .catalogue import LISTINGS
 
+    kind = ALIASES.get(kind, kind)
     listings = {**LISTINGS, "editors": editors, "metrics": metrics}
     if kind not in listings:
         raise UnknownNameError("list", kind, listings)

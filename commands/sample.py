@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..samplers.sampler import Result
     from ..solvers import Schedule
 
-BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet"}
+BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet", "force"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ class SampleOptions:
     )
     force: bool = option(
         False,
-        "Accept a schedule or a cache that was made for another network or guidance.",
+        "Accept a schedule or a cache that was made for another network or guidance; with"
+        " --from-png, draw although the network has other weights now.",
         SAMPLING,
         "--force",
     )
@@ -114,7 +115,9 @@ class SampleOptions:
         from ..models.load import load
 
         if self.force and self.schedule is None and self.cache is None:
-            raise SettingError("--force is for --schedule and --cache; give one of them")
+            raise SettingError(
+                "--force is for --schedule, --cache and --from-png; give one of them"
+            )
         return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
 
     def _grid(self) -> str | tuple[float, ...] | None:
@@ -221,7 +224,7 @@ def sample(
     if from_png is not None:
         names = ctx.params.keys() - BESIDE_REPLAY
         refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
-        run = read_run(from_png)
+        run = read_run(from_png).bind(options.force)
         network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
     else:
         network = options.load()

@@ -17,6 +17,7 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable
 from ..models.probe import sketch
+from ..models.weights import hash_weights
 from ..samplers.cache_file import CacheFigures, CacheFile
 from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
@@ -204,6 +205,7 @@ class Calibration:
             cache=self.bench.spec(chosen.run),
             network=network.name,
             sketch=sketch(network),
+            weights=hash_weights(network.name),
             solver=request.solver,
             grid=request.grid_type,
             nfe=request.nfe,

@@ -1,6 +1,5 @@
 """Finds a network: by embedded name, folder, hub id, or in a live diffusers pipeline."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from .adapters import from_checkpoint, from_module, from_pipeline
 from .checkpoint import WEIGHTS, load_module, load_pipeline, read_config
 from .devices import memory_advice
 from .errors import FewstepError, ModelError, UnknownNameError, reason_of, shorten
+from .hashing import hash_file
 from .network import Network
 from .pipeline_network import (
     asks_for_text,
@@ -95,11 +95,12 @@ def _find_network(
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _load_folder(folder, kind, where)
-    folder = Path(source) if _is_folder(source) else _download(str(source))
+    folder = Path(source) if is_folder(source) else _download(str(source))
     return replace(_load_folder(folder, kind, where), name=str(source))
 
 
-def _is_folder(source: str | Path) -> bool:
+def is_folder(source: str | Path) -> bool:
+    """Returns whether a source is that of a folder."""
     try:
         return bool(str(source)) and Path(source).is_dir()
     except (OSError, ValueError):  # too long for a file system, or no name at all
@@ -173,7 +174,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Netw
 def _make_from_card(module: Any, folder: Path) -> Network:
     facts = read_config(folder / "card.json")
     try:
-        if facts.get("sha256", "") != _hash_file(ordinary_file(folder / WEIGHTS)):
+        if facts.get("sha256", "") != hash_file(ordinary_file(folder / WEIGHTS)):
             raise ModelError(f"{folder / WEIGHTS} is not the file its card.json names (sha256)")
         process = facts["schedule"]
         return from_module(
@@ -221,7 +222,3 @@ def _download(name: str) -> Path:
 
 def _make_error(name: str, reason: str) -> ModelError:
     return ModelError(f"{UnknownNameError('embedded network', name, embedded_names())}; {reason}")
-
-
-def _hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,6 +19,7 @@ from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import write_bytes
 from ..models.probe import are_alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text
+from ..models.weights import check_weights
 from .plan import DEFAULT_NFE, DEFAULT_SOLVER
 from .run_record import Run
 
@@ -43,7 +44,7 @@ class CacheFile(StrictModel):
 
     cache:     `name:key=value,...`, with everything that was fitted in it.
     network:   its name; sketch: its answers in a few numbers (`models.probe.sketch`), None for a
-               network that needs conditions nobody knows.
+               network that needs conditions nobody knows; weights: see `hash_weights`.
     solver, grid, nfe, cfg_scale: of the runs that it was chosen on.
     metric:    "rel-l2", "psnr" or "lpips"; wanted: what was asked for.
     """
@@ -53,6 +54,7 @@ class CacheFile(StrictModel):
     cache: str
     network: str
     sketch: tuple[Finite, ...] | None = None
+    weights: str | None = None
     solver: str
     grid: str | None = None
     nfe: Annotated[int, Limits(ge=1)]
@@ -90,16 +92,22 @@ class CacheFile(StrictModel):
                 f" {network.name} answers differently; run fewstep calibrate {network.name}, or"
                 " --force to try"
             )
-        if self.sketch is None and self.network != network.name:
-            raise SettingError(
-                f"this cache was calibrated on {self.network}, not {network.name}; --force to try"
-            )
+        if self.sketch is None:
+            self._check_name(network.name)
         mine, theirs = self._compare_runs(run)
         if mine != theirs:
             raise SettingError(
                 f"this cache was calibrated for {_describe(mine)}, not {_describe(theirs)}; type"
                 f" {_suggest_options(mine, theirs)}, calibrate again, or --force to try"
             )
+
+    def _check_name(self, name: str) -> None:
+        """Raises SettingError if a network that cannot be asked has another name or weights."""
+        if self.network != name:
+            raise SettingError(
+                f"this cache was calibrated on {self.network}, not {name}; --force to try"
+            )
+        check_weights(name, self.weights, "this cache was calibrated", "add --force to try")
 
     def _compare_runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the choices it was made for, and those of the run."""

@@ -15,9 +15,11 @@ from ..models.errors import SettingError, shorten
 from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.reading import StrictModel, parse_as, parse_json
 from ..models.speed import Speed
+from ..models.weights import check_weights, hash_weights
 from ..solvers import Schedule
 from ..solvers.artefact import MAX_STEPS
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
+from .guidance.base import iterate_nested
 from .guidance.forecast import write_space
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import choose_default_schedule
@@ -37,6 +39,7 @@ class Run(StrictModel):
     """Everything that decides the pixels of a run on one machine.
 
     model:    what `models.load.load` takes.
+    weights:  what `hash_weights` gives for each network that is asked, by its name, where known.
     solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
@@ -51,6 +54,7 @@ class Run(StrictModel):
     """
 
     model: str
+    weights: dict[str, str] | None = None
     solver: str | None = None
     grid: str | Annotated[tuple[float, ...], Field(max_length=MAX_STEPS + 1)] | None = None
     nfe: int | None = None
@@ -87,15 +91,43 @@ class Run(StrictModel):
     def settle(self) -> "Run":
         """Returns the run with the defaults that may become others written out.
 
-        They are the schedule, if only an NFE was asked for and there is one, and the space of a
-        guidance forecast. A picture then holds them, and is repeated when others are the best.
+        They are the schedule, if only an NFE was asked for and there is one, the space of a
+        guidance forecast, and the weights that names stand for. A picture then holds them, and is
+        repeated when others are the best.
         """
         spec = None if self.guidance_spec is None else write_space(self.guidance_spec)
-        named = self.model_copy(update={"guidance_spec": spec})
+        named = self.model_copy(update={"guidance_spec": spec}).name_weights()
         schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
         if schedule is None:
             return named
         return named.model_copy(update={"schedule": schedule, "nfe": None})
+
+    def bind(self, force: bool = False) -> "Run":
+        """Returns the run on the weights that are here.
+
+        force: also if they are others than it was drawn with, or than its schedule is for.
+
+        Raises:
+            SettingError: if they are others.
+        """
+        if force:
+            schedule = None if self.schedule is None else self.schedule.for_any()
+            return self.model_copy(update={"schedule": schedule}).name_weights()
+        recorded, remedy = self.weights or {}, "add --force to draw another image with those here"
+        for name in self._list_networks():
+            check_weights(name, recorded.get(name), "this picture was drawn", remedy)
+        return self.name_weights()
+
+    def name_weights(self) -> "Run":
+        """Returns the run with the hashes of the weights that are here."""
+        hashes = {name: hash_weights(name) for name in self._list_networks()}
+        known = {name: weights for name, weights in hashes.items() if weights is not None}
+        return self.model_copy(update={"weights": known or None})
+
+    def _list_networks(self) -> list[str]:
+        """Returns the names of the network and of those that its guidance asks."""
+        weak = (getattr(each, "network", None) for each in iterate_nested(self.guidance()))
+        return [self.model, *(name for name in weak if isinstance(name, str))]
 
     def guidance(self) -> Guidance:
         """Returns the guidance; a scale of 1 is none."""

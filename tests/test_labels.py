@@ -91,7 +91,7 @@ def test_a_searched_schedule_keeps_its_guidance_scale():
 
 def test_a_picture_of_a_newer_version_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = {"model": "fashion-dit", "seeds": [0], "nfe": 2}
+    run = {"model": "fashion-edm", "seeds": [0], "nfe": 2}
     cases = {
         "99.1.0": "made by fewstep 99.1.0, which is newer than this",
         "nonsense": "does not say which version",

@@ -11,10 +11,8 @@ from fewstep.eval.bench.protocol import (
     Protocol,
     Real,
     check_alike,
-    weights_sha256,
 )
 from fewstep.models.errors import SettingError
-from fewstep.models.load import read_card
 from fewstep.models.schedule import VPDiscrete
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.run_record import Run
@@ -147,14 +145,3 @@ def test_labels_follow_seeds():
     images = protocol(seeds=tuple(range(20, 40))).images
     assert images.labels_of((20, 21, 39)) == (0, 1, 9)
     assert protocol(labels="none").images.labels_of((1, 2)) is None
-
-
-def test_weights_are_hashed_where_they_are(tmp_path):
-    assert weights_sha256("fashion-dit") == read_card("fashion-dit")["sha256"]
-    assert weights_sha256("owner/name") is None
-    (tmp_path / "unet").mkdir()
-    file = tmp_path / "unet" / "a.safetensors"
-    file.write_bytes(b"one")
-    before = weights_sha256(str(tmp_path))
-    file.write_bytes(b"two")
-    assert weights_sha256(str(tmp_path)) != before

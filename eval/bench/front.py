@@ -13,7 +13,9 @@ from torch import Tensor
 from ...models.denoiser import Network
 from ...models.errors import SettingError
 from ...models.files import make_folder
+from ...models.hashing import hash_json
 from ...models.load import load
+from ...models.weights import hash_weights
 from ...samplers.guidance.settings import Checked
 from ...samplers.run_record import Run
 from ...samplers.sampler import Result
@@ -21,7 +23,7 @@ from ...solvers import take_solver
 from ..teacher import teacher
 from .cell import Experiment
 from .front_table import FrontPoint, FrontRun
-from .protocol import Drawn, Measure, Protocol, digest, weights_sha256
+from .protocol import Drawn, Measure, Protocol
 from .rows import ResultRow, ResultStore, SamplingCost
 
 
@@ -94,7 +96,7 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
             extractor_sha256="",
             resize="none",
             reference=reference,
-            reference_sha256=digest([reference, self.front.grid, self.front.images]),
+            reference_sha256=hash_json([reference, self.front.grid, self.front.images]),
             n=self.front.images,
         )
 
@@ -157,4 +159,4 @@ def relative_error(samples: Tensor, target: Tensor) -> float:
 
 @lru_cache
 def _weights(model: str) -> str | None:
-    return weights_sha256(model)
+    return hash_weights(model, whole=True)

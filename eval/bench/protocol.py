@@ -8,22 +8,19 @@ change the last bits of the pixels, columns and version say nothing of the image
 provenance is a remark. Versions of the software are kept beside each figure in the store.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
 
 from ...models.arguments import format_ranges, parse_ranges
 from ...models.errors import SettingError
-from ...models.load import embedded_names, read_card
+from ...models.hashing import hash_json
 from ...models.reading import StrictModel
 from ...samplers.run_record import Run
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
-UNDECIDED = ("batch", "device", "columns", "version")
+UNDECIDED = ("batch", "device", "columns", "version", "weights")
 
 
 class Measure(StrictModel):
@@ -149,7 +146,7 @@ class Protocol(StrictModel):
 
     def _hash_of(self, images: dict[str, Any]) -> str:
         body = {"images": images, "measure": self.measure.model_dump(mode="json")}
-        return digest({"format": self.format, "version": self.version, **body})
+        return hash_json({"format": self.format, "version": self.version, **body})
 
     @property
     def setting(self) -> str:
@@ -157,13 +154,7 @@ class Protocol(StrictModel):
         images = self.images.deciding()
         images.pop("rows", None)
         images.get("run", {}).pop("seeds", None)
-        return digest({"images": images, "measure": self.measure.model_dump(mode="json")})
-
-
-def digest(body: Any) -> str:
-    """Returns the sha256 of canonical JSON: sorted keys, no spaces, shortest exact floats."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return hash_json({"images": images, "measure": self.measure.model_dump(mode="json")})
 
 
 def check_alike(measures: list[Measure]) -> Measure:
@@ -184,22 +175,3 @@ def check_alike(measures: list[Measure]) -> Measure:
                     " make one table of each"
                 )
     return first
-
-
-def weights_sha256(model: str) -> str | None:
-    """Returns the sha256 of weights: of the card's file, or of all safetensors of a folder.
-
-    None for a hub id, whose files are the hub's.
-    """
-    if model in embedded_names():
-        return str(read_card(model)["sha256"])
-    if not Path(model).is_dir():
-        return None
-    paths = sorted(Path(model).rglob("*.safetensors"))
-    return digest([[path.relative_to(model).as_posix(), file_sha256(path)] for path in paths])
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.files import write_whole
+from ...models.hashing import hash_file
 from ...models.ledger import Ledger
-from ..bench.protocol import Measure, file_sha256
+from ..bench.protocol import Measure
 from ..bench.rows import TimeSpent
 from ..data import ImageSet
 from ..extractors import Extractor, extractor, origin_of
@@ -233,7 +234,7 @@ def _reference(
         )
     images = side(source, None)
     features = reference_features(images, entry.needs, network)
-    digest = images.sha256 if isinstance(images, ImageSet) else file_sha256(images)
+    digest = images.sha256 if isinstance(images, ImageSet) else hash_file(images)
     return source, digest, features
 
 

@@ -194,7 +194,7 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         path = picture_path(self.store.path, protocol.hash)
         make_folder(path.parent)
         sheet = make_contact_sheet(to_pil(result.samples[:PICTURES]), columns=PICTURES // 2)
-        run = _run_of(images, images.run.seeds[:PICTURES])
+        run = _run_of(images, images.run.seeds[:PICTURES]).name_weights()
         if images.rival is None:
             save_png(sheet, path, run, result.ledger.nfe)
         else:

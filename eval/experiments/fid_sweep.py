@@ -18,8 +18,10 @@ from ...models.arguments import parse_ranges
 from ...models.caching import take_cache
 from ...models.denoiser import Network
 from ...models.errors import ScheduleError, SettingError, shorten
+from ...models.hashing import hash_file
 from ...models.reading import StrictModel, first_problem, parse_as, read_text
 from ...models.registry import parse_spec
+from ...models.weights import hash_weights
 from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
@@ -28,7 +30,7 @@ from ...samplers.plan import find_schedule, make_plan
 from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
-from ..bench.protocol import Drawn, Measure, Protocol, file_sha256, weights_sha256
+from ..bench.protocol import Drawn, Measure, Protocol
 from .rivals import RivalSampler, rival_of
 
 M = TypeVar("M", bound=StrictModel)
@@ -186,7 +188,7 @@ def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> QualityCell:
 def _settings(sweep: Sweep) -> Iterator[Drawn]:
     """Yields what is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
-        weights = weights_sha256(model)
+        weights = hash_weights(model, whole=True)
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
@@ -230,7 +232,7 @@ def _files(solver: str | None) -> dict[str, str]:
     """Returns the sha256 of the files among a solver's settings."""
     values = () if solver is None else parse_spec(solver)[1].values()
     paths = (Path(value) for value in values if isinstance(value, str))
-    return {str(path): file_sha256(path) for path in paths if path.is_file()}
+    return {str(path): hash_file(path) for path in paths if path.is_file()}
 
 
 def _is_name(solver: str) -> bool:

@@ -14,14 +14,16 @@ from pydantic import Field
 
 from ...models.errors import FewstepError, SettingError
 from ...models.files import write_bytes
+from ...models.hashing import hash_file, hash_json
 from ...models.registry import parse_spec
+from ...models.weights import hash_weights
 from ...samplers.guidance import CFG, GuidanceForecast, parse_guidance
 from ...samplers.guidance.forecast import Pattern, write_space
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance
 from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error
 from ..bench.front_table import FrontPanel, FrontPoint, FrontRun, FrontTable
-from ..bench.protocol import Drawn, digest, file_sha256, weights_sha256
+from ..bench.protocol import Drawn
 from ..bench.rows import ResultRow
 from ..guidance_fit import Fit, fit
 from ..guidance_runs import Images
@@ -172,13 +174,13 @@ class GuidanceBench(FrontBench):
             terms=terms,
         )
         facts = [cell.model, cell.scale, cell.policy, cell.nfe, front.fit_images]
-        facts += [front.solver, front.grid, weights_sha256(cell.model)]
-        path = self.folder_beside("weights") / f"{digest(facts)[:16]}.json"
+        facts += [front.solver, front.grid, hash_weights(cell.model, whole=True)]
+        path = self.folder_beside("weights") / f"{hash_json(facts)[:16]}.json"
         if not path.is_file():
             images = Images(count=front.fit_images)
             body = fit(self.network(cell.model), what, images).model_dump_json(indent=1)
             write_bytes(path, body.encode())
-        return {str(path): file_sha256(path)}
+        return {str(path): hash_file(path)}
 
 
 def _is_fitted(policy: str) -> bool:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.reading import StrictModel
+from ...models.weights import hash_weights
 from ...samplers.inversion import invert, reconstruct
 from ...samplers.inversion_plan import plan_inversion, take_invertible
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance, Experiment
-from ..bench.protocol import weights_sha256
 from ..bench.store import KeyedRow, RowStore
 from ..bench.table import markdown_table
 from ..data import images_of
@@ -89,7 +89,7 @@ class RoundTrips:
     def _cell(self, solver: str, by: Budget, count: int) -> RoundTrip:
         return RoundTrip(
             model=self.model,
-            weights=weights_sha256(self.model),
+            weights=hash_weights(self.model, whole=True),
             data=self.data,
             images=self.images,
             solver=solver,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ... import __version__
 from ...models.errors import SettingError
-from ...models.load import embedded_names, read_card
+from ...models.weights import hash_weights
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import make_plan
 from ...solvers import Schedule
@@ -194,5 +194,6 @@ def _find_provenance(
 
 
 def name_weights(model: str) -> dict[str, str]:
-    """Returns the hash of the weights of a network that comes with the package."""
-    return {"weights": read_card(model)["sha256"]} if model in embedded_names() else {}
+    """Returns the hash of the weights of a network, where it can be had."""
+    weights = hash_weights(model)
+    return {} if weights is None else {"weights": weights}
