@@ -83,7 +83,7 @@ def invert(
         t_min=options.t_min,
     )
     back = inversion.reconstruct(sampler, noise)
-    noise.save(out, model=model)
+    noise.save(out)
     if strip is not None:
         write_strip([*to_pil(x), *back.images], strip)
     if not quiet:

@@ -7,7 +7,7 @@ end of the grid as alpha x0, which on rectified flow is the image itself to six 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Never
@@ -26,6 +26,7 @@ from ..models.modules import hold
 from ..models.pipeline_network import fit_shape
 from ..models.reading import read_tensors
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
+from ..models.weights import check_weights, hash_weights
 from ..solvers import SolverSettings, drive, solver, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, Negative, check_branches, make_user_branches
@@ -52,6 +53,7 @@ class Inversion:
     route:      the solvers and the grid.
     labels:     the class of each image, or None.
     prompt:     the prompt of all images, or one each; None if there was none.
+    source, weights: what the network was loaded by, and `hash_weights` of it; None if unknown.
     trajectory: (steps + 1, B, *) from data to noise, if asked for.
     ledger:     what it cost.
     """
@@ -62,21 +64,31 @@ class Inversion:
     trajectory: Tensor | None
     ledger: Ledger
     prompt: str | tuple[str, ...] | None = None
+    source: str | None = None
+    weights: str | None = None
+
+    def for_any(self) -> "Inversion":
+        """Returns it without the network it is of, so that another may lead back."""
+        return replace(self, source=None, weights=None)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Raises SettingError if the sampler's network has other weights than found the noise."""
+        if sampler.source is None or (self.weights is None and self.source != sampler.source):
+            return
+        remedy = "take inversion.for_any() to go back with those here"
+        check_weights(sampler.source, self.weights, "this noise was found", remedy)
 
     def save(self, path: Path, **further: Any) -> None:
-        """Writes the noise as float32 .safetensors, whose metadata say how to go back.
-
-        further: facts to keep there, such as the model's name.
-        """
+        """Writes the noise as float32 .safetensors, with the way back and further facts."""
         from safetensors.torch import save
 
-        times = [node.t for node in self.route.grid]
-        solver, labels = _format_spec(self.route.settings), self.labels
         facts = {
-            "solver": solver,
-            "labels": labels,
+            "solver": _format_spec(self.route.settings),
+            "labels": self.labels,
             "prompt": self.prompt,
-            "times": times,
+            "times": [node.t for node in self.route.grid],
+            "model": self.source,
+            "weights": self.weights,
             **further,
         }
         noise = self.noise.float().contiguous().cpu()
@@ -90,7 +102,9 @@ class Inversion:
             tensors, metadata = read_tensors(path)
             facts, noise = json.loads(metadata[CHUNK]), tensors[NOISE].double()
             settings, labels = take_solver(facts["solver"]), facts["labels"]
-            prompt = facts.get("prompt")
+            prompt, *network = (facts.get(name) for name in ("prompt", "model", "weights"))
+            if not all(each is None or isinstance(each, str) for each in network):
+                raise ValueError("model and weights must be text")
             route = make_inversion_plan(settings, TimeGrid.of(schedule, facts["times"]))
         except (KeyError, TypeError, ValueError) as error:
             raise SettingError(
@@ -98,7 +112,8 @@ class Inversion:
                 " fewstep invert"
             ) from error
         prompt = tuple(prompt) if isinstance(prompt, list) else prompt
-        return cls(noise, route, labels and tuple(labels), None, Ledger(images=len(noise)), prompt)
+        labels, ledger = labels and tuple(labels), Ledger(images=len(noise))
+        return cls(noise, route, labels, None, ledger, prompt, *network)
 
 
 def invert(
@@ -155,7 +170,9 @@ def invert(
     classes = None if labels is None else tuple(labels.tolist())
     path = torch.stack(states).cpu() if trajectory else None
     text = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
-    return Inversion(noise.cpu(), way, classes, path, denoiser.ledger, text)
+    source = sampler.source
+    weights = None if source is None else hash_weights(source)
+    return Inversion(noise.cpu(), way, classes, path, denoiser.ledger, text, source, weights)
 
 
 def reconstruct(
@@ -173,10 +190,16 @@ def reconstruct(
     class_labels, prompt: None for those of the inversion; another is a plain edit.
     conditions: further keyword tensors; those of the inversion lead back to its image.
     negative:   prompts or tensors of the unconditional branch, as `Editor` takes them.
+
+    Raises:
+        SettingError: if other weights found it, where that is known; see `Inversion.for_any`.
     """
+    inversion.check_sampler(sampler)
     way, noise = inversion.route, inversion.noise
     network = fit_shape(sampler.network, tuple(noise.shape[1:]))
-    labels = inversion.labels if class_labels is None else class_labels
+    classes = inversion.labels  # of images without a class it holds the label of that
+    classes = None if set(classes or ()) == {network.null_class} else classes
+    labels = classes if class_labels is None else class_labels
     prompt = inversion.prompt if prompt is None and conditions is None else prompt
     n = len(noise)
     branches = _make_branches(network, n, labels, conditions, prompt=prompt, negative=negative)

@@ -48,7 +48,7 @@ def record_call(call: "SamplerCall") -> Run:
         SettingError: if an argument is a value of Python that has no text.
     """
     loaded, given = call.loaded, call.arguments
-    if loaded is None or not isinstance(loaded.source, str | Path):
+    if loaded is None or loaded.name is None:
         raise SettingError("its network was not loaded by a name")
     for name in UNWRITTEN:
         if given[name] is not None:
@@ -56,7 +56,7 @@ def record_call(call: "SamplerCall") -> Run:
     solver, labels = given.get("solver"), given["class_labels"]
     planned = isinstance(solver, Schedule)
     return Run(
-        model=str(loaded.source),
+        model=loaded.name,
         dtype=DTYPES.get(loaded.dtype, loaded.dtype or "fp32"),  # type: ignore[arg-type]
         device=str(loaded.device or "cpu"),
         speed=None if loaded.speed == Speed() else loaded.speed,

@@ -47,6 +47,11 @@ class LoadedFrom:
     device: str | torch.device | None = None
     speed: Speed | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The source, if it is one that can be written down."""
+        return str(self.source) if isinstance(self.source, str | Path) else None
+
 
 @dataclass(frozen=True)
 class SamplerCall:
@@ -109,6 +114,11 @@ class Sampler:
 
     def __init__(self, network: Network, loaded: LoadedFrom | None = None) -> None:
         self.network, self._loaded = network, loaded
+
+    @property
+    def source(self) -> str | None:
+        """The name or folder that the network was loaded by; None if it was by neither."""
+        return None if self._loaded is None else self._loaded.name
 
     @classmethod
     def from_pretrained(

@@ -156,7 +156,7 @@ def _twice(text: str) -> str:
 
 
 SCHEDULE = json.loads(solver("unipc-2").encode(time_grid("uniform", RectifiedFlow(), 3)).dump())
-RUN = {"model": "fashion-dit", "solver": "ddim", "nfe": 2, "seeds": [0], "classes": [3]}
+RUN = {"model": "fashion-edm", "solver": "ddim", "nfe": 2, "seeds": [0], "classes": [3]}
 RUN |= {"cfg_scale": 1.5, "batch": 2, "version": __version__, "columns": 1, "final": "zero"}
 CACHE = {"version": 1, "cache": "taylorseer:interval=2", "network": "fashion-dit", "nfe": 2}
 CACHE |= {"solver": "ddim", "metric": "rel-l2", "wanted": 0.1}

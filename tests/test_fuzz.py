@@ -19,7 +19,7 @@ LONG, HUGE = "a" * 300, "9" * 20
 QUICK = ["sample", "--seeds", "0", "--nfe", "2"]
 TOY = ["search", "toy", "--nfe", "2", "--budget", "candidates=2", "--noises", "4,4,4"]
 TOY += ["--strategy", "grid"]
-RUN = '"model": "fashion-dit", "version": "0.1.0", '
+RUN = '"model": "fashion-edm", "version": "0.1.0", '
 RUNS = {
     '{%s"seeds": [0], "nfe": 1%s}' % (RUN, "0" * 20): "at most 10,000",  # noqa: UP031
     '{%s"seeds": "0-%s"}' % (RUN, HUGE): "at most 1,000,000",  # noqa: UP031

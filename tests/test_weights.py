@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
@@ -13,12 +15,16 @@ from typer.testing import CliRunner
 
 from fewstep.cli import sample_app
 from fewstep.models.checkpoint import WEIGHTS
+from fewstep.models.errors import SettingError
 from fewstep.models.hashing import hash_file, hash_sampled
-from fewstep.models.load import read_card
+from fewstep.models.load import load, read_card
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.models.weights import REPLACED, hash_weights
+from fewstep.samplers.cache_file import CacheFigures, CacheFile
 from fewstep.samplers.grid import time_grid
+from fewstep.samplers.inversion import Inversion, invert, reconstruct
 from fewstep.samplers.run_record import CHUNK, Run
+from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
 
 QUICK = ["--seeds", "0", "--solver", "ddim", "--nfe", "2", "--quiet"]
@@ -140,3 +146,46 @@ def test_force_takes_the_schedule_of_other_weights_too():
     run = Run(model="fashion-edm", seeds=(0,), schedule=bound)
     assert run.bind().schedule == bound
     assert "network_answer" not in run.bind(force=True).schedule.provenance
+
+
+def test_a_noise_goes_back_through_the_weights_that_found_it():
+    copy_embedded("fashion-unet", "net")
+    image = torch.sin(torch.arange(1024.0)).reshape(1, 1, 32, 32)
+    sampler = Sampler.from_pretrained("net")
+    there = invert(sampler, image, nfe=4)
+    there.save(Path("n.safetensors"))
+    kept = Inversion.load(Path("n.safetensors"), sampler.network.schedule)
+    assert (kept.source, kept.weights) == ("net", hash_weights("net"))
+    back = reconstruct(sampler, kept).samples
+    shutil.copytree("net", "moved")  # the weights count, not their name
+    assert torch.equal(reconstruct(Sampler.from_pretrained("moved"), kept).samples, back)
+    train("net")
+    changed = Sampler.from_pretrained("net")
+    with pytest.raises(SettingError, match=r"found by other weights of 'net'.*for_any"):
+        reconstruct(changed, kept)
+    assert not torch.equal(reconstruct(changed, kept.for_any()).samples, back)
+    older = replace(kept, source="fashion-unet", weights=None)  # of the first edition
+    assert torch.equal(reconstruct(sampler, older).samples, back)
+    with pytest.raises(SettingError, match="found by older weights of fashion-unet"):
+        reconstruct(Sampler.from_pretrained("fashion-unet"), older)
+
+
+def test_a_cache_of_a_network_that_cannot_be_asked_is_held_to_its_weights():
+    copy_embedded("fashion-unet", "net")
+    file = CacheFile(
+        cache="taylorseer:interval=2",
+        network="net",
+        weights=hash_weights("net"),
+        solver="ddim",
+        nfe=2,
+        metric="rel-l2",
+        wanted=0.1,
+        figures=CacheFigures(effective=1.0, quality=0.1, images=4),
+    )
+    run = Run(model="net", seeds=(0,), solver="ddim", nfe=2)
+    network = load("net")
+    file.check(network, run)
+    train("net")
+    with pytest.raises(SettingError, match=r"calibrated by other weights of 'net'.*--force"):
+        file.check(network, run)
+    file.model_copy(update={"weights": None}).check(network, run)
