@@ -122,6 +122,12 @@ class SearchRequest:
     final: str = option(
         "zero", "How the reference solution ends: zero, sigma_min or denoise.", REFERENCE
     )
+    reference_end: float = option(
+        0.0,
+        "Time of the last node of the reference solution before its end, such as 0.05, from which"
+        " it ends in one step. With 0 the default grid decides.",
+        REFERENCE,
+    )
     free: str | None = option(
         None,
         "Decisions that may vary, separated by commas, such as"

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
+from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Schedule, solver
 
 QUICK = ["--noises", "16,8,8", "--strategy", "grid,evolve", "--budget", "candidates=70"]
@@ -121,6 +122,16 @@ def test_the_schedule_of_a_network_is_what_sample_takes(tmp_path):
     assert json.loads(result.stdout)["ledger"]["nfe"] == 2
 
 
+def test_the_last_node_of_the_reference_is_written_down():
+    words = ["--nfe", 2, "--classes", "3", "--reference-end", 0.05, "--quiet"]
+    search("fashion-dit", *words, *NET, "--budget", "candidates=13")
+    schedule = Schedule.load("schedule.json")
+    grid = schedule.provenance["teacher"]["grid"]
+    assert grid.endswith("end=0.05")
+    plan = make_plan(schedule.grid().schedule, "unipc-3", nfe=6, grid=grid)
+    assert plan.grid.nodes[-2].t == 0.05
+
+
 def test_a_guided_search_counts_both_branches():
     search("fashion-unet", "--nfe", 2, *NET, "--budget", "evals=160", "--cfg-scale", 2, "--quiet")
     facts = Schedule.load("schedule.json").provenance
@@ -159,6 +170,8 @@ SEEDS = ("--train-seeds", "0-3", "--validation-seeds", "3-5", "--test-seeds", "8
         (("fashion-dit", "--nfe", 5, "--classes", "11"), "class 11 does not exist"),
         (("fashion-dit", "--nfe", 5, "--teacher", "unipc-9"), "no solver 'unipc-9'"),
         (("fashion-dit", "--nfe", 5, "--final", "end"), "no end rule 'end'"),
+        (("fashion-dit", "--nfe", 5, "--reference-end", 2), "end=2 must lie below the start"),
+        (("toy", "--nfe", 5, "--reference-end", 0.05), "toy brings its own"),
         (("fashion-dit", "--nfe", 5, "--objective", "fid", "--weights", "w.pth"), "w.pth"),
     ],
 )

@@ -10,7 +10,7 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
 from ...models.registry import parse_spec
 from ...samplers.conditions import parse_classes
-from ...samplers.grid import Final, list_grids
+from ...samplers.grid import Final, choose_default_grid, list_grids
 from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
 from ..requests import SearchRequest
@@ -127,7 +127,12 @@ def _problem(request: SearchRequest) -> Problem:
     if request.network == "toy":
         return toy.toy(_sizes(request.noises))
     network = load(request.network, dtype=request.dtype, device=request.device)
-    teacher = Teacher(solver=request.teacher, nfe=request.teacher_nfe, final=request.final)
+    teacher = Teacher(
+        solver=request.teacher,
+        nfe=request.teacher_nfe,
+        grid=_teacher_grid(request, network),
+        final=request.final,
+    )
     fields: dict[str, Any] = {
         "cfg_scale": request.cfg_scale,
         "teacher": teacher,
@@ -137,6 +142,14 @@ def _problem(request: SearchRequest) -> Problem:
     if request.classes is not None:
         fields["labels"] = _labels(request.classes, network)
     return Problem.of(network, _sizes(request.noises), **fields)
+
+
+def _teacher_grid(request: SearchRequest, network: Network) -> str | None:
+    """Returns the default grid with the last node asked for; None is the grid as it is."""
+    if not request.reference_end:
+        return None
+    name = choose_default_grid(network.schedule)
+    return f"{name}{',' if ':' in name else ':'}end={request.reference_end:g}"
 
 
 def _labels(text: str, network: Network) -> tuple[int, ...]:
