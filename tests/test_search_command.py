@@ -62,12 +62,14 @@ def test_a_search_writes_a_schedule_and_says_what_it_found(tmp_path):
     assert "evolve" in "".join(root.itertext())
 
 
-def test_the_last_step_of_a_table_is_chosen_and_told():
+def test_the_last_step_of_a_table_is_chosen_and_told(monkeypatch):
+    monkeypatch.setattr("fewstep.eval.search.last_row.NEAR", 100.0)  # so that it moves
     words = ["--noises", "16,8,8", "--strategy", "grid,refine", "--budget", "candidates=120"]
     output = search("toy", "--nfe", 4, *words).output
     facts = Schedule.load("schedule.json").provenance
     assert facts["strategy"] == "refine"
     chosen = facts["last_row"]
+    assert chosen["share"] == 1.0
     assert [each["share"] for each in chosen["validation"]] == [0.0, 0.25, 0.5, 1.0]
     near = min(each["distance"]["value"] for each in chosen["validation"]) * chosen["within"]
     mine = next(each for each in chosen["validation"] if each["share"] == chosen["share"])
