@@ -254,9 +254,8 @@ class MultistepPath:
         blind = noise and self.grid.nodes[n].alpha == 0.0  # eps has no finite weight there
         if spec.coordinate == LAM or not used or blind:
             return combine_step(self.nodes, n, n + 1, spec, used)
-        return interpolate(
-            self.grid, n, used, FiniteCoordinate.of(spec.coordinate), self.eta, noise
-        )
+        place = FiniteCoordinate.of(spec.coordinate)
+        return interpolate(self.grid, n, used, place, self.eta, noise)
 
 
 def _stretch(node: Node, eta: float) -> Node:
