@@ -117,10 +117,14 @@ def list_grids() -> list[str]:
 
 
 PLAIN = {"edm": "karras", "flow": "beta"}  # by family, where none below applies; else quadratic
-FEW = {  # by family, up to so many evaluations: what recipes/choose_defaults.py chose
-    "flow": ((6, "uniform:shift=2"), (10, "beta:shift=2")),
-    "vp": ((10, "quadratic:start=0.9"),),
-    "edm": ((8, "karras:start=40,end=0.1"), (10, "karras:end=0.05")),
+FEW = {  # by family, up to so many evaluations: docs/choosing.md has the figures
+    "flow": ((6, "uniform:shift=2"), (17, "beta:shift=2")),
+    "vp": ((15, "quadratic:start=0.9"),),
+    "edm": (
+        (8, "karras:start=40,end=0.1"),
+        (14, "karras:end=0.05"),
+        (20, "karras:end=0.02"),
+    ),
 }
 
 
