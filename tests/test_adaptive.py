@@ -3,7 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 
 import numpy as np
@@ -184,7 +184,7 @@ def trees(order):
     found = set()
     for parts in partitions(order - 1):
         choices = [trees(part) for part in parts]
-        found |= {tuple(sorted(pick)) for pick in product(choices)}
+        found |= {tuple(sorted(pick)) for pick in product(*choices)}
     return sorted(found)
 
 
@@ -193,10 +193,6 @@ def partitions(n, most=None):
         return [[]]
     top = min(n, most or n)
     return [[k, *rest] for k in range(top, 0, -1) for rest in partitions(n - k, k)]
-
-
-def product(choices):
-    return [[]] if not choices else [[c, *r] for c in choices[0] for r in product(choices[1:])]
 
 
 def vertices(tree):
@@ -312,20 +308,19 @@ def test_pace():
 # The protocol, as far as the tests of all solvers assume given steps
 
 
-@pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize("process", FAMILIES)
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_finite_on_every_process(name, process, final):
-    schedule = FAMILIES[process]
-    plan = make_plan(schedule, name, final=final)
-    law, asked = counting(MIXTURE.x0)
-    x = run(solver(name), plan.grid, start(plan.grid), law)
-    assert x.isfinite().all()
-    assert x.abs().max() < 3.0
-    lams = [node.lam for node in asked]
-    assert min(lams) == plan.grid.nodes[0].lam
-    assert max(lams) <= schedule.at(schedule.t_min).lam
-    assert plan.nfe > 0  # the dry run ends, whatever it counts
+def test_finite_on_every_process(name):
+    for (process, schedule), final in product(FAMILIES.items(), Final):
+        case = (name, process, final)
+        plan = make_plan(schedule, name, final=final)
+        law, asked = counting(MIXTURE.x0)
+        x = run(solver(name), plan.grid, start(plan.grid), law)
+        assert x.isfinite().all(), case
+        assert x.abs().max() < 3.0, case
+        lams = [node.lam for node in asked]
+        assert min(lams) == plan.grid.nodes[0].lam, case
+        assert max(lams) <= schedule.at(schedule.t_min).lam, case
+        assert plan.nfe > 0, case  # the dry run ends, whatever it counts
 
 
 DEFAULTS = {  # calls and error of default settings from noise to data on MIXTURE

@@ -8,8 +8,6 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 RANK = {"models": 0, "solvers": 1, "samplers": 2, "eval": 3, "commands": 4}
 FILES = [path for folder in RANK for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -30,12 +28,12 @@ def imported_folders(path):
             yield from ("absolute" for alias in node.names if alias.name.startswith("fewstep"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_are_relative_and_point_one_way(path):
-    mine = RANK[path.relative_to(ROOT).parts[0]]
-    for folder in imported_folders(path):
-        assert folder != "absolute", "inside the package imports are relative"
-        assert RANK.get(folder, -1) <= mine
+def test_imports_are_relative_and_point_one_way():
+    for path in FILES:
+        file = path.relative_to(ROOT)
+        for folder in imported_folders(path):
+            assert folder != "absolute", f"{file}: inside the package imports are relative"
+            assert RANK.get(folder, -1) <= RANK[file.parts[0]], f"{file} imports from {folder}"
 
 
 def bound_names(path):
