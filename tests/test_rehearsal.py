@@ -103,7 +103,8 @@ def test_the_deviation_is_that_of_a_run_by_hand(name):
 
 def test_a_first_step_that_multiplies_eps_is_warned_of_for_networks_that_predict_it():
     """DDIM's first step weighs an error of eps by sigma_t alpha_s / alpha_t - sigma_s."""
-    plan = make_plan(STEEP, "ddim", nfe=10)
+    choices = {"solver": "ddim", "nfe": 10, "grid": "quadratic"}
+    plan = make_plan(STEEP, **choices)
     t, s = plan.grid.nodes[:2]
     gain = t.sigma * s.alpha / t.alpha - s.sigma
     # with x0 alone changed, eps = (x - alpha x0) / sigma is not held; its part is sigma_s
@@ -112,9 +113,9 @@ def test_a_first_step_that_multiplies_eps_is_warned_of_for_networks_that_predict
     with pytest.warns(
         UserWarning, match=r"errors of this network's eps 5\.92e\+03 times.*begin at t=0\.98"
     ):
-        Sampler(GAUSSIAN.network(STEEP, SHAPE, Prediction.EPS)).plan(solver="ddim", nfe=10)
+        Sampler(GAUSSIAN.network(STEEP, SHAPE, Prediction.EPS)).plan(**choices)
     with warnings.catch_warnings(action="error"):
-        Sampler(GAUSSIAN.network(STEEP, SHAPE, Prediction.V)).plan(solver="ddim", nfe=10)
+        Sampler(GAUSSIAN.network(STEEP, SHAPE, Prediction.V)).plan(**choices)
         for nfe in (1, 4, 10):
             network = GAUSSIAN.network(VPDiscrete(), SHAPE, Prediction.EPS)
             Sampler(network).plan(solver="ddim", nfe=nfe)
