@@ -137,7 +137,7 @@ def row(share, distance, features):
         (((0.0, 1.0, 2.0), (0.25, 1.01, 4.0), (0.5, 1.02, 3.0)), 0.0),
         (((0.0, 1.0, 2.0), (0.25, 0.9, 3.0)), 0.25),  # the first is no longer near
         (((0.0, 1.0, 2.0), (0.5, 1.0, 2.0)), 0.5),  # the simpler one wins ties
-        (((0.0, 1.0, None), (0.25, 1.01, None), (0.5, 1.02, None), (1.0, 1.2, None)), 0.5),
+        (((0.0, 1.0, None), (0.25, 1.01, None), (0.5, 1.02, None), (1.0, 1.2, None)), 0.0),
     ],
 )
 def test_the_least_feature_distance_among_the_nearest_is_chosen(rows, share):

@@ -98,7 +98,7 @@ def _encode_default(problem: Problem, nfe: int) -> tuple[str, Schedule]:
     """Returns what `sample` draws with where nothing but an NFE is asked for, and its name."""
     plan = make_plan(problem.network.schedule, nfe=nfe)
     assert isinstance(plan.settings, Encoder)
-    grid = choose_default_grid(problem.network.schedule)
+    grid = choose_default_grid(problem.network.schedule, nfe)
     return f"{plan.settings.info.name} on {grid}", plan.settings.encode(plan.grid)
 
 

@@ -174,7 +174,7 @@ def _write_last_row(facts: Mapping[str, Any]) -> Iterator[str]:
         seen = row["features"]
         looks = "" if seen is None else f" and {seen['value']:.4f}"
         judged.append(f"{row['share']:g} has {row['distance']['value']:.4f}{looks}")
-    rule = "the largest" if facts["columns"]["extractor"] is None else "the least in features"
+    rule = "the least in " + ("distance" if facts["columns"]["extractor"] is None else "features")
     yield (
         f"last step: moved by {chosen['share']:g} to the last prediction, {rule} within"
         f" {chosen['within'] - 1.0:.0%} of the least distance on validation ({'; '.join(judged)})"

@@ -81,7 +81,7 @@ def judge_last_rows(
 def choose_last_row(rows: Sequence[LastRow]) -> LastRow:
     """Returns that of the least feature distance among those within 3 % of the least distance.
 
-    Where nothing sees the images it is the largest share of these.
+    Where nothing sees the images it is the nearest: whether a share helps there is not known.
     """
     least = min(row.columns.distance.value for row in rows)
     near = [row for row in rows if row.columns.distance.value <= NEAR * least]
@@ -89,8 +89,8 @@ def choose_last_row(rows: Sequence[LastRow]) -> LastRow:
 
 
 def _rank(row: LastRow) -> tuple[float, float]:
-    seen = row.columns.features
-    return (0.0 if seen is None else seen.value), -row.share
+    seen = row.columns.features or row.columns.distance
+    return seen.value, -row.share
 
 
 def describe_choice(rows: Sequence[LastRow], chosen: LastRow) -> dict[str, Any]:
