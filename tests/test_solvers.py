@@ -5,7 +5,8 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from itertools import combinations, pairwise
+from functools import cache
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -414,8 +415,8 @@ def flow_from(t, steps):
 def test_start_at_alpha_zero_is_finite(name):
     for steps in range(1, 8):
         x = run(solver(name), flow_from(1.0, steps), unit_noise(), MIXTURE.x0)
-        assert x.isfinite().all()
-        assert x.abs().max() < 3.0
+        assert x.isfinite().all(), (name, steps)
+        assert x.abs().max() < 3.0, (name, steps)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-1m", "deis-1", "heun"])
@@ -467,27 +468,45 @@ PROBING = {"fireflow", "rf-solver", "rf-solver-3"}  # ask twice on the step to z
 COUNTED_ELSEWHERE = {*PROBING, "uni-inv"}  # test_runge_kutta.py
 
 
-@pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize(("name", "process"), CASES)
-def test_any_number_of_steps_stays_finite(name, process, final):
-    schedule, settings = PROCESSES[process], solver(name)
-    for steps in range(1, 26) if final is Final.ZERO else (1, 2, 3):
-        grid = time_grid(choose_default_grid(schedule), schedule, steps, final)
-        x = run(settings, grid, start(grid), MIXTURE.x0)
-        assert x.isfinite().all()
-        if settings.info.calls_per_step == 1 and name not in OVERSHOOTING:
-            assert x.abs().max() < 3.0
-        if steps == 1 and final is Final.ZERO and name not in PROBING:
-            assert_close(x, MIXTURE.x0(start(grid), grid.nodes[0]), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("name", names())
+def test_any_number_of_steps_stays_finite(name):
+    settings = solver(name)
+    processes = [process for one, process in CASES if one == name]
+    for process, final in product(processes, Final):
+        schedule = PROCESSES[process]
+        for steps in range(1, 26) if final is Final.ZERO else (1, 2, 3):
+            case = (name, process, final, steps)
+            grid = time_grid(choose_default_grid(schedule), schedule, steps, final)
+            x = run(settings, grid, start(grid), MIXTURE.x0)
+            assert x.isfinite().all(), case
+            if settings.info.calls_per_step == 1 and name not in OVERSHOOTING:
+                assert x.abs().max() < 3.0, case
+            if steps == 1 and final is Final.ZERO and name not in PROBING:
+                first = MIXTURE.x0(start(grid), grid.nodes[0])
+                assert_close(x, first, rtol=1e-12, atol=1e-12, msg=lambda m, c=case: f"{c}: {m}")
 
 
-@pytest.mark.parametrize(("name", "process"), [case for case in ODE_CASES if case[0] in FIXED])
+@cache
+def find_exact_end(process):
+    """The end of the exact flow from the start that every grid of the process has."""
+    grid = time_grid(choose_default_grid(PROCESSES[process]), PROCESSES[process], 50)
+    return run(solver("ode-dopri8", rtol=1e-9, atol=1e-9), grid, start(grid), MIXTURE.x0)
+
+
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name in FIXED])
 @hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
-@given(steps=st.integers(26, 50), grid_name=st.sampled_from(["uniform", "logsnr", "karras"]))
-def test_many_steps_stay_finite(name, process, steps, grid_name):
+@given(data=st.data())
+def test_many_steps_come_near_the_exact_end(name, data):
     """Between 26 and 50 a sample of counts and grids; below that the test before takes them all."""
-    grid = time_grid(grid_name, PROCESSES[process], steps)
-    assert run(solver(name), grid, start(grid), MIXTURE.x0).isfinite().all()
+    for process in [process for one, process in ODE_CASES if one == name]:
+        steps = data.draw(st.integers(26, 50), f"steps on {process}")
+        grid_name = data.draw(st.sampled_from(["uniform", "logsnr", "karras"]))
+        case = (name, process, grid_name, steps)
+        grid = time_grid(grid_name, PROCESSES[process], steps)
+        x = run(solver(name), grid, start(grid), MIXTURE.x0)
+        assert x.isfinite().all(), case
+        coarse = (process, grid_name) == ("edm", "uniform")  # nearly all its steps are in noise
+        assert (x - find_exact_end(process)).abs().max() < (1.6 if coarse else 0.3), case
 
 
 # The protocol
