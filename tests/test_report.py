@@ -200,8 +200,15 @@ def test_curves_are_drawn(tmp_path, suffix):
 
 
 def test_curves_of_figures_below_zero():
-    """KID may be negative: no logarithm then."""
-    assert "<svg" in page(QualityTable.of([drawn("ddim", 5, -0.1), drawn("ddim", 6, 0.2)]), [])
+    """KID may be negative: no logarithm then, but even ticks that pass zero, in both panels."""
+
+    def read_ticks(*values):
+        rows = [drawn("ddim", nfe, value) for nfe, value in enumerate(values, start=5)]
+        return re.findall(r"<text[^>]*>(.?\d\.\d+)</text>", page(QualityTable.of(rows), []))
+
+    below = ["\N{MINUS SIGN}0.10", "\N{MINUS SIGN}0.05", "0.00", "0.05", "0.10", "0.15", "0.20"]
+    assert read_ticks(-0.1, 0.2) == 2 * below
+    assert read_ticks(0.1, 0.2) == 2 * ["0.1", "0.15", "0.2"]
 
 
 def test_outputs_are_checked_before_anything_runs(tmp_path, monkeypatch):

@@ -69,12 +69,16 @@ def test_pain_01_a_gaussian_has_its_exact_variance():
 
 
 @pytest.mark.parametrize("config", [VP, FLOW], ids=["vp", "flow"])
-@pytest.mark.parametrize("name", ["dpm-3s", "dpmpp-3s", "unipc-3", "deis-3", "heun", "dpmpp-3m"])
-def test_pain_02_every_number_of_steps_stays_finite(name, config):
-    for steps in (1, 2, 3, 4, 5, 6, 8, 11, 29, 50):
-        scheduler = made(config, solver=name)
-        scheduler.set_timesteps(steps)
-        assert run(scheduler, noise()).isfinite().all()
+def test_pain_02_every_number_of_steps_stays_near_the_end_of_many(config):
+    fine = made(config, solver="ode-rk4")
+    fine.set_timesteps(300)
+    end = run(fine, noise())
+    for name in ("dpm-3s", "dpmpp-3s", "unipc-3", "deis-3", "heun", "dpmpp-3m"):
+        for steps in (1, 2, 3, 4, 5, 6, 8, 11, 29, 50):
+            scheduler = made(config, solver=name)
+            scheduler.set_timesteps(steps)
+            wrong = (run(scheduler, noise()) - end).abs().max() / end.abs().max()
+            assert wrong < (0.01 if steps == 50 else 0.5), (name, steps)
 
 
 def test_pain_03_labels_that_round_alike_are_steps_of_their_own():

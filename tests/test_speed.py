@@ -106,7 +106,7 @@ def test_a_python_that_cannot_compile_says_so(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
     with pytest.warns(UserWarning, match="tiny cannot be compiled and runs as it is: torch.comp"):
         network = faster(net(), Speed(compile=True))
-    assert drawn(network).samples.shape == (3, 2, 8, 8)
+    assert torch.equal(drawn(network).samples, drawn(net()).samples)
 
 
 @pytest.mark.slow

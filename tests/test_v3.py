@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from laws import GAUSSIAN, MIXTURE, PROCESSES, even_in_lam, run, start
+from laws import GAUSSIAN, MIXTURE, PROCESSES, even_in_lam, find_end, run, start
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -152,9 +152,15 @@ def test_tables_are_read_linearly():
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("stats", ["data", "noise"])
 def test_ends_are_decided(process, stats):
+    """One step ends at the prediction, many near the exact end."""
+    ends = {}
     for steps in (1, 2, 3, 50):
         grid = time_grid("uniform" if process.family == "flow" else "logsnr", process, steps)
-        assert run(v3(stats, order=3), grid, start(grid), MIXTURE.x0).isfinite().all()
+        ends[steps] = run(v3(stats, order=3), grid, start(grid), MIXTURE.x0)
+        assert ends[steps].isfinite().all(), steps
+    prediction = MIXTURE.x0(start(grid), grid.nodes[0])
+    assert_close(ends[1], prediction, rtol=1e-12, atol=1e-12)
+    assert_close(ends[50], find_end(grid, start(grid)), rtol=0, atol=0.05)
 
 
 # Measuring
