@@ -117,11 +117,12 @@ def list_grids() -> list[str]:
 
 
 PLAIN = {"edm": "karras", "flow": "beta"}  # by family, where none below applies; else quadratic
-FEW = {  # by family, up to so many evaluations: docs/choosing.md has the figures
-    "flow": ((6, "uniform:shift=2"), (17, "beta:shift=2")),
-    "vp": ((15, "quadratic:start=0.9"),),
+FEW = {  # by kind of process, up to so many evaluations: docs/choosing.md has the figures
+    "flow": ((8, "beta"), (17, "beta:shift=1.5")),
+    "vp": ((20, "uniform"),),
     "edm": (
         (8, "karras:start=40,end=0.1"),
+        (10, "karras:end=0.1"),
         (14, "karras:end=0.05"),
         (20, "karras:end=0.02"),
     ),
@@ -131,14 +132,15 @@ FEW = {  # by family, up to so many evaluations: docs/choosing.md has the figure
 def choose_default_grid(schedule: NoiseSchedule, nfe: int | None = None) -> str:
     """Returns the default grid of a process and a number of evaluations; None is many.
 
-    Processes of other kinds than those that were measured have the grid of many: flows with a
-    shift or an end of their own, cosine VP, and VP that was trained from pure noise.
+    Processes that were not measured have the grid of many: flows with a shift or an end of their
+    own, and VP that was trained from pure noise.
     """
     plain = PLAIN.get(schedule.family, "quadratic")
     moved = getattr(schedule, "shift", 1.0) != 1.0 or getattr(schedule, "terminal", None)
     if nfe is None or moved or getattr(schedule, "zero_snr", False):
         return plain
-    return next((grid for most, grid in FEW.get(schedule.family, ()) if nfe <= most), plain)
+    rows = FEW.get(schedule.family.partition("-")[0], ())
+    return next((grid for most, grid in rows if nfe <= most), plain)
 
 
 def time_grid(

@@ -229,8 +229,10 @@ def test_few_evaluations_have_grids_of_their_own():
         assert choose_default_grid(schedule, rows[-1][0] + 1) == plain
         wanted = time_grid(plain, schedule, 5, Final.SIGMA_MIN)
         assert make_plan(schedule, "unipc-2", nfe=5, final="sigma_min").grid == wanted
-    for name in ("zero-snr", "ltx", "cosine"):
+    for name in ("zero-snr", "ltx"):
         assert choose_default_grid(EVERY[name], 5) == choose_default_grid(EVERY[name])
+    for name in ("vp-linear", "cosine"):
+        assert choose_default_grid(EVERY[name], 5) == FEW["vp"][0][1]
 
 
 def test_more_evaluations_are_not_worse_by_default():
@@ -327,7 +329,7 @@ def test_settings_are_read_from_a_name():
     planned = make_plan(edm, "ddim", steps=6, grid="karras:rho=5", final="sigma_min").grid
     assert planned == time_grid("karras", edm, 6, Final.SIGMA_MIN, rho=5)
     assert planned != time_grid("karras", edm, 6, Final.SIGMA_MIN)
-    assert make_plan(edm, "ddim", steps=6).grid == time_grid("karras", edm, 6)
+    assert make_plan(edm, "ddim", steps=30).grid == time_grid("karras", edm, 30)
     assert make_plan(edm, "ddim", grid=[80.0, 3.0, 0.0]).grid == TimeGrid.of(edm, [80.0, 3.0, 0.0])
 
 

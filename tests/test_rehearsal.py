@@ -20,9 +20,9 @@ STEEP = VPDiscrete("squaredcos_cap_v2")  # ends at alpha = 5e-5
 SHAPE = (2, 1, 2)
 AMPLIFYING = [  # solver, process, grid, evaluations; all end far from the data
     *((name, ZERO_SNR, None, 8) for name in ("dpm-2s", "dpm-3s")),
-    *((name, Cosine(), None, 8) for name in ("dpm-2s", "dpm-3s")),
+    *((name, Cosine(), "quadratic", 8) for name in ("dpm-2s", "dpm-3s")),
     ("heun", ZERO_SNR, None, 9),
-    ("heun", Cosine(), None, 9),
+    ("heun", Cosine(), "quadratic", 9),
     ("heun", VPDiscrete(), "logsnr", 5),
     ("dpm-3s", VPDiscrete(), "logsnr", 5),
     ("dpm2", VPDiscrete(), "karras", 5),

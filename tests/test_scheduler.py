@@ -14,6 +14,7 @@ from fewstep import Schedule, SolverScheduler, from_module
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.diffusers.scheduler import Output
+from fewstep.samplers.grid import choose_default_grid
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
@@ -69,7 +70,8 @@ def test_every_solver_gives_bit_for_bit_what_our_loop_gives(name, family):
     found = run(scheduler, noise(1), generator=torch.Generator().manual_seed(7))
     process = scheduler.process
     network = from_module(net, schedule=process.fixed, prediction=process.prediction, shape=SHAPE)
-    plan = make_plan(process.fixed, name, steps=6, grid="uniform" if family == "flow" else None)
+    grid = "uniform" if family == "flow" else choose_default_grid(process.fixed)
+    plan = make_plan(process.fixed, name, steps=6, grid=grid)
     generator = torch.Generator().manual_seed(7)
 
     def draw() -> Tensor:
