@@ -129,7 +129,7 @@ def test_cells_run_cheap_first_and_repeats_count_as_dearer():
 def test_a_cell_says_everything():
     (cell,) = plan_cells(sweep(), fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     run = cell.protocol.images.run
-    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "uniform:shift=2", 4, "zero")
+    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "beta", 4, "zero")
     assert run.seeds == tuple(range(20))
     assert cell.protocol.images.labels == "none"
     with_classes = replace(FLOW, num_classes=7, null_class=7)
@@ -253,7 +253,7 @@ def test_caches_and_guidance_policies_are_settings():
     )
     label = setting_label(skipping.protocol.images)
     cache = chosen.entries[0].caches[0]
-    assert label == f"unipc-2 uniform:shift=2, {write_space(forecast)}, {cache}"
+    assert label == f"unipc-2 beta, {write_space(forecast)}, {cache}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
