@@ -5,6 +5,7 @@ whatever the number of processes; what they gather is merged in the order of the
 launcher there is one process and nothing here waits for anything.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,12 @@ def team(device: str = "cpu") -> Team:
         return Team(device=device)
     if ":" in device:
         raise SettingError(f"each process has its own device; write {device.partition(':')[0]!r}")
+    import torch.distributed as dist
     from accelerate import PartialState
 
+    begun = dist.is_initialized()
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    if not begun:  # left to the interpreter's end, gloo's threads can abort the process
+        atexit.register(state.destroy_process_group)
     place = str(state.device)
     return Team(state.process_index, state.num_processes, place)
