@@ -1,4 +1,4 @@
-"""What commands share: options from dataclasses, one-line errors and warnings, refusals."""
+"""Helpers of all commands: options from dataclasses, one-line errors and warnings, refusals."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What teacache and magcache must know of a network, measured in full runs of it.
+"""Calibration of teacache and magcache for a network, from full runs of it.
 
 In every call of a run are noted
 

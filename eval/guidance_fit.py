@@ -37,7 +37,7 @@ MOST_TERMS = 100  # of past outputs, each
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Checked):
-    """What is fitted.
+    """The run that weights are fitted for.
 
     solver, nfe, grid, scale: of the run that it is for.
     pattern: where both branches are evaluated.

@@ -1,4 +1,4 @@
-"""What fitting and calibrating guidance share: one batch of many images, run under any guide."""
+"""One batch of many images, run under any guide; used to fit and to calibrate guidance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

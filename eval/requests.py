@@ -1,4 +1,4 @@
-"""What can be asked of the package beside images: each option stands here once.
+"""Requests to search, calibrate and evaluate: each option is defined here once.
 
 The command line reads names, types, texts and defaults from these fields, the functions of Python
 take the same names. Nothing here needs torch, so that `--help` is fast.

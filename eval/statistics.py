@@ -27,7 +27,7 @@ class StatisticsError(FewstepError, ValueError):
 
 @dataclass(frozen=True)
 class FeatureOrigin:
-    """What features were taken with; sets compare only if all of it agrees.
+    """The settings that features were taken with; sets compare only if all of them agree.
 
     extractor: its name, such as inception.
     weights:   sha256 of its weights.

@@ -41,7 +41,7 @@ class Final(StrEnum):
 
 @dataclass(frozen=True)
 class Range:
-    """What a formula spreads its nodes over; the settings that every formula takes.
+    """The range over which a formula spreads its nodes; the settings that every formula takes.
 
     start: time of the first node, in the t of the process; None is t_max, and on rectified flow
            1 - 1e-3 of tau for grids in lam. The run starts there from the same noise.

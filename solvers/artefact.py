@@ -1,4 +1,4 @@
-"""What schedules as data have in common: their times, how they are read, and whose they are."""
+"""The base of schedules as data: their times, how they are read, and the process they belong to."""
 
 import base64
 import binascii
@@ -164,7 +164,7 @@ class Artefact(StrictModel):
     @property
     @abstractmethod
     def guided(self) -> bool:
-        """Whether the schedule combines the branches of the network itself."""
+        """True if the schedule combines the branches of the network itself."""
 
     @property
     @abstractmethod

@@ -186,7 +186,7 @@ class SolverInfo:
 
 
 class SolverSettings(Protocol):
-    """What the registry holds: a frozen value of settings that makes a solver for a grid."""
+    """A frozen value of settings that makes a solver for a grid; an entry of the registry."""
 
     info: ClassVar[SolverInfo]
 

@@ -98,7 +98,7 @@ class Piece:
 
 @plain(frozen=True, eq=False)
 class Stage:
-    """What a step takes: the level of its node, the corrector before it, and the predictor.
+    """Coefficients of a step: the level of its node, the corrector before it, and the predictor.
 
     level: (1 - l) / alpha, so that f = level x - x0.
     """

@@ -64,7 +64,7 @@ Relax = Literal["none", "bh1", "bh2", "linear"]
 
 
 class Corrector(StrictModel):
-    """Whether the step is redone at one order more once its end has been evaluated (no extra call).
+    """The step is redone at one order more once its end is evaluated (no extra call).
 
     relax: relaxation of its first derivative; UniPC's order-1 corrector needs its own B(h) here.
     """

@@ -66,7 +66,7 @@ class FiniteCoordinate:
 
     @property
     def offset(self) -> float:
-        """What is added to rho so that c is a smooth function of its logarithm."""
+        """The number added to rho so that c is a smooth function of its logarithm."""
         return 1.0 if self.k is None else self.k
 
 

@@ -44,7 +44,7 @@ class LinearSolver(ABC):
 
 
 class LowerOrderFinal(StrEnum):
-    """Whether the order falls to 1 over the last steps, as each code base has it.
+    """The rule by which the order falls to 1 over the last steps, as each code base has it.
 
     never:    k-diffusion. The step to sigma = 0 is of order 1 under every policy.
     under-10: dpm-solver, runs of fewer than 10 steps.

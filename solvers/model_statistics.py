@@ -33,7 +33,7 @@ PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells
 
 
 class StatisticsFacts(StrictModel):
-    """What statistics were made from.
+    """The origin of statistics.
 
     process:   the noise schedule of the network.
     network:   its name when they were made.

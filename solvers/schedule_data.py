@@ -30,7 +30,7 @@ MAX_KEPT = 5_000_000  # tensors kept, summed over the steps: a canonical table o
 
 
 class EvaluationData(StrictModel):
-    """What a step asks the network.
+    """The network evaluation of a step.
 
     t:        the time, of the process; sigma > 0 there.
     branches: those that are answered apart; none leaves it to the guidance.

@@ -58,7 +58,7 @@ class Table:
 
     @property
     def guided(self) -> bool:
-        """Whether the table combines the branches of the network itself."""
+        """True if the table combines the branches of the network itself."""
         return any(each is not None and each.branches for each in self.evaluations)
 
     @property

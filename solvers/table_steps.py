@@ -104,7 +104,7 @@ class TableSteps:
 
     @cached_property
     def origins(self) -> tuple[tuple[PastTerm, ...], ...]:
-        """What the memory before each step, and after the last, is made of."""
+        """The terms in memory before each step, and after the last."""
         memories: list[tuple[PastTerm, ...]] = [()]
         for n, row in enumerate(self.rows):
             memories.append((*row.push, *[memories[n][i] for i in row.keep]))

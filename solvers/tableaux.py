@@ -23,7 +23,7 @@ class Tableau:
 
     @property
     def probes_end(self) -> bool:
-        """Whether a stage stands at the end of the step."""
+        """True if a stage stands at the end of the step."""
         return 1.0 in self.c
 
 

@@ -121,3 +121,17 @@ def test_a_class_name_stands_for_one_thing():
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_docstrings_say_what_a_thing_is():
+    """None begins with a question word; functions begin with a verb, values with their noun."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    found = [
+        f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
+        for path in [*FILES, *sorted((ROOT / "recipes").rglob("*.py"))]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds)
+        and (text := ast.get_docstring(node))
+        and text.startswith(("What ", "Whether "))
+    ]
+    assert found == []

@@ -24,7 +24,7 @@ Split = tuple[Bytes, Bytes]  # images (N, C, H, W) and labels (N,)
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split must be: sha256 of the uint8 bytes, images in (N, C, H, W) order."""
+    """The facts of one split: sha256 of the uint8 bytes, images in (N, C, H, W) order."""
 
     shape: tuple[int, int, int, int]
     images: str

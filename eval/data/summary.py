@@ -1,4 +1,4 @@
-"""What `fewstep data` prints of a data set: where it lies, its facts and its hashes."""
+"""The summary that `fewstep data` prints: where a data set lies, its facts and its hashes."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What is measured: one experiment each on top of `eval.bench`, and the parts of some of them."""
+"""Experiments on top of `eval.bench`, one file each, and the parts of some of them."""

@@ -1,4 +1,4 @@
-"""What whole commands cost a user: wall time and peak memory of `sample` and of its help."""
+"""The cost of whole commands to a user: wall time and peak memory of `sample` and of its help."""
 
 import os
 import statistics

@@ -36,7 +36,7 @@ SHOWN = 10  # images in a strip
 
 @dataclass(frozen=True)
 class Edited:
-    """What one editor did. arrived: share called the target; distance: mean to the source;
+    """The result of one editor. arrived: share called the target; distance: mean to the source;
     nfe: evaluations per image, rows: with guidance counting twice.
     """
 

@@ -78,7 +78,7 @@ class QualityTable:
 
     @property
     def caption(self) -> str:
-        """What the figures are, in one sentence."""
+        """The meaning of the figures, in one sentence."""
         blocks = sorted({len(point.rows) for point in self.points})
         many = " to ".join(map(str, dict.fromkeys([blocks[0], blocks[-1]]))) if blocks else "no"
         end = "" if many == "1" else "s"

@@ -26,7 +26,7 @@ from .gpu_networks import dit, flux
 
 @dataclass(frozen=True)
 class GpuJob:
-    """What is run for some figures, by name."""
+    """The run behind some figures, by name."""
 
     name: str
     work: Callable[[str], list[GpuFigure]] = field(compare=False)

@@ -1,4 +1,4 @@
-"""What `fewstep bench gpu` runs: small networks in several ways, large ones under caches."""
+"""The jobs of `fewstep bench gpu`: small networks in several ways, large ones under caches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

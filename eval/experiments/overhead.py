@@ -1,4 +1,4 @@
-"""What a solver step costs beside the network: ours and diffusers' schedulers, in one run.
+"""The cost of a solver step beside the network: ours and diffusers' schedulers, in one run.
 
 The network is a stored tensor, so that only solver arithmetic is measured: CPU time of one thread,
 float32, the median over runs that alternate between the two sides. Making the coefficients ready

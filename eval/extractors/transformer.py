@@ -18,7 +18,7 @@ PATIENCE = 5.0  # seconds in which the hub must begin to answer
 
 @dataclass(frozen=True)
 class Card:
-    """What to load and how to feed it.
+    """The model to load, and its input.
 
     name:      of the extractor.
     repo:      on the hub, used where no folder is given.

@@ -1,4 +1,4 @@
-"""What metrics are, and the table of them by name. A new one is one file here and one test row.
+"""The kinds of metrics and their registry. A new one is one file here and one test row.
 
 A set metric compares two sets of images through features, of which it is given what it asked to
 have kept. A pair metric compares each image with the one at its place in a reference run.

@@ -1,4 +1,4 @@
-"""What is kept of a set of images: gathered batch by batch, or read from an npz.
+"""The features of a set of images: gathered batch by batch, or read from an npz.
 
 Statistics need flat memory; rows are all features of all images, 8 kB each for Inception; splits
 are the Inception Scores of every 5,000 images in turn.
@@ -29,7 +29,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Features:
-    """What was kept of a set, by the name of the extractor's output.
+    """The features of a set, by the name of the extractor's output.
 
     statistics: mean and covariance.
     rows:       (N, D) float32.

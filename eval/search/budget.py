@@ -1,4 +1,4 @@
-"""What a search may spend, and how much of that is gone."""
+"""The budget of a search, and how much of it is spent."""
 
 import re
 import time

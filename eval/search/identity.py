@@ -1,4 +1,4 @@
-"""What a search's folder remembers of it: what its scores mean, and those on the test block."""
+"""The files that identify a search in its folder: its settings and its scores on the test block."""
 
 import json
 from collections.abc import Sequence

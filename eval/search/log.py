@@ -58,7 +58,7 @@ class Trial(StrictModel):
 
     @property
     def rank(self) -> tuple[float, str]:
-        """What trials are sorted by: the score, worst if not finite, and equal ones by id."""
+        """The key to sort trials by: the score, worst if not finite, and equal ones by id."""
         return (math.inf if self.score is None else self.score), self.id
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What a search lowers: a figure of the ends a schedule reaches, by name.
+"""The objectives of a search: figures of the samples that a schedule ends at, by name.
 
 `terminal` and `log_mse` compare with the teacher's ends, noise by noise. `feature` does so in the
 space of an image network's features. `fd`, `kid` and `fid` compare the set of images with real

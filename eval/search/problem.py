@@ -1,4 +1,4 @@
-"""What a schedule is searched for: a network, noises, and where they should end.
+"""The problem of a search: a network, noises, and the samples they should end at.
 
 Three disjoint blocks of seeds: `train` is searched on, `validation` chooses among what was found,
 `test` is looked at once. The teacher is the same network run with many evaluations.

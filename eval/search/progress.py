@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a line in the terminal and a picture in its folder."""
+"""Progress of a search while it runs: a line in the terminal and a picture in its folder."""
 
 import math
 import time

@@ -76,7 +76,7 @@ class Reference(StrictModel):
 
 
 class SizedReference(StrictModel):
-    """What a folder keeps of its reference: the size asked for, and the one there was time for."""
+    """The size of a folder's reference: the one asked for, and the one there was time for."""
 
     asked: Reference
     used: Reference

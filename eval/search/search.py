@@ -1,4 +1,4 @@
-"""What decides a search, and what it ends with."""
+"""The settings that determine a search, and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

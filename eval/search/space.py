@@ -30,7 +30,7 @@ STARTS = (0.95, 0.9, 0.8)  # shares of t_max at which a run may start too
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What may vary, and what the rest is.
+    """The decisions that may vary, and the values of the others.
 
     process: the noise schedule.
     free:    the decisions that may vary; see DECISIONS.

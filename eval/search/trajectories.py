@@ -1,4 +1,4 @@
-"""What strategies compute once, from the teacher on a fine grid.
+"""Trajectories of the teacher on a fine grid, computed once for all strategies.
 
 They are kept in the search's folder, so that a search that goes on does not pay for them again.
 """

@@ -1,4 +1,4 @@
-"""What a training leaves behind: a checkpoint folder of diffusers with its card, and a picture."""
+"""The output of a training: a checkpoint folder of diffusers with its card, and a picture."""
 
 import hashlib
 import io

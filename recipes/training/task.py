@@ -1,4 +1,4 @@
-"""What a network is asked at random times, and what it should answer.
+"""The training target of a network at random times, and its loss.
 
 The library says how an answer is read: x0 = a x_t + b out (`models.prediction.x0_from`). Solved for
 the answer at x_t = alpha x0 + sigma eps,

@@ -1,4 +1,4 @@
-"""What strategies share: the task that they work on, and what they propose.
+"""The task that a strategy works on, and the proposals it makes.
 
 A strategy is a generator of proposals. Whoever runs it evaluates each proposal, writes it to the
 log and comes back for the next one, until the strategy ends or its share of the budget is spent. A
@@ -29,7 +29,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a strategy works on.
+    """The task of a strategy.
 
     problem:   the network, its teacher and the seed blocks.
     objective: what is to be lowered.

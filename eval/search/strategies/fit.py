@@ -43,7 +43,7 @@ def propose(task: Task) -> Iterator[Proposal]:
 
 @dataclass
 class _Search:
-    """What is known while placements are tried.
+    """The state of the search while placements are tried.
 
     passed: those that this process has tried or found another one at.
     """

@@ -1,4 +1,4 @@
-"""What strategies that find times share: their times with named solvers."""
+"""Times that a strategy found, tried with named solvers."""
 
 from collections.abc import Iterator, Sequence
 
