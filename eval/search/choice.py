@@ -42,7 +42,7 @@ def choose(search: Search, task: Task) -> SearchResult:
         "test": tested.score,
     }
     named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
-    rivals = [(_label(each), _score_on_test(search, task, each.schedule)) for each in named]
+    rivals = [(_label(each), _score_on_test(search, task, _make_table(each))) for each in named]
     rival = min(rivals, key=lambda each: each[1].score, default=None)  # it may choose on test
     _warn_of_overfit(search.objective.name, scores)
     facts = {
@@ -55,13 +55,19 @@ def choose(search: Search, task: Task) -> SearchResult:
     return SearchResult(chosen.model_copy(update={"provenance": facts}), scores, baseline)
 
 
+def _make_table(trial: Trial) -> Schedule:
+    """Returns the table of a trial, so that one run has one id whatever made it."""
+    schedule = trial.schedule
+    return schedule if isinstance(schedule, Schedule) else Schedule.of_steps(schedule)
+
+
 def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, Any] | None]:
     """Returns a table with the last step that is best on validation, and what is said of it.
 
     Steps whose decisions were searched, or named, are left as they are.
     """
     if not isinstance(best.schedule, Schedule):
-        return Schedule.of_steps(best.schedule), None
+        return _make_table(best), None
     problem = search.problem
     block = problem.block("validation")
     rows = judge_last_rows(problem, best.schedule, block, search.features)
