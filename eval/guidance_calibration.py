@@ -35,7 +35,7 @@ class Similarity:
     def steps(self) -> int:
         return self.gamma.shape[1]
 
-    def guided_steps(self, threshold: float, warmup: int = 3, need: int = 2) -> Tensor:
+    def count_guided_steps(self, threshold: float, warmup: int = 3, need: int = 2) -> Tensor:
         """Returns (images,): K, the steps that each image by itself would be guided in."""
         above = self.gamma > threshold
         guided = torch.full((len(above),), self.steps)
@@ -46,7 +46,7 @@ class Similarity:
 
     def saving(self, threshold: float, warmup: int = 3, need: int = 2) -> float:
         """Returns the share of network rows that it would save, on average."""
-        guided = self.guided_steps(threshold, warmup, need).double().mean()
+        guided = self.count_guided_steps(threshold, warmup, need).double().mean()
         return float(self.steps - guided) / (2.0 * self.steps)
 
     def find_threshold(self, saving: float, warmup: int = 3, need: int = 2) -> float:
@@ -144,10 +144,10 @@ def propose_threshold(request: CalibrationRequest, progress: bool = False) -> It
     yield f"threshold {threshold!r} saves {100.0 * saved:.1f} % of the rows of full guidance"
     yield "of images that are each judged by themselves; batch=all saves less."
     yield ""
-    yield _guided_command(request, threshold, guidance)
+    yield format_command(request, threshold, guidance)
 
 
-def _guided_command(
+def format_command(
     request: CalibrationRequest, threshold: float, guidance: AdaptiveGuidance
 ) -> str:
     settings: dict[str, Any] = {

@@ -98,11 +98,11 @@ class Range:
                 f"grid {name!r}: shift={self.shift:g} must be positive; 1 is no shift"
             )
 
-    def shifted(self, t: float) -> float:
+    def shift_time(self, t: float) -> float:
         """Returns a time after the shift."""
         return _shift(t, 1.0 if self.shift is None else self.shift)
 
-    def unshifted(self, t: float) -> float:
+    def unshift(self, t: float) -> float:
         """Returns the time that is shifted to t."""
         return _shift(t, 1.0 if self.shift is None else 1.0 / self.shift)
 
@@ -237,8 +237,8 @@ def _spread(
     else:
         start = schedule.t_max if span.start is None else span.start
         end = schedule.t_min if span.end is None else span.end
-        times = IN_TIME[name](span.unshifted(start), span.unshifted(end), n, **settings)
-        times = [span.shifted(t) for t in times]
+        times = IN_TIME[name](span.unshift(start), span.unshift(end), n, **settings)
+        times = [span.shift_time(t) for t in times]
     if start is not None:
         times[0] = start
     if end is not None and n > 1:

@@ -135,11 +135,11 @@ class StepSpec(StrictModel):
             raise ValueError("relax has an effect from order 2 only")
         if self.corr.relax != "none" and not (self.corr.on and self.order == 1):
             raise ValueError("corr.relax has an effect on the corrector of an order 1 step only")
-        if self.coordinate != LAM and self != self.placed(self.coordinate):
+        if self.coordinate != LAM and self != self.place(self.coordinate):
             raise ValueError("est, relax, kmul and pred mixed have an effect in lam only")
         return self
 
-    def placed(self, coordinate: str) -> "StepSpec":
+    def place(self, coordinate: str) -> "StepSpec":
         """Returns the step in a coordinate; in another than lam every weight is exact."""
         if coordinate == LAM:
             return self

@@ -69,16 +69,16 @@ class Encoder(LinearSolver):
     def steps(self, grid: TimeGrid) -> list[StepSpec]:
         """Returns the specification of each step of a grid."""
 
-    def placed_steps(self, grid: TimeGrid) -> list[StepSpec]:
+    def place_steps(self, grid: TimeGrid) -> list[StepSpec]:
         """Returns the steps in the coordinates in which they are made."""
         return self.steps(grid)
 
     def step_schedule(self, grid: TimeGrid) -> StepSchedule:
         """Returns this solver on this grid as what a search moves."""
-        return StepSchedule.of(grid, tuple(self.placed_steps(grid)), solver=self.info.name)
+        return StepSchedule.of(grid, tuple(self.place_steps(grid)), solver=self.info.name)
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        return combine_steps(self.placed_steps(grid), grid)
+        return combine_steps(self.place_steps(grid), grid)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Interpolating(Encoder):
 
     coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
 
-    def placed_steps(self, grid: TimeGrid) -> list[StepSpec]:
+    def place_steps(self, grid: TimeGrid) -> list[StepSpec]:
         return place_steps(self.steps(grid), grid.nodes[0], self.coordinate)
 
 
@@ -102,7 +102,7 @@ def place_steps(specs: Sequence[StepSpec], first: Node, setting: str) -> list[St
     Those that use one prediction alone have none.
     """
     return [
-        spec.placed(choose_coordinate(setting, first, n + 1 - spec.order))
+        spec.place(choose_coordinate(setting, first, n + 1 - spec.order))
         if spec.order > 1 or spec.corr.on
         else spec
         for n, spec in enumerate(specs)

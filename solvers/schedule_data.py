@@ -40,7 +40,7 @@ class EvaluationData(StrictModel):
     branches: tuple[Branch, ...] = ()
 
     @model_validator(mode="after")
-    def _known_branches(self) -> Self:
+    def _check_branches(self) -> Self:
         if self.branches not in ((), BOTH[1:], BOTH):
             raise ValueError('branches must be [], ["cond"] or ["uncond", "cond"]')
         return self

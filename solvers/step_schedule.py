@@ -65,7 +65,7 @@ class Compiled(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _guided_where_weighed(self) -> Self:
+    def _check_guidance(self) -> Self:
         if self.U is None and self.guided:
             raise ValueError("guided has an effect with U only")
         if list(self.guided) != sorted({j for j in self.guided if 0 <= j < len(self.A)}):

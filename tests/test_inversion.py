@@ -260,7 +260,7 @@ def test_table_of_round_trips_resumes(tmp_path, monkeypatch, dit):
         asked.append(data)
         return image, [1, 2, 3, 4]
 
-    monkeypatch.setattr("fewstep.eval.experiments.inversion.labelled_images", images)
+    monkeypatch.setattr("fewstep.eval.experiments.inversion.load_labelled_images", images)
     store = tmp_path / "figures.jsonl"
 
     def run():

@@ -17,7 +17,7 @@ from fewstep.cli import app
 from fewstep.eval.data import in_memory
 from fewstep.eval.extractors import extractor, origin_of
 from fewstep.eval.extractors.inception import load_inception
-from fewstep.eval.extractors.weights import WeightsError, installed_inception
+from fewstep.eval.extractors.weights import WeightsError, find_installed_inception
 from fewstep.eval.metrics import Features, Gather, Need, listing, measure, metric, names
 from fewstep.eval.metrics import kid as kid_module
 from fewstep.eval.metrics import lpips as lpips_module
@@ -112,9 +112,9 @@ def test_frechet_distance_is_torchmetrics(small):
 
 @pytest.mark.slow
 def test_fid_is_torchmetrics_with_our_inception():
-    if installed_inception() is None:
+    if find_installed_inception() is None:
         pytest.skip("the eval extra is not installed")
-    network = load_inception(installed_inception())
+    network = load_inception(find_installed_inception())
     colour = [clothes(8, seed).repeat(1, 3, 1, 1) for seed in (0, 1)]
     theirs = FID(feature=as_feature(network, 2048))
     theirs.set_dtype(torch.float64)

@@ -11,7 +11,7 @@ from fewstep.commands.console import gather_options
 from fewstep.eval.bench.cell import Experiment
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.bench.store import KeyedRow, RowStore
-from fewstep.eval.bench.table import aligned_table, format_number, markdown_table
+from fewstep.eval.bench.table import align_table, format_number, markdown_table
 from fewstep.models.errors import SettingError
 
 
@@ -104,8 +104,8 @@ def test_the_fields_of_a_dataclass_are_the_options_of_a_command():
 def test_tables_in_markdown():
     rows = [["a", "bbb"], ["cc", "1"]]
     assert list(markdown_table(rows)) == ["| a | bbb |", "|---|---:|", "| cc | 1 |"]
-    assert list(aligned_table(rows)) == ["| a  | bbb |", "|----|----:|", "| cc |   1 |"]
-    assert list(aligned_table(rows, left=2))[1:] == ["|----|-----|", "| cc | 1   |"]
+    assert list(align_table(rows)) == ["| a  | bbb |", "|----|----:|", "| cc |   1 |"]
+    assert list(align_table(rows, left=2))[1:] == ["|----|-----|", "| cc | 1   |"]
     assert [format_number(x) for x in (123456.0, 99.96, 1.0, 0.00012345)] == [
         *("123456", "100.", "1.00", "0.000123"),
     ]

@@ -11,7 +11,7 @@ def markdown_table(rows: Iterable[Sequence[str]], rule: str = "---:") -> Iterato
             yield f"|---|{f'{rule}|' * (len(row) - 1)}"
 
 
-def aligned_table(rows: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:
+def align_table(rows: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:
     """Yields a table whose columns are also straight as plain text.
 
     left: how many columns, the first ones, begin at their left side.

@@ -22,7 +22,7 @@ from ...samplers.sampler import Sampler
 from ..bench.table import markdown_table
 from ..extractors.small import CLASSES, load_small
 from ..metrics import PairMetric, pair_metric
-from .inversion import labelled_images
+from .inversion import load_labelled_images
 
 FRESH = "fresh samples"
 EDITORS = (  # the published settings of the last three were found on text-to-image networks
@@ -76,7 +76,7 @@ class ClassEdits:
         if sampler.network.num_classes != CLASSES:
             raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")
         editors = [Editor(sampler, name) for name in self.editors]
-        x, source = labelled_images(self.data, self.images)
+        x, source = load_labelled_images(self.data, self.images)
         target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
         seeds = range(len(x))
         fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))

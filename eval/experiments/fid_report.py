@@ -15,7 +15,7 @@ from ...models.files import write_bytes
 from ..bench.plot import Paint, colour, draw_panels, marker, render_panels
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
-from ..bench.table import aligned_table, format_number, format_range
+from ..bench.table import align_table, format_number, format_range
 from .fid_nfe import picture_path
 from .fid_points import FLOOR, QualityPoint, QualityTable, row_line
 
@@ -27,8 +27,8 @@ def markdown(table: QualityTable) -> str:
     lines = [table.caption, "", f"Floor: {table.floor_text}.", ""]
     lines += [f"{BEST} is the best of its column.", ""]
     for network in table.networks:
-        lines += [f"### {network}", "", *aligned_table(means(table, network)), ""]
-        lines += [*aligned_table(details(table, network)), ""]
+        lines += [f"### {network}", "", *align_table(means(table, network)), ""]
+        lines += [*align_table(details(table, network)), ""]
     lines += [f"- {remark}" for remark in table.remarks]
     return "\n".join(lines).rstrip()
 

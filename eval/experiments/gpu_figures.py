@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..bench.store import KeyedRow
-from ..bench.table import aligned_table
+from ..bench.table import align_table
 from ..bench.timing import measure_in_turns, time_call
 
 HEADER = ("run", "what", "measured", "asked", "")
@@ -74,7 +74,7 @@ def table(figures: Iterable[GpuFigure], judged: bool) -> Iterator[str]:
     """Returns the figures in Markdown, with a verdict on each target if they are to be judged."""
     rows = [HEADER, *(each.cells(judged) for each in figures)]
     rows = [(*_name_once(row[0], above[0]), *row[1:]) for above, row in pairwise([("",), *rows])]
-    return aligned_table(rows, left=len(HEADER))
+    return align_table(rows, left=len(HEADER))
 
 
 def _name_once(name: str, above: str) -> tuple[str]:

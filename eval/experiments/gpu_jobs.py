@@ -237,7 +237,7 @@ class Large:
 
         def figures(job: str) -> list[GpuFigure]:
             network = self._network()
-            steps, given = self.scale.steps, self._given(network)
+            steps, given = self.scale.steps, self._choose_options(network)
             works = {
                 "full": lambda: self._draw(network),
                 "cached": lambda: rival_run(network, spec, 1, steps, solver=SOLVER, **given),
@@ -269,15 +269,15 @@ class Large:
     def _network(self) -> Network:
         return self.make(self.size, self.device, self.scale.dtype)
 
-    def _given(self, network: Network) -> dict[str, Any]:
+    def _choose_options(self, network: Network) -> dict[str, Any]:
         return {"class_labels": 1, "guidance": CFG(4.0)} if network.num_classes else {}
 
     def _draw(self, network: Network, cache: Policy | None = None) -> Any:
-        given = self._given(network)
+        given = self._choose_options(network)
         return Sampler(network)(range(1), solver=SOLVER, nfe=self.scale.steps, cache=cache, **given)
 
     def _denoiser(self, network: Network) -> tuple[Denoiser, tuple[Branch, ...]]:
-        guidance: Guidance = self._given(network).get("guidance", Unguided())
+        guidance: Guidance = self._choose_options(network).get("guidance", Unguided())
         labels = {Branch.UNCOND: network.null_class, Branch.COND: 1}
         conditions = {
             branch: {"class_labels": torch.tensor([label], device=self.device)}

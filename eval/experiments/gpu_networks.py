@@ -53,7 +53,7 @@ def dit(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
     from diffusers import DiTTransformer2DModel
 
     made: Any = DiTTransformer2DModel
-    with _made_there(device, dtype):
+    with make_on(device, dtype):
         module = made(
             num_attention_heads=size.heads,
             attention_head_dim=size.width,
@@ -80,7 +80,7 @@ def flux(size: Sized, device: torch.device, dtype: torch.dtype) -> Network:
     from diffusers import FluxTransformer2DModel
 
     made: Any = FluxTransformer2DModel
-    with _made_there(device, dtype):
+    with make_on(device, dtype):
         module = made(
             in_channels=64,
             num_layers=size.layers[0],
@@ -125,7 +125,7 @@ def _places(side: int) -> Tensor:
 
 
 @contextmanager
-def _made_there(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def make_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Has what is made inside on the device and in the dtype at once, the same each time."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

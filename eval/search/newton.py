@@ -148,7 +148,7 @@ class Sensitivities:
             if n in point.asks:
                 self._ask(n)
             else:
-                self._given()
+                self._add_given()
             self._step(point.rows[n])
 
     def products(self) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ class Sensitivities:
         there = self._answers(n, self.x + nudge * self.moves, u)
         return [(moved - at) / nudge for moved, at in zip(there, here, strict=True)]
 
-    def _given(self) -> None:
+    def _add_given(self) -> None:
         """The column that stands for the first prediction, which nothing moves."""
         mean = self.point.table.given
         zero = torch.zeros_like(self.x)

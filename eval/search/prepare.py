@@ -137,7 +137,7 @@ def _problem(request: SearchRequest) -> Problem:
         "cfg_scale": request.cfg_scale,
         "teacher": teacher,
         "batch": request.batch,
-        **_given_seeds(request),
+        **_read_seeds(request),
     }
     if request.classes is not None:
         fields["labels"] = _labels(request.classes, network)
@@ -173,7 +173,7 @@ def _sizes(text: str) -> tuple[int, int, int]:
     return train, validation, test
 
 
-def _given_seeds(request: SearchRequest) -> Mapping[str, list[int]]:
+def _read_seeds(request: SearchRequest) -> Mapping[str, list[int]]:
     given = (request.train_seeds, request.validation_seeds, request.test_seeds)
     blocks = zip(("train", "validation", "test"), given, strict=True)
     return {name: parse_ranges(text) for name, text in blocks if text is not None}

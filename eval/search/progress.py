@@ -109,22 +109,22 @@ class _Axis:
         values = [_score(trial) for _, trial in points]
         self.last = max(points[-1][0], 1.0)
         self.log = min(values) > 0.0
-        low = self._scaled(min(values))
-        high = min(max(map(self._scaled, values)), low + (math.log(6.0) if self.log else 6.0))
+        low = self._scale(min(values))
+        high = min(max(map(self._scale, values)), low + (math.log(6.0) if self.log else 6.0))
         margin = 0.05 * (high - low) or 0.1
         self.low, self.high = low - margin, high + margin
 
-    def _scaled(self, value: float) -> float:
+    def _scale(self, value: float) -> float:
         return math.log(value) if self.log else value
 
     def x(self, rows: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * rows / self.last
 
     def inside(self, value: float) -> bool:
-        return self._scaled(value) <= self.high
+        return self._scale(value) <= self.high
 
     def y(self, value: float) -> float:
-        share = (self._scaled(value) - self.low) / (self.high - self.low)
+        share = (self._scale(value) - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(share, 0.0), 1.0)
 
     def frame(self) -> str:

@@ -187,7 +187,7 @@ class Timetable:
         search = searches[0]
         path = search.folder / f"time-{search.size.mark}-{self.budget}"
         if not path.exists():
-            choices = sum(each.choice_cost(*_tested(each.problem)) for each in searches)
+            choices = sum(each.choice_cost(*_count_noises(each.problem)) for each in searches)
             seconds = (self._left() - choices / self.speed) / len(searches)
             seconds = max(seconds, LEFT * self.budget.amount / len(searches))
             write_bytes(path, f"{seconds:.2f}".encode())
@@ -255,5 +255,5 @@ def _is_possible(problem: Problem, reference: Reference) -> bool:
     return True
 
 
-def _tested(problem: Problem) -> tuple[int, int]:
+def _count_noises(problem: Problem) -> tuple[int, int]:
     return len(problem.validation), len(problem.test)

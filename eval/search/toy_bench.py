@@ -54,11 +54,11 @@ class ToyBench:
         """(what it is, the schedule, seconds it took to find)."""
         for solver, grid in NAMED:
             yield f"{solver} on {grid}", encode_named(solver, grid, self.nfe), 0.0
-        yield "evolve", *self._searched(("evolve",))
-        yield "grid, then refine", *self._searched(("grid", "refine"), noises=self.many)
+        yield "evolve", *self._run_search(("evolve",))
+        yield "grid, then refine", *self._run_search(("grid", "refine"), noises=self.many)
         both, afs = ("evolve", "refine"), (toy_mean(),)
-        yield "evolve with AFS", *self._searched(("evolve",), afs)
-        yield "evolve with AFS, then refine", *self._searched(both, afs, noises=self.many)
+        yield "evolve with AFS", *self._run_search(("evolve",), afs)
+        yield "evolve with AFS, then refine", *self._run_search(both, afs, noises=self.many)
 
     def error(self, schedule: Artefact) -> tuple[float, float]:
         """On the test noises: RMSE, and the median of each noise's own."""
@@ -66,7 +66,7 @@ class ToyBench:
         each = (ends - self.test.ends).square().mean(1).sqrt()
         return rmse(ends, self.test), float(each.median())
 
-    def _searched(
+    def _run_search(
         self,
         strategies: tuple[str, ...],
         afs: tuple[MeanImage, ...] = (),

@@ -37,7 +37,7 @@ def propose(task: Task) -> Iterator[Proposal]:
     while (placed := search.next()) is not None:
         search.passed.add(placed)
         with task.log.claim(sha256(f"{placed}".encode()).hexdigest()) as mine:
-            if mine and placed not in search.tried():
+            if mine and placed not in search.find_tried():
                 yield search.proposal(placed)
 
 
@@ -62,18 +62,18 @@ class _Search:
 
     def next(self) -> Placement | None:
         """Returns one that was not tried: of the first ones, then near the best so far."""
-        tried = self.tried()
+        tried = self.find_tried()
         left = (placed for placed in self._firsts() if placed not in tried | self.passed)
         return next(left, None) or self._neighbour(tried)
 
-    def tried(self) -> set[Placement]:
-        """By any process."""
-        return {self._placed(trial.schedule) for trial in self._fits()}
+    def find_tried(self) -> set[Placement]:
+        """Returns the placements that any process has tried."""
+        return {self._find_placement(trial.schedule) for trial in self._fits()}
 
     def _fits(self) -> list[Trial]:
         return [trial for trial in self.task.best() if trial.strategy == "fit"]
 
-    def _placed(self, schedule: Artefact) -> Placement:
+    def _find_placement(self, schedule: Artefact) -> Placement:
         times = [node.t for node in self.grid.nodes]
         nodes = tuple(times.index(t) for t in schedule.t[:-1])
         asked = zip(nodes, schedule.table().evaluations, strict=True)
@@ -95,7 +95,9 @@ class _Search:
     def _neighbour(self, tried: set[Placement]) -> Placement | None:
         own = len([trial for trial in self.task.log.own if trial.strategy == "fit"])
         rng = random_of(self.task, f"{own} {len(self.passed - tried)}")
-        best = [self._placed(trial.schedule) for trial in self._fits()[:KEEN]] or self._firsts()
+        best = [
+            self._find_placement(trial.schedule) for trial in self._fits()[:KEEN]
+        ] or self._firsts()
         drawn = (mutate(rng.choice(best), self.judge.steps, rng) for _ in range(DRAWN))
         fresh = {placed for placed in drawn if placed is not None} - tried - self.passed
         return min(fresh, key=lambda placed: (self.judge(placed), str(placed)), default=None)

@@ -99,16 +99,16 @@ def _rows(task: Task) -> Iterator[Proposal]:
         f"both branches at {','.join(map(str, g))}": (n, g) for n, g in list_guided_steps(rows)
     }
     for label, placed in choices.items():
-        yield _guided(task, (FIRST[1], main), placed, label)
+        yield _guide(task, (FIRST[1], main), placed, label)
     labels = (str(trial.schedule.provenance.get("label", "")) for trial in task.best())
     best = dict.fromkeys(label.partition(", ")[2] for label in labels)
     for label in [each for each in best if each in choices][:BEST_GRIDS]:
         for name in dict.fromkeys((main, *UNDER_ROWS)):
             for solver in FIRST:
-                yield _guided(task, (solver, name), choices[label], label)
+                yield _guide(task, (solver, name), choices[label], label)
 
 
-def _guided(
+def _guide(
     task: Task, how: tuple[str, str], placed: tuple[int, tuple[int, ...]], label: str
 ) -> Proposal:
     """Proposes a solver with both branches at some steps, the difference held between them."""
