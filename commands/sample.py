@@ -163,7 +163,7 @@ class SampleOptions:
             device=self.device,
             speed=self.speed,
             columns=columns,
-        ).settle()
+        ).settle(network.schedule)
         if self.cache is None:
             return run
         return run.model_copy(update={"cache": resolve_cache(self.cache, network, run, self.force)})

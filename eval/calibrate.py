@@ -17,8 +17,10 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable
 from ..models.probe import sketch
+from ..models.schedule import NoiseSchedule
 from ..models.weights import hash_weights
 from ..samplers.cache_file import CacheFigures, CacheFile
+from ..samplers.plan import settle_choices
 from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
@@ -207,7 +209,7 @@ class Calibration:
             sketch=sketch(network),
             weights=hash_weights(network.name),
             solver=request.solver,
-            grid=request.grid_type,
+            grid=self._find_grid(network.schedule),
             nfe=request.nfe,
             cfg_scale=request.cfg_scale,
             metric=self.quality.metric,
@@ -216,6 +218,13 @@ class Calibration:
                 effective=chosen.cost, quality=chosen.change, images=request.images
             ),
         )
+
+    def _find_grid(self, schedule: NoiseSchedule) -> str | None:
+        """Returns the grid of its runs by name, also where it is the default."""
+        typed: dict[str, Any] = {"solver": self.request.solver, "nfe": self.request.nfe}
+        typed |= {} if self.request.grid_type is None else {"grid": self.request.grid_type}
+        grid: str | None = settle_choices(schedule, typed).get("grid")
+        return grid
 
     def write(self, out: Path) -> str:
         """Writes the file of the chosen setting, and says in one line what it costs."""

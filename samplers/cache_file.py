@@ -19,8 +19,9 @@ from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import write_bytes
 from ..models.probe import are_alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text
+from ..models.schedule import NoiseSchedule
 from ..models.weights import check_weights
-from .plan import DEFAULT_NFE, DEFAULT_SOLVER
+from .plan import settle_choices
 from .run_record import Run
 
 Finite = Annotated[float, Limits(allow_inf_nan=False)]
@@ -94,7 +95,7 @@ class CacheFile(StrictModel):
             )
         if self.sketch is None:
             self._check_name(network.name)
-        mine, theirs = self._compare_runs(run)
+        mine, theirs = self._compare_runs(run, network.schedule)
         if mine != theirs:
             raise SettingError(
                 f"this cache was calibrated for {_describe(mine)}, not {_describe(theirs)}; type"
@@ -109,17 +110,19 @@ class CacheFile(StrictModel):
             )
         check_weights(name, self.weights, "this cache was calibrated", "add --force to try")
 
-    def _compare_runs(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the choices it was made for, and those of the run."""
-        names = ("solver", "nfe", "grid", "cfg_scale")
-        theirs = {name: getattr(run, name) for name in names}
+    def _compare_runs(
+        self, run: Run, schedule: NoiseSchedule
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the choices it was made for, and those of the run, defaults written out."""
+        names = ("solver", "nfe", "grid")
+        typed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        mine, theirs = (settle_choices(schedule, each) for each in (typed, run.choices()))
         if run.schedule is not None:
             theirs["solver"] = "a schedule"
-        elif run.solver is None:
-            theirs["solver"] = DEFAULT_SOLVER
-        if run.nfe is None and run.schedule is None:
-            theirs["nfe"] = DEFAULT_NFE if run.steps is None else None
-        return {name: getattr(self, name) for name in names}, theirs
+        return (
+            {**{name: mine.get(name) for name in names}, "cfg_scale": self.cfg_scale},
+            {**{name: theirs.get(name) for name in names}, "cfg_scale": run.cfg_scale},
+        )
 
 
 def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) -> str:

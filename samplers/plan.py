@@ -224,9 +224,7 @@ def _make_grid(
         return TimeGrid.of(noise_schedule, grid)
     if settings.info.adaptive:
         return _make_span(noise_schedule, settings, (nfe, steps, grid), final)
-    budget = (nfe or DEFAULT_NFE) if steps is None else steps * settings.info.calls_per_step
-    few = budget if final is Final.ZERO else None  # the other ends are those of protocols
-    spec = grid or choose_default_grid(noise_schedule, few)
+    spec = grid or find_default_grid(noise_schedule, settings, nfe=nfe, steps=steps, final=final)
 
     def make_grid(n: int) -> TimeGrid:
         return time_grid(spec, noise_schedule, n, final)
@@ -234,6 +232,36 @@ def _make_grid(
     if steps is not None:
         return make_grid(steps)
     return fit_grid(DEFAULT_NFE if nfe is None else nfe, settings, make_grid)
+
+
+def find_default_grid(
+    noise_schedule: NoiseSchedule,
+    settings: SolverSettings,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    final: Final = Final.ZERO,
+) -> str:
+    """Returns the grid of a run that chooses none; other ends than zero are those of protocols."""
+    budget = (nfe or DEFAULT_NFE) if steps is None else steps * settings.info.calls_per_step
+    return choose_default_grid(noise_schedule, budget if final is Final.ZERO else None)
+
+
+def settle_choices(noise_schedule: NoiseSchedule, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `make_plan` with its defaults written out, which may change."""
+    settled = {"solver": DEFAULT_SOLVER, **choices}
+    if isinstance(settled["solver"], Artefact):
+        return settled
+    settings, size = take_solver(settled["solver"]), {"nfe", "steps", "grid"} & settled.keys()
+    if settings.info.adaptive or not isinstance(settled.get("grid", ""), str):
+        return settled
+    if not size - {"grid"}:
+        settled["nfe"] = DEFAULT_NFE
+    if "grid" not in size:
+        given = {name: settled[name] for name in ("nfe", "steps") if name in settled}
+        final = Final.named(settled.get("final", Final.ZERO))
+        settled["grid"] = find_default_grid(noise_schedule, settings, final=final, **given)
+    return settled
 
 
 def predict_nfe(settings: SolverSettings, grid: TimeGrid) -> int:

@@ -71,7 +71,7 @@ def record_call(call: "SamplerCall") -> Run:
         steps=given.get("steps"),
         batch=given["batch"],
         **_record_guidance(given["guidance"]),
-    ).settle()
+    ).settle(call.noise_schedule)
 
 
 def _find_record(result: "Result", path: Path) -> Run | None:

@@ -14,6 +14,7 @@ from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
 from ..models.errors import SettingError, shorten
 from ..models.files import check_apart, check_writable, make_folder, write_whole
 from ..models.reading import StrictModel, parse_as, parse_json
+from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..models.weights import check_weights, hash_weights
 from ..solvers import Schedule
@@ -22,7 +23,7 @@ from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .guidance.base import iterate_nested
 from .guidance.forecast import write_space
 from .images import Picture, make_contact_sheet, open_picture
-from .plan import choose_default_schedule
+from .plan import choose_default_schedule, settle_choices
 
 if TYPE_CHECKING:
     from .sampler import Result
@@ -88,19 +89,21 @@ class Run(StrictModel):
             raise SettingError("a schedule is the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
 
-    def settle(self) -> "Run":
-        """Returns the run with the defaults that may become others written out.
+    def settle(self, noise_schedule: NoiseSchedule) -> "Run":
+        """Returns the run of a network with the defaults that may become others written out.
 
-        They are the schedule, if only an NFE was asked for and there is one, the space of a
-        guidance forecast, and the weights that names stand for. A picture then holds them, and is
-        repeated when others are the best.
+        They are solver, grid and evaluations, or the schedule if only an NFE was asked for and
+        there is one, the space of a guidance forecast, and the weights that names stand for. A
+        picture then holds them, and is repeated when others are the best.
         """
         spec = None if self.guidance_spec is None else write_space(self.guidance_spec)
         named = self.model_copy(update={"guidance_spec": spec}).name_weights()
         schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
-        if schedule is None:
+        if schedule is not None:
+            return named.model_copy(update={"schedule": schedule, "nfe": None})
+        if self.schedule is not None:
             return named
-        return named.model_copy(update={"schedule": schedule, "nfe": None})
+        return named.model_copy(update=settle_choices(noise_schedule, named.choices()))
 
     def bind(self, force: bool = False) -> "Run":
         """Returns the run on the weights that are here.

@@ -18,6 +18,7 @@ from ..models.ledger import Ledger
 from ..models.load import load
 from ..models.modules import warn_in_training
 from ..models.pipeline_network import network_of
+from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact
@@ -58,10 +59,12 @@ class SamplerCall:
     """The arguments of a call.
 
     loaded:    None where the sampler was made of a network.
+    noise_schedule: of the network.
     arguments: by name, as they were given; seeds and class labels as lists of integers.
     """
 
     loaded: LoadedFrom | None
+    noise_schedule: NoiseSchedule
     arguments: Mapping[str, Any]
 
 
@@ -219,7 +222,7 @@ class Sampler:
             callback,
             progress,
         )
-        return Result(*job.run(), SamplerCall(self._loaded, arguments))
+        return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
         """Returns the plan of these choices, or of the schedule that stands in for them."""

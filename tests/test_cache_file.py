@@ -68,11 +68,17 @@ def test_a_file_is_read_as_it_was_written(made, dit, tmp_path):
 
 
 OTHERS = [
-    ({"nfe": 7}, "ddim, 6 evaluations, guidance 1, not ddim, 7 evaluations.*--nfe 6"),
-    ({"nfe": None, "steps": 6}, "not ddim, other steps.*--nfe 6"),
+    (
+        {"nfe": 7},
+        "ddim on beta, 6 evaluations.*not ddim on beta, 7 evaluations.*--nfe 6",
+    ),
+    ({"nfe": None, "steps": 6}, "not ddim on beta, other steps.*--nfe 6"),
     ({"solver": "dpmpp-2m"}, "not dpmpp-2m.*--solver ddim"),
-    ({"solver": None, "nfe": None}, "not unipc-2, 10 evaluations.*--solver ddim --nfe 6"),
-    ({"grid": "karras"}, "on karras.*no --grid"),
+    (
+        {"solver": None, "nfe": None},
+        "not unipc-2 on beta:shift=1.5, 10.*--solver ddim --nfe 6 --grid beta",
+    ),
+    ({"grid": "karras"}, "on karras.*type --grid beta"),
     ({"cfg_scale": 2.0}, "guidance 2.*--cfg-scale 1"),
 ]
 
@@ -112,6 +118,14 @@ def test_broken_files_are_refused_in_one_line(made, tmp_path):
     path.write_text("{")
     with pytest.raises(SettingError, match="no file of fewstep calibrate"):
         CacheFile.load(path)
+
+
+def test_a_default_is_the_grid_that_it_names(made, dit):
+    plain = Run(model="fashion-dit", solver=made.solver, nfe=made.nfe, seeds=(0,))
+    made.model_copy(update={"grid": "beta"}).check(dit, plain)
+    made.check(dit, plain.model_copy(update={"grid": "beta"}))
+    with pytest.raises(SettingError, match="type --grid beta"):
+        made.check(dit, plain.model_copy(update={"grid": "uniform"}))
 
 
 def test_sample_takes_the_file_and_its_picture_needs_it_no_more(made, tmp_path):

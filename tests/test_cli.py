@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app, sample_app
 from fewstep.models.schedule import EDM, RectifiedFlow
 from fewstep.samplers.grid import time_grid
+from fewstep.samplers.run_record import read_run
 from fewstep.solvers import solver
 
 QUICK = ["--nfe", "2", "--seeds", "0-3"]
@@ -97,6 +99,17 @@ def test_metadata_is_readable_and_replays_to_the_bit():
     with Image.open("a.png") as a, Image.open("b.png") as b:
         assert a.tobytes() == b.tobytes()
         assert a.text == b.text
+
+
+def test_a_picture_is_repeated_when_the_defaults_are_others(monkeypatch):
+    sample("fashion-dit", "--seeds", "0-3", "--out", "a.png")
+    run = read_run(Path("a.png"))
+    assert (run.solver, run.grid, run.nfe) == ("unipc-2", "beta:shift=1.5", 10)
+    monkeypatch.setattr("fewstep.samplers.grid.FEW", {"flow": ((10, "uniform"),)})
+    assert sample("--from-png", "a.png", "--out", "b.png").exit_code == 0
+    sample("fashion-dit", "--seeds", "0-3", "--out", "c.png")
+    a, b, c = (Image.open(f"{name}.png").tobytes() for name in "abc")
+    assert a == b != c
 
 
 def test_times_are_the_grid_and_replay():

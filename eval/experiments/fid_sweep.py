@@ -26,7 +26,7 @@ from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
 from ...samplers.guidance.forecast import write_space
-from ...samplers.plan import find_schedule, make_plan
+from ...samplers.plan import find_schedule, make_plan, settle_choices
 from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
@@ -245,7 +245,8 @@ def _complete(drawn: Drawn, network: Network) -> Drawn:
     labels = f"seed modulo {classes}" if classes else "none"
     written: dict[str, Any] = {"device": network.device.type}
     if run.solver is not None and run.grid is None:
-        written["grid"] = choose_default_grid(network.schedule, run.nfe)
+        settled = settle_choices(network.schedule, run.choices())
+        written["grid"] = settled.get("grid", choose_default_grid(network.schedule))
     run = run.model_copy(update=written)
     return drawn.model_copy(update={"run": run, "labels": labels})
 
