@@ -278,7 +278,7 @@ def test_pain_24_our_driver_for_pipelines_that_replace_schedulers():
     held.set_progress_bar_config(disable=True)
     held.scheduler = SolverScheduler.from_config(held.scheduler.config, solver="unipc-3")
     sampler = Sampler.from_pipeline(held)
-    image = sampler([3], solver="unipc-3", steps=5, grid="quadratic").samples
+    image = sampler([3], solver="unipc-3", steps=5).samples
     own = {"generator": torch.Generator().manual_seed(3), "output_type": "np"}
     wanted = held(num_inference_steps=5, **own, return_dict=False)[0]
     found = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -114,7 +114,7 @@ def test_a_consistency_model_is_asked_at_the_labels_it_was_distilled_at(name):
         made.set_timesteps(101)
     lora = diffusers.DDIMScheduler.from_config({**rival.config, "_class_name": name})
     other = {**lora.config, "_class_name": "DDIMScheduler"}
-    assert ours(SolverScheduler.from_config(other), 4)[1] == pytest.approx(561.5)
+    assert ours(SolverScheduler.from_config(other), 3)[1] == pytest.approx(665.67, abs=0.01)
 
 
 LISTS = [

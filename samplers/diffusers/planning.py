@@ -12,7 +12,7 @@ from ...models.diffusers_config import class_name_of
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ...solvers import Schedule, SolverSettings, take_solver
-from ..grid import Final, choose_default_grid
+from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
 from .stepper import list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
@@ -209,16 +209,19 @@ def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
     return None if values is None else as_numbers(values, name)
 
 
-def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str:
-    """Returns the grid where none is chosen: what its flags say, of LCM and TCD the labels that
-    they were distilled at, else uniform on flow, as pipelines do."""
+def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str | None:
+    """Returns the grid that a config chooses; None is the default of a plan.
+
+    It is what its flags say, of LCM and TCD the labels that they were distilled at, and uniform on
+    flow, as pipelines do.
+    """
     for flag, grid in GRID_FLAGS.items():
         if config.get(flag):
             return grid
     original = config.get("original_inference_steps")
     if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
         return f"lcm:original={original}"
-    return "uniform" if isinstance(schedule, RectifiedFlow) else choose_default_grid(schedule)
+    return "uniform" if isinstance(schedule, RectifiedFlow) else None
 
 
 def _check_count(name: str, value: int | None) -> None:
