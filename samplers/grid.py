@@ -86,7 +86,7 @@ class Range:
         if not isinstance(schedule, RectifiedFlow):
             raise SettingError(
                 f"grid {name!r}: a {schedule.family} process has no shift; drop it, or take"
-                " start below {schedule.t_max:g}"
+                f" start below {schedule.t_max:g}"
             )
         if name in IN_LAM:
             raise SettingError(
