@@ -20,7 +20,7 @@ from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.modules import hold, is_compiled
 from ..models.schedule import Node, TimeGrid
-from ..solvers import Revisable, Revision, Solver, drive, revise_step
+from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Split
 from ..solvers.table_steps import brings_guidance
 from .conditions import Branches, make_denoisers, take_rows
@@ -114,6 +114,12 @@ class BatchRun:
             raise SettingError(
                 "this schedule brings its own guidance; drop the guidance scale, interval and"
                 " threshold"
+            )
+        brought = solver.schedule.cache_policy if isinstance(solver, Executor) else None
+        if brought is not None and (cache is None or cache.policy != brought):
+            raise SettingError(
+                "this schedule brings a cache; run it with Sampler, or inside"
+                " `with caching(network, schedule):` and with no other cache"
             )
         self.guide = guidance.begin(Setup(self.denoiser.network, solver, self.grid, images))
         if guidance.rewrites and isinstance(solver, Revisable) and solver.reach:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, TypedDict
 
 from ..models.arguments import Numbers, as_integer, as_numbers
+from ..models.caching import Policy
 from ..models.errors import ScheduleError, SettingError
 from ..models.prediction import Prediction
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
@@ -53,6 +54,11 @@ class Plan:
         """
         if self.settings is not None and not (self.adaptive or isinstance(self.solver, Bound)):
             warn_of_amplification(self.settings, self.grid, kind)
+
+    @property
+    def cache(self) -> Policy | None:
+        """The cache that a schedule brings; None for any other run."""
+        return self.solver.schedule.cache_policy if isinstance(self.solver, Executor) else None
 
     @property
     def nfe(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.architectures.base import Size
 from ..models.arguments import Integers, as_integer, as_integers, refuse_unknown
-from ..models.caching import Policy, take_cache
+from ..models.caching import Attachment, Policy, find_attachment, take_cache
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
@@ -183,7 +183,8 @@ class Sampler:
             negative: the same for the unconditional branch.
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
-                a cache that is on the network already (`caching`) works without being named.
+                a cache that is on the network already (`caching`) works without being named, and
+                so does that of a schedule which brings one.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
@@ -209,7 +210,7 @@ class Sampler:
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, policy, plan.grid)
-        _check_cache(cache, plan)
+        cache = _choose_cache(cache, plan, find_attachment(self.network))
         job = Job(
             self.network,
             plan,
@@ -239,8 +240,17 @@ def _check_batch(given: int) -> int:
     return batch
 
 
-def _check_cache(cache: Policy | None, plan: Plan) -> None:
-    """Raises SettingError if the plan cannot be cached, before the network is called."""
+def _choose_cache(given: Policy | None, plan: Plan, attached: Attachment | None) -> Policy | None:
+    """Returns the cache to put on the network: the given one, or that of a schedule.
+
+    Raises:
+        SettingError: for both, or if the plan cannot be cached.
+    """
+    if given is not None and plan.cache is not None:
+        raise SettingError("this schedule brings a cache; drop the other one")
+    cache = given or plan.cache
+    if plan.cache is not None and attached is not None and attached.policy == plan.cache:
+        return None  # it is on the network already
     if cache is not None and plan.adaptive:
         raise SettingError(
             "an adaptive solver chooses its steps from differences that a cache would falsify;"
@@ -248,3 +258,4 @@ def _check_cache(cache: Policy | None, plan: Plan) -> None:
         )
     if cache is not None:
         cache.check(count_stage_calls(plan.solver, plan.grid)[0])
+    return cache

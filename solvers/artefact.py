@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..models.caching import FixedMask
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError, shorten
 from ..models.probe import are_alike, sketch
@@ -27,6 +28,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
+PARTS = "network_parts"  # in a provenance with a cache: parts of that network that can be skipped
 LARGEST = 2**24  # bytes of a file; the largest part is a mean image
 MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
 
@@ -172,13 +174,18 @@ class Artefact(StrictModel):
         """The tensor that stands for predictions that are not asked for; None for zero."""
 
     @property
+    def cache_policy(self) -> FixedMask | None:
+        """The cache that the schedule brings, without which it is not run; None for no cache."""
+        return None
+
+    @property
     def given(self) -> Tensor | None:
         """The same as float32; None for zero."""
         return None if self.mean is None else self.mean.tensor()
 
     def for_any(self) -> Self:
         """Returns the same schedule without the network and guidance scale that it is bound to."""
-        bound = {ANSWER, SCALE}
+        bound = {ANSWER, SCALE, PARTS}
         facts = {name: fact for name, fact in self.provenance.items() if name not in bound}
         return self.model_copy(update={"provenance": facts})
 

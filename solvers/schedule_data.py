@@ -12,20 +12,24 @@ from pydantic import (
     AfterValidator,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
+from ..models.caching import FixedMask
 from ..models.denoiser import Branch
 from ..models.errors import FewstepError, ScheduleError
 from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
+from .artefact import MAX_STEPS, PARTS, Artefact, Finite, MeanImage, Process
+from .cached_calls import CachedCalls
 from .step_schedule import StepSchedule
 from .table import BOTH, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps
 
-VERSION = 2
+PLAIN, CACHED = 2, 3  # versions: without and with a cache
 MAX_KEPT = 5_000_000  # tensors kept, summed over the steps: a canonical table of 3,000 steps
 
 
@@ -59,7 +63,7 @@ def _sort(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
 
 
 class Schedule(Artefact):
-    """N steps over N + 1 times, each one combination of terms: the JSON artefact, version 2.
+    """N steps over N + 1 times, each one combination of terms: the JSON artefact.
 
     With t_0 > ... > t_N, x_n the state at t_n and x0_n the prediction that step n asks for,
 
@@ -70,17 +74,20 @@ class Schedule(Artefact):
                  and "v" the prediction of step n as x0, as (x_n - alpha_n x0_n) / sigma_n and as
                  eps_n - x0_n; "u0" the x0 of its unconditional branch; "z" the noise of this step.
     stand_in:    what x0 is where nothing is asked: "zero" or a `MeanImage`.
+    cache:       which evaluations run the whole network, if not all do.
 
+    It is of version 3 with a cache, which it is not run without, and of version 2 without one.
     Files of version 1 are read too: their steps are compiled to the table that was run.
     """
 
-    version: Literal[2] = 2
+    version: Literal[2, 3] = 2
     evaluations: Annotated[tuple[EvaluationData | None, ...], Field(max_length=MAX_STEPS)]
     steps: Annotated[
         tuple[Annotated[tuple[Weight, ...], AfterValidator(_sort)], ...],
         Field(min_length=1, max_length=MAX_STEPS),
     ]
     stand_in: Literal["zero"] | MeanImage = "zero"
+    cache: CachedCalls | None = None
 
     @classmethod
     def of(cls, table: Table, grid: TimeGrid, provenance: Mapping[str, Any]) -> "Schedule":
@@ -107,6 +114,13 @@ class Schedule(Artefact):
         """Writes down the table that a schedule of step specifications is compiled to."""
         return cls.of(schedule.table(), schedule.grid(), schedule.provenance)
 
+    def with_cache(self, cache: CachedCalls) -> "Schedule":
+        """Returns the schedule with another cache; raises ScheduleError if it does not fit."""
+        try:
+            return Schedule.model_validate({**dict(self), "version": CACHED, "cache": cache})
+        except ValidationError as error:
+            raise ScheduleError(first_problem(error)) from error
+
     def table(self) -> Table:
         """Returns what is run."""
         grid = self.grid()
@@ -125,6 +139,12 @@ class Schedule(Artefact):
         return any(each is not None and each.branches for each in self.evaluations)
 
     @property
+    def cache_policy(self) -> FixedMask | None:
+        if self.cache is None:
+            return None
+        return self.cache.policy(self.nfe, self.provenance.get(PARTS))
+
+    @property
     def mean(self) -> MeanImage | None:
         return self.stand_in if isinstance(self.stand_in, MeanImage) else None
 
@@ -137,10 +157,10 @@ class Schedule(Artefact):
         """Reads version 1, which has no evaluations, and refuses what is newer than version 2."""
         if not isinstance(data, dict):
             return read(data)
-        version = data.get("version", VERSION if "evaluations" in data else 1)
-        if isinstance(version, int) and version > VERSION:
+        version = data.get("version", PLAIN if "evaluations" in data else 1)
+        if isinstance(version, int) and version > CACHED:
             raise ValueError(
-                f"version {version} is newer than this fewstep, which knows up to {VERSION}:"
+                f"version {version} is newer than this fewstep, which knows up to {CACHED}:"
                 " update fewstep"
             )
         if version != 1:
@@ -167,6 +187,7 @@ class Schedule(Artefact):
             raise ValueError("stand_in has an effect where a step asks nothing only")
         self._check_terms()
         self._check_kept()
+        self._check_cache()
         try:
             TableSteps(self.table())
         except ScheduleError as error:
@@ -182,6 +203,23 @@ class Schedule(Artefact):
                     raise ValueError(f"step {n} cannot weigh {kind} {j}, which it does not have")
                 if kind == "u0" and j not in both:
                     raise ValueError(f"step {n} weighs u0 {j}, which evaluations[{j}] leaves out")
+
+    def _check_cache(self) -> None:
+        """Raises ValueError for a cache that no run of these evaluations can have."""
+        if (self.cache is not None) != (self.version == CACHED):
+            raise ValueError(f"a schedule has version {CACHED} with a cache, and {PLAIN} without")
+        try:
+            _ = self.cache_policy
+        except FewstepError as error:
+            raise ValueError(f"cache: {error}") from error
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_cache(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes the cache where there is one, so that schedules without keep their ids."""
+        body: dict[str, Any] = write(self)
+        if self.cache is None:
+            body.pop("cache", None)
+        return body
 
     def _check_kept(self) -> None:
         """Raises ValueError for steps that keep more than any solver does."""

@@ -5,6 +5,7 @@ Three disjoint blocks of seeds: `train` is searched on, `validation` chooses amo
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...models.caching import caching, find_attachment
 from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
@@ -182,7 +184,7 @@ class Problem:
         return torch.cat(parts)
 
     def run(self, schedule: Artefact, block: Block) -> Tensor:
-        """Returns the same in one batch."""
+        """Returns the same in one batch, with the cache that the schedule brings."""
         plan = make_plan(self.network.schedule, schedule)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
@@ -191,7 +193,9 @@ class Problem:
             guidance = Unguided()
         check_branches(self.network, denoiser.conditions, guidance, plan.grid)
         scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
-        with torch.no_grad():
+        cache = nullcontext() if plan.cache is None else caching(self.network, plan.cache)
+        with torch.no_grad(), cache:
+            denoiser.cache = None if plan.cache is None else find_attachment(self.network)
             x = block.noise.to(self.network.device) * scale
             return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
 

@@ -15,9 +15,11 @@ from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..ledger import CacheCall, CacheLedger
 from ..modules import hold, is_answered_for, unwrap_compiled
-from .base import Policy, take_cache
+from .base import BringsCache, Policy, take_cache
 from .engine import CountCalls, Engine, warn_of_zero_hits
 from .engines import Unobserved, make_engine, make_stack_engine
+
+Given = Policy | BringsCache | str | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Attachment:
 
 @contextmanager
 def caching(
-    target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
+    target: Any, policy: Given = None, *, calls: int | None = None, group: Any = None
 ) -> Iterator[CacheLedger]:
     """Puts a cache on a network while the context lasts, and yields its ledger.
 
@@ -104,7 +106,7 @@ def caching(
 
 
 def enable_cache(
-    target: Any, policy: Policy | str, *, calls: int | None = None, group: Any = None
+    target: Any, policy: Given = None, *, calls: int | None = None, group: Any = None
 ) -> Attachment:
     """Puts a cache on a network until `disable_cache`, for all runs of it in any thread.
 
@@ -113,7 +115,8 @@ def enable_cache(
 
     Args:
         target: a `Network`, a `Sampler`, a module of diffusers, or a pipeline with such modules.
-        policy: the cache, such as `TaylorSeer(interval=4)` or "taylorseer:interval=4".
+        policy: the cache, such as `TaylorSeer(interval=4)` or "taylorseer:interval=4"; or a
+            schedule that brings one. None is that of the schedule in a pipeline's scheduler.
         calls: the number of calls of each branch in a run. Our sampler knows it; for a pipeline it
             follows from its scheduler's timesteps; a loop of your own must give it for policies
             that need it.
@@ -122,11 +125,12 @@ def enable_cache(
 
     Raises:
         SettingError: if a cache is attached already, or the network is split over processes
-            (context parallel) and no group is given.
+            (context parallel) and no group is given; if the cache of a schedule is for another
+            network, or the pipeline runs something else.
         ModelError: if the network is of a kind that this policy cannot skip; of a transformer whose
             blocks no card describes, at its first call, which shows what it is made of (`observe`).
     """
-    roots, policy = _find_networks(target), take_cache(policy)
+    roots, policy = _find_networks(target), _choose_policy(target, policy)
     calls = None if calls is None else as_integer(calls, "calls")
     with hold(*roots, alone=True):
         for root in roots:
@@ -159,6 +163,29 @@ def find_attachment(target: Any) -> Attachment | None:
 
     hook = hooks.find_listener(root)
     return None if hook is None else hook.attachment
+
+
+def _choose_policy(target: Any, given: Given) -> Policy:
+    """Returns the policy to put on a target; raises SettingError where its scheduler disagrees."""
+    scheduler = getattr(target, "scheduler", None)
+    brought: Policy | None = getattr(scheduler, "cache_policy", None)
+    if given is None and brought is None:
+        raise SettingError(
+            "no schedule brings a cache here; name one, as in caching(network,"
+            ' "taylorseer:interval=4")'
+        )
+    policy = take_cache(scheduler if given is None else given)  # type: ignore[arg-type]
+    if brought is not None and policy != brought:
+        raise SettingError(
+            "the pipeline's scheduler runs a schedule with a cache of its own; write"
+            " `with caching(pipe):`"
+        )
+    if scheduler is not None and brought is None and hasattr(given, "cache_policy"):
+        raise SettingError(
+            "the cache of a schedule is for its own steps, and the pipeline runs others; give it"
+            " SolverScheduler.from_config(pipe.scheduler.config, schedule=...) first"
+        )
+    return policy
 
 
 def _check_free(root: nn.Module, group: Any) -> None:

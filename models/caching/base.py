@@ -9,7 +9,7 @@ of the stretch with what was expected there. At a skipped call the end of the st
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -147,6 +147,9 @@ class Policy:
     def check(self, calls: int) -> None:
         """Raises SettingError if a run of so many calls cannot be cached with these settings."""
 
+    def check_parts(self, parts: int) -> None:
+        """Raises SettingError if it was made for a network with other parts to skip."""
+
     def must(self, now: CallPosition) -> bool | None:
         """Returns True for a full call, False for a skipped one, None where the gate decides."""
         return True
@@ -266,5 +269,26 @@ class Periodic(Policy):
 
 CACHES: SettingsRegistry[Policy] = SettingsRegistry("cache", CacheInfo)
 
-register, names, policy_class = CACHES.register, CACHES.names, CACHES.get
-cache, take_cache = CACHES.make, CACHES.take
+register, names, policy_class, cache = CACHES.register, CACHES.names, CACHES.get, CACHES.make
+
+
+class BringsCache(Protocol):
+    """A schedule with a cache of its own, or a scheduler that runs one."""
+
+    @property
+    def cache_policy(self) -> Policy | None: ...
+
+
+def take_cache(given: "Policy | BringsCache | str") -> Policy:
+    """Returns a policy given as such, as `name:key=value,...`, or by a schedule.
+
+    Raises:
+        UnknownNameError, SettingError: for a name, a setting or a schedule without a cache.
+    """
+    if not hasattr(given, "cache_policy"):
+        return CACHES.take(given)
+    if given.cache_policy is None:
+        raise SettingError(
+            "this schedule brings no cache; name one, such as cg-taylor:threshold=.1"
+        )
+    return given.cache_policy

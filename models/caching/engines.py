@@ -29,7 +29,7 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
     settings = policy.fit_to(root)
     if is_unet(root):
         _check_unet(root, settings)
-        return UNetEngine(root, settings, ledger, describe_unet(root))
+        return _check_parts(UNetEngine(root, settings, ledger, describe_unet(root)))
     _check_stack(root, settings)
     if block_structure(root) is None:
         return Unobserved(root, settings, ledger)
@@ -39,7 +39,13 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
 def make_stack_engine(stack: Stack, policy: Policy, ledger: CacheLedger) -> Engine:
     """Makes the engine for a policy on a stack of blocks."""
     kind = ModuleEngine if policy.by_module else StackEngine
-    return kind(stack.root, policy, ledger, stack)
+    return _check_parts(kind(stack.root, policy, ledger, stack))
+
+
+def _check_parts(engine: Engine) -> Engine:
+    """Returns the engine; raises SettingError if its policy is for a network of other parts."""
+    engine.policy.check_parts(len(engine.list_parts()))
+    return engine
 
 
 def _check_unet(root: nn.Module, policy: Policy) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.utils import logging
 from torch import Tensor
 
+from ...models.caching import Policy
 from ...models.diffusers_config import shift_key_of
 from ...models.errors import SettingError
 from ...models.prediction import x0_from
@@ -25,6 +27,8 @@ from .stepper import (
 )
 from .timesteps import Labels, find_node
 from .trained_process import TrainedProcess
+
+logger = logging.get_logger(__name__)
 
 
 class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
@@ -59,6 +63,12 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         self._handed: tuple[Tensor, int]
         self.x0: Tensor | None
         self._forget()
+
+    @property
+    def cache_policy(self) -> Policy | None:
+        """The cache that its schedule brings, which `caching(pipe)` puts on the network."""
+        schedule = self.choices.schedule
+        return None if schedule is None else schedule.cache_policy
 
     def __len__(self) -> int:
         return int(self.process.config.get("num_train_timesteps", 1000))
@@ -193,6 +203,10 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         choices.check(process)
         self.process, self.choices = process, choices
         self._read = {**process.config, **choices.config}
+        if self.cache_policy is not None:
+            logger.warning(
+                "this schedule brings a cache: run the pipeline in `with caching(pipe):`"
+            )
 
     def _follow_config(self) -> None:
         """Takes over what was changed in the config since it was last read.
