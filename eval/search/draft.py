@@ -84,9 +84,11 @@ class Draft:
     def _inner(self, space: Space) -> tuple[float, ...] | None:
         """Times between the ends, or None if two nodes are too near or one is out of range."""
         low, high = space.lams
+        start, end = self._ends(space)
         inner = sorted(self.nodes, key=lambda node: node.lam)
-        last = high + GAP if self._ends(space)[1] == space.process.t_zero else high
-        lams = [low, *(node.lam for node in inner), last]
+        first = max(low, space.process.at(start).lam)
+        last = high + GAP if end == space.process.t_zero else high
+        lams = [first, *(node.lam for node in inner), last]
         if any(b - a < GAP - ROUNDING for a, b in pairwise(lams)):
             return None
         return tuple(node.t for node in inner)
