@@ -389,6 +389,28 @@ def test_two_processes_give_the_figure_of_one(tmp_path):
     assert two.value == pytest.approx(one["value"], rel=1e-10)
 
 
+LEAVES = """
+import atexit, os
+from pathlib import Path
+
+def check():  # threads that outlive the interpreter can abort the process
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    os._exit(any("gloo" in name for name in names))
+
+atexit.register(check)  # runs last
+from fewstep.eval.bench.team import team
+team().gather(1)
+import torch.distributed.nn
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are read from /proc")
+def test_no_thread_of_a_team_outlives_the_command(tmp_path):
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run([*launcher, str(tmp_path / "leaves.py")], check=True, timeout=120)
+
+
 # ---- the judge and the command
 
 

@@ -95,11 +95,14 @@ def team(device: str = "cpu") -> Team:
     if ":" in device:
         raise SettingError(f"each process has its own device; write {device.partition(':')[0]!r}")
     import torch.distributed as dist
+
+    # Imported later, its functions would have the group as a default argument and keep it alive.
+    import torch.distributed.nn  # noqa: F401
     from accelerate import PartialState
 
     begun = dist.is_initialized()
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    if not begun:  # left to the interpreter's end, gloo's threads can abort the process
+    if not begun:  # gloo's threads abort a process that ends before them
         atexit.register(state.destroy_process_group)
     place = str(state.device)
     return Team(state.process_index, state.num_processes, place)
