@@ -13,6 +13,7 @@ _HOMES = {
     "CFGPlusPlus": ".samplers.guidance",
     "CFGZeroStar": ".samplers.guidance",
     "CGTaylor": ".models.caching",
+    "CachedCalls": ".solvers.cached_calls",
     "Cosine": ".models.schedule",
     "DeepCache": ".models.caching",
     "Denoiser": ".models.denoiser",

@@ -7,7 +7,7 @@ import torch
 from tiny_pipes import call, pipeline
 from typer.testing import CliRunner
 
-from fewstep import CFG, Sampler, SolverScheduler, caching
+from fewstep import CFG, CachedCalls, Sampler, SolverScheduler, caching
 from fewstep.cli import app
 from fewstep.models.caching import FixedMask, find_attachment
 from fewstep.models.errors import ScheduleError, SettingError
@@ -15,7 +15,6 @@ from fewstep.samplers.grid import time_grid
 from fewstep.samplers.loop import integrate
 from fewstep.solvers import Schedule, solver
 from fewstep.solvers.artefact import PARTS
-from fewstep.solvers.cached_calls import CachedCalls
 from fewstep.solvers.presets import preset, preset_names
 
 MASK = (0, 1, 4)
