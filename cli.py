@@ -55,6 +55,7 @@ BENCH: Commands = {
     "overhead": bench.overhead,
     "search-toy": bench.search_toy,
     "accuracy": bench.accuracy,
+    "rivals": bench.rivals,
     "guidance": bench_fronts.guidance_front,
     "cache": bench_fronts.cache_front,
     "fid-nfe": bench_fid.fid_nfe,

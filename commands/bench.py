@@ -1,4 +1,4 @@
-"""`fewstep bench overhead | accuracy | search-toy | inception | command | gpu`."""
+"""`fewstep bench overhead | accuracy | rivals | search-toy | inception | command | gpu`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,10 @@ import typer
 
 from ..eval.options import (
     COUNTS,
+    MOST,
     REPEATS,
+    SAMPLING,
+    SEEDS,
     STEPS,
     Batch,
     Budgets,
@@ -49,6 +52,29 @@ def accuracy(
     from ..models.arguments import parse_ranges
 
     echo(report(model, solver or [], parse_ranges(nfe)))
+
+
+def rivals(
+    model: Annotated[list[str], typer.Argument(help="Networks, as `sample` takes them.")],
+    nfe: Budgets = "5,8,10",
+    noises: Annotated[int, describe("Number of images.", SAMPLING, within=(3, MOST))] = 48,
+    seed: Annotated[int, describe("The first seed.", SAMPLING, within=SEEDS)] = 40_000,
+    store: StoreFile = Path("rivals.jsonl"),
+) -> None:
+    """Measures the default beside the best of diffusers' schedulers over their settings.
+
+    Finished distances are in the store and are not measured again.
+    """
+    from ..eval.bench.store import RowStore
+    from ..eval.experiments.distances import Distance
+    from ..eval.experiments.rival_bench import format_matches, measure_matches
+    from ..models.arguments import parse_ranges
+
+    rows, budgets = RowStore(store, Distance), parse_ranges(nfe)
+    rows.check()
+    seeds = range(seed, seed + noises)
+    matches = [match for name in model for match in measure_matches(name, budgets, seeds, rows)]
+    echo(format_matches(matches))
 
 
 def search_toy(

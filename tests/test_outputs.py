@@ -67,6 +67,7 @@ REFUSED = {
     "bench cache --store pic.png": "is no store of these figures",
     "bench inversion --store thesis.txt": "is no store of these figures",
     "bench inversion --store -": "is no file",
+    "bench rivals fashion-dit --store thesis.txt": "is no store of these figures",
     "bench gpu --device cpu --tiny --store thesis.txt": "is no store of these figures",
     f"bench gpu --device cpu --tiny --store {'x' * 250}": "too long",
     "bench table thesis.txt": "is no store of these figures",

@@ -1,12 +1,16 @@
 """diffusers' schedulers through our networks: their budget, their labels, and where they end."""
 
+import math
+
 import diffusers
 import pytest
 import torch
 from laws import GAUSSIAN
 
-from fewstep.eval.experiments.rivals import RIVALS, RivalSampler
-from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.eval.experiments.rival_grid import choose_rivals, list_rivals, vary_rival
+from fewstep.eval.experiments.rival_schedulers import RIVALS
+from fewstep.eval.experiments.rivals import RivalSampler
+from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, VPDiscrete, VPLinear
@@ -26,6 +30,8 @@ NETWORKS = {
     ),
     "flow": GAUSSIAN.network(RectifiedFlow(time_scale=1000), SHAPE, Prediction.FLOW),
     "flow-3": GAUSSIAN.network(RectifiedFlow(shift=3.0, time_scale=1000), SHAPE, Prediction.FLOW),
+    "edm": GAUSSIAN.network(EDM(), SHAPE, Prediction.EDM),
+    "edm-x0": GAUSSIAN.network(EDM(sigma_data=0.7), SHAPE, Prediction.X0),
 }
 EVERYWHERE = ("vp", "vp-v", "flow", "flow-3")  # all rivals there, a few of each kind elsewhere
 SOME = ("euler", "euler-flux", "heun", "dpmpp-2m-karras", "unipc-3")
@@ -33,8 +39,8 @@ RUNS = [
     (kind, name)
     for kind in NETWORKS
     for name, rival in RIVALS.items()
-    if (rival.flow if kind.startswith("flow") else rival.vp)
-    and (kind in EVERYWHERE or name in SOME)
+    if rival.find_class(NETWORKS[kind].schedule)
+    and (kind in EVERYWHERE or kind.startswith("edm") or name in SOME)
 ]
 
 
@@ -113,6 +119,48 @@ def test_flux_euler_is_our_euler():
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
+def test_edm_euler_is_our_euler():
+    """On Karras' sigmas; it starts from noise of sqrt(sigma_max^2 + 1)."""
+    theirs = RivalSampler(NETWORKS["edm"], "euler", 8)([0, 1]).samples
+    ours = Sampler(NETWORKS["edm"])([0, 1], solver="euler", grid="karras", nfe=8).samples
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["vp", "vp-cosine", "flow-3", "edm"])
+def test_all_settings_that_are_tried_are_those_of_a_scheduler(kind):
+    """Some end where the process does not; no other reason to refuse one."""
+    network, refused = NETWORKS[kind], []
+    specs = list_rivals(network.schedule)
+    varied = [each for spec in specs[::5] for each in vary_rival(spec, network.schedule)]
+    assert len({*specs, *varied}) == len(specs) + len(varied) > 20
+    for spec in (*specs, *varied):
+        try:
+            RivalSampler(network, spec, 5)
+        except FewstepError as error:
+            refused.append(str(error))
+    assert all("drop its arguments" in reason for reason in refused), refused
+    assert len(refused) < 0.4 * len(specs)
+
+
+def test_the_best_settings_are_varied():
+    """The judge likes UniPC on trailing timesteps, bh1, and to end at sigma_min."""
+    liked = ("unipc:", "trailing", "bh1", "sigma_min")
+    asked = []
+
+    def judge(spec):
+        asked.append(spec)
+        if "heun" in spec:
+            return math.inf
+        return 5.0 - sum(each in spec for each in liked)
+
+    best, *others = choose_rivals(VPDiscrete(), judge)
+    assert all(each in best for each in liked)
+    assert len(asked) == len(set(asked))
+    assert len(others) == 5
+    assert not any("heun" in each for each in others)
+    assert choose_rivals(VPDiscrete(), lambda spec: math.inf) == []
+
+
 def test_an_image_depends_on_its_seed_alone():
     rival = RivalSampler(NETWORKS["vp"], "unipc", 5)
     together = rival([5, 6, 7], batch=2).samples
@@ -154,9 +202,11 @@ def test_wrong_choices_are_told(spec, kind, error, message):
 
 
 def test_networks_and_policies_no_rival_can_run():
-    edm = GAUSSIAN.network(EDM(), SHAPE, Prediction.EDM)
-    with pytest.raises(SettingError, match="is of edm, for which"):
-        RivalSampler(edm, "unipc", 5)
+    with pytest.raises(SettingError, match="'unipc' does not run on an EDM network"):
+        RivalSampler(NETWORKS["edm"], "unipc", 5)
+    ended = GAUSSIAN.network(RectifiedFlow(terminal=0.1), SHAPE, Prediction.FLOW)
+    with pytest.raises(SettingError, match="without a terminal time"):
+        RivalSampler(ended, "unipc", 5)
     with pytest.raises(SettingError, match="thresholding of its own"):
         RivalSampler(NETWORKS["vp"], "unipc", 5)([0], guidance=Thresholded(CFG(1.0), 0.9))
     with pytest.raises(SettingError, match="at least 1"):

@@ -31,7 +31,8 @@ from ...samplers.run_record import Run
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
 from ..bench.protocol import Drawn, Measure, Protocol
-from .rivals import RivalSampler, rival_of
+from .rival_schedulers import rival_of
+from .rivals import RivalSampler
 
 M = TypeVar("M", bound=StrictModel)
 Networks = Callable[[str], Network]

@@ -86,7 +86,11 @@ class FeatureError:
 
     def squares(self, ends: Tensor, block: Block) -> Tensor:
         """Returns the mean squares (n,) of single noises."""
-        mine, theirs = (self._features(each) for each in (ends, block.ends))
+        return self.compare(ends, block.ends)
+
+    def compare(self, ends: Tensor, others: Tensor) -> Tensor:
+        """Returns the mean squares (n,) of the features of ends less those of others."""
+        mine, theirs = (self._features(each) for each in (ends, others))
         return (mine - theirs).square().mean(1)
 
     def _features(self, ends: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""Distances of runs on a network from its converged run, measured once and kept in a store.
+
+The distance is the root mean square difference from what REFERENCE ends at on the same noises,
+classes in turn and without guidance. Where an extractor fits the images, that of their features
+stands beside it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.errors import FewstepError
+from ...models.files import make_folder
+from ...models.reading import StrictModel
+from ...samplers.grid import choose_default_grid
+from ...samplers.sampler import Result, Sampler
+from ..bench.store import KeyedRow, RowStore
+from ..search.objective import FeatureError, find_features
+from ..teacher import compute_digest, teacher
+from .rivals import RivalSampler
+
+PARTS = 3  # blocks of noises, whose range stands beside a distance
+REFERENCE: dict[str, Any] = {"solver": "unipc-3", "nfe": 100}  # on the default grid of many steps
+SOLVER = "unipc-2"  # the default
+BATCH = 64
+
+
+class DistantRun(StrictModel):
+    """A run that is compared with the reference.
+
+    reference: digest of the reference samples, which tells the network and the noises.
+    noises:    how many of those of the reference, from the first.
+    rival:     a scheduler of diffusers in place of the solver and the grid.
+    """
+
+    network: str
+    process: str
+    reference: str
+    noises: int
+    nfe: int
+    solver: str | None = None
+    grid: str | None = None
+    rival: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells the run from all others; one network may have several names."""
+        return self.model_dump_json(exclude={"network"})
+
+
+class Distance(KeyedRow):
+    """The distance of a run.
+
+    squares:  mean square difference of each noise's sample; none where the run failed.
+    features: mean square difference of each noise's features; None where nothing sees the images.
+    failure:  the reason why the run failed.
+    """
+
+    run: DistantRun
+    squares: tuple[float, ...]
+    features: tuple[float, ...] | None = None
+    failure: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.run.key
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(sum(self.squares) / len(self.squares)) if self.squares else math.inf
+
+    def __str__(self) -> str:
+        return format_parts(self.squares)
+
+
+def format_parts(squares: Sequence[float]) -> str:
+    """Returns the root mean square over noises, and its range over blocks of them."""
+    size = len(squares) // PARTS
+    parts = [math.sqrt(sum(squares[i * size : (i + 1) * size]) / size) for i in range(PARTS)]
+    return f"{math.sqrt(sum(squares) / len(squares)):.4f} ({min(parts):.4f}..{max(parts):.4f})"
+
+
+class DistanceMeter:
+    """Measures distances on one network, or takes them from the store.
+
+    Args:
+        name: of the network, as `Sampler.from_pretrained` takes it.
+        seeds: of the noises.
+        store: where distances go and come from; the reference lies beside it.
+        seen: whether features are compared too.
+    """
+
+    def __init__(
+        self, name: str, seeds: range, store: RowStore[Distance], *, seen: bool = False
+    ) -> None:
+        self.name, self.seeds, self.store, self.seen = name, seeds, store, seen
+        self.sampler = Sampler.from_pretrained(name)
+        self.schedule = self.sampler.network.schedule
+        classes = self.sampler.network.num_classes
+        self.labels = [seed % classes for seed in seeds] if classes else None
+
+    def measure(self, solver: str, grid: str, nfe: int) -> Distance:
+        """Returns the distance of a named solver on a named grid."""
+        what = {"solver": solver, "grid": grid, "nfe": nfe}
+        return self._find(what, partial(self.sampler, solver=solver, grid=grid, nfe=nfe))
+
+    def measure_default(self, nfe: int) -> Distance:
+        """Returns the distance of what `sample` draws with at a number of evaluations."""
+        return self.measure(SOLVER, choose_default_grid(self.schedule, nfe), nfe)
+
+    def measure_rival(self, spec: str, nfe: int, noises: int | None = None) -> Distance:
+        """Returns the distance of a scheduler of diffusers, on all noises or the first ones."""
+
+        def draw(*args: Any, **call: Any) -> Result:
+            return RivalSampler(self.sampler.network, spec, nfe)(*args, **call)
+
+        return self._find({"rival": spec, "nfe": nfe}, draw, noises)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The samples of the converged run (n, *)."""
+        path = self.store.path
+        folder = path.with_name(f"{path.name}.reference")
+        make_folder(folder)
+        grid = choose_default_grid(self.schedule)
+        call = {**REFERENCE, **self._call(len(self.seeds)), "grid": grid}
+        return teacher(self.sampler.network, self.seeds, cache=folder, **call)
+
+    @cached_property
+    def _digest(self) -> str:
+        return compute_digest(self.reference)
+
+    @cached_property
+    def _features(self) -> FeatureError | None:
+        return find_features("auto", self.sampler.network, None) if self.seen else None
+
+    def _call(self, noises: int) -> dict[str, Any]:
+        """Returns the arguments of a run on the first noises."""
+        labels = None if self.labels is None else self.labels[:noises]
+        return {"class_labels": labels, "batch": BATCH}
+
+    def _find(
+        self, what: dict[str, Any], draw: Callable[..., Result], noises: int | None = None
+    ) -> Distance:
+        noises = len(self.seeds) if noises is None else min(noises, len(self.seeds))
+        family, digest = self.schedule.family, self._digest
+        run = DistantRun(network=self.name, process=family, reference=digest, noises=noises, **what)
+        known = self.store.rows.get(run.key)
+        if known is None or (self._features and not known.features and not known.failure):
+            known = self._compare(run, draw)
+            self.store.append(known)
+        return known
+
+    def _compare(self, run: DistantRun, draw: Callable[..., Result]) -> Distance:
+        seeds = self.seeds[: run.noises]
+        try:
+            samples = draw(seeds, **self._call(run.noises)).samples
+        except FewstepError as error:
+            return Distance(run=run, squares=(), failure=str(error))
+        if not bool(torch.isfinite(samples).all()):
+            return Distance(run=run, squares=(), failure="its samples are not finite")
+        reference = self.reference[: run.noises]
+        squares = (samples - reference).flatten(1).square().mean(1)
+        seen = None
+        if self._features is not None:
+            seen = tuple(self._features.compare(samples, reference).tolist())
+        return Distance(run=run, squares=tuple(squares.tolist()), features=seen)
