@@ -80,12 +80,12 @@ class FidOptions:
     )
     metric: str = option(
         "fd-small",
-        "What is measured: fd-small, fid, or another name of `fewstep list metrics`.",
+        "What is measured: fd-small, fd-emoji, fid, or another name of `fewstep list metrics`.",
         FIGURES,
     )
     reference: str | None = option(
         None,
-        "Images or statistics to compare with. The default is the reference of fd-small.",
+        "Images or statistics to compare with. By default what comes with fd-small or fd-emoji.",
         FIGURES,
     )
     floor: str | None = option(

@@ -76,7 +76,7 @@ class SearchRequest:
     features: str = option(
         "auto",
         "The extractor with which images are compared with the reference's when the last step is"
-        " chosen: small, inception, dinov2, clip or none. auto is small where the images fit.",
+        " chosen: small, emoji, inception, dinov2, clip or none. auto is small where it fits.",
         METHOD,
     )
     budget: str = option(
@@ -220,7 +220,7 @@ class EvaluationRequest:
     )
     extractor: str = option(
         "inception",
-        "The network whose features are compared: inception, small, dinov2 or clip.",
+        "The network whose features are compared: inception, small, emoji, dinov2 or clip.",
         FIGURES,
     )
     weights: Path | None = option(

@@ -1,16 +1,20 @@
-"""Writes fd-small's reference statistics and measures what the distance sees.
+"""Writes the reference statistics of the small networks and measures what their distances see.
 
-    python recipes/measure_fd_small.py [--out eval/embedded/fd-small]
+    python recipes/measure_fd_small.py [fd-small] [--out FOLDER]
+    python recipes/measure_fd_small.py fd-emoji
 
-Needs `fewstep data fashion-mnist`. Written are fashion-mnist.npz, of all training images, and
-measured.json: the real-against-real floor at several n, the distance of damaged test images and of
-a missing class. What samples have is in recipes/measure_networks.py.
+Needs `fewstep data fashion-mnist`, or `emoji`. Written are the reference, and measured.json: the
+real-against-real floor at several n, and for fd-small the distance of damaged test images and of a
+missing class. The reference of fd-small is of all training images, that of fd-emoji of images drawn
+as `emoji` was trained with them, but all classes equally often. What samples have is in
+recipes/measure_networks.py.
 """
 
 import argparse
 import io
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,40 +24,71 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from training.pixels import pixels_of
+from training.table import RECIPES
 
 from fewstep.eval.data import ImageSet, images_of
 from fewstep.eval.extractors import origin_of
-from fewstep.eval.extractors.small import NAME, SmallExtractor, load_small
+from fewstep.eval.extractors.small import (
+    EMOJI,
+    FASHION,
+    SMALL_CARDS,
+    SmallCard,
+    SmallExtractor,
+    load_small,
+)
 from fewstep.eval.statistics import Moments, Statistics, frechet
 from fewstep.eval.statistics_file import save_npz
 from fewstep.models.files import write_bytes
 
 Distance = Callable[[Tensor], float]
-OUT = Path(__file__).parents[1] / "eval" / "embedded" / NAME
+EMBEDDED = Path(__file__).parents[1] / "eval" / "embedded"
+DRAWN = 30_000  # emoji of the reference, with repetition
 FLOORS = (500, 1000, 2000, 5000, 10_000)
 N = 2000  # of the damages
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--out", type=Path, default=OUT)
+    asked.add_argument("name", nargs="?", choices=SMALL_CARDS, default=FASHION.name)
+    asked.add_argument("--out", type=Path, help="default eval/embedded/NAME")
     options = asked.parse_args()
-    extractor = load_small()
-    train = images_of("fashion-mnist-32")
-    reference = statistics(extractor, tqdm(train.batches(500), desc="reference", disable=None))
-    save_npz(options.out / "fashion-mnist.npz", {"pool": reference}, {})
+    card = SMALL_CARDS[options.name]
+    out = options.out or EMBEDDED / card.name
+    figures = measure(card, out / f"{card.reference}.npz")
+    report(figures)
+    write_bytes(out / "measured.json", (json.dumps(rounded(figures), indent=2) + "\n").encode())
+
+
+def measure(card: SmallCard, path: Path) -> dict[str, object]:
+    """Writes the reference of a network to a path and returns what was measured."""
+    extractor = load_small(card=card)
+    train = draw_emoji(DRAWN, 0) if card == EMOJI else load_train()
+    batches = tqdm(train.split(500), desc="reference", disable=None)
+    reference = statistics(extractor, batches)
+    save_npz(path, {"pool": reference}, {})
 
     def distance(images: Tensor) -> float:
         return frechet(statistics(extractor, images.split(500)), reference)
 
-    figures = {
-        "extractor": {"name": NAME, "sha256": extractor.sha256, "reference": reference.sha256},
-        "train halves": halves(torch.cat(list(train.batches())), extractor),
-        **on_test_images(images_of("fashion-mnist-32:test"), distance),
-    }
-    report(figures)
-    text = json.dumps(rounded(figures), indent=2) + "\n"
-    write_bytes(options.out / "measured.json", text.encode())
+    origin = {"name": card.name, "sha256": extractor.sha256, "reference": reference.sha256}
+    if card == EMOJI:
+        return {"extractor": origin, "floor": floors(draw_emoji(10_000, 1), distance)}
+    on_test = on_test_images(images_of("fashion-mnist-32:test"), distance)
+    return {"extractor": origin, "train halves": halves(train, extractor), **on_test}
+
+
+def load_train() -> Tensor:
+    return torch.cat(list(images_of("fashion-mnist-32").batches()))
+
+
+def draw_emoji(n: int, seed: int) -> Tensor:
+    """Returns n images drawn as in the training of `emoji`, but all classes equally often."""
+    pixels = pixels_of(RECIPES["emoji"])
+    classes = torch.zeros(len(pixels.mirrored)).index_add(0, pixels.labels, pixels.weights)
+    torch.manual_seed(seed)
+    drawn, _ = replace(pixels, weights=pixels.weights / classes[pixels.labels]).draw(n)
+    return ((drawn + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def on_test_images(test: ImageSet, distance: Distance) -> dict[str, object]:

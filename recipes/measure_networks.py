@@ -5,7 +5,7 @@
 One row for each network and number of evaluations, each figure as the mean and the range over
 blocks of seeds, with the default solver and classes in turn:
 
-fd-small    the distance to the training images of Fashion-MNIST; for grey networks alone.
+fd          the distance to training images: fd-small of grey networks, fd-emoji of those in colour.
 clean       the share of the pixels of the two outer rows, above and below, that are exactly black
             or white in an 8-bit picture, whichever of the two most of them are nearer to.
 """
@@ -19,7 +19,7 @@ import torch
 from measure_fd_small import statistics
 from torch import Tensor
 
-from fewstep.eval.extractors.small import load_small, small_reference
+from fewstep.eval.extractors.small import EMOJI, FASHION, load_small, small_reference
 from fewstep.eval.statistics import frechet
 from fewstep.models.arguments import parse_ranges
 from fewstep.models.load import embedded_names
@@ -29,10 +29,7 @@ from fewstep.samplers.images import to_uint8
 from fewstep.samplers.sampler import Sampler
 
 MARGIN = 2
-HEADER = (
-    "| network | grid | guidance | evaluations | fd-small | clean |\n"
-    "|---|---|---:|---:|---:|---:|\n"
-)
+HEADER = "| network | grid | guidance | evaluations | fd | clean |\n|---|---|---:|---:|---:|---:|\n"
 
 
 def main() -> None:
@@ -60,8 +57,7 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[str]:
         grid = options.grid_type or choose_default_grid(sampler.network.schedule, nfe)
         pixels = draw(sampler, seeds, nfe, grid, options.cfg_scale)
         blocks = pixels.split(options.images)
-        grey = pixels.shape[1] == 1
-        distance = format_blocks([find_distance(block) for block in blocks]) if grey else "-"
+        distance = format_blocks([find_distance(block) for block in blocks])
         clean = format_blocks([find_clean_share(block) for block in blocks])
         yield f"| {name} | {grid} | {options.cfg_scale:g} | {nfe} | {distance} | {clean} |\n"
 
@@ -75,8 +71,9 @@ def draw(sampler: Sampler, seeds: range, nfe: int, grid: str, scale: float) -> T
 
 
 def find_distance(pixels: Tensor) -> float:
-    """Returns fd-small."""
-    return frechet(statistics(load_small(), pixels.split(500)), small_reference())
+    """Returns fd-small of grey images and fd-emoji of those in colour."""
+    card = FASHION if pixels.shape[1] == 1 else EMOJI
+    return frechet(statistics(load_small(card=card), pixels.split(500)), small_reference(card))
 
 
 def find_clean_share(pixels: Tensor) -> float:

@@ -1,9 +1,10 @@
-"""Trains fd-small, the small feature network, on Fashion-MNIST in 32x32: minutes on one core.
+"""Trains the small feature networks, fd-small and fd-emoji: minutes on one core.
 
-    python recipes/train_fd_small.py [--epochs 12] [--work FOLDER] [--out eval/embedded/fd-small]
+    python recipes/train_fd_small.py [fd-small] [--epochs 12] [--work FOLDER] [--out FOLDER]
+    python recipes/train_fd_small.py fd-emoji --epochs 40
 
-Needs `fewstep data fashion-mnist`. Every epoch is kept in --work, and the same command goes on from
-the last one. Written are model.safetensors (half precision) and config.json.
+Needs `fewstep data fashion-mnist`, or `emoji`. Every epoch is kept in --work, and the same command
+goes on from the last one. Written are model.safetensors (half precision) and config.json.
 """
 
 import argparse
@@ -20,8 +21,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fewstep.eval.data import ImageSet, images_of
-from fewstep.eval.extractors.small import FEATURES, NAME, Layer, SmallNetwork
+from fewstep.eval.data import ImageSet, images_of, in_memory
+from fewstep.eval.extractors.small import (
+    EMOJI,
+    FASHION,
+    FEATURES,
+    SMALL_CARDS,
+    Layer,
+    SmallCard,
+    SmallNetwork,
+)
 from fewstep.models.files import make_folder, write_bytes, write_whole
 
 SEED = 0
@@ -29,26 +38,51 @@ BATCH = 128
 PEAK = 4e-3  # learning rate
 DECAY = 0.02  # of the weights of convolutions
 SHIFT = 2  # pixels, at most
-OUT = Path(__file__).parents[1] / "eval" / "embedded" / NAME
+EMBEDDED = Path(__file__).parents[1] / "eval" / "embedded"
+HELD_OUT = 10  # one emoji of so many is left out of the training
+DATA = {
+    FASHION: "Fashion-MNIST, 60000 training images in the middle of 32x32 zeros",
+    EMOJI: f"Noto emoji, also in skin tones; every {HELD_OUT}th of the first is for testing",
+}
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("name", nargs="?", choices=SMALL_CARDS, default=FASHION.name)
     asked.add_argument("--epochs", type=int, default=12)
     asked.add_argument("--work", type=Path, default=Path("/tmp/fd-small"))
-    asked.add_argument("--out", type=Path, default=OUT)
+    asked.add_argument("--out", type=Path, help="default eval/embedded/NAME")
     options = asked.parse_args()
-    train, test = images_of("fashion-mnist-32"), images_of("fashion-mnist-32:test")
+    card = SMALL_CARDS[options.name]
+    train, test = load_sets(card)
     make_folder(options.work)
-    trained = fit(train, options.epochs, options.work / f"of-{options.epochs}-epochs.pt")
-    network = scaled(halved(folded(trained)), train)
-    write(network, options.out, options.epochs, accuracy(network, test))
+    kept = options.work / f"{card.name}-of-{options.epochs}-epochs.pt"
+    network = scaled(halved(folded(fit(train, options.epochs, kept, card))), train)
+    out = options.out or EMBEDDED / card.name
+    write(network, out, options.epochs, accuracy(network, test), card)
 
 
-def fit(images: ImageSet, epochs: int, checkpoint: Path) -> SmallNetwork:
+def load_sets(card: SmallCard) -> tuple[ImageSet, ImageSet]:
+    """Returns the images to train on and those to test with."""
+    if card == FASHION:
+        return images_of("fashion-mnist-32"), images_of("fashion-mnist-32:test")
+    emoji, tones = images_of("emoji"), images_of("emoji:tones")
+    rows = torch.arange(len(emoji))
+    first, held_out = rows % HELD_OUT > 0, rows % HELD_OUT == 0
+    return joined([(emoji, first), (tones, slice(None))]), joined([(emoji, held_out)])
+
+
+def joined(parts: list[tuple[ImageSet, Tensor | slice]]) -> ImageSet:
+    """Rows of some sets as one set."""
+    pixels = torch.cat([torch.cat(list(images.batches()))[rows] for images, rows in parts])
+    labels = torch.cat([images.labels[rows] for images, rows in parts])
+    return in_memory("emoji", pixels.numpy(), labels)
+
+
+def fit(images: ImageSet, epochs: int, checkpoint: Path, card: SmallCard = FASHION) -> SmallNetwork:
     """AdamW, one cycle; shifts and flips; the same from the same seed on the same machine."""
     torch.manual_seed(SEED)
-    network = normed(SmallNetwork()).to(memory_format=torch.channels_last)
+    network = normed(SmallNetwork(card)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(groups(network), lr=PEAK, betas=(0.9, 0.99))
     steps = len(images) // BATCH
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=epochs * steps)
@@ -107,12 +141,12 @@ def batches(n: int, order: torch.Generator) -> Iterator[Tensor]:
 def moved(images: Tensor, order: torch.Generator) -> Tensor:
     """Each image shifted by up to SHIFT pixels, and half of them mirrored."""
     n, _, _, side = images.shape
-    x = F.pad(images, [SHIFT] * 4)
-    shifts = torch.randint(0, 2 * SHIFT + 1, (2, n, 1), generator=order)
-    rows, columns = shifts + torch.arange(side)
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (2, n, 1), generator=order)
+    rows, columns = (shifts + torch.arange(side)).clamp(0, side - 1)  # the edge goes on
     mirrored = torch.rand(n, 1, generator=order) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
-    return x[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    moved = images[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
 
 
 def resumed(checkpoint: Path, parts: dict[str, object]) -> int:
@@ -176,7 +210,7 @@ def accuracy(network: SmallNetwork, images: ImageSet) -> float:
     return float((torch.cat(guesses) == images.labels).double().mean())
 
 
-def write(network: SmallNetwork, out: Path, epochs: int, measured: float) -> None:
+def write(network: SmallNetwork, out: Path, epochs: int, measured: float, card: SmallCard) -> None:
     """Convolutions in half precision; the scale and the head, which are small, in single."""
     make_folder(out)
     small = {name: each.contiguous() for name, each in network.state_dict().items()}
@@ -184,12 +218,12 @@ def write(network: SmallNetwork, out: Path, epochs: int, measured: float) -> Non
     content = save(stored)
     write_bytes(out / "model.safetensors", content)
     facts = {
-        "name": NAME,
-        "data": "Fashion-MNIST, 60000 training images in the middle of 32x32 zeros",
+        "name": card.name,
+        "data": DATA[card],
         "features": sum(FEATURES),
         "parameters": sum(each.numel() for each in network.parameters()),
         "test_accuracy": round(measured, 4),
-        "recipe": f"recipes/train_fd_small.py --epochs {epochs}",
+        "recipe": f"recipes/train_fd_small.py {card.name} --epochs {epochs}",
         "seed": SEED,
         "license": "Apache-2.0",
         "sha256": hashlib.sha256(content).hexdigest(),

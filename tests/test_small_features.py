@@ -1,4 +1,4 @@
-"""fd-small: its weights, its reference, what it sees, and the recipe that makes it."""
+"""The small feature networks: weights, references, what they see, and how they are made."""
 
 import importlib.util
 import json
@@ -12,15 +12,24 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fewstep.eval.data import DataError, in_memory
+from fewstep.eval.experiments.fid_evaluator import make_evaluator
+from fewstep.eval.experiments.fid_sweep import Entry, Sweep
 from fewstep.eval.extractors import extractor, origin_of
-from fewstep.eval.extractors.small import SmallNetwork, load_small, small_reference
+from fewstep.eval.extractors.small import (
+    EMOJI,
+    FASHION,
+    SMALL_CARDS,
+    SmallNetwork,
+    load_small,
+    small_reference,
+)
 from fewstep.eval.statistics import Moments, frechet
-from fewstep.models.errors import UnknownNameError
 from fewstep.samplers.images import to_uint8
 from fewstep.samplers.sampler import Sampler
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-FOLDER = files("fewstep.eval") / "embedded" / "fd-small"
+EMBEDDED = files("fewstep.eval") / "embedded"
+BOTH = pytest.mark.parametrize("card", SMALL_CARDS.values(), ids=SMALL_CARDS)
 IMAGES = 100
 
 
@@ -54,29 +63,36 @@ def distance(small, images, reference):
     return frechet(moments.statistics(origin_of(small)), reference)
 
 
-def test_the_weights_are_those_of_the_card_and_small(small):
-    facts = json.loads((FOLDER / "config.json").read_text())
-    assert facts["sha256"] == small.sha256
-    assert facts["test_accuracy"] > 0.9
+@BOTH
+def test_the_weights_are_those_of_the_card_and_small(card):
+    small, folder = load_small(card=card), EMBEDDED / card.name
+    facts = json.loads((folder / "config.json").read_text())
+    assert (facts["name"], facts["sha256"]) == (card.name, small.sha256)
+    assert facts["test_accuracy"] > {FASHION: 0.9, EMOJI: 0.65}[card]
     assert facts["features"] == small.outputs["pool"] == 64
-    sizes = {each.name: len(each.read_bytes()) for each in FOLDER.iterdir()}
+    sizes = {each.name: len(each.read_bytes()) for each in folder.iterdir()}
     assert sizes["model.safetensors"] < 300_000
     assert sum(sizes.values()) < 400_000
 
 
-def test_the_reference_is_of_these_features_and_scaled(small, reference):
-    assert reference.origin == origin_of(small)
-    assert (reference.n, reference.dim) == (60_000, 64)
-    np.testing.assert_allclose(reference.mu, 0.0, atol=1e-3)
-    np.testing.assert_allclose(np.diag(reference.cov), 1.0, atol=1e-3)
+@BOTH
+def test_the_reference_is_of_these_features_and_scaled(card):
+    reference = small_reference(card)
+    assert reference.origin == origin_of(load_small(card=card))
+    assert (reference.n, reference.dim) == ({FASHION: 60_000, EMOJI: 30_000}[card], 64)
+    slack = {FASHION: 1e-3, EMOJI: 1.0}[card]  # emoji are scaled to the set, not to equal classes
+    np.testing.assert_allclose(reference.mu, 0.0, atol=slack)
+    np.testing.assert_allclose(np.diag(reference.cov), 1.0, atol=slack)
     assert np.linalg.eigvalsh(reference.cov)[0] > 1e-5  # so no feature is dead or doubled
-    with pytest.raises(UnknownNameError, match="did you mean 'fashion-mnist'"):
-        small_reference("fashion")
 
 
-def test_it_is_the_extractor_called_small(small):
-    found = extractor("small")
-    assert (found.name, found.sha256, found.resize) == ("fd-small", small.sha256, small.resize)
+@BOTH
+def test_they_are_extractors_whose_metrics_know_their_reference(card):
+    small, found = load_small(card=card), extractor(card.name.removeprefix("fd-"))
+    assert (found.name, found.sha256, found.resize) == (card.name, small.sha256, card.resize)
+    sweep = Sweep(metric=card.name, n=50, entries=(Entry(models=("flow",)),))
+    measure = make_evaluator(sweep).measure
+    assert (measure.metric, measure.reference) == (card.name, card.reference)
 
 
 def test_features_are_ordinary_float32_and_independent_of_the_batch(small):
@@ -101,6 +117,12 @@ def test_other_images_are_refused(small):
     colour[1, 2, 5, 5] ^= 1
     with pytest.raises(DataError, match="these have colour"):
         small(colour)
+    emoji = load_small(card=EMOJI)
+    assert emoji(colour)["pool"].shape == (2, 64)
+    with pytest.raises(DataError, match=r"fd-emoji is for images in colour.* such as small"):
+        emoji(grey(2))
+    with pytest.raises(DataError, match=r"for 32x32 images, not 28x28"):
+        emoji(grey(2, 28).repeat(1, 3, 1, 1))
 
 
 def test_it_knows_the_classes(small, samples):
@@ -193,13 +215,20 @@ def test_training_goes_on_from_the_last_epoch(recipe, shapes, tmp_path, monkeypa
 def test_what_is_written_is_what_was_measured(recipe, shapes, tmp_path):
     torch.manual_seed(2)
     network = recipe.halved(SmallNetwork())
-    recipe.write(network, tmp_path, 1, 0.5)
+    recipe.write(network, tmp_path, 1, 0.5, FASHION)
     stored = SmallNetwork()
     weights = load_file(tmp_path / "model.safetensors")
     stored.load_state_dict({name: each.float() for name, each in weights.items()})
     x = next(shapes.batches(8)).float() / 255.0
     with torch.no_grad():
         torch.testing.assert_close(stored(x), network(x))
+
+
+def test_the_edge_goes_on_where_an_image_was_shifted(recipe):
+    images = torch.full((32, 3, 32, 32), 255, dtype=torch.uint8)
+    images[:, 1, 5:9, 5:9] = 0
+    moved = recipe.moved(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved.flatten(2).long().sum(2), images.flatten(2).long().sum(2))
 
 
 def test_augmented_images_are_shifted_and_mirrored_whole(recipe):

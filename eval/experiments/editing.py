@@ -20,7 +20,7 @@ from ...samplers.guidance import CFG
 from ...samplers.images import to_pil, to_uint8, write_sheet
 from ...samplers.sampler import Sampler
 from ..bench.table import markdown_table
-from ..extractors.small import CLASSES, load_small
+from ..extractors.small import FASHION, load_small
 from ..metrics import PairMetric, pair_metric
 from .inversion import load_labelled_images
 
@@ -73,11 +73,13 @@ class ClassEdits:
         for name in self.editors:
             take_editor(name)
         sampler = Sampler.from_pretrained(self.model)
-        if sampler.network.num_classes != CLASSES:
-            raise SettingError(f"the classifier knows {CLASSES} classes; {self.model} has others")
+        if sampler.network.num_classes != FASHION.classes:
+            raise SettingError(
+                f"the classifier knows {FASHION.classes} classes; {self.model} has others"
+            )
         editors = [Editor(sampler, name) for name in self.editors]
         x, source = load_labelled_images(self.data, self.images)
-        target = [(label + 1 + i % 9) % CLASSES for i, label in enumerate(source)]
+        target = [(label + 1 + i % 9) % FASHION.classes for i, label in enumerate(source)]
         seeds = range(len(x))
         fresh = sampler(seeds, class_labels=target, nfe=20, guidance=CFG(self.guidance))
         judge = _EditJudge(x, target, distance)

