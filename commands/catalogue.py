@@ -7,6 +7,7 @@ from typing import Any
 
 from ..models.caching import names as cache_names
 from ..models.caching import policy_class
+from ..models.caching.predictors import predictor_class, predictor_names
 from ..models.load import embedded_names, read_card
 from ..models.registry import settings_of
 from ..samplers.grid import list_grids
@@ -134,6 +135,15 @@ def _list_caches() -> Rows:
     return rows
 
 
+def _list_predictors() -> Rows:
+    rows: Rows = [("predictor", "weights by", "exact on", "tensors", "settings", "source")]
+    for name in predictor_names():
+        cls = predictor_class(name)
+        info, options = cls.info, [_format_setting(each) for each in settings_of(cls)]
+        rows.append((name, info.kind, info.exact_on, info.keeps, " ".join(options), info.source))
+    return rows
+
+
 def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -144,5 +154,6 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "schedules": _list_schedules,
     "models": _list_models,
     "caches": _list_caches,
+    "predictors": _list_predictors,
     "guidance": _list_guidance,
 }

@@ -14,8 +14,8 @@ def list_(
     kind: Annotated[
         str,
         typer.Argument(
-            help="What to list: solvers, grids, schedules, models, guidance, caches, editors or"
-            " metrics."
+            help="What to list: solvers, grids, schedules, models, guidance, caches, predictors,"
+            " editors or metrics."
         ),
     ],
 ) -> None:

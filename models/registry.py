@@ -7,7 +7,7 @@ errors: the registry's `make`, a spec string, and its own constructor.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
 from keyword import iskeyword
 from typing import Any, Generic, TypeVar
@@ -104,7 +104,8 @@ class SettingsRegistry(Registry[type[T]]):
 def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """Parses `karras:rho=5` into ("karras", {"rho": 5}); values are JSON if they can be, or words.
 
-    A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`.
+    A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`, and so do
+    settings inside others: `deepcache:predictor=[hermite:order=2,sigma=0.7],interval=3`.
 
     further: settings that are added; raises SettingError for one that the text gives too.
     """
@@ -112,7 +113,7 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
         return spec, dict(further or {})
     name, _, rest = spec.partition(":")
     settings: dict[str, Any] = {}
-    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
+    for part in filter(None, _split_settings(rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
@@ -120,6 +121,44 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     for key in settings.keys() & (further or {}).keys():
         raise SettingError(f"{key} is given twice, also in {spec!r}; drop one of them")
     return name, {**settings, **(further or {})}
+
+
+def _split_settings(text: str) -> list[str]:
+    """Splits at commas outside of brackets; an open bracket is closed by the end of the text."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth = max(0, depth + (letter == "[") - (letter == "]"))
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def format_spec(settings: Any) -> str:
+    """Returns `name:key=value,...` of settings without their defaults: `make` reads it.
+
+    Settings of several keys inside others stand in brackets.
+    """
+    changed = [
+        f"{each.name.rstrip('_')}={_format_value(getattr(settings, each.name))}"
+        for each in settings_of(type(settings))
+        if getattr(settings, each.name) != _read_default(each)
+    ]
+    return f"{getattr(settings, 'info', settings).name}:{','.join(changed)}".rstrip(":")
+
+
+def _read_default(field: "Field[Any]") -> Any:
+    return object() if field.default is MISSING else field.default
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if is_dataclass(value):
+        spec = format_spec(value)
+        return f"[{spec}]" if "," in spec else spec
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _parse_value(text: str) -> Any:

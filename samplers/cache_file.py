@@ -4,16 +4,14 @@
 did when they were chosen, and the sketch tells the network that they were chosen for.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field as Limits
 
 from .. import __version__
-from ..models.caching import Policy, take_cache
+from ..models.caching import take_cache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import write_bytes
@@ -138,28 +136,6 @@ def resolve_cache(spec: str, network: Network, run: Run, force: bool = False) ->
     if not force:
         file.check(network, run)
     return file.cache
-
-
-def format_cache(policy: Policy) -> str:
-    """Returns `name:key=value,...` of a policy without its defaults: `take_cache` reads it."""
-    known: Mapping[str, Any] = asdict(policy)  # type: ignore[call-overload]
-    changed = [
-        f"{each.name}={_format_value(known[each.name])}"
-        for each in fields(policy)  # type: ignore[arg-type]
-        if known[each.name] != _read_default(each)
-    ]
-    return f"{policy.info.name}:{','.join(changed)}".rstrip(":")
-
-
-def _read_default(field: Field[Any]) -> Any:
-    default = field.default
-    return object() if default is MISSING else default
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _describe(run: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def _run_steps(batch: BatchRun, given: Any) -> tuple[Tensor, list[Tensor], HostR
 
 def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
     calls = "; the calls of the network are"
-    if denoiser.cache is not None and _has_gate(denoiser.cache):
+    if denoiser.cache is not None and _reads_device(denoiser.cache):
         name = denoiser.cache.policy.info.name
         return f"{name} looks at the network in mid-call; it runs without, calls included"
     if plan.adaptive:
@@ -112,5 +112,6 @@ def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool)
     return None
 
 
-def _has_gate(cache: Attachment) -> bool:
-    return any(engine.policy.gate is not None for engine in cache.engines)
+def _reads_device(cache: Attachment) -> bool:
+    policies = [engine.policy for engine in cache.engines]
+    return any(each.gate is not None or each.keep.predictor.waits for each in policies)

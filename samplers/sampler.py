@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models.architectures.base import Size
 from ..models.arguments import Integers, as_integer, as_integers, refuse_unknown
 from ..models.caching import Attachment, Policy, find_attachment, take_cache
+from ..models.caching.full_calls import check_run
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
@@ -257,5 +258,5 @@ def _choose_cache(given: Policy | None, plan: Plan, attached: Attachment | None)
             " drop the cache or take another solver"
         )
     if cache is not None:
-        cache.check(count_stage_calls(plan.solver, plan.grid)[0])
+        check_run(cache, count_stage_calls(plan.solver, plan.grid)[0])
     return cache

@@ -1,13 +1,10 @@
 """The cache of a schedule as data: which of its calls run in full, and how others are forecast."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from ..models.caching import FixedMask
-from ..models.errors import UnknownNameError
+from ..models.caching.predictors import take_predictor
 from ..models.reading import StrictModel
-from ..models.registry import parse_spec
-
-BASES = {"reuse": "newton", "taylor": "published", "newton": "newton"}
 
 
 class CachedCalls(StrictModel):
@@ -30,10 +27,7 @@ class CachedCalls(StrictModel):
         Raises:
             FewstepError: for a mask or a predictor that cannot be.
         """
-        name, settings = parse_spec(self.predictor)
-        if name not in BASES:
-            raise UnknownNameError("predictor", name, BASES)
-        forecast: dict[str, Any] = {"order": 0 if name == "reuse" else 1, "basis": BASES[name]}
+        predictor = take_predictor(self.predictor)
         return FixedMask(
-            self.compute, **forecast | settings, level=self.level, calls=calls, parts=parts
+            self.compute, predictor=predictor, level=self.level, calls=calls, parts=parts
         )

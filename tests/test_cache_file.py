@@ -11,7 +11,8 @@ from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.models.probe import sketch
-from fewstep.samplers.cache_file import CacheFigures, CacheFile, format_cache, resolve_cache
+from fewstep.models.registry import format_spec
+from fewstep.samplers.cache_file import CacheFigures, CacheFile, resolve_cache
 from fewstep.samplers.run_record import Run, read_run
 
 SPEC = "taylorseer:interval=3,level=last-block"
@@ -56,8 +57,8 @@ def run(**choices):
 )
 def test_a_policy_and_its_spec_are_the_same(spec):
     policy = take_cache(spec)
-    assert take_cache(format_cache(policy)) == policy
-    assert len(format_cache(policy)) <= len(spec)
+    assert take_cache(format_spec(policy)) == policy
+    assert len(format_spec(policy)) <= len(spec)
 
 
 def test_a_file_is_read_as_it_was_written(made, dit, tmp_path):

@@ -91,4 +91,4 @@ def test_the_list_names_all_caches_and_their_settings():
     shown = CliRunner().invoke(app, ["list", "caches"]).output
     assert all(name in shown for name in names())
     assert "interval=4" in shown
-    assert "order=1" in shown
+    assert "o1=1" in shown

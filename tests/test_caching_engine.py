@@ -196,10 +196,10 @@ def test_kept_rows_are_those_of_the_conditional_branch():
         attachment = find_attachment(net)
         attachment.announce(("uncond", "cond"))
         net(**both)
-        held = attachment.engines[0].tracks[0, ""].stores["image"].differences[0].clone()
+        held = attachment.engines[0].tracks[0, ""].stores["image"].stored[0].clone()
         attachment.announce(("cond",))
         net(**{k: v[2:] for k, v in both.items()})
-        kept = attachment.engines[0].tracks[0, ""].stores["image"].differences[0]
+        kept = attachment.engines[0].tracks[0, ""].stores["image"].stored[0]
     assert torch.equal(kept, held[2:])
     assert kinds(ledger) == "fs"
 

@@ -75,7 +75,7 @@ def test_order_grows_by_one_per_full_call_and_waits_for_the_last_warm_up_call():
     memory, sizes = FiniteDifferences(Order(2, first=3)), []
     for time in [0, 1, 2, 6, 10]:
         memory.update(f64(time), time)
-        sizes.append(len(memory.differences))
+        sizes.append(len(memory.stored))
     assert sizes == [1, 1, 2, 3, 3]
 
 
@@ -89,9 +89,9 @@ def test_first_slope_comes_from_the_last_two_warm_up_calls():
 def test_change_of_shape_or_dtype_starts_anew():
     memory = filled(Order(2), float, [0, 1, 2])
     memory.update(torch.ones(2, 4, dtype=torch.float64), 3)
-    assert [tuple(each.shape) for each in memory.differences] == [(2, 4)]
+    assert [tuple(each.shape) for each in memory.stored] == [(2, 4)]
     memory.update(torch.ones(2, 4), 4)
-    assert len(memory.differences) == 1
+    assert len(memory.stored) == 1
 
 
 def test_values_are_copies():
@@ -113,7 +113,7 @@ def test_high_orders_of_half_precision_are_held_in_single(degree, expected):
     memory = FiniteDifferences(Order(degree))
     for i in range(6):
         memory.update(torch.full((4,), 1 + i / 64, dtype=torch.bfloat16), i)
-    assert {each.dtype for each in memory.differences} == {expected}
+    assert {each.dtype for each in memory.stored} == {expected}
 
 
 @pytest.mark.parametrize("degree", [0, 1, 4])

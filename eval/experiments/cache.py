@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...models.caching import MagCache, Policy, TeaCache, take_cache
 from ...models.errors import FewstepError, SettingError
-from ...samplers.cache_file import format_cache
+from ...models.registry import format_spec
 from ...samplers.guidance import CFG
 from ...samplers.sampler import Result, Sampler
 from ...solvers import take_solver
@@ -190,7 +190,7 @@ class CacheBench(FrontBench):
 
     def spec(self, cell: FrontRun) -> str:
         """Returns the cache of a run as `sample --cache` takes it."""
-        return format_cache(self.policy(cell))
+        return format_spec(self.policy(cell))
 
     def protocol_of(self, cell: FrontRun, metric: str) -> Protocol:
         """Returns what decides one figure of a run."""

@@ -16,9 +16,9 @@ from torch import nn
 
 from ..errors import SettingError
 from ..registry import SettingsRegistry
-from .forecast import Order
+from .predictors import Predictor, Reuse
 
-REPEAT = Order()
+REPEAT = Reuse()
 Reduce = Literal["mean", "max", "per-sample"]
 
 
@@ -62,13 +62,13 @@ class CallPosition:
 class Keep:
     """The tensor that is stored at full calls and forecast at skipped ones.
 
-    what:  "state", the end of the stretch; or "residual", the end minus the start, which is added
-           to the true start of the skipped call.
-    order: of the forecast; its degree 0 repeats.
+    what:      "state", the end of the stretch; or "residual", the end minus the start, which is
+               added to the true start of the skipped call.
+    predictor: of the value at a skipped call.
     """
 
     what: Literal["state", "residual"]
-    order: Order = REPEAT
+    predictor: Predictor = REPEAT
 
 
 @plain(frozen=True)
@@ -77,7 +77,7 @@ class Gate:
 
     reads:       "state" at the start of the stretch; "residual", that minus what enters the first
                  block; or "signal", the input of the first block after its modulation.
-    order:       of the expectation, formed at full calls.
+    predictor:   of the expectation, formed at full calls.
     relative_to: error = sum |expected - true| / sum |true| or / sum |expected|.
     every_call:  expect what the previous call had, be it full or not.
     reduce:      "mean": one error over the batch; "max": that of the worst row; "per-sample": one
@@ -86,7 +86,7 @@ class Gate:
     """
 
     reads: Literal["state", "residual", "signal"]
-    order: Order = REPEAT
+    predictor: Predictor = REPEAT
     relative_to: Literal["true", "expected"] = "expected"
     every_call: bool = False
     reduce: Reduce = "max"
@@ -163,12 +163,6 @@ def check_whole(name: str, value: int, least: int, hint: str) -> None:
     """Raises SettingError unless value >= least."""
     if value < least:
         raise SettingError(f"{name} must be at least {least}, not {value}; {hint}")
-
-
-def check_degree(name: str, value: int) -> None:
-    """Raises SettingError unless an order lies in 0 .. 4."""
-    if not 0 <= value <= 4:
-        raise SettingError(f"{name} must be 0 (repeat) to 4, not {value}; 1 is usual")
 
 
 def check_threshold(value: float) -> None:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from ..architectures.stack import State
 from ..devices import send
-from .forecast import FiniteDifferences, RowDifferences
+from .memory import Memory
 
-Memory = FiniteDifferences | RowDifferences
 MOST = 8  # more calls at one time than branches and stages there can be: runs of a single step
 POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # in argument names
 

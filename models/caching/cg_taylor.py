@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Gate, Gated, Keep, check_degree, check_whole, register
-from .forecast import Basis, Order
+from .base import CacheInfo, Gate, Gated, Keep, check_whole, register
+from .forecast import Basis
+from .predictors import PredictorSetting, check_degree, check_forecast, choose_predictor
 
 
 @register
@@ -19,10 +20,11 @@ class CGTaylor(Gated):
     threshold: on the scale of hidden states, not that of first-block. Published: .008 for
                DiT-XL/2, .03 to .13 for FLUX, .08 for HunyuanVideo, .18 for Wan.
     warmup, final, max_consecutive, reduce, together: see `Gated`.
-    o1, o2:    orders of the leading and of the last block's forecast, 0 to 4.
+    o1, o2:    orders of the leading and of the last block's forecast, 0 to 4; both 1 by default.
     lead:      leading blocks that always run.
     stride:    the gate looks at every so many tokens.
-    basis:     of both forecasts.
+    basis:     of these forecasts.
+    predictor: of the last block's output, in place of o2; see `fewstep list predictors`.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
@@ -35,23 +37,25 @@ class CGTaylor(Gated):
 
     threshold: float = 0.05
     o1: int = 1
-    o2: int = 1
+    o2: int | None = None
     lead: int = 1
     stride: int = 1
     basis: Basis = "published"
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_degree("o1", self.o1)
-        check_degree("o2", self.o2)
+        check_forecast(self.predictor, o2=self.o2)
         check_whole("lead", self.lead, 1, "the gate looks at what a block made")
         check_whole("stride", self.stride, 1, "1 looks at all tokens")
 
     @property
     def keep(self) -> Keep:
-        return Keep("state", Order(self.o2, self.basis, self.warmup))
+        order = 1 if self.o2 is None else self.o2
+        return Keep("state", choose_predictor(self.predictor, order, self.basis, self.warmup))
 
     @property
     def gate(self) -> Gate | None:
-        order = Order(self.o1, self.basis, self.warmup)
-        return Gate("state", order, "true", reduce=self.reduce, stride=self.stride)
+        leading = choose_predictor(None, self.o1, self.basis, self.warmup)
+        return Gate("state", leading, "true", reduce=self.reduce, stride=self.stride)

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Keep, Periodic, check_degree, check_whole, register
-from .forecast import Order
+from .base import CacheInfo, Keep, Periodic, check_whole, register
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 @register
@@ -16,7 +16,8 @@ class DeepCache(Periodic):
     interval: 1 is off, 3 to 5 are published.
     branch:   0 keeps what enters the outermost up block's last layer, the cheapest; higher ones
               run more.
-    order:    of the forecast of the kept feature; 0 repeats it (published).
+    order:    of the forecast of the kept feature; 0 repeats it (default, published).
+    predictor: of this feature, in place of order; see `fewstep list predictors`.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
@@ -29,12 +30,13 @@ class DeepCache(Periodic):
 
     interval: int = 3
     branch: int = 0
-    order: int = 0
+    order: int | None = None
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("branch", self.branch, 0, "0 is the cheapest")
-        check_degree("order", self.order)
+        check_forecast(self.predictor, order=self.order)
 
     @property
     def unet_branch(self) -> int | None:
@@ -42,4 +44,4 @@ class DeepCache(Periodic):
 
     @property
     def keep(self) -> Keep:
-        return Keep("state", Order(self.order))
+        return Keep("state", choose_predictor(self.predictor, self.order or 0))

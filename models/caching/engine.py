@@ -22,6 +22,8 @@ from ..modules import hold
 from .base import CallPosition, Policy
 from .calls import CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure
+from .full_calls import check_run
+from .memory import Memory
 
 CountCalls = Callable[[int, float | None], int | None]  # of a stage and the time of its first call
 
@@ -42,6 +44,7 @@ class Engine(ABC):
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
+        self.predictor = policy.keep.predictor
         self.group: Any = None
         self.count: CountCalls = lambda stage, time: None
         self.tracks: dict[tuple[int, str], Track] = {}
@@ -76,13 +79,17 @@ class Engine(ABC):
         if stage not in self._lengths:
             calls = self._lengths[stage] = self.count(stage, self.clock.time)
             if calls is not None and stage == 0:  # a rare further stage may well be all full
-                self.policy.check(calls)
-            elif calls is None and self.policy.needs_calls:
+                check_run(self.policy, calls)
+            elif calls is None and (self.policy.needs_calls or self.predictor.needs_calls):
                 raise SettingError(
                     f"{self.policy.info.name} must know how many calls a run has;"
                     " use caching(network, policy, calls=STEPS)"
                 )
         return self._lengths[stage]
+
+    def make_memory(self) -> Memory:
+        """Makes the memory of a tensor that is forecast at skipped calls."""
+        return self.predictor.make_memory(self.find_length(self.state.place.stage))
 
     # Calls
 

@@ -15,7 +15,6 @@ from ..ledger import CacheLedger
 from .base import Policy
 from .calls import Arguments, CallState, Part, Substitute
 from .engine import Engine
-from .forecast import FiniteDifferences
 from .stack_engine import StackEngine
 from .unet import UNetStack, describe_unet, is_unet, make_hollow
 
@@ -84,7 +83,7 @@ class ModuleEngine(Engine):
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
         super().__init__(root, policy, ledger)
-        self.order, self.modules, self.idle = policy.keep.order, stack.modules, stack.idle
+        self.modules, self.idle = stack.modules, stack.idle
 
     def list_parts(self) -> dict[str, nn.Module]:
         return {**self.modules, **self.idle}
@@ -126,7 +125,7 @@ class ModuleEngine(Engine):
             stores, index = self.state.track.stores, self.state.place.index
             for part, value in _name_tensors(name, out):
                 if part not in stores:
-                    stores[part] = FiniteDifferences(self.order)
+                    stores[part] = self.make_memory()
                 stores[part].update(value, index)
         return out
 
@@ -157,8 +156,7 @@ class UNetEngine(Engine):
         self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: UNetStack
     ) -> None:
         super().__init__(root, policy, ledger)
-        self.stack, self.order = stack, policy.keep.order
-        self.split = stack.split(policy.unet_branch or 0)
+        self.stack, self.split = stack, stack.split(policy.unet_branch or 0)
 
     def list_parts(self) -> dict[str, nn.Module]:
         return self.split.deep
@@ -189,7 +187,7 @@ class UNetEngine(Engine):
         stores, index = call.track.stores, call.place.index
         if call.full:
             if FEATURE not in stores:
-                stores[FEATURE] = FiniteDifferences(self.order)
+                stores[FEATURE] = self.make_memory()
             stores[FEATURE].update(self.split.feature(x), index)
             return None
         feature = stores[FEATURE].forecast(index).to(x.dtype)

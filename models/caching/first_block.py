@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Gate, Gated, Keep, check_degree, check_whole, register
-from .forecast import Order
+from .base import CacheInfo, Gate, Gated, Keep, check_whole, register
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 @register
@@ -20,7 +20,9 @@ class FirstBlock(Gated):
     warmup, final, max_consecutive, reduce, together: see `Gated`.
     lead:      leading blocks that always run: Fn of DBCache, 1 in first-block cache.
     tail:      trailing blocks that always run: Bn of DBCache.
-    order:     of the forecast of R; 0 repeats it (published), 1 is DBCache's Taylor calibrator.
+    order:     of the forecast of R; 0 repeats it (default, published), 1 is DBCache's Taylor
+               calibrator.
+    predictor: of R, in place of order; see `fewstep list predictors`.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
@@ -34,17 +36,20 @@ class FirstBlock(Gated):
     threshold: float = 0.08
     lead: int = 1
     tail: int = 0
-    order: int = 0
+    order: int | None = None
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("lead", self.lead, 1, "the gate looks at what a block added")
         check_whole("tail", self.tail, 0, "0 is usual")
-        check_degree("order", self.order)
+        check_forecast(self.predictor, order=self.order)
 
     @property
     def keep(self) -> Keep:
-        return Keep("residual", Order(self.order, first=self.warmup))
+        return Keep(
+            "residual", choose_predictor(self.predictor, self.order or 0, first=self.warmup)
+        )
 
     @property
     def gate(self) -> Gate | None:

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..errors import SettingError
-from .base import CacheInfo, CallPosition, Keep, Policy, check_degree, register
-from .forecast import Basis, Order
+from .base import CacheInfo, CallPosition, Keep, Policy, register
+from .forecast import Basis
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 @register
@@ -16,8 +17,9 @@ class FixedMask(Policy):
 
     compute: indices of the full calls, rising, from 0, which must be among them. The order of the
              forecast grows by one with each.
-    order:   0 repeats, 1 extrapolates along a line; up to 4.
-    basis:   "published", or "newton" for exact polynomial extrapolation at uneven gaps.
+    order:   0 repeats, 1 (default) extrapolates along a line; up to 4.
+    basis:   "published", or "newton" (default) for exact polynomial extrapolation at uneven gaps.
+    predictor: of skipped calls, in place of order and basis; see `fewstep list predictors`.
     level:   "last-block": what enters the head is forecast; "module": the output of every attention
              and feed-forward, on transformers.
     calls:   how many calls the run has that the mask was made for; None fits any that has enough.
@@ -33,8 +35,9 @@ class FixedMask(Policy):
     )
 
     compute: tuple[int, ...]
-    order: int = 1
-    basis: Basis = "newton"
+    order: int | None = None
+    basis: Basis | None = None
+    predictor: PredictorSetting | None = None
     level: Literal["last-block", "module"] = "last-block"
     calls: int | None = None
     parts: int | None = None
@@ -46,7 +49,7 @@ class FixedMask(Policy):
                 f"compute must list rising call indices from 0, not {list(self.compute)};"
                 " such as [0,1,2,5,8]"
             )
-        check_degree("order", self.order)
+        check_forecast(self.predictor, order=self.order, basis=self.basis)
         if self.calls is not None:
             self._check_room(self.calls)
 
@@ -90,4 +93,5 @@ class FixedMask(Policy):
 
     @property
     def keep(self) -> Keep:
-        return Keep("state", Order(self.order, self.basis))
+        order = 1 if self.order is None else self.order
+        return Keep("state", choose_predictor(self.predictor, order, self.basis or "newton"))

@@ -9,17 +9,8 @@ from torch import nn
 
 from ..architectures import published_calibrations
 from ..errors import SettingError
-from .base import (
-    CacheInfo,
-    CallPosition,
-    Keep,
-    Policy,
-    check_degree,
-    check_threshold,
-    check_whole,
-    register,
-)
-from .forecast import Order
+from .base import CacheInfo, CallPosition, Keep, Policy, check_threshold, check_whole, register
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 def find_ratios(root: nn.Module) -> tuple[float, ...]:
@@ -52,7 +43,8 @@ class MagCache(Policy):
     threshold:       0 is off. Published: .24 for FLUX, .12 for Wan and HunyuanVideo.
     max_consecutive: skips in a row at most.
     retention:       the fraction of calls at the start that are full.
-    order:           of the residual's forecast; 0 repeats it (published).
+    order:           of the residual's forecast; 0 repeats it (default, published).
+    predictor:       of the residual, in place of order; see `fewstep list predictors`.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
@@ -67,12 +59,13 @@ class MagCache(Policy):
     threshold: float = 0.06
     max_consecutive: int = 3
     retention: float = 0.2
-    order: int = 0
+    order: int | None = None
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_whole("max_consecutive", self.max_consecutive, 1, "for no skips set threshold=0")
-        check_degree("order", self.order)
+        check_forecast(self.predictor, order=self.order)
         given = self.ratios if self.ratios is not None else (1.0,)
         if not given or not all(0.0 < g < math.inf for g in given):
             raise SettingError("ratios must be positive numbers, one per call of a full run")
@@ -115,7 +108,7 @@ class MagCache(Policy):
 
     @property
     def keep(self) -> Keep:
-        return Keep("residual", Order(self.order))
+        return Keep("residual", choose_predictor(self.predictor, self.order or 0))
 
 
 def _find_nearest(index: int, calls: int, known: int) -> int:

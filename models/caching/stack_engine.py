@@ -16,7 +16,6 @@ from .base import Policy
 from .calls import (
     Arguments,
     CallState,
-    Memory,
     Part,
     Substitute,
     find_worst,
@@ -26,7 +25,8 @@ from .calls import (
     sum_errors,
 )
 from .engine import Engine
-from .forecast import FiniteDifferences, Order, RowDifferences
+from .memory import Memory, RowMemory
+from .predictors import Predictor
 
 IMAGE, TEXT = "image", "text"
 
@@ -149,13 +149,13 @@ class StackEngine(Engine):
         gate, track = self.gate, call.track
         assert gate is not None
         if track.gate is None:
-            track.gate = _make_memory(gate.order, self.by_row)
+            track.gate = self._make_memory(call, gate.predictor)
         if call.full is None:
             self._decide(call, x, track.gate)
         if gate.every_call or call.full:
             track.gate.update(x, call.place.index)
         elif call.rows:
-            assert isinstance(track.gate, RowDifferences)
+            assert isinstance(track.gate, RowMemory)
             track.gate.update(select_rows(x, call.rows), call.place.index, call.rows)
 
     def _decide(self, call: CallState, x: Tensor, memory: Memory) -> None:
@@ -200,12 +200,16 @@ class StackEngine(Engine):
         call.full = len(failing) == images
         call.rows = () if call.full else tuple(p * images + b for p in branches for b in failing)
 
+    def _make_memory(self, call: CallState, predictor: Predictor) -> Memory:
+        calls = self.find_length(call.place.stage)
+        return predictor.make_row_memory(calls) if self.by_row else predictor.make_memory(calls)
+
     def _store(self, call: CallState, state: State) -> None:
         """Stores the end of the stretch at a full call."""
         track, index = call.track, call.place.index
         for name, value in self._list_values(call, state):
             if name not in track.stores:
-                track.stores[name] = _make_memory(self.keep.order, self.by_row)
+                track.stores[name] = self._make_memory(call, self.keep.predictor)
             track.stores[name].update(value, index)
 
     def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
@@ -252,7 +256,7 @@ class StackEngine(Engine):
             call.start = State(*picked)  # type: ignore[arg-type]
         for name, value in self._list_values(call, after):
             store = call.track.stores[name]
-            assert isinstance(store, RowDifferences)
+            assert isinstance(store, RowMemory)
             store.update(value, call.place.index, call.rows)
         for row in call.rows:
             call.track.last[row] = call.place.index
@@ -260,7 +264,3 @@ class StackEngine(Engine):
 
 def _leave_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     return None
-
-
-def _make_memory(order: Order, by_row: bool) -> Memory:
-    return RowDifferences(order) if by_row else FiniteDifferences(order)

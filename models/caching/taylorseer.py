@@ -4,8 +4,9 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Keep, Periodic, check_degree, register
-from .forecast import Basis, Order
+from .base import CacheInfo, Keep, Periodic, register
+from .forecast import Basis
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 @register
@@ -14,13 +15,14 @@ class TaylorSeer(Periodic):
     """Full calls are 0 .. first-1 and then every `interval`-th one; others are forecast.
 
     interval: 1 is off: every call is full.
-    order:    0 repeats, 1 extrapolates along a line; up to 4.
+    order:    0 repeats, 1 (default) extrapolates along a line; up to 4.
     first:    full calls at the start, at least 1.
     level:    "module": the output of every attention and feed-forward is forecast, modulation,
               gates and residual additions stay true (published); "last-block": only what enters
               the head is forecast, which is cheaper in time and memory. A UNet has the latter
               alone, as what enters its outermost up block.
-    basis:    "published", or "newton" for exact polynomial extrapolation.
+    basis:    "published" (default), or "newton" for exact polynomial extrapolation.
+    predictor: of skipped calls, in place of order and basis; see `fewstep list predictors`.
 
     Of S calls, first + floor((S - first) / interval) are full.
     """
@@ -34,14 +36,15 @@ class TaylorSeer(Periodic):
     )
 
     interval: int = 4
-    order: int = 1
+    order: int | None = None
     first: int = 2
     level: Literal["module", "last-block"] = "module"
-    basis: Basis = "published"
+    basis: Basis | None = None
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_degree("order", self.order)
+        check_forecast(self.predictor, order=self.order, basis=self.basis)
 
     @property
     def by_module(self) -> bool:
@@ -49,4 +52,5 @@ class TaylorSeer(Periodic):
 
     @property
     def keep(self) -> Keep:
-        return Keep("state", Order(self.order, self.basis, self.first))
+        order = 1 if self.order is None else self.order
+        return Keep("state", choose_predictor(self.predictor, order, self.basis, self.first))

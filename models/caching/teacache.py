@@ -10,7 +10,7 @@ from torch import nn
 from ..architectures import published_calibrations
 from ..errors import SettingError
 from .base import CacheInfo, Gate, Gated, Keep, Reduce, register
-from .forecast import Order
+from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
 def find_polynomial(root: nn.Module) -> tuple[float, ...] | None:
@@ -43,7 +43,8 @@ class TeaCache(Gated):
     coefficients: of the polynomial p, the highest power first. None takes the published ones of the
                   checkpoint; [1, 0] is no rescaling. p is held above 0: published
                   polynomials fall below it.
-    order:        of the residual's forecast; 0 repeats it (published).
+    order:        of the residual's forecast; 0 repeats it (default, published).
+    predictor:    of the residual, in place of order; see `fewstep list predictors`.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
@@ -59,7 +60,8 @@ class TeaCache(Gated):
     max_consecutive: int = 50
     reduce: Reduce = "mean"
     coefficients: tuple[float, ...] | None = None
-    order: int = 0
+    order: int | None = None
+    predictor: PredictorSetting | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,7 @@ class TeaCache(Gated):
             raise SettingError(f"reduce of teacache is mean or max, not {self.reduce!r}")
         if self.coefficients == ():
             raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
+        check_forecast(self.predictor, order=self.order)
 
     def fit_to(self, root: nn.Module) -> "TeaCache":
         """Returns this policy with the checkpoint's published coefficients, unless some are given.
@@ -86,7 +89,9 @@ class TeaCache(Gated):
 
     @property
     def keep(self) -> Keep:
-        return Keep("residual", Order(self.order, first=self.warmup))
+        return Keep(
+            "residual", choose_predictor(self.predictor, self.order or 0, first=self.warmup)
+        )
 
     @property
     def gate(self) -> Gate | None:

@@ -1,0 +1,34 @@
+"""Predictors: how the value at a skipped call is guessed from those at full calls, by name."""
+
+from .base import (
+    PREDICTORS,
+    IndexPredictor,
+    Predictor,
+    PredictorInfo,
+    PredictorSetting,
+    predictor_class,
+    predictor_names,
+    register,
+    take_predictor,
+)
+from .differences import Newton, Reuse, Taylor, check_degree, check_forecast, choose_predictor
+from .hermite import Hermite
+
+__all__ = [
+    "PREDICTORS",
+    "Hermite",
+    "IndexPredictor",
+    "Newton",
+    "Predictor",
+    "PredictorInfo",
+    "PredictorSetting",
+    "Reuse",
+    "Taylor",
+    "check_degree",
+    "check_forecast",
+    "choose_predictor",
+    "predictor_class",
+    "predictor_names",
+    "register",
+    "take_predictor",
+]

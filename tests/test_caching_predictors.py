@@ -1,0 +1,212 @@
+"""Predictors against the laws that they are exact on, and against values of their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fewstep.models.caching import FixedMask, TaylorSeer, cache, names, policy_class
+from fewstep.models.caching.predictors import (
+    Hermite,
+    IndexPredictor,
+    Newton,
+    Reuse,
+    Taylor,
+    predictor_class,
+    predictor_names,
+    take_predictor,
+)
+from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.models.registry import format_spec
+
+NODES, CALL = (0, 1, 2, 5, 9), 12
+UNEVEN = (0, 1, 4, 6, 11, 12, 17)
+SERIES = {
+    "line": lambda i: 3 - 2 * i,
+    "parabola": lambda i: i**2,
+    "decay": lambda i: 0.9**i,
+    "cosine": lambda i: math.cos(math.pi * i / 25),
+}
+ROWS = [  # of each series at call 12, from its values at the nodes
+    (Reuse(), (-15, 81, 0.387420489, 0.4257792916)),
+    (Taylor(), (-21, 123, 0.2351183558, 0.1383510145)),
+    (Taylor(2), (-21, 130.875, 0.2603213058, 0.0904027231)),
+    (Taylor(3), (-21, 131.34375, 0.2603107933, 0.0895370935)),
+    (Newton(2), (-21, 144, 0.3023262225, 0.0104889041)),
+    (Newton(3), (-21, 144, 0.2758891809, 0.0452865235)),
+    (Hermite(1), (-18, 102, 0.3112694224, 0.282065153)),
+    (Taylor(1, damping=0.5), (-18, 102, 0.3112694224, 0.282065153)),
+    (Hermite(2), (-18, 103.53125, 0.316169996, 0.2727418741)),
+    (Hermite(1, math.sqrt(0.5)), (-21, 123, 0.2351183558, 0.1383510145)),
+]
+
+
+def f64(value):
+    return torch.full((2, 3), float(value), dtype=torch.float64)
+
+
+def fill(predictor, law, nodes, calls=None):
+    memory = predictor.make_memory(calls)
+    for node in nodes:
+        memory.update(f64(law(node)), node)
+    return memory
+
+
+@pytest.mark.parametrize(("predictor", "expected"), ROWS, ids=lambda each: str(each)[:40])
+def test_values_of_each_formula(predictor, expected):
+    for law, value in zip(SERIES.values(), expected, strict=True):
+        found = fill(predictor, law, NODES).forecast(CALL)
+        assert_close(found, f64(value), rtol=0, atol=6e-11 * max(1.0, abs(value)))
+
+
+def test_cubics_and_even_gaps():
+    cube = fill(Newton(3), lambda i: i**3, NODES).forecast(CALL)
+    assert_close(cube, f64(1728), rtol=1e-12, atol=0)
+    assert_close(fill(Taylor(2), lambda i: i**3, NODES).forecast(CALL), f64(1308))
+    for predictor, value in ((Taylor(2), 115), (Newton(2), 121), (Hermite(2), 96.5)):
+        assert_close(fill(predictor, SERIES["parabola"], (0, 3, 6, 9)).forecast(11), f64(value))
+
+
+VARIANTS = [  # beside the default settings of all
+    *(Taylor(order, first=first) for order in (0, 2, 4) for first in (1, 3)),
+    *(Newton(order) for order in (0, 1, 3, 4)),
+    Taylor(2, damping=0.3),
+    Hermite(1),
+    Hermite(4),
+    Hermite(1, math.sqrt(0.5)),
+    Hermite(3, math.sqrt(0.5)),
+]
+
+
+def make_all():
+    """Every predictor that is registered, and further settings."""
+    return [*(predictor_class(name)() for name in predictor_names()), *VARIANTS]
+
+
+def test_every_predictor_is_exact_to_its_degree_on_uneven_full_calls_and_on_nothing_more():
+    for predictor in make_all():
+        for degree in range(5):
+            memory = fill(predictor, lambda i, d=degree: 1 + (i / 4 - 2) ** d, UNEVEN)
+            for call in (18, 21):
+                exact = f64(1 + (call / 4 - 2) ** degree)
+                error = float((memory.forecast(call) - exact).abs().max())
+                assert (error < 1e-11) == (degree <= predictor.exact_degree), (predictor, degree)
+
+
+def test_weights_are_what_the_memory_does():
+    """Differences are stored and values are, but both are weighted sums of the values."""
+    draw = torch.Generator().manual_seed(1)
+    for predictor in [each for each in make_all() if isinstance(each, IndexPredictor)]:
+        memory, values, times = predictor.make_memory(24), [], []
+        for node in UNEVEN:
+            values.insert(0, torch.randn(3, generator=draw, dtype=torch.float64))
+            times.insert(0, node)
+            memory.update(values[0], node)
+            weights = predictor.weights(node + 2, tuple(times), 24)
+            assert len(weights) == len(times)
+            total = sum(w * value for w, value in zip(weights, values, strict=True))
+            assert_close(memory.forecast(node + 2), total, rtol=0, atol=1e-12)
+            base = torch.ones(3, dtype=torch.float64)
+            assert_close(memory.forecast(node + 2, base), total + 1, rtol=0, atol=1e-12)
+
+
+def test_memory_is_what_is_stated_and_holds_copies():
+    for predictor in make_all():
+        memory, x = predictor.make_memory(24), torch.ones(2, 3)
+        memory.update(x, 0)
+        expected = memory.expected_bytes
+        for node in UNEVEN[1:]:
+            memory.update(x.mul_(1.5), node)
+        assert memory.nbytes == expected == 24 * memory.depth, predictor
+        before = memory.forecast(19)
+        x.fill_(99.0)
+        memory.forecast(19).fill_(99.0)
+        assert torch.equal(memory.forecast(19), before), predictor
+
+
+def test_a_change_of_shape_dtype_or_device_starts_over():
+    for predictor in make_all():
+        memory = fill(predictor, SERIES["parabola"], UNEVEN[:4], 24)
+        for x in (torch.full((3, 2), 5.0), torch.full((3, 2), 5.0, dtype=torch.float64)):
+            fresh = predictor.make_memory(24)
+            for each in (memory, fresh):
+                each.update(x, 7)
+            assert memory.nbytes == fresh.nbytes
+            assert torch.equal(memory.forecast(8), fresh.forecast(8)), predictor
+
+
+def test_half_precision_is_summed_in_single():
+    """Weights (1.0078125 and -0.0078125) of 256 and 0: half precision has steps of 2 there."""
+    memory = Hermite(1, sigma=math.sqrt(0.5)).make_memory()
+    memory.update(torch.zeros(4, dtype=torch.bfloat16), 0)
+    memory.update(torch.full((4,), 256.0, dtype=torch.bfloat16), 128)
+    assert_close(memory.forecast(129), torch.full((4,), 258.0))
+    assert_close(memory.forecast(129, torch.ones(4, dtype=torch.bfloat16)), torch.full((4,), 259.0))
+
+
+def test_rows_with_full_calls_of_their_own_are_forecast_as_if_alone():
+    draw, times = torch.Generator().manual_seed(1), [[0, 1, 2, 5, 7], [0, 1, 4, 7], [0, 6]]
+    for predictor in [each for each in make_all() if getattr(each, "first", 1) == 1]:
+        together = predictor.make_row_memory(24)
+        alone = [predictor.make_memory(24) for _ in times]
+        for index in range(8):
+            x = torch.randn(3, 4, generator=draw, dtype=torch.float64)
+            rows = [b for b in range(3) if index in times[b]]
+            if rows:
+                together.update(x[rows], index, None if index == 0 else rows)
+            for b in rows:
+                alone[b].update(x[b : b + 1], index)
+        expected = torch.cat([each.forecast(9) for each in alone])
+        assert_close(together.forecast(9), expected, rtol=1e-12, atol=1e-12)
+        assert_close(together.forecast(9, expected), 2 * expected, rtol=1e-12, atol=1e-12)
+
+
+# As settings
+
+
+def test_every_policy_takes_a_predictor_and_writes_it():
+    for name in names():
+        given = {"compute": (0, 1, 4)} if name == "fixed-mask" else {}
+        policy = cache(name, predictor="[hermite:order=1,sigma=0.7]", **given)
+        assert policy.keep.predictor == Hermite(1, 0.7)
+        assert cache(format_spec(policy)) == policy
+        assert cache(name, **given).keep.predictor == policy_class(name)(**given).keep.predictor
+    spec = "deepcache:predictor=[hermite:order=1,sigma=0.7],interval=4"
+    assert format_spec(cache(spec)) == "deepcache:interval=4,predictor=[hermite:order=1,sigma=0.7]"
+    assert cache("deepcache:predictor=newton:order=3").keep.predictor == Newton(3)
+
+
+def test_order_and_basis_mean_what_they_meant():
+    assert TaylorSeer(order=2, first=3).keep.predictor == Taylor(2, first=3)
+    assert TaylorSeer().keep.predictor == Taylor(1, first=2)
+    assert FixedMask(compute=(0, 1)).keep.predictor == Newton(1)
+    assert FixedMask(compute=(0, 1), order=0, basis="published").keep.predictor == Taylor(0)
+
+
+BAD = [
+    ("taylorseer:predictor=tailor", "did you mean 'taylor'"),
+    ("taylorseer:predictor=taylor:order=5", "order must be 0"),
+    ("taylorseer:predictor=taylor:damping=2", "damping lies in 0"),
+    ("taylorseer:predictor=hermite:order=0", "order of hermite is 1 to 4"),
+    ("taylorseer:predictor=hermite:sigma=0", "sigma lies above 0"),
+    ("taylorseer:predictor=newton:sigma=1", "sigma"),
+    ("taylorseer:predictor=newton,order=1", "drop order"),
+    ("taylorseer:predictor=newton,basis=newton", "drop basis"),
+    ("cg-taylor:predictor=newton,o2=1", "drop o2"),
+    ("first-block:predictor=newton,order=0", "drop order"),
+    ("taylorseer:predictor=3", "is no predictor"),
+]
+
+
+@pytest.mark.parametrize(("spec", "text"), BAD)
+def test_bad_predictors_are_refused_in_one_line(spec, text):
+    with pytest.raises((SettingError, UnknownNameError)) as refused:
+        cache(spec)
+    assert text in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_predictor_is_a_value():
+    assert take_predictor("taylor") == Taylor()
+    assert len({Taylor(), take_predictor("taylor:order=1"), Taylor(2)}) == 2
