@@ -35,6 +35,21 @@ class Node:
         return math.exp(-self.lam)
 
 
+@dataclass(frozen=True, slots=True)
+class TargetNode(Node):
+    """A node at which a network is told too where the step goes, as flow maps are.
+
+    target: the node that it goes to.
+    """
+
+    target: Node
+
+    @classmethod
+    def of(cls, node: Node, target: Node) -> "TargetNode":
+        """Returns a node with its target."""
+        return cls(node.t, node.alpha, node.sigma, node.lam, target)
+
+
 @runtime_checkable
 class NoiseSchedule(Protocol):
     """Maps a time to a `Node`; lam falls strictly as t grows.

@@ -166,6 +166,7 @@ class SolverInfo:
     stochastic:     whether it adds noise.
     adaptive:       whether it chooses its own steps, so that its cost is known only afterwards.
     families:       noise schedule families it runs on; empty for all.
+    distilled:      whether it is the update of networks that were distilled to it.
     same_as:        the method that this is by another name, with every setting left as it is.
     """
 
@@ -176,6 +177,7 @@ class SolverInfo:
     stochastic: bool = False
     adaptive: bool = False
     families: tuple[str, ...] = ()
+    distilled: bool = False
     same_as: str = ""
 
     @property
