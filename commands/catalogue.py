@@ -10,10 +10,10 @@ from ..models.caching import policy_class
 from ..models.caching.predictors import predictor_class, predictor_names
 from ..models.load import embedded_names, read_card
 from ..models.registry import settings_of
-from ..samplers.grid import list_grids
 from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
-from ..samplers.ramps import AYS, IN_LAM, IN_TIME, place_ays
+from ..samplers.placement import list_grids
+from ..samplers.ramps import AYS, FORMULAS, place_ays
 from ..samplers.spacing import SPACINGS
 from ..solvers import SolverSettings, names, solver
 from ..solvers.presets import preset, preset_names
@@ -65,8 +65,10 @@ def _list_defaults(settings: SolverSettings) -> list[str]:
 
 
 def _list_grids() -> Rows:
-    ramps = {**IN_TIME, **IN_LAM, **SPACINGS, **dict.fromkeys(AYS, place_ays)}
-    return [("grid", "nodes"), *((name, _read_first_line(ramps[name])) for name in list_grids())]
+    places: dict[str, object] = dict.fromkeys(AYS, place_ays)
+    places |= {name: formula.place for name, formula in FORMULAS.items()}
+    places |= {name: spacing.place for name, spacing in SPACINGS.items()}
+    return [("grid", "nodes"), *((name, _read_first_line(places[name])) for name in list_grids())]
 
 
 def _list_models() -> Rows:

@@ -105,13 +105,15 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     """Parses `karras:rho=5` into ("karras", {"rho": 5}); values are JSON if they can be, or words.
 
     A comma inside brackets belongs to a value: `fixed-mask:compute=[0,1,4],order=1`, and so do
-    settings inside others: `deepcache:predictor=[hermite:order=2,sigma=0.7],interval=3`.
+    settings inside others: `deepcache:predictor=[hermite:order=2,sigma=0.7],interval=3`. In names,
+    _ is read as -, as other libraries write it.
 
     further: settings that are added; raises SettingError for one that the text gives too.
     """
     if not isinstance(spec, str):
         return spec, dict(further or {})
     name, _, rest = spec.partition(":")
+    name = name.replace("_", "-")
     settings: dict[str, Any] = {}
     for part in filter(None, _split_settings(rest)):
         key, equals, value = part.partition("=")

@@ -128,6 +128,10 @@ class RectifiedFlow:
         """Returns the node at t = sigmoid(-(lam + log(shift)))."""
         return self.at(_sigmoid(-(lam + math.log(self.shift))))
 
+    def unshift(self, tau: float) -> float:
+        """Returns the time before the shift at which sigma is tau."""
+        return tau / (self.shift - (self.shift - 1.0) * tau)
+
     def slope(self, t: float) -> tuple[float, float]:
         d_sigma = self.shift / (1.0 + (self.shift - 1.0) * t) ** 2
         return -d_sigma, d_sigma
@@ -136,7 +140,8 @@ class RectifiedFlow:
         return scale_time(self, self.time_scale, node.sigma if self.noise_at else node.alpha)
 
     def noise_scale(self, node: Node) -> float:
-        return 1.0
+        """Returns sigma, and 1 where grids in lam start, at 1e-3 from noise: it is taken for it."""
+        return 1.0 if node.alpha < 0.002 else node.sigma
 
 
 def _sigmoid(v: float) -> float:

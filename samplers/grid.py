@@ -4,25 +4,25 @@
 is the schedule's t_min, and some noise stays. "denoise": as "sigma_min", and then the evaluation
 x <- x0(x, t_min), one call more.
 
-Grids in t (uniform, quadratic, beta, the AYS tables) spread N + 1 nodes and let the last be zero;
-grids in lam cannot reach zero, so they spread N nodes down to t_min and add it. The spacings of
-training timesteps (leading, lcm, linspace, trailing) say where N steps begin, and the end is added.
+Formulas whose last node may be zero (uniform, quadratic, beta, sway, the AYS tables) spread N + 1
+nodes; grids in lam cannot reach zero, so they spread N nodes down to t_min and add it. The spacings
+of training timesteps (leading, normal, simple, trailing) say where N steps begin, and the end is
+added.
 
-All formulas take `start`, `end` and, on rectified flow, `shift`; see `Range`.
+All of them take `start`, `end` and, on rectified flow, `shift`; see `GridRange`.
 """
 
 import math
-from dataclasses import dataclass, replace
+import warnings
 from enum import StrEnum
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from ..models.errors import FewstepError, SettingError, UnknownNameError
 from ..models.registry import parse_spec
-from ..models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
+from ..models.schedule import NoiseSchedule, TimeGrid
 from ..solvers.artefact import MAX_STEPS
-from .ramps import AYS, IN_LAM, IN_TIME, find_lam_ends, place_ays, stretch
-from .spacing import SPACINGS
+from .placement import place_times
 
 
 class Final(StrEnum):
@@ -39,83 +39,7 @@ class Final(StrEnum):
         return cls(name)
 
 
-@dataclass(frozen=True)
-class Range:
-    """The range over which a formula spreads its nodes; the settings that every formula takes.
-
-    start: time of the first node, in the t of the process; None is t_max, and on rectified flow
-           1 - 1e-3 of tau for grids in lam. The run starts there from the same noise.
-    end:   time of the last node at which the network is evaluated. A run that ends at zero goes
-           there in one step. None is t_zero or t_min, as the grid and the end rule have it.
-    shift: on rectified flow, moves the times between both ends to
-           shift t / (1 + (shift - 1) t) of even ones: more steps on noise. None is no shift.
-    """
-
-    start: float | None = None
-    end: float | None = None
-    shift: float | None = None
-
-    @property
-    def given(self) -> list[str]:
-        """The settings that are given."""
-        return [name for name, value in vars(self).items() if value is not None]
-
-    def check(self, name: str, schedule: NoiseSchedule) -> None:
-        """Raises SettingError if grid `name` cannot be spread so on this schedule."""
-        for key in self.given:
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise SettingError(f"grid {name!r}: {key}={value!r} is no number")
-        start, low = schedule.t_max if self.start is None else self.start, schedule.t_zero
-        end = low if self.end is None else self.end
-        if not low < start <= schedule.t_max:
-            raise SettingError(
-                f"grid {name!r}: start={start:g} lies outside the times of this process; take one"
-                f" above {low:g} (data) and up to {schedule.t_max:g} (noise)"
-            )
-        if not low <= end < start:
-            raise SettingError(
-                f"grid {name!r}: end={end:g} must lie below the start, {start:g}, and not below"
-                f" {low:g} (data)"
-            )
-        self._check_shift(name, schedule)
-
-    def _check_shift(self, name: str, schedule: NoiseSchedule) -> None:
-        if self.shift is None:
-            return
-        if not isinstance(schedule, RectifiedFlow):
-            raise SettingError(
-                f"grid {name!r}: a {schedule.family} process has no shift; drop it, or take"
-                f" start below {schedule.t_max:g}"
-            )
-        if name in IN_LAM:
-            raise SettingError(
-                f"grid {name!r} is placed in lam, where a shift moves nothing between two ends;"
-                f" write uniform:shift={self.shift:g}"
-            )
-        if not self.shift > 0.0:
-            raise SettingError(
-                f"grid {name!r}: shift={self.shift:g} must be positive; 1 is no shift"
-            )
-
-    def shift_time(self, t: float) -> float:
-        """Returns a time after the shift."""
-        return _shift(t, 1.0 if self.shift is None else self.shift)
-
-    def unshift(self, t: float) -> float:
-        """Returns the time that is shifted to t."""
-        return _shift(t, 1.0 if self.shift is None else 1.0 / self.shift)
-
-
-def _shift(t: float, k: float) -> float:
-    return t if k == 1.0 else k * t / (1.0 + (k - 1.0) * t)
-
-
-def list_grids() -> list[str]:
-    """Returns all named grids, sorted."""
-    return sorted([*IN_TIME, *AYS, *IN_LAM, *SPACINGS])
-
-
+FAR_ENOUGH = 8.0  # sigma / alpha where noise alone may stand for the state
 PLAIN = {"edm": "karras", "flow": "beta"}  # by family, where none below applies; else quadratic
 FEW = {  # by kind of process, up to so many evaluations: docs/choosing.md has the figures
     "flow": ((8, "beta"), (17, "beta:shift=1.5")),
@@ -153,7 +77,7 @@ def time_grid(
     """Returns the named grid of `steps` steps on a schedule; with "denoise" one more step is added.
 
     name:     also `name:key=value,...`.
-    settings: start, end and shift, see `Range`, and those of the formula, such as rho of karras.
+    settings: those of `GridRange`, and those of the formula, such as rho of karras.
 
     Raises:
         UnknownNameError: for a grid that does not exist.
@@ -166,7 +90,7 @@ def time_grid(
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"grid {name!r}: {key}={value} is no finite number")
     try:
-        times = _place_times(name, schedule, steps, final is Final.ZERO, settings)
+        times = place_times(name, schedule, steps, final is Final.ZERO, settings)
     except FewstepError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -192,55 +116,20 @@ def check_steps(number: int, begin: str, unit: str = "") -> None:
         )
 
 
-def _place_times(
-    name: str, schedule: NoiseSchedule, steps: int, zero: bool, settings: dict[str, Any]
-) -> list[float]:
-    """Returns the times of all nodes but that of a denoising evaluation."""
-    limits = settings.keys() & vars(Range()).keys()
-    span = Range(**{key: settings[key] for key in limits})
-    rest = {key: settings[key] for key in settings.keys() - limits}
-    if name in SPACINGS or name in AYS:
-        _refuse_range(name, span)
-        end = schedule.t_zero if zero else schedule.t_min
-        if name in AYS:
-            return place_ays(AYS[name], schedule, steps + 1, end, **rest)
-        return [*SPACINGS[name](schedule, steps, **rest), end]
-    if name not in IN_TIME and name not in IN_LAM:
-        raise UnknownNameError("grid", name, list_grids())
-    span.check(name, schedule)
-    apart = zero and (name in IN_LAM or bool(span.end))  # the step to zero, which no formula spans
-    last = replace(span, end=schedule.t_zero) if zero and not apart else span
-    times = _spread(name, schedule, steps + (not apart), last, rest)
-    terminal = getattr(schedule, "terminal", None)
-    if name == "uniform" and terminal is not None and (span.start, span.end) == (None, None):
-        times = stretch(schedule, times, terminal)
-    return [*times, schedule.t_zero] if apart else times
+def warn_of_steps(grid: TimeGrid, asked: int, spec: str) -> TimeGrid:
+    """Returns the grid that `spec` made for so many steps; warns if it comes to others."""
+    if (steps := grid.steps - grid.denoise) != asked:
+        warnings.warn(f"grid {spec!r} comes to {steps} steps, not {asked}", stacklevel=2)
+    return grid
 
 
-def _refuse_range(name: str, span: Range) -> None:
-    """Raises SettingError for a range of a grid whose times are listed."""
-    if span.given:
-        raise SettingError(
-            f"grid {name!r} has times of its own and takes no {span.given[0]}; take uniform,"
-            " quadratic, beta, logsnr or karras"
+def warn_of_late_start(grid: TimeGrid) -> None:
+    """Warns of a start from noise alone where the network expects part of a picture."""
+    first = grid.nodes[0]
+    if first.t < grid.schedule.t_max and first.sigma < FAR_ENOUGH * first.alpha:
+        warnings.warn(
+            f"the run starts from noise alone at t={first.t:g}, where sigma/alpha is only"
+            f" {first.kappa:.3g} and the network expects part of a picture; take a start or a"
+            f" grid where it is {FAR_ENOUGH:g} or more",
+            stacklevel=2,
         )
-
-
-def _spread(
-    name: str, schedule: NoiseSchedule, n: int, span: Range, settings: dict[str, Any]
-) -> list[float]:
-    """Returns n times of a formula, the ends exactly as they are given."""
-    if name in IN_LAM:
-        low, high = find_lam_ends(schedule, span.start, span.end)
-        times = [schedule.at_lam(lam).t for lam in IN_LAM[name](low, high, n, **settings)]
-        start, end = span.start, span.end
-    else:
-        start = schedule.t_max if span.start is None else span.start
-        end = schedule.t_min if span.end is None else span.end
-        times = IN_TIME[name](span.unshift(start), span.unshift(end), n, **settings)
-        times = [span.shift_time(t) for t in times]
-    if start is not None:
-        times[0] = start
-    if end is not None and n > 1:
-        times[-1] = end
-    return times

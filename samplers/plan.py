@@ -25,7 +25,7 @@ from ..solvers.artefact import MAX_STEPS, SCALE, Artefact
 from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
-from .grid import Final, check_steps, choose_default_grid, time_grid
+from .grid import Final, check_steps, choose_default_grid, time_grid, warn_of_steps
 from .guidance import CFG, Guidance
 
 DEFAULT_SOLVER = SOLVERS.preferred
@@ -236,7 +236,7 @@ def _make_grid(
         return time_grid(spec, noise_schedule, n, final)
 
     if steps is not None:
-        return make_grid(steps)
+        return warn_of_steps(make_grid(steps), steps, spec)
     return fit_grid(DEFAULT_NFE if nfe is None else nfe, settings, make_grid)
 
 

@@ -1,10 +1,14 @@
 """The formulas of named time grids, and the published tables.
 
-A formula spreads n numbers from the noisy end to the clean one, both included: times t, or lam.
+A formula spreads n numbers from the noisy end to the clean one, both included: times t, lam, or
+sigma.
 """
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from ..models.errors import ScheduleError, SettingError
 from ..models.schedule import NoiseSchedule, RectifiedFlow
@@ -56,16 +60,115 @@ def polyexponential(low: float, high: float, n: int, rho: float = 1.0) -> list[f
     return [high + v**rho * (low - high) for v in uniform(1.0, 0.0, n)]
 
 
-IN_TIME: dict[str, Callable[..., list[float]]] = {
-    "uniform": uniform,
-    "quadratic": quadratic,
-    "beta": beta,
+def kl_optimal(start: float, end: float, n: int) -> list[float]:
+    """Returns sigma at even angles: the tangents of even steps from atan of the start to the end's.
+
+    sigma is sigma / alpha, and on rectified flow tau itself (arXiv:2404.14507).
+    """
+    return [math.tan(angle) for angle in uniform(math.atan(start), math.atan(end), n)]
+
+
+def linear_quadratic(start: float, end: float, n: int, threshold: float = 0.025) -> list[float]:
+    """Returns tau: half of the steps small even ones, the others growing (Mochi, LTX).
+
+    threshold: how far the even steps reach in all, of the way from the start to the end.
+    """
+    if not 0.0 < threshold < 1.0:
+        raise SettingError(
+            f"grid 'linear-quadratic' needs 0 < threshold < 1, not {threshold:g}; 0.025 is usual"
+        )
+    steps, half = n - 1, (n - 1) // 2
+    if half == 0:
+        return uniform(start, end, n)
+    a = (half - threshold * steps) / (half * (steps - half) ** 2)
+    b = threshold / half - 2.0 * a * half
+    ways = [threshold * j / half for j in range(half)]
+    ways += [a * j * j + b * j + a * half * half for j in range(half, steps)]
+    return [*(start + (end - start) * way for way in ways), end]
+
+
+def bong_tangent(start: float, end: float, n: int) -> list[float]:
+    """Returns tau on two arcs of a tangent that meet halfway: denser at both ends (RES4LYF)."""
+    if n < 3:
+        return uniform(start, end, n)
+    points, middle = n + 1, int(0.6 * (n + 1))
+    first = _scale_arc(middle, middle, 8.0 / points)[:-1]
+    second = _scale_arc(points - middle, 0, 8.0 / points)
+    shares = [0.5 + 0.5 * v for v in first] + [0.5 * v for v in second]
+    return [end + (start - end) * share for share in shares]
+
+
+def _scale_arc(n: int, pivot: int, slope: float) -> list[float]:
+    """Returns n falling values of an arc tangent around its pivot, scaled to go from 1 to 0."""
+    values = [-math.atan(slope * (x - pivot)) for x in range(n)]
+    if n == 1:
+        return [1.0]
+    return [(value - values[-1]) / (values[0] - values[-1]) for value in values]
+
+
+def sway(start: float, end: float, n: int, s: float = -1.0) -> list[float]:
+    """Returns tau = 1 - u - s (cos(pi u / 2) - 1 + u) at even u: s < 0 is denser at the noise.
+
+    s: between -1 and 2 / (pi - 2), where times still fall; 0 is even (arXiv:2410.06885).
+    """
+    return _sway_all(start, end, uniform(0.0, 1.0, n), s)
+
+
+def epss(start: float, end: float, n: int, s: float = -1.0) -> list[float]:
+    """Returns tau of F5-TTS with few steps: chosen 32nds of the way, swayed; else as `sway`."""
+    parts = EPSS.get(n - 1)
+    ways = uniform(0.0, 1.0, n) if parts is None else [part / 32.0 for part in parts]
+    return _sway_all(start, end, ways, s)
+
+
+def _sway_all(start: float, end: float, ways: Sequence[float], s: float) -> list[float]:
+    largest = 2.0 / (math.pi - 2.0)
+    if not -1.0 <= s <= largest:
+        raise SettingError(f"sway needs -1 <= s <= {largest:.4f}, not {s:g}; -1 is usual")
+    moved = [way + s * (math.cos(0.5 * math.pi * way) - 1.0 + way) for way in ways]
+    return [start + (end - start) * way for way in moved]
+
+
+EPSS = {  # 32nds of the way from noise to data, by the number of steps
+    5: (0, 2, 4, 8, 16, 32),
+    6: (0, 2, 4, 6, 8, 16, 32),
+    7: (0, 2, 4, 6, 8, 16, 24, 32),
+    10: (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32),
+    12: (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32),
+    16: (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32),
 }
-IN_LAM: dict[str, Callable[..., list[float]]] = {
-    "logsnr": logsnr,
-    "exponential": logsnr,
-    "karras": karras,
-    "polyexponential": polyexponential,
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a named grid spreads values from noise to data.
+
+    place:      (first, last, n) and its settings -> n values, both ends included.
+    coordinate: of the values: "t" of the process, "lam", or "sigma", which is tau on rectified flow
+                and sigma / alpha elsewhere.
+    to_zero:    whether the last value may be that of clean data.
+    flow:       whether it was made for rectified flow and is refused elsewhere.
+    """
+
+    place: Callable[..., list[float]]
+    coordinate: Literal["t", "lam", "sigma"]
+    to_zero: bool = True
+    flow: bool = False
+
+
+FORMULAS = {
+    "uniform": Formula(uniform, "t"),
+    "quadratic": Formula(quadratic, "t"),
+    "beta": Formula(beta, "t"),
+    "logsnr": Formula(logsnr, "lam", to_zero=False),
+    "exponential": Formula(logsnr, "lam", to_zero=False),
+    "karras": Formula(karras, "lam", to_zero=False),
+    "polyexponential": Formula(polyexponential, "lam", to_zero=False),
+    "kl-optimal": Formula(kl_optimal, "sigma", to_zero=False),
+    "linear-quadratic": Formula(linear_quadratic, "sigma", flow=True),
+    "bong-tangent": Formula(bong_tangent, "sigma", flow=True),
+    "sway": Formula(sway, "sigma", flow=True),
+    "epss": Formula(epss, "sigma", flow=True),
 }
 AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero (arXiv:2404.14507)
     "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
@@ -74,25 +177,40 @@ AYS = {  # kappa of 10 steps; the last is used only where a run ends above zero 
 }
 
 
-def place_ays(kappas: Sequence[float], schedule: NoiseSchedule, n: int, end: float) -> list[float]:
-    """Returns a published Align Your Steps table, log-linearly interpolated to n times."""
+def place_ays(
+    kappas: Sequence[float],
+    schedule: NoiseSchedule,
+    ends: tuple[float | None, float | None],
+    n: int,
+) -> list[float]:
+    """Returns a published Align Your Steps table, log-linearly interpolated to n times.
+
+    ends: the times to start and to end at; None, and sigma = 0, are those of the table.
+    """
     table = [-math.log(kappa) for kappa in kappas]
     low, high = find_lam_ends(schedule)
-    lams = [_interpolate(table, place) for place in uniform(0.0, len(table) - 1.0, n)]
     if table[0] < low - 0.01 or table[-1] > high + 0.01:
         raise ScheduleError(
             f"this AYS table runs from sigma/alpha = {kappas[0]:g} to {kappas[-1]:g}, the"
             f" network's schedule from {math.exp(-low):.4g} to {math.exp(-high):.4g}; take the"
             " table of its own family, or logsnr"
         )
-    times = [schedule.at_lam(min(max(lam, low), high)).t for lam in lams]
-    return times if end > schedule.t_zero else [*times[:-1], end]
+    first, last = (t and _find_place(table, schedule.at(t).lam) for t in ends)
+    places = uniform(first or 0.0, last or len(table) - 1.0, n)
+    lams = [_interpolate(table, place) for place in places]
+    return [schedule.at_lam(min(max(lam, low), high)).t for lam in lams]
 
 
 def _interpolate(table: Sequence[float], place: float) -> float:
     """Returns the table read at a fractional index."""
     i = min(int(place), len(table) - 2)
     return table[i] + (place - i) * (table[i + 1] - table[i])
+
+
+def _find_place(table: Sequence[float], lam: float) -> float:
+    """Returns the fractional index of a value; outside the table, that of the nearer end."""
+    i = min(max(bisect(table, lam) - 1, 0), len(table) - 2)
+    return min(max(i + (lam - table[i]) / (table[i + 1] - table[i]), 0.0), len(table) - 1.0)
 
 
 def find_lam_ends(

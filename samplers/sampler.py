@@ -24,6 +24,7 @@ from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact
 from .conditions import Conditions, check_branches, make_branches
+from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
 from .loop import Callback, Job
@@ -156,6 +157,8 @@ class Sampler:
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         plan.warn(self.network.prediction)
+        if plan.settings is not None:  # a schedule brings the start that it was made with
+            warn_of_late_start(plan.grid)
         return plan
 
     def __call__(

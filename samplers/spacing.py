@@ -1,65 +1,198 @@
-"""Grids of whole training timesteps, as diffusers spaces them (its `timestep_spacing`).
+"""Grids of training timesteps: where diffusers' and ComfyUI's samplers begin their steps.
 
-They say at which of the N labels of a discrete schedule the steps begin; where the run ends comes
-after the last. Schedulers of diffusers do not agree on them: those of multistep solvers take one
+They say at which labels of the training steps 0 .. N - 1 each step begins; where the run ends comes
+after the last. `trailing`, `leading`, `linspace` and `lcm` are diffusers' (its `timestep_spacing`),
+of discrete schedules. Its schedulers do not agree on them: those of multistep solvers take one
 point more than there are steps and leave out the cleanest (spare=1), and those like EulerDiscrete
 do not round `linspace` (whole=false).
+
+The others are ComfyUI's `normal`, `simple` and their like, of any process. Without N timesteps of
+its own it has 1000: even times, and on EDM even lam. Between labels, lam is even.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ..models.errors import ScheduleError, SettingError
-from ..models.schedule import NoiseSchedule, VPDiscrete
+from ..models.schedule import EDM, NoiseSchedule, RectifiedFlow, VPDiscrete
+
+TIMESTEPS = 1000  # of a process that has no number of its own
 
 
-def trailing(schedule: NoiseSchedule, steps: int) -> list[float]:
+@dataclass(frozen=True)
+class LabelRange:
+    """The labels, counted from the cleanest, over which a grid is spaced.
+
+    low, high: the cleanest and the noisiest of them, both included; whole numbers of a discrete
+               schedule.
+    total:     all labels of the process.
+    """
+
+    schedule: NoiseSchedule
+    low: float
+    high: float
+    total: int
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, start: float | None, end: float | None) -> "LabelRange":
+        """Returns the labels from the time `end` to the time `start`; None is all of them."""
+        n = schedule.num_train_timesteps if isinstance(schedule, VPDiscrete) else TIMESTEPS
+        span = cls(schedule, 0, n - 1, n)
+        low = span.low if end is None else span.find_label(end)
+        return replace(span, low=low, high=span.high if start is None else span.find_label(start))
+
+    @property
+    def first(self) -> int:
+        """The first whole label."""
+        return math.ceil(self.low)
+
+    @property
+    def count(self) -> int:
+        """How many whole labels there are."""
+        return math.floor(self.high) - self.first + 1
+
+    @property
+    def is_whole(self) -> bool:
+        """True if nothing of the process is left out."""
+        return (self.low, self.high) == (0, self.total - 1)
+
+    def leave_last_out(self) -> "LabelRange":
+        """Returns the range above its cleanest label."""
+        return replace(self, low=math.floor(self.low) + 1)
+
+    def time(self, label: float) -> float:
+        """Returns the time of a label; between those of a discrete schedule, lam is even."""
+        match self.schedule:
+            case VPDiscrete() if label != int(label):
+                below, above = (self.schedule.at(self.time(math.floor(label) + k)) for k in (0, 1))
+                share = label - math.floor(label)
+                return self.schedule.at_lam(below.lam + share * (above.lam - below.lam)).t
+            case EDM(sigma_min=low, sigma_max=high):
+                share = 1.0 - label / (self.total - 1)
+                return high * math.pow(low / high, share)
+        return self.schedule.t_max * (label + 1.0) / self.total
+
+    def find_label(self, t: float) -> float:
+        """Returns the label of a time: the nearest one of a discrete schedule."""
+        match self.schedule:
+            case VPDiscrete():
+                return max(round(self.total * t) - 1, 0)
+            case EDM(sigma_min=low, sigma_max=high):
+                return (self.total - 1) * (1.0 - math.log(high / t) / math.log(high / low))
+        return self.total * t / self.schedule.t_max - 1.0
+
+
+def trailing(span: LabelRange, steps: int) -> list[float]:
     """Labels round(N - i N / steps) - 1: the first is the last trained one (arXiv:2305.08891)."""
-    n = _count_labels(schedule)
+    n = _count_labels(span)
     gap = (n - n / steps) - n  # rounded as numpy.arange does it, which decides about halves
-    return [round(n + i * gap) / n for i in range(steps)]
+    return [(span.low + round(n + i * gap)) / span.total for i in range(steps)]
 
 
-def leading(schedule: NoiseSchedule, steps: int, offset: int = 0, spare: int = 0) -> list[float]:
+def leading(span: LabelRange, steps: int, offset: int = 0, spare: int = 0) -> list[float]:
     """Labels i floor(N / steps) + offset: the noisiest are left out."""
-    n = _count_labels(schedule)
-    gap = n // (steps + spare)
-    return [(i * gap + offset + 1) / n for i in reversed(range(spare, steps + spare))]
+    gap = _count_labels(span) // (steps + spare)
+    begin = span.low + offset + 1
+    return [(i * gap + begin) / span.total for i in reversed(range(spare, steps + spare))]
 
 
-def linspace(
-    schedule: NoiseSchedule, steps: int, spare: int = 0, whole: bool = True
-) -> list[float]:
+def linspace(span: LabelRange, steps: int, spare: int = 0, whole: bool = True) -> list[float]:
     """Labels evenly from N - 1 to 0, with both: at 0 a step of its own."""
-    n, points = _count_labels(schedule), steps + spare
+    n, points = _count_labels(span), steps + spare
     gap = (n - 1) / (points - 1) if points > 1 else 0.0
     labels = [min(i * gap, n - 1.0) for i in reversed(range(spare, points))]
-    return [((round(label) if whole else label) + 1) / n for label in labels]
+    return [(span.low + (round(label) if whole else label) + 1) / span.total for label in labels]
 
 
-def lcm(schedule: NoiseSchedule, steps: int, original: int = 50) -> list[float]:
+def lcm(span: LabelRange, steps: int, original: int = 50) -> list[float]:
     """Returns an even choice of the `original` labels that an LCM was distilled at."""
-    n = _count_labels(schedule)
-    if not steps <= original <= n:
+    _count_labels(span)
+    n = span.total
+    if not 1 <= original <= n:
+        raise SettingError(f"no network is distilled at {original} of {n} labels; 50 are usual")
+    trained = [n // original * (original - i) for i in range(original)]
+    labels = [label for label in trained if span.low <= label - 1 <= span.high]
+    if steps > len(labels):
         raise SettingError(
-            f"{steps} steps are not to be had of {original} trained ones; take {original} at most"
+            f"{steps} steps are not to be had of {len(labels)} trained ones; take {len(labels)} at"
+            " most"
         )
-    labels = [n // original * (original - i) for i in range(original)]
-    return [labels[i * original // steps] / n for i in range(steps)]
+    return [labels[i * len(labels) // steps] / n for i in range(steps)]
 
 
-SPACINGS: dict[str, Callable[..., list[float]]] = {
-    "lcm": lcm,
-    "leading": leading,
-    "linspace": linspace,
-    "trailing": trailing,
+def simple(span: LabelRange, steps: int) -> list[float]:
+    """Labels N - 1 - floor(i N / steps): even whole labels from the noisiest one."""
+    top, n = span.first + span.count - 1, span.count
+    return [span.time(top - i * n // steps) for i in range(steps)]
+
+
+def normal(span: LabelRange, steps: int) -> list[float]:
+    """Labels evenly from N - 1 to 0, with both, not rounded.
+
+    On rectified flow ComfyUI, and diffusers where it is given no sigmas, shift the clean end twice;
+    so does this, unless start or end is given.
+    """
+    return _space_evenly(span, steps)
+
+
+def sgm_uniform(span: LabelRange, steps: int) -> list[float]:
+    """Labels evenly from N - 1 to 0, without the last, not rounded."""
+    return _space_evenly(span, steps + 1)[:-1]
+
+
+def _space_evenly(span: LabelRange, points: int) -> list[float]:
+    low = span.low
+    if isinstance(span.schedule, RectifiedFlow) and span.is_whole:
+        low = span.total * span.schedule.at(span.time(0)).sigma - 1.0  # which is shifted again
+    gap = (span.high - low) / max(1, points - 1)
+    return [span.time(span.high - i * gap) for i in range(points)]
+
+
+def ddim_uniform(span: LabelRange, steps: int) -> list[float]:
+    """Labels 1, 1 + s, 1 + 2 s, .. with s = floor(N / steps): it may come to more steps."""
+    gap = max(1, span.count // steps)
+    return [span.time(label) for label in range(span.first + 1, span.first + span.count, gap)][::-1]
+
+
+def beta57(span: LabelRange, steps: int, alpha: float = 0.5, beta: float = 0.7) -> list[float]:
+    """Whole labels next to even quantiles of Beta(0.5, 0.7), each of them once (RES4LYF)."""
+    from .ramps import beta as place_beta
+
+    places = place_beta(span.count - 1.0, 0.0, steps + 1, alpha, beta)[:-1]
+    labels = dict.fromkeys(span.first + round(place) for place in places)
+    return [span.time(label) for label in labels]
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """A named spacing; place: (labels, steps) and its settings -> times of as many steps.
+
+    inclusive: whether the cleanest label is that of the last step, and not what it steps to.
+    """
+
+    place: Callable[..., list[float]]
+    inclusive: bool = False
+
+
+SPACINGS = {
+    "beta57": Spacing(beta57),
+    "ddim-uniform": Spacing(ddim_uniform),
+    "lcm": Spacing(lcm),
+    "leading": Spacing(leading, inclusive=True),
+    "linspace": Spacing(linspace, inclusive=True),
+    "normal": Spacing(normal, inclusive=True),
+    "sgm-uniform": Spacing(sgm_uniform),
+    "simple": Spacing(simple),
+    "trailing": Spacing(trailing),
 }
 
 
-def _count_labels(schedule: NoiseSchedule) -> int:
-    """Returns N; raises ScheduleError where a schedule is not discrete."""
-    if isinstance(schedule, VPDiscrete):
-        return schedule.num_train_timesteps
+def _count_labels(span: LabelRange) -> int:
+    """Returns the number of labels; raises ScheduleError where a schedule is not discrete."""
+    if isinstance(span.schedule, VPDiscrete):
+        return span.count
     raise ScheduleError(
-        f"a {schedule.family} schedule has no whole training timesteps to space steps by; take"
+        f"a {span.schedule.family} schedule has no whole training timesteps to space steps by; take"
         " another grid, such as uniform"
     )

@@ -10,10 +10,11 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import MIXTURE, PROCESSES, run, solver
+from laws import GAUSSIAN, MIXTURE, PROCESSES, f64, run, solver
 from scipy.stats import beta as beta_law
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
+from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.registry import parse_spec
 from fewstep.models.schedule import (
     EDM,
@@ -24,10 +25,11 @@ from fewstep.models.schedule import (
     VPLinear,
     noise_schedule,
 )
-from fewstep.samplers.grid import FEW, Final, choose_default_grid, list_grids, time_grid
+from fewstep.samplers.grid import FEW, Final, choose_default_grid, time_grid
+from fewstep.samplers.placement import list_grids
 from fewstep.samplers.plan import make_plan
-from fewstep.samplers.ramps import FLOW_EDGE
-from fewstep.samplers.spacing import SPACINGS
+from fewstep.samplers.ramps import EPSS, FLOW_EDGE, FORMULAS
+from fewstep.samplers.sampler import Sampler
 
 EVERY = {
     **PROCESSES,
@@ -38,7 +40,13 @@ EVERY = {
     "svd": EDM(0.002, 700.0),
 }
 TABLES = [name for name in list_grids() if name.startswith("ays-")]
-FORMULAS = [name for name in list_grids() if name not in {*TABLES, *SPACINGS}]
+OF_TIME = [name for name in FORMULAS if FORMULAS[name].coordinate == "t"]
+
+
+def find_processes(name):
+    """The processes that a formula is for."""
+    only_flow = FORMULAS[name].flow
+    return [process for process in EVERY if not only_flow or EVERY[process].family == "flow"]
 
 
 def spread(values):
@@ -47,11 +55,12 @@ def spread(values):
 
 
 @pytest.mark.parametrize("final", Final)
-@pytest.mark.parametrize("process", EVERY)
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(
+    ("name", "process"), [(name, process) for name in FORMULAS for process in find_processes(name)]
+)
 def test_every_grid_falls_from_its_first_node_to_its_end(name, process, final):
     schedule = EVERY[process]
-    in_lam = name not in ("uniform", "quadratic", "beta")
+    in_lam, open_end = FORMULAS[name].coordinate == "lam", not FORMULAS[name].to_zero
     for steps in range(1, 51):
         grid = time_grid(name, schedule, steps, final)
         first, last = grid.nodes[0], grid.nodes[-1]
@@ -65,7 +74,7 @@ def test_every_grid_falls_from_its_first_node_to_its_end(name, process, final):
         noisy = grid.nodes[-1] if final is Final.SIGMA_MIN else grid.nodes[-2]
         if final is not Final.SIGMA_MIN:
             assert (last.t, last.sigma, last.lam) == (schedule.t_zero, 0.0, math.inf)
-        if final is not Final.ZERO or (in_lam and steps > 1):
+        if final is not Final.ZERO or (open_end and steps > 1):
             stretched = process == "ltx" and name == "uniform"
             end = schedule.at_lam(math.log(9)).t if stretched else schedule.t_min
             assert noisy.t == pytest.approx(end, rel=1e-9)
@@ -251,6 +260,105 @@ def test_more_evaluations_are_not_worse_by_default():
             least = min(least, error)
 
 
+# Grids by the names of other libraries
+
+SD_KAPPAS = {  # of 4 steps, before zero
+    "trailing": (14.614641, 4.081729, 1.612886, 0.693205),
+    "simple": (14.614641, 4.081729, 1.612886, 0.693205),
+    "normal": (14.614641, 2.918307, 0.932358, 0.029167),
+    "sgm_uniform": (14.614641, 4.086081, 1.615580, 0.695150),
+    "ddim_uniform": (4.116696, 1.623692, 0.698398, 0.041314),
+    "beta57:alpha=.6,beta=.6": (14.614641, 5.686591, 1.618279, 0.515391),
+    "kl_optimal": (14.614641, 1.597066, 0.572914, 0.029167),
+}
+FLOW_TAUS = {  # the same at a shift of 3
+    "simple": (1, 0.9, 0.75, 0.5),
+    "normal": (1, 0.857692, 0.602151, 0.008929),
+    "sgm_uniform": (1, 0.900359, 0.751121, 0.502985),
+    "ddim_uniform": (0.900958, 0.751497, 0.502660, 0.005976),
+    "beta57:alpha=.6,beta=.6": (1, 0.933535, 0.750749, 0.392171),
+    "kl_optimal": (1, 0.578682, 0.270090, 0.002994),
+    "linear_quadratic": (1, 0.9875, 0.975, 0.725),
+    "bong_tangent": (1, 0.85723, 0.5, 0.11746),
+    "uniform": (1, 0.9, 0.75, 0.5),
+}
+FLOW_TAUS |= {  # of other numbers of steps: the list of LTX-2, RES4LYF's and F5-TTS's
+    "linear-quadratic": (1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875),
+    "bong-tangent": (1, 0.97134, 0.92942, 0.86289, 0.74430, 0.5, 0.21312, 0.06965),
+    "epss": (1, 0.995185, 0.980785, 0.956940, 0.923880, 0.707107, 0.382683),
+}
+
+
+def test_named_grids_are_those_of_their_libraries():
+    for schedule, table in ((EVERY["sd"], SD_KAPPAS), (PROCESSES["flow"], FLOW_TAUS)):
+        flow = schedule.family == "flow"
+        for name, wanted in table.items():
+            *noisy, last = make_plan(schedule, "ddim", steps=len(wanted), grid=name).grid
+            found = [node.sigma if flow else node.kappa for node in noisy]
+            digits = 1e-5 if name.startswith("bong") else 1e-6
+            assert found == pytest.approx(wanted, abs=digits), name
+            assert last.sigma == 0.0
+    labels = [EVERY["sd"].label(node) for node in time_grid("leading", EVERY["sd"], 30, offset=1)]
+    assert labels[0] == pytest.approx(958)
+    assert time_grid("kl_optimal", EVERY["sd"], 1).nodes[0].kappa == pytest.approx(14.614641)
+
+
+def test_epss_takes_32nds_and_sways_them():
+    """The lists of F5-TTS, and even times for other numbers of steps."""
+    for steps, parts in EPSS.items():
+        grid = time_grid("epss", RectifiedFlow(), steps, s=0)
+        assert [32 * (1 - node.t) for node in grid] == pytest.approx(parts)
+    assert time_grid("epss", RectifiedFlow(), 9) == time_grid("sway", RectifiedFlow(), 9)
+    for s in (-1, 0.5, 1.75):
+        assert time_grid("sway", RectifiedFlow(), 50, s=s).steps == 50
+    cosine = [math.cos(math.pi * i / 18) for i in range(10)]
+    assert [node.t for node in time_grid("sway", RectifiedFlow(), 9)] == pytest.approx(cosine)
+
+
+def test_a_grid_that_comes_to_other_steps_says_so():
+    for steps, whole in ((7, 8), (30, 31)):
+        with pytest.warns(UserWarning, match=f"comes to {whole} steps, not {steps}"):
+            plan = make_plan(EVERY["sd"], "ddim", steps=steps, grid="ddim_uniform")
+        assert plan.nfe == whole
+    assert make_plan(EVERY["sd"], "ddim", nfe=31, grid="ddim_uniform").nfe == 31
+
+
+def test_every_grid_takes_a_start_and_an_end():
+    """No node lies outside, and tables and spacings keep the number of steps."""
+    cases = {"sd": (0.8, 0.1), "edm": (40.0, 0.01), "svd": (60.0, 0.01), "flow": (0.9, 0.05)}
+    for (process, (start, end)), name in itertools.product(cases.items(), list_grids()):
+        for final in Final:
+            try:
+                whole = time_grid(name, EVERY[process], 6, final)
+            except (ScheduleError, SettingError):
+                continue  # it is of another process
+            grid = time_grid(name, EVERY[process], 6, final, start=start, end=end)
+            noisy = [node.t for node in grid if node.t > 0.0]
+            assert noisy[0] <= start + 1e-9, name
+            assert noisy[-1] >= end - 1e-9, name
+            assert grid.steps == whole.steps or name in ("lcm", "ddim-uniform"), name
+            at_start = name in ("trailing", "linspace", "simple", "normal", "sgm-uniform", "beta57")
+            assert not at_start or noisy[0] == pytest.approx(start, rel=0.01)
+    kept = [n.t for n in time_grid("lcm", EVERY["sd"], 4, start=0.5).nodes[:-1]]
+    assert [round(1000 * t) - 1 for t in kept] == [499, 379, 259, 139]  # of half the strength
+    flow = [n.sigma for n in time_grid("simple", RectifiedFlow(), 4, shift=3.0)]
+    assert flow == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+
+
+def test_a_start_from_noise_alone_is_warned_of_where_it_falls_short():
+    """On flow the noise has the size of the start: with sigma = 1 the variance is 0.307 there."""
+    network = GAUSSIAN.network(RectifiedFlow(time_scale=1), (4,))
+    with pytest.warns(UserWarning, match=r"noise alone at t=0.8, where sigma/alpha is only 4"):
+        Sampler(network).plan(grid="uniform:start=.8", steps=4)
+    grid = time_grid("uniform", RectifiedFlow(), 400, start=0.9)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    law = GaussianMixture.single(f64(0.5), f64(0.5))
+    scale = grid.schedule.noise_scale(grid.nodes[0])
+    zero, one = run(solver("heun"), grid, x * scale, law.x0).flatten().tolist()
+    assert zero == pytest.approx(0.4723, abs=1e-4)
+    assert (one - zero) ** 2 == pytest.approx(0.249, abs=1e-3)
+
+
 # Where a grid starts and ends, and the shift
 
 
@@ -260,6 +368,8 @@ RANGED = {"vp-linear": (0.9, 0.05), "edm": (40.0, 0.01), "flow": (0.9, 0.05), "c
 def test_every_formula_takes_a_start_and_an_end():
     """The first node and the last one above zero are exactly those that were asked for."""
     for (process, (start, end)), name, final in itertools.product(RANGED.items(), FORMULAS, Final):
+        if process not in find_processes(name):
+            continue
         grid = time_grid(name, EVERY[process], 6, final, start=start, end=end)
         noisy = [node.t for node in grid if node.t > 0.0]
         assert (noisy[0], noisy[-1]) == (start, end)
@@ -275,13 +385,13 @@ def test_a_start_and_an_end_keep_the_formula():
     gaps = spread([n.lam for n in time_grid("logsnr", EDM(), 5, start=40.0, end=0.01).nodes[:-1]])
     assert gaps == pytest.approx([math.log(40.0 / 0.01) / 4] * 4)
     same = {"start": VPLinear().t_max, "end": 0.0}
-    for name in ("uniform", "quadratic", "beta"):
+    for name in OF_TIME:
         assert time_grid(name, VPLinear(), 7, **same) == time_grid(name, VPLinear(), 7)
 
 
 def test_a_shift_is_that_of_the_process():
     """`beta:shift=2` has the alpha and sigma of beta on a process that is shifted by 2."""
-    for name in ("uniform", "quadratic", "beta"):
+    for name in OF_TIME:
         moved = time_grid(name, RectifiedFlow(), 6, shift=2.0)
         shifted = time_grid(name, RectifiedFlow(shift=2.0), 6)
         assert [n.sigma for n in moved] == pytest.approx([n.sigma for n in shifted], abs=1e-15)
@@ -307,11 +417,16 @@ def test_bad_ranges_name_the_remedy():
         (flow, "uniform:shift=-1", "shift=-1 must be positive; 1 is no shift"),
         (flow, "uniform:start=early", "start='early' is no number"),
         (flow, "logsnr:start=1", "infinite there; take a time such as 0.999"),
-        (VPDiscrete(), "leading:start=.9", "takes no start; take uniform"),
-        (EVERY["sd"], "ays-sd15:end=.1", "takes no end; take uniform"),
+        (VPDiscrete(), "leading:shift=2", "a vp process has no shift"),
+        (flow, "leading", "a flow schedule has no whole training timesteps"),
+        (vp, "linear_quadratic", "'linear-quadratic' lists times of rectified flow, .* take beta"),
+        (EDM(), "bong_tangent", "lists times of rectified flow, and this process is edm"),
+        (flow, "linear_quadratic:threshold=1", "needs 0 < threshold < 1"),
+        (flow, "sway:s=-1.5", "sway needs -1 <= s <= 1.7519"),
+        (VPDiscrete(), "lcm:original=2000", "distilled at 2000 of 1000 labels"),
     ]
     for schedule, grid, message in cases:
-        with pytest.raises(SettingError, match=message):
+        with pytest.raises((SettingError, ScheduleError), match=message):
             make_plan(schedule, "ddim", steps=5, grid=grid)
 
 

@@ -45,7 +45,7 @@ def test_python_examples(code, tmp_path):
 
 
 def test_lists_of_solvers_and_grids_are_complete():
-    from fewstep.samplers.grid import list_grids
+    from fewstep.samplers.placement import list_grids
     from fewstep.solvers import names
 
     for name in [*names(), *list_grids()]:

@@ -62,10 +62,17 @@ def test_the_spacings_were_found():
     assert len(SPACED) > 15
 
 
-def test_a_spacing_that_nobody_asked_for_is_not_taken():
-    """It stands in every config of diffusers, whether the network was trained for it or not."""
-    config = diffusers.DDIMScheduler(**SD, timestep_spacing="trailing").config
-    assert SolverScheduler.from_config(config).config.grid is None
+def test_of_the_spacings_in_configs_trailing_is_taken():
+    """The others stand in every config of diffusers, whatever its network was trained for."""
+    made = {
+        spacing: SolverScheduler.from_config(
+            diffusers.DDIMScheduler(**SD, timestep_spacing=spacing).config
+        )
+        for spacing in ("leading", "linspace", "trailing")
+    }
+    assert ours(made["trailing"], 4) == [999, 749, 499, 249]
+    assert ours(made["leading"], 4) == ours(made["linspace"], 4)
+    assert ours(made["leading"], 4) != [750, 500, 250, 0]
 
 
 def test_a_spacing_can_be_put_into_the_config_later():

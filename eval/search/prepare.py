@@ -10,7 +10,8 @@ from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
 from ...models.registry import parse_spec
 from ...samplers.conditions import parse_classes
-from ...samplers.grid import Final, choose_default_grid, list_grids
+from ...samplers.grid import Final, choose_default_grid
+from ...samplers.placement import list_grids
 from ...solvers import take_solver
 from ...solvers.artefact import MeanImage
 from ..requests import SearchRequest

@@ -212,8 +212,9 @@ def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
 def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str | None:
     """Returns the grid that a config chooses; None is the default of a plan.
 
-    It is what its flags say, of LCM and TCD the labels that they were distilled at, and uniform on
-    flow, as pipelines do.
+    It is what its flags say, of LCM and TCD the labels that they were distilled at, `trailing`
+    where the config says so, and uniform on flow, as pipelines do. The other spacings stand in
+    every config by default, whatever the network was trained for; they are to be asked for.
     """
     for flag, grid in GRID_FLAGS.items():
         if config.get(flag):
@@ -221,6 +222,8 @@ def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str | Non
     original = config.get("original_inference_steps")
     if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
         return f"lcm:original={original}"
+    if config.get("timestep_spacing") == "trailing" and isinstance(schedule, VPDiscrete):
+        return "trailing"
     return "uniform" if isinstance(schedule, RectifiedFlow) else None
 
 

@@ -117,9 +117,8 @@ def _find_kappa(schedule: NoiseSchedule, kappa: float) -> Node:
 
 def _find_time(schedule: NoiseSchedule, label: float) -> float:
     match schedule:
-        case RectifiedFlow(shift=k, time_scale=scale, noise_at=end) if scale:
-            tau = label / scale if end else 1.0 - label / scale
-            return tau / (k - (k - 1.0) * tau)
+        case RectifiedFlow(time_scale=scale, noise_at=end) if scale:
+            return schedule.unshift(label / scale if end else 1.0 - label / scale)
         case VPDiscrete(num_train_timesteps=n):
             return (label + 1.0) / n
         case VPLinear(time_scale=scale) | Cosine(time_scale=scale) if scale:
