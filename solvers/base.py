@@ -119,7 +119,7 @@ def revise_step(
     try:
         query = next(step)
         answer = yield query
-        if isinstance(solver, Revisable) and (revisions := changes()):
+        if (revisions := changes()) and isinstance(solver, Revisable):  # the cheaper one first
             step = solver.step(x, solver.revise(state, revisions), t, s)
             next(step)
         while True:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.prediction import Prediction, combine
+from ..state import rescale, to_state
 from .config import read_choices
 from .planned_scheduler import PlannedScheduler
 from .planning import Choices
@@ -33,8 +34,6 @@ from .stepper import (
     make_draw,
     read_version,
     refuse_nonfinite,
-    rescale,
-    to_state,
 )
 
 OTHER_STATE = (

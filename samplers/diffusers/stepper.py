@@ -233,16 +233,6 @@ def make_refusal(settings: SolverSettings, first: PlannedCall) -> SettingError:
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-def to_state(sample: Tensor) -> Tensor:
-    """Returns a sample as the state is held: float32, or float64 if it is that."""
-    return sample.to(torch.promote_types(sample.dtype, torch.float32))
-
-
-def rescale(x: Tensor, factor: float) -> Tensor:
-    """Returns factor x, and x itself where the factor is 1."""
-    return x if factor == 1.0 else factor * x
-
-
 def check_answer(output: Any, x: Tensor) -> Tensor:
     """Returns the network's output in the state's dtype and shape, without a learned sigma.
 
