@@ -189,7 +189,7 @@ class Denoiser:
         x_in = x_in if scale == 1.0 else x_in * scale
         if self.cache is not None:
             _check_all_rows(asks)
-            self.cache.announce([ask.branch for ask in asks], self.stage)
+            self.cache.announce([ask.branch for ask in asks], self.stage, node.kappa)
         conditions = self._join_conditions(asks)
         with hold(self.network.module), _explain_failures(self.network.name, conditions):
             out = self.network.forward(x_in, node, conditions)

@@ -80,7 +80,7 @@ def _read_config(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSc
             f"{name} cannot be sampled from: {REFUSED[name]};"
             " pass schedule= and prediction= if you know better"
         )
-    if _is_flow(name, config):
+    if is_flow(config):
         return _read_flow(config, tokens), Prediction.FLOW
     if name.startswith("EDM"):
         return _read_edm(name, config), Prediction.EDM
@@ -99,7 +99,9 @@ def _read_config(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSc
     return schedule, prediction
 
 
-def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Tells whether a config is of rectified flow, whose timesteps are its times in thousandths."""
+    name = class_name_of(config)
     asked = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     return bool(asked) or name.startswith(FLOW_CLASSES)
 

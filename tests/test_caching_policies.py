@@ -50,7 +50,8 @@ def test_gated_policies_force_both_ends_and_long_runs_of_skips():
         policy.must(CallPosition(i, since, 10)) for i, since in [(2, 1), (3, 1), (5, 3), (8, 1)]
     ]
     assert found == [True, None, True, True]
-    assert [CGTaylor(threshold=0.1).accepts([e]) for e in (0.05, 0.1, float("nan"))] == [
+    now = CallPosition(4, 1, 10)
+    assert [CGTaylor(threshold=0.1).accepts([e], now) for e in (0.05, 0.1, float("nan"))] == [
         True,
         False,
         False,
@@ -59,8 +60,9 @@ def test_gated_policies_force_both_ends_and_long_runs_of_skips():
 
 def test_teacache_adds_up_rescaled_changes_and_never_a_negative_one():
     policy = TeaCache(threshold=0.3, coefficients=(2.0, -0.2))
-    assert policy.accepts([0.2, 0.05])  # 0.2, and -0.1 held at 0
-    assert not policy.accepts([0.2, 0.05, 0.15])  # + 0.1
+    now = CallPosition(4, 1, 10)
+    assert policy.accepts([0.2, 0.05], now)  # 0.2, and -0.1 held at 0
+    assert not policy.accepts([0.2, 0.05, 0.15], now)  # + 0.1
 
 
 def test_magcache_follows_its_ratios():
@@ -97,7 +99,7 @@ BAD = [
     ("cg-taylor", {"stride": 0}, "stride must be"),
     ("first-block", {"tail": -1}, "tail must be"),
     ("first-block", {"max_consecutive": 0}, "max_consecutive must be"),
-    ("teacache", {"reduce": "per-sample"}, "reduce of teacache"),
+    ("teacache", {"reduce": "median"}, "reduce='median'"),
     ("teacache", {"coefficients": ()}, "coefficients must not be empty"),
     ("magcache", {"ratios": (1.0, 0.0)}, "ratios must be positive"),
     ("magcache", {"ratios": (1.0,), "retention": 1.0}, "retention lies"),

@@ -1,13 +1,11 @@
 """Attaches a cache to a network and takes it off again."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..architectures.stack import Stack
@@ -16,8 +14,10 @@ from ..errors import ModelError, SettingError
 from ..ledger import CacheCall, CacheLedger
 from ..modules import hold, is_answered_for, unwrap_compiled
 from .base import BringsCache, Policy, take_cache
-from .engine import CountCalls, Engine, warn_of_zero_hits
+from .calls import Announced
+from .engine import Engine, warn_of_zero_hits
 from .engines import Unobserved, make_engine, make_stack_engine
+from .run_facts import RunFacts, run_of
 
 Given = Policy | BringsCache | str | None
 
@@ -49,17 +49,20 @@ class Attachment:
         """Begins a run of so many calls per stage, for pipelines that cannot say it themselves."""
         for engine in self.engines:
             engine.reset()
-            engine.count = lambda stage, time: calls.get(stage)
+            engine.run = RunFacts(lambda stage, time: calls.get(stage))
 
     def reset(self) -> None:
         """Forgets all stored tensors; the next call is the first of a run."""
         for engine in self.engines:
             engine.reset()
 
-    def announce(self, branches: Sequence[str], stage: int = 0) -> None:
-        """Announces that the next call carries these branches as one batch, in this order."""
+    def announce(self, branches: Sequence[str], stage: int = 0, level: float | None = None) -> None:
+        """Announces that the next call carries these branches as one batch, in this order.
+
+        level: sigma / alpha there, for gates that depend on it.
+        """
         for engine in self.engines:
-            engine.announced = (tuple(branches), stage)
+            engine.announced = Announced(tuple(branches), stage, level)
 
     def record(self, start: int) -> "Record":
         """Takes the calls from the start-th on out of the ledger."""
@@ -137,7 +140,7 @@ def enable_cache(
             _check_free(root, group)
         attachment = _make_attachment(roots, policy)
         for engine in attachment.engines:
-            engine.count, engine.group = _make_counter(target, calls), group
+            engine.run, engine.judge.group = run_of(target, calls), group
             _hook(engine, attachment)
     return attachment
 
@@ -243,7 +246,7 @@ def _replace_unobserved(
     from . import hooks
 
     engine = make_stack_engine(stack, waiting.policy, waiting.ledger)
-    engine.count, engine.group = waiting.count, waiting.group
+    engine.run, engine.judge.group = waiting.run, waiting.judge.group
     engine.announced, engine.context = waiting.announced, waiting.context
     for part in engine.list_hooked():
         attachment._undo.append(hooks.put(part.module, hooks.Around(part)))
@@ -268,28 +271,3 @@ def _find_networks(target: Any) -> list[nn.Module]:
             " or a Network that was made from one"
         )
     return modules
-
-
-def _make_counter(target: Any, calls: int | None) -> CountCalls:
-    """Returns the function that knows how many calls of a stage a run has.
-
-    Of a pipeline it is the number of its scheduler's timesteps from where the run begins: at the
-    begin index, or without one at the time of the network's first call, if that is a timestep.
-    """
-    if calls is not None:
-        return lambda stage, time: calls
-    if not hasattr(target, "scheduler"):
-        return lambda stage, time: None
-
-    def count_calls(stage: int, time: float | None) -> int | None:
-        timesteps = getattr(target.scheduler, "timesteps", None)
-        if timesteps is None or getattr(target.scheduler, "num_inference_steps", None) is None:
-            return None
-        times = torch.as_tensor(timesteps).tolist()
-        begin = getattr(target.scheduler, "begin_index", None)
-        if begin is None:
-            begin = times.index(time) if time in times else 0
-        repeats = Counter(times[begin:])
-        return sum(count > stage for count in repeats.values()) or None
-
-    return count_calls

@@ -16,10 +16,8 @@ from torch import nn
 
 from ..errors import SettingError
 from ..registry import SettingsRegistry
-from .predictors import Predictor, Reuse
-
-REPEAT = Reuse()
-Reduce = Literal["mean", "max", "per-sample"]
+from .gate import REPEAT, Gate, Reduce
+from .predictors import Predictor
 
 
 @plain(frozen=True, slots=True, kw_only=True)
@@ -69,28 +67,6 @@ class Keep:
 
     what: Literal["state", "residual"]
     predictor: Predictor = REPEAT
-
-
-@plain(frozen=True)
-class Gate:
-    """The test by which a skip is judged: a tensor of this call against its expected value.
-
-    reads:       "state" at the start of the stretch; "residual", that minus what enters the first
-                 block; or "signal", the input of the first block after its modulation.
-    predictor:   of the expectation, formed at full calls.
-    relative_to: error = sum |expected - true| / sum |true| or / sum |expected|.
-    every_call:  expect what the previous call had, be it full or not.
-    reduce:      "mean": one error over the batch; "max": that of the worst row; "per-sample": one
-                 per image, and only the rows that fail are computed.
-    stride:      only every so many tokens are looked at.
-    """
-
-    reads: Literal["state", "residual", "signal"]
-    predictor: Predictor = REPEAT
-    relative_to: Literal["true", "expected"] = "expected"
-    every_call: bool = False
-    reduce: Reduce = "max"
-    stride: int = 1
 
 
 class Policy:
@@ -154,7 +130,7 @@ class Policy:
         """Returns True for a full call, False for a skipped one, None where the gate decides."""
         return True
 
-    def accepts(self, errors: Sequence[float]) -> bool:
+    def accepts(self, errors: Sequence[float], now: CallPosition) -> bool:
         """Tells whether to skip, by the gate's errors since the last full call, the newest last."""
         return False
 
@@ -226,8 +202,19 @@ class Gated(Policy):
             return True
         return True if now.near_end(self.final) else None
 
-    def accepts(self, errors: Sequence[float]) -> bool:
+    def accepts(self, errors: Sequence[float], now: CallPosition) -> bool:
         return errors[-1] < self.threshold
+
+
+@dataclass(frozen=True)
+class Accumulated(Gated):
+    """The settings of policies whose errors since the last full call add up to the threshold."""
+
+    warmup: int = 3
+    max_consecutive: int = 50
+
+    def accepts(self, errors: Sequence[float], now: CallPosition) -> bool:
+        return sum(errors) < self.threshold
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ the solver (Heun).
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..architectures.stack import State
-from ..devices import send
+from ..devices import Reading, send
 from .memory import Memory
+
+if TYPE_CHECKING:
+    from .gate import GateMemory
 
 MOST = 8  # more calls at one time than branches and stages there can be: runs of a single step
 POSITIONS = ("rotary", "rope", "freqs", "pos", "ids", "cos", "sin", "grid")  # in argument names
@@ -44,6 +47,20 @@ class Place:
     @property
     def label(self) -> str:
         return "+".join(self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What our own sampler says of a call before it makes it.
+
+    branches: whose rows the call carries, in their order in the batch.
+    stage:    which evaluation within a step of the solver.
+    level:    sigma / alpha; None if it is not said.
+    """
+
+    branches: tuple[str, ...]
+    stage: int
+    level: float | None
 
 
 @dataclass
@@ -99,18 +116,20 @@ class Track:
     facts:    shape of a row, dtype, device and rows per branch; a change of them drops all.
     branches: the branches whose rows it stores.
     last:     index of the last full call, one for all rows or one each; empty before the first.
-    errors:   of the gate since then.
+    errors:   of the gate since then, of all rows or of each image.
+    check:    sums of the gate that are on their way to the host, for the next call.
     """
 
     facts: tuple[Any, ...]
     branches: tuple[str, ...]
     stores: dict[str, Memory] = field(default_factory=dict)
-    gate: Memory | None = None
+    gate: "GateMemory | None" = None
     last: list[int] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    check: Reading | None = None
 
     def memories(self) -> list[Memory]:
-        return [*self.stores.values(), *([] if self.gate is None else [self.gate])]
+        return [*self.stores.values(), *([] if self.gate is None else self.gate.memories())]
 
     def keep(self, branches: tuple[str, ...]) -> None:
         """Keeps the rows of some of the branches alone."""
@@ -127,6 +146,9 @@ class Track:
 class CallState:
     """The state of one call while it runs.
 
+    asked:   the arguments of the network.
+    length:  calls of this stage in the run; None if it is unknown.
+    level:   sigma / alpha of the call; None where nobody knows it.
     full:    whether all blocks run; None until the gate has decided.
     rows:    the rows that are computed where others are forecast.
     follows: another branch of this step has decided already.
@@ -135,6 +157,9 @@ class CallState:
     place: Place
     track: Track
     batch: int
+    asked: "Arguments"
+    length: int | None = None
+    level: float | None = None
     full: bool | None = None
     rows: tuple[int, ...] = ()
     follows: bool = False
@@ -179,25 +204,6 @@ class Verdict:
     index: int
     full: bool
     rows: tuple[int, ...]
-
-
-def sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:
-    """Returns (2, B): sum |expected - x| and the sum it is measured by, in single precision."""
-    reference = x if relative_to == "true" else expected
-    size = _sum_magnitudes(reference)
-    wide = expected.float() if expected.dtype.itemsize < 4 else expected
-    return torch.stack([_sum_magnitudes(wide.sub_(x)), size])
-
-
-def _sum_magnitudes(x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    sums: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=1, dim=1, dtype=wide)
-    return sums
-
-
-def find_worst(errors: Sequence[float]) -> float:
-    """Returns the largest error; NaN if one of them is NaN."""
-    return float("nan") if any(e != e for e in errors) else max(errors)
 
 
 def select_rows(x: Tensor, rows: Sequence[int]) -> Tensor:

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Gate, Gated, Keep, check_whole, register
+from .base import CacheInfo, Gated, Keep, check_whole, register
 from .forecast import Basis
+from .gate import Gate
 from .predictors import PredictorSetting, check_degree, check_forecast, choose_predictor
 
 

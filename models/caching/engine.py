@@ -9,7 +9,7 @@ them, the deep part of a UNet). All decisions are taken on the host.
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,13 @@ from ..errors import SettingError
 from ..ledger import CacheCall, CacheLedger
 from ..modules import hold
 from .base import CallPosition, Policy
-from .calls import CallCounter, CallState, Part, Place, Track, Verdict
+from .calls import Announced, CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure
 from .full_calls import check_run
+from .gate import make_memory
+from .judge import Judge
 from .memory import Memory
-
-CountCalls = Callable[[int, float | None], int | None]  # of a stage and the time of its first call
+from .run_facts import RunFacts
 
 
 class Engine(ABC):
@@ -34,26 +35,24 @@ class Engine(ABC):
     root:   the network, without its compiled shell.
     policy: the settings of the cache.
     ledger: the record of its work.
-    count:  the length of a run, where it is known: a function asked once per run and stage.
-    group:  processes that hold shards of one call and must decide alike.
-    by_row: whether each row has full calls of its own.
+    run:    what is known of a run before it ends.
+    judge:  decides by the gate, if the policy has one.
     sample: the arguments of one call, from which its cost is counted.
     """
-
-    by_row = False
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
         self.predictor = policy.keep.predictor
-        self.group: Any = None
-        self.count: CountCalls = lambda stage, time: None
+        self.judge = Judge(policy, ledger)
+        self.run = RunFacts()
         self.tracks: dict[tuple[int, str], Track] = {}
         self.verdicts: dict[int, Verdict] = {}
         self.clock = CallCounter()
-        self.announced: tuple[tuple[str, ...], int] | None = None
+        self.announced: Announced | None = None
         self.context: str | None = None
         self.active = True
         self._lengths: dict[int, int | None] = {}
+        self._levels: Sequence[float] | None = None
         self.sample: tuple[Any, Any] | None = None
         self._cost: FlopCount | None = None
         self._time = _find_argument(root, ("timestep", "timesteps", "t"))
@@ -65,6 +64,7 @@ class Engine(ABC):
         self.tracks.clear()
         self.verdicts.clear()
         self._lengths.clear()
+        self._levels = None
         self.clock, self.announced = CallCounter(), None
 
     def _weigh(self) -> None:
@@ -77,7 +77,7 @@ class Engine(ABC):
     def find_length(self, stage: int) -> int | None:
         """Returns the calls of that stage in a run; checks them by the policy once per run."""
         if stage not in self._lengths:
-            calls = self._lengths[stage] = self.count(stage, self.clock.time)
+            calls = self._lengths[stage] = self.run.count(stage, self.clock.time)
             if calls is not None and stage == 0:  # a rare further stage may well be all full
                 check_run(self.policy, calls)
             elif calls is None and (self.policy.needs_calls or self.predictor.needs_calls):
@@ -89,7 +89,7 @@ class Engine(ABC):
 
     def make_memory(self) -> Memory:
         """Makes the memory of a tensor that is forecast at skipped calls."""
-        return self.predictor.make_memory(self.find_length(self.state.place.stage))
+        return make_memory(self.predictor, self.judge.by_row, self.state.length)
 
     # Calls
 
@@ -107,21 +107,33 @@ class Engine(ABC):
         if self.active:
             self.reset()
 
-    def leave(self) -> None:
-        """Ends a call of the network."""
+    def leave(self, out: Any) -> None:
+        """Ends a call of the network, which returned this."""
         if self.active:
+            if self.state.track.gate is not None and not self.state.follows:
+                self.state.track.gate.hear(_find_tensor(out), self.state)
             self.finish(self.state)
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
         self._check_mode()
+        level = None if self.announced is None else self.announced.level
         place = self._find_place(args, kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        self.state = CallState(place, self._find_track(place, x), len(x))
-        length = self.find_length(place.stage)
-        self.state.full = True if self.policy.off else self._decide_early(self.state, length)
+        call = self.state = CallState(place, self._find_track(place, x), len(x), (args, kwargs))
+        call.length, call.level = self.find_length(place.stage), level
+        call.full = True if self.policy.off else self._decide_early(call)
+        if self.judge.reads("input") and not call.follows and not self.policy.off:
+            call.level = self._find_level(place.index) if level is None else level
+            self.judge.look(call, x)
         if self.sample is None:
             self.sample = (tuple(args), dict(kwargs))
-        return self.state
+        return call
+
+    def _find_level(self, index: int) -> float | None:
+        """Returns sigma / alpha of a call that nobody announced, where its run knows it."""
+        if self._levels is None:
+            self._levels = self.run.levels(self.clock.time)
+        return self._levels[index] if index < len(self._levels) else None
 
     def finish(self, call: CallState) -> None:
         """Writes the ledger; after a full call, all rows count from it."""
@@ -140,7 +152,7 @@ class Engine(ABC):
         if full:
             call.track.errors.clear()
             if call.track.stores:
-                call.track.last = [call.place.index] * (call.batch if self.by_row else 1)
+                call.track.last = [call.place.index] * (call.batch if self.judge.by_row else 1)
             self._weigh()
 
     def _check_mode(self) -> None:
@@ -156,7 +168,7 @@ class Engine(ABC):
     def _find_place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Place:
         if self.announced is not None:
             announced, self.announced = self.announced, None
-            return self.clock.count_announced(*announced)
+            return self.clock.count_announced(announced.branches, announced.stage)
         name, time = self.context, self._time_of(args, kwargs)
         if self.clock.is_new_run(name, time):
             self.reset()
@@ -184,7 +196,7 @@ class Engine(ABC):
         self.tracks[place.key] = Track(facts, place.branches)
         return self.tracks[place.key]
 
-    def _decide_early(self, call: CallState, length: int | None) -> bool | None:
+    def _decide_early(self, call: CallState) -> bool | None:
         """Decides on a full or a skipped call, where that is known before its blocks run."""
         place, track = call.place, call.track
         decided = self.verdicts.get(place.stage)
@@ -195,12 +207,10 @@ class Engine(ABC):
         if decided is not None and call.follows:
             call.rows = decided.rows
             return decided.full
-        decisions = {self._must(place.index, last, length) for last in track.last}
+        nows = {CallPosition(place.index, place.index - last, call.length) for last in track.last}
+        decisions = {self.policy.must(now) for now in nows}
         alike = len(decisions) == 1  # else the gate looks at each row
         return decisions.pop() if alike else None
-
-    def _must(self, index: int, last: int, length: int | None) -> bool | None:
-        return self.policy.must(CallPosition(index, index - last, length))
 
     def settle(self, call: CallState) -> None:
         """Lets the other branches of this step follow."""
@@ -237,6 +247,13 @@ class Engine(ABC):
             yield
         finally:
             self.active = True
+
+
+def _find_tensor(out: Any) -> Tensor:
+    """Returns the tensor in what a network returned, or the first of several."""
+    while not isinstance(out, Tensor):
+        out = next(iter(out.values() if isinstance(out, Mapping) else out))
+    return out
 
 
 def _find_argument(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from .base import CacheInfo, Gate, Gated, Keep, check_whole, register
+from .base import CacheInfo, Gated, Keep, check_whole, register
+from .gate import Gate
 from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 

@@ -49,8 +49,8 @@ class Root:
     def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.engine.enter(args, kwargs)
 
-    def _leave(self) -> None:
-        self.engine.leave()
+    def _leave(self, out: Any) -> None:
+        self.engine.leave(out)
 
     def run(self, inner: Inner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self.enter(args, kwargs)
@@ -59,7 +59,7 @@ class Root:
         except BaseException:
             self.engine.fail()
             raise
-        self.leave()
+        self.leave(out)
         return out
 
 

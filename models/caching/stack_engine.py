@@ -1,15 +1,12 @@
 """Skips a stretch of blocks, as most policies do."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..architectures.stack import LiveBlock, Stack, State
-from ..devices import Reading
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
 from .base import Policy
@@ -18,15 +15,12 @@ from .calls import (
     CallState,
     Part,
     Substitute,
-    find_worst,
     scatter_rows,
     select_argument,
     select_rows,
-    sum_errors,
 )
 from .engine import Engine
-from .memory import Memory, RowMemory
-from .predictors import Predictor
+from .memory import RowMemory
 
 IMAGE, TEXT = "image", "text"
 
@@ -48,14 +42,13 @@ class StackEngine(Engine):
                 f"blocks of {type(root).__name__} read what earlier ones left aside, so none can"
                 f" run after skipped ones; set tail=0 of {policy.info.name}"
             )
-        self.gate, self.keep = policy.gate, policy.keep
-        if self.gate is not None and self.gate.reads == "signal" and stack.structure.signal is None:
+        self.keep = policy.keep
+        if self.judge.reads("signal") and stack.structure.signal is None:
             raise ModelError(
                 f"no modulated input is known for {type(root).__name__}, which {policy.info.name}"
                 " looks at; use cg-taylor, first-block or magcache"
             )
         self.joint = bool(stack.blocks[-1].group.joint)
-        self.by_row = self.gate is not None and self.gate.reduce == "per-sample"
 
     def list_parts(self) -> dict[str, nn.Module]:
         return {each.name: each.module for each in self.blocks[: self.end + 1]}
@@ -70,7 +63,7 @@ class StackEngine(Engine):
             for k, block in enumerate(self.blocks[: self.end + 1])
         ]
         signal = self.stack.signal_module
-        if self.gate is not None and self.gate.reads == "signal" and signal is not None:
+        if self.judge.reads("signal") and signal is not None:
             parts.append(Part(signal, _leave_arguments, self.watch))
         return [] if self.policy.off else parts
 
@@ -114,12 +107,13 @@ class StackEngine(Engine):
     def _skips_lead(self, call: CallState) -> bool:
         """Tells whether leading blocks need not run: for no gate, and no start of a residual."""
         alone = call.full is False and not call.rows
-        return alone and self.keep.what == "state" and (call.follows or self.gate is None)
+        early = call.follows or self.judge.gate is None or self.judge.reads("input")
+        return alone and self.keep.what == "state" and early
 
     def _enter_first(self, call: CallState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self.joint:
             call.text_rows = self.stack.text_rows(args, kwargs)
-        if self.gate is not None and self.gate.reads == "residual" and not call.follows:
+        if self.judge.reads("residual") and not call.follows:
             call.entered = self.blocks[0].read_input(args, kwargs, call.text_rows).image.clone()
 
     def _enter(
@@ -127,8 +121,8 @@ class StackEngine(Engine):
     ) -> None:
         """Reads the start of the stretch, for the gate and for a residual."""
         start = block.read_input(args, kwargs, call.text_rows)
-        if self.gate is not None and not call.follows:
-            self._judge(call, self._read_gate_input(call, start.image, args, kwargs))
+        if self.judge.gate is not None and not self.judge.reads("input") and not call.follows:
+            self.judge.look(call, self._read_gate_input(call, start.image, args, kwargs))
         self.settle(call)
         if self.keep.what == "residual" and (call.full or call.rows):
             text = start.text.clone() if self.policy.tail and start.text is not None else None
@@ -137,79 +131,19 @@ class StackEngine(Engine):
     def _read_gate_input(
         self, call: CallState, image: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Tensor:
-        assert self.gate is not None
-        if self.gate.reads == "residual":
+        if self.judge.reads("residual"):
             assert call.entered is not None
-            image = image - call.entered
-        elif self.gate.reads == "signal":
-            image = self.stack.signal(args, kwargs) if call.entered is None else call.entered
-        return image[:, :: self.gate.stride] if self.gate.stride > 1 else image
-
-    def _judge(self, call: CallState, x: Tensor) -> None:
-        gate, track = self.gate, call.track
-        assert gate is not None
-        if track.gate is None:
-            track.gate = self._make_memory(call, gate.predictor)
-        if call.full is None:
-            self._decide(call, x, track.gate)
-        if gate.every_call or call.full:
-            track.gate.update(x, call.place.index)
-        elif call.rows:
-            assert isinstance(track.gate, RowMemory)
-            track.gate.update(select_rows(x, call.rows), call.place.index, call.rows)
-
-    def _decide(self, call: CallState, x: Tensor, memory: Memory) -> None:
-        """Decides by two sums per image, which come to the host; NaN and infinity are computed."""
-        assert self.gate is not None
-        if not memory:
-            call.full = True
-            return
-        sums = sum_errors(memory.forecast(call.place.index), x, self.gate.relative_to)
-        errors = self._read_errors(sums, len(call.place.branches))
-        self.ledger.notice(errors)
-        call.error = max(errors) if len(errors) > 1 else errors[0]
-        if self.by_row:
-            self._decide_rows(call, errors)
-            return
-        call.track.errors.append(call.error)
-        call.full = not (math.isfinite(call.error) and self.policy.accepts(call.track.errors))
-
-    def _read_errors(self, sums: Tensor, branches: int) -> list[float]:
-        """Returns one error, or one per image: the worse of its branches."""
-        assert self.gate is not None
-        if self.gate.reduce == "mean":
-            sums = sums.sum(dim=1, keepdim=True)
-        if self.group is not None:
-            torch.distributed.all_reduce(sums, group=self.group)
-        difference, size = Reading(sums).numbers()
-        ratios = [a / b if b > 0.0 else float("nan") for a, b in zip(difference, size, strict=True)]
-        if self.gate.reduce == "per-sample":
-            images = len(ratios) // branches
-            return [find_worst(ratios[b::images]) for b in range(images)]
-        return [find_worst(ratios)]
-
-    def _decide_rows(self, call: CallState, errors: Sequence[float]) -> None:
-        images, length = len(errors), self._lengths[call.place.stage]
-        failing = [
-            b
-            for b, error in enumerate(errors)
-            if self._must(call.place.index, call.track.last[b], length)
-            or not (math.isfinite(error) and self.policy.accepts([error]))
-        ]
-        branches = range(len(call.place.branches))
-        call.full = len(failing) == images
-        call.rows = () if call.full else tuple(p * images + b for p in branches for b in failing)
-
-    def _make_memory(self, call: CallState, predictor: Predictor) -> Memory:
-        calls = self.find_length(call.place.stage)
-        return predictor.make_row_memory(calls) if self.by_row else predictor.make_memory(calls)
+            return image - call.entered
+        if self.judge.reads("signal"):
+            return self.stack.signal(args, kwargs) if call.entered is None else call.entered
+        return image
 
     def _store(self, call: CallState, state: State) -> None:
         """Stores the end of the stretch at a full call."""
         track, index = call.track, call.place.index
         for name, value in self._list_values(call, state):
             if name not in track.stores:
-                track.stores[name] = self._make_memory(call, self.keep.predictor)
+                track.stores[name] = self.make_memory()
             track.stores[name].update(value, index)
 
     def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:

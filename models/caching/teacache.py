@@ -9,7 +9,8 @@ from torch import nn
 
 from ..architectures import published_calibrations
 from ..errors import SettingError
-from .base import CacheInfo, Gate, Gated, Keep, Reduce, register
+from .base import Accumulated, CacheInfo, CallPosition, Keep, register
+from .gate import Gate, Reduce
 from .predictors import PredictorSetting, check_forecast, choose_predictor
 
 
@@ -31,7 +32,7 @@ def find_polynomial(root: nn.Module) -> tuple[float, ...] | None:
 
 @register
 @dataclass(frozen=True)
-class TeaCache(Gated):
+class TeaCache(Accumulated):
     """Skips until the rescaled changes since the last full call add up to the threshold.
 
     d_i = sum |s_i - s_{i-1}| / sum |s_{i-1}| of the modulated input s of the first block;
@@ -39,7 +40,7 @@ class TeaCache(Gated):
 
     threshold:    published: .25 to .8 for FLUX, .1 to .15 for HunyuanVideo, .05 to .2 for Wan.
     warmup, final, max_consecutive, together: see `Gated`; published are 1, 1 and no limit.
-    reduce:       "mean" (published) or "max".
+    reduce:       "mean" is published.
     coefficients: of the polynomial p, the highest power first. None takes the published ones of the
                   checkpoint; [1, 0] is no rescaling. p is held above 0: published
                   polynomials fall below it.
@@ -57,7 +58,6 @@ class TeaCache(Gated):
 
     threshold: float = 0.2
     warmup: int = 1
-    max_consecutive: int = 50
     reduce: Reduce = "mean"
     coefficients: tuple[float, ...] | None = None
     order: int | None = None
@@ -65,8 +65,6 @@ class TeaCache(Gated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduce not in ("mean", "max"):
-            raise SettingError(f"reduce of teacache is mean or max, not {self.reduce!r}")
         if self.coefficients == ():
             raise SettingError("coefficients must not be empty; [1, 0] is no rescaling")
         check_forecast(self.predictor, order=self.order)
@@ -97,9 +95,9 @@ class TeaCache(Gated):
     def gate(self) -> Gate | None:
         return Gate("signal", every_call=True, reduce=self.reduce)
 
-    def accepts(self, errors: Sequence[float]) -> bool:
+    def accepts(self, errors: Sequence[float], now: CallPosition) -> bool:
         changes = [self._rescale(error) for error in errors]
-        return sum(0.0 if change < 0.0 else change for change in changes) < self.threshold
+        return super().accepts([0.0 if change < 0.0 else change for change in changes], now)
 
     def _rescale(self, error: float) -> float:
         value = 0.0

@@ -150,7 +150,8 @@ class GuidedPipeline:
         """Says to a cache beneath which branches come next; it cannot tell rows left out."""
         assert self.policy_run is not None
         if self.cache is not None and all(ask.rows is None for ask in asks):
-            self.cache.announce([ask.branch for ask in asks], self.policy_run.moment.stage)
+            moment = self.policy_run.moment
+            self.cache.announce([ask.branch for ask in asks], moment.stage, moment.node.kappa)
 
     def _answer_first(self, call: NetworkCall) -> Tensor:
         """Returns the answer to the conditional call, the first of two."""

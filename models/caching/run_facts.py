@@ -1,0 +1,73 @@
+"""What is known of a run before it ends: how many calls it has, and the noise at each of them."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Any
+
+import torch
+
+from ..diffusers_config import is_flow
+
+CountCalls = Callable[[int, float | None], int | None]
+FindLevels = Callable[[float | None], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Functions that are asked once per run, with the time of the network's first call.
+
+    count:  the calls of a stage; None if nobody knows them.
+    levels: sigma / alpha at each call of a stage; empty if nobody knows them.
+    """
+
+    count: CountCalls = lambda stage, time: None
+    levels: FindLevels = lambda time: ()
+
+
+def run_of(target: Any, calls: int | None) -> RunFacts:
+    """Returns what a target knows of its runs, which have so many calls, if that is given.
+
+    A pipeline knows its scheduler's timesteps from where the run begins: at the begin index, or
+    without one at the time of the network's first call, if that is a timestep.
+    """
+    scheduler = getattr(target, "scheduler", None)
+    if scheduler is None:
+        return RunFacts(lambda stage, time: calls)
+
+    def count(stage: int, time: float | None) -> int | None:
+        repeats = Counter(_list_times(scheduler, time))
+        return sum(count > stage for count in repeats.values()) or None
+
+    def find_levels(time: float | None) -> Sequence[float]:
+        times = dict.fromkeys(_list_times(scheduler, time))
+        levels = [_find_level(scheduler, each) for each in times]
+        return [each for each in levels if each is not None]
+
+    return RunFacts(count if calls is None else lambda stage, time: calls, find_levels)
+
+
+def _list_times(scheduler: Any, time: float | None) -> list[float]:
+    """Returns the timesteps of a run."""
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
+        return []
+    times: list[float] = torch.as_tensor(timesteps).tolist()
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is None:
+        begin = times.index(time) if time in times else 0
+    return times[begin:]
+
+
+def _find_level(scheduler: Any, time: float) -> float | None:
+    """Returns sigma / alpha at a timestep; None of a scheduler that says neither."""
+    config = getattr(scheduler, "config", {})
+    if is_flow(config):
+        share = time / float(config.get("num_train_timesteps", 1000))
+        return share / (1.0 - share) if share < 1.0 else inf
+    known = getattr(scheduler, "alphas_cumprod", None)
+    if known is None:
+        return None
+    signal = float(known[min(max(round(time), 0), len(known) - 1)])
+    return sqrt((1.0 - signal) / signal) if signal > 0.0 else inf
