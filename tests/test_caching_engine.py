@@ -485,7 +485,9 @@ def test_no_cache_advises_another_where_none_can_run(module):
 def test_each_kind_of_network_is_told_the_caches_that_run_on_it():
     with pytest.raises(ModelError, match="use taylorseer or cg-taylor"):
         enable_cache(network("dit"), "deepcache")
-    with pytest.raises(ModelError, match="takes deepcache, fixed-mask and taylorseer:level=last-"):
+    with pytest.raises(
+        ModelError, match="takes deepcache, easycache, fixed-mask and taylorseer:level=last-"
+    ):
         enable_cache(network("unet"), "cg-taylor")
 
 

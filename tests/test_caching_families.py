@@ -15,9 +15,13 @@ import fewstep
 from fewstep.models.caching import (
     CGTaylor,
     DeepCache,
+    DiCache,
+    EasyCache,
     FirstBlock,
     FixedMask,
     MagCache,
+    SeaCache,
+    SpeCa,
     TaylorSeer,
     TeaCache,
     caching,
@@ -31,6 +35,7 @@ from fewstep.models.errors import ModelError
 STEPS = 6
 ONES = (1.0,) * STEPS
 LITE = {"level": "last-block"}
+LEVELS = tuple(3.0 - step / 2 for step in range(STEPS))
 OFF = [
     TaylorSeer(interval=1),
     TaylorSeer(interval=1, **LITE),
@@ -38,12 +43,19 @@ OFF = [
     FirstBlock(threshold=0.0),
     TeaCache(threshold=0.0),
     MagCache(threshold=0.0),
+    SeaCache(threshold=0.0),
+    EasyCache(threshold=0.0),
+    DiCache(threshold=0.0),
+    SpeCa(threshold=0.0),
     FixedMask(compute=tuple(range(STEPS))),
 ]
 NEVER = [  # on, but no call is skipped: everything is kept and compared all the same
     CGTaylor(threshold=1e-12, warmup=1),
     FirstBlock(threshold=1e-12, tail=1, warmup=1),
     TeaCache(threshold=1e-12, coefficients=(1, 0)),
+    SeaCache(threshold=1e-12, levels=LEVELS),
+    EasyCache(threshold=1e-12),
+    DiCache(threshold=1e-12, delta=True),
 ]
 ON = [
     TaylorSeer(interval=3),
@@ -55,8 +67,19 @@ ON = [
     TeaCache(threshold=0.5, coefficients=(1, 0)),
     MagCache(ratios=ONES),
     FixedMask(compute=(0, 1, 4)),
+    SeaCache(threshold=1.0, warmup=1, levels=LEVELS),
+    EasyCache(threshold=9.0, warmup=2),
+    EasyCache(threshold=0.3, warmup=2, reduce="per-sample"),
+    DiCache(threshold=9.0, warmup=2),
+    DiCache(threshold=0.4, warmup=2, delta=True, reduce="per-sample"),
+    SpeCa(threshold=9.0, warmup=2),
 ]
-UNET_ON = [DeepCache(interval=3), TaylorSeer(interval=3, **LITE), FixedMask(compute=(0, 1, 4))]
+UNET_ON = [
+    DeepCache(interval=3),
+    TaylorSeer(interval=3, **LITE),
+    FixedMask(compute=(0, 1, 4)),
+    EasyCache(threshold=9.0, warmup=2),
+]
 
 
 def test_every_policy_is_run_here_exported_and_in_the_documents():
@@ -159,7 +182,7 @@ def test_on_is_repeatable_and_leaves_no_trace(name, policy):
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_run_as_often_as_the_ledger_says(name):
     net = network(name)
-    for policy in (ON[1], ON[2], ON[4], ON[7]):
+    for policy in (ON[1], ON[2], ON[4], ON[7], ON[12], ON[14]):
         attachment = enable_cache(net, policy, calls=STEPS)
         found, handles = counted(attachment.engines[0].list_parts())
         run(net, name)

@@ -194,6 +194,7 @@ class Architecture:
     classes:      their names; subclasses are meant too, unless they have a card of their own.
     same_blocks:  names of classes with the same blocks about which nothing else is known.
     blocks:       the blocks of a transformer.
+    frames_first: whether a video is (B, F, C, H, W), not (B, C, F, H, W).
     unet:         whether it is a UNet of down, mid and up blocks, which the UNet caches split.
     attention:    where its self-attention is.
     calibrations: published measurements for caches on its checkpoints.
@@ -207,6 +208,7 @@ class Architecture:
     classes: tuple[str, ...]
     same_blocks: tuple[str, ...] = ()
     blocks: BlockStructure | None = None
+    frames_first: bool = False
     unet: bool = False
     attention: SelfAttention | None = None
     calibrations: tuple[PublishedCalibration, ...] = ()

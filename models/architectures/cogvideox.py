@@ -41,6 +41,7 @@ def _time_embedding(_: Any, arguments: Arguments) -> Tensor:
 COGVIDEOX = Architecture(
     classes=("CogVideoXTransformer3DModel",),
     same_blocks=("ConsisIDTransformer3DModel",),
+    frames_first=True,
     blocks=BlockStructure(
         groups=(BlockGroup(BLOCKS, (IMAGE, TEXT)),),
         modules=(rf"{BLOCKS}\.\d+\.(attn1|ff)",),

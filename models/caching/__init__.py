@@ -8,9 +8,13 @@ from .attach import Attachment, caching, disable_cache, enable_cache, find_attac
 from .base import CacheInfo, Policy, cache, names, policy_class, register, take_cache
 from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
+from .dicache import DiCache
+from .easycache import EasyCache
 from .first_block import FirstBlock
 from .fixed_mask import FixedMask
 from .magcache import MagCache
+from .seacache import SeaCache
+from .speca import SpeCa
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 
@@ -19,10 +23,14 @@ __all__ = [
     "CGTaylor",
     "CacheInfo",
     "DeepCache",
+    "DiCache",
+    "EasyCache",
     "FirstBlock",
     "FixedMask",
     "MagCache",
     "Policy",
+    "SeaCache",
+    "SpeCa",
     "TaylorSeer",
     "TeaCache",
     "cache",

@@ -134,8 +134,10 @@ class Track:
     def keep(self, branches: tuple[str, ...]) -> None:
         """Keeps the rows of some of the branches alone."""
         parts, of = [self.branches.index(each) for each in branches], len(self.branches)
-        for memory in self.memories():
+        for memory in self.stores.values():
             memory.keep(parts, of)
+        if self.gate is not None:
+            self.gate.keep(parts, of)
         if len(self.last) > 1:
             size = len(self.last) // of
             self.last = [self.last[part * size + b] for part in parts for b in range(size)]

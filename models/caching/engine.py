@@ -121,7 +121,7 @@ class Engine(ABC):
         x = args[0] if args else next(iter(kwargs.values()))
         call = self.state = CallState(place, self._find_track(place, x), len(x), (args, kwargs))
         call.length, call.level = self.find_length(place.stage), level
-        call.full = True if self.policy.off else self._decide_early(call)
+        call.full = True if self.policy.off else self.decide_early(call)
         if self.judge.reads("input") and not call.follows and not self.policy.off:
             call.level = self._find_level(place.index) if level is None else level
             self.judge.look(call, x)
@@ -196,7 +196,7 @@ class Engine(ABC):
         self.tracks[place.key] = Track(facts, place.branches)
         return self.tracks[place.key]
 
-    def _decide_early(self, call: CallState) -> bool | None:
+    def decide_early(self, call: CallState) -> bool | None:
         """Decides on a full or a skipped call, where that is known before its blocks run."""
         place, track = call.place, call.track
         decided = self.verdicts.get(place.stage)

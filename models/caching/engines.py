@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ..architectures import known_classes
 from ..architectures.discover import may_have_blocks, observe
 from ..architectures.stack import Stack, block_structure, describe, make_blank
-from ..errors import ModelError
+from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
 from .base import Policy
 from .calls import Arguments, CallState, Part, Substitute
 from .engine import Engine
+from .gate import sum_errors
 from .stack_engine import StackEngine
 from .unet import UNetStack, describe_unet, is_unet, make_hollow
 
@@ -37,7 +38,9 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
 
 def make_stack_engine(stack: Stack, policy: Policy, ledger: CacheLedger) -> Engine:
     """Makes the engine for a policy on a stack of blocks."""
-    kind = ModuleEngine if policy.by_module else StackEngine
+    kind: type[ModuleEngine | StackEngine] = ModuleEngine if policy.by_module else StackEngine
+    if policy.gate is not None and policy.gate.reads == "block":
+        kind = VerifiedEngine
     return _check_parts(kind(stack.root, policy, ledger, stack))
 
 
@@ -50,10 +53,16 @@ def _check_parts(engine: Engine) -> Engine:
 def _check_unet(root: nn.Module, policy: Policy) -> None:
     """Raises ModelError for a policy that no UNet can carry out."""
     name = type(root).__name__
-    if policy.gate is not None or policy.keep.what == "residual":
+    inside = policy.gate is not None and policy.gate.reads != "input"
+    if inside or policy.keep.what == "residual":
         raise ModelError(
             f"{name} has no row of equal blocks, which {policy.info.name} needs; a UNet takes"
-            " deepcache, fixed-mask and taylorseer:level=last-block"
+            " deepcache, easycache, fixed-mask and taylorseer:level=last-block"
+        )
+    if policy.gate is not None and policy.gate.reduce == "per-sample":
+        raise SettingError(
+            f"{name} cannot run some images of a batch alone; set reduce=max or reduce=mean of"
+            f" {policy.info.name}"
         )
     if policy.by_module:
         raise ModelError(
@@ -96,7 +105,7 @@ class ModuleEngine(Engine):
             Part(each, partial(self.before, name), partial(self.after, name))
             for name, each in self.modules.items()
         ]
-        idle = [Part(each, self.leave_out) for each in self.idle.values()]
+        idle = [Part(each, partial(self.leave_out, name)) for name, each in self.idle.items()]
         return [] if self.policy.off else [*cached, *idle]
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
@@ -104,11 +113,15 @@ class ModuleEngine(Engine):
         self.settle(call)
         return call
 
+    def runs(self, name: str) -> bool:
+        """Tells whether a sub-module runs truly now."""
+        return not self.active or self.state.full is not False
+
     def before(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Substitute | None:
         """Forecasts the output of a cached module at a skipped call; a tuple part by part."""
-        if not self.active or self.state.full:
+        if self.runs(name):
             return None
         stores, index = self.state.track.stores, self.state.place.index
         dtype = _find_dtype(args, kwargs)
@@ -120,8 +133,8 @@ class ModuleEngine(Engine):
         return Substitute(tuple(parts))
 
     def after(self, name: str, out: Any) -> Any:
-        """Stores the output of a cached module."""
-        if self.active:
+        """Stores the output of a cached module at a full call."""
+        if self.active and self.state.full:
             stores, index = self.state.track.stores, self.state.place.index
             for part, value in _name_tensors(name, out):
                 if part not in stores:
@@ -129,9 +142,72 @@ class ModuleEngine(Engine):
                 stores[part].update(value, index)
         return out
 
-    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Substitute | None:
+    def leave_out(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Substitute | None:
         """Leaves out a module that feeds nothing but a cached one."""
-        return None if not self.active or self.state.full else Substitute(make_blank(args, kwargs))
+        return None if self.runs(name) else Substitute(make_blank(args, kwargs))
+
+
+class VerifiedEngine(ModuleEngine):
+    """Runs the last block truly at skipped calls, beside its forecast from the same input.
+
+    What the verification says is read at the next call, and the true output goes on.
+    """
+
+    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
+        super().__init__(root, policy, ledger, stack)
+        self.block, self.inside = stack.blocks[-1], False
+        self.forecast: Tensor | None = None
+
+    def list_hooked(self) -> list[Part]:
+        hooked = super().list_hooked()
+        verified = Part(self.block.module, self.enter_block, self.leave_block)
+        return [*hooked, verified] if hooked else []
+
+    def list_skipped(self, call: CallState) -> tuple[str, ...]:
+        return tuple(name for name in self.list_parts() if call.follows or not self._is_last(name))
+
+    def _is_last(self, name: str) -> bool:
+        return name.startswith(f"{self.block.name}.")
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
+        self.inside, self.forecast = False, None
+        return super().begin(args, kwargs)
+
+    def decide_early(self, call: CallState) -> bool | None:
+        """Decides by the verification of the call before; where none was made, it is skipped."""
+        early, check = super().decide_early(call), call.track.check
+        call.track.check = None
+        if early is None and check is not None:
+            self.judge.decide(call, check)
+            return call.full
+        return bool(early)
+
+    def runs(self, name: str) -> bool:
+        return super().runs(name) or (self.forecast is not None and self._is_last(name))
+
+    def enter_block(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Forecasts the last block first, from a copy of its input."""
+        if not self.active or self.state.full or self.state.follows or self.inside:
+            return
+        self.inside = True
+        given = {name: _copy_tensor(each) for name, each in self.block.call(args, kwargs).items()}
+        self.forecast = self._read_image(self.block.module(**given)).clone()
+
+    def leave_block(self, out: Any) -> Any:
+        """Compares the true output with the forecast."""
+        if self.active and self.forecast is not None:
+            sums = sum_errors(self.forecast, self._read_image(out), "true")
+            self.state.track.check, self.forecast = self.judge.reduce(sums), None
+        return out
+
+    def _read_image(self, out: Any) -> Tensor:
+        return self.block.read_output(out).image
+
+
+def _copy_tensor(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _name_tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:

@@ -37,17 +37,21 @@ class GateMemory:
         """Returns what it stores."""
         return (self.expected,)
 
+    def keep(self, parts: Sequence[int], of: int) -> None:
+        """Keeps some of `of` equal parts of the rows, as when a batch of branches halves."""
+        for memory in self.memories():
+            memory.keep(parts, of)
+
     def measure(self, x: Tensor, call: CallState) -> Tensor:
         """Returns pairs of sums (2 P, B) by which a call missed what was expected."""
         return sum_errors(self.expected.forecast(call.place.index), x, self.gate.relative_to)
 
     def update(self, x: Tensor, call: CallState) -> None:
         """Takes the tensor of a call, of the rows that are computed or of every call."""
-        index = call.place.index
-        if self.gate.every_call or call.full:
-            self.expected.update(x, index)
-        elif call.rows:
-            update_rows(self.expected, x, call)
+        if self.gate.every_call:
+            self.expected.update(x, call.place.index)
+        else:
+            update_memory(self.expected, x, call)
 
     def hear(self, out: Tensor, call: CallState) -> None:
         """Takes what the network answered, for gates that look at it."""
@@ -66,6 +70,7 @@ class Gate:
     reduce:      "mean": one error over the batch; "max": that of the worst row; "per-sample": one
                  per image, and only the rows that fail are computed.
     stride:      only every so many tokens are looked at.
+    entry:       it needs to know what enters the first block, too.
     """
 
     reads: Reads
@@ -74,6 +79,10 @@ class Gate:
     every_call: bool = False
     reduce: Reduce = "max"
     stride: int = 1
+
+    @property
+    def entry(self) -> bool:
+        return self.reads == "residual"
 
     def begin(self, by_row: bool, calls: int | None) -> GateMemory:
         """Returns the memory of a run of so many calls."""
@@ -93,10 +102,13 @@ def make_memory(predictor: Predictor, by_row: bool, calls: int | None) -> Memory
     return predictor.make_row_memory(calls) if by_row else predictor.make_memory(calls)
 
 
-def update_rows(memory: Memory, x: Tensor, call: CallState) -> None:
+def update_memory(memory: Memory, x: Tensor, call: CallState) -> None:
     """Stores those rows of x (B, *) that a call computes."""
-    assert isinstance(memory, RowMemory)
-    memory.update(select_rows(x, call.rows), call.place.index, call.rows)
+    if call.full:
+        memory.update(x, call.place.index)
+    elif call.rows:
+        assert isinstance(memory, RowMemory)
+        memory.update(select_rows(x, call.rows), call.place.index, call.rows)
 
 
 def sum_errors(expected: Tensor, x: Tensor, relative_to: str) -> Tensor:

@@ -62,7 +62,7 @@ def _list_times(scheduler: Any, time: float | None) -> list[float]:
 
 def _find_level(scheduler: Any, time: float) -> float | None:
     """Returns sigma / alpha at a timestep; None of a scheduler that says neither."""
-    config = getattr(scheduler, "config", {})
+    config = {"_class_name": type(scheduler).__name__, **getattr(scheduler, "config", {})}
     if is_flow(config):
         share = time / float(config.get("num_train_timesteps", 1000))
         return share / (1.0 - share) if share < 1.0 else inf

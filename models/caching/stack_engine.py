@@ -113,7 +113,7 @@ class StackEngine(Engine):
     def _enter_first(self, call: CallState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self.joint:
             call.text_rows = self.stack.text_rows(args, kwargs)
-        if self.judge.reads("residual") and not call.follows:
+        if self.judge.gate is not None and self.judge.gate.entry and not call.follows:
             call.entered = self.blocks[0].read_input(args, kwargs, call.text_rows).image.clone()
 
     def _enter(
