@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What our own sampler says of a call before it makes it.
+    """The facts that our own sampler gives of a call before it makes it.
 
     branches: whose rows the call carries, in their order in the batch.
     stage:    which evaluation within a step of the solver.

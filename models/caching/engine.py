@@ -24,7 +24,7 @@ from .calls import Announced, CallCounter, CallState, Part, Place, Track, Verdic
 from .cost import FlopCount, measure
 from .full_calls import check_run
 from .gate import make_memory
-from .judge import Judge
+from .judge import SkipJudge
 from .memory import Memory
 from .run_facts import RunFacts
 
@@ -43,7 +43,7 @@ class Engine(ABC):
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
         self.predictor = policy.keep.predictor
-        self.judge = Judge(policy, ledger)
+        self.judge = SkipJudge(policy, ledger)
         self.run = RunFacts()
         self.tracks: dict[tuple[int, str], Track] = {}
         self.verdicts: dict[int, Verdict] = {}

@@ -22,7 +22,7 @@ Reads = Literal["input", "signal", "residual", "state", "block"]
 
 
 class GateMemory:
-    """What a gate remembers of one branch and stage; by itself, what it expects of one tensor."""
+    """The memory of one branch and stage; by itself, of what is expected of one tensor."""
 
     def __init__(self, gate: "Gate", by_row: bool, calls: int | None) -> None:
         self.gate = gate

@@ -13,7 +13,7 @@ from .base import CallPosition, Policy
 from .calls import CallState
 
 
-class Judge:
+class SkipJudge:
     """Carries out the gate of a policy; NaN and infinity are computed.
 
     group: processes that hold shards of one call and must decide alike.

@@ -1,4 +1,4 @@
-"""What is known of a run before it ends: how many calls it has, and the noise at each of them."""
+"""Facts of a run that are known before it ends: the number of its calls, the noise at each."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
