@@ -2,8 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
+
+from torch import Tensor
 
 from ... import __version__
 from ...models.errors import SettingError
@@ -17,7 +20,8 @@ from .columns import Columns, reach_ends
 from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
 from .last_row import choose_last_row, describe_choice, judge_last_rows
 from .log import Trial, rank_trials
-from .problem import BLOCKS, BlockName, Problem
+from .problem import BLOCKS, Block, BlockName, Problem
+from .rivals import choose_search_rivals, reach_rival_ends
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
 
@@ -41,18 +45,34 @@ def choose(search: Search, task: Task) -> SearchResult:
         "val": _score_block(task, chosen, "validation"),
         "test": tested.score,
     }
-    named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
-    rivals = [(_label(each), _score_on_test(search, task, _make_table(each))) for each in named]
-    rival = min(rivals, key=lambda each: each[1].score, default=None)  # it may choose on test
+    rivals = choose_search_rivals(search)
+    rival = _find_best_hand_made(search, task, validated, rivals.specs)
     _warn_of_overfit(search.objective.name, scores)
     facts = {
         **_find_provenance(search, task, best, scores),
         "baseline": None if rival is None else {"name": rival[0], "test": rival[1].score},
+        "rivals_left_out": rivals.left_out,
         "last_row": row_facts,
         "columns": _describe_columns(search, task, tested, rival),
     }
     baseline = None if rival is None else (rival[0], rival[1].score)
     return SearchResult(chosen.model_copy(update={"provenance": facts}), scores, baseline)
+
+
+def _find_best_hand_made(
+    search: Search,
+    task: Task,
+    validated: Sequence[tuple[float, Trial]],
+    specs: Sequence[str],
+) -> tuple[str, TestScore] | None:
+    """Returns the best of named solvers and of diffusers' schedulers; it may be chosen on test."""
+    named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
+    scored = [(_label(each), _score_on_test(search, task, _make_table(each))) for each in named]
+    for spec in specs:
+        name = f"diffusers {spec}"
+        reach = partial(reach_rival_ends, search, spec)
+        scored.append((name, _score_ends_on_test(search, task, name, reach)))
+    return min(scored, key=lambda each: each[1].score, default=None)
 
 
 def _make_table(trial: Trial) -> Schedule:
@@ -156,16 +176,23 @@ def _score_block(task: Task, schedule: Artefact, name: BlockName | Literal["scor
 
 
 def _score_on_test(search: Search, task: Task, schedule: Artefact) -> TestScore:
-    """On the test block: once, and from then on as it was written down."""
+    reach = partial(reach_ends, task.problem, schedule)
+    return _score_ends_on_test(search, task, schedule.schedule_id, reach)
+
+
+def _score_ends_on_test(
+    search: Search, task: Task, name: str, reach: Callable[[Block], Tensor | None]
+) -> TestScore:
+    """On the test block: once, and from then on as it was written down under its name."""
     known = read_scores(task.log.folder)
-    if schedule.schedule_id not in known:
+    if name not in known:
         block = task.problem.block("test")
-        ends = reach_ends(task.problem, schedule, block)
+        ends = reach(block)
         score = math.inf if ends is None else task.objective.of(ends, block)
         columns = None if ends is None else Columns.of(ends, block, search.features)
-        known[schedule.schedule_id] = TestScore(score=score, columns=columns)
+        known[name] = TestScore(score=score, columns=columns)
         write_scores(task.log.folder, {**known})
-    return known[schedule.schedule_id]
+    return known[name]
 
 
 def _find_provenance(

@@ -19,7 +19,7 @@ from ..options import make_request
 from ..requests import SearchRequest
 from .budget import Budget
 from .columns import Columns
-from .identity import IDENTITY_FILE, SCORES_FILE, check_memory
+from .identity import IDENTITY_FILE, RIVALS_FILE, SCORES_FILE, check_memory
 from .prepare import TEACHER, find_afs, prepare_searches, sizes_of
 from .progress import Progress
 from .reference import REFERENCE_FILE, SizedReference, Timetable, resize
@@ -27,7 +27,7 @@ from .run import run
 from .search import Search, SearchResult
 from .size import SearchSize, size_of
 
-REMEMBERED = (IDENTITY_FILE, SCORES_FILE, REFERENCE_FILE)  # in the folder of the log
+REMEMBERED = (IDENTITY_FILE, SCORES_FILE, RIVALS_FILE, REFERENCE_FILE)  # in the folder of the log
 
 
 def search(network: str, *, progress: bool = False, **options: Any) -> list[SearchResult]:
@@ -144,6 +144,8 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
     if result.baseline is not None:
         name, score = result.baseline
         lines.append(f"best hand-made: {score:.4g}, {name}")
+    if facts["rivals_left_out"] is not None:
+        lines.append(f"without diffusers' schedulers: {facts['rivals_left_out']}")
     lines += [*_write_columns(facts), *_write_last_row(facts)]
     lines.append(_reference(facts, request.folder))
     if request.network != "toy":

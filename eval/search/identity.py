@@ -28,8 +28,20 @@ class TestScore(StrictModel):
     columns: Columns | None
 
 
+class SearchRivals(StrictModel):
+    """The schedulers of diffusers that a search is compared with.
+
+    specs:    as `RivalSampler` takes them, best on validation noises first.
+    left_out: the reason why there are none.
+    """
+
+    specs: tuple[str, ...] = ()
+    left_out: str | None = None
+
+
 SCORES: TypeAdapter[dict[str, TestScore | float]] = TypeAdapter(dict[str, TestScore | float])
-IDENTITY_FILE, SCORES_FILE = "search.json", "test.json"
+RIVALS: TypeAdapter[dict[str, SearchRivals]] = TypeAdapter(dict[str, SearchRivals])
+IDENTITY_FILE, SCORES_FILE, RIVALS_FILE = "search.json", "test.json", "rivals.json"
 
 
 def describe_search(search: Search) -> dict[str, Any]:
@@ -85,6 +97,7 @@ def check_memory(folder: Path) -> None:
     """Raises SettingError if what a search has written down in a folder is damaged."""
     _read(folder / IDENTITY_FILE, FACTS)
     read_scores(folder)
+    read_rivals(folder)
 
 
 def read_scores(folder: Path) -> dict[str, TestScore]:
@@ -99,6 +112,16 @@ def read_scores(folder: Path) -> dict[str, TestScore]:
 def write_scores(folder: Path, scores: dict[str, TestScore | float]) -> None:
     """Writes them down, so that the test block is looked at once for each schedule."""
     write_bytes(folder / SCORES_FILE, SCORES.dump_json(scores))
+
+
+def read_rivals(folder: Path) -> dict[str, SearchRivals]:
+    """Returns the rivals that were chosen, by the mark of a size; raises as `check_memory`."""
+    return _read(folder / RIVALS_FILE, RIVALS)
+
+
+def write_rivals(folder: Path, rivals: dict[str, SearchRivals]) -> None:
+    """Writes them down, so that they are chosen once."""
+    write_bytes(folder / RIVALS_FILE, RIVALS.dump_json(rivals))
 
 
 def _read(path: Path, kind: TypeAdapter[dict[str, T]]) -> dict[str, T]:

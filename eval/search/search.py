@@ -8,6 +8,7 @@ from typing import Any
 from ...models.errors import SettingError
 from ...samplers.guidance import Moment
 from ...solvers import Schedule
+from ..experiments.rival_grid import FINALISTS
 from .budget import Budget
 from .last_row import SHARES
 from .objective import FeatureError, Objective
@@ -15,10 +16,12 @@ from .placement import check_rows
 from .problem import Problem
 from .size import SearchSize
 from .space import Space
-from .strategies import AUTO, OF_ROWS, STRATEGIES
+from .strategies import AUTO, HAND_MADE, OF_ROWS, STRATEGIES
 
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too
+RIVALS = 60  # settings of diffusers' schedulers that are tried, about
+LEAST_FEW, MOST_FEW = 4, 16  # noises that they are tried on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,27 @@ class Search:
         somewhere = Moment(self.problem.network.schedule.at(0.5))
         return len(self.problem.guidance.stateless().ask(somewhere))
 
+    @property
+    def whole_evaluations(self) -> int:
+        """Evaluations of the guided network, of which there are no more than the size allows."""
+        return self.size.amount // (1 if self.size.unit == "nfe" else self._branches)
+
+    @property
+    def has_baseline(self) -> bool:
+        """True where it is compared with the best hand-made solver: where it tries any."""
+        return any(name in HAND_MADE for name in self.strategies)
+
     def choice_cost(self, validation: int, test: int) -> int:
         """Returns evaluations that the choice takes at most, on blocks of so many noises."""
         judged = SHORTLIST + OF_EACH * (len(self.strategies) - 1) + len(SHARES)
-        return self.evaluations * (judged * validation + (2 + OF_EACH) * test)
+        cost = judged * validation + (2 + OF_EACH) * test
+        if self.has_baseline:
+            cost += RIVALS * self.count_few(validation) + FINALISTS * validation + OF_EACH * test
+        return self.evaluations * cost
+
+    def count_few(self, validation: int) -> int:
+        """Returns validation noises that the finalists of diffusers' schedulers are chosen on."""
+        return min(validation, max(LEAST_FEW, min(MOST_FEW, validation // 8)))
 
     def check(self) -> None:
         """Raises SettingError for what cannot be searched, before any work is done."""

@@ -1,0 +1,79 @@
+"""diffusers' schedulers that a search is compared with: chosen once, at its size, or left out."""
+
+import pytest
+import torch
+from test_search_guided import searching
+from test_search_problem import small
+
+from fewstep.eval.experiments.rivals import RivalSampler
+from fewstep.eval.requests import SearchRequest
+from fewstep.eval.search import rivals
+from fewstep.eval.search.command import summarize
+from fewstep.eval.search.identity import SearchRivals, read_rivals, write_rivals
+from fewstep.eval.search.rivals import choose_search_rivals, reach_rival_ends
+from fewstep.eval.search.run import run
+from fewstep.eval.search.size import SearchSize
+from fewstep.models.errors import SettingError
+
+
+def of_nfe(folder, **fields):
+    fields = {"problem": small(), "strategies": ("grid",), "size": SearchSize(5), **fields}
+    return searching(folder, 4, **fields)
+
+
+def test_the_nearest_on_validation_are_chosen_once(tmp_path, monkeypatch):
+    search = of_nfe(tmp_path)
+    block = search.problem.block("validation")
+    chosen = choose_search_rivals(search)
+    assert chosen.left_out is None
+    errors = [
+        search.objective.of(reach_rival_ends(search, spec, block), block) for spec in chosen.specs
+    ]
+    assert len(errors) == 3
+    assert errors == sorted(errors)
+    plain = reach_rival_ends(search, "euler", block)
+    assert errors[0] < search.objective.of(plain, block)
+    monkeypatch.setattr(rivals, "choose_rivals", None)
+    assert choose_search_rivals(search) == chosen
+    with pytest.raises(TypeError):
+        choose_search_rivals(of_nfe(tmp_path, size=SearchSize(6)))
+
+
+def test_a_rival_spends_what_a_schedule_does(tmp_path):
+    guided = searching(tmp_path, rows=7)  # two rows a step
+    problem, block = guided.problem, guided.problem.block("test")
+    sampler = RivalSampler(problem.network, "dpmpp-2m", 3)
+    ends = sampler(block.seeds, class_labels=block.labels, guidance=problem.guidance).samples
+    torch.testing.assert_close(reach_rival_ends(guided, "dpmpp-2m", block), ends)
+    assert reach_rival_ends(of_nfe(tmp_path, size=SearchSize(4)), "heun", block) is None
+
+
+def test_a_result_says_why_rivals_were_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "find_spec", lambda name: None)
+    found = run(of_nfe(tmp_path))
+    assert " on " in found.baseline[0]
+    request = SearchRequest(network="toy", nfe=5, log=tmp_path)
+    lines = summarize(tmp_path / "out.json", found, request)
+    assert "without diffusers' schedulers: diffusers is not installed" in lines
+    assert read_rivals(tmp_path) == {}, "once it is installed they are tried"
+    monkeypatch.undo()
+    monkeypatch.setattr(rivals, "choose_rivals", lambda schedule, judge: [])
+    assert "runs on this network" in choose_search_rivals(of_nfe(tmp_path)).left_out
+
+
+def test_a_search_without_hand_made_strategies_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "choose_rivals", None)
+    assert choose_search_rivals(of_nfe(tmp_path, strategies=("evolve",))) == SearchRivals()
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    write_rivals(tmp_path, {"nfe5": SearchRivals(specs=("unipc",))})
+    assert choose_search_rivals(of_nfe(tmp_path)).specs == ("unipc",)
+    (tmp_path / "rivals.json").write_text('{"nfe5": {"specs": 3}}')
+    with pytest.raises(SettingError, match=r"rivals\.json. is damaged"):
+        choose_search_rivals(of_nfe(tmp_path))
+
+
+def test_noises_of_the_finalists_grow_with_validation(tmp_path):
+    search = of_nfe(tmp_path)
+    assert [search.count_few(n) for n in (2, 16, 64, 128, 1000)] == [2, 4, 8, 16, 16]
