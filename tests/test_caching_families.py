@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fewstep
 from fewstep.models.caching import (
+    PAB,
     CGTaylor,
     DeepCache,
     DiCache,
     EasyCache,
+    FasterCache,
     FirstBlock,
     FixedMask,
     MagCache,
@@ -47,6 +49,8 @@ OFF = [
     EasyCache(threshold=0.0),
     DiCache(threshold=0.0),
     SpeCa(threshold=0.0),
+    PAB(spatial=1),
+    FasterCache(spatial=None),
     FixedMask(compute=tuple(range(STEPS))),
 ]
 NEVER = [  # on, but no call is skipped: everything is kept and compared all the same
@@ -73,12 +77,15 @@ ON = [
     DiCache(threshold=9.0, warmup=2),
     DiCache(threshold=0.4, warmup=2, delta=True, reduce="per-sample"),
     SpeCa(threshold=9.0, warmup=2),
+    PAB(cross=3, window=(0.0, 1.0)),
+    FasterCache(cross=2),
 ]
 UNET_ON = [
     DeepCache(interval=3),
     TaylorSeer(interval=3, **LITE),
     FixedMask(compute=(0, 1, 4)),
     EasyCache(threshold=9.0, warmup=2),
+    PAB(cross=3, window=(0.0, 1.0)),
 ]
 
 
@@ -182,7 +189,7 @@ def test_on_is_repeatable_and_leaves_no_trace(name, policy):
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_run_as_often_as_the_ledger_says(name):
     net = network(name)
-    for policy in (ON[1], ON[2], ON[4], ON[7], ON[12], ON[14]):
+    for policy in (ON[1], ON[2], ON[4], ON[7], ON[12], ON[14], ON[15]):
         attachment = enable_cache(net, policy, calls=STEPS)
         found, handles = counted(attachment.engines[0].list_parts())
         run(net, name)

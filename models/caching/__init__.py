@@ -10,21 +10,25 @@ from .cg_taylor import CGTaylor
 from .deepcache import DeepCache
 from .dicache import DiCache
 from .easycache import EasyCache
+from .fastercache import FasterCache
 from .first_block import FirstBlock
 from .fixed_mask import FixedMask
 from .magcache import MagCache
+from .pab import PAB
 from .seacache import SeaCache
 from .speca import SpeCa
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
 
 __all__ = [
+    "PAB",
     "Attachment",
     "CGTaylor",
     "CacheInfo",
     "DeepCache",
     "DiCache",
     "EasyCache",
+    "FasterCache",
     "FirstBlock",
     "FixedMask",
     "MagCache",

@@ -1,21 +1,20 @@
 """The engines for each kind of network but a stack of blocks, and the choice among all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..architectures import known_classes
 from ..architectures.discover import may_have_blocks, observe
-from ..architectures.stack import Stack, block_structure, describe, make_blank
+from ..architectures.stack import Stack, block_structure, describe
 from ..errors import ModelError, SettingError
 from ..ledger import CacheLedger
 from .base import Policy
 from .calls import Arguments, CallState, Part, Substitute
 from .engine import Engine
-from .gate import sum_errors
+from .module_engine import AttentionEngine, ModuleEngine, VerifiedEngine, find_attention
+from .pab import AttentionPolicy
 from .stack_engine import StackEngine
 from .unet import UNetStack, describe_unet, is_unet, make_hollow
 
@@ -27,9 +26,13 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
         ModelError: if the network is of a kind that the policy cannot skip.
     """
     settings = policy.fit_to(root)
+    if isinstance(settings, AttentionPolicy):
+        _check_attention(root, settings)
+        return AttentionEngine(root, settings, ledger)
     if is_unet(root):
+        unet = describe_unet(root)
         _check_unet(root, settings)
-        return _check_parts(UNetEngine(root, settings, ledger, describe_unet(root)))
+        return _check_parts(UNetEngine(root, settings, ledger, unet))
     _check_stack(root, settings)
     if block_structure(root) is None:
         return Unobserved(root, settings, ledger)
@@ -38,10 +41,11 @@ def make_engine(root: nn.Module, policy: Policy, ledger: CacheLedger) -> Engine:
 
 def make_stack_engine(stack: Stack, policy: Policy, ledger: CacheLedger) -> Engine:
     """Makes the engine for a policy on a stack of blocks."""
-    kind: type[ModuleEngine | StackEngine] = ModuleEngine if policy.by_module else StackEngine
+    if not policy.by_module:
+        return _check_parts(StackEngine(stack.root, policy, ledger, stack))
     if policy.gate is not None and policy.gate.reads == "block":
-        kind = VerifiedEngine
-    return _check_parts(kind(stack.root, policy, ledger, stack))
+        return VerifiedEngine(stack.root, policy, ledger, stack)
+    return _check_parts(ModuleEngine(stack.root, policy, ledger, stack.modules, stack.idle))
 
 
 def _check_parts(engine: Engine) -> Engine:
@@ -78,8 +82,7 @@ def _check_stack(root: nn.Module, policy: Policy) -> None:
         unets = ", ".join(known_classes(lambda card: card.unet))
         raise ModelError(
             f"{name} has nothing that a cache can skip: it has no list of blocks that run one after"
-            f" the other, and is no UNet that is known ({unets}); run it without a cache, in fewer"
-            " steps"
+            f" the other, and is no UNet that is known ({unets}); {_advise(root)}"
         )
     if policy.unet_branch is not None:
         raise ModelError(
@@ -87,139 +90,28 @@ def _check_stack(root: nn.Module, policy: Policy) -> None:
         )
 
 
-class ModuleEngine(Engine):
-    """Forecasts the outputs of sub-modules; everything between them stays true (TaylorSeer)."""
-
-    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
-        super().__init__(root, policy, ledger)
-        self.modules, self.idle = stack.modules, stack.idle
-
-    def list_parts(self) -> dict[str, nn.Module]:
-        return {**self.modules, **self.idle}
-
-    def list_skipped(self, call: CallState) -> tuple[str, ...]:
-        return tuple(self.list_parts())
-
-    def list_hooked(self) -> list[Part]:
-        cached = [
-            Part(each, partial(self.before, name), partial(self.after, name))
-            for name, each in self.modules.items()
-        ]
-        idle = [Part(each, partial(self.leave_out, name)) for name, each in self.idle.items()]
-        return [] if self.policy.off else [*cached, *idle]
-
-    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
-        call = super().begin(args, kwargs)
-        self.settle(call)
-        return call
-
-    def runs(self, name: str) -> bool:
-        """Tells whether a sub-module runs truly now."""
-        return not self.active or self.state.full is not False
-
-    def before(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Substitute | None:
-        """Forecasts the output of a cached module at a skipped call; a tuple part by part."""
-        if self.runs(name):
-            return None
-        stores, index = self.state.track.stores, self.state.place.index
-        dtype = _find_dtype(args, kwargs)
-        if name in stores:
-            return Substitute(stores[name].forecast(index).to(dtype))
-        parts: list[Tensor] = []
-        while (part := f"{name}[{len(parts)}]") in stores:
-            parts.append(stores[part].forecast(index).to(dtype))
-        return Substitute(tuple(parts))
-
-    def after(self, name: str, out: Any) -> Any:
-        """Stores the output of a cached module at a full call."""
-        if self.active and self.state.full:
-            stores, index = self.state.track.stores, self.state.place.index
-            for part, value in _name_tensors(name, out):
-                if part not in stores:
-                    stores[part] = self.make_memory()
-                stores[part].update(value, index)
-        return out
-
-    def leave_out(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Substitute | None:
-        """Leaves out a module that feeds nothing but a cached one."""
-        return None if self.runs(name) else Substitute(make_blank(args, kwargs))
+def _check_attention(root: nn.Module, policy: AttentionPolicy) -> None:
+    """Raises ModelError for a network without the kinds of attention that a policy skips."""
+    name, cache = type(root).__name__, policy.info.name
+    there = sorted({kind for kind, _ in find_attention(root).values()})
+    if policy.off or set(policy.kinds) & set(there):
+        return
+    if there:
+        raise ModelError(
+            f"{name} has {' and '.join(there)} attention, and {cache} is set to skip"
+            f" {' and '.join(policy.kinds)} attention; set {there[0]}=2"
+        )
+    other = "deepcache" if is_unet(root) else "taylorseer:level=last-block"
+    skippable = is_unet(root) or block_structure(root) is not None or may_have_blocks(root)
+    advice = f"take {other}, which skips whole blocks" if skippable else _advise(root)
+    raise ModelError(f"{name} has no attention, whose output {cache} would reuse; {advice}")
 
 
-class VerifiedEngine(ModuleEngine):
-    """Runs the last block truly at skipped calls, beside its forecast from the same input.
-
-    What the verification says is read at the next call, and the true output goes on.
-    """
-
-    def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger, stack: Stack) -> None:
-        super().__init__(root, policy, ledger, stack)
-        self.block, self.inside = stack.blocks[-1], False
-        self.forecast: Tensor | None = None
-
-    def list_hooked(self) -> list[Part]:
-        hooked = super().list_hooked()
-        verified = Part(self.block.module, self.enter_block, self.leave_block)
-        return [*hooked, verified] if hooked else []
-
-    def list_skipped(self, call: CallState) -> tuple[str, ...]:
-        return tuple(name for name in self.list_parts() if call.follows or not self._is_last(name))
-
-    def _is_last(self, name: str) -> bool:
-        return name.startswith(f"{self.block.name}.")
-
-    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallState:
-        self.inside, self.forecast = False, None
-        return super().begin(args, kwargs)
-
-    def decide_early(self, call: CallState) -> bool | None:
-        """Decides by the verification of the call before; where none was made, it is skipped."""
-        early, check = super().decide_early(call), call.track.check
-        call.track.check = None
-        if early is None and check is not None:
-            self.judge.decide(call, check)
-            return call.full
-        return bool(early)
-
-    def runs(self, name: str) -> bool:
-        return super().runs(name) or (self.forecast is not None and self._is_last(name))
-
-    def enter_block(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Forecasts the last block first, from a copy of its input."""
-        if not self.active or self.state.full or self.state.follows or self.inside:
-            return
-        self.inside = True
-        given = {name: _copy_tensor(each) for name, each in self.block.call(args, kwargs).items()}
-        self.forecast = self._read_image(self.block.module(**given)).clone()
-
-    def leave_block(self, out: Any) -> Any:
-        """Compares the true output with the forecast."""
-        if self.active and self.forecast is not None:
-            sums = sum_errors(self.forecast, self._read_image(out), "true")
-            self.state.track.check, self.forecast = self.judge.reduce(sums), None
-        return out
-
-    def _read_image(self, out: Any) -> Tensor:
-        return self.block.read_output(out).image
-
-
-def _copy_tensor(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _name_tensors(name: str, out: Any) -> list[tuple[str, Tensor]]:
-    if isinstance(out, Tensor):
-        return [(name, out)]
-    return [(f"{name}[{i}]", each) for i, each in enumerate(out)]
-
-
-def _find_dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
-    values = [*args, *kwargs.values()]
-    floats = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
-    return next(floats).dtype
+def _advise(root: nn.Module) -> str:
+    """Returns the remedy for a network whose blocks cannot be skipped."""
+    if find_attention(root):
+        return "take pab, which reuses its attention, or fewer steps"
+    return "run it without a cache, in fewer steps"
 
 
 FEATURE = "feature"
@@ -292,6 +184,9 @@ class Unobserved(Engine):
         if not self.active:
             return
         self._check_mode()
-        with self.pause():  # the call is made several times, for all to see
-            stack = observe(self.root, *args, **kwargs)
+        try:
+            with self.pause():  # the call is made several times, for all to see
+                stack = observe(self.root, *args, **kwargs)
+        except ModelError as error:
+            raise ModelError(f"{error}; {_advise(self.root)}") from error
         self.give_way(stack).enter(args, kwargs)
