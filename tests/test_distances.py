@@ -64,8 +64,8 @@ def test_features_stand_beside_distances_where_they_are_asked_for(store, monkeyp
     monkeypatch.setattr(distances, "REFERENCE", {"solver": "unipc-2", "nfe": 4})
     plain = DistanceMeter("a", range(3), store).measure_default(2)
     assert plain.features is None
-    meter = DistanceMeter("b", range(3), store, seen=True)
-    row = meter.measure_default(2)
+    meter = DistanceMeter("b", range(3), store)
+    row = meter.measure_default(2, seen=True)
     assert row.squares == plain.squares
     network, samples = (
         meter.sampler.network,

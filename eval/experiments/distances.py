@@ -91,26 +91,27 @@ class DistanceMeter:
         name: of the network, as `Sampler.from_pretrained` takes it.
         seeds: of the noises.
         store: where distances go and come from; the reference lies beside it.
-        seen: whether features are compared too.
     """
 
-    def __init__(
-        self, name: str, seeds: range, store: RowStore[Distance], *, seen: bool = False
-    ) -> None:
-        self.name, self.seeds, self.store, self.seen = name, seeds, store, seen
+    def __init__(self, name: str, seeds: range, store: RowStore[Distance]) -> None:
+        self.name, self.seeds, self.store = name, seeds, store
         self.sampler = Sampler.from_pretrained(name)
         self.schedule = self.sampler.network.schedule
         classes = self.sampler.network.num_classes
         self.labels = [seed % classes for seed in seeds] if classes else None
 
-    def measure(self, solver: str, grid: str, nfe: int) -> Distance:
-        """Returns the distance of a named solver on a named grid."""
-        what = {"solver": solver, "grid": grid, "nfe": nfe}
-        return self._find(what, partial(self.sampler, solver=solver, grid=grid, nfe=nfe))
+    def measure(self, solver: str, grid: str, nfe: int, *, seen: bool = False) -> Distance:
+        """Returns the distance of a named solver on a named grid.
 
-    def measure_default(self, nfe: int) -> Distance:
+        seen: whether features are compared, too, where an extractor sees the images.
+        """
+        what = {"solver": solver, "grid": grid, "nfe": nfe}
+        draw = partial(self.sampler, solver=solver, grid=grid, nfe=nfe)
+        return self._find(what, draw, features=self._features if seen else None)
+
+    def measure_default(self, nfe: int, *, seen: bool = False) -> Distance:
         """Returns the distance of what `sample` draws with at a number of evaluations."""
-        return self.measure(SOLVER, choose_default_grid(self.schedule, nfe), nfe)
+        return self.measure(SOLVER, choose_default_grid(self.schedule, nfe), nfe, seen=seen)
 
     def measure_rival(self, spec: str, nfe: int, noises: int | None = None) -> Distance:
         """Returns the distance of a scheduler of diffusers, on all noises or the first ones."""
@@ -136,7 +137,7 @@ class DistanceMeter:
 
     @cached_property
     def _features(self) -> FeatureError | None:
-        return find_features("auto", self.sampler.network, None) if self.seen else None
+        return find_features("auto", self.sampler.network, None)
 
     def _call(self, noises: int) -> dict[str, Any]:
         """Returns the arguments of a run on the first noises."""
@@ -144,28 +145,31 @@ class DistanceMeter:
         return {"class_labels": labels, "batch": BATCH}
 
     def _find(
-        self, what: dict[str, Any], draw: Callable[..., Result], noises: int | None = None
+        self,
+        what: dict[str, Any],
+        draw: Callable[..., Result],
+        noises: int | None = None,
+        features: FeatureError | None = None,
     ) -> Distance:
         noises = len(self.seeds) if noises is None else min(noises, len(self.seeds))
         family, digest = self.schedule.family, self._digest
         run = DistantRun(network=self.name, process=family, reference=digest, noises=noises, **what)
         known = self.store.rows.get(run.key)
-        if known is None or (self._features and not known.features and not known.failure):
-            known = self._compare(run, draw)
+        if known is None or (features and not known.features and not known.failure):
+            known = self._compare(run, draw, features)
             self.store.append(known)
         return known
 
-    def _compare(self, run: DistantRun, draw: Callable[..., Result]) -> Distance:
-        seeds = self.seeds[: run.noises]
+    def _compare(
+        self, run: DistantRun, draw: Callable[..., Result], features: FeatureError | None
+    ) -> Distance:
         try:
-            samples = draw(seeds, **self._call(run.noises)).samples
+            samples = draw(self.seeds[: run.noises], **self._call(run.noises)).samples
         except FewstepError as error:
             return Distance(run=run, squares=(), failure=str(error))
         if not bool(torch.isfinite(samples).all()):
             return Distance(run=run, squares=(), failure="its samples are not finite")
         reference = self.reference[: run.noises]
         squares = (samples - reference).flatten(1).square().mean(1)
-        seen = None
-        if self._features is not None:
-            seen = tuple(self._features.compare(samples, reference).tolist())
+        seen = None if features is None else tuple(features.compare(samples, reference).tolist())
         return Distance(run=run, squares=tuple(squares.tolist()), features=seen)
