@@ -11,6 +11,7 @@ OF_TOY = {
     *("log", "noises", "scored", "free", "afs", "base", "grid_type", "plot", "quiet"),
 }
 NOT_OF_ROWS = {"free", "afs", "base", "grid_type"}
+NOT_OF_MASKS = {"free", "afs"}
 
 
 @gather_options
@@ -25,6 +26,8 @@ def search(ctx: typer.Context, request: SearchRequest, quiet: QuietWarnings = Fa
         refuse_typed(ctx, names, "toy brings its own network, teacher and seeds")
     if request.rows is not None:
         refuse_typed(ctx, NOT_OF_ROWS, "--rows frees all that guided schedules have")
+    if request.full is not None:
+        refuse_typed(ctx, NOT_OF_MASKS, "--full searches the evaluations that run in full")
     from ..eval.search.command import run_search, summarize
 
     for path, result in run_search(request, progress=not quiet):

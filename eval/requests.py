@@ -42,7 +42,7 @@ QUALITY, FIGURES = "What is asked for", "Figures"
 class SearchRequest:
     """A search of a better schedule; see `fewstep search --help`.
 
-    Give one of nfe, nfe_range and rows.
+    Give one of nfe, nfe_range, rows and full.
 
     started: when the command began, as `time.perf_counter` tells it; a budget of time counts from
              there.
@@ -65,13 +65,33 @@ class SearchRequest:
         " between conditional and unconditional evaluations.",
         SIZE,
     )
+    full: int | None = option(
+        None,
+        "Number of evaluations that run in full, in place of --nfe. The search finds which ones of"
+        " --steps they are; a cache forecasts the others.",
+        SIZE,
+        within=STEPS,
+    )
+    steps: int | None = option(
+        None, "With --full: number of steps of the run. The default is 30.", SIZE, within=STEPS
+    )
+    predictor: str = option(
+        "auto",
+        "With --full: how other evaluations are forecast, as name:key=value,...; several are"
+        " separated by semicolons. auto tries the usual ones.",
+        METHOD,
+    )
     strategy: str = option(
         "auto",
         "Either auto, or names of strategies separated by commas, such as grid,fit,refine.",
         METHOD,
     )
     objective: str = option(
-        "terminal", "What is minimized: terminal, log_mse, feature, fd, kid or fid.", METHOD
+        "terminal",
+        "What is minimized: terminal (the distance to the reference's ends, also called distance),"
+        " log_mse, feature, fd, kid or fid; with --full also drift, the distance to the run without"
+        " a cache.",
+        METHOD,
     )
     features: str = option(
         "auto",
@@ -96,13 +116,16 @@ class SearchRequest:
         " schedule.",
         OUTPUT,
     )
-    noises: str = option(
-        "1024,256,1024", "Numbers of noises to train on, to validate with and to test with.", DATA
+    noises: str | None = option(
+        None,
+        "Numbers of noises to train on, to validate with and to test with. The default is"
+        " 1024,256,1024, and 64,64,256 with --full.",
+        DATA,
     )
     scored: int | None = option(
         None,
-        "Number of training noises that candidates are scored on. The default is 256, and 128 with"
-        " --rows.",
+        "Number of training noises that candidates are scored on. The default is 256, 128 with"
+        " --rows, and 32 with --full.",
         DATA,
     )
     train_seeds: str | None = option(None, "Seeds of the training noises, such as 5000-5999.", DATA)
@@ -136,8 +159,12 @@ class SearchRequest:
     )
     afs: str = option("none", "Analytic first steps to try: none, zero, mean or any.", SPACE)
     base: str = option("dpmpp-2m", "The solver that decides whatever may not vary.", SPACE)
-    grid_type: str = option(
-        "logsnr", "The grid of times to start from, and to keep if they may not vary.", SPACE, *GRID
+    grid_type: str | None = option(
+        None,
+        "The grid of times to start from, and to keep if they may not vary. The default is logsnr,"
+        " and with --full that of a run of so many evaluations.",
+        SPACE,
+        *GRID,
     )
     reference: str | None = option(
         None, "Real images for the objectives fd, kid and fid, as `fewstep fid` takes them.", DATA

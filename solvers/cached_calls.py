@@ -11,7 +11,7 @@ class CachedCalls(StrictModel):
     """The cache that a schedule brings.
 
     compute:   the calls that run in full, rising, from 0. They count evaluations, not steps.
-    predictor: how others are forecast, as `name:key=value,...`.
+    predictor: how others are forecast, as `name:key=value,...`; see `fewstep list predictors`.
     level:     "last-block" or "module"; see `FixedMask`.
     """
 
@@ -27,7 +27,10 @@ class CachedCalls(StrictModel):
         Raises:
             FewstepError: for a mask or a predictor that cannot be.
         """
-        predictor = take_predictor(self.predictor)
         return FixedMask(
-            self.compute, predictor=predictor, level=self.level, calls=calls, parts=parts
+            self.compute,
+            predictor=take_predictor(self.predictor),
+            level=self.level,
+            calls=calls,
+            parts=parts,
         )

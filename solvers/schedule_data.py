@@ -114,10 +114,11 @@ class Schedule(Artefact):
         """Writes down the table that a schedule of step specifications is compiled to."""
         return cls.of(schedule.table(), schedule.grid(), schedule.provenance)
 
-    def with_cache(self, cache: CachedCalls) -> "Schedule":
-        """Returns the schedule with another cache; raises ScheduleError if it does not fit."""
+    def with_cache(self, cache: CachedCalls | None) -> "Schedule":
+        """Returns the schedule with another cache or none; raises ScheduleError if it misfits."""
+        version = PLAIN if cache is None else CACHED
         try:
-            return Schedule.model_validate({**dict(self), "version": CACHED, "cache": cache})
+            return Schedule.model_validate({**dict(self), "version": version, "cache": cache})
         except ValidationError as error:
             raise ScheduleError(first_problem(error)) from error
 

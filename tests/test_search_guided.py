@@ -35,7 +35,7 @@ from fewstep.eval.search.run import run
 from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
-from fewstep.eval.search.strategies import OF_ROWS, STRATEGIES
+from fewstep.eval.search.strategies import STRATEGIES, strategies_of
 from fewstep.eval.search.trajectories import make_fine_grid, record_branches
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import SettingError
@@ -56,7 +56,7 @@ def searching(folder, count=40, rows=6, **fields):
         budget=Budget("candidates", count),
         folder=folder,
         settings=QUICK,
-        **{"strategies": OF_ROWS, **fields},
+        **{"strategies": strategies_of("rows"), **fields},
     )
 
 

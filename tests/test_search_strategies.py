@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from test_search_full import searching_masks
 from test_search_guided import searching
 from test_search_newton import task_of, unipc
 from test_search_problem import small
@@ -12,7 +13,14 @@ from test_search_problem import small
 from fewstep.eval.search.log import Log
 from fewstep.eval.search.run import evaluate, make_task, run
 from fewstep.eval.search.size import SearchSize
-from fewstep.eval.search.strategies import HAND_MADE, OF_ROWS, ROWS, STRATEGIES, Proposal, Strategy
+from fewstep.eval.search.strategies import (
+    HAND_MADE,
+    ROWS,
+    STRATEGIES,
+    Proposal,
+    Strategy,
+    strategies_of,
+)
 
 DOCS = Path(__file__).parents[1] / "docs" / "search.md"
 
@@ -28,20 +36,28 @@ def check_proposals(task, row):
     assert len(task.log.own) > made, "it proposed nothing"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_strategy_proposes_what_was_asked_for(tmp_path, row):
+@pytest.mark.parametrize("name", strategies_of("nfe"))
+def test_a_strategy_proposes_what_was_asked_for(tmp_path, name):
     """On a log that holds something of this size and of a smaller one."""
     task = replace(task_of(tmp_path), settings={"fine": 12})
     smaller = replace(task, size=SearchSize(2))
     evaluate(smaller, "grid", Proposal(unipc(2)))
-    check_proposals(task, row)
+    check_proposals(task, STRATEGIES.get(name))
 
 
-@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("name", strategies_of("rows"))
 def test_one_of_rows_proposes_schedules_with_guidance(tmp_path, name):
     task = make_task(searching(tmp_path, problem=small(cfg_scale=3.0)), Log(tmp_path))
     if name not in HAND_MADE:
         evaluate(task, "grid", next(iter(STRATEGIES.get("grid").propose(task))))
+    check_proposals(task, STRATEGIES.get(name))
+
+
+@pytest.mark.parametrize("name", strategies_of("full"))
+def test_one_of_masks_proposes_schedules_with_a_cache(tmp_path, name):
+    task = make_task(searching_masks(tmp_path), Log(tmp_path))
+    if name not in HAND_MADE:
+        evaluate(task, "mask-even", next(iter(STRATEGIES.get("mask-even").propose(task))))
     check_proposals(task, STRATEGIES.get(name))
 
 

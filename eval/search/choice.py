@@ -14,7 +14,7 @@ from ...models.weights import hash_weights
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import make_plan
 from ...solvers import Schedule
-from ...solvers.artefact import Artefact
+from ...solvers.artefact import PARTS, Artefact
 from ...solvers.linear import Encoder
 from .columns import Columns, reach_ends
 from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
@@ -24,6 +24,7 @@ from .problem import BLOCKS, Block, BlockName, Problem
 from .rivals import choose_search_rivals, reach_rival_ends
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
+from .uncached import describe_cache, list_plain_runs, measure_cost
 
 OVERFIT = 1.3  # test over train above this is told
 
@@ -54,6 +55,7 @@ def choose(search: Search, task: Task) -> SearchResult:
         "rivals_left_out": rivals.left_out,
         "last_row": row_facts,
         "columns": _describe_columns(search, task, tested, rival),
+        **_describe_cache(search, chosen, [trial for _, trial in validated]),
     }
     baseline = None if rival is None else (rival[0], rival[1].score)
     return SearchResult(chosen.model_copy(update={"provenance": facts}), scores, baseline)
@@ -84,9 +86,9 @@ def _make_table(trial: Trial) -> Schedule:
 def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, Any] | None]:
     """Returns a table with the last step that is best on validation, and what is said of it.
 
-    Steps whose decisions were searched, or named, are left as they are.
+    Steps whose decisions were searched, or named, are left as they are; so are those of a mask.
     """
-    if not isinstance(best.schedule, Schedule):
+    if not isinstance(best.schedule, Schedule) or best.schedule.cache is not None:
         return _make_table(best), None
     problem = search.problem
     block = problem.block("validation")
@@ -112,6 +114,21 @@ def _describe_columns(
         "extractor": None if seer is None else seer.extractor.name,
         **{name: _write_columns(each, names.get(name)) for name, each in scores.items()},
     }
+
+
+def _describe_cache(search: Search, chosen: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Returns the facts of the cache that a schedule brings, if it brings one.
+
+    trials: the best first, of which a hand-made one is the even mask that it is compared with.
+    """
+    if chosen.cache is None:
+        return {}
+    problem = search.problem
+    effective, parts = measure_cost(problem, chosen)
+    rivals = list_plain_runs(problem, search.space.solver, round(effective))
+    even = next((_make_table(each) for each in trials if each.strategy in HAND_MADE), None)
+    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, even, rivals)}
+    return {PARTS: parts, "cache": facts}
 
 
 def _write_columns(score: TestScore, name: str | None) -> dict[str, Any] | None:

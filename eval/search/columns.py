@@ -58,9 +58,13 @@ class Columns(StrictModel):
     @classmethod
     def of(cls, ends: Tensor, block: Block, features: FeatureError | None) -> Self:
         """Returns the columns of finite ends (n, *) that a schedule reaches from a block."""
-        apart = (ends.double() - block.ends.double()).square().flatten(1).mean(1)
         seen = None if features is None else Column.of(features.squares(ends, block))
-        return cls(distance=Column.of(apart), features=seen)
+        return cls(distance=Column.of(square_distances(ends, block)), features=seen)
+
+
+def square_distances(ends: Tensor, block: Block) -> Tensor:
+    """Returns the mean squares (n,) of single noises between ends (n, *) and those of a block."""
+    return (ends.double() - block.ends.double()).square().flatten(1).mean(1)
 
 
 def reach_ends(problem: Problem, schedule: Artefact, block: Block) -> Tensor | None:

@@ -26,6 +26,7 @@ from .reference import REFERENCE_FILE, SizedReference, Timetable, resize
 from .run import run
 from .search import Search, SearchResult
 from .size import SearchSize, size_of
+from .uncached import list_cache_lines
 
 REMEMBERED = (IDENTITY_FILE, SCORES_FILE, RIVALS_FILE, REFERENCE_FILE)  # in the folder of the log
 
@@ -147,6 +148,8 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
     if facts["rivals_left_out"] is not None:
         lines.append(f"without diffusers' schedulers: {facts['rivals_left_out']}")
     lines += [*_write_columns(facts), *_write_last_row(facts)]
+    if cache := facts.get("cache"):
+        lines += list_cache_lines(cache, request.network)
     lines.append(_reference(facts, request.folder))
     if request.network != "toy":
         lines.append(f"sample {request.network} --schedule {out}")

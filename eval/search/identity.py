@@ -15,6 +15,7 @@ from ...solvers.artefact import ANSWER
 from ..teacher import compute_digest
 from .columns import Columns
 from .search import Search
+from .uncached import DRIFT
 
 T = TypeVar("T")
 FACTS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -60,6 +61,7 @@ def describe_search(search: Search) -> dict[str, Any]:
         "labels": list(problem.labels),
         "teacher": problem.teacher.choices(),
         "objective": search.objective.name,
+        **({"run": search.base_id} if search.objective.name == DRIFT else {}),
         "train_seeds": find_ends(problem.train),
         "scored": search.noises,
     }

@@ -1,4 +1,4 @@
-"""Which calls of a run are full, and how well the others can be forecast, without the network.
+"""The full calls of a run, and how well the others can be forecast, without the network.
 
 A forecast is a weighted sum of what earlier full calls gave, F^_t = sum_a w_a F_a. So its squared
 error is a quadratic form in the inner products of what all calls of one full run gave:

@@ -12,32 +12,43 @@ from ...models.registry import parse_spec
 from ...samplers.conditions import parse_classes
 from ...samplers.grid import Final, choose_default_grid
 from ...samplers.placement import list_grids
-from ...solvers import take_solver
+from ...solvers import Schedule, take_solver
 from ...solvers.artefact import MeanImage
+from ...solvers.cached_calls import CachedCalls
 from ..requests import SearchRequest
 from . import toy
 from .budget import Budget
-from .objective import find_features, objective
+from .objective import Objective, find_features, objective
 from .objective import names as objectives
 from .problem import Block, Problem, Teacher
 from .search import Search
 from .size import SearchSize
 from .space import DECISIONS, DEFAULT, Space
-from .strategies import AUTO, OF_ROWS, STRATEGIES
+from .strategies import STRATEGIES, strategies_of
+from .uncached import DRIFT, drift_of
 
 MOST_SEARCHED = 200  # evaluations of a schedule
-SCORED = {"nfe": 256, "rows": 128}  # a fitted candidate runs its noises twice
+SCORED = {"nfe": 256, "rows": 128, "full": 32}  # a fitted candidate runs its noises twice
+NOISES, OF_MASKS = "1024,256,1024", "64,64,256"  # by default, and with --full
+STEPS = 30  # of a run whose full evaluations are searched
+RENAMED = {"distance": "terminal"}  # objectives
+PLAIN_GRID = "logsnr"
 AFS = ("none", "zero", "mean", "any")
 TEACHER = "teacher"  # where the folder of a log keeps its reference
 
 
 def sizes_of(request: SearchRequest) -> tuple[SearchSize, ...]:
     """Returns the sizes asked for, each once and rising."""
-    nfe, nfe_range, rows = request.nfe, request.nfe_range, request.rows
-    if [nfe, nfe_range, rows].count(None) != 2:
+    nfe, nfe_range, rows, full = request.nfe, request.nfe_range, request.rows, request.full
+    if [nfe, nfe_range, rows, full].count(None) != 3:
         raise SettingError(
-            "give --nfe, such as 5, or --nfe-range, such as 3-10, or, under guidance, --rows"
+            "give --nfe, such as 5, or --nfe-range, such as 3-10, or, under guidance, --rows, or,"
+            " for a cache, --full"
         )
+    if full is not None:
+        return (SearchSize(full, "full", request.steps or STEPS),)
+    if request.steps is not None or request.predictor != "auto":
+        raise SettingError("--steps and --predictor belong to --full; drop them, or give --full")
     if rows is not None:
         return (SearchSize(rows, "rows"),)
     numbers = [nfe] if nfe is not None else parse_ranges(nfe_range or "")
@@ -57,16 +68,15 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
     free = _free(request.free)
     _check_names(request)
     problem = replace(_problem(request), cache=request.folder / TEACHER)
-    known = {"reference": request.reference, "weights": request.weights}
-    aim = objective(request.objective, problem.network, **known)  # type: ignore[arg-type]
     features = find_features(request.features, problem.network, request.weights)
     space = Space(
         process=problem.network.schedule,
         free=free | ({"afs"} if request.afs != "none" else set()),
         ends=_ends(problem),
         solver=request.base,
-        grid=request.grid_type,
+        grid=_name_grid(request, problem),
     )
+    aim = _find_objective(request, problem, space, sizes[0])
     searches = [
         Search(
             problem=problem,
@@ -79,6 +89,7 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
             seed=request.seed,
             scored=SCORED[size.unit] if request.scored is None else request.scored,
             features=features,
+            settings=_read_settings(request),
         )
         for size in sizes
     ]
@@ -89,10 +100,10 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
 
 def _check_names(request: SearchRequest) -> None:
     """Raises FewstepError for names and numbers that need no network to be told wrong."""
-    grid = parse_spec(request.grid_type)[0]
+    grid = parse_spec(request.grid_type or PLAIN_GRID)[0]
     for kind, name, known in (
         ("analytic first step", request.afs, AFS),
-        ("objective", request.objective, objectives()),
+        ("objective", request.objective, [*objectives(), *RENAMED, DRIFT]),
         ("grid", grid, list_grids()),
     ):
         if name not in known:
@@ -100,12 +111,12 @@ def _check_names(request: SearchRequest) -> None:
     take_solver(request.base)
     take_solver(request.teacher)
     Final.named(request.final)
-    _sizes(request.noises)
+    _count_noises(request)
 
 
 def _strategies(text: str, sizes: Sequence[SearchSize]) -> tuple[str, ...]:
     if text == "auto":
-        return OF_ROWS if sizes[0].unit == "rows" else AUTO
+        return strategies_of(sizes[0].unit)
     chosen = tuple(part.strip() for part in text.split(","))
     for name in chosen:
         if name not in STRATEGIES:
@@ -126,7 +137,7 @@ def _free(text: str | None) -> frozenset[str]:
 
 def _problem(request: SearchRequest) -> Problem:
     if request.network == "toy":
-        return toy.toy(_sizes(request.noises))
+        return toy.toy(_count_noises(request))
     network = load(request.network, dtype=request.dtype, device=request.device)
     teacher = Teacher(
         solver=request.teacher,
@@ -142,7 +153,7 @@ def _problem(request: SearchRequest) -> Problem:
     }
     if request.classes is not None:
         fields["labels"] = _labels(request.classes, network)
-    return Problem.of(network, _sizes(request.noises), **fields)
+    return Problem.of(network, _count_noises(request), **fields)
 
 
 def _teacher_grid(request: SearchRequest, network: Network) -> str | None:
@@ -160,7 +171,37 @@ def _labels(text: str, network: Network) -> tuple[int, ...]:
     return tuple(labels)
 
 
-def _sizes(text: str) -> tuple[int, int, int]:
+def _name_grid(request: SearchRequest, problem: Problem) -> str:
+    """Returns the grid of times to start from."""
+    if request.grid_type is not None or request.full is None:
+        return request.grid_type or PLAIN_GRID
+    return choose_default_grid(problem.network.schedule, request.steps or STEPS)
+
+
+def _find_objective(
+    request: SearchRequest, problem: Problem, space: Space, size: SearchSize
+) -> Objective:
+    name = RENAMED.get(request.objective, request.objective)
+    if name == DRIFT:
+        if size.unit != "full":
+            raise SettingError("drift compares with the run without a cache; give --full")
+        return drift_of(problem, Schedule.of_steps(space.base(size.nfe)))
+    return objective(name, problem.network, reference=request.reference, weights=request.weights)
+
+
+def _read_settings(request: SearchRequest) -> Mapping[str, Any]:
+    """Returns what strategies are told; raises FewstepError for predictors that are not known."""
+    if request.predictor == "auto":
+        return {}
+    chosen = tuple(part.strip() for part in request.predictor.split(";"))
+    for each in chosen:
+        CachedCalls(compute=(0,), predictor=each).policy(1)
+    return {"predictors": chosen}
+
+
+def _count_noises(request: SearchRequest) -> tuple[int, int, int]:
+    """Returns how many noises each block has."""
+    text = request.noises or (NOISES if request.full is None else OF_MASKS)
     try:
         train, validation, test = (int(part) for part in text.split(","))
     except ValueError:

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...models.caching import caching, find_attachment
+from ...models.caching import Policy, caching, find_attachment
 from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ...samplers.conditions import Branches, Conditions, check_branches, make_branches
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
-from ...samplers.loop import integrate
+from ...samplers.loop import Callback, integrate
 from ...samplers.noise import Noise, check_seeds
 from ...samplers.plan import make_plan
 from ...solvers import Bound
@@ -183,9 +183,19 @@ class Problem:
         ]
         return torch.cat(parts)
 
-    def run(self, schedule: Artefact, block: Block) -> Tensor:
-        """Returns the same in one batch, with the cache that the schedule brings."""
+    def run(
+        self,
+        schedule: Artefact,
+        block: Block,
+        cache: Policy | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Returns the same in one batch, with the cache that the schedule brings, or another.
+
+        callback: of `integrate`.
+        """
         plan = make_plan(self.network.schedule, schedule)
+        cache = cache or plan.cache
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         denoiser, guidance = self.denoiser(block), self.guidance
@@ -193,11 +203,10 @@ class Problem:
             guidance = Unguided()
         check_branches(self.network, denoiser.conditions, guidance, plan.grid)
         scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
-        cache = nullcontext() if plan.cache is None else caching(self.network, plan.cache)
-        with torch.no_grad(), cache:
-            denoiser.cache = None if plan.cache is None else find_attachment(self.network)
+        with torch.no_grad(), nullcontext() if cache is None else caching(self.network, cache):
+            denoiser.cache = None if cache is None else find_attachment(self.network)
             x = block.noise.to(self.network.device) * scale
-            return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
+            return integrate(denoiser, plan.solver, plan.grid, x, guidance, callback).cpu()
 
     def denoiser(self, block: Block) -> Denoiser:
         """Returns the network with the conditions of a block, counted in the ledger."""

@@ -10,7 +10,7 @@ from .choice import choose
 from .identity import check_identity, write_identity
 from .log import Log, Trial
 from .search import Search, SearchResult
-from .strategies import AUTO, OF_ROWS, STRATEGIES, Proposal, Task
+from .strategies import STRATEGIES, Proposal, Task, strategies_of
 
 Watch = Callable[[str, Task], None]  # called after every trial with the strategy's name
 
@@ -31,9 +31,10 @@ def run(search: Search, watch: Watch | None = None) -> SearchResult:
     try:
         write_identity(search)
         task = make_task(search, log)
+        auto = search.strategies == strategies_of(search.size.unit)
         for name, span in spans(search.strategies):
             task.meter.span = span
-            _run_strategy(task, name, watch, must=search.strategies not in (AUTO, OF_ROWS))
+            _run_strategy(task, name, watch, must=not auto)
         return choose(search, task)
     finally:
         log.close()

@@ -16,7 +16,7 @@ from .placement import check_rows
 from .problem import Problem
 from .size import SearchSize
 from .space import Space
-from .strategies import AUTO, HAND_MADE, OF_ROWS, STRATEGIES
+from .strategies import AUTO, HAND_MADE, STRATEGIES, strategies_of
 
 SHORTLIST = 10  # best by training score that are scored on validation
 OF_EACH = 3  # best of each strategy that are scored there too
@@ -57,14 +57,20 @@ class Search:
         return min(self.scored, len(self.problem.train))
 
     @property
+    def base_id(self) -> str:
+        """The id of the run whose evaluations in full are searched."""
+        return Schedule.of_steps(self.space.base(self.size.nfe)).schedule_id
+
+    @property
     def candidate_rows(self) -> int:
         """Network rows of one candidate."""
-        return self.noises * self.size.amount * (self._branches if self.size.unit == "nfe" else 1)
+        branches = 1 if self.size.unit == "rows" else self._branches
+        return self.noises * self.size.evaluations * branches
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the guided network that one candidate takes for a noise, about."""
-        return -(-self.size.amount // (1 if self.size.unit == "nfe" else self._branches))
+        return -(-self.size.amount // (self._branches if self.size.unit == "rows" else 1))
 
     @property
     def _branches(self) -> int:
@@ -74,12 +80,12 @@ class Search:
     @property
     def whole_evaluations(self) -> int:
         """Evaluations of the guided network, of which there are no more than the size allows."""
-        return self.size.amount // (1 if self.size.unit == "nfe" else self._branches)
+        return self.size.amount // (self._branches if self.size.unit == "rows" else 1)
 
     @property
     def has_baseline(self) -> bool:
         """True where it is compared with the best hand-made solver: where it tries any."""
-        return any(name in HAND_MADE for name in self.strategies)
+        return self.size.unit != "full" and any(name in HAND_MADE for name in self.strategies)
 
     def choice_cost(self, validation: int, test: int) -> int:
         """Returns evaluations that the choice takes at most, on blocks of so many noises."""
@@ -110,12 +116,22 @@ class Search:
             )
 
     def _check_size(self) -> None:
-        """Rows are searched by strategies of their own, and under guidance."""
-        if self.size.unit == "nfe":
-            self.space.base(self.size.amount)
+        """Rows and masks are searched by strategies of their own, and rows under guidance."""
+        able = strategies_of(self.size.unit)
+        if wrong := [name for name in self.strategies if name not in able]:
+            what = {"nfe": "an NFE", "rows": "network rows", "full": "full evaluations"}
+            raise SettingError(
+                f"{wrong[0]} cannot search {what[self.size.unit]}; {', '.join(able)} can"
+            )
+        if self.size.unit != "rows":
+            self.space.base(self.size.evaluations)
+        if self.size.unit == "full" and self.size.amount > self.size.nfe:
+            raise SettingError(
+                f"a run of {self.size.nfe} evaluations has at most {self.size.nfe} in full, not"
+                f" {self.size.amount}"
+            )
+        if self.size.unit != "rows":
             return
-        if wrong := [name for name in self.strategies if name not in OF_ROWS]:
-            raise SettingError(f"{wrong[0]} cannot search network rows; {', '.join(OF_ROWS)} can")
         if self.problem.cfg_scale == 1.0:
             raise SettingError(
                 "rows are searched under guidance; give a guidance scale other than 1, or an NFE"

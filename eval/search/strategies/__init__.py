@@ -1,24 +1,39 @@
 """Strategies: ways to propose schedules. A new one is one file here and one row below."""
 
 from ....models.registry import Registry
-from . import dmn, evolve, fit, grid, grow, klub, refine
+from ..size import Unit
+from . import dmn, evolve, fit, grid, grow, klub, masks, refine
 from .base import Proposal, Strategy, Task
 
+BOTH: tuple[Unit, ...] = ("nfe", "rows")
+FULL: tuple[Unit, ...] = ("full",)
 ROWS = (  # in the order in which `auto` runs them
-    Strategy("grid", grid.propose, share=0.15, colour="#888888", of_rows=True, hand_made=True),
+    Strategy("grid", grid.propose, share=0.15, colour="#888888", units=BOTH, hand_made=True),
     Strategy("dmn", dmn.propose, share=0.05, colour="#1f77b4"),
     Strategy("klub", klub.propose, share=0.05, colour="#17a2b8"),
-    Strategy("fit", fit.propose, share=0.15, colour="#d9541e", of_rows=True, again=True),
+    Strategy("fit", fit.propose, share=0.15, colour="#d9541e", units=BOTH, again=True),
     Strategy("evolve", evolve.propose, share=0.15, colour="#2a9d4a", again=True),
     Strategy("grow", grow.propose, share=0.05, colour="#e6a817", again=True),
-    Strategy("refine", refine.propose, share=0.5, colour="#b5179e", of_rows=True, again=True),
+    Strategy("refine", refine.propose, share=0.5, colour="#b5179e", units=BOTH, again=True),
+    Strategy(
+        "mask-even", masks.propose_even, share=0.05, colour="#666666", units=FULL, hand_made=True
+    ),
+    Strategy("mask-dp", masks.propose_best, share=0.15, colour="#2f4b7c", units=FULL),
+    Strategy("mask-anneal", masks.anneal, share=0.3, colour="#00876c", units=FULL),
+    Strategy("mask-climb", masks.climb, share=0.5, colour="#d45087", units=FULL),
 )
 STRATEGIES: Registry[Strategy] = Registry("strategy")
 for _row in ROWS:
     STRATEGIES.add(_row.name, _row)
 
-AUTO = tuple(row.name for row in ROWS)
-OF_ROWS = tuple(row.name for row in ROWS if row.of_rows)
 HAND_MADE = tuple(row.name for row in ROWS if row.hand_made)
 
-__all__ = ["AUTO", "HAND_MADE", "OF_ROWS", "STRATEGIES", "Proposal", "Strategy", "Task"]
+
+def strategies_of(unit: Unit) -> tuple[str, ...]:
+    """Returns what `auto` runs for sizes of a unit."""
+    return tuple(row.name for row in ROWS if unit in row.units)
+
+
+AUTO = strategies_of("nfe")
+
+__all__ = ["AUTO", "HAND_MADE", "STRATEGIES", "Proposal", "Strategy", "Task", "strategies_of"]

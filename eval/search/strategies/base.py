@@ -15,7 +15,7 @@ from ..budget import Meter
 from ..log import Candidate, Log, Trial
 from ..objective import Objective
 from ..problem import Block, Problem
-from ..size import SearchSize
+from ..size import SearchSize, Unit
 from ..space import Space
 
 
@@ -76,7 +76,7 @@ class Strategy:
     propose: yields proposals; each is in the log when the next one is asked for.
     share:   of a budget, in proportion to those of the others that run.
     colour:  in the picture of a search.
-    of_rows: whether it can search network rows; all can search an NFE.
+    units:   of the sizes that it can search.
     again:   whether it is run again where it has ended, since a longer log may hold more for it.
     hand_made: whether it proposes what anyone could type; the best of that is the baseline.
     """
@@ -85,6 +85,6 @@ class Strategy:
     propose: Callable[[Task], Iterator[Proposal]]
     share: float
     colour: str
-    of_rows: bool = False
+    units: tuple[Unit, ...] = ("nfe",)
     again: bool = False
     hand_made: bool = False
