@@ -10,6 +10,7 @@ _HOMES = {
     "AdaptiveGuidance": ".samplers.guidance",
     "AutoGuidance": ".samplers.guidance",
     "CFG": ".samplers.guidance",
+    "CFGCache": ".samplers.guidance",
     "CFGPlusPlus": ".samplers.guidance",
     "CFGZeroStar": ".samplers.guidance",
     "CGTaylor": ".models.caching",

@@ -21,6 +21,7 @@ from fewstep.samplers.guidance import (
     CFG,
     AdaptiveGuidance,
     AutoGuidance,
+    CFGCache,
     CFGPlusPlus,
     CFGZeroStar,
     Guidance,
@@ -37,6 +38,7 @@ from fewstep.samplers.guidance import (
     policy_class,
 )
 from fewstep.samplers.guidance.base import BOTH
+from fewstep.samplers.guidance.cfg_cache import split_bands
 from fewstep.samplers.guidance.forecast import PastDifferences, Pattern, write_space
 from fewstep.samplers.guidance.space import (
     choose_prediction,
@@ -93,6 +95,7 @@ def rows(policy, n=8, settings=TWO_M):
         Interval(APG(3.0, eta=1.0, norm=math.inf, momentum=0.0), 0.0, 1.0, "step"),
         AdaptiveGuidance(3.0, threshold=1.0),
         GuidanceForecast(3.0, every=1),
+        CFGCache(3.0, every=1),
         Thresholded(CFG(3.0), quantile=1.0, floor=1e9),
     ],
     ids=lambda p: type(p).__name__,
@@ -110,6 +113,7 @@ OFF = [
     AdaptiveGuidance(3.0, threshold=1.0),
     AdaptiveGuidance(3.0, threshold=1.0, batch="per-sample", space="eps", warmup=1, need=1),
     GuidanceForecast(3.0, every=1),
+    CFGCache(3.0, every=1),
     GuidanceForecast(3.0, mask="1" * 8),
 ]
 
@@ -474,6 +478,68 @@ def test_both_stages_of_a_step_follow_its_flag():
     assert seen == [4, 4, 2, 2, 4, 4, 2, 2]
 
 
+# CFG-cache
+
+
+def test_the_bands_are_those_of_diffusers_and_add_up():
+    from diffusers.hooks.faster_cache import _split_low_high_freq
+
+    x = torch.randn(2, 3, 16, 12, generator=DRAW)
+    low, high = split_bands(x)
+    theirs = _split_low_high_freq(x)
+    for ours, band in zip((low, high), theirs, strict=True):
+        expected = torch.fft.ifft2(torch.fft.ifftshift(band)).real
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(low + high, x)
+    for frequency, band in ((3, 0), (4, 1)):  # a disc of radius 3 of 16
+        waves = torch.cos(2 * math.pi * frequency * torch.arange(16.0) / 16).expand(1, 1, 16, 16)
+        torch.testing.assert_close(split_bands(waves)[band], waves, rtol=0, atol=1e-5)
+
+
+def test_gains_grow_at_each_skipped_step_in_the_window_of_their_band():
+    policy = CFGCache(2.0, every=4, window=(0.2, 1.0), low_gain=2.0, high_gain=3.0)
+    policy = replace(policy, low_window=(0.0, 0.6), high_window=(0.6, 1.0))
+    flags = [True, True, False, False, True, False, False, False, True, False]
+    assert list(policy.list_flags(10)) == flags
+    skipped = [gains for gains, both in zip(policy.list_gains(10), flags, strict=True) if not both]
+    assert skipped == [(2, 1), (4, 1), (2, 1), (2, 3), (2, 9), (1, 3)]
+
+
+def test_a_skipped_step_is_as_by_the_hook_of_diffusers():
+    """u = c - (gained bands of the last difference), in the network's own output."""
+    grid = TimeGrid.of(FLOW, [0.9, 0.8, 0.7, 0.6, 0.5, 0.2])
+    policy = CFGCache(3.0, every=5, window=(0.2, 1.0), low_window=(0, 1), high_window=(0.4, 1))
+    guide, kind = policy.begin(setup_of(grid)), choose_prediction("v", FLOW)
+    outputs = torch.randn(5, 3, 2, 8, 8, generator=DRAW, dtype=torch.float64)
+    states = torch.randn(5, 3, 2, 8, 8, generator=DRAW, dtype=torch.float64)
+    low = high = None
+    gains = [(1, 1), (1.1, 1), (1.21, 1.1), (1.331, 1.21), (1.4641, 1.331)]
+    assert policy.list_flags(5) == (True, False, False, False, False)
+    for n, (c, x) in enumerate(zip(outputs, states, strict=True)):
+        moment = Moment(grid.nodes[n], n)
+        asked = guide.ask(moment)
+        to_x0 = [convert_to_x0(each, x, moment.node, kind) for each in (0.5 * c, c)]
+        found = guide.combine(to_x0 if len(asked) == 2 else to_x0[1:], x, moment)
+        if n == 0:
+            low, high = split_bands(0.5 * c - c)
+            continue
+        u = c + gains[n][0] * low + gains[n][1] * high
+        expected = convert_to_x0(u + 3.0 * (c - u), x, moment.node, kind)
+        torch.testing.assert_close(found, expected)
+
+
+def test_rows_of_a_run_with_a_cfg_cache_are_counted():
+    assert rows(CFGCache(3.0, every=3, window=(0.25, 1.0)), 8) == [4, 4, 2, 4, 2, 2, 4, 2]
+
+
+def test_a_list_of_tokens_has_no_frequencies(conditional):
+    tokens = replace(conditional.network, shape=(4, 4))
+    with pytest.raises(SettingError, match="list of tokens; take guidance-forecast"):
+        Sampler(tokens)(range(2), class_labels=1, nfe=6, guidance=CFGCache(2.0))
+    with pytest.raises(SettingError, match="list of tokens; take guidance-forecast"):
+        split_bands(torch.zeros(1, 4, 4))
+
+
 # Intervals
 
 
@@ -610,6 +676,11 @@ WRONG = [
     ("guidance-forecast", {"scale": 2.0, "order": 3}, "order"),
     ("guidance-forecast", {"scale": 2.0, "mask": "1011", "every": 3}, "whole pattern"),
     ("guidance-forecast", {"scale": 2.0, "mask": 11012}, "begins with 1"),
+    ("cfg-cache", {"scale": 2.0, "every": 0}, "every"),
+    ("cfg-cache", {"scale": 2.0, "low_gain": 0.0}, "low_gain"),
+    ("cfg-cache", {"scale": 2.0, "high_gain": math.nan}, "high_gain"),
+    ("cfg-cache", {"scale": 2.0, "window": (0.9, 0.3)}, "0.9,0.3 is empty"),
+    ("cfg-cache", {"scale": 2.0, "low_window": (0.0, 1.5)}, "from 0 to 1"),
     ("interval", {"inner": 3.0, "low": 0.0, "high": 1.0}, "inner"),
     ("interval", {"inner": CFG(2.0), "low": 2.0, "high": 1.0}, "empty"),
     ("interval", {"inner": CFG(2.0), "low": 0.0, "high": 2.0, "in": "step"}, "from 0 to 1"),
@@ -632,9 +703,11 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
     refused("covers no step", guidance=Interval(CFG(2.0), 500.0, 900.0))
     refused("covers no step", guidance=CFG(2.0, (500.0, 900.0)))
     refused("5 steps, and this run has 6", guidance=GuidanceForecast(2.0, mask="10101"))
+    refused("leaves out none of 6 uncond", guidance=CFGCache(2.0, window=(0.0, 0.1)))
     refused("ddim or euler", guidance=CFGPlusPlus(), solver="unipc-2")
     adaptive = {"solver": "ode-dopri5", "nfe": None}
     refused("own steps", guidance=GuidanceForecast(2.0), **adaptive)
+    refused("own steps", guidance=CFGCache(2.0), **adaptive)
     refused("fixed steps", guidance=AdaptiveGuidance(2.0), **adaptive)
     refused("no number of steps", guidance=Interval(CFG(2.0), 0.0, 0.5, "step"), **adaptive)
     zero = Interval(CFG(0.0), 0.1, 1.0, rewrite_history=True)

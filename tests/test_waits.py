@@ -22,7 +22,12 @@ from fewstep.solvers.artefact import MeanImage
 
 META = torch.device("meta")
 UNGATED = ["apg:scale=2", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "cfg-pp", "cfg-zero:scale=2"]
-UNGATED += ["guidance-forecast:scale=2", "magnitude:scale=2", "cfg:scale=2+interval:low=0.3,high=5"]
+UNGATED += [
+    "cfg-cache:scale=2",
+    "guidance-forecast:scale=2",
+    "magnitude:scale=2",
+    "cfg:scale=2+interval:low=0.3,high=5",
+]
 
 
 class Copies(TorchDispatchMode):

@@ -21,6 +21,7 @@ from .base import (
     warn_of_no_savings,
 )
 from .cfg import CFG
+from .cfg_cache import CFGCache
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
 from .forecast import GuidanceForecast
@@ -36,6 +37,7 @@ __all__ = [
     "CFG",
     "AdaptiveGuidance",
     "AutoGuidance",
+    "CFGCache",
     "CFGPlusPlus",
     "CFGZeroStar",
     "Guidance",

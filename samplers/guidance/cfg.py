@@ -44,9 +44,13 @@ class Span:
     def covers(self, node: Node, step: int = 0, steps: int = 1) -> bool:
         """Returns whether an evaluation at a node, in a step of so many, lies inside."""
         if self.where == "step":
-            return int(self.low * steps) <= step < int(self.high * steps)
+            return self.covers_step(step, steps)
         place = {"sigma": node.kappa, "lam": node.lam, "t": node.t}[self.where]
         return self.low < place <= self.high or self.low == place == -math.inf
+
+    def covers_step(self, step: int, steps: int) -> bool:
+        """Returns whether a step of so many lies inside, by the fraction of steps."""
+        return int(self.low * steps) <= step < int(self.high * steps)
 
     def check(self, grid: TimeGrid) -> None:
         """Raises SettingError if no step of a run on this grid starts inside."""
