@@ -1,7 +1,7 @@
 """Everything that has a name, as rows of text: the tables of `fewstep list`."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -9,13 +9,14 @@ from ..models.caching import names as cache_names
 from ..models.caching import policy_class
 from ..models.caching.predictors import predictor_class, predictor_names
 from ..models.load import embedded_names, read_card
-from ..models.registry import settings_of
+from ..models.registry import parse_spec, settings_of
 from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
 from ..samplers.placement import list_grids
 from ..samplers.ramps import AYS, FORMULAS, place_ays
 from ..samplers.spacing import SPACINGS
 from ..solvers import SolverSettings, names, solver
+from ..solvers.base import SOLVERS
 from ..solvers.presets import preset, preset_names
 
 Rows = list[tuple[str, ...]]
@@ -34,11 +35,10 @@ def _list_solvers() -> Rows:
         info = each.info
         if info.same_as:
             continue
-        others = [other for other in settings if other.info.same_as == info.name]
         rows.append(
             (
                 info.name,
-                ", ".join(_format_name(other, each) for other in others),
+                ", ".join(_list_other_names(each, settings)),
                 str(info.order),
                 "any" if info.adaptive else str(info.calls_per_step),
                 info.kind,
@@ -48,6 +48,20 @@ def _list_solvers() -> Rows:
             )
         )
     return rows
+
+
+def _list_other_names(method: SolverSettings, known: Sequence[SolverSettings]) -> list[str]:
+    """Returns the names of a method in other places, ours first."""
+    others = [other for other in known if other.info.same_as == method.info.name]
+    meant = {name: parse_spec(spec)[0] for name, spec in SOLVERS.aliases.items()}
+    aliases = [name for name in meant if meant[name] == method.info.name]
+    return [*(_format_name(other, method) for other in others), *map(_spell, aliases)]
+
+
+def _spell(alias: str) -> str:
+    """Returns an alias as other libraries write it, with the settings that it stands for."""
+    _, bar, settings = SOLVERS.aliases[alias].partition(":")
+    return alias.replace("-", "_") + (f" ({settings})" if bar else "")
 
 
 def _format_name(alias: SolverSettings, method: SolverSettings) -> str:

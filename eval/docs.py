@@ -12,6 +12,7 @@ from typing import Any
 
 from ..models.files import make_folder, write_bytes
 from ..solvers import SolverInfo, SolverSettings, names, solver
+from ..solvers.base import SOLVERS
 
 NOTE = "Written from the docstrings by `make docs`; do not edit.\n"
 
@@ -46,7 +47,17 @@ def _index(families: dict[str, list[SolverSettings]]) -> str:
             cells = (f"`{info.name}`{same}", info.order, _calls(info), info.kind, page)
             rows.append(f"| {' | '.join(map(str, cells))} |")
     head = "| solver | order | calls per step | kind | page |\n|---|---|---|---|---|\n"
-    return "# Solvers\n\n" + NOTE + "\n" + head + "\n".join(rows) + "\n"
+    return "# Solvers\n\n" + NOTE + "\n" + head + "\n".join(rows) + "\n" + _list_aliases()
+
+
+def _list_aliases() -> str:
+    """Returns the section of the names that solvers have elsewhere."""
+    rows = (f"| `{name.replace('-', '_')}` | `{spec}` |" for name, spec in SOLVERS.aliases.items())
+    return (
+        "\n## Names in k-diffusion and ComfyUI\n\nIn every name `_` may stand for `-`: `dpmpp_2m` is"
+        " `dpmpp-2m`. These are understood too, and further settings after them.\n\n"
+        "| name | here |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
 
 
 def _page(family: str, members: list[SolverSettings]) -> str:

@@ -25,11 +25,13 @@ class Registry(Generic[T]):
 
     noun: the word for one value in errors, such as "solver".
     preferred: the name that errors suggest where it is as near as any other.
+    aliases: further names of settings.
     """
 
     def __init__(self, noun: str, preferred: str = "") -> None:
         self.noun, self.preferred = noun, preferred
         self._values: dict[str, T] = {}
+        self.aliases: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -50,7 +52,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Returns the value of a name; raises UnknownNameError if there is none."""
         if not isinstance(name, str) or name not in self._values:
-            raise UnknownNameError(self.noun, name, self._values, self.preferred)
+            known = [*self._values, *self.aliases]
+            raise UnknownNameError(self.noun, name, known, self.preferred)
         return self._values[name]
 
 
@@ -63,6 +66,12 @@ class SettingsRegistry(Registry[type[T]]):
     def __init__(self, noun: str, facts: type, preferred: str = "") -> None:
         super().__init__(noun, preferred)
         self.facts = facts
+
+    def add_alias(self, name: str, spec: str) -> None:
+        """Adds another name of settings, `name:key=value,...`; raises ValueError if it is taken."""
+        if name in self._values or name in self.aliases:
+            raise ValueError(f"{name!r} is a {self.noun} already; give the alias another name")
+        self.aliases[name] = spec
 
     def register(self, cls: type[C]) -> type[C]:
         """Adds a dataclass; from then on its constructor raises the errors of `make`."""
@@ -82,7 +91,17 @@ class SettingsRegistry(Registry[type[T]]):
             SettingError: for a setting that is missing or out of range; it names the setting.
         """
         name, given = parse_spec(spec, settings)
+        if name in self.aliases:
+            name, meant = parse_spec(self.aliases[name])
+            given = {**meant, **given}
         return self.get(name)(**given)
+
+    def spell(self, spec: str) -> str:
+        """Returns a text that `make` takes with our name in it, where it has another one."""
+        name, _, settings = spec.partition(":")
+        name = name.replace("_", "-")
+        meant = self.aliases.get(name, name)
+        return f"{meant}{',' if ':' in meant else ':'}{settings}" if settings else meant
 
     def take(self, given: T | str) -> T:
         """Returns settings given as such, or as the text that `make` takes.

@@ -1,14 +1,14 @@
 """The plan of a run: a solver bound to a grid, from names, settings, a budget or a schedule."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypedDict
 
 from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.caching import Policy
-from ..models.errors import ScheduleError, SettingError
+from ..models.errors import SettingError
 from ..models.prediction import Prediction
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import (
@@ -21,11 +21,12 @@ from ..solvers import (
     list_queries,
     take_solver,
 )
-from ..solvers.artefact import MAX_STEPS, SCALE, Artefact
+from ..solvers.artefact import SCALE, Artefact
 from ..solvers.base import SOLVERS
 from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
-from .grid import Final, check_steps, choose_default_grid, time_grid, warn_of_steps
+from .budget import fit_grid
+from .grid import Final, choose_default_grid, time_grid, warn_of_steps
 from .guidance import CFG, Guidance
 
 DEFAULT_SOLVER = SOLVERS.preferred
@@ -258,6 +259,8 @@ def settle_choices(noise_schedule: NoiseSchedule, choices: Mapping[str, Any]) ->
     settled = {"solver": DEFAULT_SOLVER, **choices}
     if isinstance(settled["solver"], Artefact):
         return settled
+    if isinstance(settled["solver"], str):
+        settled["solver"] = SOLVERS.spell(settled["solver"])
     settings, size = take_solver(settled["solver"]), {"nfe", "steps", "grid"} & settled.keys()
     if settings.info.adaptive or not isinstance(settled.get("grid", ""), str):
         return settled
@@ -268,35 +271,3 @@ def settle_choices(noise_schedule: NoiseSchedule, choices: Mapping[str, Any]) ->
         final = Final.named(settled.get("final", Final.ZERO))
         settled["grid"] = find_default_grid(noise_schedule, settings, final=final, **given)
     return settled
-
-
-def predict_nfe(settings: SolverSettings, grid: TimeGrid) -> int:
-    """Returns the evaluations a run on this grid will make, counted by a dry run."""
-    return len(list_queries(settings.on(grid), grid))
-
-
-def fit_grid(nfe: int, settings: SolverSettings, make_grid: Callable[[int], TimeGrid]) -> TimeGrid:
-    """Returns the grid on which the solver spends exactly `nfe` evaluations.
-
-    Raises:
-        SettingError: if nfe is out of range, or no number of steps costs exactly that; it names
-            those near.
-        ScheduleError: if the nodes of so many steps do not fall.
-    """
-    check_steps(nfe, "nfe must be")
-    guess = -(-nfe // settings.info.calls_per_step)
-    grids, refusals = [], []
-    for steps in range(max(1, guess - 2), min(guess + 2, MAX_STEPS + 1)):
-        try:
-            grids.append(make_grid(steps))
-        except ScheduleError as refusal:  # of so many steps; fewer may be what is asked for
-            refusals.append(refusal)
-    costs = [predict_nfe(settings, grid) for grid in grids]
-    if nfe in costs:
-        return grids[costs.index(nfe)]
-    if refusals:
-        raise refusals[0]
-    near = " or ".join(str(cost) for cost in sorted(costs, key=lambda cost: abs(cost - nfe))[:2])
-    raise SettingError(
-        f"{settings.info.name} cannot spend exactly {nfe} evaluations; {near} it can"
-    )

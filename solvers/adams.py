@@ -149,6 +149,32 @@ class IPNDMV(LMS):
     info: ClassVar[SolverInfo] = replace(LMS.info, name="ipndm-v", same_as="lms")
 
 
+@register
+@dataclass(frozen=True)
+class GradientEstimation(LinearSolver):
+    """Euler's step with the slope d_t + (gamma - 1) (d_t - d_{t-1}) for d_t (arXiv:2306.04848).
+
+    tau and d are those of `lms`. The first step is Euler's, and so is that to sigma = 0.
+
+    gamma: 2 is published; 1 is Euler, and 1.5 is `ipndm-2` up to its last step.
+    """
+
+    info: ClassVar[SolverInfo] = SolverInfo(
+        name="gradient-estimation", order=1, source="arXiv:2306.04848 alg. 2"
+    )
+    gamma: Annotated[float, Field(ge=1.0, le=5.0)] = 2.0
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        flow = grid.schedule.family == "flow"
+        nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
+        combos = []
+        for n in range(grid.steps):
+            step = nodes[n + 1].kappa - nodes[n].kappa
+            past = [step * (1.0 - self.gamma)] if n and nodes[n + 1].sigma > 0.0 else []
+            combos.append(combine_adams(nodes, n, past))
+        return list(map(_name_velocity, combos)) if flow else combos
+
+
 def _straighten(node: Node) -> Node:
     """Returns the node with alpha + sigma for alpha: kappa is then tau and eps the velocity."""
     scale = node.alpha + node.sigma

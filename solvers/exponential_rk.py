@@ -92,11 +92,11 @@ class ExponentialSteps(StageSteps):
     def make_rows(self, t: Node, s: Node) -> StageRows:
         if t.alpha == 0.0 or s.sigma == 0.0:
             ratio = s.sigma / t.sigma
-            return StageRows((t,), ((ratio, s.alpha - t.alpha * ratio),))
+            return StageRows((t,), ((ratio, s.alpha - t.alpha * ratio),), ((),))
         h, at = s.lam - t.lam, self.line.schedule.at_lam
         inner = [s if c == 1.0 else at(t.lam + c * h) for c in self.places]
         rows = [
             (node.sigma / t.sigma, *(node.alpha * weight for weight in row))
             for node, row in zip([*inner, s], self.weights(h), strict=True)
         ]
-        return StageRows((t, *inner), tuple(rows))
+        return StageRows((t, *inner), tuple(rows), ((),) * len(rows))

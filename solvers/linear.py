@@ -50,16 +50,18 @@ class LowerOrderFinal(StrEnum):
     under-10: dpm-solver, runs of fewer than 10 steps.
     under-15: diffusers' DPM-Solver++ and DEIS.
     always:   UniPC, SANA, DPM-Solver-v3.
+    before-zero: ComfyUI's SA-Solver: one lower than always, as if the last node were one before.
     """
 
     NEVER = "never"
     UNDER_10 = "under-10"
     UNDER_15 = "under-15"
     ALWAYS = "always"
+    BEFORE_ZERO = "before-zero"
 
     def applies(self, steps: int) -> bool:
         limit = {"never": 0, "under-10": 10, "under-15": 15}
-        return self is LowerOrderFinal.ALWAYS or steps < limit[self]
+        return self not in limit or steps < limit[self]
 
 
 class Encoder(LinearSolver):
@@ -114,7 +116,8 @@ def plan_orders(grid: TimeGrid, order: int, policy: LowerOrderFinal) -> list[int
     steps = grid.steps - grid.denoise
     rising = [min(order, i + 1) for i in range(grid.steps)]
     if policy.applies(steps):
-        rising = [max(1, min(p, steps - i)) for i, p in enumerate(rising)]
+        last = steps - (policy is LowerOrderFinal.BEFORE_ZERO)
+        rising = [max(1, min(p, last - i)) for i, p in enumerate(rising)]
     if grid.nodes[-1].sigma == 0.0:
         rising[-1] = 1
     return rising

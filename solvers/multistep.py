@@ -233,7 +233,9 @@ class DEIS3(DEIS):
 class UniPC(Interpolating):
     """Settings of all three orders.
 
-    solver_type: "bh1" or "bh2", the choice of B(h).
+    solver_type: "bh1" or "bh2", the choice of B(h); or "vary", which needs none: all weights are
+                 solved for (vary_coeff). Its corrector has all its rows, and so its order; that of
+                 the authors leaves the last out and is of order 1.
     corrector:   False leaves UniP, the predictor alone.
     disable_corrector: numbers of the steps that are not corrected, counted from 0; [0] helps at
                  very large guidance scales.
@@ -241,7 +243,7 @@ class UniPC(Interpolating):
     """
 
     p: ClassVar[int]
-    solver_type: Literal["bh1", "bh2"] = "bh2"
+    solver_type: Literal["bh1", "bh2", "vary"] = "bh2"
     corrector: bool = True
     disable_corrector: tuple[int, ...] = ()
     lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
@@ -252,10 +254,11 @@ class UniPC(Interpolating):
 
     def _specify(self, i: int, p: int, last: bool) -> StepSpec:
         on = self.corrector and i not in self.disable_corrector and not last
+        relax = "none" if self.solver_type == "vary" else self.solver_type
         return StepSpec(
             order=p,
-            relax=self.solver_type if p == 2 else "none",
-            corr=Corrector(on=on, relax=self.solver_type if on and p == 1 else "none"),
+            relax=relax if p == 2 else "none",
+            corr=Corrector(on=on, relax=relax if on and p == 1 else "none"),
         )
 
 

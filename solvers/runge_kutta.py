@@ -52,17 +52,31 @@ from torch import Tensor
 from ..models.schedule import Node, TimeGrid
 from .base import Query, SolverInfo, Step, register
 from .coordinates import Stages, Straight, check_noisy
+from .table import Combination
 from .tableaux import EULER, HEUN, RALSTON_3, RK4, Row, Tableau, make_midpoint
 
 
 class StageRows(NamedTuple):
     """The nodes at which x0 is asked for, and what comes after each answer.
 
-    State i + 1 is rows[i] times (x, x0_0, .., x0_i); the last one is the end of the step.
+    State i + 1 is rows[i] times (x, x0_0, .., x0_i) plus noise[i] times (z_0, z_1, ..), of which
+    those that no earlier state needed are drawn then; the last state is the end of the step.
     """
 
     nodes: tuple[Node, ...]
     rows: tuple[Row, ...]
+    noise: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], states: Sequence[Combination]) -> "StageRows":
+        """Returns the rows of states in terms of ("x", 0), where the step starts, x0 and z."""
+        rows, noise = [], []
+        for i, state in enumerate(states):
+            x0s = (state.get(("x0", j), 0.0) for j in range(i + 1))
+            rows.append((state.get(("x", 0), 0.0), *x0s))
+            drawn = [j for (kind, j), weight in state.items() if kind == "z" and weight]
+            noise.append(tuple(state.get(("z", j), 0.0) for j in range(max(drawn, default=-1) + 1)))
+        return cls(tuple(nodes), tuple(rows), tuple(noise))
 
 
 @plain(frozen=True, slots=True)
@@ -90,12 +104,17 @@ class StageSteps(ABC):
 
     def run_stages(self, x: Tensor, t: Node, s: Node) -> Stages:
         """Asks for x0 at each node in turn and returns the state at s."""
-        state, x0s = x, []
-        for node, (first, *rest) in zip(*self._find_rows(t, s), strict=True):
+        state, x0s, zs = x, list[Tensor](), list[Tensor]()
+        for node, (first, *rest), noise in zip(*self._find_rows(t, s), strict=True):
             x0s.append((yield state, node))
             state = x * first
             for weight, x0 in zip(rest, x0s, strict=True):
                 state.add_(x0, alpha=weight)
+            while len(zs) < len(noise):
+                zs.append((yield x, None))
+            for weight, z in zip(noise, zs, strict=False):
+                if weight:
+                    state.add_(z, alpha=weight)
         return state
 
     def _find_rows(self, t: Node, s: Node) -> StageRows:
@@ -127,7 +146,7 @@ class RungeKuttaSteps(StageSteps):
             scale, shares = line.scale(node), _list_shares(weights[: i + 1], reach)
             of_x = (1.0 + math.fsum(shares)) * scale / line.scale(t)
             rows.append((of_x, *(-share * scale for share in shares)))
-        return StageRows(tuple(nodes), tuple(rows))
+        return StageRows(tuple(nodes), tuple(rows), ((),) * len(rows))
 
 
 def _list_shares(weights: Sequence[Row], reach: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Stochastic exponential multistep methods: SDE-DPM-Solver++, DDPM and SA-Solver.
+"""Stochastic exponential multistep methods: SDE-DPM-Solver++ and DDPM.
 
 SDE-DPM-Solver++ of orders 1, 2 and 3 is DPM-Solver++ with as much noise as eta says. Every eta has
 a reverse SDE with the marginals of the diffusion. Its exponential step is, with m = x0,
@@ -24,17 +24,6 @@ DDPM is ancestral sampling between any two nodes.
 
 is a draw from q(x_s | x_t, x0) if the variance is v sigma_s^2 / sigma_t^2 (arXiv:2006.11239, eq. 6
 and 7). The mean and that variance are those of SDE-DPM-Solver++1 with eta = 1.
-
-SA-Solver is stochastic Adams, a predictor and a corrector, in data prediction. With tau constant in
-a step, h = lam_s - lam_t and the Lagrange polynomials l_i of the nodes used,
-
-    x_s = (sigma_s / sigma_t) e^{-tau^2 h} x_t + sum_i b_i x0_i + sigma_s sqrt(1 - e^{-2 tau^2 h}) z
-    b_i = (1 + tau^2) sigma_s e^{-tau^2 lam_s} int e^{(1 + tau^2) lam} l_i(lam) dlam
-
-(arXiv:2309.05019, eq. 14-18). The predictor uses the nodes up to t, the corrector s as well,
-and the same z. So the corrected state is the predicted one plus a combination of predictions, which
-is merged into the next step, and x0 is not asked for again. tau = 0 is exponential Adams, tau = 1
-with order 1 is SDE-DPM-Solver++1.
 """
 
 import math
@@ -47,11 +36,11 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .exponential import MultistepPath, Relax, StepSpec, correct_step
-from .interpolation import AUTO, CoordinateSetting, choose_coordinate
-from .linear import LinearSolver, LowerOrderFinal, place_steps, plan_orders
+from .exponential import MultistepPath, StepSpec
+from .interpolation import AUTO, CoordinateSetting
+from .linear import LinearSolver, LowerOrderFinal, place_steps
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
-from .table import Combination, add_terms
+from .table import Combination
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -179,62 +168,3 @@ def _compute_large_std(t: Node, s: Node) -> float:
 def _compute_signal(node: Node) -> float:
     """Returns the share of the signal in the variance of x."""
     return node.alpha**2 / (node.alpha**2 + node.sigma**2)
-
-
-@register
-@dataclass(frozen=True)
-class SASolver(LinearSolver):
-    """Order 2 in the mean and variance of the samples; the last step is plain and adds no noise.
-
-    predictor_order: nodes of the predictor. The paper has 3 without guidance and 2 with.
-    corrector_order: nodes of the corrector, the new one among them; 0 for none. The paper has 4
-                     without guidance and 2 with.
-    tau:       how much noise, in the steps that start at kappa = sigma / alpha within kappa_min and
-               kappa_max; elsewhere none.
-    kappa_min, kappa_max: the defaults are t = 0.2 and 0.8 on the linear DDPM schedule.
-    few_steps: replaces the integral that weighs the first derivative in steps of two nodes by
-               h^2 / 2, like UniPC's bh1; the authors' code and diffusers do, the paper does not. It
-               overshoots in large steps: on Gaussian data it gave the worse variance at all N.
-    lower_order_final: see `LowerOrderFinal`; coordinate: see `Interpolating`.
-    """
-
-    info: ClassVar[SolverInfo] = SolverInfo(
-        name="sa-solver", order=2, source="arXiv:2309.05019 alg. 1", stochastic=True
-    )
-    predictor_order: Literal[1, 2, 3, 4] = 2
-    corrector_order: Literal[0, 2, 3, 4] = 2
-    tau: Scale = 1.0
-    kappa_min: Scale = 0.72
-    kappa_max: Annotated[float, Field(ge=0.0)] = 25.0
-    few_steps: bool = False
-    lower_order_final: LowerOrderFinal = LowerOrderFinal.ALWAYS
-    coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
-
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        predictors = plan_orders(grid, self.predictor_order, self.lower_order_final)
-        correctors = plan_orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
-        combos: list[Combination] = []
-        shift: Combination = {}  # corrected minus predicted state at node n
-        noisy, plain = MultistepPath(grid, self.tau**2), MultistepPath(grid)
-        for n in range(grid.steps):
-            eta = self._choose_eta(grid, n)
-            path = noisy if eta else plain
-            predicted = path.step(n, self._make_spec(grid, n, predictors[n]))
-            weight = predicted.pop(("x", n))
-            combo = add_terms(predicted, add_terms({("x", n): 1.0}, shift), weight)
-            combos.append({**combo, ("z", n): compute_noise_std(grid, n, eta)})
-            shift = {}
-            if self.corrector_order > 0 and n + 1 < grid.steps:
-                spec = self._make_spec(grid, n, correctors[n] + 1, ahead=1)
-                shift = correct_step(path, n, spec, predicted)
-        return combos
-
-    def _choose_eta(self, grid: TimeGrid, n: int) -> float:
-        inside = self.kappa_min <= grid.nodes[n].kappa <= self.kappa_max
-        return self.tau**2 if inside and n + 1 < grid.steps else 0.0
-
-    def _make_spec(self, grid: TimeGrid, n: int, order: int, ahead: int = 0) -> StepSpec:
-        """Returns step n by `order` predictions; `ahead` of them, 0 or 1, are at its end."""
-        coordinate = choose_coordinate(self.coordinate, grid.nodes[0], n + 1 + ahead - order)
-        relax: Relax = "bh1" if order == 2 and self.few_steps else "none"
-        return StepSpec(order=order, relax=relax).place(coordinate)

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from fewstep.models.errors import ScheduleError, SettingError
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import EDM, Cosine, RectifiedFlow, TimeGrid, VPDiscrete
+from fewstep.samplers.budget import fit_grid, predict_nfe
 from fewstep.samplers.grid import Final, time_grid
-from fewstep.samplers.plan import fit_grid, predict_nfe
 from fewstep.solvers import drive, list_queries, solver
 from fewstep.solvers.coordinates import Straight
 

@@ -38,8 +38,8 @@ from torch.testing import assert_close
 
 from fewstep.models.errors import ScheduleError, SettingError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPLinear
+from fewstep.samplers.budget import fit_grid, predict_nfe
 from fewstep.samplers.grid import Final, choose_default_grid, time_grid
-from fewstep.samplers.plan import fit_grid, predict_nfe
 from fewstep.solvers import drive, list_queries, names, register
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_solvers.json").read_text())
@@ -73,6 +73,7 @@ ROWS = {
     "deis-tab2": Row(0.1067615, memory=2),
     "deis-tab3": Row(0.0978865415, memory=3),
     "dmd": Row(2.0557206, memory=0),
+    "dpm-2-ancestral": Row(1.72699699, memory=0),
     "dpm-2m": Row(0.0452400802, memory=2, lowered="under-15"),
     "dpm-2s": Row(0.216181058, memory=2),
     "dpm-3m": Row(0.0190390504, memory=2, lowered="under-15"),
@@ -84,16 +85,21 @@ ROWS = {
     "dpmpp-1m": Row(0.218372201, memory=0),
     "dpmpp-2m": Row(0.0166235816, memory=1, lowered="under-15"),
     "dpmpp-2s": Row(0.128523538, memory=2),
+    "dpmpp-2s-ancestral": Row(1.6698294, memory=0),
     "dpmpp-3m": Row(0.0807995705, memory=2, lowered="under-15"),
     "dpmpp-3s": Row(0.0180267606, memory=2),
+    "dpmpp-sde": Row(2.23512406, memory=0),
     "er-sde-1": Row(0.547249808, memory=0),
     "er-sde-2": Row(0.65459147, memory=1),
     "er-sde-3": Row(0.661470145, memory=2),
     "euler": Row(0.218372201, memory=0),
+    "euler-ancestral": Row(1.69449537, memory=0),
     "evodiff": Row(0.0823082044, memory=2, lowered=True, constant=False),
     "fireflow": Row(0.0181680963, memory=1),
     "flow-map": Row(0.218372201, memory=0),
+    "gradient-estimation": Row(0.116149253, memory=2),
     "heun": Row(0.10956675, memory=0),
+    "heunpp2": Row(0.187588906, memory=0),
     "ipndm-1": Row(0.218372201, memory=0),
     "ipndm-2": Row(0.0413748432, memory=2),
     "ipndm-3": Row(0.0145756269, memory=2),
@@ -110,12 +116,17 @@ ROWS = {
     "renoise": Row(2.0557206, memory=0),
     "res-2s": Row(0.0146045953, memory=0),
     "res-3s": Row(0.00106988331, memory=0),
+    "res-multistep-ancestral": Row(2.22958397, memory=1),
     "rf-solver": Row(0.0104882317, memory=0),
     "rf-solver-3": Row(0.00734793481, memory=0),
     "sa-solver": Row(2.16393296, memory=2, lowered="always"),
+    "sa-solver-pece": Row(2.15502786, memory=1, lowered="always"),
     "sde-dpmpp-1": Row(1.69449537, memory=0),
     "sde-dpmpp-2": Row(2.02993124, memory=1, lowered="under-15"),
     "sde-dpmpp-3": Row(2.49429379, memory=2, lowered="under-15"),
+    "seeds-2": Row(2.27313615, memory=0),
+    "seeds-3": Row(2.73106599, memory=0),
+    "stochastic-heun": Row(1.04957147, memory=0),
     "tcd": Row(1.57540824, memory=0),
     "uni-inv": Row(0.237913174, memory=1),
     "unipc-1": Row(0.117620276, memory=1, lowered="always"),
@@ -478,7 +489,8 @@ def test_no_corrector_from_alpha_zero_in_lam(name):
 OVERSHOOTING = {"dpm-2s", "dpm-3s"}  # in few steps, as those of several calls do
 PROBING = {"fireflow", "rf-solver", "rf-solver-3"}  # ask twice on the step to zero as well
 SCALED = {"lcm", "tcd"}  # their last step is not to x0: test_distilled.py
-COUNTED_ELSEWHERE = {*PROBING, "uni-inv"}  # test_runge_kutta.py
+# test_runge_kutta.py, test_named.py
+COUNTED_ELSEWHERE = {*PROBING, "uni-inv", "heunpp2", "sa-solver-pece"}
 
 
 @pytest.mark.parametrize("name", names())
