@@ -54,8 +54,8 @@ def _list_aliases() -> str:
     """Returns the section of the names that solvers have elsewhere."""
     rows = (f"| `{name.replace('-', '_')}` | `{spec}` |" for name, spec in SOLVERS.aliases.items())
     return (
-        "\n## Names in k-diffusion and ComfyUI\n\nIn every name `_` may stand for `-`: `dpmpp_2m` is"
-        " `dpmpp-2m`. These are understood too, and further settings after them.\n\n"
+        "\n## Names in k-diffusion and ComfyUI\n\nIn every name `_` may stand for `-`: `dpmpp_2m`"
+        " is `dpmpp-2m`. These are understood too, and further settings after them.\n\n"
         "| name | here |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
 
