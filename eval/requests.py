@@ -96,7 +96,8 @@ class SearchRequest:
     features: str = option(
         "auto",
         "The extractor with which images are compared with the reference's when the last step is"
-        " chosen: small, emoji, inception, dinov2, clip or none. auto is small where it fits.",
+        " chosen: small, emoji, inception, dinov2, clip or none. auto is one of the first two, if"
+        " it fits.",
         METHOD,
     )
     budget: str = option(
@@ -145,10 +146,11 @@ class SearchRequest:
     final: str = option(
         "zero", "How the reference solution ends: zero, sigma_min or denoise.", REFERENCE
     )
-    reference_end: float = option(
-        0.0,
+    reference_end: float | None = option(
+        None,
         "Time of the last node of the reference solution before its end, such as 0.05, from which"
-        " it ends in one step. With 0 the default grid decides.",
+        " it ends in one step. With 0 the default grid decides. By default it is measured where"
+        " the features of the network's training images come with fewstep, and 0 elsewhere.",
         REFERENCE,
     )
     free: str | None = option(

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app, sample_app
+from fewstep.eval.search import command
+from fewstep.eval.search.reference_end import JudgedEnd, ReferenceEnd
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import Schedule, solver
 
@@ -135,6 +137,19 @@ def test_the_last_node_of_the_reference_is_written_down():
     assert grid.endswith("end=0.05")
     plan = make_plan(schedule.grid().schedule, "unipc-3", nfe=6, grid=grid)
     assert plan.grid.nodes[-2].t == 0.05
+
+
+def test_a_measured_end_of_the_reference_is_written_down_and_told(monkeypatch):
+    judged = [JudgedEnd(time=t, fd=fd, more=(-0.2, 0.0)) for t, fd in ((0.0, 2.5), (0.07, 2.25))]
+    end = ReferenceEnd(time=0.07, extractor="fd-small", noises=128, judged=judged)
+    monkeypatch.setattr(command, "keep_end", lambda *_: end)
+    words = ["--nfe", 2, "--classes", "3"]
+    result = search("fashion-dit", *words, *NET, "--budget", "candidates=13")
+    said = "the reference ends in one step from 0.07, by fd-small of 128 images (0 has 2.500; 0.07"
+    assert said in result.output
+    facts = Schedule.load("schedule.json").provenance
+    assert facts["teacher"]["grid"].endswith("end=0.07")
+    assert ReferenceEnd.model_validate(facts["reference_end"]) == end
 
 
 def test_a_guided_search_counts_both_branches():

@@ -1,18 +1,26 @@
 """A budget of time holds for a whole search: its reference solution is sized to it."""
 
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 from laws import MIXTURE
 
 from fewstep.eval.requests import SearchRequest
-from fewstep.eval.search import prepare
+from fewstep.eval.search import prepare, reference_end
 from fewstep.eval.search.command import run_search, summarize
+from fewstep.eval.search.objective import FeatureError, find_features
+from fewstep.eval.search.problem import Problem, Teacher
 from fewstep.eval.search.reference import Reference, SizedReference, fit_reference
+from fewstep.eval.search.reference_end import ReferenceEnd
+from fewstep.eval.statistics import Moments
 from fewstep.models.denoiser import Network
 from fewstep.models.errors import SettingError
+from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow
+from fewstep.samplers.plan import make_plan
 
 ASKED = Reference(noises=(100, 20, 100), nfe=200)
 LEAST = Reference(noises=(10, 5, 10), nfe=20)
@@ -160,3 +168,83 @@ def test_processes_that_share_a_folder_have_one_reference(machine, tmp_path):
     facts = [found[0][1].schedule.provenance for found in (first, second)]
     assert facts[0]["noises"] == facts[1]["noises"]
     assert facts[0]["teacher"] == facts[1]["teacher"]
+
+
+# Where the reference ends.
+
+
+class Grey:
+    """Two features of an image: the mean and the deviation of its pixels."""
+
+    name = "grey"
+
+    def __call__(self, images):
+        x = images.double().flatten(1) / 255.0
+        return {"pool": torch.stack([x.mean(1), x.std(1)], 1)}
+
+
+def even_images(grain):
+    """A network of images of two brightnesses, with so much grain where sigma is below .05."""
+
+    def forward(x, node, conditions):
+        even = 0.5 * x.mean((1, 2, 3), keepdim=True).sign().expand_as(x)
+        return even + grain * x.sign() * (node.sigma < 0.05)
+
+    network = Network(
+        forward=forward,
+        schedule=RectifiedFlow(),
+        prediction=Prediction.X0,
+        shape=(1, 4, 4),
+        name="even",
+    )
+    return Problem.of(network, (100, 1, 1), teacher=Teacher(nfe=10))
+
+
+def real_images(problem):
+    even = torch.tensor([0.5, -0.5]).repeat(100).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    features = FeatureError(problem.network, Grey())
+    moments = Moments(2)
+    moments.update(features.extract(even))
+    return features, moments.statistics()
+
+
+@pytest.mark.filterwarnings("ignore:a set of unknown origin")
+def test_a_reference_jumps_over_times_where_the_network_is_grainy():
+    problem = even_images(grain=0.3)
+    end = reference_end.measure_end(problem, *real_images(problem))
+    assert 0.05 <= end.time <= 0.2
+    whole, chosen = end.judged[0], next(each for each in end.judged if each.time == end.time)
+    assert (whole.time, whole.more, end.noises) == (0.0, (0.0, 0.0), 100)
+    assert chosen.fd < whole.fd
+    assert chosen.more[1] < 0.0
+    grid = end.apply_to(problem).teacher.grid
+    plan = make_plan(problem.network.schedule, "unipc-3", nfe=10, grid=grid)
+    assert plan.grid.nodes[-2].t == pytest.approx(end.time)
+
+
+@pytest.mark.filterwarnings("ignore:a set of unknown origin")
+def test_a_reference_runs_to_the_end_where_nothing_is_gained():
+    problem = even_images(grain=0.0)
+    end = reference_end.measure_end(problem, *real_images(problem))
+    assert len(end.judged) > 2
+    assert end.time == 0.0
+    assert end.apply_to(problem) is problem
+
+
+def test_the_end_is_measured_once_for_a_folder_on_the_networks_own_data(tmp_path, monkeypatch):
+    network = load("fashion-dit")
+    problem = Problem.of(network, (100, 1, 1))
+    features = find_features("auto", network, None)
+    assert find_features("auto", load("emoji"), None).extractor.name == "fd-emoji"
+    other = replace(problem, network=replace(network, name="mine"))
+    few = replace(problem, train=problem.train[:50])
+    for each, seer in ((other, features), (few, features), (problem, None)):
+        assert reference_end.keep_end(each, seer, tmp_path) == ReferenceEnd()
+    measured = ReferenceEnd(time=0.07, extractor="fd-small", noises=100)
+    monkeypatch.setattr(reference_end, "measure_end", lambda *_: measured)
+    assert reference_end.keep_end(problem, features, tmp_path) == measured
+    monkeypatch.undo()
+    assert reference_end.keep_end(problem, features, tmp_path) == measured
+    (tmp_path / reference_end.END_FILE).write_text("{")
+    with pytest.raises(SettingError, match=r"reference-end\.json' is damaged.*another --log"):
+        reference_end.keep_end(problem, features, tmp_path)

@@ -54,6 +54,7 @@ def choose(search: Search, task: Task) -> SearchResult:
         "baseline": None if rival is None else {"name": rival[0], "test": rival[1].score},
         "rivals_left_out": rivals.left_out,
         "last_row": row_facts,
+        "reference_end": None if search.end is None else search.end.model_dump(mode="json"),
         "columns": _describe_columns(search, task, tested, rival),
         **_describe_cache(search, chosen, [trial for _, trial in validated]),
     }

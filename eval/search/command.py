@@ -23,12 +23,13 @@ from .identity import IDENTITY_FILE, RIVALS_FILE, SCORES_FILE, check_memory
 from .prepare import TEACHER, find_afs, prepare_searches, sizes_of
 from .progress import Progress
 from .reference import REFERENCE_FILE, SizedReference, Timetable, resize
+from .reference_end import END_FILE, keep_end
 from .run import run
 from .search import Search, SearchResult
 from .size import SearchSize, size_of
 from .uncached import list_cache_lines
 
-REMEMBERED = (IDENTITY_FILE, SCORES_FILE, RIVALS_FILE, REFERENCE_FILE)  # in the folder of the log
+REMEMBERED = (IDENTITY_FILE, SCORES_FILE, RIVALS_FILE, REFERENCE_FILE, END_FILE)  # in the log
 
 
 def search(network: str, *, progress: bool = False, **options: Any) -> list[SearchResult]:
@@ -100,11 +101,20 @@ def _start_searches(searches: Sequence[Search], request: SearchRequest) -> Itera
     """Yields each search when its turn comes, with its reference and its share of the budget."""
     budget = Budget.parse(request.budget)
     timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
+    if request.reference_end is None:
+        searches = _end_references(searches)
     searches = resize(searches) if timetable is None else timetable.size(searches)
     space = replace(searches[0].space, afs=find_afs(request, searches[0].problem))
     for i, search in enumerate(searches):
         granted = search.budget if timetable is None else timetable.grant(searches[i:])
         yield replace(search, space=space, budget=granted)
+
+
+def _end_references(searches: Sequence[Search]) -> Sequence[Search]:
+    """Returns the searches with the end of their reference, which is measured once for a folder."""
+    problem, features, folder = searches[0].problem, searches[0].features, searches[0].folder
+    end = keep_end(problem, features, folder)
+    return [replace(each, problem=end.apply_to(problem), end=end) for each in searches]
 
 
 def _check_places(request: SearchRequest) -> None:
@@ -151,6 +161,7 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
     if cache := facts.get("cache"):
         lines += list_cache_lines(cache, request.network)
     lines.append(_reference(facts, request.folder))
+    lines += _write_end(facts["reference_end"])
     if request.network != "toy":
         lines.append(f"sample {request.network} --schedule {out}")
     return lines
@@ -183,6 +194,17 @@ def _write_last_row(facts: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"last step: moved by {chosen['share']:g} to the last prediction, {rule} within"
         f" {chosen['within'] - 1.0:.0%} of the least distance on validation ({'; '.join(judged)})"
+    )
+
+
+def _write_end(facts: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yields how the end of the reference was chosen, if it was measured."""
+    if facts is None or not facts["judged"]:
+        return
+    judged = "; ".join(f"{each['time']:g} has {each['fd']:.3f}" for each in facts["judged"])
+    how = f"in one step from {facts['time']:g}" if facts["time"] else "as the grid does"
+    yield (
+        f"the reference ends {how}, by {facts['extractor']} of {facts['noises']} images ({judged})"
     )
 
 

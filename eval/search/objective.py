@@ -26,6 +26,7 @@ from ..metrics.measure import reference_features
 from .problem import Block, Problem
 
 SMALL_IMAGES = ((1, 32, 32), (1, 28, 28))  # what fd-small is made for
+EMOJI = "emoji"  # the embedded network, and the extractor of its data
 EXTRACTED = 64  # images taken through an extractor at once
 Figure = Callable[[Tensor, Block], float]  # (ends, block) -> lower is better
 
@@ -90,10 +91,10 @@ class FeatureError:
 
     def compare(self, ends: Tensor, others: Tensor) -> Tensor:
         """Returns the mean squares (n,) of the features of ends less those of others."""
-        mine, theirs = (self._features(each) for each in (ends, others))
+        mine, theirs = (self.extract(each) for each in (ends, others))
         return (mine - theirs).square().mean(1)
 
-    def _features(self, ends: Tensor) -> Tensor:
+    def extract(self, ends: Tensor) -> Tensor:
         images = images_at(self.network, ends)
         parts = (images[i : i + EXTRACTED] for i in range(0, len(images), EXTRACTED))
         return torch.cat([self.extractor(part)["pool"].double() for part in parts])
@@ -129,8 +130,8 @@ def find_features(name: str, network: Network, weights: Path | None) -> FeatureE
     """Returns what compares images of a network with the reference's, noise by noise.
 
     Args:
-        name: of an extractor; "auto" takes fd-small's for grey images of 32x32 or 28x28 and none
-            for others; "none".
+        name: of an extractor; "auto" takes fd-small's for grey images of 32x32 or 28x28, fd-emoji's
+            for the network that draws emoji and none for others; "none".
         network: whose images are looked at.
         weights: of the extractor, if they are not found by themselves.
 
@@ -140,6 +141,8 @@ def find_features(name: str, network: Network, weights: Path | None) -> FeatureE
     """
     if name not in ("auto", "none", *LOADERS):
         raise UnknownNameError("extractor", name, ["auto", "none", *LOADERS])
+    if name == "auto" and network.name == EMOJI:
+        name = EMOJI
     plain = network.decode is None
     if name == "none" or (name == "auto" and plain and tuple(network.shape) not in SMALL_IMAGES):
         return None

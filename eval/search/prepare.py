@@ -21,6 +21,7 @@ from .budget import Budget
 from .objective import Objective, find_features, objective
 from .objective import names as objectives
 from .problem import Block, Problem, Teacher
+from .reference_end import ReferenceEnd
 from .search import Search
 from .size import SearchSize
 from .space import DECISIONS, DEFAULT, Space
@@ -142,7 +143,6 @@ def _problem(request: SearchRequest) -> Problem:
     teacher = Teacher(
         solver=request.teacher,
         nfe=request.teacher_nfe,
-        grid=_teacher_grid(request, network),
         final=request.final,
     )
     fields: dict[str, Any] = {
@@ -153,15 +153,8 @@ def _problem(request: SearchRequest) -> Problem:
     }
     if request.classes is not None:
         fields["labels"] = _labels(request.classes, network)
-    return Problem.of(network, _count_noises(request), **fields)
-
-
-def _teacher_grid(request: SearchRequest, network: Network) -> str | None:
-    """Returns the default grid with the last node asked for; None is the grid as it is."""
-    if not request.reference_end:
-        return None
-    name = choose_default_grid(network.schedule)
-    return f"{name}{',' if ':' in name else ':'}end={request.reference_end:g}"
+    problem = Problem.of(network, _count_noises(request), **fields)
+    return ReferenceEnd(time=request.reference_end or 0.0).apply_to(problem)
 
 
 def _labels(text: str, network: Network) -> tuple[int, ...]:

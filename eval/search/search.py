@@ -14,6 +14,7 @@ from .last_row import SHARES
 from .objective import FeatureError, Objective
 from .placement import check_rows
 from .problem import Problem
+from .reference_end import ReferenceEnd
 from .size import SearchSize
 from .space import Space
 from .strategies import AUTO, HAND_MADE, STRATEGIES, strategies_of
@@ -30,6 +31,7 @@ class Search:
 
     problem, objective, space: see there.
     features:   what compares images in the choice; None compares ends alone.
+    end:        how the end of the reference was chosen; None where it was given.
     size:       of the schedule wanted.
     strategies: names, in turn.
     budget:     for this size.
@@ -50,6 +52,7 @@ class Search:
     scored: int = 256
     settings: Mapping[str, Any] = field(default_factory=dict)
     features: FeatureError | None = None
+    end: ReferenceEnd | None = None
 
     @property
     def noises(self) -> int:

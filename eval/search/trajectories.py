@@ -5,7 +5,6 @@ They are kept in the search's folder, so that a search that goes on does not pay
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,17 +16,14 @@ from ...models.files import write_bytes
 from ...models.reading import read_tensors
 from ...models.schedule import Node, TimeGrid
 from ...samplers.grid import choose_default_grid
-from ...solvers import Executor, drive
 from ...solvers.table import BOTH
+from .fine_run import drive_teacher
 from .problem import Block
-from .space import encode_solver, make_grid
+from .space import make_grid
 from .strategies.base import Task
 
 FINE = 60  # intervals of the fine grid (arXiv:2405.11326)
 NOISES = 64
-SOLVER = "unipc-3"
-
-Predict = Callable[[Tensor, Node], Tensor]
 
 
 def make_fine_grid(task: Task) -> TimeGrid:
@@ -69,26 +65,10 @@ def _record_branches(task: Task) -> tuple[Tensor, Tensor]:
         uncond.append(u)
         return u + problem.cfg_scale * (c - u) if branches else c
 
-    states = _drive_teacher(make_fine_grid(task), task.scored, predict)
+    states = drive_teacher(make_fine_grid(task), task.scored.noise, predict)
     columns = torch.cat([states, torch.stack(cond), torch.stack(uncond)]).flatten(2)
     each = (columns[:, i].double() for i in range(columns.shape[1]))
     return states, sum((one @ one.T for one in each), torch.zeros(()))
-
-
-def _drive_teacher(grid: TimeGrid, block: Block, predict: Predict) -> Tensor:
-    """States (M + 1, n, *) of the fine solver under a prediction."""
-
-    def answer(x: Tensor, node: Node | None) -> Tensor:
-        assert node is not None  # the method is deterministic
-        return predict(x, node)
-
-    x = block.noise * grid.schedule.noise_scale(grid.nodes[0])
-    solver = Executor(encode_solver(SOLVER, grid))
-    state, states = solver.init(), [x]
-    for t, s in pairwise(grid.nodes):
-        x, state = drive(solver.step(x, state, t, s), answer)
-        states.append(x)
-    return torch.stack(states)
 
 
 def keep_tensors(
