@@ -178,7 +178,7 @@ def _format_value(value: Any) -> str:
         return value
     if is_dataclass(value):
         spec = format_spec(value)
-        return f"[{spec}]" if "," in spec else spec
+        return f"[{spec}]" if len(_split_settings(spec)) > 1 else spec
     return json.dumps(value, separators=(",", ":"))
 
 

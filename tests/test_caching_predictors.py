@@ -1,22 +1,38 @@
 """Predictors against the laws that they are exact on, and against values of their formulas."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from fewstep.models.caching import FixedMask, TaylorSeer, cache, names, policy_class
+from fewstep.models.caching import (
+    CGTaylor,
+    FixedMask,
+    TaylorSeer,
+    cache,
+    names,
+    policy_class,
+    take_cache,
+)
+from fewstep.models.caching.full_calls import check_run
 from fewstep.models.caching.predictors import (
+    DMD,
+    Fitted,
+    FoCa,
     Hermite,
     IndexPredictor,
     Newton,
     Reuse,
+    Spectrum,
     Taylor,
     predictor_class,
     predictor_names,
     take_predictor,
 )
+from fewstep.models.caching.predictors.dmd import find_pole_weights
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.registry import format_spec
 
@@ -28,6 +44,7 @@ SERIES = {
     "decay": lambda i: 0.9**i,
     "cosine": lambda i: math.cos(math.pi * i / 25),
 }
+SPECTRUM = Spectrum(blend=1.0, anchored=False)  # as published
 ROWS = [  # of each series at call 12, from its values at the nodes
     (Reuse(), (-15, 81, 0.387420489, 0.4257792916)),
     (Taylor(), (-21, 123, 0.2351183558, 0.1383510145)),
@@ -39,6 +56,9 @@ ROWS = [  # of each series at call 12, from its values at the nodes
     (Taylor(1, damping=0.5), (-18, 102, 0.3112694224, 0.282065153)),
     (Hermite(2), (-18, 103.53125, 0.316169996, 0.2727418741)),
     (Hermite(1, math.sqrt(0.5)), (-21, 123, 0.2351183558, 0.1383510145)),
+    (SPECTRUM, (-15.28399017, 87.66304002, 0.28480916, 0.24781911)),
+    (replace(SPECTRUM, blend=0.5), (-18.14199509, 105.33152001, 0.25996376, 0.19308506)),
+    (replace(SPECTRUM, anchored=True), (-18.42317548, 111.89468364, 0.32634316, 0.21522076)),
 ]
 
 
@@ -46,7 +66,7 @@ def f64(value):
     return torch.full((2, 3), float(value), dtype=torch.float64)
 
 
-def fill(predictor, law, nodes, calls=None):
+def fill(predictor, law, nodes, calls=50):
     memory = predictor.make_memory(calls)
     for node in nodes:
         memory.update(f64(law(node)), node)
@@ -57,7 +77,8 @@ def fill(predictor, law, nodes, calls=None):
 def test_values_of_each_formula(predictor, expected):
     for law, value in zip(SERIES.values(), expected, strict=True):
         found = fill(predictor, law, NODES).forecast(CALL)
-        assert_close(found, f64(value), rtol=0, atol=6e-11 * max(1.0, abs(value)))
+        tolerance = 6e-9 if isinstance(predictor, Spectrum) else 6e-11
+        assert_close(found, f64(value), rtol=0, atol=tolerance * max(1.0, abs(value)))
 
 
 def test_cubics_and_even_gaps():
@@ -79,9 +100,22 @@ VARIANTS = [  # beside the default settings of all
 ]
 
 
+LINES = tuple(  # rows of weights that are exact on lines alone
+    (call, (17, 12, 11), (1.5 + (call - 17) / 5, -3.0 - (call - 17) / 5, 2.5))
+    for call in range(18, 24)
+)
+NEEDED = {"fitted": {"rows": LINES}}
+
+
 def make_all():
     """Every predictor that is registered, and further settings."""
-    return [*(predictor_class(name)() for name in predictor_names()), *VARIANTS]
+    usual = [predictor_class(name)(**NEEDED.get(name, {})) for name in predictor_names()]
+    return [*usual, *VARIANTS]
+
+
+def make_general():
+    """Those that any full calls suit."""
+    return [each for each in make_all() if not isinstance(each, Fitted)]
 
 
 def test_every_predictor_is_exact_to_its_degree_on_uneven_full_calls_and_on_nothing_more():
@@ -97,7 +131,7 @@ def test_every_predictor_is_exact_to_its_degree_on_uneven_full_calls_and_on_noth
 def test_weights_are_what_the_memory_does():
     """Differences are stored and values are, but both are weighted sums of the values."""
     draw = torch.Generator().manual_seed(1)
-    for predictor in [each for each in make_all() if isinstance(each, IndexPredictor)]:
+    for predictor in [each for each in make_general() if isinstance(each, IndexPredictor)]:
         memory, values, times = predictor.make_memory(24), [], []
         for node in UNEVEN:
             values.insert(0, torch.randn(3, generator=draw, dtype=torch.float64))
@@ -126,7 +160,7 @@ def test_memory_is_what_is_stated_and_holds_copies():
 
 
 def test_a_change_of_shape_dtype_or_device_starts_over():
-    for predictor in make_all():
+    for predictor in make_general():
         memory = fill(predictor, SERIES["parabola"], UNEVEN[:4], 24)
         for x in (torch.full((3, 2), 5.0), torch.full((3, 2), 5.0, dtype=torch.float64)):
             fresh = predictor.make_memory(24)
@@ -147,7 +181,13 @@ def test_half_precision_is_summed_in_single():
 
 def test_rows_with_full_calls_of_their_own_are_forecast_as_if_alone():
     draw, times = torch.Generator().manual_seed(1), [[0, 1, 2, 5, 7], [0, 1, 4, 7], [0, 6]]
-    for predictor in [each for each in make_all() if getattr(each, "first", 1) == 1]:
+    for predictor in make_general():
+        if not isinstance(predictor, IndexPredictor) or predictor.depth is None:
+            with pytest.raises(SettingError, match="set reduce=max"):
+                predictor.make_row_memory(24)
+            continue
+        if getattr(predictor, "first", 1) > 1:
+            continue  # rows of theirs have a slope of 0 where one alone has none
         together = predictor.make_row_memory(24)
         alone = [predictor.make_memory(24) for _ in times]
         for index in range(8):
@@ -160,6 +200,131 @@ def test_rows_with_full_calls_of_their_own_are_forecast_as_if_alone():
         expected = torch.cat([each.forecast(9) for each in alone])
         assert_close(together.forecast(9), expected, rtol=1e-12, atol=1e-12)
         assert_close(together.forecast(9, expected), 2 * expected, rtol=1e-12, atol=1e-12)
+
+
+# Formulas that no line tests
+
+
+def test_spectrum_on_its_own_full_calls():
+    """A constant is shrunk by the published ridge; T_3 is found as the ridge vanishes."""
+    nodes, call = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25), 28
+    laws = {
+        "cosine": lambda i: math.cos(math.pi * i / 50),
+        "T_3": lambda i: 4 * (i / 25 - 1) ** 3 - 3 * (i / 25 - 1),
+        "constant": lambda i: 1.0,
+    }
+    rows = [
+        ("cosine", SPECTRUM, -0.06420618),
+        ("cosine", replace(SPECTRUM, blend=0.5), -0.12480819),
+        ("cosine", replace(SPECTRUM, ridge=1e-3), -0.1697887),
+        ("cosine", replace(SPECTRUM, anchored=True), -0.1199),
+        ("T_3", SPECTRUM, -0.19584306),
+        ("T_3", replace(SPECTRUM, ridge=1e-12), -0.353088),
+        ("constant", SPECTRUM, 0.90736217),
+        ("constant", replace(SPECTRUM, anchored=True), 1.0),
+    ]
+    for law, predictor, value in rows:
+        found = float(fill(predictor, laws[law], nodes).forecast(call)[0, 0])
+        assert found == pytest.approx(value, abs=5e-5 if value == -0.1199 else 1e-7), predictor
+
+
+def fill_vectors(predictor, law, nodes):
+    """A batch of two images with the same values."""
+    memory = predictor.make_memory(50)
+    for node in nodes:
+        memory.update(torch.tensor([law(node)] * 2, dtype=torch.float64), node)
+    return memory
+
+
+def test_poles_are_exact_on_sums_of_exponentials():
+    def decays(i):
+        return (0.9**i + 0.5**i, 0.9**i - 0.5**i, 2 * 0.9**i)
+
+    def waves(i):
+        return (0.95**i * math.cos(0.4 * i), 0.95**i * math.sin(0.4 * i), 1.0)
+
+    cases = [
+        (decays, 10, (-0.05424217, 0.44799592, 0.38753133)),
+        (waves, 10, (0.21218089, -0.51966223, 1.30748134)),
+        (waves, 11, (0.47196275, -0.99448777, 1.52252502)),
+    ]
+    for law, call, weights in cases:
+        exact = torch.tensor([law(call)] * 2, dtype=torch.float64)
+        memory = fill_vectors(DMD(), law, (0, 3, 6, 9))
+        assert_close(memory.forecast(call), exact, rtol=0, atol=1e-8)
+        assert_close(memory.forecast(call, exact), 2 * exact, rtol=0, atol=1e-8)
+        values = np.array([law(i) for i in (9, 6, 3, 0)])
+        found = find_pole_weights(values @ values.T, (call - 9) / 3)
+        assert found[::-1] == pytest.approx((0.0, *weights), abs=2e-7)
+    lines = fill_vectors(DMD(), lambda i: (3.0 - 2 * i, i / 7, 1.0), (0, 3, 6, 9, 12))
+    exact = torch.tensor([(-23.0, 13 / 7, 1.0)] * 2, dtype=torch.float64)
+    assert_close(lines.forecast(13), exact, rtol=0, atol=1e-7)
+
+
+def test_poles_fall_back_to_a_line():
+    """At uneven gaps, and for (-0.8)^i: its pole over three calls has no real third root."""
+    uneven, even = (0, 1, 4, 6, 9), (0, 3, 6, 9)
+
+    def law(i):
+        return ((-0.8) ** i,)
+
+    for nodes, call in ((uneven, 10), (even, 10)):
+        line = fill_vectors(Taylor(), law, nodes)
+        found = fill_vectors(DMD(), law, nodes).forecast(call)
+        assert_close(found, line.forecast(call), rtol=1e-14, atol=0)
+    whole = fill_vectors(DMD(), law, even).forecast(12)
+    assert_close(whole, torch.full((2, 1), 0.8**12, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_poles_are_of_each_image():
+    draw = torch.Generator().manual_seed(5)
+    values = [torch.randn(3, 20, generator=draw, dtype=torch.float64) for _ in range(6)]
+    memories = [DMD().make_memory() for _ in range(4)]
+    for index, value in enumerate(values):
+        memories[0].update(value, 2 * index)
+        for b in range(3):
+            memories[b + 1].update(value[b : b + 1], 2 * index)
+    alone = torch.cat([each.forecast(11) for each in memories[1:]])
+    assert_close(memories[0].forecast(11), alone, rtol=0, atol=1e-9)
+    memories[0].keep([1], 3)
+    assert_close(memories[0].forecast(11), alone[1:2], rtol=0, atol=1e-9)
+
+
+def test_foca_has_two_slopes():
+    memory, found = FoCa().make_memory(), []
+    for index in range(10):
+        if index in (0, 1, 4, 7):
+            memory.update(f64(index**2), index)
+        else:
+            found.append(float(memory.forecast(index)[0, 0]))
+            assert float(memory.forecast(index)[0, 0]) == found[-1]  # asked twice
+    assert found == pytest.approx([2, 3, 25, 30, 64, 75])
+
+
+def test_fitted_rows_are_taken_as_they_are():
+    predictor = Fitted(rows=((4, (2, 1), (1.51, -0.63)),))
+    for law in (lambda i: 0.9**i, lambda i: 0.5**i):
+        found = fill(predictor, law, (0, 1, 2)).forecast(4)
+        assert_close(found, f64(law(4)), rtol=0, atol=1e-12)
+    assert predictor.exact_degree == -1
+    assert predictor.depth == 2
+    spec = "fixed-mask:compute=[0,1,2],predictor=fitted:rows=[[4,[2,1],[1.51,-0.63]]]"
+    assert take_cache(spec).keep.predictor == predictor
+    assert format_spec(take_cache(spec)) == spec
+
+
+REFUSED = [  # a run of 8 calls
+    (FixedMask((0, 1, 4, 6), predictor="dmd"), "no skipped call has them here"),
+    (TaylorSeer(interval=2, predictor=Fitted(rows=LINES)), "no fitted weights for call 2"),
+    (CGTaylor(predictor=Fitted(rows=LINES)), "a gate decides here"),
+]
+
+
+@pytest.mark.parametrize(("policy", "text"), REFUSED)
+def test_predictors_are_refused_for_runs_they_are_not_for(policy, text):
+    with pytest.raises(SettingError, match=text):
+        check_run(policy, 8)
+    check_run(TaylorSeer(interval=2, predictor="dmd"), 10)
 
 
 # As settings
@@ -196,6 +361,14 @@ BAD = [
     ("cg-taylor:predictor=newton,o2=1", "drop o2"),
     ("first-block:predictor=newton,order=0", "drop order"),
     ("taylorseer:predictor=3", "is no predictor"),
+    ("taylorseer:predictor=spectrum:degree=9", "degree lies in 0 to 8"),
+    ("taylorseer:predictor=spectrum:ridge=0", "ridge must be above 0"),
+    ("taylorseer:predictor=spectrum:blend=0", "take taylor:order=1"),
+    ("taylorseer:predictor=dmd:history=3", "history of dmd is 4"),
+    ("taylorseer:predictor=foca:order=2", "foca has no settings"),
+    ("taylorseer:predictor=fitted", "fitted needs rows"),
+    ("taylorseer:predictor=fitted:rows=[[3,[1,2],[1,1]]]", "newest first"),
+    ("taylorseer:predictor=fitted:rows=[[3,[2,1],[9,-9]]]", "more than 16"),
 ]
 
 

@@ -12,10 +12,17 @@ from .base import (
     take_predictor,
 )
 from .differences import Newton, Reuse, Taylor, check_degree, check_forecast, choose_predictor
+from .dmd import DMD
+from .fitted import Fitted
+from .foca import FoCa
 from .hermite import Hermite
+from .spectrum import Spectrum
 
 __all__ = [
+    "DMD",
     "PREDICTORS",
+    "Fitted",
+    "FoCa",
     "Hermite",
     "IndexPredictor",
     "Newton",
@@ -23,6 +30,7 @@ __all__ = [
     "PredictorInfo",
     "PredictorSetting",
     "Reuse",
+    "Spectrum",
     "Taylor",
     "check_degree",
     "check_forecast",
