@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from fewstep.models.caching import (
     names,
     policy_class,
 )
-from fewstep.models.errors import ModelError
+from fewstep.models.caching.predictors import Fitted, predictor_names
+from fewstep.models.errors import ModelError, SettingError
 
 STEPS = 6
 ONES = (1.0,) * STEPS
@@ -241,3 +243,56 @@ def test_policies_of_equal_blocks_refuse_a_unet_and_name_what_works(name):
 def test_deepcache_refuses_a_transformer():
     with pytest.raises(ModelError, match="none; use taylorseer"):
         enable_cache(network("dit"), DeepCache())
+
+
+FITTED = tuple((call, (3, 2), ((call - 3) * 0.9 + 1, (3 - call) * 0.9)) for call in (4, 5))
+GIVEN = {"fitted": Fitted(rows=FITTED), "dmd": "dmd:history=4"}
+LEADING = partial(FirstBlock, threshold=9.0, warmup=4, final=0)
+MASK = partial(FixedMask, compute=(0, 1, 2, 3))
+
+
+def list_cases():
+    """A kind of network and a policy with each predictor, where there is one."""
+    for name in predictor_names():
+        given = GIVEN.get(name, name)
+        if name != "anchors":
+            yield from ((net, MASK(predictor=given)) for net in ("sd3", UNETS[0]))
+            yield "sd3", MASK(predictor=given, level="module")
+        if name != "fitted":
+            yield "sd3", LEADING(predictor=given, tail=1)
+
+
+@cache
+def draw(net, policy):
+    with caching(network(net), policy, calls=STEPS) as ledger:
+        return torch.stack(run(network(net), net)), ledger
+
+
+def test_every_predictor_runs_under_every_kind_of_engine():
+    """What is stored is what is stated, and all of them are near to a line."""
+    for net, policy in list_cases():
+        found, ledger = draw(net, policy)
+        assert ledger.hits == 2 * len(BRANCHES)
+        assert ledger.bytes_held == ledger.bytes_predicted > 0
+        line = draw(net, replace(policy, predictor="taylor"))[0]
+        assert (found - line).norm() < 0.2 * line.norm(), (net, policy)
+
+
+def test_anchors_see_what_the_first_block_adds_to_each_image():
+    net, added = network("dit"), []
+    policy = CGTaylor(threshold=9.0, warmup=4, final=0, predictor="anchors")
+    attachment = enable_cache(net, policy, calls=STEPS)
+    block = attachment.engines[0].blocks[0].module
+    hook = block.register_forward_hook(lambda module, args, out: added.append(out - args[0]))
+    run(net, "dit")
+    hook.remove()
+    memories = [track.stores["image"] for track in attachment.engines[0].tracks.values()]
+    attachment.detach()
+    last = added[-len(BRANCHES) :]  # at a skipped call, the second of a branch that follows
+    assert all(each.abs().min() > 0.0 for each in last)
+    assert all(torch.equal(each.probe, r) for each, r in zip(memories, last, strict=True))
+
+
+def test_anchors_need_leading_blocks():
+    with pytest.raises(SettingError, match="take first-block:predictor=anchors"):
+        enable_cache(network("dit"), TaylorSeer(predictor="anchors"))

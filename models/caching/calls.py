@@ -167,6 +167,7 @@ class CallState:
     follows: bool = False
     error: float | None = None
     entered: Tensor | None = None
+    probe: Tensor | None = None
     start: State | None = None
     text_rows: int = 0
     before: State | None = None

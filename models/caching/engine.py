@@ -22,7 +22,7 @@ from ..modules import hold
 from .base import CallPosition, Policy
 from .calls import Announced, CallCounter, CallState, Part, Place, Track, Verdict
 from .cost import FlopCount, measure
-from .full_calls import check_run
+from .full_calls import check_probe, check_run
 from .gate import make_memory
 from .judge import SkipJudge
 from .memory import Memory
@@ -42,6 +42,7 @@ class Engine(ABC):
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
         self.root, self.policy, self.ledger = root, policy, ledger
+        check_probe(policy)
         self.predictor = policy.keep.predictor
         self.judge = SkipJudge(policy, ledger)
         self.run = RunFacts()

@@ -18,12 +18,15 @@ def list_full_calls(policy: Policy, calls: int) -> tuple[int, ...] | None:
 def check_run(policy: Policy, calls: int) -> None:
     """Raises SettingError if a run of so many calls cannot be cached, or not by its predictor."""
     policy.check(calls)
-    predictor, gate = policy.keep.predictor, policy.gate
-    if policy.off:
-        return
-    if predictor.needs_probe and (gate is None or policy.lead < 1):
+    if not policy.off:
+        policy.keep.predictor.check(list_full_calls(policy, calls), calls)
+
+
+def check_probe(policy: Policy) -> None:
+    """Raises SettingError if its predictor looks at leading blocks and skipped calls run none."""
+    name = policy.keep.predictor.info.name
+    if policy.keep.predictor.needs_probe and (policy.gate is None or policy.lead < 1):
         raise SettingError(
-            f"{predictor.info.name} looks at what the leading blocks add at a skipped call, and"
-            f" {policy.info.name} runs none there; take first-block:predictor={predictor.info.name}"
+            f"{name} looks at what leading blocks add at a skipped call, and {policy.info.name}"
+            f" runs none there; take first-block:predictor={name}, or another predictor"
         )
-    predictor.check(list_full_calls(policy, calls), calls)

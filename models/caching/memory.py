@@ -23,10 +23,12 @@ class Memory(ABC):
 
     depth:  tensors stored at most.
     stored: those that are stored now; rows of a batch are the first axis.
+    probe:  what leading blocks add at this call (B, *), for those that look at it.
     """
 
     depth: int
     stored: list[Tensor] = field(default_factory=list, kw_only=True)
+    probe: Tensor | None = field(default=None, kw_only=True)
 
     def __bool__(self) -> bool:
         return bool(self.stored)

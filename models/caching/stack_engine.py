@@ -108,12 +108,13 @@ class StackEngine(Engine):
         """Tells whether leading blocks need not run: for no gate, and no start of a residual."""
         alone = call.full is False and not call.rows
         early = call.follows or self.judge.gate is None or self.judge.reads("input")
-        return alone and self.keep.what == "state" and early
+        return alone and self.keep.what == "state" and early and not self.predictor.needs_probe
 
     def _enter_first(self, call: CallState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self.joint:
             call.text_rows = self.stack.text_rows(args, kwargs)
-        if self.judge.gate is not None and self.judge.gate.entry and not call.follows:
+        judged = self.judge.gate is not None and self.judge.gate.entry and not call.follows
+        if judged or self.predictor.needs_probe:
             call.entered = self.blocks[0].read_input(args, kwargs, call.text_rows).image.clone()
 
     def _enter(
@@ -124,6 +125,9 @@ class StackEngine(Engine):
         if self.judge.gate is not None and not self.judge.reads("input") and not call.follows:
             self.judge.look(call, self._read_gate_input(call, start.image, args, kwargs))
         self.settle(call)
+        if self.predictor.needs_probe:
+            assert call.entered is not None
+            call.probe = start.image - call.entered
         if self.keep.what == "residual" and (call.full or call.rows):
             text = start.text.clone() if self.policy.tail and start.text is not None else None
             call.start = State(start.image.clone(), text)
@@ -144,6 +148,7 @@ class StackEngine(Engine):
         for name, value in self._list_values(call, state):
             if name not in track.stores:
                 track.stores[name] = self.make_memory()
+            track.stores[name].probe = call.probe
             track.stores[name].update(value, index)
 
     def _list_values(self, call: CallState, state: State) -> list[tuple[str, Tensor]]:
@@ -166,6 +171,8 @@ class StackEngine(Engine):
     def _forecast_state(self, call: CallState, start: State) -> State:
         stores, index = call.track.stores, call.place.index
         onto = self.keep.what == "residual"
+        for store in stores.values():
+            store.probe = call.probe
         image = stores[IMAGE].forecast(index, start.image if onto else None)
         text = start.text
         if TEXT in stores:

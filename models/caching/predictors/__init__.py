@@ -1,5 +1,6 @@
 """Predictors: how the value at a skipped call is guessed from those at full calls, by name."""
 
+from .anchors import Anchors
 from .base import (
     PREDICTORS,
     IndexPredictor,
@@ -12,20 +13,21 @@ from .base import (
     take_predictor,
 )
 from .differences import Newton, Reuse, Taylor, check_degree, check_forecast, choose_predictor
-from .dmd import DMD
+from .dmd import Poles
 from .fitted import Fitted
 from .foca import FoCa
 from .hermite import Hermite
 from .spectrum import Spectrum
 
 __all__ = [
-    "DMD",
     "PREDICTORS",
+    "Anchors",
     "Fitted",
     "FoCa",
     "Hermite",
     "IndexPredictor",
     "Newton",
+    "Poles",
     "Predictor",
     "PredictorInfo",
     "PredictorSetting",

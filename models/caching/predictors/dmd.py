@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @register
 @dataclass(frozen=True)
-class DMD(Predictor):
+class Poles(Predictor):
     """Poles of the last full calls at equal gaps N, fitted for each image (Prony's method).
 
     X is all values but the newest, X' all but the oldest. X = U s V^T with s above 1e-4 of the

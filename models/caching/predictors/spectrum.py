@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ...errors import SettingError
-from ..memory import Memory, RowMemory, add_weighted, are_alike, choose_dtype
-from .base import IndexPredictor, Predictor, PredictorInfo, register
+from ..memory import Memory, add_weighted, are_alike, choose_dtype
+from .base import IndexPredictor, PredictorInfo, register
 
 Array = NDArray[np.float64]
 
@@ -80,9 +80,6 @@ class Spectrum(IndexPredictor):
 
     def make_memory(self, calls: int | None = None) -> Memory:
         return ChebyshevSums(self.degree + 3, self, calls or 1)
-
-    def make_row_memory(self, calls: int | None = None) -> RowMemory:
-        return Predictor.make_row_memory(self, calls)
 
 
 @plain
