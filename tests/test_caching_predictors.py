@@ -361,7 +361,7 @@ def test_predictors_are_refused_for_runs_they_are_not_for(policy, text):
 
 
 def test_every_policy_takes_a_predictor_and_writes_it():
-    for name in names():
+    for name in set(names()) - {"pab", "fastercache"}:  # these publish their own
         given = {"compute": (0, 1, 4)} if name == "fixed-mask" else {}
         policy = cache(name, predictor="[hermite:order=1,sigma=0.7]", **given)
         assert policy.keep.predictor == Hermite(1, 0.7)
