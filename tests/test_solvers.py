@@ -96,7 +96,9 @@ ROWS = {
     "euler-ancestral": Row(1.69449537, memory=0),
     "evodiff": Row(0.0823082044, memory=2, lowered=True, constant=False),
     "fireflow": Row(0.0181680963, memory=1),
+    "flow-cps": Row(1.72848818, memory=0),
     "flow-map": Row(0.218372201, memory=0),
+    "flow-sde": Row(1.35547629, memory=0),
     "gradient-estimation": Row(0.116149253, memory=2),
     "heun": Row(0.10956675, memory=0),
     "heunpp2": Row(0.187588906, memory=0),
@@ -488,7 +490,8 @@ def test_no_corrector_from_alpha_zero_in_lam(name):
 
 OVERSHOOTING = {"dpm-2s", "dpm-3s"}  # in few steps, as those of several calls do
 PROBING = {"fireflow", "rf-solver", "rf-solver-3"}  # ask twice on the step to zero as well
-SCALED = {"lcm", "tcd"}  # their last step is not to x0: test_distilled.py
+# Their last step is not to x0: test_distilled.py, test_reinforcement.py
+SCALED = {"flow-sde", "lcm", "tcd"}
 # test_runge_kutta.py, test_named.py
 COUNTED_ELSEWHERE = {*PROBING, "uni-inv", "heunpp2", "sa-solver-pece"}
 

@@ -79,7 +79,8 @@ def test_no_solver_reads_its_state(name):
     if name == "dpm-solver-v3":
         driven(ready, grid, Unguided())  # copies its tables, at its first run alone
     copied = driven(ready, grid, Unguided())
-    assert copied == 0 if name in DETERMINISTIC else 0 < copied <= 12  # its noise
+    draws = 6 * max(2, settings.info.calls_per_step)
+    assert copied == 0 if name in DETERMINISTIC else 0 < copied <= draws  # its noise
 
 
 @pytest.mark.parametrize("spec", UNGATED)

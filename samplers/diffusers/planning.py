@@ -11,10 +11,10 @@ from ...models.arguments import as_integer, as_numbers
 from ...models.diffusers_config import class_name_of
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
-from ...solvers import Schedule, SolverSettings, take_solver
+from ...solvers import Revisable, Schedule, SolverSettings, take_solver
 from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
-from .stepper import list_calls
+from .stepper import PlannedCall, list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
 from .trained_process import TrainedProcess
 
@@ -225,6 +225,16 @@ def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str | Non
     if config.get("timestep_spacing") == "trailing" and isinstance(schedule, VPDiscrete):
         return "trailing"
     return "uniform" if isinstance(schedule, RectifiedFlow) else None
+
+
+def check_markov(plan: Plan, calls: Sequence[PlannedCall]) -> None:
+    """Raises SettingError unless each step of a plan depends on its own state and answer alone."""
+    remembers = isinstance(plan.solver, Revisable) and plan.solver.reach > 0
+    if remembers or len(calls) != plan.grid.steps or plan.settings is None:
+        raise SettingError(
+            "a step with a probability depends on nothing but the state, and this solver remembers"
+            " more or asks twice; take solver='ddim' (or 'euler')"
+        )
 
 
 def _check_count(name: str, value: int | None) -> None:

@@ -13,7 +13,7 @@ border only. Evaluations are counted; the timesteps that a pipeline hands over s
 and are held against the count where that costs no wait for a device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.prediction import Prediction, combine
+from ..reinforcement import LogProbStep, logprob_step
 from ..state import rescale, to_state
 from .config import read_choices
 from .planned_scheduler import PlannedScheduler
-from .planning import Choices
+from .planning import Choices, check_markov
 from .stepper import (
     Generators,
     Stepper,
@@ -154,6 +155,51 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         self._index, self.x0 = self._index + 1, x0
         self._handed = state, read_version(state)
         return Output(prev_sample=state, pred_original_sample=x0) if return_dict else (state, x0)
+
+    def logprob_step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        kind: str,
+        *,
+        level: float | None = None,
+        prev: Tensor | None = None,
+        generator: Generators = None,
+        window: Container[int] | None = None,
+    ) -> LogProbStep:
+        """Takes the step of a timestep with its log-probability; see `reinforcement.logprob_step`.
+
+        It stands in the place of `step`, in any order of timesteps: the scheduler remembers
+        nothing of it, and is not moved on.
+
+        Args:
+            window: the numbers of the steps that draw noise; the others are steps of the ODE with a
+                log-probability of 0. None is all of them.
+
+        Raises:
+            SettingError: as `reinforcement.logprob_step`; for a solver that remembers earlier steps
+                or asks more than once in each, or a pipeline that holds the state over alpha.
+        """
+        plan = self._get_plan()
+        check_markov(plan, self._calls)
+        if self._explodes:
+            raise SettingError("a step here is of alpha x0 + sigma eps; pass state='vp'")
+        n = self._labels.find_begin(timestep, [call.stage for call in self._calls])
+        t, s = plan.grid.nodes[n : n + 2]
+        taken = kind if window is None or n in window else "ode"
+        return logprob_step(
+            taken,
+            sample,
+            check_answer(model_output, to_state(sample)),
+            t,
+            s,
+            prev=prev,
+            generator=generator if taken == kind else None,
+            level=level if taken == kind else None,
+            prediction=self.process.prediction,
+            sigma_data=self.process.sigma_data,
+        )
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Returns what the network reads of a state (B, *).
