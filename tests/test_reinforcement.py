@@ -1,7 +1,9 @@
 """Steps with log-probability: published numbers, gradients, the ODE without noise, bad input."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -16,6 +18,7 @@ from fewstep.models.prediction import Prediction, convert
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
+from fewstep.solvers.flow_sde import find_flow_sde
 
 F4 = time_grid("uniform", RectifiedFlow(shift=3.0), 4)
 FROZEN = {  # (omega, the first number of the mean, log p of the rows) of each step
@@ -166,6 +169,20 @@ def test_the_variance_of_many_steps():
     for spec, wanted in (("flow-sde", (0.180, 0.230, 0.250)), ("flow-cps", (0.107, 0.153, 0.179))):
         found = [measure_moments(solver(spec), grid)[1] for grid in grids]
         assert found == pytest.approx(wanted, abs=6e-4), spec
+
+
+def test_the_noise_level_of_few_steps_is_another():
+    """The figures of docs/reinforcement.md."""
+    laws = [find_flow_sde(t, s, 0.7, "sde") for t, s in pairwise(F4.nodes)]
+    levels = [math.hypot(law.rho, law.omega) for law in laws]
+    assert levels == pytest.approx([0.9587, 0.8988, 0.6577, 0.5523], abs=5e-5)
+    assert laws[-1].rho < 0
+
+
+def test_the_page_runs():
+    text = (Path(__file__).parents[1] / "docs" / "reinforcement.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, {})
 
 
 def test_bad_input_is_refused():
