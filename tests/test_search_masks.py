@@ -10,7 +10,6 @@ from fewstep.eval.search.masks import (
     find_best_mask,
     forecast_error,
     list_errors,
-    spread_calls,
     sum_gaps,
     tabulate_errors,
 )
@@ -126,11 +125,6 @@ def test_thirty_calls_take_a_moment():
     mask = find_best_mask(sum_gaps(tabulate_errors(values @ values.T, line)), 9)
     assert perf_counter() - start < 1.0
     assert len(mask) == 9
-
-
-def test_even_distances():
-    assert spread_calls(30, 9) == (0, 3, 6, 10, 13, 16, 20, 23, 26)
-    assert spread_calls(8, 8) == tuple(range(8))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def choose(search: Search, task: Task) -> SearchResult:
         "last_row": row_facts,
         "reference_end": None if search.end is None else search.end.model_dump(mode="json"),
         "columns": _describe_columns(search, task, tested, rival),
-        **_describe_cache(search, chosen, [trial for _, trial in validated]),
+        **_describe_cache(search, chosen),
     }
     baseline = None if rival is None else (rival[0], rival[1].score)
     return SearchResult(chosen.model_copy(update={"provenance": facts}), scores, baseline)
@@ -117,18 +117,14 @@ def _describe_columns(
     }
 
 
-def _describe_cache(search: Search, chosen: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Returns the facts of the cache that a schedule brings, if it brings one.
-
-    trials: the best first, of which a hand-made one is the even mask that it is compared with.
-    """
+def _describe_cache(search: Search, chosen: Schedule) -> dict[str, Any]:
+    """Returns the facts of the cache that a schedule brings, if it brings one."""
     if chosen.cache is None:
         return {}
     problem = search.problem
     effective, parts = measure_cost(problem, chosen)
     rivals = list_plain_runs(problem, search.space.solver, round(effective))
-    even = next((_make_table(each) for each in trials if each.strategy in HAND_MADE), None)
-    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, even, rivals)}
+    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, rivals)}
     return {PARTS: parts, "cache": facts}
 
 

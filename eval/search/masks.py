@@ -126,8 +126,3 @@ def list_errors(gram: Array, mask: Sequence[int], weigh: Weigh) -> Array:
         else:
             errors[call] = forecast_error(gram, call, times, weigh(call, times))
     return errors
-
-
-def spread_calls(calls: int, full: int) -> tuple[int, ...]:
-    """Returns so many full calls at even distances, from 0."""
-    return tuple(i * calls // full for i in range(full))

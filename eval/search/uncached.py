@@ -111,32 +111,41 @@ def compare_pairs(mine: Tensor, theirs: Tensor) -> tuple[float, float, float]:
     return float(np.sqrt(a.mean() / b.mean())), float(low), float(high)
 
 
+def list_even(calls: int, full: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the masks that anyone could type, with their names."""
+    yield "full evaluations spread evenly", tuple(i * calls // full for i in range(full))
+    for interval in range(2, calls):
+        mask = (0, *range(1, calls, interval))
+        if len(mask) == full:
+            yield f"taylorseer:interval={interval}", mask
+            return
+
+
 def describe_cache(
-    problem: Problem, schedule: Schedule, even: Artefact | None, rivals: Sequence[PlainRun]
+    problem: Problem, schedule: Schedule, rivals: Sequence[PlainRun]
 ) -> dict[str, Any]:
     """Returns what the cache of a schedule does on test noises, and what it is worth.
 
     Args:
         problem: whose test noises are looked at.
         schedule: one with a cache, whose ends are finite.
-        even: the best mask that anyone could type, if there is one.
         rivals: runs without a cache at its cost.
     """
-    block = problem.block("test")
+    assert schedule.cache is not None
+    block, full = problem.block("test"), len(schedule.cache.compute)
     full_run = UncachedEnds(problem, schedule.with_cache(None)).beside(block)
     ends = problem.ends(schedule, block)
     drift = square_distances(ends, full_run)
-    facts: dict[str, Any] = {"noises": len(block), "drift": _write_column(drift)}
-    if even is not None:
+    mine = square_distances(ends, block)
+    facts: dict[str, Any] = {"noises": len(block), "drift": _write_column(drift), "even": []}
+    facts |= {"distance": _write_column(mine), "beside": []}
+    for name, mask in list_even(schedule.nfe, full):
+        even = schedule.with_cache(schedule.cache.model_copy(update={"compute": mask}))
         theirs = square_distances(problem.ends(even, block), full_run)
         blocks = zip(drift.chunk(BLOCKS), theirs.chunk(BLOCKS), strict=True)
-        facts["even"] = {
-            "drift": _write_column(theirs),
-            "ratio": compare_pairs(drift, theirs),
-            "worst": max(float((a.mean() / b.mean()).sqrt()) for a, b in blocks),
-        }
-    mine = square_distances(ends, block)
-    facts["distance"], facts["beside"] = _write_column(mine), []
+        told = {"name": name, "drift": _write_column(theirs), "ratio": compare_pairs(drift, theirs)}
+        worst = max(float((a.mean() / b.mean()).sqrt()) for a, b in blocks)
+        facts["even"].append({**told, "worst": worst})
     for rival in rivals:
         theirs = square_distances(problem.ends(rival.schedule, block), block)
         told = {"name": rival.name, "typed": rival.typed, "distance": _write_column(theirs)}
@@ -166,12 +175,12 @@ def list_cache_lines(facts: Mapping[str, Any], network: str) -> Iterator[str]:
         " with the interval of 95 % and the median:"
     )
     yield f"  drift from the run without it: {_format_column(facts['drift'])}"
-    if even := facts.get("even"):
+    for even in facts["even"]:
         ratio, low, high = even["ratio"]
         yield (
-            f"  drift of the best even mask: {_format_column(even['drift'])}; the searched one has"
-            f" {ratio:.2f} [{low:.2f}, {high:.2f}] of it, and {even['worst']:.2f} at most in each"
-            f" of {BLOCKS} blocks"
+            f"  drift of {even['name']}: {_format_column(even['drift'])}; the searched mask has"
+            f" {ratio:.2f} [{low:.2f}, {high:.2f}] of it, at most {even['worst']:.2f} in each of"
+            f" {BLOCKS} blocks"
         )
     yield f"  distance from the reference: {_format_column(facts['distance'])}"
     for each in facts["beside"]:

@@ -19,8 +19,8 @@ ROWS = (  # in the order in which `auto` runs them
         "mask-even", masks.propose_even, share=0.05, colour="#666666", units=FULL, hand_made=True
     ),
     Strategy("mask-dp", masks.propose_best, share=0.15, colour="#2f4b7c", units=FULL),
-    Strategy("mask-anneal", masks.anneal, share=0.3, colour="#00876c", units=FULL),
     Strategy("mask-climb", masks.climb, share=0.5, colour="#d45087", units=FULL),
+    Strategy("mask-anneal", masks.anneal, share=0.3, colour="#00876c", units=FULL),
 )
 STRATEGIES: Registry[Strategy] = Registry("strategy")
 for _row in ROWS:

@@ -24,19 +24,21 @@ from ....solvers import Schedule
 from ....solvers.cached_calls import CachedCalls
 from ..log import Trial
 from ..mask_run import find_weights, measure_gains, record_gram
-from ..masks import Array, find_best_mask, list_errors, spread_calls, sum_gaps, tabulate_errors
+from ..masks import Array, find_best_mask, list_errors, sum_gaps, tabulate_errors
 from ..trajectories import keep_tensors
+from ..uncached import list_even
 from .base import Proposal, Task
 
 PREDICTORS = ("taylor:order=1", "hermite:order=2", "reuse")  # of `auto`
 NOISES, GAIN_NOISES = 16, 4  # of the full run, and of the runs that skip one call
 DEEPEST = 2  # values that a predictor of the dynamic programme looks at
 POWERS = (1.0, 0.5)  # of local errors in the sum that is made least
-MOVES = 150  # of a chain
+MOVES = 100  # of a chain
 SAMPLED = 8  # neighbours whose scores set the first temperature,
-HOTTER, COOLER = 10.0, 1e3  # times their median change; and the last is so much lower
+HOTTER, COOLER = 1.0, 1e2  # times their median change; and the last is so much lower
 NEAR, NEARBY = 3, 0.7  # calls that one is moved at most, and how often no further
 TWICE, OTHER = 0.1, 0.1  # shares of moves of two calls, and to another predictor
+NEXT = 2  # calls that one is moved at most in the swaps that are tried first
 APART = 4  # calls that differ between starts
 STARTS = 6  # of climbs, at most
 PARTS, WORTH, PATIENCE = 8, 2.0, 2  # two climbs in a row that gain less than two standard errors
@@ -105,16 +107,6 @@ def propose_even(task: Task) -> Iterator[Proposal]:
         yield Proposal(masks.make(MaskedRun(mask, predictor), f"{name}, {predictor}"))
 
 
-def list_even(calls: int, full: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields even masks with their names."""
-    yield "even mask", spread_calls(calls, full)
-    for interval in range(2, calls):
-        mask = (0, *range(1, calls, interval))
-        if len(mask) == full:
-            yield f"interval {interval}", mask
-            return
-
-
 def propose_best(task: Task) -> Iterator[Proposal]:
     """The best masks by the sums of local errors, for every predictor of two values at most."""
     masks = Masks(task)
@@ -136,11 +128,12 @@ def _once(scored: Scored) -> Iterator[Proposal]:
 def anneal(task: Task) -> Iterator[Proposal]:
     """One chain of moves from the best mask so far, with the temperature falling geometrically.
 
-    It starts at ten times the median change of score by a move (arXiv:2609.39343) and ends a
-    thousandth of that. Moves are those of arXiv:2606.13496: one swap or two, most of them near.
+    It starts at the median change of score by a move and ends at a hundredth of that: ten times as
+    hot, as in arXiv:2609.39343, a chain of so few moves only strays. Moves are those of
+    arXiv:2606.13496: one swap or two, most of them near.
     """
     masks = Masks(task)
-    known = masks.list_known(("mask-anneal", "mask-climb"))
+    known = masks.list_known(("mask-anneal",))
     if not known or masks.full in (1, masks.calls):
         return
     here = known[0]
@@ -187,11 +180,11 @@ def swap(mask: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
 def climb(task: Task) -> Iterator[Proposal]:
     """Climbs from the best masks, from several that differ, each to where no swap is better.
 
-    Swaps are tried in the order of their predicted cost, and the first that is better is taken. Two
-    climbs in a row that gain less than two standard errors end it (arXiv:2609.39343).
+    Near swaps are tried first, and those of low predicted cost; the first that is better is taken.
+    Two climbs in a row that gain less than two standard errors end it (arXiv:2609.39343).
     """
     masks = Masks(task)
-    known = masks.list_known(("mask-climb",))
+    known = masks.list_known(("mask-climb", "mask-anneal"))
     if not known or masks.full in (1, masks.calls):
         return
     predict = _make_predictor(masks)
@@ -215,17 +208,24 @@ def _climb(
     better = True
     while better:
         better = False
-        neighbours = [
-            MaskedRun(swap(here.mask, *each), here.predictor)
-            for each in list_swaps(here.mask, masks.calls)
-        ]
-        others = [MaskedRun(here.mask, each) for each in masks.predictors]
-        for child in (*others, *sorted(neighbours, key=predict)):
+        for child in _list_neighbours(masks, here, predict):
             theirs = yield from masks.score(child)
             if theirs < score:
                 here, score, better = child, theirs, True
                 break
     return here, score
+
+
+def _list_neighbours(
+    masks: Masks, here: MaskedRun, predict: Callable[[MaskedRun], float]
+) -> list[MaskedRun]:
+    """Returns the other predictors, then near swaps, then all others, each by predicted cost."""
+    near, far = list[MaskedRun](), list[MaskedRun]()
+    for old, new in list_swaps(here.mask, masks.calls):
+        group = near if abs(old - new) <= NEXT else far
+        group.append(MaskedRun(swap(here.mask, old, new), here.predictor))
+    others = [MaskedRun(here.mask, each) for each in masks.predictors]
+    return [*others, *sorted(near, key=predict), *sorted(far, key=predict)]
 
 
 def _make_predictor(masks: Masks) -> Callable[[MaskedRun], float]:
