@@ -9,9 +9,10 @@ from tiny_pipes import pipeline
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.eval.cache_worth import PlainRun, compare_pairs, judge_cache
 from fewstep.eval.search.budget import Budget
 from fewstep.eval.search.log import Log
-from fewstep.eval.search.mask_run import find_weights, measure_gains, record_gram
+from fewstep.eval.search.mask_run import find_weights, measure_gains, measure_gram
 from fewstep.eval.search.masks import list_errors
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem, Teacher
@@ -21,13 +22,7 @@ from fewstep.eval.search.size import SearchSize, size_of
 from fewstep.eval.search.space import Space
 from fewstep.eval.search.strategies import strategies_of
 from fewstep.eval.search.strategies.masks import MaskedRun, Masks
-from fewstep.eval.search.uncached import (
-    UncachedEnds,
-    compare_pairs,
-    drift_of,
-    judge_cache,
-    list_even,
-)
+from fewstep.eval.search.uncached import UncachedEnds, drift_of, list_even
 from fewstep.models.load import load
 from fewstep.solvers import Schedule
 from fewstep.solvers.artefact import PARTS
@@ -72,7 +67,7 @@ def test_inner_products_are_those_of_what_enters_the_head(network, tmp_path):
     seen, last = [], network.module.transformer_blocks[-1]
     hook = last.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
     try:
-        gram = record_gram(search.problem, plain_of(search), block).numpy()
+        gram = measure_gram(search.problem, plain_of(search), block).numpy()
     finally:
         hook.remove()
     rows = torch.stack(seen).flatten(1).double()
@@ -116,10 +111,12 @@ def test_one_that_was_stopped_ends_where_it_would_have(network, tmp_path):
         log.close()
         return [(trial.id, trial.score, trial.strategy) for trial in log.own]
 
-    settings = {"predictors": ("taylor:order=1", "reuse"), "moves": 4}
+    fields = {
+        "settings": {"predictors": ("taylor:order=1", "reuse"), "moves": 4},
+        "strategies": ("mask-even", "mask-dp", "mask-anneal", "mask-climb"),
+    }
     whole, parts = (
-        searching_masks(tmp_path / name, network, count=60, settings=settings)
-        for name in ("whole", "parts")
+        searching_masks(tmp_path / name, network, count=60, **fields) for name in ("whole", "parts")
     )
     found = run(whole)
     with pytest.raises(KeyboardInterrupt):
@@ -145,7 +142,7 @@ def test_the_result_tells_its_cost_and_stands_beside_fewer_steps(network, tmp_pa
         assert min(each["ratio"][0] for each in cache["even"]) <= 1.05
         names = [each["name"] for each in cache["beside"]]
         nfe = round(cache["effective"])
-        assert names == [f"dpmpp-2m, {nfe} evaluations", f"unipc-2, {nfe} evaluations"]
+        assert names == [f"dpmpp-2m, {nfe} evaluations", f"the default, {nfe} evaluations"]
         assert Schedule.parse(found.schedule.dump()).schedule_id == found.schedule.schedule_id
 
 
@@ -192,12 +189,9 @@ def test_pairs_are_drawn_together():
 )
 def test_it_is_said_whether_a_cache_pays(ratio, said):
     """Beside the best of the rows without one."""
-    rows = [(0.2, "--nfe 2", (0.1, 0.1, 0.1)), (0.1, "--nfe 3", ratio)]
-    beside = [
-        {"name": typed, "typed": typed, "distance": {"value": value}, "ratio": each}
-        for value, typed, each in rows
-    ]
-    assert said in judge_cache({"beside": beside}, "net")
+    rows = [("--nfe 2", (0.1, 0.1, 0.1)), ("--nfe 3", ratio)]
+    beside = [(PlainRun(typed, typed, {}), each) for typed, each in rows]
+    assert said in judge_cache(beside, "net")
 
 
 def search_command(*words, code=0):

@@ -16,6 +16,7 @@ from ...samplers.plan import make_plan
 from ...solvers import Schedule
 from ...solvers.artefact import PARTS, Artefact
 from ...solvers.linear import Encoder
+from ..cache_worth import list_plain_runs
 from .columns import Columns, reach_ends
 from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
 from .last_row import choose_last_row, describe_choice, judge_last_rows
@@ -24,7 +25,7 @@ from .problem import BLOCKS, Block, BlockName, Problem
 from .rivals import choose_search_rivals, reach_rival_ends
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
-from .uncached import describe_cache, list_plain_runs, measure_cost
+from .uncached import describe_cache, measure_cost
 
 OVERFIT = 1.3  # test over train above this is told
 
@@ -123,8 +124,9 @@ def _describe_cache(search: Search, chosen: Schedule) -> dict[str, Any]:
         return {}
     problem = search.problem
     effective, parts = measure_cost(problem, chosen)
-    rivals = list_plain_runs(problem, search.space.solver, round(effective))
-    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, rivals)}
+    base, nfe = search.space.solver, round(effective)
+    beside = list_plain_runs(problem.network.name, base, nfe, problem.guidance)
+    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, beside)}
     return {PARTS: parts, "cache": facts}
 
 

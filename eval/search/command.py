@@ -159,7 +159,7 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
         lines.append(f"without diffusers' schedulers: {facts['rivals_left_out']}")
     lines += [*_write_columns(facts), *_write_last_row(facts)]
     if cache := facts.get("cache"):
-        lines += list_cache_lines(cache, request.network)
+        lines += list_cache_lines(cache)
     lines.append(_reference(facts, request.folder))
     lines += _write_end(facts["reference_end"])
     if request.network != "toy":

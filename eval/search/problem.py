@@ -21,7 +21,7 @@ from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ...samplers.conditions import Branches, Conditions, check_branches, make_branches
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
-from ...samplers.loop import Callback, integrate
+from ...samplers.loop import integrate
 from ...samplers.noise import Noise, check_seeds
 from ...samplers.plan import make_plan
 from ...solvers import Bound
@@ -183,17 +183,8 @@ class Problem:
         ]
         return torch.cat(parts)
 
-    def run(
-        self,
-        schedule: Artefact,
-        block: Block,
-        cache: Policy | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """Returns the same in one batch, with the cache that the schedule brings, or another.
-
-        callback: of `integrate`.
-        """
+    def run(self, schedule: Artefact, block: Block, cache: Policy | None = None) -> Tensor:
+        """Returns the same in one batch, with the cache that the schedule brings, or another."""
         plan = make_plan(self.network.schedule, schedule)
         cache = cache or plan.cache
         if isinstance(plan.solver, Bound):
@@ -206,7 +197,7 @@ class Problem:
         with torch.no_grad(), nullcontext() if cache is None else caching(self.network, cache):
             denoiser.cache = None if cache is None else find_attachment(self.network)
             x = block.noise.to(self.network.device) * scale
-            return integrate(denoiser, plan.solver, plan.grid, x, guidance, callback).cpu()
+            return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
 
     def denoiser(self, block: Block) -> Denoiser:
         """Returns the network with the conditions of a block, counted in the ledger."""

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, stack
 
 from ...models.ledger import Ledger
-from ...samplers.plan import DEFAULT_SOLVER, Plan, choose_default_schedule, make_plan
+from ...samplers.plan import make_plan
 from ...samplers.sampler import Sampler
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
 from ...solvers.linear import Encoder
-from .columns import RESAMPLED, Column, square_distances
+from ..cache_worth import Interval95, PlainRun, compare_pairs, judge_cache
+from .columns import Column, square_distances
 from .objective import OfEnds, rmse
 from .problem import Block, Problem
 
@@ -52,41 +52,6 @@ def drift_of(problem: Problem, schedule: Artefact) -> OfEnds:
     return OfEnds(DRIFT, UncachedEnds(problem, schedule).figure)
 
 
-@dataclass(frozen=True)
-class PlainRun:
-    """A run without a cache at the cost of one with a cache.
-
-    name:    what it is; typed: what `sample` draws it with.
-    """
-
-    name: str
-    typed: str
-    schedule: Artefact
-
-
-def list_plain_runs(problem: Problem, base: str, nfe: int) -> list[PlainRun]:
-    """Returns the runs without a cache of so many evaluations: of the same solver, and the best.
-
-    The best is what `sample` draws with where nothing but an NFE is asked for: a schedule of the
-    package that was searched for this network, if there is one, and else the default solver.
-    """
-    process, words = problem.network.schedule, f"--nfe {nfe}"
-    plan = make_plan(process, base, nfe=nfe)
-    rivals = [PlainRun(f"{base}, {nfe} evaluations", f"--solver {base} {words}", _encode(plan))]
-    preset = choose_default_schedule(problem.network.name, {"nfe": nfe}, problem.guidance)
-    default = _encode(make_plan(process, nfe=nfe))
-    if preset is not None:
-        rivals.append(PlainRun(f"the searched schedule of {nfe} evaluations", words, preset))
-    elif default.schedule_id != rivals[0].schedule.schedule_id:
-        rivals.append(PlainRun(f"{DEFAULT_SOLVER}, {nfe} evaluations", words, default))
-    return rivals
-
-
-def _encode(plan: Plan) -> Schedule:
-    assert isinstance(plan.settings, Encoder)
-    return plan.settings.encode(plan.grid)
-
-
 def measure_cost(problem: Problem, schedule: Artefact) -> tuple[float, int]:
     """Returns the effective evaluations of a schedule with a cache, and the parts it can skip."""
     seeds = problem.seeds_of("train")[:2]
@@ -97,18 +62,6 @@ def measure_cost(problem: Problem, schedule: Artefact) -> tuple[float, int]:
     )
     assert result.ledger.cache is not None
     return result.ledger.effective_nfe, result.ledger.cache.parts
-
-
-def compare_pairs(mine: Tensor, theirs: Tensor) -> tuple[float, float, float]:
-    """Returns the ratio of two root mean squares over the same noises, and its 95 % interval.
-
-    mine, theirs: mean squares (n,) of single noises, which are drawn again in pairs.
-    """
-    a, b = mine.double().numpy(), theirs.double().numpy()
-    drawn = np.random.default_rng(0).integers(len(a), size=(RESAMPLED, len(a)))
-    ratios = np.sqrt(a[drawn].mean(1) / b[drawn].mean(1))
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(np.sqrt(a.mean() / b.mean())), float(low), float(high)
 
 
 def list_even(calls: int, full: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -122,53 +75,68 @@ def list_even(calls: int, full: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def describe_cache(
-    problem: Problem, schedule: Schedule, rivals: Sequence[PlainRun]
+    problem: Problem, schedule: Schedule, beside: Sequence[PlainRun]
 ) -> dict[str, Any]:
     """Returns what the cache of a schedule does on test noises, and what it is worth.
 
     Args:
         problem: whose test noises are looked at.
         schedule: one with a cache, whose ends are finite.
-        rivals: runs without a cache at its cost.
+        beside: runs without a cache at its cost.
     """
-    assert schedule.cache is not None
-    block, full = problem.block("test"), len(schedule.cache.compute)
+    block = problem.block("test")
     full_run = UncachedEnds(problem, schedule.with_cache(None)).beside(block)
     ends = problem.ends(schedule, block)
     drift = square_distances(ends, full_run)
     mine = square_distances(ends, block)
-    facts: dict[str, Any] = {"noises": len(block), "drift": _write_column(drift), "even": []}
-    facts |= {"distance": _write_column(mine), "beside": []}
-    for name, mask in list_even(schedule.nfe, full):
+    compared = list(_compare_plain(problem, mine, beside))
+    return {
+        "noises": len(block),
+        "drift": _write_column(drift),
+        "even": list(_compare_even(problem, schedule, drift)),
+        "distance": _write_column(mine),
+        "beside": [
+            {"name": run.name, "distance": _write_column(theirs), "ratio": ratio}
+            for run, theirs, ratio in compared
+        ],
+        "verdict": judge_cache([(run, ratio) for run, _, ratio in compared], problem.network.name),
+    }
+
+
+def _compare_even(problem: Problem, schedule: Schedule, drift: Tensor) -> Iterator[dict[str, Any]]:
+    """Yields the drift of even masks, and how much of it a searched one has: drift (n,)."""
+    assert schedule.cache is not None
+    block = problem.block("test")
+    full_run = UncachedEnds(problem, schedule.with_cache(None)).beside(block)
+    for name, mask in list_even(schedule.nfe, len(schedule.cache.compute)):
         even = schedule.with_cache(schedule.cache.model_copy(update={"compute": mask}))
         theirs = square_distances(problem.ends(even, block), full_run)
         blocks = zip(drift.chunk(BLOCKS), theirs.chunk(BLOCKS), strict=True)
-        told = {"name": name, "drift": _write_column(theirs), "ratio": compare_pairs(drift, theirs)}
         worst = max(float((a.mean() / b.mean()).sqrt()) for a, b in blocks)
-        facts["even"].append({**told, "worst": worst})
-    for rival in rivals:
-        theirs = square_distances(problem.ends(rival.schedule, block), block)
-        told = {"name": rival.name, "typed": rival.typed, "distance": _write_column(theirs)}
-        facts["beside"].append({**told, "ratio": compare_pairs(mine, theirs)})
-    return facts
+        ratio = compare_pairs(drift, theirs)
+        yield {"name": name, "drift": _write_column(theirs), "ratio": ratio, "worst": worst}
+
+
+def _compare_plain(
+    problem: Problem, mine: Tensor, beside: Sequence[PlainRun]
+) -> Iterator[tuple[PlainRun, Tensor, Interval95]]:
+    """Yields runs without a cache, with their squares and the ratio of a cached one's, (n,)."""
+    block = problem.block("test")
+    for run in beside:
+        plan = make_plan(problem.network.schedule, **run.choices)
+        schedule = run.choices.get("solver")
+        if not isinstance(schedule, Artefact):
+            assert isinstance(plan.settings, Encoder)
+            schedule = plan.settings.encode(plan.grid)
+        theirs = square_distances(problem.ends(schedule, block), block)
+        yield run, theirs, compare_pairs(mine, theirs)
 
 
 def _write_column(squares: Tensor) -> dict[str, Any]:
     return Column.of(squares).model_dump(mode="json")
 
 
-def judge_cache(facts: Mapping[str, Any], network: str) -> str:
-    """Returns in one line whether a cache is worth it, from what `describe_cache` gives."""
-    best = min(facts["beside"], key=lambda each: float(each["distance"]["value"]))
-    ratio, low, high = best["ratio"]
-    told = f"its distance over that of {best['name']} is {ratio:.2f} [{low:.2f}, {high:.2f}]"
-    if high < 1.0:
-        return f"the cache pays: {told}"
-    what = "is nearer" if low > 1.0 else "is as near"
-    return f"the cache does not pay: `sample {network} {best['typed']}` {what} without it; {told}"
-
-
-def list_cache_lines(facts: Mapping[str, Any], network: str) -> Iterator[str]:
+def list_cache_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is printed of a cache."""
     yield (
         f"cache: {facts['effective']:.2f} effective evaluations; on {facts['noises']} test noises,"
@@ -185,7 +153,7 @@ def list_cache_lines(facts: Mapping[str, Any], network: str) -> Iterator[str]:
     yield f"  distance from the reference: {_format_column(facts['distance'])}"
     for each in facts["beside"]:
         yield f"  distance of {each['name']}: {_format_column(each['distance'])}"
-    yield judge_cache(facts, network)
+    yield str(facts["verdict"])
 
 
 def _format_column(written: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from ....models.caching.predictors import Taylor, take_predictor
 from ....solvers import Schedule
 from ....solvers.cached_calls import CachedCalls
 from ..log import Trial
-from ..mask_run import find_weights, measure_gains, record_gram
+from ..mask_run import find_weights, measure_gains, measure_gram
 from ..masks import Array, find_best_mask, list_errors, sum_gaps, tabulate_errors
 from ..trajectories import keep_tensors
 from ..uncached import list_even
@@ -89,7 +89,7 @@ class Masks:
     def _measure(self) -> tuple[Tensor, Tensor]:
         problem, scored = self.task.problem, self.task.scored
         few, fewer = (scored.first(min(n, len(scored))) for n in (NOISES, GAIN_NOISES))
-        gram = record_gram(problem, self.plain, few)
+        gram = measure_gram(problem, self.plain, few)
         return gram, measure_gains(problem, self.plain, fewer, gram)
 
 
