@@ -588,6 +588,39 @@ def test_zero_hits_are_warned_of():
 
 
 @pytest.mark.parametrize(
+    ("name", "spec", "share"),
+    [
+        ("unet", "deepcache:branch=4", 0.30),
+        ("dit", "pab:window=[0,1]", 0.29),
+        ("dit", "cg-taylor:lead=3,threshold=9", 0.24),
+    ],
+)
+def test_a_cache_that_can_save_little_says_so_at_its_first_call_and_once(name, spec, share):
+    net = network(name)
+    with warnings.catch_warnings(), caching(net, spec, calls=STEPS) as ledger:
+        warnings.simplefilter("error")
+        with warned(rf"saves at most {100 * share:.0f}% of a call of "):
+            net(**inputs(name))
+        for step in range(1, STEPS):
+            net(**inputs(name, step))
+    assert min(map(ledger.share, ledger.calls)) == pytest.approx(1 - share, abs=0.005)
+
+
+@pytest.mark.parametrize(("name", "spec", "runs"), [("dit", LITE, 1), ("unet", "deepcache", 2)])
+def test_what_a_skip_saves_is_counted_by_running_only_where_it_is_in_doubt(name, spec, runs):
+    net, ran = network(name), []
+    last = [each for each in net.modules() if isinstance(each, torch.nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda *_: ran.append("inside"))
+    net.register_forward_pre_hook(lambda *_: ran.append("outside"))
+    with warnings.catch_warnings(), caching(net, spec, calls=STEPS):
+        warnings.simplefilter("error")
+        net(**inputs(name))
+        assert (ran.count("outside"), ran.count("inside")) == (1, runs)
+        for step in range(1, 4):
+            net(**inputs(name, step))
+
+
+@pytest.mark.parametrize(
     "policy",
     [
         FirstBlock(threshold=1e-4, warmup=1, final=0),

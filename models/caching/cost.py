@@ -1,7 +1,7 @@
 """The FLOPs of a network and its parts, counted by running it once."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,11 +30,17 @@ class FlopCount:
 
 
 def measure(
-    root: nn.Module, parts: Mapping[str, nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+    root: nn.Module,
+    parts: Mapping[str, nn.Module],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    forward: Callable[..., Any] | None = None,
 ) -> FlopCount:
     """Counts a full call with these arguments; calls of the same shapes are counted once.
 
     The network really runs: on tensors without data torch takes longer than on small ones with.
+
+    forward: what to call, where hooks on the network itself must not see it.
     """
     from torch.utils._pytree import tree_map_only
 
@@ -42,11 +48,13 @@ def measure(
     size = sum(1 for _ in root.modules())  # adapters may have come since
     key, known = repr((list(parts), shapes, size)), _counts.setdefault(root, {})
     if key not in known:
-        known[key] = _count(root, parts, args, kwargs)
+        known[key] = _count(forward or root, parts, args, kwargs)
     return known[key]
 
 
-def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: Any) -> FlopCount:
+def _count(
+    forward: Callable[..., Any], parts: Mapping[str, nn.Module], args: Any, kwargs: Any
+) -> FlopCount:
     from torch.utils.flop_counter import FlopCounterMode
 
     flops: Counter[nn.Module] = Counter()
@@ -62,7 +70,7 @@ def _count(root: nn.Module, parts: Mapping[str, nn.Module], args: Any, kwargs: A
     hooks += [each.register_forward_hook(after) for each in parts.values()]
     eager: Any = torch.compiler.set_stance  # a compiled block would hide what it does
     with counter, remove_hooks(hooks), torch.no_grad(), eager("force_eager"):
-        root(*args, **kwargs)
+        forward(*args, **kwargs)
     return FlopCount(counter.get_total_flops(), {name: flops[each] for name, each in parts.items()})
 
 

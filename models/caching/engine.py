@@ -9,7 +9,7 @@ them, the deep part of a UNet). All decisions are taken on the host.
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ class Engine(ABC):
     run:    what is known of a run before it ends.
     judge:  decides by the gate, if the policy has one.
     sample: the arguments of one call, from which its cost is counted.
+    unweighed: nobody has looked yet at how much a skip can save.
     """
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
@@ -55,6 +56,7 @@ class Engine(ABC):
         self._lengths: dict[int, int | None] = {}
         self._levels: Sequence[float] | None = None
         self.sample: tuple[Any, Any] | None = None
+        self.unweighed = True
         self._cost: FlopCount | None = None
         self._time = _find_argument(root, ("timestep", "timesteps", "t"))
 
@@ -233,12 +235,41 @@ class Engine(ABC):
     def list_hooked(self) -> list[Part]:
         """Returns the modules below the root that are not simply run."""
 
-    def cost(self) -> FlopCount | None:
+    def cost(self, forward: Callable[..., Any] | None = None) -> FlopCount | None:
         """Counts the FLOPs of a full call and of its parts; None before the first call."""
         if self._cost is None and self.sample is not None:
             with hold(self.root, alone=True), self.pause():
-                self._cost = measure(self.root, self.list_parts(), *self.sample)
+                self._cost = measure(self.root, self.list_parts(), *self.sample, forward)
         return self._cost
+
+    @property
+    def may_save_little(self) -> bool:
+        """True if the parts that are skipped may be a small share of the network."""
+        parts = self.list_parts()
+        skippable = sum(_count_parameters(parts[name]) for name in self.list_skippable())
+        return skippable < 0.5 * _count_parameters(self.root)
+
+    def list_skippable(self) -> tuple[str, ...]:
+        """Returns the parts that a skipped call leaves out at most."""
+        return tuple(self.list_parts())
+
+    def warn_of_share(self, forward: Callable[..., Any]) -> None:
+        """Warns after the first call if no skip can save half of one; counts it where in doubt.
+
+        forward: calls the network below the hook of this cache.
+        """
+        first, self.unweighed = self.unweighed, False
+        if not first or self.policy.off or not self.may_save_little:
+            return
+        cost = self.cost(forward)
+        saving = 1.0 if cost is None else 1.0 - cost.share(self.list_skippable())
+        if saving < 0.5:
+            warnings.warn(
+                f"{self.policy.info.name} saves at most {saving:.0%} of a call of"
+                f" {type(self.root).__name__}: what it skips is no larger a share of the FLOPs;"
+                " fewer steps may save more",
+                stacklevel=2,
+            )
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -255,6 +286,10 @@ def _find_tensor(out: Any) -> Tensor:
     while not isinstance(out, Tensor):
         out = next(iter(out.values() if isinstance(out, Mapping) else out))
     return out
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
 
 
 def _find_argument(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | None:

@@ -126,6 +126,10 @@ class UNetEngine(Engine):
         super().__init__(root, policy, ledger)
         self.stack, self.split = stack, stack.split(policy.unet_branch or 0)
 
+    @property
+    def may_save_little(self) -> bool:
+        return True
+
     def list_parts(self) -> dict[str, nn.Module]:
         return self.split.deep
 

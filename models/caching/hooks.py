@@ -45,12 +45,16 @@ class Root:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine  # may give way to another one at its first call
         self.enter, self.leave = _on_host(self._enter), _on_host(self._leave)
+        self.warn_of_share = _on_host(self._warn_of_share)
 
     def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.engine.enter(args, kwargs)
 
     def _leave(self, out: Any) -> None:
         self.engine.leave(out)
+
+    def _warn_of_share(self, inner: Inner) -> None:
+        self.engine.warn_of_share(inner)
 
     def run(self, inner: Inner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self.enter(args, kwargs)
@@ -60,6 +64,8 @@ class Root:
             self.engine.fail()
             raise
         self.leave(out)
+        if self.engine.active:
+            self.warn_of_share(inner)
         return out
 
 

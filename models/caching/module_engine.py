@@ -105,8 +105,11 @@ class VerifiedEngine(ModuleEngine):
         verified = Part(self.block.module, self.enter_block, self.leave_block)
         return [*hooked, verified] if hooked else []
 
+    def list_skippable(self) -> tuple[str, ...]:
+        return tuple(name for name in self.list_parts() if not self._is_last(name))
+
     def list_skipped(self, call: CallState) -> tuple[str, ...]:
-        return tuple(name for name in self.list_parts() if call.follows or not self._is_last(name))
+        return super().list_skipped(call) if call.follows else self.list_skippable()
 
     def _is_last(self, name: str) -> bool:
         return name.startswith(f"{self.block.name}.")
@@ -172,6 +175,10 @@ class AttentionEngine(ModuleEngine):
         self.kinds = {n: k for n, (k, _) in everything.items() if k in policy.kinds}
         modules = {name: everything[name][1] for name in self.kinds}
         super().__init__(root, policy, ledger, modules)
+
+    @property
+    def may_save_little(self) -> bool:
+        return True
 
     def decide_early(self, call: CallState) -> bool | None:
         """Makes calls full in which the kinds that this network has are not skipped."""

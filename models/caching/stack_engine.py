@@ -53,6 +53,9 @@ class StackEngine(Engine):
     def list_parts(self) -> dict[str, nn.Module]:
         return {each.name: each.module for each in self.blocks[: self.end + 1]}
 
+    def list_skippable(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.blocks[self.lead : self.end + 1])
+
     def list_skipped(self, call: CallState) -> tuple[str, ...]:
         first = 0 if self._skips_lead(call) else self.lead
         return tuple(each.name for each in self.blocks[first : self.end + 1])
