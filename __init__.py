@@ -68,6 +68,7 @@ _HOMES = {
     "search": ".eval.search.command",
     "solver": ".solvers.base",
     "time_grid": ".samplers.grid",
+    "velocity_field": ".samplers.velocity_field",
 }
 _SERVED = {"SchedulerMixin": "diffusers"}  # by which diffusers knows what it may load from here
 __all__ = sorted([*_HOMES, "__version__"])

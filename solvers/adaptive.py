@@ -24,7 +24,8 @@ step to sigma = 0 is x_s = alpha_s x0.
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass as plain
-from typing import Annotated, ClassVar
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,10 +36,12 @@ from ..models.errors import NonFiniteError, SettingError
 from ..models.schedule import Node, TimeGrid
 from .base import Query, SolverInfo, register
 from .coordinates import Straight
+from .odeint import OdeintSteps
 from .tableaux import BOGACKI_SHAMPINE, DORMAND_PRINCE, PRINCE_DORMAND, TSITOURAS, Tableau
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MaxCalls = Annotated[int, Field(ge=1)]
+ODEINT = {"ode-bosh3": "bosh3", "ode-dopri5": "dopri5", "ode-dopri8": "dopri8"}  # in torchdiffeq
 
 
 def measure_error(wrong: Tensor, atol: float, rtol: float, a: Tensor, b: Tensor) -> float:
@@ -60,7 +63,7 @@ def measure_error(wrong: Tensor, atol: float, rtol: float, a: Tensor, b: Tensor)
     return error
 
 
-def check_calls(name: str, calls: int, most: int, node: Node) -> None:
+def check_calls(name: str, calls: int, node: Node, *, most: int) -> None:
     """Raises SettingError if a run has made more calls than it may."""
     if calls >= most:
         raise SettingError(
@@ -80,6 +83,8 @@ class Embedded:
     atol:      absolute tolerance of y.
     h_init:    length of the first trial in tau.
     max_calls: of one run; more raise SettingError.
+    backend:   "own", or "torchdiffeq" for `torchdiffeq.odeint` in the same coordinate, with the
+               tolerances as they are meant there: rms over the batch, atol + rtol max(|y|, |y_e|).
     """
 
     info: ClassVar[SolverInfo]
@@ -88,9 +93,22 @@ class Embedded:
     atol: Positive = 1e-5
     h_init: Positive = 0.05
     max_calls: MaxCalls = 10_000
+    backend: Literal["own", "torchdiffeq"] = "own"
 
-    def on(self, grid: TimeGrid) -> "EmbeddedSteps":
-        return EmbeddedSteps(Straight.flow_of(grid), self)
+    def on(self, grid: TimeGrid) -> "EmbeddedSteps | OdeintSteps":
+        line = Straight.flow_of(grid)
+        return EmbeddedSteps(line, self) if self.backend == "own" else self._hand_over(line)
+
+    def _hand_over(self, line: Straight) -> OdeintSteps:
+        """Returns the steps that torchdiffeq makes; raises SettingError for a method it lacks."""
+        name = self.info.name
+        if name not in ODEINT:
+            raise SettingError(
+                f"torchdiffeq has no {name}; backend=torchdiffeq goes with {', '.join(ODEINT)}"
+            )
+        check = partial(check_calls, name, most=self.max_calls)
+        options = {"first_step": self.h_init}
+        return OdeintSteps(line, ODEINT[name], self.rtol, self.atol, options, check)
 
 
 def _describe(name: str, order: int, calls: int, doi: str) -> SolverInfo:
@@ -166,7 +184,7 @@ class EmbeddedSteps:
             if pace.accepts(measure_error(wrong, settings.atol, settings.rtol, y, y_e), -h):
                 y, k, t = y_e, slopes[-1], e
             if t is not s:
-                check_calls(settings.info.name, calls, settings.max_calls, t)
+                check_calls(settings.info.name, calls, t, most=settings.max_calls)
         return y, calls
 
     def _try_step(

@@ -134,7 +134,7 @@ class PairSteps:
                 if t is s:
                     return x, calls
                 x0, calls = (yield x, t), calls + 1
-            check_calls(settings.info.name, calls, settings.max_calls, t)
+            check_calls(settings.info.name, calls, t, most=settings.max_calls)
 
     def _try_second(
         self, x: Tensor, x0: Tensor, t: Node, e: Node
