@@ -20,7 +20,7 @@ def calibrate(
     again.
     """
     if request.guidance is not None:
-        names = {"quality", "cache", "out", "plot"}
+        names = {"quality", "cache", "out", "plot", "reference_nfe"}
         refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
         from ..eval.guidance_calibration import propose_threshold
 
@@ -40,7 +40,7 @@ def calibrate(
     echo(calibration.lines() if not quiet else ())
     if plot is not None:
         calibration.draw(plot)
-    typer.echo(calibration.write(request.out))
+    echo(calibration.write(request.out)[1])
     typer.echo(calibration.command(request.out))
 
 

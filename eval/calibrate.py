@@ -25,6 +25,7 @@ from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
 from .bench.runner import run_all
+from .cache_worth import measure_worth
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
 from .experiments.caches import DEEP, FITTED, GATED, TAYLOR
 from .options import make_request
@@ -87,9 +88,7 @@ def calibrate(network: str, *, progress: bool = False, **options: Any) -> CacheF
         )
     bench = make_bench(request)
     run_all(bench, progress=progress)
-    file = Calibration.of(request, bench).file()
-    file.write(request.out)
-    return file
+    return Calibration.of(request, bench).write(request.out)[0]
 
 
 def make_bench(request: CalibrationRequest) -> CacheBench:
@@ -226,15 +225,27 @@ class Calibration:
         grid: str | None = settle_choices(schedule, typed).get("grid")
         return grid
 
-    def write(self, out: Path) -> str:
-        """Writes the file of the chosen setting, and says in one line what it costs."""
-        file = self.file()
+    def write(self, out: Path) -> tuple[CacheFile, list[str]]:
+        """Writes the file of the chosen setting; returns it, and what is said of it.
+
+        It is measured on as many noises as it was chosen on, which are the next ones.
+        """
+        file, bench, images = self.file(), self.bench, self.request.images
+        worth = measure_worth(
+            bench.network(self.request.network),
+            file,
+            range(images, 2 * images),
+            reference_nfe=self.request.reference_nfe,
+            folder=bench.folder_beside("reference"),
+        )
+        file = file.model_copy(update={"held_out": worth.held_out()})
         file.write(out)
         name, figures = file.cache.partition(":")[0], file.figures
-        return (
+        first = (
             f"{out}: {name}, {figures.effective:.2f} of {file.nfe} evaluations,"
             f" {file.metric} {figures.quality:.4g}"
         )
+        return file, [first, *worth.lines(self.request.network)]
 
     def lines(self) -> Iterator[str]:
         """Yields the front as a table; what is good enough is marked."""

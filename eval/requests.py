@@ -28,6 +28,7 @@ from .options import (
     Dtype,
     GridType,
     Model,
+    ReferenceNfe,
     SolverName,
     describe,
     option,
@@ -215,6 +216,7 @@ class CalibrationRequest:
         " By default all that fit the network are tried.",
         QUALITY,
     )
+    reference_nfe: ReferenceNfe = 200
     saving: float = option(0.25, "Share of the network rows that --guidance shall save.", GUIDANCE)
     guidance: str | None = option(
         None,

@@ -38,6 +38,32 @@ class CacheFigures(StrictModel):
     images: Annotated[int, Limits(ge=2)]
 
 
+class PlainFigure(StrictModel):
+    """A run without a cache that costs as much.
+
+    ratio: of the cached run's distance from the converged run to this one's, with the interval of
+           95 % over noises.
+    """
+
+    run: str
+    ratio: tuple[Finite, Finite, Finite]
+
+
+class HeldOut(StrictModel):
+    """Figures on noises that the cache was not chosen on, relative root mean squares.
+
+    drift:    from the run without the cache.
+    distance: from the converged run; uncached: that of the run without the cache.
+    beside:   runs without a cache at the same cost.
+    """
+
+    images: Annotated[int, Limits(ge=2)]
+    drift: Finite
+    distance: Finite
+    uncached: Finite
+    beside: tuple[PlainFigure, ...]
+
+
 class CacheFile(StrictModel):
     """A chosen cache.
 
@@ -46,6 +72,7 @@ class CacheFile(StrictModel):
                network that needs conditions nobody knows; weights: see `hash_weights`.
     solver, grid, nfe, cfg_scale: of the runs that it was chosen on.
     metric:    "rel-l2", "psnr" or "lpips"; wanted: what was asked for.
+    held_out:  figures on other noises; None in files of 0.1.0.
     """
 
     version: Literal[1] = 1
@@ -61,6 +88,7 @@ class CacheFile(StrictModel):
     metric: str
     wanted: Finite
     figures: CacheFigures
+    held_out: HeldOut | None = None
 
     @classmethod
     def load(cls, path: Path) -> "CacheFile":

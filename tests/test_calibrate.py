@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observe
+from fewstep.eval.cache_worth import measure_worth
 from fewstep.eval.calibrate import Calibration, Quality, list_settings
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
@@ -17,7 +18,7 @@ from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.load import load
-from fewstep.samplers.cache_file import CacheFile
+from fewstep.samplers.cache_file import CacheFigures, CacheFile
 from fewstep.samplers.sampler import Sampler
 
 CALL = {"class_labels": [0, 1], "solver": "ddim", "nfe": 6}
@@ -141,6 +142,7 @@ def test_the_command_writes_a_file_that_sample_takes_and_goes_on_where_it_was(tm
     words = ["fashion-dit", "--solver", "ddim", "--nfe", "6", "--images", "2", "--out", str(out)]
     words += ["--cache", LITE, "--cache", "magcache:threshold=0.5,max_consecutive=2"]
     words += ["--cache", "deepcache:interval=2", "--quality", "psnr=3", "--plot", str(plot)]
+    words += ["--reference-nfe", "12"]
     done = typed(*words)
     assert done.exit_code == 0, done.output
     assert "left out: deepcache:interval=2" in done.output
@@ -155,8 +157,48 @@ def test_the_command_writes_a_file_that_sample_takes_and_goes_on_where_it_was(tm
     assert file.figures.effective < 4.0
     line = done.output.strip().splitlines()[-1]
     assert line == f"sample fashion-dit --solver ddim --nfe 6 --cache {out}"
+    assert "on 2 other noises" in done.output
+    assert "the cache pays: " in done.output or "the cache does not pay: `sample" in done.output
+    nfe = round(file.figures.effective)
+    names = [each.run for each in file.held_out.beside]
+    assert names == [f"ddim, {nfe} evaluations", f"the default, {nfe} evaluations"]
     drawn = [*line.split(), "--classes", "3", "--per-class", "1", "--out", str(tmp_path / "a.png")]
     assert CliRunner().invoke(app, drawn).exit_code == 0
+
+
+def test_a_cache_stands_beside_runs_without_one_on_other_noises(dit):
+    """Every figure, by runs made here."""
+    file = CacheFile(
+        cache=LITE,
+        network="fashion-dit",
+        solver="ddim",
+        nfe=6,
+        metric="rel-l2",
+        wanted=0.5,
+        figures=CacheFigures(effective=3.0, quality=0.1, images=2),
+    )
+    seeds, call = range(3, 6), {"class_labels": [3, 4, 5]}
+    worth = measure_worth(dit, file, seeds, reference_nfe=12)
+    sampler = Sampler(dit)
+    exact = sampler(seeds, solver="unipc-3", nfe=12, **call).samples
+
+    def distance(target=exact, **choices):
+        samples = sampler(seeds, **choices, **call).samples
+        return float((samples - target).norm() / exact.norm())
+
+    cached = {"solver": "ddim", "nfe": 6, "cache": LITE}
+    plain = sampler(seeds, solver="ddim", nfe=6, **call).samples
+    nfe = round(sampler(seeds, **cached, **call).ledger.effective_nfe)
+    assert worth.distance.value == pytest.approx(distance(**cached), rel=1e-4)
+    assert worth.drift.value == pytest.approx(distance(plain, **cached), rel=1e-4)
+    assert worth.uncached.value == pytest.approx(distance(solver="ddim", nfe=6), rel=1e-4)
+    for (_, column, ratio), fewer in zip(
+        worth.beside, ({"solver": "ddim", "nfe": nfe}, {"nfe": nfe}), strict=True
+    ):
+        assert column.value == pytest.approx(distance(**fewer), rel=1e-4)
+        assert ratio[0] == pytest.approx(worth.distance.value / column.value, rel=1e-6)
+    assert worth.held_out().beside[0].ratio == worth.beside[0][2]
+    assert next(iter(worth.lines("net"))).startswith("on 3 other noises")
 
 
 BAD = [

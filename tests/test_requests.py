@@ -33,7 +33,7 @@ def test_a_search_gives_what_the_command_writes(tmp_path):
 
 def test_a_calibration_gives_what_it_writes(tmp_path):
     out = tmp_path / "c.json"
-    settings = {"solver": "ddim", "nfe": 6, "images": 2, "quality": "psnr=3"}
+    settings = {"solver": "ddim", "nfe": 6, "images": 2, "quality": "psnr=3", "reference_nfe": 12}
     file = fewstep.calibrate("fashion-dit", cache=[LITE], out=out, **settings)
     assert file == CacheFile.load(out)
     assert (file.cache, file.nfe, file.metric) == (LITE, 6, "psnr")
