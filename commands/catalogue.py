@@ -14,6 +14,7 @@ from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
 from ..samplers.placement import list_grids
 from ..samplers.ramps import AYS, FORMULAS, place_ays
+from ..samplers.recipes import list_recipes, read_recipe
 from ..samplers.spacing import SPACINGS
 from ..solvers import SolverSettings, names, solver
 from ..solvers.base import SOLVERS
@@ -126,6 +127,16 @@ def _format_column(columns: Mapping[str, Any], name: str) -> str:
     return f"{columns[name]['value']:.4f}" if columns.get(name) else ""
 
 
+def _list_recipes() -> Rows:
+    rows: Rows = [("recipe", "solver", "times", "process", "guidance", "not confirmed", "source")]
+    for name in list_recipes():
+        row = read_recipe(name)[0]
+        rows.append(
+            (name, row.solver, row.times, row.family, row.guidance, row.uncertain, row.source)
+        )
+    return rows
+
+
 def _list_guidance() -> Rows:
     rows: Rows = [("guidance", "rule", "settings", "source")]
     for name in guidance_names():
@@ -172,4 +183,5 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "caches": _list_caches,
     "predictors": _list_predictors,
     "guidance": _list_guidance,
+    "recipes": _list_recipes,
 }

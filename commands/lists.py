@@ -15,7 +15,7 @@ def list_(
         str,
         typer.Argument(
             help="What to list: solvers, grids, schedules, models, guidance, caches, predictors,"
-            " editors or metrics."
+            " recipes, editors or metrics."
         ),
     ],
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,6 +67,11 @@ class SampleOptions:
         " schedules`.",
         SAMPLING,
     )
+    recipe: str | None = option(
+        None,
+        "A recipe of a distilled network, in place of solver and grid; see `fewstep list recipes`.",
+        SAMPLING,
+    )
     cache: str | None = option(
         None,
         "A cache, as name[:key=value,...], see `fewstep list caches`; or a .json file of `fewstep"
@@ -75,15 +80,15 @@ class SampleOptions:
     )
     force: bool = option(
         False,
-        "Accept a schedule or a cache that was made for another network or guidance; with"
-        " --from-png, draw although the network has other weights now.",
+        "Accept a schedule or a cache that was made for another network or guidance, or a recipe at"
+        " another number of steps; with --from-png, draw although the network has other weights.",
         SAMPLING,
         "--force",
     )
     cfg_scale: float | None = option(
         None,
         "Scale of classifier-free guidance; 1 turns it off. The default is 2 for emoji, and 1 for"
-        " other networks and with --guidance or --schedule.",
+        " other networks and with --guidance, --schedule or --recipe.",
         GUIDANCE,
     )
     cfg_interval: CfgInterval = None
@@ -114,9 +119,9 @@ class SampleOptions:
         """Returns the network; raises FewstepError if there is none such, or options disagree."""
         from ..models.load import load
 
-        if self.force and self.schedule is None and self.cache is None:
+        if self.force and (self.schedule, self.cache, self.recipe) == (None, None, None):
             raise SettingError(
-                "--force is for --schedule, --cache and --from-png; give one of them"
+                "--force is for --schedule, --cache, --recipe and --from-png; give one of them"
             )
         return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
 
@@ -130,11 +135,25 @@ class SampleOptions:
             raise SettingError("--times are the grid; drop --grid or --times")
         return parse_times(self.times)
 
+    def _resolve(self, network: "Network") -> dict[str, Any]:
+        """Returns solver, grid and size of the run, as its recipe or the network decides them."""
+        from ..samplers.distilled import resolve_choices
+
+        if self.recipe is not None and self.schedule is not None:
+            raise SettingError("a recipe and a schedule each are the steps; drop one of them")
+        typed = {"solver": self.solver, "grid": self._grid(), "nfe": self.nfe, "steps": self.steps}
+        if self.recipe is None:
+            return typed if self.schedule else resolve_choices(network, typed)
+        recipe = f"{self.recipe}:force=true" if self.force else self.recipe
+        given = {**typed, "recipe": recipe, "final": self.final}
+        return {"recipe": recipe, **resolve_choices(network, given)}
+
     def find_scale(self, network: "Network", classes: str | None) -> float:
         """Returns the guidance scale that was typed, or the network's own where nothing else is."""
         if self.cfg_scale is not None:
             return self.cfg_scale
-        guided = self.guidance is None and self.schedule is None and classes != "null"
+        chosen = (self.guidance, self.schedule, self.recipe) != (None, None, None)
+        guided = not chosen and classes != "null"
         return network.cfg_scale if guided else 1.0
 
     def record(self, network: "Network", images: ImageOptions) -> "Run":
@@ -146,10 +165,7 @@ class SampleOptions:
         seeds, labels, columns = images.choose(network)
         run = Run(
             model=self.model,
-            solver=self.solver,
-            grid=self._grid(),
-            nfe=self.nfe,
-            steps=self.steps,
+            **self._resolve(network),
             final=self.final,
             schedule=None if self.schedule is None else _schedule(self.schedule, self.force),
             seeds=seeds,
@@ -236,7 +252,7 @@ def sample(
 
 
 def _schedule(name: str, force: bool) -> "Schedule":
-    from ..samplers.plan import find_schedule
+    from ..samplers.schedule_choice import find_schedule
 
     schedule = find_schedule(name)
     return schedule.for_any() if force else schedule

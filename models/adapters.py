@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from .architectures import architecture_of
 from .architectures.common import module_of
-from .diffusers_config import from_scheduler_config
+from .diffusers_config import class_name_of, from_scheduler_config
+from .distillation import read_distillation, take_distillation
 from .errors import ModelError, SettingError
 from .network import Forward, Network
 from .prediction import Prediction, check_terminal
-from .schedule import EDM, Node, NoiseSchedule
+from .schedule import EDM, Node, NoiseSchedule, TargetNode
 
 Module = nn.Module | Callable[..., Tensor]
 INDEX = re.compile(r"ind(ex|ices)\b.*(type|must be)|type.* ind(ex|ices)")  # torch, of a float index
@@ -40,7 +41,9 @@ def from_module(
             network preconditioned already.
         prediction: the type of its output.
         shape: one sample without the batch axis.
-        facts: further fields of `Network`, such as num_classes, null_class, decode and name.
+        facts: further fields of `Network`, such as num_classes, null_class, decode and name. With
+            distilled="flow-map" the network is called with a second tensor of times after the first
+            (diffusers: r_timestep), where the step goes.
 
     Raises:
         SettingError: if the schedule does not say in which units the network gets its time.
@@ -62,16 +65,22 @@ def from_module(
         prediction=kind,
         shape=shape,
         device=_read_property(module, "device", torch.device("cpu")),
-        needs=_find_needs(module),
+        needs=_find_needs(module, _takes_target(facts)),
         module=module if isinstance(module, nn.Module) else None,
         **{"name": type(module).__name__, **facts},
     )
 
 
+def _takes_target(facts: Mapping[str, Any]) -> bool:
+    """Tells whether a network with these facts is told two times."""
+    distilled = take_distillation(facts.get("distilled"))
+    return distilled is not None and distilled.flow_map
+
+
 def _check_time(schedule: NoiseSchedule, prediction: Prediction) -> None:
     """Raises SettingError if a schedule leaves open in which units a network gets its time."""
     schedule.label(schedule.at(schedule.t_max))
-    if prediction is not Prediction.EDM and isinstance(schedule, EDM) and not schedule.time_label:
+    if not prediction.preconditioned and isinstance(schedule, EDM) and not schedule.time_label:
         raise SettingError(
             f"EDM does not say how a network that predicts {prediction} is told the time: write"
             ' EDM(time_label="sigma") for sigma itself, time_label="c_noise" for ln(sigma) / 4'
@@ -97,12 +106,13 @@ def from_checkpoint(module: Any, scheduler_config: Mapping[str, Any], **facts: A
     schedule, prediction = from_scheduler_config(
         scheduler_config, tokens=_count_tokens(module, shape)
     )
+    distilled = read_distillation(class_name_of(scheduler_config), scheduler_config)
     return from_module(
         module,
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        **{**_read_classes(module), **facts},
+        **{**_read_classes(module), "distilled": distilled, **facts},
     )
 
 
@@ -122,15 +132,18 @@ def _make_forward(module: Module, schedule: NoiseSchedule) -> Forward:
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
         dtype = _read_property(module, "dtype", x.dtype)
-        time = make_network_time(schedule, node, x, dtype)
+        times = [make_network_time(schedule, node, x, dtype)]
+        if isinstance(node, TargetNode):
+            times.append(make_network_time(schedule, node.target, x, dtype))
         cast = {key: _as_dtype(value, dtype) for key, value in conditions.items()}
         try:
             if name is None:
-                out = module(x.to(dtype), time, **cast)
+                out = module(x.to(dtype), *times, **cast)
             else:
-                out = module(**{name: x.to(dtype)}, timestep=time, **cast, return_dict=False)[0]
+                told = dict(zip(("timestep", "r_timestep"), times, strict=False))
+                out = module(**{name: x.to(dtype)}, **told, **cast, return_dict=False)[0]
         except (RuntimeError, IndexError) as error:
-            _explain(error, time)
+            _explain(error, times[0])
             raise
         if not isinstance(out, Tensor):
             raise ModelError(
@@ -191,14 +204,15 @@ def _read_property(module: Module, fact: str, default: Any) -> Any:
     return default
 
 
-def _find_needs(module: Module) -> tuple[str, ...]:
-    """Returns the conditions without a default: the parameters after x and time."""
+def _find_needs(module: Module, two_times: bool = False) -> tuple[str, ...]:
+    """Returns the conditions without a default: the parameters after x and its times."""
     function = module.forward if isinstance(module, nn.Module) else module
     parameters = list(inspect.signature(function).parameters.values())
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     free = [p.name for p in named[1:] if p.default is p.empty]
-    timed = "timestep" if hasattr(module, "save_pretrained") else next(iter(free), "")
-    return tuple(name for name in free if name != timed)
+    if hasattr(module, "save_pretrained"):
+        return tuple(name for name in free if name not in ("timestep", "r_timestep"))
+    return tuple(free[1 + two_times :])
 
 
 def _read_shape(module: Any) -> tuple[int, ...]:

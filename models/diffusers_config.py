@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import FewstepError, ModelError, reason_of
-from .prediction import Prediction, check_terminal
+from .prediction import BOUNDARY, Prediction, check_terminal
 from .schedule import EDM, Cosine, NoiseSchedule, RectifiedFlow, VPDiscrete, VPLinear, dynamic_shift
 
 OURS = "SolverScheduler"  # whose config names the class it comes from as "base_class"
@@ -23,7 +23,7 @@ EXPLODING = {  # they hold x0 + sigma eps and scale what the network reads
     *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
     "LMSDiscreteScheduler",
 }
-FLOW_CLASSES = ("FlowMatch", "Helios", "LTXEulerAncestralRF")
+FLOW_CLASSES = ("FlowMap", "FlowMatch", "Helios", "LTXEulerAncestralRF")
 
 _DISCRETE = "it runs on discrete tokens, which have no alpha and sigma"
 _DISTILLED = "its network is distilled to its own update and is no x0, eps or velocity network"
@@ -34,11 +34,8 @@ REFUSED = {
     "DiscreteDDIMScheduler": _DISCRETE,
     "EntropyBoundScheduler": _DISCRETE,
     "VQDiffusionScheduler": _DISCRETE,
-    "CMStochasticIterativeScheduler": _DISTILLED,
     "ConsistencyDecoderScheduler": _DISTILLED,
-    "FlowMapEulerDiscreteScheduler": _DISTILLED,
-    "PiflowScheduler": _DISTILLED,
-    "SCMScheduler": _DISTILLED,
+    "PiflowScheduler": "its network answers ten velocities at once, which no solver here reads",
     "CosineDPMSolverMultistepScheduler": _SIGN,
     "KarrasVeScheduler": _SIGN,
     "MiniMaxH3Scheduler": _SIGN,
@@ -84,6 +81,10 @@ def _read_config(config: Mapping[str, Any], tokens: int | None) -> tuple[NoiseSc
         return _read_flow(config, tokens), Prediction.FLOW
     if name.startswith("EDM"):
         return _read_edm(name, config), Prediction.EDM
+    if name == "CMStochasticIterativeScheduler":
+        return _read_consistency(config), Prediction.CONSISTENCY
+    if name == "SCMScheduler":  # its network is one of flow, whose state it scales
+        return RectifiedFlow(time_scale=1.0), Prediction.FLOW
     if name == "ScoreSdeVpScheduler":
         return _read_score_sde(config), Prediction.EPS
     if name == "DDPMWuerstchenScheduler" and config.get("scaler", 1.0) == 1.0:
@@ -164,6 +165,15 @@ def _read_edm(name: str, config: Mapping[str, Any]) -> EDM:
         )
     low, high, data = _read_required(config, "sigma_min", "sigma_max", "sigma_data")
     return EDM(low, high, data)
+
+
+def _read_consistency(config: Mapping[str, Any]) -> EDM:
+    low, high, data = _read_required(config, "sigma_min", "sigma_max", "sigma_data")
+    if low != BOUNDARY:
+        raise ModelError(
+            f"a consistency model with sigma_min={low:g} is not known here, only with {BOUNDARY}"
+        )
+    return EDM(low, high, data, time_label="c_noise", time_scale=1000.0)
 
 
 def _read_required(config: Mapping[str, Any], *keys: str) -> list[float]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import as_integer, as_integers
+from .distillation import Distillation, take_distillation
 from .errors import ModelError, SettingError
 from .node import Node, NoiseSchedule
 from .prediction import Prediction
@@ -38,6 +39,8 @@ class Network:
                  typed; no labels are all classes in turn.
     decode:      sample (B, *) -> image (B, C, H, W) in [-1, 1]; None if samples are images.
     encode:      the inverse of `decode`; None if samples are images, or if there is no inverse.
+    distilled:   the update and times that it was distilled to, or the name of the update; None if
+                 it was not, or nobody says so.
     needs:       names of the conditions it cannot be called without.
     device:      the device of the network and of its samples.
     name:        its name in messages.
@@ -60,6 +63,7 @@ class Network:
     cfg_scale: float = 1.0
     decode: Callable[[Tensor], Tensor] | None = None
     encode: Callable[[Tensor], Tensor] | None = None
+    distilled: Distillation | str | None = None
     needs: tuple[str, ...] = ()
     device: torch.device = CPU
     name: str = ""
@@ -79,6 +83,7 @@ class Network:
         if self.null_class is not None:
             as_integer(self.null_class, "null_class")
         object.__setattr__(self, "shape", shape)
+        take_distillation(self.distilled)
 
     def __reduce__(self) -> Never:
         """Refuses to be pickled or copied: `forward` would go on calling the module of this one."""
@@ -87,6 +92,11 @@ class Network:
             " code of this process; load it anew where it is wanted, as in"
             " Sampler.from_pretrained(name)"
         )
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """The same as `distilled`, and never a name."""
+        return take_distillation(self.distilled)
 
     @property
     def sigma_data(self) -> float:

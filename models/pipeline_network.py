@@ -16,7 +16,8 @@ from .adapters import decoder_of, encoder_of, make_network_time
 from .architectures import architecture_of, known_classes
 from .architectures.base import TEXT, Conditions, PromptAdapter, Size, fits
 from .architectures.common import module_of
-from .diffusers_config import from_scheduler_config
+from .diffusers_config import class_name_of, from_scheduler_config
+from .distillation import read_distillation
 from .errors import ModelError, SettingError, UnknownNameError
 from .network import Network
 from .prompts import Prompts, device_of, encode
@@ -70,6 +71,7 @@ def network_of(pipe: Any, size: Size) -> Network:
         device=device_of(pipe),
         name=str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
         module=module,
+        distilled=read_distillation(class_name_of(config), config),
     )
 
 

@@ -17,6 +17,7 @@ from .schedule import Node, NoiseSchedule
 Linear = tuple[float, float]  # (weight of x_t, weight of the network's output)
 
 EDM_SIGMA_DATA = 0.5
+BOUNDARY = 0.002  # kappa at which a consistency model answers its input
 
 
 class Prediction(StrEnum):
@@ -31,6 +32,8 @@ class Prediction(StrEnum):
     edm:  the raw output F of an EDM-preconditioned network (arXiv:2206.00364, eq. 7): with
           y = x_t / alpha and kappa = sigma / alpha, the network reads c_in y and
           x0 = c_skip y + c_out F.
+    consistency: the same of a consistency model, with the scalings that make x0 = y at kappa = .002
+          (arXiv:2303.01469, app. C).
     """
 
     EPS = "eps"
@@ -39,6 +42,7 @@ class Prediction(StrEnum):
     FLOW = "flow"
     FLOW_TO_DATA = "flow-to-data"
     EDM = "edm"
+    CONSISTENCY = "consistency"
 
     @classmethod
     def named(cls, name: str) -> "Prediction":
@@ -48,9 +52,14 @@ class Prediction(StrEnum):
             raise UnknownNameError("prediction", name, [*cls, *DIFFUSERS_NAMES])
         return cls(ours)
 
+    @property
+    def preconditioned(self) -> bool:
+        """True if the network reads a scaled state, and x0 is a mean of that and its output."""
+        return self in (Prediction.EDM, Prediction.CONSISTENCY)
+
     def input_scale(self, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> float:
-        """Returns the factor of x_t before the network reads it; 1 but for edm (c_in)."""
-        if self is not Prediction.EDM:
+        """Returns the factor of x_t before the network reads it; 1 if not preconditioned (c_in)."""
+        if not self.preconditioned:
             return 1.0
         return 1.0 / math.hypot(node.sigma, node.alpha * sigma_data)
 
@@ -66,9 +75,10 @@ DIFFUSERS_NAMES = {
 def x0_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -> Linear:
     """Returns (a, b) with x0 = a x_t + b out; raises ModelError for eps at alpha = 0."""
     a, s = node.alpha, node.sigma
-    if kind is Prediction.EDM:
-        total = s * s + a * a * sigma_data**2
-        return a * sigma_data**2 / total, s * sigma_data / math.sqrt(total)
+    if kind.preconditioned:
+        above = s if kind is Prediction.EDM else max(0.0, s - a * BOUNDARY)
+        root = math.hypot(s, a * sigma_data)
+        return a * sigma_data**2 / (above**2 + (a * sigma_data) ** 2), above * sigma_data / root
     if kind is Prediction.EPS and a == 0.0:
         raise ModelError(
             f"eps at t={node.t:g} does not determine x0, because alpha is 0 there;"
@@ -85,9 +95,12 @@ def eps_from(kind: Prediction, node: Node, sigma_data: float = EDM_SIGMA_DATA) -
     if kind is Prediction.EDM:
         total = s * s + a * a * sigma_data**2
         return s / total, -a * sigma_data / math.sqrt(total)
-    if kind is Prediction.X0 and s == 0.0:
+    if kind is Prediction.CONSISTENCY and s > 0.0:
+        skip, out = x0_from(kind, node, sigma_data)
+        return (1.0 - a * skip) / s, -a * out / s
+    if kind in (Prediction.X0, Prediction.CONSISTENCY) and s == 0.0:
         raise ModelError(
-            f"x0 at t={node.t:g} does not determine eps, because sigma is 0 there;"
+            f"{kind} at t={node.t:g} does not determine eps, because sigma is 0 there;"
             " ask at a time with sigma > 0"
         )
     p, q = _define(kind, node, sigma_data)
@@ -111,6 +124,7 @@ def _define(kind: Prediction, node: Node, sigma_data: float) -> Linear:
         case Prediction.EDM:
             root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
             return node.sigma / root, -node.alpha * sigma_data**2 / root
+    raise ModelError(f"nothing is converted to the output of a {kind} model")
 
 
 def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
@@ -130,7 +144,7 @@ def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:
 
 def usual_size(kind: Prediction, node: Node, data: float = 1.0) -> float:
     """Returns the root mean square of a network's outputs where x0 has that of `data`."""
-    if kind is Prediction.EDM:
+    if kind.preconditioned:
         return 1.0
     p, q = _define(kind, node, data)
     return math.hypot(p * data, q)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from .errors import FewstepError, ScheduleError, SettingError, UnknownNameError
-from .node import Node, NoiseSchedule, check_range, scale_time
+from .node import Node, NoiseSchedule, TargetNode, check_range, scale_time
 from .vp import Cosine, VPDiscrete, VPLinear
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Node",
     "NoiseSchedule",
     "RectifiedFlow",
+    "TargetNode",
     "TimeGrid",
     "VPDiscrete",
     "VPLinear",

@@ -14,20 +14,17 @@ from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import (
     Bound,
     Executor,
-    Schedule,
     Solver,
     SolverSettings,
     dry_run,
     list_queries,
     take_solver,
 )
-from ..solvers.artefact import SCALE, Artefact
+from ..solvers.artefact import Artefact
 from ..solvers.base import SOLVERS
-from ..solvers.presets import best_preset, preset, preset_names
 from ..solvers.rehearsal import warn_of_amplification
 from .budget import fit_grid
 from .grid import Final, choose_default_grid, time_grid, warn_of_steps
-from .guidance import CFG, Guidance
 
 DEFAULT_SOLVER = SOLVERS.preferred
 DEFAULT_NFE = 10
@@ -77,6 +74,7 @@ class PlanChoices(TypedDict, total=False):
     grid:   a name, `name:key=value,...`, or falling times of the noise schedule that end where the
             run shall end; the default suits the process.
     final:  "zero", "sigma_min" or "denoise"; for named grids.
+    recipe: a name of `fewstep list recipes`, which decides solver and times.
     """
 
     solver: str | SolverSettings | Artefact | None
@@ -84,6 +82,7 @@ class PlanChoices(TypedDict, total=False):
     steps: int | None
     grid: str | Numbers | None
     final: Final | str
+    recipe: str | None
 
 
 def make_plan(
@@ -149,51 +148,6 @@ def clean_choices(**given: Any) -> dict[str, Any]:
     return choices
 
 
-def choose_default_schedule(
-    model: str, choices: Mapping[str, Any], guided: Guidance
-) -> Schedule | None:
-    """Returns the schedule of the package that stands in where nothing but an NFE is asked for.
-
-    model: the network's name. None if there is no such schedule that is better than named solvers.
-    """
-    final = Final.named(choices.get("final", Final.ZERO))
-    if choices.keys() - {"nfe", "final"} or final != Final.ZERO:
-        return None
-    scale = 1.0 if guided.off else None
-    if isinstance(guided, CFG) and guided == CFG(guided.scale):  # guided throughout
-        scale = guided.scale
-    name = None if scale is None else best_preset(model, choices.get("nfe", DEFAULT_NFE), scale)
-    return None if name is None else preset(name)
-
-
-def check_scale(schedule: Artefact, guided: Guidance) -> None:
-    """Raises SettingError if a schedule was searched for another guidance scale than that.
-
-    A schedule that brings its guidance, or does not say what it was searched for, takes any.
-    """
-    made_for = schedule.provenance.get(SCALE)
-    if made_for is None or schedule.guided or made_for == read_scale(guided):
-        return
-    raise SettingError(
-        f"this schedule was searched for guidance scale {made_for:g}, and the run has"
-        f" {read_scale(guided):g} (1 is no guidance): give --cfg-scale {made_for:g}, or --force (in"
-        " Python schedule.for_any()) to use it all the same"
-    )
-
-
-def read_scale(guided: Guidance) -> float:
-    """Returns the scale of classifier-free guidance, also inside other policies; 1 is none."""
-    if guided.off:
-        return 1.0
-    inner = getattr(guided, "inner", None)
-    return float(getattr(guided, "scale", 1.0)) if inner is None else read_scale(inner)
-
-
-def find_schedule(name: str) -> Schedule:
-    """Returns the schedule of a file, or the one of this name that comes with the package."""
-    return preset(name) if name in preset_names() else Schedule.load(name)
-
-
 def count_stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
     """Returns how often a run asks for x0 as the first, second, .. call of its step."""
     counts = (len(step) - step.count(None) for step in dry_run(solver, grid.nodes))
@@ -250,6 +204,8 @@ def find_default_grid(
     final: Final = Final.ZERO,
 ) -> str:
     """Returns the grid of a run that chooses none; other ends than zero are those of protocols."""
+    if settings.info.grid:
+        return settings.info.grid
     budget = (nfe or DEFAULT_NFE) if steps is None else steps * settings.info.calls_per_step
     return choose_default_grid(noise_schedule, budget if final is Final.ZERO else None)
 

@@ -65,6 +65,7 @@ def record_call(call: "SamplerCall") -> Run:
         seeds=tuple(given["seeds"]),
         classes=None if labels is None else tuple(labels),
         grid=_record_grid(given.get("grid")),
+        recipe=given.get("recipe"),
         cache=_as_text("cache", given["cache"]),
         final=str(given.get("final", "zero")),
         nfe=given.get("nfe"),

@@ -23,7 +23,8 @@ from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .guidance.base import iterate_nested
 from .guidance.forecast import write_space
 from .images import Picture, make_contact_sheet, open_picture
-from .plan import choose_default_schedule, settle_choices
+from .plan import settle_choices
+from .schedule_choice import choose_default_schedule
 
 if TYPE_CHECKING:
     from .sampler import Result
@@ -42,6 +43,7 @@ class Run(StrictModel):
     model:    what `models.load.load` takes.
     weights:  what `hash_weights` gives for each network that is asked, by its name, where known.
     solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
+    recipe:   of a distilled network, which decided solver and grid.
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
@@ -62,6 +64,7 @@ class Run(StrictModel):
     steps: int | None = None
     final: str = "zero"
     schedule: Schedule | None = None
+    recipe: str | None = None
     seeds: Annotated[
         tuple[int, ...], BeforeValidator(_read_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
     ]
@@ -81,6 +84,7 @@ class Run(StrictModel):
     def choices(self) -> dict[str, Any]:
         """Returns the arguments of `make_plan`."""
         named = {"solver": self.solver, "nfe": self.nfe, "steps": self.steps, "grid": self.grid}
+        named["recipe"] = self.recipe
         given = {name: value for name, value in named.items() if value is not None}
         given["final"] = self.final
         if self.schedule is None:

@@ -24,21 +24,15 @@ from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact
 from .conditions import Conditions, check_branches, make_branches
+from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
 from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
 from .loop import Callback, Job
 from .noise import check_seeds
-from .plan import (
-    Plan,
-    PlanChoices,
-    check_scale,
-    choose_default_schedule,
-    clean_choices,
-    count_stage_calls,
-    make_plan,
-)
+from .plan import Plan, PlanChoices, clean_choices, count_stage_calls, make_plan
 from .result_file import save_result
+from .schedule_choice import check_scale, choose_default_schedule
 
 
 @dataclass(frozen=True)
@@ -153,11 +147,19 @@ class Sampler:
     def plan(self, **choices: Unpack[PlanChoices]) -> Plan:
         """Returns the solver and grid that a call with these choices would run."""
         refuse_unknown(choices, self.plan, PlanChoices.__annotations__)
-        plan = make_plan(self.network.schedule, **choices)
+        return self._make_plan(resolve_choices(self.network, choices), "recipe" in choices)
+
+    def _make_plan(self, choices: dict[str, Any], by_recipe: bool) -> Plan:
+        """Returns the plan of choices that are resolved."""
+        plan, network = make_plan(self.network.schedule, **choices), self.network
+        check_distilled(plan.settings, network.distillation, network.name, meant=by_recipe)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         plan.warn(self.network.prediction)
-        if plan.settings is not None:  # a schedule brings the start that it was made with
+        if (
+            plan.settings is not None and not by_recipe
+        ):  # the others bring the start they were made for
+            warn_of_untrained(plan.settings, network.distillation, plan.grid)
             warn_of_late_start(plan.grid)
         return plan
 
@@ -192,7 +194,7 @@ class Sampler:
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
-            choices: solver, nfe, steps, grid and final, see `PlanChoices`. With none but an nfe,
+            choices: solver, nfe, steps, grid, final, recipe, see `PlanChoices`. With nfe alone,
                 the package's own schedule for an embedded network, if it has one.
 
         Raises:
@@ -206,11 +208,14 @@ class Sampler:
         if class_labels is not None:
             class_labels = as_integers(class_labels, "class_labels", len(seeds))
         arguments: dict[str, Any] = {"seeds": seeds, "class_labels": class_labels}
+        policy = guide_recipe(choices.get("recipe"), take_guidance(guidance))
+        guidance = None if policy.off else guidance
+        given = resolve_choices(self.network, clean_choices(**choices))
         arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
-        arguments |= {"cache": cache, "batch": batch, "callback": callback, **choices}
-        policy, cache = take_guidance(guidance), None if cache is None else take_cache(cache)
-        given = clean_choices(**choices)
-        plan = self._plan(given, policy)
+        arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
+        arguments |= {"recipe": choices.get("recipe")}
+        cache = None if cache is None else take_cache(cache)
+        plan = self._plan(given, policy, choices.get("recipe") is not None)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         check_branches(self.network, branches, policy, plan.grid)
@@ -229,12 +234,13 @@ class Sampler:
         )
         return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
-    def _plan(self, choices: dict[str, Any], guidance: Guidance) -> Plan:
-        """Returns the plan of these choices, or of the schedule that stands in for them."""
+    def _plan(self, choices: dict[str, Any], guidance: Guidance, by_recipe: bool) -> Plan:
+        """Returns the plan of resolved choices, or of the schedule that stands in for them."""
         if isinstance(choices.get("solver"), Artefact):
             check_scale(choices["solver"], guidance)
         default = choose_default_schedule(self.network.name, choices, guidance)
-        return self.plan(**choices) if default is None else self.plan(solver=default)
+        chosen = choices if default is None else {"solver": default}
+        return self._make_plan(chosen, by_recipe)
 
 
 def _check_batch(given: int) -> int:

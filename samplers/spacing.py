@@ -121,6 +121,35 @@ def lcm(span: LabelRange, steps: int, original: int = 50) -> list[float]:
     return [labels[i * len(labels) // steps] / n for i in range(steps)]
 
 
+def consistency(span: LabelRange, steps: int, trained: int = 40, rho: float = 7.0) -> list[float]:
+    """Returns an even choice of the nodes that a consistency model has on EDM."""
+    schedule = span.schedule
+    if not isinstance(schedule, EDM):
+        raise ScheduleError(f"grid 'consistency' is of EDM networks, not of {schedule.family}")
+    first, last = (sigma ** (1.0 / rho) for sigma in (schedule.sigma_max, schedule.sigma_min))
+    roots = (first + i / max(1, trained - 1) * (last - first) for i in range(1, trained))
+    sigmas = [schedule.sigma_max, *(root**rho for root in roots)]
+    nodes = [t for t in sigmas if span.low - 1e-6 <= span.find_label(t) <= span.high + 1e-6]
+    if steps > len(nodes):
+        raise SettingError(
+            f"{steps} steps are not to be had of {len(nodes)} trained ones; take fewer"
+        )
+    return [nodes[i * (len(nodes) // steps)] for i in range(steps)]
+
+
+def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
+    """Angles evenly from pi / 2, and of two steps the second at 1.3 (SANA-Sprint)."""
+    schedule = span.schedule
+    if not isinstance(schedule, RectifiedFlow):
+        raise ScheduleError(f"grid 'scm' is of rectified flow, not of {schedule.family}")
+    first = schedule.at(span.time(span.high))
+    angles = [math.atan2(first.sigma, first.alpha) * (1.0 - i / steps) for i in range(1, steps)]
+    if steps == 2 and span.is_whole:
+        angles = [middle]
+    taus = (math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles)
+    return [first.t, *map(schedule.unshift, taus)]
+
+
 def simple(span: LabelRange, steps: int) -> list[float]:
     """Labels N - 1 - floor(i N / steps): even whole labels from the noisiest one."""
     top, n = span.first + span.count - 1, span.count
@@ -177,11 +206,13 @@ class Spacing:
 
 SPACINGS = {
     "beta57": Spacing(beta57),
+    "consistency": Spacing(consistency),
     "ddim-uniform": Spacing(ddim_uniform),
     "lcm": Spacing(lcm),
     "leading": Spacing(leading, inclusive=True),
     "linspace": Spacing(linspace, inclusive=True),
     "normal": Spacing(normal, inclusive=True),
+    "scm": Spacing(scm),
     "sgm-uniform": Spacing(sgm_uniform),
     "simple": Spacing(simple),
     "trailing": Spacing(trailing),

@@ -7,6 +7,7 @@ record of the run names ours. Where two libraries give one name to two methods, 
 from .base import SOLVERS
 
 ALIASES = {
+    "dmd": "renoise",
     "dpm-2": "dpm2",
     "dpm-fast": "dpm-3s",
     "dpmpp-2m-sde": "sde-dpmpp-2:lower_order_final=never",
@@ -20,6 +21,7 @@ ALIASES = {
     "exp-heun-2-x0": "res-2s:c2=1",
     "exp-heun-2-x0-sde": "seeds-2:r=1,solver_type=phi_2",
     "ipndm": "ipndm-4",
+    "ping-pong": "renoise",
     "res-multistep": "dpmpp-2m:kind=taylor,lower_order_final=never",
     "uni-pc": "unipc-3:solver_type=bh1",
     "uni-pc-bh2": "unipc-3:solver_type=bh2",

@@ -33,8 +33,7 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from ..models.node import TargetNode
-from ..models.schedule import Node, TimeGrid, VPDiscrete
+from ..models.schedule import Node, TargetNode, TimeGrid, VPDiscrete
 from .base import SolverInfo, check_family, register
 from .linear import LinearSolver
 from .multistep import DDIM
@@ -72,7 +71,7 @@ def keep_noise(t: Node, s: Node, rho: float) -> tuple[float, float, float]:
     return x, s.alpha - x * t.alpha, noise
 
 
-def _describe(name: str, source: str, *families: str, same_as: str = "") -> SolverInfo:
+def _describe(name: str, source: str, *families: str, **facts: str) -> SolverInfo:
     return SolverInfo(
         name=name,
         order=1,
@@ -80,7 +79,7 @@ def _describe(name: str, source: str, *families: str, same_as: str = "") -> Solv
         stochastic=name != "flow-map",
         families=families,
         distilled=True,
-        same_as=same_as,
+        **facts,  # type: ignore[arg-type]
     )
 
 
@@ -97,29 +96,15 @@ class Renoise(OneCall):
 
 @register
 @dataclass(frozen=True)
-class PingPong(Renoise):
-    """Ping-pong sampling, as Stable Audio names it."""
-
-    info: ClassVar[SolverInfo] = _describe("ping-pong", "arXiv:2505.08175", same_as="renoise")
-
-
-@register
-@dataclass(frozen=True)
-class DMD(Renoise):
-    """Multistep generation of DMD2."""
-
-    info: ClassVar[SolverInfo] = _describe("dmd", "arXiv:2405.14867 sec. 4.4", same_as="renoise")
-
-
-@register
-@dataclass(frozen=True)
 class LCM(OneCall):
     """Multistep sampling of latent consistency models, with their scalings at the boundary.
 
     timestep_scaling: factor from a timestep to q, as the config has it.
     """
 
-    info: ClassVar[SolverInfo] = _describe("lcm", "arXiv:2310.04378 alg. 3 and eq. 9", "vp")
+    info: ClassVar[SolverInfo] = _describe(
+        "lcm", "arXiv:2310.04378 alg. 3 and eq. 9", "vp", grid="lcm"
+    )
     timestep_scaling: Scale = 10.0
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
@@ -136,7 +121,7 @@ class TCD(OneCall):
     gamma: 0 keeps all of the noise, 1 nearly none of it; `eta` in diffusers.
     """
 
-    info: ClassVar[SolverInfo] = _describe("tcd", "arXiv:2402.19159 alg. 4", "vp")
+    info: ClassVar[SolverInfo] = _describe("tcd", "arXiv:2402.19159 alg. 4", "vp", grid="lcm")
     gamma: Share = 0.3
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
@@ -155,7 +140,9 @@ class TCD(OneCall):
 class Consistency(OneCall):
     """Multistep sampling of consistency models."""
 
-    info: ClassVar[SolverInfo] = _describe("consistency", "arXiv:2303.01469 alg. 1", "edm")
+    info: ClassVar[SolverInfo] = _describe(
+        "consistency", "arXiv:2303.01469 alg. 1", "edm", grid="consistency"
+    )
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
         low = grid.schedule.at(grid.schedule.t_min).sigma

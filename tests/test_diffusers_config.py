@@ -24,15 +24,21 @@ CLASSES = {  # without those that diffusers replaces by a stub, because a packag
     if inspect.isclass(cls) and issubclass(cls, SchedulerMixin) and cls is not SchedulerMixin
 }
 OTHERS = {  # all that are neither refused nor here are VPDiscrete
+    "CMStochasticIterativeScheduler": (
+        EDM(time_label="c_noise", time_scale=1000.0),
+        Prediction.CONSISTENCY,
+    ),
     "DDPMWuerstchenScheduler": (Cosine(time_scale=1.0), Prediction.EPS),
     "EDMDPMSolverMultistepScheduler": (EDM(), Prediction.EDM),
     "EDMEulerScheduler": (EDM(), Prediction.EDM),
+    "FlowMapEulerDiscreteScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "FlowMatchEulerDiscreteScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "FlowMatchHeunDiscreteScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "FlowMatchLCMScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "HeliosDMDScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "HeliosScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
     "LTXEulerAncestralRFScheduler": (RectifiedFlow(time_scale=1000), Prediction.FLOW),
+    "SCMScheduler": (RectifiedFlow(time_scale=1), Prediction.FLOW),
     "ScoreSdeVpScheduler": (VPLinear(time_scale=999), Prediction.EPS),
 }
 VP = sorted(CLASSES.keys() - REFUSED.keys() - OTHERS.keys())

@@ -336,7 +336,7 @@ def test_every_grid_takes_a_start_and_an_end():
             noisy = [node.t for node in grid if node.t > 0.0]
             assert noisy[0] <= start + 1e-9, name
             assert noisy[-1] >= end - 1e-9, name
-            assert grid.steps == whole.steps or name in ("lcm", "ddim-uniform"), name
+            assert grid.steps == whole.steps or name in ("lcm", "consistency", "ddim-uniform"), name
             at_start = name in ("trailing", "linspace", "simple", "normal", "sgm-uniform", "beta57")
             assert not at_start or noisy[0] == pytest.approx(start, rel=0.01)
     kept = [n.t for n in time_grid("lcm", EVERY["sd"], 4, start=0.5).nodes[:-1]]

@@ -31,7 +31,7 @@ from fewstep.samplers.guidance import (
     guidance,
     parse_guidance,
 )
-from fewstep.samplers.plan import choose_default_schedule
+from fewstep.samplers.schedule_choice import choose_default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
 NODE = RectifiedFlow().at(0.6)

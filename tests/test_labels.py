@@ -15,7 +15,7 @@ from fewstep.models.errors import SettingError
 from fewstep.samplers.conditions import parse_classes
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Interval, PerturbedAttention, Thresholded
-from fewstep.samplers.plan import read_scale
+from fewstep.samplers.schedule_choice import read_scale
 from fewstep.solvers import solver
 
 NETWORK = SimpleNamespace(

@@ -13,8 +13,9 @@ from fewstep.eval.search.size import size_of
 from fewstep.models.errors import ScheduleError, UnknownNameError
 from fewstep.models.load import embedded_names, load, read_card
 from fewstep.samplers.guidance import CFG, Unguided
-from fewstep.samplers.plan import choose_default_schedule, find_schedule, make_plan
+from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
+from fewstep.samplers.schedule_choice import choose_default_schedule, find_schedule
 from fewstep.solvers import StepSchedule, presets, solver
 from fewstep.solvers.presets import best_preset, is_better, preset, preset_names
 

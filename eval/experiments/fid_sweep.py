@@ -26,8 +26,9 @@ from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
 from ...samplers.guidance.forecast import write_space
-from ...samplers.plan import find_schedule, make_plan, settle_choices
+from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_record import Run
+from ...samplers.schedule_choice import find_schedule
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
 from ..bench.protocol import Drawn, Measure, Protocol

@@ -22,8 +22,8 @@ from .trained_process import TrainedProcess, find_classes, guess_class
 logger = logging.get_logger(__name__)
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Choices)}
-NOT_TAKEN_OVER = ("clip_sample", "thresholding", "stochastic_sampling")
-OF_DISTILLED = {"original_inference_steps", "scale_factors"}  # LCM and TCD, FlowMatchLCM
+NOT_TAKEN_OVER = ("clip_sample", "clip_denoised", "thresholding", "stochastic_sampling")
+RUNS = {"solver", "schedule", "recipe"}  # the choices that say what runs
 AS_PIPELINES_PUT_IT = {"steps_offset": 1, "skip_prk_steps": True}  # into old configs
 READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 INSTEAD = {  # of fields that say what runs in diffusers: what says it here
@@ -32,7 +32,7 @@ INSTEAD = {  # of fields that say what runs in diffusers: what says it here
     "solver_order": "choose with solver=, as in solver='unipc-3'",
     "solver_type": "set it with the solver, as in solver='unipc-2:solver_type=bh1'",
     "final_sigmas_type": "say how the run ends with final=, 'zero' or 'sigma_min'",
-    "stochastic_sampling": "take a stochastic solver, such as solver='sa-solver'",
+    "stochastic_sampling": "take solver='renoise', which is the same'",
     "clip_sample": "no prediction is clipped here",
     "thresholding": "no prediction is clipped here",
 }
@@ -55,10 +55,12 @@ def read_choices(config: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[d
     picked = {key: value for key, value in given.items() if key in DEFAULTS}
     changes = {key: value for key, value in given.items() if key not in DEFAULTS}
     if picked.get("solver") is not None:
-        chosen |= {"schedule": None}
+        chosen |= {"schedule": None, "recipe": None}
     if picked.get("schedule") is not None:
-        chosen |= {"solver": None, "grid": None, "nfe": None}
-    _say_what_is_left(base | changes)
+        chosen |= {"solver": None, "grid": None, "nfe": None, "recipe": None}
+    if picked.get("recipe") is not None:
+        chosen |= {"solver": None, "grid": None, "nfe": None, "schedule": None}
+    _say_what_is_left(base | changes, decided=bool(chosen.get("solver") or picked.keys() & RUNS))
     _check_changes(base, _merge_shifts(base, changes), str(picked.get("grid")))
     changes |= _collect_shifts(base, changes)
     return base | changes | _find_unset(base, changes), {**DEFAULTS, **chosen, **picked}
@@ -163,12 +165,16 @@ def _matters(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> b
         return True
 
 
-def _say_what_is_left(base: Mapping[str, Any]) -> None:
+def _say_what_is_left(base: Mapping[str, Any], decided: bool) -> None:
+    """Logs what of a config is not taken over, or was guessed where nothing else is decided."""
     for key in NOT_TAKEN_OVER:
         if base.get(key):
             logger.warning(f"{key} of the config is not taken over: it belongs to its own solver")
-    if OF_DISTILLED & base.keys():
-        logger.warning("a network of this config is distilled to its own update; keep it for that")
+    if base.get("original_inference_steps") and not base.get("base_class") and not decided:
+        logger.warning(
+            "this config is of LCMScheduler or TCDScheduler and does not say which: it is taken for"
+            " the first; for the other give solver='tcd'"
+        )
 
 
 SPARE = {  # they take one point more than there are steps

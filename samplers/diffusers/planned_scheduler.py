@@ -14,6 +14,7 @@ from ...models.diffusers_config import shift_key_of
 from ...models.errors import SettingError
 from ...models.prediction import x0_from
 from ...models.schedule import Node, NoiseSchedule
+from ..distilled import warn_of_untrained
 from ..plan import Plan
 from .config import find_changes, read_choices, read_values, write_values
 from .planning import Choices, Numbers, TimestepsRequest
@@ -130,6 +131,8 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         )
         plan = self.choices.plan(self.process, request)
         plan.warn(self.process.prediction)
+        if self.choices.recipe is None:
+            warn_of_untrained(plan.settings, self.process.distilled, plan.grid)
         self._calls = list_calls(plan)
         self._plan, nodes = plan, [call.node for call in self._calls]
         kind, data = self.process.prediction, self.process.sigma_data
@@ -200,6 +203,7 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         return 1.0 / node.alpha if self._explodes else 1.0
 
     def _decide(self, process: TrainedProcess, choices: Choices) -> None:
+        choices = choices.stand_in(process)
         choices.check(process)
         self.process, self.choices = process, choices
         self._read = {**process.config, **choices.config}

@@ -1,19 +1,21 @@
 """From a scheduler's choices and what a pipeline asks of `set_timesteps` to a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...models.arguments import as_integer, as_numbers
-from ...models.diffusers_config import class_name_of
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ...solvers import Revisable, Schedule, SolverSettings, take_solver
+from ..distilled import check_distilled
 from ..grid import Final
-from ..plan import DEFAULT_SOLVER, Plan, find_schedule, make_plan
+from ..plan import DEFAULT_SOLVER, Plan, make_plan
+from ..recipes import RecipeRun, find_listed, read_recipe
+from ..schedule_choice import find_schedule
 from .stepper import PlannedCall, list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
 from .trained_process import TrainedProcess
@@ -25,7 +27,6 @@ GRID_FLAGS = {
     "use_beta_sigmas": "beta",
     "use_lu_lambdas": "logsnr",
 }
-DISTILLED = ("", "LCMScheduler", "TCDScheduler")  # "" is a config that was never saved
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Choices:
     grid:   a name with settings or falling times; None is the network's own.
     nfe:    a budget that stands in for a number of steps.
     schedule: what stands in for all of these.
+    recipe: a name of `fewstep list recipes`, which stands in for solver and grid.
     final:  as `make_plan` takes it.
     state:  "vp" | "ve", what the pipeline holds of a variance-preserving network's state; None is
         what the scheduler does that the config comes from.
@@ -75,6 +77,7 @@ class Choices:
     grid: str | list[float] | None = None
     nfe: int | None = None
     schedule: Schedule | None = None
+    recipe: str | None = None
     final: str = "zero"
     state: str | None = None
     check_finite: bool = False
@@ -120,6 +123,8 @@ class Choices:
             if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
                 raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
             list_calls(make_plan(process.fixed, self.schedule))
+        elif self.recipe is not None:
+            self._check_recipe(process)
         elif self.settings.info.adaptive:
             raise SettingError(
                 f"{self.settings.info.name} chooses its steps as it goes, and a pipeline wants them"
@@ -128,20 +133,46 @@ class Choices:
         else:
             sized = self.nfe is not None or isinstance(self.grid, list)
             self.plan(process, TimestepsRequest(None if sized else 4, None, None, None, mu=1.0))
+        settings = None if self.schedule is not None else self.settings
+        meant, network = self.recipe is not None, "the network of this config"
+        check_distilled(settings, process.distilled, network, meant)
+
+    def _check_recipe(self, process: TrainedProcess) -> None:
+        if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
+            raise SettingError(
+                "a recipe decides solver and times; drop solver, grid, nfe and final"
+            )
+        recipe, number, _ = read_recipe(str(self.recipe))
+        recipe.warn()
+        steps = number or (recipe.steps or (4,))[0]
+        self.plan(process, TimestepsRequest(steps, None, None, None, mu=1.0))
 
     @property
     def settings(self) -> SolverSettings:
+        if self.recipe is not None:
+            return take_solver(read_recipe(self.recipe)[0].solver)
         return take_solver(DEFAULT_SOLVER if self.solver is None else self.solver)
+
+    def stand_in(self, process: TrainedProcess) -> "Choices":
+        """Returns the choices with the update of a distilled network, if none is chosen."""
+        chosen = (self.solver, self.schedule, self.recipe) != (None, None, None)
+        if chosen or process.distilled is None:
+            return self
+        return replace(self, solver=process.distilled.solver)
 
     def plan(self, process: TrainedProcess, request: TimestepsRequest) -> Plan:
         """Returns the plan of a run; raises FewstepError if there is none."""
         schedule, given = process.make_schedule(request.mu), request.sigmas or request.labels
+        if self.recipe is not None:
+            return self._plan_recipe(schedule, request, process)
         if given is None:
-            return self._plan_steps(schedule, request, process.config)
+            return self._plan_steps(schedule, request, process)
         if isinstance(schedule, RectifiedFlow) and request.sigmas and is_ramp(given):
             same = TimestepsRequest(len(given), request.nfe, None, None, request.mu)
-            plan = self._plan_steps(schedule, same, process.config)
+            plan = self._plan_steps(schedule, same, process)
         else:
+            if isinstance(schedule, RectifiedFlow) and request.sigmas:
+                _refuse_final(schedule, given)
             read = make_grid_at_sigmas if request.sigmas else make_grid_at_labels
             plan = self._plan_list(read(schedule, given), request.nfe)
         if request.steps not in (None, plan.grid.steps):
@@ -150,6 +181,19 @@ class Choices:
                 " num_inference_steps"
             )
         return plan
+
+    def _plan_recipe(
+        self, schedule: NoiseSchedule, request: TimestepsRequest, process: TrainedProcess
+    ) -> Plan:
+        """Returns the plan of a recipe; of a ramp, which pipelines pass, the number counts."""
+        steps = request.steps or request.nfe
+        if request.sigmas is not None and is_ramp(request.sigmas):
+            steps = len(request.sigmas)
+        elif request.listed:
+            raise SettingError(f"recipe {self.recipe} lists its times; drop sigmas and timesteps")
+        run = RecipeRun.find(str(self.recipe), steps)
+        times = run.place(schedule, process.prediction)
+        return make_plan(schedule, run.recipe.solver, grid=times)
 
     def _plan_list(self, grid: TimeGrid, nfe: int | None) -> Plan:
         """Times that somebody chose; they are taken as they are or not at all."""
@@ -163,7 +207,7 @@ class Choices:
         return make_plan(grid.schedule, self.settings, grid=[node.t for node in grid.nodes])
 
     def _plan_steps(
-        self, schedule: NoiseSchedule, request: TimestepsRequest, config: Mapping[str, Any]
+        self, schedule: NoiseSchedule, request: TimestepsRequest, process: TrainedProcess
     ) -> Plan:
         nfe = self.nfe if request.nfe is None else request.nfe
         if self.schedule is not None:
@@ -171,11 +215,11 @@ class Choices:
         elif self.grid is not None and not isinstance(self.grid, str):
             plan, what = make_plan(schedule, self.settings, grid=self.grid), "the grid"
         elif nfe is not None:
-            plan, what = self._plan_named(schedule, {"nfe": nfe}, config), f"{nfe} evaluations"
+            plan, what = self._plan_named(schedule, {"nfe": nfe}, process), f"{nfe} evaluations"
         elif request.steps is None:
             raise SettingError("set_timesteps needs num_inference_steps, sigmas, timesteps or nfe")
         else:
-            return self._plan_named(schedule, {"steps": request.steps}, config)
+            return self._plan_named(schedule, {"steps": request.steps}, process)
         _check_steps(what, plan.grid.steps, request.steps)
         fixed = self.schedule is not None or isinstance(self.grid, list)
         if fixed and nfe not in (None, plan.nfe):
@@ -183,10 +227,10 @@ class Choices:
         return plan
 
     def _plan_named(
-        self, schedule: NoiseSchedule, size: Mapping[str, int], config: Mapping[str, Any]
+        self, schedule: NoiseSchedule, size: Mapping[str, int], process: TrainedProcess
     ) -> Plan:
         assert not isinstance(self.grid, list)
-        grid = self.grid or choose_grid(schedule, config)
+        grid = self.grid or choose_grid(schedule, process)
         return make_plan(schedule, self.settings, grid=grid, final=self.final, **size)
 
 
@@ -209,19 +253,33 @@ def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
     return None if values is None else as_numbers(values, name)
 
 
-def choose_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> str | None:
+def _refuse_final(schedule: RectifiedFlow, sigmas: Sequence[float]) -> None:
+    """Raises SettingError for the final times of a recipe, as `sigmas` are shifted once more."""
+    taus = [tau for tau in sigmas if tau > 0.0]
+    if schedule.shift == 1.0 or (name := find_listed(taus)) is None:
+        return
+    scale = 1.0 if schedule.time_scale is None else schedule.time_scale
+    shifted = " ".join(f"{schedule.at(tau).sigma:.4g}" for tau in taus)
+    raise SettingError(
+        f"these sigmas are the final times of {name}, and the shift of this config would make them"
+        f" {shifted}; take recipe={name!r}, or pass"
+        f" timesteps={[round(scale * tau, 4) for tau in taus]}"
+    )
+
+
+def choose_grid(schedule: NoiseSchedule, process: TrainedProcess) -> str | None:
     """Returns the grid that a config chooses; None is the default of a plan.
 
-    It is what its flags say, of LCM and TCD the labels that they were distilled at, `trailing`
-    where the config says so, and uniform on flow, as pipelines do. The other spacings stand in
-    every config by default, whatever the network was trained for; they are to be asked for.
+    It is what its flags say, of distilled networks what they were distilled at, `trailing` where
+    the config says so, and uniform on flow, as pipelines do. The other spacings stand in every
+    config by default, whatever the network was trained for; they are to be asked for.
     """
+    config = process.config
     for flag, grid in GRID_FLAGS.items():
         if config.get(flag):
             return grid
-    original = config.get("original_inference_steps")
-    if original and isinstance(schedule, VPDiscrete) and class_name_of(config) in DISTILLED:
-        return f"lcm:original={original}"
+    if process.distilled is not None:
+        return process.distilled.grid
     if config.get("timestep_spacing") == "trailing" and isinstance(schedule, VPDiscrete):
         return "trailing"
     return "uniform" if isinstance(schedule, RectifiedFlow) else None

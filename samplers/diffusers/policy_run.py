@@ -101,12 +101,13 @@ def read_scheduler(scheduler: Any) -> tuple[TrainedProcess, list[float]]:
     """Returns what a diffusers scheduler, or ours, says of the network, and the labels of its plan.
 
     Raises:
-        ModelError: if its config does not say enough; SettingError for EDM's preconditioning.
+        ModelError: if its config does not say enough.
+        SettingError: if the network is preconditioned.
     """
     process = getattr(scheduler, "process", None) or TrainedProcess.of(scheduler.config)
-    if process.prediction is Prediction.EDM:
+    if process.prediction.preconditioned:
         raise SettingError(
-            "the outputs of a network in EDM's preconditioning cannot be guided here; sample with"
+            "the outputs of a preconditioned network (EDM) cannot be guided here; sample with"
             " Sampler.from_pipeline"
         )
     return process, torch.as_tensor(scheduler.timesteps).tolist()

@@ -22,7 +22,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from ...models.errors import SettingError
-from ...models.prediction import Prediction, combine
+from ...models.prediction import combine
 from ..reinforcement import LogProbStep, logprob_step
 from ..state import rescale, to_state
 from .config import read_choices
@@ -79,6 +79,9 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 nfe: a budget of evaluations in place of a number of steps.
                     use_karras_sigmas=True and its like name one, too.
                 schedule: a `Schedule`, a file of one, or the name of a preset.
+                recipe: a name of `fewstep list recipes`, in place of solver and grid, for a network
+                    that was distilled so. A config of LCM, TCD and other distilled networks has
+                    their update and times by itself.
                 final: "zero", "sigma_min" or "denoise".
                 state: "ve" where the pipeline is to hold x0 + (sigma / alpha) eps, as it does with
                     EulerDiscreteScheduler and its like, "vp" where it is not. By default as the
@@ -121,7 +124,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 is the next. A copy on an accelerator is read at the beginning only.
             sample: (B, *) what the network was asked about. If it is not what the last step
                 returned, it takes its place.
-            eta: 0; there is a solver for every noise.
+            eta: 0, or gamma of tcd; there is a solver for every noise.
             generator: what stochastic solvers draw from; of a list, one per row.
             return_dict: False for a tuple (prev_sample, x0).
             use_clipped_model_output: what DDIMPipeline passes; not True, as nothing is clipped.
@@ -133,8 +136,11 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
             SettingError: before set_timesteps, after the last evaluation, for the timestep of
                 another one, one that no run can begin at, or for another eta.
         """
-        if eta:
-            raise SettingError(f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver")
+        if eta and eta != getattr(self.choices.settings, "gamma", None):
+            raise SettingError(
+                f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver, and for TCD"
+                f" 'tcd:gamma={eta:g}'"
+            )
         if use_clipped_model_output:
             raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
         if (index := self._find_evaluation(timestep)) != self._index:
@@ -210,7 +216,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         Raises:
             SettingError: where sigma itself is to be scaled, as for such a state, but it is none.
         """
-        if not (self._explodes or self.process.prediction is Prediction.EDM):
+        if not (self._explodes or self.process.prediction.preconditioned):
             if sample.ndim == 0:
                 raise SettingError(OTHER_STATE)
             return sample

@@ -136,7 +136,8 @@ def list_calls(plan: Plan) -> list[PlannedCall]:
         raise SettingError(GUIDED)
     if not asked[0]:
         raise SettingError(AFS)
-    if asked[0][0] != plan.grid.nodes[0]:
+    first = asked[0][0]
+    if not isinstance(first, Node) or first.t != plan.grid.nodes[0].t:
         raise SettingError(NOISE_FIRST)
     return [
         PlannedCall(step, stage, node)

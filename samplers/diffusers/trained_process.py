@@ -13,6 +13,7 @@ from ...models.diffusers_config import (
     class_name_of,
     from_scheduler_config,
 )
+from ...models.distillation import Distillation, read_distillation
 from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
@@ -43,6 +44,11 @@ class TrainedProcess:
         _check_numbers(config)
         public = {key: value for key, value in config.items() if not key.startswith("_")}
         public["base_class"] = class_name_of(config) or guess_class(public)
+        if public["base_class"] == "SCMScheduler":
+            raise ModelError(
+                "the pipeline of SCMScheduler turns states and answers into those of another"
+                " process around it; keep its own scheduler, or take Sampler.from_pipeline"
+            )
         shift = 1.0 if public.get("use_dynamic_shifting") else None
         schedule, prediction = _read_config(public, shift)
         return cls(public, schedule, prediction)
@@ -58,9 +64,14 @@ class TrainedProcess:
         return self.fixed.family == "vp" and self.config["base_class"] in EXPLODING
 
     @property
-    def facts(self) -> tuple[NoiseSchedule, Prediction, bool]:
+    def distilled(self) -> Distillation | None:
+        """The distillation of the network, if the config names one."""
+        return read_distillation(self.config["base_class"], self.config)
+
+    @property
+    def facts(self) -> tuple[object, ...]:
         """All that a run depends on, with the times of a dynamic network shifted by mu = 1."""
-        return self.make_schedule(1.0), self.prediction, self.dynamic
+        return self.make_schedule(1.0), self.prediction, self.dynamic, self.distilled
 
     @property
     def sigma_data(self) -> float:
@@ -137,7 +148,7 @@ def guess_class(config: Mapping[str, Any]) -> str:
             "this scheduler config does not say how its network was trained: it has neither"
             ' "_class_name" nor "beta_schedule", and its fields are those of no scheduler'
         )
-    return min(fitting, key=lambda name: (name in REFUSED, name))
+    return min(fitting, key=lambda name: (name in REFUSED or name.startswith("FlowMap"), name))
 
 
 def find_classes(fields: Set[str]) -> list[str]:
