@@ -17,7 +17,7 @@ from training.loop import Budget, Place, Stopped, train
 from training.recipe import Recipe, parameters_of, recipe_of
 from training.run import Run
 from training.store import check_out, draw, write_network
-from training.table import RECIPES
+from training.table import RECIPES, finish
 
 from fewstep.models.devices import memory_advice
 from fewstep.models.errors import FewstepError, SettingError
@@ -44,6 +44,7 @@ def _read_options() -> argparse.Namespace:
     asked.add_argument("--steps", type=int, help="instead of --minutes")
     asked.add_argument("--batch", type=int, help="images a step, instead of the recipe's")
     asked.add_argument("--start", type=Path, help="folder of weights to begin with")
+    asked.add_argument("--finish", action="store_true", help="train --start on for a clean ground")
     asked.add_argument("--out", type=Path, help="folder of the network; default trained/RECIPE")
     asked.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
     asked.add_argument("--list", action="store_true", help="show the recipes")
@@ -66,6 +67,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise SettingError(f"name a recipe: {', '.join(RECIPES)}, or a FILE.json")
     recipe = recipe_of(options.recipe, RECIPES)
+    if options.finish:
+        recipe = _finish(recipe, options.start)
     budget = Budget(options.minutes, options.steps)
     if options.batch is not None:
         recipe = replace(recipe, batch=_check_batch(options.batch))
@@ -88,6 +91,12 @@ def _run(recipe: Recipe, budget: Budget, place: Place, start: Path | None) -> No
     write_network(place.folder, run)
     print(f"written to {place.folder}; drawing samples.png", flush=True)
     draw(run, place.folder)
+
+
+def _finish(recipe: Recipe, start: Path | None) -> Recipe:
+    if start is None:
+        raise SettingError("--finish trains a network on; give the folder of one with --start")
+    return finish(recipe)
 
 
 def _check_batch(batch: int) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from choose_defaults import choose, compare_features, rate
 from measure_networks import find_clean_share, format_blocks
+from measure_tint import find_background, find_slope
 from more_evaluations import compare_with_least, count_worse, format_ratio, format_rows
 
 from fewstep.eval.experiments.distances import Distance, DistantRun
@@ -52,3 +53,13 @@ def distance(rms, features=None):
     run = DistantRun(network="net", process="vp", reference="", noises=3, nfe=5, grid="old")
     seen = None if features is None else (features**2,) * 3
     return Distance(run=run, squares=(rms**2,) * 3, features=seen)
+
+
+def test_the_share_of_a_tint_is_that_on_the_background():
+    images = torch.ones(2, 3, 8, 8)
+    images[:, 1, 3:5, 3:5] = 0.2
+    where = find_background(images)
+    assert int((~where).sum()) == 2 * 3 * 16  # the object, and the pixels around it
+    tint = torch.randn(2, 3, 1, 1).expand_as(images)
+    left = torch.where(where, 0.4 * tint, 9.0 * tint)
+    assert abs(find_slope(tint, left, where) - 0.4) < 1e-6

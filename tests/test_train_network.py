@@ -308,6 +308,52 @@ def test_classes_are_dropped_as_often_as_the_recipe_says():
     assert float((told[0] == 3).float().mean()) == pytest.approx(0.25, abs=0.06)
 
 
+def test_the_noise_of_a_recipe_with_a_tint_is_shifted_by_so_much_and_no_more_than_itself():
+    """Means of images: of 64 pixels of noise, and the tint; sigma is .5 and .01."""
+    slow = 1 / 16  # variance of the mean of 16 numbers
+    assert spread_of_means(0.0, 0.5) == pytest.approx(1 / 8, rel=0.1)
+    assert spread_of_means(0.05, 0.5) == pytest.approx((1 / 64 + 0.01 * (1 + slow)) ** 0.5, rel=0.1)
+    assert spread_of_means(0.05, 0.01) == pytest.approx((1 / 64 + 1 + slow) ** 0.5, rel=0.1)
+
+
+def spread_of_means(tint, t):
+    """Of the noise of 500 images that are asked about at one time."""
+    times = (Times("uniform", (t, t + 1e-6)),)
+    here, drawn = run.Run(replace(DIT, batch=500, tint=tint, times=times)), []
+
+    def loss(x0, labels, at, eps):
+        drawn.append(eps)
+        return here.parameters[0].sum()
+
+    here.loss = loss
+    here.backward()
+    return float(drawn[0].mean((1, 2, 3)).std())
+
+
+def test_finishing_asks_near_the_data_half_of_the_time():
+    for recipe in table.RECIPES.values():
+        finished = table.finish(recipe)
+        low, high = finished.times[-1].at
+        nodes = [finished.process.at(t) for t in (low, high)]
+        assert [node.sigma / node.alpha for node in nodes] == pytest.approx([0.01, 0.5], rel=1e-3)
+        asked = np.array(task.make_times(finished.times, finished.process))
+        before = np.array(task.make_times(recipe.times, recipe.process))
+        inside = [np.mean((low <= times) & (times <= high)) for times in (asked, before)]
+        assert inside[0] == pytest.approx((1.0 + inside[1]) / 2, abs=0.01)
+        assert finished.tint > 0.0
+
+
+def test_a_network_is_finished_from_a_folder(monkeypatch, tmp_path, capsys):
+    assert typed(monkeypatch, "tiny-dit", "--steps", 2, "--finish", "--out", tmp_path / "a") == 2
+    assert "give the folder of one with --start" in capsys.readouterr().err
+    assert typed(monkeypatch, "tiny-dit", "--steps", 2, "--out", tmp_path / "a") == 0
+    words = ["--steps", 2, "--finish", "--start", tmp_path / "a", "--out", tmp_path / "b"]
+    assert typed(monkeypatch, "tiny-dit", *words) == 0
+    facts = json.loads((tmp_path / "b" / "card.json").read_text())["trained"]
+    assert facts["recipe"]["tint"] > 0.0
+    assert facts["started_from"]
+
+
 # The networks.
 
 

@@ -23,6 +23,7 @@ MODELS = {
 
 Positive = Annotated[int, Field(gt=0)]
 Above0 = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -66,6 +67,10 @@ class Recipe:
     ema:           decay of the average of weights that is stored; it begins lower.
     label_dropout: share of the images whose class is replaced by the null class.
     clip:          the largest norm of a gradient.
+    tint:          deviation, in the image's range, of a tint that the noise has besides, even over
+                   the image or slowly changing, at most as strong as the noise itself. The network
+                   learns to remove what little of a tint its own errors leave; noise that has one
+                   in proportion to itself is known as offset noise.
     bf16:          whether all but the borders of the network computes in bf16.
     """
 
@@ -89,6 +94,7 @@ class Recipe:
     ema: Share = 0.9995
     label_dropout: Share = 0.1
     clip: Above0 = 1.0
+    tint: NotNegative = 0.0
     bf16: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
 

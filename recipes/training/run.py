@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from .task import Asked, make_nodes
 WINDOW = 100  # steps that the reported loss is a mean over
 TOO_MANY = 20  # steps in a row without a finite gradient
 BETAS = (0.9, 0.99)
+SLOW = 4  # places along a side of a tint that changes slowly
 
 # bf16 rounds away what little noise there is near the data, so these compute in float32.
 BORDERS = {
@@ -110,7 +112,10 @@ class Run:
         if recipe.null_class is not None:
             dropped = torch.rand(recipe.batch, device=self.device) < recipe.label_dropout
             labels = torch.where(dropped, recipe.null_class, labels)
-        loss = self.loss(x0, labels, self.asked.draw(recipe.batch), torch.randn_like(x0))
+        at, eps = self.asked.draw(recipe.batch), torch.randn_like(x0)
+        if recipe.tint > 0.0:
+            eps += draw_tint(x0) * (recipe.tint / at.sigma).clamp(max=1.0)
+        loss = self.loss(x0, labels, at, eps)
         loss.backward()
         return loss.detach()
 
@@ -148,6 +153,12 @@ def load_weights(network: nn.Module, folder: Path) -> str:
     except Exception as error:  # safetensors has errors of its own
         reason = " ".join(str(error).split())[:200]
         raise SettingError(f"cannot start from {str(path)!r}: {reason}") from error
+
+
+def draw_tint(images: Tensor) -> Tensor:
+    """Returns noise that is even over each image, plus noise that changes slowly over it."""
+    even, slow = (torch.randn_like(images[:, :, :side, :side]) for side in (1, SLOW))
+    return even + F.interpolate(slow, images.shape[2:], mode="bilinear")
 
 
 def _compute_in_float32(module: nn.Module, device: str) -> None:
