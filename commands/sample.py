@@ -152,7 +152,10 @@ class SampleOptions:
         """Returns the guidance scale that was typed, or the network's own where nothing else is."""
         if self.cfg_scale is not None:
             return self.cfg_scale
+        from ..solvers import take_solver
+
         chosen = (self.guidance, self.schedule, self.recipe) != (None, None, None)
+        chosen |= self.solver is not None and take_solver(self.solver).info.guided
         guided = not chosen and classes != "null"
         return network.cfg_scale if guided else 1.0
 

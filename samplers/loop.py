@@ -112,8 +112,8 @@ class BatchRun:
         solver, guidance, cache = self.solver, self.guidance, self.denoiser.cache
         if brings_guidance(solver) and not (guidance.off and not isinstance(guidance, Thresholded)):
             raise SettingError(
-                "this schedule brings its own guidance; drop the guidance scale, interval and"
-                " threshold"
+                "this schedule or solver brings its own guidance; drop the guidance scale, interval"
+                " and threshold (a solver has the scale as a setting)"
             )
         brought = solver.schedule.cache_policy if isinstance(solver, Executor) else None
         if brought is not None and (cache is None or cache.policy != brought):

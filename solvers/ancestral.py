@@ -48,7 +48,7 @@ from pydantic.dataclasses import dataclass
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
 from .coordinates import Straight
-from .distilled import OneCall, keep_noise
+from .distilled import OneCall, find_rest, keep_noise
 from .exponential import phi
 from .linear import LinearSolver
 from .runge_kutta import StageRows, StageSteps
@@ -97,7 +97,7 @@ def add_noise(
     z: Mapping[Term, float] = MappingProxyType({("z", 0): 1.0}),
 ) -> Combination:
     """Returns x_s from x_d / alpha_d, kappa_d and the noise z."""
-    noise = math.sqrt(max(0.0, s.sigma**2 - (s.alpha * kappa) ** 2))
+    noise = find_rest(s, s.alpha * kappa)
     return add_terms({term: s.alpha * weight for term, weight in state.items()}, z, s_noise * noise)
 
 

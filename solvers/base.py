@@ -166,6 +166,7 @@ class SolverInfo:
     stochastic:     whether it adds noise.
     adaptive:       whether it chooses its own steps, so that its cost is known only afterwards.
     families:       noise schedule families it runs on; empty for all.
+    guided:         whether it combines the branches of the network itself, and needs both.
     distilled:      whether it is the update of networks that were distilled to it.
     grid:           the grid that goes with it where none is chosen; empty if it is no matter.
     same_as:        the method that this is by another name, with every setting left as it is.
@@ -178,6 +179,7 @@ class SolverInfo:
     stochastic: bool = False
     adaptive: bool = False
     families: tuple[str, ...] = ()
+    guided: bool = False
     distilled: bool = False
     grid: str = ""
     same_as: str = ""

@@ -67,8 +67,14 @@ class OneCall(LinearSolver):
 
 def keep_noise(t: Node, s: Node, rho: float) -> tuple[float, float, float]:
     """Returns the weights of x_t, x0 and z in the module's step, of which rho eps is kept."""
-    x, noise = rho / t.sigma, math.sqrt(max(0.0, s.sigma**2 - rho**2))
-    return x, s.alpha - x * t.alpha, noise
+    x = rho / t.sigma
+    return x, s.alpha - x * t.alpha, find_rest(s, rho)
+
+
+def find_rest(s: Node, rho: float) -> float:
+    """Returns sqrt(sigma_s^2 - rho^2), and 0 where they differ by rounding alone."""
+    rest = s.sigma**2 - rho**2
+    return math.sqrt(rest) if rest > 1e-12 * s.sigma**2 else 0.0
 
 
 def _describe(name: str, source: str, *families: str, **facts: str) -> SolverInfo:

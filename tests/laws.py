@@ -21,6 +21,7 @@ from fewstep.models.schedule import (
 )
 from fewstep.solvers import Solver, SolverSettings, StepSchedule, drive, names
 from fewstep.solvers import solver as registered
+from fewstep.solvers.base import Split
 from fewstep.solvers.exponential import StepSpec
 from fewstep.solvers.step_schedule import Compiled
 from fewstep.solvers.table import FIRST, Table, rewrite
@@ -81,6 +82,7 @@ def runs(settings: SolverSettings, family: str) -> bool:
 CASES = [(n, p) for n in names() for p in PROCESSES if runs(solver(n), PROCESSES[p].family)]
 
 FIXED = [name for name in names() if not solver(name).info.adaptive]  # the grid is their steps
+ONE_BRANCH = [name for name in FIXED if not solver(name).info.guided]  # any network answers them
 DETERMINISTIC = [name for name in names() if not solver(name).info.stochastic]
 ODE_CASES = [(name, process) for name, process in CASES if name in DETERMINISTIC]
 
@@ -92,6 +94,8 @@ def answering(law: Law, n: int) -> Callable[[Tensor, Node | None], Tensor]:
     def answer(x: Tensor, node: Node | None) -> Tensor:
         if node is None:
             return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        if isinstance(node, Split):
+            return torch.stack([law(x, node.node)] * len(node.branches))
         return law(x, node)
 
     return answer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import FIXED, solver
+from laws import ONE_BRANCH, solver
 
 from fewstep import (
     EDM,
@@ -174,7 +174,7 @@ def tabled(whole_times):
 def test_whole_timesteps_give_the_exact_point_with_every_solver_or_are_refused():
     """One point is exact on any nodes, but only if state and network mean the same ones."""
     sampler, refused = tabled(whole_times=True), []
-    for name in FIXED:
+    for name in ONE_BRANCH:
         if sampler.network.schedule.family not in (solver(name).info.families or ("vp",)):
             continue
         try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from laws import DETERMINISTIC, FIXED, MIXTURE, solver
+from laws import DETERMINISTIC, MIXTURE, ONE_BRANCH, solver
 from tape import Taped
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,7 +179,7 @@ def same(found, wanted):
     assert found.ledger.steps == wanted.ledger.steps
 
 
-@pytest.mark.parametrize("name", sorted({*FIXED} & {*DETERMINISTIC}))
+@pytest.mark.parametrize("name", sorted({*ONE_BRANCH} & {*DETERMINISTIC}))
 def test_a_recorded_run_is_the_run(name):
     settings, schedule, predicts = solver(name), RectifiedFlow(), Prediction.FLOW
     if settings.info.families and "flow" not in settings.info.families:

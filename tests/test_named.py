@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from laws import MIXTURE, f64, start
+from laws import GAUSSIAN, MIXTURE, f64, start
 from torch.testing import assert_close
 
 from fewstep.commands.catalogue import LISTINGS
@@ -22,6 +22,7 @@ from fewstep.samplers.plan import make_plan, settle_choices
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import drive, dry_run, names, solver
 from fewstep.solvers.aliases import ALIASES
+from fewstep.solvers.base import Split
 
 
 def make_karras(n, schedule=None):
@@ -48,7 +49,7 @@ def draw(n, x):
     return values.reshape(x.shape)
 
 
-class Run(NamedTuple):
+class FixedRun(NamedTuple):
     """Where a run ends, and how often it asks and draws."""
 
     x: torch.Tensor
@@ -57,17 +58,22 @@ class Run(NamedTuple):
 
 
 def run_fixed(settings, grid, law=MIXTURE.x0, gap=1):
-    """Runs a solver with the fixed noise; gap: of the numbers of its draws."""
+    """Runs a solver with the fixed noise; gap: of the numbers of its draws.
+
+    Where the branches are asked for apart, the unconditional one is that of GAUSSIAN.
+    """
     steps, x, counts = settings.on(grid), start(grid), [0, 0]
 
     def answer(x, node):
         counts[node is None] += 1
+        if isinstance(node, Split):
+            return torch.stack([GAUSSIAN.x0(x, node.node), law(x, node.node)])
         return draw(gap * (counts[1] - 1), x) if node is None else law(x, node)
 
     state = steps.init()
     for t, s in pairwise(grid.nodes):
         x, state = drive(steps.step(x, state, t, s), answer)
-    return Run(x, *counts)
+    return FixedRun(x, *counts)
 
 
 SA = "predictor_order=3,corrector_order=4,lower_order_final=before-zero,tau_at=end"
@@ -94,6 +100,9 @@ FROZEN = [  # spec, grid, evaluations, draws, the first three numbers
     (f"sa_solver_pece:{SA}", G8, 15, 3, (-0.775575265, 0.441242474, 0.578222017)),
     (f"sa_solver_pece:{SA},tau=0", G8, 15, 0, (0.416649501, 0.904336458, -1.141592785)),
     ("stochastic_heun", F8, 15, 7, (0.248711441, 0.757337100, -0.952350040)),
+    ("euler_cfg_pp:scale=2", G8, 8, 0, (-1.964019322, 0.148046361, 0.818531349)),
+    ("euler_ancestral_cfg_pp:scale=2", G8, 8, 7, (-1.842656276, 0.284990239, 0.398928496)),
+    ("dpmpp_2m_cfg_pp:scale=2", G8, 8, 0, (-6.029432691, -1.270886171, 1.521804992)),
     ("ddim", SD4, 4, 0, (0.251693376, 0.690036268, -0.830165879)),
     ("euler_ancestral:eta=.5", SD4, 4, 3, (0.225388071, 0.603755636, -0.716819365)),
     ("ddpm", SD4, 4, 3, (-0.503323453, 0.295635910, 0.280522453)),
@@ -161,8 +170,9 @@ SAME = [
 def test_methods_that_are_others_with_their_settings():
     for one, other in SAME:
         for law in (MIXTURE.x0, lambda x, node: 0.3 * x.tanh()):
-            ends = [run_fixed(solver(spec), G8, law).x for spec in (one, other)]
-            assert_close(*ends, rtol=1e-9, atol=1e-9)
+            first, second = (run_fixed(solver(spec), G8, law) for spec in (one, other))
+            assert_close(first.x, second.x, rtol=1e-9, atol=1e-9)
+            assert first.draws == second.draws
     heun = [run_fixed(solver(each), F8).x for each in ("stochastic_heun:g=0", "heun")]
     assert_close(*heun, rtol=1e-12, atol=1e-12)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import FIXED, solver
+from laws import ONE_BRANCH, solver
 
 from fewstep import (
     CFG,
@@ -96,7 +96,7 @@ def test_noise_becomes_data(schedule, name):
     torch.testing.assert_close(result.samples, exact, atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", ONE_BRANCH)
 def test_nfe_is_predicted_and_counted_at_the_network(name):
     seen = []
     sampler = Sampler(counted(gaussian(), seen))

@@ -8,6 +8,7 @@ import math
 import diffusers
 import pytest
 import torch
+from laws import ONE_BRANCH
 from torch import Tensor
 
 from fewstep import Schedule, SolverScheduler, from_module
@@ -17,7 +18,7 @@ from fewstep.samplers.diffusers.scheduler import Output
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
-from fewstep.solvers import names, solver
+from fewstep.solvers import solver
 from fewstep.solvers.presets import preset
 from fewstep.solvers.step_schedule import Compiled
 
@@ -28,7 +29,7 @@ DYNAMIC = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).c
 EDM = diffusers.EDMEulerScheduler().config
 SHAPE = (2, 4, 4)
 CONFIGS = {"vp": VP, "flow": FLOW, "edm": EDM}
-FIXED = [name for name in names() if not solver(name).info.adaptive and name != "dpm-solver-v3"]
+FIXED = [name for name in ONE_BRANCH if name != "dpm-solver-v3"]
 
 
 def net(x: Tensor, time: Tensor) -> Tensor:
