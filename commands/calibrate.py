@@ -20,7 +20,7 @@ def calibrate(
     again.
     """
     if request.guidance is not None:
-        names = {"quality", "cache", "out", "plot", "reference_nfe"}
+        names = {"quality", "cache", "predictor", "out", "plot", "reference_nfe"}
         refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
         from ..eval.guidance_calibration import propose_threshold
 

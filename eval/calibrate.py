@@ -6,14 +6,13 @@ that meets the quality becomes a small file for `sample --cache`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from ..models.caching.base import CACHES
-from ..models.denoiser import Network
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable
 from ..models.probe import sketch
@@ -25,9 +24,9 @@ from .bench.front_table import FrontPoint
 from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
 from .bench.runner import run_all
+from .cache_candidates import list_settings
 from .cache_worth import measure_worth
 from .experiments.cache import QUALITIES, CacheBench, CacheFront
-from .experiments.caches import DEEP, FITTED, GATED, TAYLOR
 from .options import make_request
 from .requests import CalibrationRequest
 
@@ -117,31 +116,10 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
     store = ResultStore(request.out.with_name(f"{request.out.name}.figures.jsonl"))
     store.check()
     bench = CacheBench(front, store, request.device)
-    policies = tuple(list_settings(bench.network(request.network), request.cache or ()))
+    network, predictors = bench.network(request.network), request.predictor or ()
+    policies = tuple(list_settings(network, request.cache or (), predictors))
     bench.front = replace(front, policies=policies)
     return bench
-
-
-def list_settings(network: Network, caches: Sequence[str]) -> Iterator[str]:
-    """Yields the settings that are tried on a network.
-
-    Raises:
-        SettingError: if a name has none prepared for it, or the network cannot be cached.
-    """
-    if network.module is None:
-        raise SettingError(f"{network.name} is a plain function, which has no blocks to skip")
-    prepared = DEEP if hasattr(network.module, "up_blocks") else (*TAYLOR, *GATED, *FITTED)
-    if not caches:
-        yield from prepared
-    for each in caches:
-        specs = [spec for spec in prepared if spec.partition(":")[0] == each]
-        if not specs and ":" not in each:
-            known = sorted({spec.partition(":")[0] for spec in prepared})
-            raise SettingError(
-                f"no settings of {each!r} are prepared for {network.name}, only of"
-                f" {', '.join(known)}; give some, as in {each}:key=value"
-            )
-        yield from specs or [each]
 
 
 @dataclass(frozen=True)

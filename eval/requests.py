@@ -216,6 +216,13 @@ class CalibrationRequest:
         " By default all that fit the network are tried.",
         QUALITY,
     )
+    predictor: list[str] | None = option(
+        None,
+        "A predictor to try under every cache, as name or name:key=value,..., see `fewstep list"
+        " predictors`; give it several times for several predictors. 'all' is all of them, with"
+        " weights that are fitted to the run.",
+        QUALITY,
+    )
     reference_nfe: ReferenceNfe = 200
     saving: float = option(0.25, "Share of the network rows that --guidance shall save.", GUIDANCE)
     guidance: str | None = option(

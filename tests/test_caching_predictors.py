@@ -344,6 +344,7 @@ ODD = ((2, (0,), (1.0,)),)
 REFUSED = [  # a run of 8 calls
     (FixedMask((0, 1, 4, 6), predictor="dmd"), "no skipped call has them here"),
     (TaylorSeer(interval=2, predictor=Fitted(rows=LINES)), "no fitted weights for call 2"),
+    (TaylorSeer(interval=2, predictor="fitted"), "fewstep calibrate --predictor fitted"),
     (CGTaylor(predictor=Fitted(rows=LINES)), "a gate decides here"),
     (FixedMask((0, 2, 3, 4, 5, 6, 7), predictor=Fitted(rows=ODD)), r"call 1 after .* \[0\]"),
     (FixedMask((0, 1, 3, 4, 5, 6, 7), predictor=Fitted(rows=ODD)), r"call 2 after .* \[1\]"),
@@ -397,7 +398,6 @@ BAD = [
     ("taylorseer:predictor=dmd:history=3", "history of dmd is 4"),
     ("taylorseer:predictor=foca:order=2", "foca has no settings"),
     ("dicache:predictor=anchors:limit=1", "limit must be above 1"),
-    ("taylorseer:predictor=fitted", "fitted needs rows"),
     ("taylorseer:predictor=fitted:rows=[[3,[1,2],[1,1]]]", "newest first"),
     ("taylorseer:predictor=fitted:rows=[[3,[2,1],[9,-9]]]", "more than 16"),
 ]

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observe
+from fewstep.eval.cache_candidates import list_settings
 from fewstep.eval.cache_worth import measure_worth
-from fewstep.eval.calibrate import Calibration, Quality, list_settings
+from fewstep.eval.calibrate import Calibration, Quality
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.architectures.stack import describe
-from fewstep.models.caching import MagCache, TeaCache
+from fewstep.models.caching import MagCache, TeaCache, take_cache
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.load import load
 from fewstep.samplers.cache_file import CacheFigures, CacheFile
@@ -131,6 +132,14 @@ def test_names_stand_for_their_prepared_settings(dit):
     assert "deepcache" not in {each.partition(":")[0] for each in list_settings(dit, [])}
     with pytest.raises(SettingError, match="only of cg-taylor, first-block"):
         list(list_settings(dit, ["deepcache"]))
+    two = ["taylor", "hermite:order=1,sigma=0.7"]
+    assert list(list_settings(dit, [LITE], two)) == [
+        f"{LITE},predictor=taylor",
+        f"{LITE},predictor=[hermite:order=1,sigma=0.7]",
+    ]
+    every = list(list_settings(dit, ["taylorseer"], ["all"]))
+    assert {take_cache(each).keep.predictor.info.name for each in every} >= {"fitted", "foca"}
+    assert all(take_cache(each) for each in list_settings(dit, []))
 
 
 def typed(*words):

@@ -11,7 +11,7 @@ Seconds are measured in a pass of their own, in turns with the uncached run.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...models.caching import MagCache, Policy, TeaCache, take_cache
+from ...models.caching.predictors import Fitted
 from ...models.errors import FewstepError, SettingError
 from ...models.registry import format_spec
 from ...samplers.guidance import CFG
@@ -32,6 +33,7 @@ from ..bench.front_table import FrontPoint, FrontRun
 from ..bench.protocol import Protocol
 from ..bench.rows import ResultRow
 from ..cache_calibration import Observed, observe
+from ..cache_fit import CHOOSE, FIT, fit_predictor
 from .caches import POLICIES, is_rival, rival_effective, rival_run
 
 TO_EXACT = "relative l2 to the converged run"
@@ -43,6 +45,7 @@ QUALITIES = {
 }
 TIME = "seconds over those of the uncached run"
 UNCACHED = "uncached"
+FIT_SEEDS = range(10**6, 10**6 + FIT + CHOOSE)  # far from all that figures are measured on
 BASELINES = ("dpmpp-2m", "unipc-2", "ipndm-2", "ipndm-3")
 BUDGETS = (6, 8, 10, 11, 12, 13, 14, 16, 18, 20, 24, 28, 32, 40, 50)
 
@@ -125,6 +128,7 @@ class CacheBench(FrontBench):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._changes = lru_cache(maxsize=1)(self._observe)
+        self._fitted = lru_cache(maxsize=8)(self._fit)
 
     def cells(self) -> list[FrontRun]:
         return self.front.cells()
@@ -186,7 +190,21 @@ class CacheBench(FrontBench):
             return self._changes(cell.plain).teacache(policy)
         if isinstance(policy, MagCache) and policy.ratios is None:
             return self._changes(cell.plain).magcache(policy)
+        if policy.keep.predictor == Fitted():
+            return self._fitted(cell)
         return policy
+
+    def _fit(self, cell: FrontRun) -> Policy:
+        """Returns the policy of a run with weights fitted to other noises of that run."""
+        network, call = self.network(cell.model), self.call(cell)
+        classes = network.num_classes
+
+        def draw(seeds: Sequence[int], cache: Policy | None) -> Tensor:
+            call["class_labels"] = [seed % classes for seed in seeds] if classes else None
+            run = Sampler(network)(seeds, batch=len(seeds), nfe=cell.nfe, cache=cache, **call)
+            return run.samples
+
+        return fit_predictor(take_cache(cell.policy or ""), draw, FIT_SEEDS)
 
     def spec(self, cell: FrontRun) -> str:
         """Returns the cache of a run as `sample --cache` takes it."""

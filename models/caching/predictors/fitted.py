@@ -20,7 +20,8 @@ class Fitted(IndexPredictor):
     """A table: for each skipped call the weights of the last full ones (after L2P).
 
     rows: of each skipped call its index, full calls before it without a gap, newest first, and
-          their weights, as in [[3,[2,1],[1.51,-0.63]]]. `fewstep calibrate` fits them.
+          their weights, as in [[3,[2,1],[1.51,-0.63]]]. Without any, `fewstep calibrate` fits
+          them; nothing else can run.
     """
 
     info: ClassVar[PredictorInfo] = PredictorInfo(
@@ -31,7 +32,7 @@ class Fitted(IndexPredictor):
         source="after L2P (arXiv:2604.26365)",
     )
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
         for call, times, weights in self.rows:
@@ -57,7 +58,7 @@ class Fitted(IndexPredictor):
     def exact_degree(self) -> int:
         """The largest degree of polynomials that every row forecasts exactly."""
         degree = -1
-        while degree < 4 and all(_is_exact(row, degree + 1) for row in self.rows):
+        while self.rows and degree < 4 and all(_is_exact(row, degree + 1) for row in self.rows):
             degree += 1
         return degree
 
@@ -84,7 +85,8 @@ class Fitted(IndexPredictor):
         shown = list(times[: self.depth])
         raise SettingError(
             f"there are no fitted weights for call {index} after the full calls {shown}; they are"
-            " for one number of steps and one list of full calls: take those, or calibrate again"
+            " for one number of steps and one list of full calls: take those, or fit them to these"
+            " with fewstep calibrate --predictor fitted"
         )
 
 
