@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test fuzz slow wheel house bench docs fd-small networks zoo schedules results \
+.PHONY: dev lint types test fuzz slow wheel house bench docs recipes-page fd-small networks zoo schedules results \
 	results-page caching guidance editing kills gpu-check check
 
 dev:
@@ -39,6 +39,11 @@ bench:
 
 docs:
 	$(PYTHON) -m fewstep.eval.docs docs/solvers
+
+# docs/recipes.md: recipes of distilled networks beside diffusers' schedulers, in seconds.
+recipes-page:
+	$(PYTHON) recipes/compare_distilled.py > docs/recipes.new
+	mv docs/recipes.new docs/recipes.md
 
 # The small feature networks and their references: about ten minutes on one core.
 fd-small:

@@ -222,7 +222,7 @@ def test_off_takes_the_schedule_that_no_guidance_takes(monkeypatch):
     def best(*asked):
         return "usf-lsun-nfe6" if asked == ("fashion-dit", 5, 1.0) else None
 
-    monkeypatch.setattr("fewstep.samplers.plan.best_preset", best)
+    monkeypatch.setattr("fewstep.samplers.schedule_choice.best_preset", best)
     found = [
         choose_default_schedule("fashion-dit", {"nfe": 5}, each)
         for each in (Unguided(), PAG(0.0), AdaptiveGuidance(1.0), PAG(1.0))

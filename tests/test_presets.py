@@ -89,7 +89,7 @@ def shelf(monkeypatch):
     }
     monkeypatch.setattr(presets, "preset", held.__getitem__)
     monkeypatch.setattr(presets, "preset_names", lambda: sorted(held))
-    monkeypatch.setattr("fewstep.samplers.plan.preset", held.__getitem__)
+    monkeypatch.setattr("fewstep.samplers.schedule_choice.preset", held.__getitem__)
     return held
 
 
@@ -167,4 +167,4 @@ def test_a_search_names_the_weights_of_its_network():
 def test_force_alone_is_refused():
     said = CliRunner().invoke(app, ["sample", "--force"])
     assert said.exit_code == 2
-    assert "--force is for --schedule, --cache and --from-png" in said.output
+    assert "--force is for --schedule, --cache, --recipe and" in said.output

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fewstep import CFG, Sampler, load, solver, time_grid
 from fewstep.cli import sample_app
 from fewstep.models.errors import SettingError
-from fewstep.samplers import plan
+from fewstep.samplers import schedule_choice
 from fewstep.samplers.run_record import CHUNK, Run, read_run
 
 BASE = {"model": "fashion-dit", "solver": "ddim", "nfe": 4, "seeds": (1, 2), "classes": (2, 5)}
@@ -43,8 +43,8 @@ def test_a_picture_is_that_of_the_command(sampler, tmp_path):
 )
 def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices, monkeypatch):
     grid = time_grid("beta", sampler.network.schedule, 5)
-    monkeypatch.setattr(plan, "best_preset", lambda *about: "five")
-    monkeypatch.setattr(plan, "preset", lambda name: solver("unipc-2").encode(grid))
+    monkeypatch.setattr(schedule_choice, "best_preset", lambda *about: "five")
+    monkeypatch.setattr(schedule_choice, "preset", lambda name: solver("unipc-2").encode(grid))
     result = sampler(range(2), class_labels=4, **choices)
     result.save(tmp_path / "a.png")
     run = read_run(tmp_path / "a.png")
