@@ -121,12 +121,31 @@ TIMED = fashion-dit --images 16 --solver dpmpp-2m --steps 50 --time 5 \
 	--cache diffusers-taylorseer:cache_interval=4,max_order=1,disable_cache_before_step=2 \
 	--cache diffusers-first-block:threshold=0.1 --cache cg-taylor:threshold=1e-6 \
 	--cache taylorseer:interval=1
+# The gates that add up, attention alone, and others' caches, on the second edition; a store of its own.
+NEWER = $(PYTHON) -m fewstep.cli bench cache fashion-dit --store results/caching-newer.jsonl --quiet \
+	--images 32 --solver dpmpp-2m --steps 30 --budgets 7,8,9,10,11,12,14,16,18,22 \
+	$(foreach t,0.05 0.1 0.2 0.4,--cache easycache:threshold=$(t)) \
+	$(foreach t,0.1 0.2 0.4,--cache dicache:threshold=$(t)) \
+	$(foreach t,0.1 0.2,--cache dicache:threshold=$(t),delta=true) \
+	$(foreach t,0.25 0.5 1,--cache seacache:threshold=$(t)) \
+	$(foreach t,0.1 0.4,--cache speca:threshold=$(t)) \
+	$(foreach t,0.05 0.1,--cache cg-taylor:threshold=$(t)) \
+	$(foreach t,0.1 0.2,--cache first-block:threshold=$(t),order=1) \
+	$(foreach n,3 4,--cache $(TS)=$(n),order=1,level=last-block) \
+	--cache pab:window=[0.1,1] --cache pab:spatial=4,window=[0.1,1] --cache fastercache:window=[0.1,1] \
+	$(foreach n,2 3 4,--cache diffusers-taylorseer:cache_interval=$(n),max_order=1,disable_cache_before_step=2) \
+	$(foreach t,0.05 0.1 0.2,--cache diffusers-first-block:threshold=$(t)) \
+	--cache diffusers-pab:range=2,window=[0.1,1] \
+	$(foreach t,0.08 0.16 0.3 0.6,--cache $(DB)=$(t)) \
+	$(foreach t,0.16 0.3 0.6,$(foreach c,taylor foca dmd,--cache $(DB)=$(t),$(c)=1))
+DB = cache-dit:Fn_compute_blocks=1,max_warmup_steps=3,residual_diff_threshold
 caching:
 	OMP_NUM_THREADS=1 $(CACHING) $(FRONT) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(MANY) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(UNETS) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(EULER) > /dev/null
 	OMP_NUM_THREADS=1 $(CACHING) $(TIMED) > /dev/null
+	OMP_NUM_THREADS=1 $(NEWER) > /dev/null
 	(printf '# Caches: results\n\n$(FIRST) Written by `make caching`; docs/caching.md says what a figure is.\n'; \
 		printf '\n![front](caching.png)\n\n'; \
 		$(CACHING) $(FRONT) --plot docs/caching.png; \

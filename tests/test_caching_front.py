@@ -20,9 +20,10 @@ from fewstep.eval.experiments.cache import (
 )
 from fewstep.eval.experiments.cache_table import CacheTable
 from fewstep.eval.experiments.cache_times import CacheTimes
-from fewstep.eval.experiments.caches import POLICIES, is_rival, rival_run
+from fewstep.eval.experiments.caches import POLICIES, is_rival, rival_effective, rival_run
 from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
+from fewstep.models.load import load
 from fewstep.samplers.sampler import Sampler
 
 TABLE = CacheTable()
@@ -62,6 +63,33 @@ def test_every_prepared_cache_exists():
     for policies in POLICIES.values():
         assert len(set(policies)) == len(policies) > 15
         assert all(is_rival(each) or take_cache(each) for each in policies)
+
+
+CALL = {"solver": "ddim", "class_labels": 3}
+CACHE_DIT = "cache-dit:Fn_compute_blocks=1,max_warmup_steps=3,residual_diff_threshold=0.3"
+
+
+def test_pab_of_diffusers_is_ours_to_the_bit_in_the_same_window():
+    network = load("fashion-dit")
+    theirs = rival_run(network, "diffusers-pab:range=3,window=[0.3,0.8]", 2, 10, **CALL)
+    ours = Sampler(network)(
+        range(2), nfe=10, cache="pab:spatial=3,window=[0.3,0.8]", batch=2, **CALL
+    )
+    plain = Sampler(network)(range(2), nfe=10, batch=2, **CALL)
+    assert torch.equal(theirs.samples, ours.samples)
+    assert not torch.equal(theirs.samples, plain.samples)
+    spec = "diffusers-pab:range=3,window=[0.3,0.8]"
+    effective = rival_effective(network, spec, 2, 10, **CALL)
+    assert effective == pytest.approx(ours.ledger.effective_nfe)
+
+
+def test_the_calibrators_of_cache_dit_forecast_where_without_one_it_repeats():
+    pytest.importorskip("cache_dit")
+    network = load("fashion-dit")
+    repeated = rival_run(network, CACHE_DIT, 1, 20, **CALL).samples
+    for name in ("taylor", "foca", "dmd"):
+        forecast = rival_run(network, f"{CACHE_DIT},{name}=1", 1, 20, **CALL).samples
+        assert not torch.equal(forecast, repeated)
 
 
 def test_uncached_runs_come_first_and_only_solvers_of_caches_have_all_steps():

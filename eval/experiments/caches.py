@@ -2,7 +2,9 @@
 
     diffusers-taylorseer:cache_interval=3,max_order=1     TaylorSeerCacheConfig
     diffusers-first-block:threshold=0.1                    FirstBlockCacheConfig
-    cache-dit:residual_diff_threshold=0.1,taylor=1         DBCacheConfig, with its calibrator
+    diffusers-pab:range=2,window=[0.2,0.9]                 PyramidAttentionBroadcastConfig
+    cache-dit:residual_diff_threshold=0.1,taylor=1         DBCacheConfig, with a calibrator: taylor
+                                                           and its order, foca=1 or dmd=1
 
 Those of others run as they are meant to, with the settings of their own configuration. diffusers'
 patterns of TaylorSeer end in "attn" and match nothing on DiT, so its modules are named explicitly.
@@ -50,6 +52,12 @@ GATED = (
         for threshold in (0.05, 0.1, 0.2)
     ),
 )
+SUMMED = (
+    *(f"easycache:threshold={threshold}" for threshold in (0.05, 0.1, 0.2, 0.4)),
+    *(f"dicache:threshold={threshold}" for threshold in (0.1, 0.2, 0.4)),
+    *(f"seacache:threshold={threshold}" for threshold in (0.25, 0.5, 1.0)),
+    *(f"speca:threshold={threshold}" for threshold in (0.1, 0.4)),
+)
 FITTED = (
     *(f"teacache:threshold={threshold}" for threshold in (0.02, 0.05, 0.1, 0.2, 0.4)),
     *(f"magcache:threshold={threshold}" for threshold in (0.03, 0.06, 0.12, 0.24)),
@@ -75,7 +83,7 @@ DEEP = (
     *(text for text in TAYLOR if "last-block" in text),
 )
 POLICIES = {
-    "fashion-dit": (*TAYLOR, *GATED, *FITTED, *MASKED, *THEIRS),
+    "fashion-dit": (*TAYLOR, *GATED, *SUMMED, *FITTED, *MASKED, *THEIRS),
     "fashion-unet": DEEP,
 }
 
@@ -157,6 +165,32 @@ def _first_block(module: nn.Module, settings: Mapping[str, Any], calls: int) -> 
     return _in_context(module)
 
 
+def _pab(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
+    """Puts on PAB in a window of the run: its clock is told the call, counted down from 1000."""
+    from diffusers.hooks import (
+        PyramidAttentionBroadcastConfig,
+        apply_pyramid_attention_broadcast,
+    )
+
+    given, done = {"range": 2, "window": [0.2, 0.9], **settings}, [0]
+    low, high = (1000.0 * (1.0 - fraction) for fraction in given.pop("window"))
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=given.pop("range"),
+        spatial_attention_timestep_skip_range=(high, low + 1e-6),
+        current_timestep_callback=lambda: 1000.0 * (1.0 - (done[0] - 1) / calls),
+        **given,
+    )
+    apply_pyramid_attention_broadcast(module, config)
+    counter = module.register_forward_pre_hook(lambda *_: done.__setitem__(0, done[0] + 1))
+    remove = _in_context(module)
+
+    def detach() -> None:
+        counter.remove()
+        remove()
+
+    return detach
+
+
 def _in_context(module: Any) -> Callable[[], None]:
     """Names the context that hooks below a network need; returns what removes the hooks."""
     from diffusers.hooks import HookRegistry
@@ -182,19 +216,14 @@ def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Ca
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else it tells stdout of every run
     with warnings.catch_warnings(action="ignore"):
         import cache_dit
-        from cache_dit import (
-            BlockAdapter,
-            DBCacheConfig,
-            ForwardPattern,
-            TaylorSeerCalibratorConfig,
-        )
+        from cache_dit import BlockAdapter, DBCacheConfig, ForwardPattern
         from cache_dit.caching.patch_functors import DiTPatchFunctor
 
     blocks = describe(module).blocks
     if architecture_of(module, exact=True) is not DIT:
         raise SettingError(f"cache-dit is set up here for DiT, not {type(module).__name__}")
     given = dict(settings)
-    order = given.pop("taylor", 0)
+    calibrator = _take_calibrator(cache_dit, given)
     adapter = BlockAdapter(
         transformer=module,
         blocks=module.get_submodule(blocks[0].group.path),
@@ -204,7 +233,6 @@ def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Ca
     )
     before = {name: vars(module).get(name) for name in ("forward", "_norm1_emb", "_is_patched")}
     config = DBCacheConfig(num_inference_steps=calls, **given)
-    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
     cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=calibrator)
 
     def detach() -> None:
@@ -215,7 +243,18 @@ def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Ca
     return detach
 
 
+def _take_calibrator(cache_dit: Any, given: dict[str, Any]) -> Any:
+    """Takes out of the settings of cache-dit those of its calibrator; None without any."""
+    order, foca, dmd = (given.pop(name, 0) for name in ("taylor", "foca", "dmd"))
+    if order:
+        return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order)
+    if foca:
+        return cache_dit.FoCaCalibratorConfig()
+    return cache_dit.DMDCalibratorConfig() if dmd else None
+
+
 RIVALS: dict[str, Attach] = {
+    "diffusers-pab": _pab,
     "diffusers-taylorseer": _taylorseer,
     "diffusers-first-block": _first_block,
     "cache-dit": _cache_dit,
