@@ -14,12 +14,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 from .errors import SettingError
 
 UNFINISHED, LOCK = ".fewstep-new", ".fewstep-lock"  # what hidden names end in
 ATTEMPTS = 100  # to claim in a folder that others remove whenever it is empty
+LEASE = 60.0  # seconds after which another machine may take over what a dead one has held
+WATCHED: dict[Path, SoftFileLease] = {}  # held by others when last asked for; each has its clock
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -205,25 +207,27 @@ def _find_reason(error: OSError) -> str:
 def hold_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of a file that is there only for that; yields whether this process has it.
 
-    The system releases it when the process ends, however it ends. It is not re-entrant: a process
-    that asks for a lock that it holds waits for ever.
+    The file names its holder, who renews it while it is held, so that it holds where the system's
+    own locks do not, as on many network filesystems. What a dead process of this machine has held
+    is free at once, and that of another machine once it has been seen unchanged for `LEASE`
+    seconds, whatever their clocks say. It is not re-entrant: a process that asks for a lock that it
+    holds waits for ever.
 
     wait: until the holder releases it; otherwise False is yielded.
 
     Raises:
         OSError: if the file cannot be made.
     """
-    lock = FileLock(path)
+    lock = WATCHED.pop(path, None) or SoftFileLease(path, lease_duration=LEASE)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
+        WATCHED[path] = lock
         yield False
         return
     try:
         yield True
     finally:
-        with suppress(OSError):  # Windows removes none that is open
-            path.unlink()  # while it is held: a process that waits for it sees that it is gone
         lock.release()
 
 

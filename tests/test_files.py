@@ -200,6 +200,50 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):
     assert listed(tmp_path) == []
 
 
+def test_locks_hold_where_those_of_the_system_do_nothing(tmp_path, monkeypatch):
+    """As on network filesystems that take `flock` and do not pass it on."""
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    with hold_file(tmp_path / "lock") as mine, hold_file(tmp_path / "lock", wait=False) as too:
+        assert mine
+        assert not too
+
+
+HOLDS = """
+import sys, time
+import filelock._identity, filelock._soft._records
+from fewstep.models import files
+
+name, files.LEASE = sys.argv[2], 0.5
+for module in [each for each in sys.modules.values() if hasattr(each, "host_name")]:
+    module.host_name = lambda: name or __import__("socket").gethostname()
+with files.hold_file(files.Path(sys.argv[1])):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("host", "seconds"), [("", 0.0), ("another-machine", 0.5)])
+def test_what_a_dead_process_has_held_is_free_again(tmp_path, monkeypatch, host, seconds):
+    """At once on this machine; that of another one after it was not renewed for some time."""
+    monkeypatch.setattr("fewstep.models.files.LEASE", 0.5)
+    path = tmp_path / "lock"
+    child = subprocess.Popen([sys.executable, "-c", HOLDS, path, host], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"holding\n"
+    with hold_file(path, wait=False) as mine:
+        assert not mine
+    time.sleep(0.8)  # longer than it may be left unchanged: it is renewed
+    with hold_file(path, wait=False) as mine:
+        assert not mine
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    os.utime(path, (0, 0))  # clocks do not matter
+    with hold_file(path, wait=False) as mine:
+        assert mine == (seconds == 0.0)
+    time.sleep(seconds)
+    with hold_file(path, wait=False) as mine:
+        assert mine
+
+
 def test_work_is_claimed_by_one_until_it_is_done(tmp_path):
     done = []
     path = tmp_path / "made" / "work"

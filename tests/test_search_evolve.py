@@ -4,6 +4,9 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -160,6 +163,41 @@ def test_a_claim_is_exclusive_and_ends_with_its_holder(tmp_path):
     with second.claim(schedule.schedule_id) as again:
         assert not again, "it was evaluated"
     assert list((tmp_path / "claims").iterdir()) == []
+
+
+WORKS = """
+import sys, time
+from pathlib import Path
+from fewstep.eval.search.log import Log, Trial
+from fewstep.solvers import StepSchedule
+
+log = Log(Path(sys.argv[1]))
+print(log.worker, flush=True)
+waiting = [StepSchedule.parse(text) for text in Path(sys.argv[2]).read_text().splitlines()]
+while any(each.schedule_id not in log.trials for each in waiting):
+    for each in waiting:
+        with log.claim(each.schedule_id) as mine:
+            if mine:
+                time.sleep(0.05)
+                log.append(Trial.of(each, 1.0, strategy="x", seed=0, evals=1))
+    log.refresh()
+"""
+
+
+def test_three_processes_share_a_search_and_one_is_killed(tmp_path):
+    schedules = some_schedules(30)
+    (tmp_path / "work").write_text("\n".join(each.dump() for each in schedules))
+    words = [sys.executable, "-c", WORKS, tmp_path / "log", tmp_path / "work"]
+    workers = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(3)]
+    numbers = {int(each.stdout.readline()) for each in workers}
+    time.sleep(0.3)
+    workers[0].kill()
+    workers[0].wait()
+    assert [each.wait(60) for each in workers[1:]] == [0, 0]
+    assert numbers == {0, 1, 2}
+    lines = [line for path in (tmp_path / "log").glob("*.jsonl") for line in path.open()]
+    found = [json.loads(line)["id"] for line in lines if line.endswith("\n")]
+    assert sorted(found) == sorted(each.schedule_id for each in schedules)
 
 
 # --- the budget

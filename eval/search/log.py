@@ -126,7 +126,7 @@ class Log:
     def claim(self, id: str) -> Iterator[bool]:  # noqa: A002
         """Yields whether this worker may evaluate a schedule: nobody has done it, nobody is at it.
 
-        The claim is a file lock, so that it ends with the process that holds it.
+        The claim ends with the process that holds it.
         """
         with claim(self.folder / "claims" / id, lambda: self._has(id)) as mine:
             yield mine
