@@ -5,7 +5,8 @@
 
 There is one function `sample_NAME(model, x, sigmas, extra_args=None, callback=None, disable=None,
 *, noise_sampler=None, **settings)` per solver of the registry, its hyphens written as underscores
-and its settings as keywords; `sample` takes the solver as text, or a `Schedule`.
+and its settings as keywords; `sample` takes the solver as text, or a `Schedule`. The rest is what a
+program that calls them needs beside: sigmas on a network, and guidance by a policy.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..models.registry import is_needed, settings_of
 from ..solvers.base import SOLVERS
+from .guided_run import GuidedRun, list_moments, take_policy
+from .network_sigmas import check_schedule, place_sigmas
 from .run import get_sigmas, sample
 
 Function = Callable[..., Tensor]
@@ -54,4 +57,13 @@ COMMON = signature(sample).parameters.keys() - {"solver"}
 FUNCTIONS = {_spell(name): _make_function(name) for name in SOLVERS}
 globals().update(FUNCTIONS)
 
-__all__ = ["get_sigmas", "sample", *FUNCTIONS]
+__all__ = [
+    "GuidedRun",
+    "check_schedule",
+    "get_sigmas",
+    "list_moments",
+    "place_sigmas",
+    "sample",
+    "take_policy",
+    *FUNCTIONS,
+]

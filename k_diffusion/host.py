@@ -24,9 +24,13 @@ NOISY = 5.0  # from this sigma on, eps and x0 of a variance-exploding state cann
 
 
 def find_path(model: Model) -> Path:
-    """Returns the path of a model; ComfyUI's flow models have a class `CONST` among their bases."""
-    classes = type(_find_sampling(model)).__mro__
-    return "flow" if any(each.__name__ == "CONST" for each in classes) else "ve"
+    """Returns the path of a model, by ComfyUI's `model_sampling` where it has one."""
+    return read_path(_find_sampling(model))
+
+
+def read_path(sampling: object) -> Path:
+    """Returns the path of a `model_sampling`: "flow" with a class `CONST` among its bases."""
+    return "flow" if any(each.__name__ == "CONST" for each in type(sampling).__mro__) else "ve"
 
 
 def tell_sigma(node: Node, path: Path) -> float:

@@ -20,7 +20,6 @@ from ..samplers.plan import DEFAULT_SOLVER, Plan, make_plan
 from ..samplers.state import rescale, to_state
 from ..solvers import SolverSettings, drive, dry_run, take_solver
 from ..solvers.artefact import Artefact
-from ..solvers.base import Split
 from .host import Host, Model, NoiseSampler, Path, Report, find_path, tell_sigma
 
 SAME = (
@@ -73,7 +72,7 @@ def sample(
     if len(kept) < 2:
         return x
     known = solver if isinstance(solver, Artefact) else take_solver(solver)
-    plan = _make_plan(path, known, tuple(values[i] for i in kept))  # type: ignore[arg-type]
+    plan = plan_sigmas(path, known, tuple(values[i] for i in kept))  # type: ignore[arg-type]
     _check_solver(plan, x, noise_sampler)
     host = Host(model, x, dict(extra_args or {}), path, noise_sampler, callback)
     with tqdm(total=len(values) - 1, disable=disable) as bar:
@@ -113,14 +112,19 @@ def _check_sigmas(sigmas: Sequence[float], path: Path) -> None:
             )
 
 
+def make_process(path: Path, sigmas: Sequence[float]) -> NoiseSchedule:
+    """Returns the process of the caller's states, whose times are the sigmas themselves."""
+    if path == "flow":
+        return RectifiedFlow()
+    return EDM(sigma_min=min(filter(None, sigmas)), sigma_max=sigmas[0])
+
+
 @lru_cache(maxsize=32)  # a host runs the same sigmas again and again
-def _make_plan(path: Path, solver: SolverSettings | Artefact, sigmas: tuple[float, ...]) -> Plan:
+def plan_sigmas(path: Path, solver: SolverSettings | Artefact, sigmas: tuple[float, ...]) -> Plan:
     """Returns the plan of falling sigmas, each one once."""
     if isinstance(solver, Artefact):
         return _make_scheduled(path, solver, sigmas)
-    process: NoiseSchedule = RectifiedFlow()
-    if path == "ve":
-        process = EDM(sigma_min=min(filter(None, sigmas)), sigma_max=sigmas[0])
+    process = make_process(path, sigmas)
     if not solver.info.adaptive:
         return make_plan(process, solver, grid=sigmas)
     last = min(filter(None, sigmas))
@@ -131,11 +135,8 @@ def _make_plan(path: Path, solver: SolverSettings | Artefact, sigmas: tuple[floa
 
 def _make_scheduled(path: Path, schedule: Artefact, sigmas: Sequence[float]) -> Plan:
     """Returns the plan of a schedule, whose sigmas these must be."""
+    check_runnable(schedule, path)
     grid = schedule.grid()
-    if (grid.schedule.family == "flow") != (path == "flow"):
-        raise ScheduleError(
-            f"this schedule is for {grid.schedule.family} networks, and the model's path is {path}"
-        )
     own = get_sigmas(schedule).tolist()
     if len(own) != len(sigmas) or not all(
         math.isclose(a, b, rel_tol=SAME, abs_tol=SAME * own[-2])
@@ -148,6 +149,26 @@ def _make_scheduled(path: Path, schedule: Artefact, sigmas: Sequence[float]) -> 
     return make_plan(grid.schedule, schedule)
 
 
+def check_runnable(schedule: Artefact, path: Path) -> None:
+    """Raises an error for a schedule of another path, or one that needs the network itself."""
+    family = schedule.process.family
+    if (family == "flow") != (path == "flow"):
+        raise ScheduleError(
+            f"this schedule is for {family} networks, and the model's path is {path}; take one that"
+            " was made for such models"
+        )
+    if schedule.guided:
+        raise SettingError(
+            "this schedule combines the branches of the network itself, and the model is guided"
+            " already; take a schedule without guidance"
+        )
+    if schedule.cache_policy is not None:
+        raise SettingError(
+            "this schedule brings a cache for the inside of the network, which only a Sampler puts"
+            " there; take a schedule without a cache"
+        )
+
+
 def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> None:
     """Raises SettingError for a solver that cannot run so."""
     if getattr(plan.settings, "inner", None) == "channel" and x.ndim < 4:
@@ -157,12 +178,7 @@ def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> 
         )
     if plan.adaptive:
         return
-    draws, splits = _count_draws(plan)
-    if splits:
-        raise SettingError(
-            "this schedule combines the branches of the network itself, and the model is guided"
-            " already; take a schedule without guidance"
-        )
+    draws = _count_draws(plan)
     if draws > 1 and noise_sampler is not None:
         raise SettingError(
             f"this solver draws noise {draws} times a step, and a noise_sampler knows one interval;"
@@ -171,8 +187,6 @@ def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> 
 
 
 @lru_cache(maxsize=32)
-def _count_draws(plan: Plan) -> tuple[int, bool]:
-    """Returns how often a step draws noise at most, and whether one asks for branches apart."""
-    asked = dry_run(plan.solver, plan.grid.nodes)
-    splits = any(isinstance(each, Split) for step in asked for each in step)
-    return max(step.count(None) for step in asked), splits
+def _count_draws(plan: Plan) -> int:
+    """Returns how often a step draws noise at most."""
+    return max(step.count(None) for step in dry_run(plan.solver, plan.grid.nodes))

@@ -13,11 +13,12 @@ from ..arguments import as_integer
 from ..errors import ModelError, SettingError
 from ..ledger import CacheCall, CacheLedger
 from ..modules import hold, is_answered_for, unwrap_compiled
+from ..node import Node
 from .base import BringsCache, Policy, take_cache
 from .calls import Announced
 from .engine import Engine, warn_of_zero_hits
 from .engines import Unobserved, make_engine, make_stack_engine
-from .run_facts import RunFacts, run_of
+from .run_facts import RunFacts, facts_of, run_of
 
 Given = Policy | BringsCache | str | None
 
@@ -47,9 +48,21 @@ class Attachment:
 
     def begin(self, calls: Mapping[int, int]) -> None:
         """Begins a run of so many calls per stage, for pipelines that cannot say it themselves."""
+        self._begin(RunFacts(lambda stage, time: calls.get(stage)))
+
+    def begin_at(self, nodes: Sequence[Node]) -> None:
+        """Begins a run that evaluates at these nodes in turn, for programs that name branches."""
+        self._begin(facts_of(nodes))
+
+    def _begin(self, run: RunFacts) -> None:
         for engine in self.engines:
             engine.reset()
-            engine.run = RunFacts(lambda stage, time: calls.get(stage))
+            engine.run = run
+
+    def name_branch(self, name: str) -> None:
+        """Names the branch of the calls from now on, as `cache_context` of diffusers does."""
+        for engine in self.engines:
+            engine.context = name
 
     def reset(self) -> None:
         """Forgets all stored tensors; the next call is the first of a run."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..diffusers_config import is_flow
+from ..node import Node
 
 CountCalls = Callable[[int, float | None], int | None]
 FindLevels = Callable[[float | None], Sequence[float]]
@@ -37,8 +38,7 @@ def run_of(target: Any, calls: int | None) -> RunFacts:
         return RunFacts(lambda stage, time: calls)
 
     def count(stage: int, time: float | None) -> int | None:
-        repeats = Counter(_list_times(scheduler, time))
-        return sum(count > stage for count in repeats.values()) or None
+        return _count_calls(_list_times(scheduler, time), stage)
 
     def find_levels(time: float | None) -> Sequence[float]:
         times = dict.fromkeys(_list_times(scheduler, time))
@@ -46,6 +46,18 @@ def run_of(target: Any, calls: int | None) -> RunFacts:
         return [each for each in levels if each is not None]
 
     return RunFacts(count if calls is None else lambda stage, time: calls, find_levels)
+
+
+def facts_of(nodes: Sequence[Node]) -> RunFacts:
+    """Returns the facts of a run that evaluates at these nodes in turn."""
+    times = [node.t for node in nodes]
+    levels = list({node.t: node.kappa for node in nodes}.values())
+    return RunFacts(lambda stage, time: _count_calls(times, stage), lambda time: levels)
+
+
+def _count_calls(times: Sequence[float], stage: int) -> int | None:
+    """Returns the calls of a stage, as a time that repeats is a further one; None for none."""
+    return sum(count > stage for count in Counter(times).values()) or None
 
 
 def _list_times(scheduler: Any, time: float | None) -> list[float]:

@@ -17,7 +17,8 @@ from ...models.architectures import architecture_of, known_classes
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
-from ..guidance.base import BOTH, Guidance, iterate_nested
+from ..guidance.base import BOTH, Guidance
+from ..guidance.unbound import check_whole_batches
 from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
 
 SAME = 0.51  # labels this near are one; some pipelines round them
@@ -38,8 +39,7 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
 
     def __init__(self, policy: Guidance | str, scheduler: Any) -> None:
         policy = take_policy(policy)
-        if any(getattr(each, "batch", "") == "per-sample" for each in iterate_nested(policy)):
-            raise SettingError("modular pipelines ask for whole batches; take adaptive:batch=all")
+        check_whole_batches(policy, "modular pipelines ask for")
         super().__init__()
         self.register_to_config(policy=str(policy))
         self.policy, self.scheduler = policy, scheduler

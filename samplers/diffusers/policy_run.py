@@ -12,18 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.denoiser import Ask, Branch, Network
+from ...models.denoiser import Ask, Branch
 from ...models.errors import SettingError
 from ...models.prediction import Prediction
 from ...models.schedule import Node
-from ...solvers import solver
-from ..guidance import AutoGuidance, CFGPlusPlus, LinearAG, PerturbedAttention, take_guidance
-from ..guidance.base import Guidance, Moment, Setup, iterate_nested
+from ..guidance.base import Guidance, Moment
 from ..guidance.space import convert_from_x0, convert_to_x0
+from ..guidance.unbound import begin_unbound, take_unbound
 from .timesteps import make_grid_at_labels
 from .trained_process import TrainedProcess
-
-BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,7 @@ class PolicyRun:
     def __init__(self, policy: Guidance, plan: PlannedRun) -> None:
         self.kind = plan.process.prediction
         grid = make_grid_at_labels(plan.process.fixed, [label for label, _ in groupby(plan.labels)])
-        network = Network(
-            forward=_refuse_call,
-            schedule=grid.schedule,
-            prediction=self.kind,
-            shape=(1,),  # not known before the first call, and not asked for
-            decode=lambda x: x,  # they are latents
-            name="the pipeline's network",
-        )
-        setup = Setup(network, solver("ddim").on(grid), grid, plan.images)
-        policy.check(setup)
-        self.guide = policy.begin(setup)
+        self.guide = begin_unbound(policy, grid, plan.images, self.kind, "the pipeline's network")
         self.moments = list(_list_moments(plan.labels, grid.nodes))
         self.asks: tuple[Ask, ...] = ()
 
@@ -127,19 +114,7 @@ def take_policy(given: Guidance | str) -> Guidance:
         FewstepError: for texts that name none, and for what cannot be done without driving the
             solver or another network.
     """
-    policy = take_guidance(given)
-    if policy.rewrites:
-        raise SettingError(
-            "rewrite_history reaches into the solver, which is the pipeline's here; drop it, or"
-            " sample with Sampler.from_pipeline"
-        )
-    for each in iterate_nested(policy):
-        if isinstance(each, BOUND):
-            raise SettingError(
-                f"{each.name} guidance needs a solver or a second network of ours, which a pipeline"
-                " does not have; sample with Sampler.from_pipeline, or take adaptive or interval"
-            )
-    return policy
+    return take_unbound(given, "pipeline", "sample with Sampler.from_pipeline")
 
 
 def _list_moments(labels: Sequence[float], nodes: Sequence[Node]) -> Iterator[Moment]:
@@ -154,10 +129,6 @@ def _widen(value: Tensor) -> Tensor:
 
 def _to_x0(raw: Tensor, state: Tensor, node: Node, kind: Prediction) -> Tensor:
     return convert_to_x0(_widen(raw), state, node, kind)
-
-
-def _refuse_call(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
-    raise SettingError("in a pipeline the network is called by the pipeline")
 
 
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # of all rows, whatever their first axis
