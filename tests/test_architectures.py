@@ -456,6 +456,46 @@ def test_observe_tells_which_rows_of_a_joint_stream_are_the_image(joint):
     assert stack.text_rows((image, text), {}) == 3
 
 
+class InPlace(Mixer):
+    """Changes its input, as ComfyUI's blocks of Flux do."""
+
+    def forward(self, x):
+        x += self.mix(x)
+        return x
+
+
+class Named(Pair):
+    """Streams whose names do not tell the text from the image."""
+
+    def forward(self, c, x):
+        return self.text(c), self.image(x)
+
+
+class TextFirst(nn.Module):
+    """Two streams of such names, then one that is changed in place, the text first."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.ModuleList(Named(4) for _ in range(2))
+        self.mixers = nn.ModuleList(InPlace(4) for _ in range(3))
+
+    def forward(self, c, x):
+        rows = x.shape[1]
+        for pair in self.pairs:
+            c, x = pair(c, x)
+        both = torch.cat([c, x], dim=1)
+        for mixer in self.mixers:
+            both = mixer(both)
+        return both[:, -rows:]
+
+
+def test_observe_sees_blocks_that_change_their_input_and_streams_without_telling_names():
+    stack = observe(TextFirst().eval(), torch.randn(2, 3, 4), torch.randn(2, 6, 4))
+    pairs, mixers = stack.structure.groups
+    assert (pairs.image, pairs.text, mixers.joint) == ("x", "c", "first")
+    assert not stack.structure.chained  # what leaves a block in the middle is written over
+
+
 def test_observe_finds_plain_blocks():
     stack = observe(Blocks(plain).eval(), torch.randn(2, 4))
     assert [block.name for block in stack.blocks] == [f"blocks.{k}" for k in range(4)]

@@ -87,6 +87,19 @@ def test_the_first_call_shows_the_blocks_and_is_the_first_of_the_run():
     assert all(map(torch.equal, walk(net), wanted))
 
 
+def test_blocks_are_shown_once_for_calls_that_are_given_the_same():
+    net = unlisted()
+    with caching(net, LITE):
+        walk(net, 1)
+    shown = runs(net)
+    with caching(net, LITE):
+        walk(net, 1)
+    assert runs(net) == [count + 1 for count in shown]
+    with caching(net, LITE):
+        net(x=torch.zeros(2, 3, 4), timestep=torch.ones(2))
+    assert runs(net)[0] > shown[0] + 2
+
+
 def test_a_gate_sees_the_leading_block():
     net = unlisted()
     with caching(net, CGTaylor(threshold=9.0, warmup=2, final=0)) as ledger:

@@ -20,15 +20,13 @@ NODES = ["FewstepSampler", "FewstepGrid", "FewstepSchedule", "FewstepCache", "Fe
 _REAL: list[Real] = []
 
 
-@pytest.fixture(
-    params=[
-        "stand-in",
-        pytest.param(
-            "real",
-            marks=[pytest.mark.comfyui, pytest.mark.skipif(not FOLDER, reason="COMFYUI not set")],
-        ),
-    ]
+REAL = pytest.param(
+    "real",
+    marks=[pytest.mark.comfyui, pytest.mark.skipif(not FOLDER, reason="COMFYUI is not set")],
 )
+
+
+@pytest.fixture(params=["stand-in", REAL])
 def engine(request, monkeypatch, tmp_path):
     if request.param == "stand-in":
         return StandIn(monkeypatch, tmp_path)
@@ -338,6 +336,41 @@ def test_a_run_that_a_cache_cannot_help_says_why(engine, caplog):
     assert "skipped none of 8 calls; raise its threshold" in caplog.text
     with pytest.raises(FewstepError, match="take more steps"):
         run_cached(engine, Blocks(), "threshold=1", "cg-taylor", steps=3)
+
+
+def make_flux(**place):
+    from comfy.ldm.flux.model import Flux
+
+    sizes = {"in_channels": 4, "out_channels": 4, "vec_in_dim": 8, "context_in_dim": 4}
+    sizes |= {"hidden_size": 32, "num_heads": 2, "depth": 2, "depth_single_blocks": 3}
+    more = {"axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "mlp_ratio": 2.0}
+    return Flux(**sizes, **more, qkv_bias=True, guidance_embed=False, **place)
+
+
+def make_sd3(**place):
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    context = {"target": "torch.nn.Linear", "params": {"in_features": 4, "out_features": 192}}
+    sizes = {"input_size": None, "patch_size": 2, "in_channels": 4, "depth": 3, "context_size": 4}
+    more = {"pos_embed_max_size": 16, "num_patches": 256, "context_embedder_config": context}
+    return OpenAISignatureMMDITWrapper(**sizes, **more, **place)
+
+
+@pytest.mark.parametrize("engine", [REAL], indirect=True)
+def test_a_cache_finds_the_blocks_of_comfyuis_own_networks(engine):
+    from comfy.ops import disable_weight_init
+
+    for make in (make_flux, make_sd3):
+        network = make(dtype=torch.float32, device="cpu", operations=disable_weight_init).eval()
+        generator = torch.manual_seed(0)
+        for parameter in network.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        plain = run_cached(engine, network)
+        assert torch.equal(run_cached(engine, network, f"interval=1,{LAST}"), plain), make.__name__
+        first = run_cached(engine, network, f"interval=2,{LAST}")
+        assert 0.0 < float((first - plain).norm() / plain.norm()) < 0.1, make.__name__
+        assert torch.equal(run_cached(engine, network, f"interval=2,{LAST}"), first), make.__name__
+        assert torch.equal(run_cached(engine, network), plain), make.__name__
 
 
 # ---- a whole graph

@@ -36,6 +36,17 @@ def test_imports_are_relative_and_point_one_way():
             assert RANK.get(folder, -1) <= RANK[file.parts[0]], f"{file} imports from {folder}"
 
 
+def test_nothing_of_the_package_imports_an_integration_or_its_host():
+    """ComfyUI is under another licence, and may not be there."""
+    hosts = {"comfy", "comfy_api", "folder_paths", "integrations"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = {each.name for each in node.names} if isinstance(node, ast.Import) else set()
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = {node.module}
+            assert not {name.partition(".")[0] for name in names} & hosts, path
+
+
 def bound_names(path):
     """What a module binds at its top level."""
     for node in ast.parse(path.read_text()).body:
@@ -48,9 +59,12 @@ def bound_names(path):
             yield getattr(node, "name", "")
 
 
-def test_recipes_import_what_is_there():
+OUTSIDE = [p for name in ("recipes", "integrations") for p in sorted((ROOT / name).rglob("*.py"))]
+
+
+def test_recipes_and_integrations_import_what_is_there():
     """No type checker reads them, and few are run by tests."""
-    for recipe in sorted((ROOT / "recipes").rglob("*.py")):
+    for recipe in OUTSIDE:
         for node in ast.walk(ast.parse(recipe.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fewstep."):
                 path = ROOT.joinpath(*node.module.split(".")[1:])
@@ -93,7 +107,12 @@ def test_importing_the_package_and_its_help_need_no_torch():
 
 def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     source = tmp_path / "source"
-    for folder in (".", *RANK, "tests"):  # a clean copy: an old build folder would leak into it
+    for folder in (
+        ".",
+        *RANK,
+        "integrations",
+        "tests",
+    ):  # a clean copy: an old build folder would leak into it
         for path in (ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 target = source / path.relative_to(ROOT)
@@ -128,7 +147,7 @@ def test_docstrings_say_what_a_thing_is():
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     found = [
         f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
-        for path in [*FILES, *sorted((ROOT / "recipes").rglob("*.py"))]
+        for path in [*FILES, *OUTSIDE]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, kinds)
         and (text := ast.get_docstring(node))

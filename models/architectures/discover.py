@@ -93,21 +93,42 @@ def _watch(
 ) -> tuple[list[Visit], list[Tensor]]:
     """Records all calls of members of lists, in order, and returns them with the output."""
     visits: list[Visit] = []
+    starts: dict[str, dict[str, Any]] = {}
+
+    def look(path: str) -> Callable[..., None]:
+        def see(member: nn.Module, given: tuple[Any, ...], named: Any) -> None:
+            call = _name_arguments(member, given, named)
+            starts[path] = {n: v.clone() for n, v in call.items() if isinstance(v, Tensor)}
+
+        return see
 
     def listener(path: str, index: int) -> Callable[..., None]:
         def hear(member: nn.Module, given: tuple[Any, ...], named: Any, out: Any) -> None:
-            call = {**dict(zip(list_parameters(member), given, strict=False)), **named}
-            visits.append(Visit(path, index, call, out if isinstance(out, tuple) else (out,)))
+            call = _name_arguments(member, given, named)
+            outputs = out if isinstance(out, tuple) else (out,)
+            visits.append(Visit(path, index, call, outputs, starts.get(path, {})))
 
         return hear
 
+    lists = _find_outer_lists(root)
+    before = (
+        members[0].register_forward_pre_hook(look(path), with_kwargs=True)
+        for path, members in lists
+        if len(members)
+    )
     hooks = (
         member.register_forward_hook(listener(path, k), with_kwargs=True)
-        for path, members in _find_outer_lists(root)
+        for path, members in lists
         for k, member in enumerate(members)
     )
-    with remove_hooks(hooks), torch.no_grad():
+    with remove_hooks(before), remove_hooks(hooks), torch.no_grad():
         return visits, list_tensors(root(*args, **kwargs))
+
+
+def _name_arguments(
+    member: nn.Module, given: Sequence[Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {**dict(zip(list_parameters(member), given, strict=False)), **named}
 
 
 def _find_outer_lists(root: nn.Module) -> list[tuple[str, nn.ModuleList]]:
@@ -174,8 +195,9 @@ def _link(before: ListRun, after: ListRun) -> ListRun | None:
     ):
         return after
     if len(taken) == 1 and len(outputs) == 2:
+        start = after.visits[0].start.get(after.group.returns[0])
         for joint in ("first", "last"):
-            if any(_is_cat(taken[0], pair) for pair in _list_pairs(outputs, joint)):
+            if any(_is_cat(start, pair) for pair in _list_pairs(outputs, joint)):
                 return replace(after, group=replace(after.group, joint=joint))
     return None
 
@@ -211,8 +233,16 @@ def _list_readings(root: nn.Module, chain: list[ListRun]) -> Iterator[BlockStruc
         raise ModelError(
             f"{_name_failure(root)}: its blocks return {len(first)} streams, at most 2 can be"
         )
-    for image in _sort_streams(first):
-        yield BlockStructure(tuple(_name_streams(run.group, image) for run in chain))
+    likeliest, *others = _sort_streams(first)
+    yield BlockStructure(tuple(_name_streams(run.group, likeliest) for run in chain))
+    for image in others:
+        groups = (_name_streams(_swap_ends(run.group), image) for run in chain)
+        yield BlockStructure(tuple(groups))
+
+
+def _swap_ends(group: BlockGroup) -> BlockGroup:
+    """Returns the group with the text at the other end, where it was taken for the image."""
+    return replace(group, joint={"first": "last", "last": "first", "": ""}[group.joint])
 
 
 def _name_streams(group: BlockGroup, image: str) -> BlockGroup:

@@ -13,12 +13,16 @@ from .stack import LiveBlock, Stack, State
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """One call of one member of a module list."""
+    """One call of one member of a module list.
+
+    start: copies of the tensors that entered the list, as a block may change them in place.
+    """
 
     path: str
     index: int
     call: dict[str, Any]
     outputs: tuple[Any, ...]
+    start: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

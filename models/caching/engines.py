@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from ..architectures import known_classes
+from ..architectures.base import BlockStructure
 from ..architectures.discover import may_have_blocks, observe
 from ..architectures.stack import Stack, block_structure, describe
 from ..errors import ModelError, SettingError
@@ -166,8 +168,13 @@ class UNetEngine(Engine):
         return (self.split.join(feature, x), *args[1:]), kwargs
 
 
+OBSERVED: WeakKeyDictionary[nn.Module, dict[frozenset[Any], BlockStructure]] = WeakKeyDictionary()
+
+
 class Unobserved(Engine):
     """Finds and verifies the blocks by the first call; another engine then takes its place.
+
+    What was found is remembered for calls of the network that are given the same.
 
     give_way: puts the engine for the blocks that were found in the place of this one.
     """
@@ -188,9 +195,22 @@ class Unobserved(Engine):
         if not self.active:
             return
         self._check_mode()
+        seen, call = OBSERVED.setdefault(self.root, {}), _name_given(args, kwargs)
+        if call not in seen:
+            seen[call] = self._observe(args, kwargs).structure
+        self.give_way(describe(self.root, seen[call])).enter(args, kwargs)
+
+    def _observe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Stack:
         try:
             with self.pause():  # the call is made several times, for all to see
-                stack = observe(self.root, *args, **kwargs)
+                return observe(self.root, *args, **kwargs)
         except ModelError as error:
             raise ModelError(f"{error}; {_advise(self.root)}") from error
-        self.give_way(stack).enter(args, kwargs)
+
+
+def _name_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[Any]:
+    """Names what a call is given, also inside options: a network may run other parts for more."""
+    given: set[Any] = {name for name, value in kwargs.items() if value is not None}
+    given |= {n for n, value in enumerate(args) if value is not None}
+    options = (value for value in (*args, *kwargs.values()) if isinstance(value, Mapping))
+    return frozenset(given.union(*options))
