@@ -364,11 +364,12 @@ def test_a_cache_finds_the_blocks_of_comfyuis_own_networks(engine):
         network = make(dtype=torch.float32, device="cpu", operations=disable_weight_init).eval()
         generator = torch.manual_seed(0)
         for parameter in network.parameters():
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
         plain = run_cached(engine, network)
         assert torch.equal(run_cached(engine, network, f"interval=1,{LAST}"), plain), make.__name__
         first = run_cached(engine, network, f"interval=2,{LAST}")
-        assert 0.0 < float((first - plain).norm() / plain.norm()) < 0.1, make.__name__
+        error = float((first - plain).norm() / plain.norm())
+        assert 0.0 < error < 0.1, make.__name__
         assert torch.equal(run_cached(engine, network, f"interval=2,{LAST}"), first), make.__name__
         assert torch.equal(run_cached(engine, network), plain), make.__name__
 
