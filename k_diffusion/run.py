@@ -26,6 +26,8 @@ SAME = (
     1e-3  # relative: the sigmas of a schedule, after float32 and the rounding of a user interface
 )
 
+SPLITS = "combines the branches of the network itself, and the model is guided already"
+
 
 @torch.no_grad()
 def sample(
@@ -158,10 +160,7 @@ def check_runnable(schedule: Artefact, path: Path) -> None:
             " was made for such models"
         )
     if schedule.guided:
-        raise SettingError(
-            "this schedule combines the branches of the network itself, and the model is guided"
-            " already; take a schedule without guidance"
-        )
+        raise SettingError(f"this schedule {SPLITS}; take a schedule without guidance")
     if schedule.cache_policy is not None:
         raise SettingError(
             "this schedule brings a cache for the inside of the network, which only a Sampler puts"
@@ -176,6 +175,8 @@ def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> 
             f"this solver treats every channel (axis 1) by itself, and x is {tuple(x.shape)}; set"
             " inner=sample"
         )
+    if plan.settings is not None and plan.settings.info.guided:
+        raise SettingError(f"this solver {SPLITS}; take another one, such as {DEFAULT_SOLVER}")
     if plan.adaptive:
         return
     draws = _count_draws(plan)

@@ -78,7 +78,7 @@ def test_every_solver_does_what_it_does_in_our_loop():
     x = 20.0 * unit_noise()
     for name in sorted(set(SOLVERS) - {"dpm-solver-v3", "flow-map", "uni-inv"}):
         settings = SOLVERS.make(name)
-        if settings.info.stochastic:
+        if settings.info.stochastic or settings.info.guided:
             continue
         ends = [20.0, 0.05, 0.0] if settings.info.adaptive else sigmas.tolist()
         wanted = run(settings, TimeGrid.of(process, ends), x, GAUSSIAN.x0)
@@ -229,6 +229,7 @@ REFUSED = [
     ({"model": lambda x, sigma: x[:1, :0]}, SettingError, "x0 of shape"),
     ({"model": lambda x, sigma: (x - 0.1) / sigma.view(-1, 1, 1, 1)}, SettingError, "eps"),
     ({"solver": "unipc-9"}, FewstepError, "did you mean"),
+    ({"solver": "euler-cfg-pp"}, SettingError, "guided already; take another one"),
     ({"solver": "evodiff", "x": torch.ones(1, 1, 8)}, SettingError, "inner=sample"),
     ({"solver": TwoDraws(), "noise_sampler": lambda *ends: state(0)}, SettingError, "2 times"),
 ]

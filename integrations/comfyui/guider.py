@@ -10,7 +10,7 @@ from fewstep.k_diffusion.host import read_path
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import SettingError
 from fewstep.samplers.guidance import Guidance
-from fewstep.samplers.plan import read_scale
+from fewstep.samplers.schedule_choice import read_scale
 
 from .solver_of import find_solver
 

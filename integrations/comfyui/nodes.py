@@ -14,7 +14,7 @@ from fewstep.models.errors import SettingError
 from fewstep.samplers.guidance.unbound import list_unbound
 from fewstep.samplers.placement import list_grids
 from fewstep.samplers.plan import DEFAULT_SOLVER
-from fewstep.solvers import names as list_solvers
+from fewstep.solvers.base import SOLVERS
 from fewstep.solvers.presets import preset, preset_names
 
 from .cache import add_cache
@@ -23,6 +23,7 @@ from .logged import log_warnings
 
 CATEGORY = "sampling/fewstep"
 DEFAULT = "default"
+SOLVER_NAMES = [name for name in SOLVERS if not SOLVERS.get(name).info.guided]
 SETTINGS = "key=value,...; those of fewstep's page for this name"
 
 
@@ -36,7 +37,7 @@ class FewstepSampler(io.ComfyNode):
             display_name="Sampler (fewstep)",
             category=CATEGORY,
             inputs=[
-                io.Combo.Input("solver", options=list_solvers(), default=DEFAULT_SOLVER),
+                io.Combo.Input("solver", options=SOLVER_NAMES, default=DEFAULT_SOLVER),
                 io.String.Input("settings", default="", tooltip=SETTINGS),
             ],
             outputs=[io.Sampler.Output()],
