@@ -28,7 +28,8 @@ from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_u
 from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
-from .loop import Callback, Job
+from .job import Job
+from .loop import Callback
 from .noise import check_seeds
 from .plan import Plan, PlanChoices, clean_choices, count_stage_calls, make_plan
 from .result_file import save_result
