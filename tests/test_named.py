@@ -5,11 +5,13 @@ mixture of the other solver tests, with draws that are the same everywhere.
 """
 
 import math
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import NamedTuple
 
+import diffusers
 import pytest
 import torch
+from diffusers.schedulers import scheduling_euler_ancestral_discrete as euler_ancestral
 from laws import GAUSSIAN, MIXTURE, f64, start
 from torch.testing import assert_close
 
@@ -154,6 +156,35 @@ def test_unipc_with_varying_coefficients_has_the_order_of_its_corrector():
     for p, wanted in ends.items():
         x = run_fixed(solver(f"unipc-{p}:solver_type=vary"), grid).x
         assert x.flatten()[:3].tolist() == pytest.approx(wanted, abs=2e-9)
+
+
+def drive_theirs(scheduler, x):
+    """A scheduler of diffusers over its 8 steps; its network is exact at its own float32 sigmas."""
+    for label in scheduler.timesteps:
+        scheduler.scale_model_input(x, label)
+        kappa = float(scheduler.sigmas[scheduler.step_index])
+        eps = (x - MIXTURE.x0(x, WIDE.at(kappa))) / kappa
+        x = scheduler.step(eps, label, x).prev_sample
+    return x
+
+
+WIDE = EDM(1e-3, 1e3)
+
+
+def test_euler_ancestral_is_that_of_diffusers(monkeypatch):
+    """Measured: 3.6e-8, of its float32 sigmas; it draws for the last step too, in vain."""
+    numbers = count()
+    monkeypatch.setattr(
+        euler_ancestral, "randn_tensor", lambda shape, **_: draw(next(numbers), torch.zeros(shape))
+    )
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
+    scheduler.set_timesteps(8)
+    grid = TimeGrid.of(WIDE, scheduler.sigmas.double().tolist())
+    theirs = drive_theirs(scheduler, start(grid))
+    assert_close(run_fixed(solver("euler_ancestral"), grid).x, theirs, rtol=0, atol=2e-7)
+    assert next(numbers) == 8
 
 
 SAME = [
