@@ -138,7 +138,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
         """
         if eta and eta != getattr(self.choices.settings, "gamma", None):
             raise SettingError(
-                f"eta={eta:g} has no meaning here; take solver='ddpm', or sa-solver, and for TCD"
+                f"eta={eta:g} has no meaning here; take solver='euler-ancestral:eta=..', and for TCD"
                 f" 'tcd:gamma={eta:g}'"
             )
         if use_clipped_model_output:
