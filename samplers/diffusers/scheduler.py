@@ -37,6 +37,7 @@ from .stepper import (
     refuse_nonfinite,
 )
 
+ETAS = ("eta", "gamma")  # settings of solvers that say the same
 OTHER_STATE = (
     "this pipeline scales sigma as for a state x0 + sigma eps; pass state='ve' to from_config"
 )
@@ -136,10 +137,10 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
             SettingError: before set_timesteps, after the last evaluation, for the timestep of
                 another one, one that no run can begin at, or for another eta.
         """
-        if eta and eta != getattr(self.choices.settings, "gamma", None):
+        if eta and eta not in (getattr(self.choices.settings, each, None) for each in ETAS):
             raise SettingError(
-                f"eta={eta:g} has no meaning here; take solver='euler-ancestral:eta=..', and for TCD"
-                f" 'tcd:gamma={eta:g}'"
+                f"eta={eta:g} has no meaning here; for DDIM with it take"
+                f" solver='euler-ancestral:eta={eta:g}', and for TCD 'tcd:gamma={eta:g}'"
             )
         if use_clipped_model_output:
             raise SettingError("no prediction is clipped here; drop use_clipped_model_output")
