@@ -567,8 +567,11 @@ def test_step_says_what_is_missing():
         scheduler.step(noise(), 999, noise())
     scheduler.set_timesteps(2)
     _, second = scheduler.timesteps
-    with pytest.raises(SettingError, match="solver='ddpm'"):
+    with pytest.raises(SettingError, match="solver='euler-ancestral:eta=0.5'"):
         scheduler.step(noise(), 999, noise(), eta=0.5)
+    same = ours(VP, solver="euler-ancestral:eta=.5")
+    same.set_timesteps(2)
+    assert same.step(noise(), same.timesteps[0], noise(), eta=0.5).prev_sample.isfinite().all()
     with pytest.raises(SettingError, match=r"answered \(2, 1, 4, 4\)"):
         scheduler.step(noise()[:, :1], 999, noise())
     with pytest.raises(SettingError, match=r"as a tensor, not a Output; pass its \.sample"):
