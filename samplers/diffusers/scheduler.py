@@ -125,7 +125,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 is the next. A copy on an accelerator is read at the beginning only.
             sample: (B, *) what the network was asked about. If it is not what the last step
                 returned, it takes its place.
-            eta: 0, or what the solver has as eta or gamma; there is a solver for every noise.
+            eta: 0, or what the solver has as eta or gamma.
             generator: what stochastic solvers draw from; of a list, one per row.
             return_dict: False for a tuple (prev_sample, x0).
             use_clipped_model_output: what DDIMPipeline passes; not True, as nothing is clipped.
