@@ -403,6 +403,15 @@ def test_networks_that_could_learn_are_refused():
         net.eval()
 
 
+def test_a_cache_of_another_library_is_not_covered():
+    net = network("dit")
+    for flag, owner in (("is_cache_enabled", "diffusers"), ("_is_cached", "cache-dit")):
+        setattr(net, flag, True)
+        with pytest.raises(SettingError, match=f"has a cache of {owner} already"):
+            enable_cache(net, LITE)
+        delattr(net, flag)
+
+
 def test_attaching_twice_and_detaching_what_is_not_there_are_refused():
     net = network("dit")
     enable_cache(net, LITE)

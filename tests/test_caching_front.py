@@ -11,6 +11,7 @@ from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPanel, FrontPoint, FrontRun
 from fewstep.eval.bench.rows import ResultStore
 from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.experiments import caches
 from fewstep.eval.experiments.cache import (
     TIME,
     TO_UNCACHED,
@@ -21,9 +22,11 @@ from fewstep.eval.experiments.cache import (
 from fewstep.eval.experiments.cache_table import CacheTable
 from fewstep.eval.experiments.cache_times import CacheTimes
 from fewstep.eval.experiments.caches import POLICIES, is_rival, rival_effective, rival_run
-from fewstep.models.caching import take_cache
+from fewstep.models.caching import caching, take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
+from fewstep.samplers.diffusers.scheduler import SolverScheduler
+from fewstep.samplers.noise import Noise
 from fewstep.samplers.sampler import Sampler
 
 TABLE = CacheTable()
@@ -90,6 +93,40 @@ def test_the_calibrators_of_cache_dit_forecast_where_without_one_it_repeats():
     for name in ("taylor", "foca", "dmd"):
         forecast = rival_run(network, f"{CACHE_DIT},{name}=1", 1, 20, **CALL).samples
         assert not torch.equal(forecast, repeated)
+
+
+def test_our_scheduler_runs_under_cache_dit_and_our_caches_do_not():
+    pytest.importorskip("cache_dit")
+    network, runs = load("fashion-dit"), []
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    for _ in range(2):
+        scheduler = SolverScheduler.from_config(config, solver="heun")
+        scheduler.set_timesteps(6)
+        settings = {"residual_diff_threshold": 0.3, "Fn_compute_blocks": 1, "max_warmup_steps": 3}
+        detach = caches._cache_dit(network.module, settings, len(scheduler.timesteps))
+        with pytest.raises(SettingError, match="cache-dit already"), caching(network, LITE):
+            pass
+        x, blocks = Noise([0], network.shape).draw(), CountCalls(network.module)
+        for t in scheduler.timesteps:
+            labels = {"timestep": t.expand(1), "class_labels": torch.tensor([3])}
+            out = network.module(x, **labels, return_dict=False)[0]
+            x = scheduler.step(out, t, x, return_dict=False)[0]
+        detach()
+        runs.append((x, blocks.first, blocks.last))
+    (x, first, last), (again, *_) = runs
+    assert torch.equal(x, again)
+    assert first == len(scheduler.timesteps) == 11  # its steps are evaluations
+    assert 3 <= last < first
+
+
+class CountCalls:
+    """Counts the calls of the first and the last block of a transformer."""
+
+    def __init__(self, module):
+        self.first = self.last = 0
+        blocks = module.transformer_blocks
+        blocks[0].register_forward_hook(lambda *_: setattr(self, "first", self.first + 1))
+        blocks[-1].register_forward_hook(lambda *_: setattr(self, "last", self.last + 1))
 
 
 def test_uncached_runs_come_first_and_only_solvers_of_caches_have_all_steps():

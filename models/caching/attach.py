@@ -21,6 +21,10 @@ from .engines import Unobserved, make_engine, make_stack_engine
 from .run_facts import RunFacts, facts_of, run_of
 
 Given = Policy | BringsCache | str | None
+OTHERS = (  # what marks a cache of another library on a module, whose it is, what takes it off
+    ("is_cache_enabled", "diffusers", "network.disable_cache()"),
+    ("_is_cached", "cache-dit", "cache_dit.disable_cache(pipe)"),
+)
 
 
 @dataclass(frozen=True)
@@ -209,10 +213,13 @@ def _check_free(root: nn.Module, group: Any) -> None:
     from . import hooks
 
     name = type(root).__name__
-    if hooks.find_listener(root) is not None or getattr(root, "is_cache_enabled", False):
+    if hooks.find_listener(root) is not None:
         raise SettingError(
             f"{name} has a cache already; take it off first with disable_cache(network)"
         )
+    for flag, owner, remedy in OTHERS:
+        if getattr(root, flag, False):
+            raise SettingError(f"{name} has a cache of {owner} already; take it off with {remedy}")
     if is_answered_for(root):
         raise SettingError(
             f"{name} is guided already, and a cache on it would see rows that the guidance leaves"
