@@ -30,6 +30,11 @@ def search(ctx: typer.Context, request: SearchRequest, quiet: QuietWarnings = Fa
         refuse_typed(ctx, NOT_OF_MASKS, "--full searches the evaluations that run in full")
     from ..eval.search.command import run_search, summarize
 
+    distances = {}
     for path, result in run_search(request, progress=not quiet):
         if not quiet:
             echo(summarize(path, result, request))
+        if request.full is not None:
+            distances[path] = result.schedule.provenance["cache"]["distance"]["value"]
+    if len(distances) > 1:
+        typer.echo(f"nearest to the reference: {min(distances, key=distances.__getitem__)}")

@@ -73,8 +73,11 @@ class SearchRequest:
         SIZE,
         within=STEPS,
     )
-    steps: int | None = option(
-        None, "With --full: number of steps of the run. The default is 30.", SIZE, within=STEPS
+    steps: str | None = option(
+        None,
+        "With --full: number of steps of the run. Several, such as 20,30, share the budget. The"
+        " default is 30.",
+        SIZE,
     )
     predictor: str = option(
         "auto",

@@ -242,6 +242,13 @@ def test_the_best_within_a_budget_is_shown_beside_the_baseline():
     assert 'm,a,9,"cg-taylor:threshold=0.1",12.000,0.03,0.75,,,' in rows
 
 
+def test_times_stand_beside_the_flops_that_were_saved():
+    """Three times as fast at a quarter of the FLOPs is three quarters of what they promise."""
+    timed = FrontPoint(FrontRun("m", "a", 12, "p"), 3.0, ratio=1.0 / 3.0, seconds=0.5)
+    lines = list(TABLE.append(FrontPanel("m", (timed,), UNCACHED)))
+    assert "| `p` | a | 12 | 3.00 | 3.00 | 0.75 | 500.0 |" in lines
+
+
 def test_the_plot_shows_every_family_and_the_baseline(tmp_path):
     TABLE.draw(POINTS, tmp_path / "front.svg")
     text = (tmp_path / "front.svg").read_text()

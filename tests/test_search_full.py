@@ -217,10 +217,21 @@ def test_the_command_writes_a_schedule_that_sample_takes(tmp_path, monkeypatch):
     assert (cache["full"], cache["skipped"]) == (2, 2)
 
 
+def test_several_numbers_of_steps_share_a_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = search_command("--full", 2, "--steps", "3,4", *QUICK[:-1], "candidates=4")
+    files = [tmp_path / f"schedule-full2of{steps}.json" for steps in (3, 4)]
+    distances = [Schedule.load(each).provenance["cache"]["distance"]["value"] for each in files]
+    best = files[distances.index(min(distances))].name
+    assert f"nearest to the reference: {best}\n" in output
+    assert [Schedule.load(each).nfe for each in files] == [3, 4]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--full", 5, "--steps", 4], "a run of 4 evaluations has at most 4 in full, not 5"),
+        (["--full", 2, "--steps", "4,5", "--objective", "drift"], "give one --steps"),
         (["--full", 2, "--nfe", 4], "give --nfe, such as 5"),
         (["--nfe", 4, "--steps", 8], "--steps and --predictor belong to --full"),
         (["--nfe", 4, "--objective", "drift"], "give --full"),

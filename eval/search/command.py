@@ -55,7 +55,7 @@ def search(network: str, *, progress: bool = False, **options: Any) -> list[Sear
 
 def schedule_path(request: SearchRequest, size: SearchSize) -> Path:
     """Returns the file of the schedule of a size."""
-    if request.nfe_range is None or len(sizes_of(request)) == 1:
+    if len(sizes_of(request)) == 1:
         return request.out
     return request.out.with_name(f"{request.out.stem}-{size.mark}{request.out.suffix}")
 
@@ -104,10 +104,10 @@ def _start_searches(searches: Sequence[Search], request: SearchRequest) -> Itera
     if request.reference_end is None:
         searches = _end_references(searches)
     searches = resize(searches) if timetable is None else timetable.size(searches)
-    space = replace(searches[0].space, afs=find_afs(request, searches[0].problem))
+    afs = find_afs(request, searches[0].problem)
     for i, search in enumerate(searches):
         granted = search.budget if timetable is None else timetable.grant(searches[i:])
-        yield replace(search, space=space, budget=granted)
+        yield replace(search, space=replace(search.space, afs=afs), budget=granted)
 
 
 def _end_references(searches: Sequence[Search]) -> Sequence[Search]:

@@ -31,7 +31,7 @@ from .uncached import DRIFT, drift_of
 MOST_SEARCHED = 200  # evaluations of a schedule
 SCORED = {"nfe": 256, "rows": 128, "full": 32}  # a fitted candidate runs its noises twice
 NOISES, OF_MASKS = "1024,256,1024", "64,64,256"  # by default, and with --full
-STEPS = 30  # of a run whose full evaluations are searched
+STEPS = "30"  # of a run whose full evaluations are searched
 RENAMED = {"distance": "terminal"}  # objectives
 PLAIN_GRID = "logsnr"
 AFS = ("none", "zero", "mean", "any")
@@ -47,7 +47,10 @@ def sizes_of(request: SearchRequest) -> tuple[SearchSize, ...]:
             " for a cache, --full"
         )
     if full is not None:
-        return (SearchSize(full, "full", request.steps or STEPS),)
+        steps = sorted(set(parse_ranges(request.steps or STEPS)))
+        if request.objective == DRIFT and len(steps) > 1:
+            raise SettingError("drift is from the run of one number of steps; give one --steps")
+        return tuple(SearchSize(full, "full", number) for number in steps)
     if request.steps is not None or request.predictor != "auto":
         raise SettingError("--steps and --predictor belong to --full; drop them, or give --full")
     if rows is not None:
@@ -70,14 +73,17 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
     _check_names(request)
     problem = replace(_problem(request), cache=request.folder / TEACHER)
     features = find_features(request.features, problem.network, request.weights)
-    space = Space(
-        process=problem.network.schedule,
-        free=free | ({"afs"} if request.afs != "none" else set()),
-        ends=_ends(problem),
-        solver=request.base,
-        grid=_name_grid(request, problem),
-    )
-    aim = _find_objective(request, problem, space, sizes[0])
+    spaces = [
+        Space(
+            process=problem.network.schedule,
+            free=free | ({"afs"} if request.afs != "none" else set()),
+            ends=_ends(problem),
+            solver=request.base,
+            grid=_name_grid(request, problem, size),
+        )
+        for size in sizes
+    ]
+    aim = _find_objective(request, problem, spaces[0], sizes[0])
     searches = [
         Search(
             problem=problem,
@@ -92,7 +98,7 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
             features=features,
             settings=_read_settings(request),
         )
-        for size in sizes
+        for size, space in zip(sizes, spaces, strict=True)
     ]
     for search in searches:
         search.check()
@@ -164,11 +170,11 @@ def _labels(text: str, network: Network) -> tuple[int, ...]:
     return tuple(labels)
 
 
-def _name_grid(request: SearchRequest, problem: Problem) -> str:
+def _name_grid(request: SearchRequest, problem: Problem, size: SearchSize) -> str:
     """Returns the grid of times to start from."""
-    if request.grid_type is not None or request.full is None:
+    if request.grid_type is not None or size.unit != "full":
         return request.grid_type or PLAIN_GRID
-    return choose_default_grid(problem.network.schedule, request.steps or STEPS)
+    return choose_default_grid(problem.network.schedule, size.nfe)
 
 
 def _find_objective(

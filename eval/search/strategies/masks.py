@@ -219,13 +219,13 @@ def _climb(
 def _list_neighbours(
     masks: Masks, here: MaskedRun, predict: Callable[[MaskedRun], float]
 ) -> list[MaskedRun]:
-    """Returns the other predictors, then near swaps, then all others, each by predicted cost."""
+    """Returns near swaps by predicted cost, then the other predictors, then all other swaps."""
     near, far = list[MaskedRun](), list[MaskedRun]()
     for old, new in list_swaps(here.mask, masks.calls):
         group = near if abs(old - new) <= NEXT else far
         group.append(MaskedRun(swap(here.mask, old, new), here.predictor))
     others = [MaskedRun(here.mask, each) for each in masks.predictors]
-    return [*others, *sorted(near, key=predict), *sorted(far, key=predict)]
+    return [*sorted(near, key=predict), *others, *sorted(far, key=predict)]
 
 
 def _make_predictor(masks: Masks) -> Callable[[MaskedRun], float]:
