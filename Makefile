@@ -153,7 +153,8 @@ caching:
 		printf '\n![front](caching-unet.png)\n\n'; \
 		$(CACHING) $(UNETS) --plot docs/caching-unet.png; \
 		printf '\n# With an Euler solver\n\n'; $(CACHING) $(EULER); \
-		printf '\n# Times\n\n'; $(CACHING) $(TIMED)) > results/caching-page.md
+		printf '\n# Times\n\n'; $(CACHING) $(TIMED); \
+		printf '\n# The newer gates, attention alone, and other libraries\n\n'; $(NEWER)) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
 
 # The measured tables of docs/guidance-results.md: half an hour on two cores. Stopped, it goes on.

@@ -185,6 +185,8 @@ def _format_value(value: Any) -> str:
 def _parse_value(text: str) -> Any:
     if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
         return float(text)  # .9 and 1., which are no JSON
+    if re.fullmatch(r"\[[\s\d.,eE+-]*\]", text):
+        text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)  # nor are they in a list
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_atten
 from tiny import BRANCHES, STEPS, inputs, network
 from torch.testing import assert_close
 
-from fewstep.models.caching import PAB, FasterCache, caching, enable_cache
+from fewstep.models.caching import PAB, FasterCache, caching, enable_cache, take_cache
 from fewstep.models.caching.base import CallPosition
 from fewstep.models.caching.module_engine import find_attention
 from fewstep.models.errors import ModelError, SettingError
@@ -186,6 +186,10 @@ def test_a_line_for_pab_is_fastercache_with_its_weight():
 def test_a_window_that_is_none_is_refused(window):
     with pytest.raises(SettingError, match="two rising fractions of the run, 0 to 1"):
         PAB(window=window)
+
+
+def test_a_typed_window_may_leave_zeros_out():
+    assert take_cache("pab:window=[.3,.9]") == PAB(window=(0.3, 0.9))
 
 
 def test_settings_that_cannot_be_are_refused():

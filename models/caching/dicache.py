@@ -29,7 +29,7 @@ class DiCache(Accumulated):
     warmup, final, max_consecutive, reduce, together: see `Gated`; published is reduce=mean.
     lead:      blocks of the probe; published: 1 to 5.
     delta:     judge by how the probe changes otherwise than its input does.
-    predictor: of the residual of the blocks after the probe, a line by default.
+    predictor: of the residual of the blocks after the probe, a line by default; published: anchors.
     """
 
     info: ClassVar[CacheInfo] = CacheInfo(
