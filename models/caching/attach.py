@@ -14,9 +14,10 @@ from ..errors import ModelError, SettingError
 from ..ledger import CacheCall, CacheLedger
 from ..modules import hold, is_answered_for, unwrap_compiled
 from ..node import Node
+from .advice import warn_of_zero_hits
 from .base import BringsCache, Policy, take_cache
 from .calls import Announced
-from .engine import Engine, warn_of_zero_hits
+from .engine import Engine
 from .engines import Unobserved, make_engine, make_stack_engine
 from .run_facts import RunFacts, facts_of, run_of
 

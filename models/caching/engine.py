@@ -7,7 +7,6 @@ them, the deep part of a UNet). All decisions are taken on the host.
 """
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ class Engine(ABC):
     run:    what is known of a run before it ends.
     judge:  decides by the gate, if the policy has one.
     sample: the arguments of one call, from which its cost is counted.
-    unweighed: nobody has looked yet at how much a skip can save.
     """
 
     def __init__(self, root: nn.Module, policy: Policy, ledger: CacheLedger) -> None:
@@ -56,7 +54,6 @@ class Engine(ABC):
         self._lengths: dict[int, int | None] = {}
         self._levels: Sequence[float] | None = None
         self.sample: tuple[Any, Any] | None = None
-        self.unweighed = True
         self._cost: FlopCount | None = None
         self._time = _find_argument(root, ("timestep", "timesteps", "t"))
 
@@ -253,24 +250,6 @@ class Engine(ABC):
         """Returns the parts that a skipped call leaves out at most."""
         return tuple(self.list_parts())
 
-    def warn_of_share(self, forward: Callable[..., Any]) -> None:
-        """Warns after the first call if no skip can save half of one; counts it where in doubt.
-
-        forward: calls the network below the hook of this cache.
-        """
-        first, self.unweighed = self.unweighed, False
-        if not first or self.policy.off or not self.may_save_little:
-            return
-        cost = self.cost(forward)
-        saving = 1.0 if cost is None else 1.0 - cost.share(self.list_skippable())
-        if saving < 0.5:
-            warnings.warn(
-                f"{self.policy.info.name} saves at most {saving:.0%} of a call of"
-                f" {type(self.root).__name__}: what it skips is no larger a share of the FLOPs;"
-                " fewer steps may save more",
-                stacklevel=2,
-            )
-
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Lets the network run as if there were no cache on it."""
@@ -296,17 +275,3 @@ def _find_argument(root: nn.Module, names: Sequence[str]) -> tuple[int, str] | N
     """Finds the first argument of one of these names in the forward of a network."""
     parameters = list(inspect.signature(type(root).forward).parameters)[1:]
     return next(((parameters.index(n), n) for n in names if n in parameters), None)
-
-
-def warn_of_zero_hits(ledger: CacheLedger, policy: Policy) -> None:
-    """Warns of a cache that never skipped: it cost time and saved none."""
-    if ledger.calls and not ledger.hits and not policy.off:
-        advice = "raise its threshold or interval, or drop it"
-        if ledger.restarts > 1:
-            advice = (
-                f"its batch changed between them {ledger.restarts} times, which makes it start"
-                " over; drop it, or the guidance that leaves rows out"
-            )
-        warnings.warn(
-            f"{policy.info.name} skipped none of {len(ledger.calls)} calls; {advice}", stacklevel=4
-        )

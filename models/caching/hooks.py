@@ -11,6 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
+from .advice import warn_of_share
 from .calls import Part, Substitute
 from .engine import Engine
 
@@ -44,17 +45,17 @@ class Root:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine  # may give way to another one at its first call
+        self.weighed = False
         self.enter, self.leave = _on_host(self._enter), _on_host(self._leave)
-        self.warn_of_share = _on_host(self._warn_of_share)
 
     def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.engine.enter(args, kwargs)
 
-    def _leave(self, out: Any) -> None:
+    def _leave(self, out: Any, inner: Inner) -> None:
         self.engine.leave(out)
-
-    def _warn_of_share(self, inner: Inner) -> None:
-        self.engine.warn_of_share(inner)
+        if self.engine.active and not self.weighed:
+            self.weighed = True
+            warn_of_share(self.engine, inner)
 
     def run(self, inner: Inner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self.enter(args, kwargs)
@@ -63,9 +64,7 @@ class Root:
         except BaseException:
             self.engine.fail()
             raise
-        self.leave(out)
-        if self.engine.active:
-            self.warn_of_share(inner)
+        self.leave(out, inner)
         return out
 
 
