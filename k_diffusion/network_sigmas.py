@@ -42,17 +42,16 @@ def place_sigmas(model_sampling: Any, grid: str | None, steps: int, denoise: flo
         raise SettingError(f"denoise={denoise:g} must lie in [0, 1]; 1 starts from noise alone")
     if denoise == 0.0:
         return torch.zeros(0)
-    path, process, total = read_path(model_sampling), read_process(model_sampling), steps
+    path, process = read_path(model_sampling), read_process(model_sampling)
     total = int(steps / denoise)
     spec = grid or choose_default_grid(process, total)
     nodes = time_grid(spec, process, total).nodes
     placed = [_place(model_sampling, node) if path == "ve" else node.sigma for node in nodes]
-    sigmas = [sigma for sigma, _ in groupby(placed)][-(steps + 1) :]
-    if len(sigmas) <= steps:
-        warnings.warn(
-            f"grid {spec!r} comes to {len(sigmas) - 1} steps, not {steps}: two are at one timestep",
-            stacklevel=2,
-        )
+    sigmas = [sigma for sigma, _ in groupby(placed)]
+    if denoise < 1.0:
+        sigmas = sigmas[-(steps + 1) :]
+    if (made := len(sigmas) - 1) != steps:
+        warnings.warn(f"grid {spec!r} comes to {made} steps here, not {steps}", stacklevel=2)
     return torch.tensor(sigmas)
 
 

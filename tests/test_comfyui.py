@@ -9,8 +9,9 @@ import comfyui_engine
 import pytest
 import torch
 from comfyui_engine import CONDITION, FOLDER, NOTHING, PACK, Blocks, Gaussian, Real, StandIn
+from test_schedule_data import guided_example
 
-from fewstep import RectifiedFlow, Schedule, solver
+from fewstep import CachedCalls, RectifiedFlow, Schedule, solver
 from fewstep.k_diffusion import get_sigmas
 from fewstep.models.errors import FewstepError
 from fewstep.samplers.plan import make_plan
@@ -182,7 +183,7 @@ def test_a_grid_that_is_finer_than_the_timesteps_says_so(engine, caplog):
     found = grid(engine, model, "karras", steps=300)
     assert len(found) < 301
     assert torch.equal(found.unique().flip(0), found)
-    assert f"comes to {len(found) - 1} steps, not 300" in caplog.text
+    assert f"comes to {len(found) - 1} steps here, not 300" in caplog.text
 
 
 # ---- schedule
@@ -216,10 +217,13 @@ def test_a_schedule_of_stable_diffusion_runs_on_its_table(engine):
     assert float(drawn.std()) == pytest.approx(0.5, abs=0.05)
 
 
+CACHED = CachedCalls(compute=(0, 1, 3, 5))
 REFUSED = [
     ("flow", lambda: "ays-sd15-nfe10", "path is flow"),
     ("eps", lambda: make_flow_schedule().dump(), "for flow networks"),
     ("eps", lambda: preset("usf-cifar10-nfe9").dump(), "another path"),
+    ("eps", lambda: json.dumps(guided_example()), "combines the branches"),
+    ("flow", lambda: make_flow_schedule().with_cache(CACHED).dump(), "brings a cache"),
     ("eps", lambda: "no-such-schedule", "list schedules"),
     ("eps", lambda: "../elsewhere.json", "input folder"),
     ("eps", lambda: "{", "JSON"),
@@ -313,6 +317,19 @@ def test_a_cache_skips_blocks_and_leaves_the_model_as_it_was(engine, caplog):
     before = network.count()
     assert torch.equal(run_cached(engine, network), plain)
     assert network.count() == before + 32
+
+
+def test_a_run_that_is_stopped_leaves_the_model_as_it_was(engine):
+    network = Blocks()
+    plain = run_cached(engine, network)
+
+    def stop(i, *_):
+        if i == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cached(engine, network, f"interval=2,{LAST}", told=stop)
+    assert torch.equal(run_cached(engine, network), plain)
 
 
 def test_branches_in_calls_of_their_own_have_memories_of_their_own(engine, monkeypatch):

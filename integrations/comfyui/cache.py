@@ -48,12 +48,11 @@ class _CachedModel:
             FewstepError: if the cache fits neither the network nor the run, or the run never
                 called the network.
         """
-        model = executor.class_obj.model_patcher.model
         _, _, sampler, sigmas, *_ = args
-        moments = list_moments(
-            sigmas.tolist(), read_path(model.model_sampling), find_solver(sampler)
-        )
-        self.attachment = enable_cache(model.diffusion_model, self.policy)
+        find = executor.class_obj.model_patcher.get_model_object
+        path = read_path(find("model_sampling"))
+        moments = list_moments(sigmas.tolist(), path, find_solver(sampler))
+        self.attachment = enable_cache(find("diffusion_model"), self.policy)
         try:
             self.attachment.begin_at([moment.node for moment in moments])
             result = executor(*args, **named)
