@@ -126,9 +126,9 @@ class StandIn(Engine):
     def model(self, kind, network):
         return comfyui_stub.ModelPatcher(comfyui_stub.BaseModel(kind, network.eval()))
 
-    def part_branches(self, monkeypatch):
-        """Lets no memory be left for both branches in one batch."""
-        monkeypatch.setattr(comfyui_stub, "TOGETHER", False)
+    def part_branches(self, monkeypatch, apart=True):
+        """Lets no memory be left for both branches in one batch, or enough."""
+        monkeypatch.setattr(comfyui_stub, "TOGETHER", not apart)
 
     def run(self, graph, outside):
         """Returns the latents that a graph keeps; `outside` are the nodes of others."""
@@ -223,9 +223,9 @@ class Real(Engine):
         with torch.inference_mode():
             return super().draw(*args, **named)
 
-    def part_branches(self, monkeypatch):
+    def part_branches(self, monkeypatch, apart=True):
         memory = sys.modules["comfy.model_management"]
-        monkeypatch.setattr(memory, "get_free_memory", lambda *_, **__: 0)
+        monkeypatch.setattr(memory, "get_free_memory", lambda *_, **__: 0 if apart else 1e12)
 
     def run(self, graph, outside):
         kept = []

@@ -265,6 +265,14 @@ def test_an_interval_leaves_rows_out_for_any_sampler(engine):
         assert 0 < both < 23
 
 
+def test_a_policy_that_judges_steps_sees_each_once(engine):
+    network = Gaussian()
+    model = engine.model("flow", network)
+    guider = guided(engine, model, "scale=2,threshold=-0.9,warmup=1,need=4", "adaptive")
+    engine.draw(guider, engine.samplers.ksampler("heun"), grid(engine, model), rows=1)
+    assert network.rows == 23 + 7  # four steps agree: one evaluation at the first, two at others
+
+
 def test_no_negative_condition_is_asked_for_where_none_is_needed(engine):
     network = Gaussian()
     model = engine.model("flow", network)
@@ -339,6 +347,18 @@ def test_branches_in_calls_of_their_own_have_memories_of_their_own(engine, monke
     apart = run_cached(engine, network, f"interval=2,{LAST}")
     assert network.count() > 4 * 8  # calls of one branch each
     torch.testing.assert_close(apart, together)
+
+
+def test_batches_of_other_branches_do_not_disturb_a_memory(engine, monkeypatch, caplog):
+    """Memory allows both branches in one batch at every second step."""
+    caplog.set_level(logging.INFO)
+
+    def change(i, *_):
+        engine.part_branches(monkeypatch, apart=i % 2 == 0)
+
+    run_cached(engine, Blocks(), f"interval=2,{LAST}", told=change)
+    skipped = int(caplog.text.partition("skipped ")[2].split()[0])
+    assert skipped >= 3
 
 
 def test_a_run_that_a_cache_cannot_help_says_why(engine, caplog):
