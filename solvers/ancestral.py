@@ -109,7 +109,7 @@ class EulerAncestral(Ancestral, OneCall):
     info: ClassVar[SolverInfo] = SolverInfo(
         name="euler-ancestral",
         order=1,
-        source="arXiv:2206.00364 sec. 4, as k-diffusion's sample_euler_ancestral",
+        source="arXiv:2010.02502 eq. 16, as k-diffusion's sample_euler_ancestral",
         stochastic=True,
     )
 

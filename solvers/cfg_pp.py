@@ -16,7 +16,7 @@ usual; it is lambda of arXiv:2406.08070, of which `cfg-pp` is the guidance for `
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -24,32 +24,25 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .ancestral import Ancestral, choose_line, find_lower
-from .base import SolverInfo, check_family, register
+from .base import SolverInfo, register
 from .distilled import keep_noise
+from .linear import LinearSolver
 from .stochastic import Scale
 from .table import BOTH, Combination, Evaluation, Table, add_terms
-from .table_steps import TableSteps
 
 
 @dataclass(frozen=True)
-class CFGPPSampler:
+class CFGPPSampler(LinearSolver):
     """A base of them.
 
     scale: w; 1 leaves the conditional prediction, and the noise of the other branch.
     """
 
-    info: ClassVar[SolverInfo]
     scale: Scale = field(default=1.0, kw_only=True)
 
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        """Returns x_{n+1} for every step n, in terms of states, both predictions and noise."""
-        raise NotImplementedError
-
-    def on(self, grid: TimeGrid) -> TableSteps:
-        check_family(self.info, grid)
-        grid.check_gaps()
+    def table(self, grid: TimeGrid) -> Table:
         asked = [Evaluation(node, BOTH) for node in grid.nodes[:-1]]
-        return TableSteps(Table(grid.nodes, self.combinations(grid), asked))
+        return replace(super().table(grid), evaluations=asked)
 
     def guide(self, n: int, weight: float) -> Combination:
         """Returns weight times g of step n."""

@@ -7,7 +7,7 @@ steps, and tau_0 the first node of the run, a step is
     w_2 = tau_s / (3 tau_0),   w_3 = tau_{s+1} / (3 tau_0),   w_1 = 1 - w_2 - w_3,
 
 with two slopes, w_2 = tau_s / (2 tau_0), in the step before the last, which is Euler's
-(AWS Heun++ of ComfyUI's sample_heunpp2).
+(ComfyUI's sample_heunpp2).
 
 stochastic-heun: on rectified flow with the noise g, the SDE with the marginals of the flow has, in
 tau falling from 1, the drift

@@ -16,6 +16,7 @@ With eta = 0 they are exponential Runge-Kutta methods: `res-2s` and `res-3s:c2=1
 """
 
 import math
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -45,9 +46,9 @@ class Seeds:
     def on(self, grid: TimeGrid) -> RuleSteps:
         return RuleSteps(Straight.of(grid), self.make_rows)
 
+    @abstractmethod
     def list_stages(self, h: float) -> list[tuple[float, tuple[float, ...]]]:
         """Returns r of each stage after the first, and the b_j of x0_1, x0_2, .. there."""
-        raise NotImplementedError
 
     def make_rows(self, line: Straight, t: Node, s: Node) -> StageRows:
         """Returns the rows of a step from t to s, where sigma > 0."""
