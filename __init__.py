@@ -61,6 +61,7 @@ _HOMES = {
     "faster": ".models.speed",
     "from_module": ".models.adapters",
     "guided": ".samplers.diffusers.guided_pipeline",
+    "join_experts": ".models.experts",
     "invert": ".samplers.inversion",
     "load": ".models.load",
     "logprob_step": ".samplers.reinforcement",

@@ -15,6 +15,7 @@ from .node import Node, NoiseSchedule
 from .prediction import Prediction
 
 if TYPE_CHECKING:
+    from .experts import Experts
     from .graphs import Graphs
     from .prompts import Prompts
 
@@ -49,6 +50,7 @@ class Network:
     hooks:       the module that its calls hook and restore while they hold it alone (`hold`); None
                  if they change no module.
     prompts:     encodes prompts into conditions; None if the network takes none.
+    experts:     the two networks that it is made of (`join_experts`); None if it is one.
     graphs:      CUDA graphs of its calls (`models.speed`); None if they are not recorded.
     """
 
@@ -70,6 +72,7 @@ class Network:
     module: nn.Module | None = None
     hooks: nn.Module | None = None
     prompts: "Prompts | None" = None
+    experts: "Experts | None" = None
     graphs: "Graphs | None" = None
 
     def __post_init__(self) -> None:

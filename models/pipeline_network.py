@@ -19,11 +19,12 @@ from .architectures.common import module_of
 from .diffusers_config import class_name_of, from_scheduler_config
 from .distillation import read_distillation
 from .errors import ModelError, SettingError, UnknownNameError
+from .experts import join_experts
 from .network import Network
 from .prompts import Prompts, device_of, encode
 from .schedule import Node
 
-BESIDE = ("controlnet", "adapter", "transformer_2")  # networks that an adapter would leave out
+BESIDE = ("controlnet", "adapter")  # networks that an adapter would leave out
 INSTEAD = "put a SolverScheduler in the pipeline instead"
 FARTHEST = 512  # pixels or frames that the next size taken lies above one that is not, at most
 
@@ -43,9 +44,18 @@ def network_of(pipe: Any, size: Size) -> Network:
         ModelError: if there is no adapter for it, or its scheduler does not say how it was trained.
         SettingError: for a size that it does not draw.
     """
-    adapter, module = _find_adapter(pipe), module_of(pipe)
+    adapter = _find_adapter(pipe)
     check_pipeline(adapter, pipe, size)
     check_size(adapter, pipe, size)
+    network = _make_network(adapter, pipe, size, module_of(pipe))
+    if (second := getattr(pipe, "transformer_2", None)) is None:
+        return network
+    low = _make_network(adapter, pipe, size, second)
+    return join_experts(network, low, sigma=pipe.config.boundary_ratio)
+
+
+def _make_network(adapter: PromptAdapter, pipe: Any, size: Size, module: Any) -> Network:
+    """Returns one of the networks of a pipeline."""
     shape = adapter.shape(pipe, size)
     extra = adapter.extra(pipe, size)
     known = {*adapter.conditions, *extra}
@@ -137,6 +147,12 @@ def check_pipeline(adapter: PromptAdapter, pipe: Any, size: Size) -> None:
     for part in BESIDE:
         if getattr(pipe, part, None) is not None:
             raise ModelError(f"{name} calls its {part} too, which no adapter does; {INSTEAD}")
+    second = getattr(pipe, "transformer_2", None)
+    if second is not None and pipe.config.get("boundary_ratio") is None:
+        raise ModelError(
+            f"{name} has a transformer_2 and does not say from where it answers (boundary_ratio);"
+            " remove it, or make a pipeline with boundary_ratio"
+        )
     reads, answers = config.get("in_channels"), config.get("out_channels")
     if answers is not None and answers not in (reads, 2 * reads, reads // 4):
         raise ModelError(

@@ -267,5 +267,10 @@ class TimeGrid:
     def steps(self) -> int:
         return len(self.nodes) - 1
 
+    def part(self, first: int, end: int) -> "TimeGrid":
+        """Returns the nodes of the steps from `first` to the one before `end`."""
+        denoise = self.denoise and end == self.steps
+        return TimeGrid(self.schedule, self.nodes[first : end + 1], denoise)
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

@@ -3,8 +3,8 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.devices import Reading, memory_advice, send
-from ..models.ledger import Ledger
+from ..models.ledger import CacheLedger, Ledger
 from ..models.modules import hold, is_compiled
 from ..models.schedule import Node
 from ..solvers import drive
@@ -24,27 +24,47 @@ from .loop import BatchRun, Callback
 from .noise import Noise
 from .plan import Plan
 
+Held = tuple[Mapping[Branch, Network], Attachment | None]  # beside a network, and on it
+
+
+@dataclass(frozen=True)
+class JobPart:
+    """A network with the steps of the plan that it answers.
+
+    cache: put on the network for the job.
+    first, last: the steps; all by default.
+    """
+
+    network: Network
+    guidance: Guidance
+    cache: Policy | None = None
+    first: int = 0
+    last: int | None = None
+
 
 @dataclass(frozen=True)
 class Job:
     """A call of the sampler, its arguments checked.
 
+    parts:    one, or two of a network that is made of two.
     choices:  what the plan was made of, as far as it was given.
-    cache:    put on the network for this job.
     batch:    images sampled at once.
     callback: called after each step, if given.
     """
 
-    network: Network
+    parts: Sequence[JobPart]
     plan: Plan
     choices: Mapping[str, Any]
-    guidance: Guidance
     seeds: Sequence[int]
     branches: Branches
-    cache: Policy | None
     batch: int
     callback: Callback | None
     progress: bool
+
+    @property
+    def network(self) -> Network:
+        """The network that answers first."""
+        return self.parts[0].network
 
     def run(self) -> tuple[Tensor, Ledger]:
         """Returns the samples (B, *) on the CPU and what they cost.
@@ -55,76 +75,86 @@ class Job:
             SettingError: if the network cannot be guided so with what is on it.
         """
         ledger, parts, pending = Ledger(images=len(self.seeds)), list[Tensor](), deque[_Pending]()
-        with self._hold_networks() as (others, cache), self._show_bar() as callback:
-            before, start = 0 if cache is None else len(cache.ledger.calls), time.perf_counter()
-            batches = self._make_batches(ledger, others, cache, callback)
+        with self._hold_networks() as held, self._show_bar() as callback:
+            caches = [cache for _, cache in held if cache is not None]
+            before, start = [len(cache.ledger.calls) for cache in caches], time.perf_counter()
+            batches = self._make_batches(ledger, held, callback)
             graph = self._record_graph(batches[0])
             for batch in batches:
                 with torch.inference_mode():
-                    x = self._draw_start(batch)
-                    if graph is None:
-                        x = drive(batch.steps(x), batch.answer)
-                    else:
-                        x = graph.run(batch, x)
+                    x = self._draw_start(batch[0])
+                    x = _run_parts(batch, x) if graph is None else graph.run(batch[0], x)
                     pending.append(self._decode(batch, x))
                 if len(pending) > 1:  # one is waited for once the next is under way
                     parts.append(pending.popleft().fetch())
             parts += [each.fetch() for each in pending]
             ledger.seconds = time.perf_counter() - start
-        ledger.cache = None if cache is None else cache.ledger.since(before)
-        warn_of_no_savings(self.guidance, ledger)
+        ledger.cache = _join_ledgers(caches, before)
+        if len(self.parts) == 1:
+            warn_of_no_savings(self.parts[0].guidance, ledger)
         return torch.cat(parts), ledger  # joined here, they are ordinary tensors again
 
     @contextmanager
-    def _hold_networks(self) -> Iterator[tuple[Mapping[Branch, Network], Attachment | None]]:
-        """Yields further networks of the guidance, and the cache on the network, if any."""
-        others = self.guidance.networks(self.network)
-        modules = (self.network.module, *(each.module for each in others.values()))
-        with hold(*modules, alone=self._changes_modules(others)):
-            cached = find_attachment(self.network) is not None
-            self._check_guidance(cached or self.cache is not None)
-            cache = nullcontext() if self.cache is None else caching(self.network, self.cache)
-            with hold(self.network.module, alone=cached), cache:
-                yield others, find_attachment(self.network)
+    def _hold_networks(self) -> Iterator[list[Held]]:
+        """Yields, for each part, further networks of its guidance and the cache on its network."""
+        others = [part.guidance.networks(part.network) for part in self.parts]
+        further = [network for each in others for network in each.values()]
+        networks = [*(part.network for part in self.parts), *further]
+        with ExitStack() as stack:
+            modules = (each.module for each in networks)
+            stack.enter_context(hold(*modules, alone=self._changes_modules(networks)))
+            held: list[Held] = []
+            for part, beside in zip(self.parts, others, strict=True):
+                cached = find_attachment(part.network) is not None
+                self._check_guidance(part, cached or part.cache is not None)
+                stack.enter_context(hold(part.network.module, alone=cached))
+                if part.cache is not None:
+                    stack.enter_context(caching(part.network, part.cache))
+                held.append((beside, find_attachment(part.network)))
+            yield held
 
-    def _changes_modules(self, others: Mapping[Branch, Network]) -> bool:
+    def _changes_modules(self, networks: Sequence[Network]) -> bool:
         """Tells whether nobody else can run the modules meanwhile."""
-        networks = (self.network, *others.values())
         compiled = any(each.module is not None and is_compiled(each.module) for each in networks)
-        return compiled or self.cache is not None or any(each.hooks for each in networks)
+        cached = any(part.cache is not None for part in self.parts)
+        return compiled or cached or any(each.hooks for each in networks)
 
-    def _check_guidance(self, cached: bool) -> None:
+    def _check_guidance(self, part: JobPart, cached: bool) -> None:
         plan, size = self.plan, min(self.batch, len(self.seeds))
-        setup = Setup(self.network, plan.solver, plan.grid, size, plan.adaptive, cached)
-        self.guidance.check(setup)
+        grid = plan.grid
+        if len(self.parts) > 1:
+            grid = grid.part(part.first, grid.steps if part.last is None else part.last)
+        setup = Setup(part.network, plan.solver, grid, size, plan.adaptive, cached)
+        part.guidance.check(setup)
 
     def _make_batches(
-        self,
-        ledger: Ledger,
-        others: Mapping[Branch, Network],
-        cache: Attachment | None,
-        callback: Callback,
-    ) -> list[BatchRun]:
-        """Returns the runs of all batches, each with its own seeds and conditions."""
+        self, ledger: Ledger, held: Sequence[Held], callback: Callback
+    ) -> list[list[BatchRun]]:
+        """Returns the runs of all batches, by part, each with its own seeds and conditions."""
         batches = []
         for first in range(0, len(self.seeds), self.batch):
             rows = slice(first, first + self.batch)
-            branches = take_rows(self.branches, rows)
-            further = make_denoisers(others, branches)
-            denoiser = Denoiser(self.network, branches, ledger, cache=cache, others=further)
             noise = Noise(self.seeds[rows], self.network.shape).draw
-            solver, grid = self.plan.solver, self.plan.grid
-            batches.append(BatchRun(denoiser, solver, grid, self.guidance, callback, noise))
+            runs = []
+            for part, (others, cache) in zip(self.parts, held, strict=True):
+                branches = take_rows(self.branches, rows)
+                further = make_denoisers(others, branches)
+                denoiser = Denoiser(part.network, branches, ledger, cache=cache, others=further)
+                solver, grid = self.plan.solver, self.plan.grid
+                run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise)
+                run.first, run.last = part.first, part.last
+                runs.append(run)
+            batches.append(runs)
         return batches
 
-    def _record_graph(self, batch: BatchRun) -> Any:
+    def _record_graph(self, batch: Sequence[BatchRun]) -> Any:
         """Returns the CUDA graph of whole runs; None where the network runs without graphs."""
-        if self.network.graphs is None:
+        if self.network.graphs is None or len(batch) > 1:
             return None
         from .cuda_graph import make_recorded_run
 
         watched = self.callback is not None
-        return make_recorded_run(batch, self.plan, self.choices, watched=watched)
+        return make_recorded_run(batch[0], self.plan, self.choices, watched=watched)
 
     def _draw_start(self, batch: BatchRun) -> Tensor:
         """Returns the noise (B, *) that a batch starts from; a GPU is not waited for."""
@@ -132,10 +162,11 @@ class Job:
         scale = self.network.schedule.noise_scale(self.plan.grid.nodes[0])
         return send(batch.noise(), self.network.device) * scale
 
-    def _decode(self, batch: BatchRun, x: Tensor) -> "_Pending":
+    def _decode(self, batch: Sequence[BatchRun], x: Tensor) -> "_Pending":
         """Sends the samples of a batch to the host, decoded where the network has a VAE."""
         decode = self.network.decode
-        return _Pending(Reading(x if decode is None else decode(x)), batch.denoiser.check_later())
+        checks = [run.denoiser.check_later() for run in batch]
+        return _Pending(Reading(x if decode is None else decode(x)), checks)
 
     @contextmanager
     def _show_bar(self) -> Iterator[Callback]:
@@ -159,13 +190,39 @@ class Job:
 class _Pending:
     """A batch on its way to the host.
 
-    check: raises NonFiniteError if the network returned NaN or infinity for it.
+    checks: raise NonFiniteError if a network returned NaN or infinity for it.
     """
 
     samples: Reading
-    check: Callable[[], None]
+    checks: Sequence[Callable[[], None]]
 
     def fetch(self) -> Tensor:
-        """Returns the samples; raises as `check`."""
-        self.check()
+        """Returns the samples; raises as `checks`."""
+        for check in self.checks:
+            check()
         return self.samples.tensor()
+
+
+def _run_parts(batch: Sequence[BatchRun], x: Tensor) -> Tensor:
+    """Returns where a batch ends; the solver's memory goes from each part to the next."""
+    memory = None
+    for run in batch:
+        run.memory = memory
+        x = drive(run.steps(x), run.answer)
+        memory = run.reached
+    return x
+
+
+def _join_ledgers(caches: Sequence[Attachment], before: Sequence[int]) -> CacheLedger | None:
+    """Returns the work of the caches of a job; each had made so many calls before."""
+    ledgers = [cache.ledger.since(n) for cache, n in zip(caches, before, strict=True)]
+    if len(ledgers) < 2:
+        return ledgers[0] if ledgers else None
+    high, low = ledgers
+    return replace(
+        high,
+        policy=f"{high.policy}, {low.policy}",
+        calls=[*high.calls, *low.calls],
+        bytes_predicted=high.bytes_predicted + low.bytes_predicted,
+        bytes_held=high.bytes_held + low.bytes_held,
+    )

@@ -56,6 +56,8 @@ class BatchRun:
     `drive(run.steps(x), run.answer)` does what `integrate` does without checking the answers, for
     which a host would wait: call `denoiser.check()` once the result is needed.
 
+    first, last: the steps of the grid that it takes; all by default.
+    memory:  the solver's before the first of them, None where it begins; reached: after the last.
     x0:      the last answer; step, stage: where the next question is.
     history: the answers that a solver remembers whose memory follows the guidance.
     """
@@ -66,6 +68,10 @@ class BatchRun:
     guidance: Guidance
     callback: Callback | None = None
     noise: Callable[[], Tensor] | None = None
+    first: int = 0
+    last: int | None = None
+    memory: Any = None
+    reached: Any = field(init=False, default=None)
     x0: Tensor = field(init=False)
     guide: Guide = field(init=False)
     history: History | None = None
@@ -75,14 +81,20 @@ class BatchRun:
     def steps(self, x: Tensor) -> Generator[Query, Tensor, Tensor]:
         """Yields every question of the run that starts at x (B, *), and returns where it ends."""
         self.x0, state = x, self._begin(len(x))
-        ledger = self.denoiser.ledger
-        for n, (t, s) in enumerate(pairwise(self.grid.nodes)):
+        ledger, nodes = self.denoiser.ledger, self.grid.nodes[self.first : self.end + 1]
+        for n, (t, s) in enumerate(pairwise(nodes), start=self.first):
             before, self.step, self.stage = ledger.rows, n, 0
             x, state = yield from revise_step(self.solver, (x, state, t, s), self._list_changes)
             ledger.count_step(n, ledger.rows - before)
             if self.callback is not None:
                 self.callback(n, s, x, self.x0, ledger)
+        self.reached = state
         return x
+
+    @property
+    def end(self) -> int:
+        """The number of the first step after those that it takes."""
+        return self.grid.steps if self.last is None else self.last
 
     def answer(self, x: Tensor, node: Asked) -> Tensor:
         """Returns noise, the branches apart, or the guided x0 (B, *), as the question has it."""
@@ -94,7 +106,7 @@ class BatchRun:
             outputs = self.denoiser.x0(x, node.node, node.branches)
             self.x0 = outputs[-1]
             return torch.stack(outputs)
-        moment = Moment(node, self.step, stage)
+        moment = Moment(node, self.step - self.first, stage)
         outputs = self.denoiser.x0(x, node, self.guide.ask(moment))
         self.x0 = self._combine(outputs, x, moment)
         return self.x0
@@ -113,12 +125,14 @@ class BatchRun:
                 "this schedule brings a cache; run it with Sampler, or inside"
                 " `with caching(network, schedule):` and with no other cache"
             )
-        self.guide = guidance.begin(Setup(self.denoiser.network, solver, self.grid, images))
+        whole = (self.first, self.end) == (0, self.grid.steps)
+        grid = self.grid if whole else self.grid.part(self.first, self.end)
+        self.guide = guidance.begin(Setup(self.denoiser.network, solver, grid, images))
         if guidance.rewrites and isinstance(solver, Revisable) and solver.reach:
             self.history = History(solver.reach)
         if cache is not None:
-            cache.begin(count_stage_calls(solver, self.grid))
-        return solver.init()
+            cache.begin(count_stage_calls(solver, self.grid, self.first, self.end))
+        return solver.init() if self.memory is None else self.memory
 
     def _list_changes(self) -> Sequence[Revision]:
         """Returns how the solver's memory is revised after the first answer of a step."""

@@ -148,9 +148,15 @@ def clean_choices(**given: Any) -> dict[str, Any]:
     return choices
 
 
-def count_stage_calls(solver: Solver[Any], grid: TimeGrid) -> Counter[int]:
-    """Returns how often a run asks for x0 as the first, second, .. call of its step."""
-    counts = (len(step) - step.count(None) for step in dry_run(solver, grid.nodes))
+def count_stage_calls(
+    solver: Solver[Any], grid: TimeGrid, first: int = 0, end: int | None = None
+) -> Counter[int]:
+    """Returns how often a run asks for x0 as the first, second, .. call of its step.
+
+    first, end: the steps that count, up to the one before `end`.
+    """
+    steps = dry_run(solver, grid.nodes)[first:end]
+    counts = (len(step) - step.count(None) for step in steps)
     return Counter(chain.from_iterable(map(range, counts)))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLES = "samples"  # the tensor in a .safetensors file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-UNWRITTEN = ("conditions", "negative", "callback")  # arguments that are values of Python
+UNWRITTEN = ("conditions", "negative", "low_noise", "callback")  # values of Python
 
 
 def save_result(result: "Result", path: Path) -> None:

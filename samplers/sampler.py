@@ -25,6 +25,7 @@ from ..solvers import Bound
 from ..solvers.artefact import Artefact
 from .conditions import Conditions, check_branches, make_branches
 from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
+from .expert_parts import LowNoise, split_run
 from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
@@ -173,6 +174,7 @@ class Sampler:
         negative: Conditions | None = None,
         guidance: Guidance | str | None = None,
         cache: Policy | str | None = None,
+        low_noise: LowNoise | None = None,
         batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
@@ -192,6 +194,9 @@ class Sampler:
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
                 a cache that is on the network already (`caching`) works without being named, and
                 so does that of a schedule which brings one.
+            low_noise: of a network that is made of two (`join_experts`, Wan 2.2), the guidance and
+                the cache of the second, such as {"guidance": "cfg:scale=3"}. Its guidance is by
+                default that of the first; a cache is on one network alone.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
@@ -214,25 +219,17 @@ class Sampler:
         given = resolve_choices(self.network, clean_choices(**choices))
         arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
         arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
-        arguments |= {"recipe": choices.get("recipe")}
+        arguments |= {"recipe": choices.get("recipe"), "low_noise": low_noise}
         cache = None if cache is None else take_cache(cache)
         plan = self._plan(given, policy, choices.get("recipe") is not None)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
-        check_branches(self.network, branches, policy, plan.grid)
         cache = _choose_cache(cache, plan, find_attachment(self.network))
-        job = Job(
-            self.network,
-            plan,
-            given,
-            policy,
-            seeds,
-            branches,
-            cache,
-            _check_batch(batch),
-            callback,
-            progress,
-        )
+        parts = split_run(self.network, plan, policy, cache, low_noise)
+        for part in parts:
+            check_branches(part.network, branches, part.guidance, plan.grid)
+        size = _check_batch(batch)
+        job = Job(parts, plan, given, seeds, branches, size, callback, progress)
         return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance, by_recipe: bool) -> Plan:

@@ -181,7 +181,7 @@ def test_a_network_without_adapter_is_refused_without_a_size_too():
         Sampler.from_pipeline(pipeline("flux2"))
 
 
-@pytest.mark.parametrize("part", ["controlnet", "transformer_2"])
+@pytest.mark.parametrize("part", ["controlnet", "adapter"])
 def test_a_second_network_is_not_left_out(part):
     pipe = pipeline("wan")
     setattr(pipe, part, pipe.transformer)

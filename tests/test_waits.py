@@ -11,7 +11,7 @@ import torch
 from laws import DETERMINISTIC, FIXED, solver
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep import RectifiedFlow, VPDiscrete, from_module
+from fewstep import EDM, RectifiedFlow, VPDiscrete, from_module
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.devices import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
@@ -73,7 +73,7 @@ def driven(ready, grid, guidance, conditions=None):
 def test_no_solver_reads_its_state(name):
     settings, schedule = solver(name), RectifiedFlow(time_scale=1000)
     if settings.info.families and "flow" not in settings.info.families:
-        schedule = VPDiscrete()
+        schedule = EDM() if settings.info.families == ("edm",) else VPDiscrete()
     grid = time_grid("logsnr", schedule, 6)
     ready = settings.on(grid)
     if name == "dpm-solver-v3":
