@@ -37,11 +37,8 @@ CANDIDATES = {
     "flow": [
         *(("unipc-2", grid) for grid in ("beta", "beta:shift=1.5", "beta:shift=2")),
         *(("unipc-2", f"uniform:shift={shift}") for shift in (1.5, 2, 3)),
-        *(
-            ("unipc-2", f"beta:alpha={a},beta={a},shift={shift}")
-            for a in (0.7, 0.8)
-            for shift in (1.5, 2)
-        ),
+        *(("unipc-2", f"beta:alpha=0.8,beta=0.8,shift={shift}") for shift in (1.2, 1.5)),
+        ("unipc-2", "beta:alpha=0.7,beta=0.7,shift=1.5"),
         *((f"unipc-2:coordinate={c}", "beta:shift=1.5") for c in ("t", "lam+.001", "lam+.1")),
     ],
     "vp": [
@@ -49,13 +46,14 @@ CANDIDATES = {
         *(("unipc-2", f"quadratic:start={start},end=0.01") for start in (0.95, 0.9)),
         ("unipc-2", "uniform"),
         *(("unipc-2", f"uniform:start={start}") for start in (0.95, 0.9, 0.85, 0.8)),
-        *(("unipc-2", grid) for grid in ("beta:alpha=0.8,beta=0.8", "karras", "logsnr")),
+        *(("unipc-2", f"beta:alpha={a},beta={b}") for a, b in ((0.8, 0.8), (0.7, 0.7), (0.7, 0.9))),
+        *(("unipc-2", grid) for grid in ("karras", "logsnr")),
     ],
     "edm": [
         *(("unipc-2", f"karras:start={start},end=0.02") for start in (80, 40)),
         *(("unipc-2", f"karras:start={start},end=0.05") for start in (80, 40)),
         *(("unipc-2", f"karras:start={start},end=0.1") for start in (80, 40)),
-        *(("unipc-2", f"logsnr:start={start},end=0.1") for start in (80, 40)),
+        *(("unipc-2", f"logsnr:start={start},end=0.1") for start in (80, 60, 40)),
         ("unipc-2", "karras:rho=14,end=0.1"),
     ],
 }

@@ -42,13 +42,17 @@ class Final(StrEnum):
 FAR_ENOUGH = 8.0  # sigma / alpha where noise alone may stand for the state
 PLAIN = {"edm": "karras", "flow": "beta"}  # by family, where none below applies; else quadratic
 FEW = {  # by kind of process, up to so many evaluations: docs/choosing.md has the figures
-    "flow": ((8, "beta"), (17, "beta:shift=1.5")),
-    "vp": ((20, "uniform"),),
+    "flow": ((8, "beta:alpha=0.8,beta=0.8,shift=1.2"), (17, "beta:shift=1.5")),
+    "vp": (
+        (6, "beta:alpha=0.8,beta=0.8"),
+        (8, "beta:alpha=0.7,beta=0.7"),
+        (50, "beta:alpha=0.8,beta=0.8"),
+    ),
     "edm": (
-        (8, "karras:start=40,end=0.1"),
-        (10, "karras:end=0.1"),
-        (14, "karras:end=0.05"),
-        (20, "karras:end=0.02"),
+        (8, "logsnr:start=40,end=0.1"),
+        (10, "logsnr:end=0.1"),
+        (17, "logsnr:end=0.05"),
+        (50, "logsnr:end=0.02"),
     ),
 }
 

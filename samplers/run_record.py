@@ -21,7 +21,7 @@ from ..solvers import Schedule
 from ..solvers.artefact import MAX_STEPS
 from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .guidance.base import iterate_nested
-from .guidance.forecast import write_space
+from .guidance.forecast import OLDER, write_forecast
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import settle_choices
 from .schedule_choice import choose_default_schedule
@@ -48,7 +48,7 @@ class Run(StrictModel):
     classes:  one label per image, or None.
     cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
     guidance_spec: another guidance, as `parse_guidance` takes it with cfg_scale; but a forecast
-              that names no space is of x0, which was the default before eps.
+              that names no space or warm-up has those of 0.1.0, x0 and 1.
     cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
               on the others in it.
     batch, dtype, device, speed: they change the last bits of the pixels.
@@ -97,10 +97,10 @@ class Run(StrictModel):
         """Returns the run of a network with the defaults that may become others written out.
 
         They are solver, grid and evaluations, or the schedule if only an NFE was asked for and
-        there is one, the space of a guidance forecast, and the weights that names stand for. A
-        picture then holds them, and is repeated when others are the best.
+        there is one, space and warm-up of a guidance forecast, and the weights that names stand
+        for. A picture then holds them, and is repeated when others are the best.
         """
-        spec = None if self.guidance_spec is None else write_space(self.guidance_spec)
+        spec = None if self.guidance_spec is None else write_forecast(self.guidance_spec)
         named = self.model_copy(update={"guidance_spec": spec}).name_weights()
         schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
         if schedule is not None:
@@ -154,7 +154,7 @@ class Run(StrictModel):
                 f"high={high:g} and drop the guidance interval"
             )
         return parse_guidance(
-            write_space(spec, "x0"), None if self.cfg_scale == 1.0 else self.cfg_scale
+            write_forecast(spec, OLDER), None if self.cfg_scale == 1.0 else self.cfg_scale
         )
 
     def arguments(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import time_grid
-from fewstep.samplers.guidance.forecast import write_space
+from fewstep.samplers.guidance.forecast import write_forecast
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
 
@@ -232,7 +232,7 @@ def test_guided_rows_and_flops_are_counted():
 
 
 def test_caches_and_guidance_policies_are_settings():
-    forecast = "guidance-forecast:every=2"
+    forecast = "guidance-forecast:every=2,warmup=1"
     chosen = sweep(
         n=4,
         batch=2,
@@ -253,7 +253,7 @@ def test_caches_and_guidance_policies_are_settings():
     )
     label = setting_label(skipping.protocol.images)
     cache = chosen.entries[0].caches[0]
-    assert label == f"unipc-2 beta, {write_space(forecast)}, {cache}"
+    assert label == f"unipc-2 beta, {write_forecast(forecast)}, {cache}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):

@@ -254,7 +254,7 @@ def test_more_evaluations_are_not_worse_by_default():
 
     for schedule in (RectifiedFlow(), VPDiscrete(), EDM()):
         exact, least = end(schedule, "unipc-3", 100), math.inf
-        for nfe in range(4, 21):
+        for nfe in (*range(4, 22), 30, 50):
             error = float((end(schedule, "unipc-2", nfe) - exact).square().mean().sqrt())
             assert error < 1.25 * least, (schedule, nfe)
             least = min(least, error)

@@ -39,7 +39,7 @@ from fewstep.samplers.guidance import (
 )
 from fewstep.samplers.guidance.base import BOTH
 from fewstep.samplers.guidance.cfg_cache import split_bands
-from fewstep.samplers.guidance.forecast import PastDifferences, Pattern, write_space
+from fewstep.samplers.guidance.forecast import OLDER, PastDifferences, Pattern, write_forecast
 from fewstep.samplers.guidance.space import (
     choose_prediction,
     compute_factor,
@@ -438,17 +438,21 @@ def test_where_eps_says_nothing_of_x0_the_difference_of_x0_is_held():
         assert past.at(middle).tolist() == [2.0]
 
 
-def test_a_typed_forecast_gets_its_space():
-    assert GuidanceForecast(2.0).space == "eps"
+def test_a_typed_forecast_gets_its_space_and_warmup():
+    assert (GuidanceForecast(2.0).space, GuidanceForecast(2.0).warmup) == ("eps", 3)
     for spec, there in {
-        "guidance-forecast": "guidance-forecast:space=eps",
-        "guidance-forecast:scale=2": "guidance-forecast:space=eps,scale=2",
-        "guidance-forecast+threshold": "guidance-forecast:space=eps+threshold",
-        "guidance-forecast:scale=2, space = v": "guidance-forecast:scale=2, space = v",
+        "guidance-forecast": "guidance-forecast:space=eps,warmup=3",
+        "guidance-forecast:scale=2": "guidance-forecast:space=eps,warmup=3,scale=2",
+        "guidance-forecast+threshold": "guidance-forecast:space=eps,warmup=3+threshold",
+        "guidance-forecast:scale=2, space = v": "guidance-forecast:warmup=3,scale=2, space = v",
+        "guidance-forecast:mask=10,space=v": "guidance-forecast:mask=10,space=v",
+        "guidance-forecast:warmup=1": "guidance-forecast:space=eps,warmup=1",
         "adaptive:scale=2": "adaptive:scale=2",
     }.items():
-        assert write_space(spec) == there
+        assert write_forecast(spec) == there
         assert parse_guidance(spec, 2.0) == parse_guidance(there, 2.0)
+    older = parse_guidance(write_forecast("guidance-forecast", OLDER), 2.0)
+    assert older == GuidanceForecast(2.0, space="x0", warmup=1)
 
 
 def test_a_forecast_of_what_does_not_change_is_exact_and_cheaper():
@@ -562,7 +566,7 @@ def test_intervals_guide_inside_only(in_, low, high, guided):
 
 
 def test_an_interval_narrows_any_policy():
-    policy = Interval(GuidanceForecast(3.0, every=2), 0.0, 0.5, "step")
+    policy = Interval(GuidanceForecast(3.0, warmup=1), 0.0, 0.5, "step")
     assert rows(policy) == [4, 2, 4, 2, 2, 2, 2, 2]
     assert rows(Interval(APG(3.0), 0.5, 1.0, "step")) == [2] * 4 + [4] * 4
 
@@ -648,7 +652,7 @@ def test_every_policy_samples(conditional, name):
 
 def test_batches_begin_afresh(conditional):
     """What a guide remembers is of its batch: the second is sampled as if it were the first."""
-    policy = GuidanceForecast(2.0, order=1, every=3)
+    policy = GuidanceForecast(2.0, order=1, every=3, warmup=1)
     whole = conditional(range(4), class_labels=1, nfe=6, guidance=policy, batch=2)
     last = conditional([2, 3], class_labels=1, nfe=6, guidance=policy)
     assert torch.equal(whole.samples[2:], last.samples)

@@ -295,7 +295,7 @@ def sample(*words):
 
 
 def test_a_guidance_is_carried_by_the_picture_and_replays(folder):
-    spec = "guidance-forecast:space=eps,scale=2,every=2+interval:low=0.01,high=50"
+    spec = "guidance-forecast:space=eps,warmup=1,scale=2,every=2+interval:low=0.01,high=50"
     result = sample("--guidance", spec, "--solver", "ddim", "--out", "a.png", "--json")
     assert result.exit_code == 0, result.output
     ledger = json.loads(result.stdout)["ledger"]

@@ -488,7 +488,7 @@ def test_a_cache_beneath_guidance_hears_which_rows_are_left_out():
     assert close(found, wanted)
     assert kinds(cached) == kinds(plain)
     assert cached.hits == 7
-    with caching(pipe, lite) as cached, guided(pipe, GuidanceForecast(3.0)) as ledger:
+    with caching(pipe, lite) as cached, guided(pipe, GuidanceForecast(3.0, warmup=1)) as ledger:
         call("pixart", pipe, **own)
     assert kinds(cached)[1::2] == ["full", "skip", "skip"] * 2
     assert ledger.rows == 18

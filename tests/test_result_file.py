@@ -53,19 +53,21 @@ def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices, monke
     assert torch.equal(sampler(**run.arguments()).samples, result.samples)
 
 
-def test_a_record_without_the_space_of_its_forecast_is_older_and_of_x0(sampler, tmp_path):
-    """The default was x0 then. Pictures name the space that they were drawn with."""
-    drawn = {}
-    for space in ("x0", "eps"):
-        spec = f"guidance-forecast:space={space},scale=3"
-        drawn[space] = sampler([1, 2], **CALL | {"nfe": 4}, guidance=spec)
-    older = Run(**BASE, guidance_spec="guidance-forecast:scale=3")
-    assert torch.equal(sampler(**older.arguments()).samples, drawn["x0"].samples)
-    assert not torch.equal(drawn["x0"].samples, drawn["eps"].samples)
-    result = sampler([1, 2], **CALL | {"nfe": 4}, guidance="guidance-forecast:scale=3")
+def test_a_record_without_the_defaults_of_its_forecast_has_older_ones(sampler, tmp_path):
+    """They were x0 and a warm-up of one step. Pictures name those that they were drawn with."""
+    today, old = "space=eps,warmup=3", "space=x0,warmup=1"
+    drawn = {
+        each: sampler([1, 2], **CALL | {"nfe": 5}, guidance=f"guidance-forecast:{each},scale=3")
+        for each in (today, old, "space=eps,warmup=1")
+    }
+    assert drawn[today].ledger.rows_per_image == 9.0
+    for spec, like in {"scale=3": old, "space=eps,scale=3": "space=eps,warmup=1"}.items():
+        older = Run(**BASE | {"nfe": 5}, guidance_spec=f"guidance-forecast:{spec}")
+        assert torch.equal(sampler(**older.arguments()).samples, drawn[like].samples)
+    result = sampler([1, 2], **CALL | {"nfe": 5}, guidance="guidance-forecast:scale=3")
     result.save(tmp_path / "a.png")
-    assert torch.equal(result.samples, drawn["eps"].samples)
-    assert read_run(tmp_path / "a.png").guidance_spec == "guidance-forecast:space=eps,scale=3"
+    assert torch.equal(result.samples, drawn[today].samples)
+    assert read_run(tmp_path / "a.png").guidance_spec == f"guidance-forecast:{today},scale=3"
 
 
 def test_samples_are_kept_as_they_are(sampler, tmp_path):

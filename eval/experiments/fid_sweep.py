@@ -25,7 +25,7 @@ from ...models.weights import hash_weights
 from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
-from ...samplers.guidance.forecast import write_space
+from ...samplers.guidance.forecast import write_forecast
 from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_record import Run
 from ...samplers.schedule_choice import find_schedule
@@ -194,7 +194,7 @@ def _settings(sweep: Sweep) -> Iterator[Drawn]:
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
-                guidance_spec=None if spec is None else write_space(spec),
+                guidance_spec=None if spec is None else write_forecast(spec),
                 cache=cache,
                 model=model,
                 seeds=(0,),

@@ -18,7 +18,7 @@ from ...models.hashing import hash_file, hash_json
 from ...models.registry import parse_spec
 from ...models.weights import hash_weights
 from ...samplers.guidance import CFG, GuidanceForecast, parse_guidance
-from ...samplers.guidance.forecast import Pattern, write_space
+from ...samplers.guidance.forecast import Pattern, write_forecast
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance
 from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error
@@ -95,7 +95,7 @@ class GuidanceFront(FrontSettings):
             for model in self.models
             for scale in self.scales
             for steps in sorted(self.steps)
-            for policy in map(write_space, self.policies)
+            for policy in map(write_forecast, self.policies)
             if _applies(policy, steps)
         ]
 

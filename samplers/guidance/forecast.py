@@ -8,7 +8,7 @@ two, and unlike dropping the guidance it does not change the equation that is so
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -149,7 +149,7 @@ class GuidanceForecast(Scaled):
 
     order: Literal[0, 1, 2] = 0
     every: Annotated[int, Field(ge=0)] = 2
-    warmup: Annotated[int, Field(ge=1)] = 1
+    warmup: Annotated[int, Field(ge=1)] = 3
     tail: Annotated[int, Field(ge=0)] = 0
     mask: Mask = ""
     in_: Clock = "lam"
@@ -157,7 +157,7 @@ class GuidanceForecast(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask and (self.every, self.warmup, self.tail) != (2, 1, 0):
+        if self.mask and (self.every, self.warmup, self.tail) != (2, 3, 0):
             raise SettingError(
                 "guidance-forecast: a mask is the whole pattern; drop every, warmup and tail"
             )
@@ -178,6 +178,13 @@ class GuidanceForecast(Scaled):
         return ForecastGuide(self.scale, self.pattern.list_flags(setup.grid.steps), past)
 
 
+TODAY: dict[str, str | int] = {
+    "space": GuidanceForecast.space,
+    "warmup": GuidanceForecast.warmup,
+}
+OLDER: dict[str, str | int] = {"space": "x0", "warmup": 1}  # of pictures that do not name them
+
+
 class ForecastGuide(Guide):
     """Evaluates c - u where the flags say so and forecasts it elsewhere."""
 
@@ -195,13 +202,23 @@ class ForecastGuide(Guide):
         return torch.lerp(uncond, cond, self.scale)
 
 
-def write_space(spec: str, space: Space = GuidanceForecast.space) -> str:
-    """Returns a typed guidance with the space of its forecast, if it is one that names none."""
+def write_forecast(spec: str, defaults: Mapping[str, str | int] = TODAY) -> str:
+    """Returns a typed guidance with the defaults that have changed, if it is a forecast.
+
+    Those that it names stay, and a mask has no warm-up.
+    """
     name = GuidanceForecast.name
-    if not re.match(rf"{name}(?![\w-])", spec) or re.search(r"[:,]\s*space\s*=", spec):
+    if not re.match(rf"{name}(?![\w-])", spec):
         return spec
     settings = spec.removeprefix(name)
-    return f"{name}:space={space}" + re.sub("^:", ",", settings)
+    typed = set(re.findall(r"[:,]\s*(\w+)\s*=", settings.partition("+")[0]))
+    missing = {key: value for key, value in defaults.items() if key not in typed}
+    if "mask" in typed:
+        missing.pop("warmup", None)
+    if not missing:
+        return spec
+    written = ",".join(f"{key}={value}" for key, value in missing.items())
+    return f"{name}:{written}" + re.sub("^:", ",", settings)
 
 
 def check_steps(name: str, setup: Setup) -> None:
