@@ -98,8 +98,7 @@ class SettingsRegistry(Registry[type[T]]):
 
     def spell(self, spec: str) -> str:
         """Returns a text that `make` takes with our name in it, where it has another one."""
-        name, _, settings = spec.partition(":")
-        name = name.replace("_", "-")
+        name, _, settings = spell_name(spec).partition(":")
         meant = self.aliases.get(name, name)
         return f"{meant}{',' if ':' in meant else ':'}{settings}" if settings else meant
 
@@ -120,6 +119,12 @@ class SettingsRegistry(Registry[type[T]]):
         return given
 
 
+def spell_name(spec: str) -> str:
+    """Returns the text `name:key=value,...` with - for _ in the name."""
+    name, colon, settings = spec.partition(":")
+    return name.replace("_", "-") + colon + settings
+
+
 def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """Parses `karras:rho=5` into ("karras", {"rho": 5}); values are JSON if they can be, or words.
 
@@ -131,8 +136,7 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     """
     if not isinstance(spec, str):
         return spec, dict(further or {})
-    name, _, rest = spec.partition(":")
-    name = name.replace("_", "-")
+    name, _, rest = spell_name(spec).partition(":")
     settings: dict[str, Any] = {}
     for part in filter(None, _split_settings(rest)):
         key, equals, value = part.partition("=")

@@ -10,6 +10,7 @@ from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.caching import Policy
 from ..models.errors import SettingError
 from ..models.prediction import Prediction
+from ..models.registry import spell_name
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
 from ..solvers import (
     Bound,
@@ -232,4 +233,4 @@ def settle_choices(noise_schedule: NoiseSchedule, choices: Mapping[str, Any]) ->
         given = {name: settled[name] for name in ("nfe", "steps") if name in settled}
         final = Final.named(settled.get("final", Final.ZERO))
         settled["grid"] = find_default_grid(noise_schedule, settings, final=final, **given)
-    return settled
+    return settled | {"grid": spell_name(settled["grid"])}

@@ -283,6 +283,8 @@ def test_records_write_our_names():
         settled = settle_choices(EDM(), {"solver": spec, "nfe": 5})["solver"]
         assert settled == wanted
         assert solver(settled) == solver(spec)
+    settled = settle_choices(EDM(), {"grid": "sgm_uniform:start=40", "nfe": 5})
+    assert settled["grid"] == "sgm-uniform:start=40"
 
 
 def test_lists_find_solvers_by_either_name():
