@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fewstep.models.caching import (
     cache,
     names,
     policy_class,
+    predictors,
     take_cache,
 )
 from fewstep.models.caching.full_calls import check_run
@@ -210,6 +212,13 @@ def test_rows_with_full_calls_of_their_own_are_forecast_as_if_alone():
         expected = torch.cat([each.forecast(9) for each in alone])
         assert_close(together.forecast(9), expected, rtol=1e-12, atol=1e-12)
         assert_close(together.forecast(9, expected), 2 * expected, rtol=1e-12, atol=1e-12)
+
+
+def test_every_predictor_is_exported_and_in_the_documents():
+    page = (Path(__file__).parents[1] / "docs" / "caching.md").read_text(encoding="utf-8")
+    for name in predictor_names():
+        assert f"| `{name}` |" in page
+        assert predictor_class(name).__name__ in predictors.__all__
 
 
 # Formulas that no line tests
