@@ -12,6 +12,7 @@ from laws import DETERMINISTIC, FIXED, solver
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep import EDM, RectifiedFlow, VPDiscrete, from_module
+from fewstep.models.caching.predictors import predictor_class, predictor_names
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.devices import Constant, Reading, send
 from fewstep.samplers.grid import time_grid
@@ -96,6 +97,29 @@ def test_a_gate_does_and_is_seen_by_this_test():
     w = {branch: {"w": torch.ones(2, device=META)} for branch in (Branch.UNCOND, Branch.COND)}
     with pytest.raises(NotImplementedError, match="meta"):
         driven(solver("ddim").on(grid), grid, parse_guidance("adaptive:scale=2,warmup=1"), w)
+
+
+def forecast_nothing(predictor):
+    """A forecast at a skipped call after five full ones, of values that nobody can read."""
+    memory, x = predictor.make_memory(10), torch.zeros(2, 3, device=META)
+    for index in (0, 2, 4, 6, 8):
+        memory.probe = x
+        memory.update(x, index)
+    return memory.forecast(9, x)
+
+
+def test_no_predictor_reads_what_is_stored_unless_it_says_so():
+    rows = {"fitted": {"rows": ((9, (8, 6), (1.5, -0.5)),)}}
+    predictors = [predictor_class(name)(**rows.get(name, {})) for name in predictor_names()]
+    with torch.no_grad(), Copies() as copies:
+        for each in predictors:
+            if each.waits:
+                with pytest.raises(NotImplementedError, match="meta"):
+                    forecast_nothing(each)
+            else:
+                assert forecast_nothing(each).device == META
+    assert copies.all == 0
+    assert [each.info.name for each in predictors if each.waits] == ["dmd"]
 
 
 def test_a_mean_image_is_copied_once_for_all_runs():
