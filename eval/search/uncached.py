@@ -93,7 +93,7 @@ def describe_cache(
     return {
         "noises": len(block),
         "drift": _write_column(drift),
-        "even": list(_compare_even(problem, schedule, drift)),
+        "even": list(_compare_even(problem, schedule, drift, full_run)),
         "distance": _write_column(mine),
         "beside": [
             {"name": run.name, "distance": _write_column(theirs), "ratio": ratio}
@@ -103,14 +103,14 @@ def describe_cache(
     }
 
 
-def _compare_even(problem: Problem, schedule: Schedule, drift: Tensor) -> Iterator[dict[str, Any]]:
+def _compare_even(
+    problem: Problem, schedule: Schedule, drift: Tensor, full_run: Block
+) -> Iterator[dict[str, Any]]:
     """Yields the drift of even masks, and how much of it a searched one has: drift (n,)."""
     assert schedule.cache is not None
-    block = problem.block("test")
-    full_run = UncachedEnds(problem, schedule.with_cache(None)).beside(block)
     for name, mask in list_even(schedule.nfe, len(schedule.cache.compute)):
         even = schedule.with_cache(schedule.cache.model_copy(update={"compute": mask}))
-        theirs = square_distances(problem.ends(even, block), full_run)
+        theirs = square_distances(problem.ends(even, full_run), full_run)
         blocks = zip(drift.chunk(BLOCKS), theirs.chunk(BLOCKS), strict=True)
         worst = max(float((a.mean() / b.mean()).sqrt()) for a, b in blocks)
         ratio = compare_pairs(drift, theirs)
