@@ -74,7 +74,8 @@ def driven(ready, grid, guidance, conditions=None):
 def test_no_solver_reads_its_state(name):
     settings, schedule = solver(name), RectifiedFlow(time_scale=1000)
     if settings.info.families and "flow" not in settings.info.families:
-        schedule = EDM() if settings.info.families == ("edm",) else VPDiscrete()
+        exploding = settings.info.families == ("edm",)
+        schedule = EDM(time_label="sigma") if exploding else VPDiscrete()
     grid = time_grid("logsnr", schedule, 6)
     ready = settings.on(grid)
     if name == "dpm-solver-v3":
