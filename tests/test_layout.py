@@ -9,7 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RANK = {"models": 0, "solvers": 1, "samplers": 2, "k_diffusion": 3, "eval": 3, "commands": 4}
+RANK = {"models": 0, "solvers": 1, "samplers": 2, "eval": 3, "commands": 4}
+RANK |= {"k_diffusion": 3, "plugins": 3}
 FILES = [path for folder in RANK for path in sorted((ROOT / folder).rglob("*.py"))]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = {"fewstep", *(".".join(("fewstep", *p.relative_to(ROOT).parts[:-1])) for p in FILES)}

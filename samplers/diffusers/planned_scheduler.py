@@ -107,6 +107,7 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         timesteps: Numbers | None = None,
         mu: float | None = None,
         nfe: int | None = None,
+        shift: float | None = None,
     ) -> None:
         """Plans a run; everything about an earlier one is forgotten.
 
@@ -121,11 +122,14 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
             mu: of networks whose times are shifted by the size of the image; of others it is not
                 used, as in diffusers.
             nfe: a budget of evaluations instead.
+            shift: of a flow network, from now on; see `set_shift`.
 
         Raises:
             FewstepError: for what cannot be planned.
         """
         self._follow_config()
+        if shift is not None:
+            self.set_shift(shift)
         request = TimestepsRequest.of(
             num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps
         )
