@@ -444,7 +444,7 @@ def test_settings_are_read_from_a_name():
     planned = make_plan(edm, "ddim", steps=6, grid="karras:rho=5", final="sigma_min").grid
     assert planned == time_grid("karras", edm, 6, Final.SIGMA_MIN, rho=5)
     assert planned != time_grid("karras", edm, 6, Final.SIGMA_MIN)
-    assert make_plan(edm, "ddim", steps=30).grid == time_grid("karras", edm, 30)
+    assert make_plan(edm, "ddim", steps=30).grid == time_grid(choose_default_grid(edm, 30), edm, 30)
     assert make_plan(edm, "ddim", grid=[80.0, 3.0, 0.0]).grid == TimeGrid.of(edm, [80.0, 3.0, 0.0])
 
 
