@@ -214,19 +214,21 @@ class Sampler:
         if class_labels is not None:
             class_labels = as_integers(class_labels, "class_labels", len(seeds))
         arguments: dict[str, Any] = {"seeds": seeds, "class_labels": class_labels}
-        policy = guide_recipe(choices.get("recipe"), take_guidance(guidance))
-        guidance = None if policy.off else guidance
+        typed, recipe = take_guidance(guidance), choices.get("recipe")
+        policy = guide_recipe(recipe, typed)
+        guidance = guidance if policy is typed else None
         given = resolve_choices(self.network, clean_choices(**choices))
         arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
         arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
-        arguments |= {"recipe": choices.get("recipe"), "low_noise": low_noise}
+        arguments |= {"recipe": recipe, "low_noise": low_noise}
         cache = None if cache is None else take_cache(cache)
-        plan = self._plan(given, policy, choices.get("recipe") is not None)
+        plan = self._plan(given, policy, recipe is not None)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
         cache = _choose_cache(cache, plan, find_attachment(self.network))
         parts = split_run(self.network, plan, policy, cache, low_noise)
         for part in parts:
+            guide_recipe(recipe, part.guidance)
             check_branches(part.network, branches, part.guidance, plan.grid)
         size = _check_batch(batch)
         job = Job(parts, plan, given, seeds, branches, size, callback, progress)

@@ -130,6 +130,10 @@ REFUSED = {
     "start": ({"grid": [0.5, 0.2, 0.0]}, r"lies outside .* are at 0.5 and 0.2: take more steps"),
     "block": ({"solver": "dpmpp-2s", "steps": 4, "grid": "uniform"}, "lies within a block of this"),
     "adaptive": ({"solver": "ode-dopri5"}, "an adaptive solver chooses its own steps"),
+    "recipe": (
+        {"recipe": "ltx-2-8", "low_noise": {"guidance": "cfg:scale=3"}},
+        "guidance is in the weights of ltx-2-8",
+    ),
     "choice": ({"steps": 4, "low_noise": {"guidence": None}}, "did you mean 'guidance'"),
 }
 
@@ -137,11 +141,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_divided_is_refused(case):
     given, message = REFUSED[case]
+    usual = {} if case in ("adaptive", "recipe") else {"solver": "euler", "grid": "uniform"}
     sampler = Sampler(join_experts(made(0.4), made(0.3), sigma=0.6))
     with pytest.raises(FewstepError, match=message):
-        sampler(
-            [0], **{"solver": "euler", "grid": "uniform", **given} if case != "adaptive" else given
-        )
+        sampler([0], **usual | given)
 
 
 def test_networks_that_cannot_answer_in_one_run_are_refused():
