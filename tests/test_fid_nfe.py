@@ -42,7 +42,7 @@ from fewstep.models.ledger import CacheCall, CacheLedger, Ledger
 from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
-from fewstep.samplers.grid import time_grid
+from fewstep.samplers.grid import FEW, time_grid
 from fewstep.samplers.guidance.forecast import write_forecast
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
@@ -129,7 +129,7 @@ def test_cells_run_cheap_first_and_repeats_count_as_dearer():
 def test_a_cell_says_everything():
     (cell,) = plan_cells(sweep(), fake_evaluator(20).measure, NETWORKS.__getitem__).cells
     run = cell.protocol.images.run
-    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", "beta", 4, "zero")
+    assert (run.solver, run.grid, run.nfe, run.final) == ("unipc-2", FEW["flow"][0][1], 4, "zero")
     assert run.seeds == tuple(range(20))
     assert cell.protocol.images.labels == "none"
     with_classes = replace(FLOW, num_classes=7, null_class=7)
@@ -253,7 +253,7 @@ def test_caches_and_guidance_policies_are_settings():
     )
     label = setting_label(skipping.protocol.images)
     cache = chosen.entries[0].caches[0]
-    assert label == f"unipc-2 beta, {write_forecast(forecast)}, {cache}"
+    assert label == f"unipc-2 {FEW['flow'][0][1]}, {write_forecast(forecast)}, {cache}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):

@@ -15,6 +15,7 @@ from fewstep import Schedule, SolverScheduler, from_module
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.samplers.diffusers.scheduler import Output
+from fewstep.samplers.grid import FEW
 from fewstep.samplers.guidance import Unguided
 from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
@@ -259,7 +260,7 @@ FLAGGED = {
         diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True).config,
         {"use_karras_sigmas": False},
         VP,
-        "uniform",
+        FEW["vp"][0][1],
     ),
 }
 

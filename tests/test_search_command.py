@@ -52,7 +52,7 @@ def test_a_search_writes_a_schedule_and_says_what_it_found(tmp_path):
     assert re.search(
         r"on 8 test noises, .*\n  searched: distance [\d.]+ \[[\d.]+, [\d.]+\], median [\d.]+\n"
         r"  hand-made, [\w-]+ on .+: distance [\d.]+ \[.*\n"
-        r"  default, unipc-2 on karras[\w:=,.]*: distance ",
+        r"  default, unipc-2 on logsnr[\w:=,.]*: distance ",
         result.output,
     )
     schedule = Schedule.load("my.json")
