@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import get_close_matches
 from functools import wraps
 from keyword import iskeyword
 from typing import Any, Generic, TypeVar
@@ -52,7 +53,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Returns the value of a name; raises UnknownNameError if there is none."""
         if not isinstance(name, str) or name not in self._values:
-            known = [*self._values, *self.aliases]
+            like_ours = get_close_matches(str(name), self._values, n=1, cutoff=0.8)
+            known = [*self._values] if like_ours else [*self._values, *self.aliases]
             raise UnknownNameError(self.noun, name, known, self.preferred)
         return self._values[name]
 

@@ -40,6 +40,7 @@ from fewstep.eval.extractors.small import (
 from fewstep.eval.statistics import Moments, Statistics, frechet
 from fewstep.eval.statistics_file import save_npz
 from fewstep.models.files import write_bytes
+from fewstep.samplers.noise import seed_everything
 
 Distance = Callable[[Tensor], float]
 EMBEDDED = Path(__file__).parents[1] / "eval" / "embedded"
@@ -86,7 +87,7 @@ def draw_emoji(n: int, seed: int) -> Tensor:
     """Returns n images drawn as in the training of `emoji`, but all classes equally often."""
     pixels = pixels_of(RECIPES["emoji"])
     classes = torch.zeros(len(pixels.mirrored)).index_add(0, pixels.labels, pixels.weights)
-    torch.manual_seed(seed)
+    seed_everything(seed)
     drawn, _ = replace(pixels, weights=pixels.weights / classes[pixels.labels]).draw(n)
     return ((drawn + 1.0) * 127.5).round().to(torch.uint8)
 
