@@ -364,12 +364,27 @@ def pipe_of(scheduler, steps=5):
 def test_pipelines_know_the_noise_level_of_their_timesteps():
     flow = pipe_of(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     sigmas = flow.scheduler.sigmas[:-1].tolist()
-    levels = run_of(flow, None).levels(None)
+    levels = run_of(flow, None).levels(0, None)
     assert levels == pytest.approx([s / (1 - s) if s < 1 else float("inf") for s in sigmas])
     discrete = pipe_of(diffusers.EulerDiscreteScheduler(timestep_spacing="leading"))
-    levels = run_of(discrete, None).levels(None)
+    levels = run_of(discrete, None).levels(0, None)
     assert levels == pytest.approx(discrete.scheduler.sigmas[:-1].tolist(), rel=1e-3)
-    assert run_of(object(), None).levels(None) == ()
+    assert run_of(object(), None).levels(0, None) == ()
+
+
+def test_the_second_stage_of_a_step_has_the_noise_level_of_its_own_time():
+    """Heun's second calls are at the ends of their steps, so the k-th is not at the k-th level."""
+    pipe = pipe_of(diffusers.HeunDiscreteScheduler())
+    net, pipe.components, seen = network("dit"), {}, []
+    pipe.transformer = net
+    with caching(pipe, SeaCache(threshold=9.0)), torch.no_grad():
+        (engine,) = find_attachment(pipe).engines
+        for time in pipe.scheduler.timesteps:
+            engine.context = "cond"
+            net(**{**inputs("dit"), "timestep": time.expand(2)})
+            seen.append(engine.state.level)
+    sigmas = pipe.scheduler.sigmas[:-1]
+    assert seen == pytest.approx(sigmas.tolist(), rel=5e-3)
 
 
 # What is refused

@@ -51,9 +51,6 @@ class EasyCache(Accumulated):
     threshold: float = 0.1
     predictor: PredictorSetting | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-
     @property
     def keep(self) -> Keep:
         return Keep("state", choose_predictor(self.predictor, 1, first=self.warmup))

@@ -52,7 +52,7 @@ class Engine(ABC):
         self.context: str | None = None
         self.active = True
         self._lengths: dict[int, int | None] = {}
-        self._levels: Sequence[float] | None = None
+        self._levels: dict[int, Sequence[float]] = {}
         self.sample: tuple[Any, Any] | None = None
         self._cost: FlopCount | None = None
         self._time = _find_argument(root, ("timestep", "timesteps", "t"))
@@ -64,7 +64,7 @@ class Engine(ABC):
         self.tracks.clear()
         self.verdicts.clear()
         self._lengths.clear()
-        self._levels = None
+        self._levels.clear()
         self.clock, self.announced = CallCounter(), None
 
     def _weigh(self) -> None:
@@ -123,17 +123,18 @@ class Engine(ABC):
         call.length, call.level = self.find_length(place.stage), level
         call.full = True if self.policy.off else self.decide_early(call)
         if self.judge.reads("input") and not call.follows and not self.policy.off:
-            call.level = self._find_level(place.index) if level is None else level
+            call.level = self._find_level(place) if level is None else level
             self.judge.look(call, x)
         if self.sample is None:
             self.sample = (tuple(args), dict(kwargs))
         return call
 
-    def _find_level(self, index: int) -> float | None:
+    def _find_level(self, place: Place) -> float | None:
         """Returns sigma / alpha of a call that nobody announced, where its run knows it."""
-        if self._levels is None:
-            self._levels = self.run.levels(self.clock.time)
-        return self._levels[index] if index < len(self._levels) else None
+        if place.stage not in self._levels:
+            self._levels[place.stage] = self.run.levels(place.stage, self.clock.time)
+        levels = self._levels[place.stage]
+        return levels[place.index] if place.index < len(levels) else None
 
     def finish(self, call: CallState) -> None:
         """Writes the ledger; after a full call, all rows count from it."""

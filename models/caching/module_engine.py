@@ -203,13 +203,13 @@ class AttentionEngine(ModuleEngine):
 def find_attention(root: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """Returns the kind, "spatial", "temporal" or "cross", of each attention, and it, by name."""
     return {
-        name: (_kind_of(name, each), each)
+        name: (_find_kind(name, each), each)
         for name, each in root.named_modules()
         if isinstance(getattr(each, "to_v", None), nn.Module)
     }
 
 
-def _kind_of(name: str, attention: nn.Module) -> str:
+def _find_kind(name: str, attention: nn.Module) -> str:
     cross = getattr(attention, "is_cross_attention", None)
     if cross or (cross is None and name.endswith("attn2")):
         return "cross"

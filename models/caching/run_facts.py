@@ -12,36 +12,36 @@ from ..diffusers_config import is_flow
 from ..node import Node
 
 CountCalls = Callable[[int, float | None], int | None]
-FindLevels = Callable[[float | None], Sequence[float]]
+FindLevels = Callable[[int, float | None], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Functions that are asked once per run, with the time of the network's first call.
+    """Functions that are asked once per run and stage, with the time of its first call.
 
     count:  the calls of a stage; None if nobody knows them.
     levels: sigma / alpha at each call of a stage; empty if nobody knows them.
     """
 
     count: CountCalls = lambda stage, time: None
-    levels: FindLevels = lambda time: ()
+    levels: FindLevels = lambda stage, time: ()
 
 
 def run_of(target: Any, calls: int | None) -> RunFacts:
     """Returns what a target knows of its runs, which have so many calls, if that is given.
 
     A pipeline knows its scheduler's timesteps from where the run begins: at the begin index, or
-    without one at the time of the network's first call, if that is a timestep.
+    without one at the time of the first call, if that is a timestep.
     """
     scheduler = getattr(target, "scheduler", None)
     if scheduler is None:
         return RunFacts(lambda stage, time: calls)
 
     def count(stage: int, time: float | None) -> int | None:
-        return _count_calls(_list_times(scheduler, time), stage)
+        return len(_select_stage(_list_times(scheduler, time), stage)) or None
 
-    def find_levels(time: float | None) -> Sequence[float]:
-        times = dict.fromkeys(_list_times(scheduler, time))
+    def find_levels(stage: int, time: float | None) -> Sequence[float]:
+        times = _select_stage(_list_times(scheduler, time), stage)
         levels = [_find_level(scheduler, each) for each in times]
         return [each for each in levels if each is not None]
 
@@ -50,14 +50,16 @@ def run_of(target: Any, calls: int | None) -> RunFacts:
 
 def facts_of(nodes: Sequence[Node]) -> RunFacts:
     """Returns the facts of a run that evaluates at these nodes in turn."""
-    times = [node.t for node in nodes]
-    levels = list({node.t: node.kappa for node in nodes}.values())
-    return RunFacts(lambda stage, time: _count_calls(times, stage), lambda time: levels)
+    times, levels = [node.t for node in nodes], {node.t: node.kappa for node in nodes}
+    return RunFacts(
+        lambda stage, time: len(_select_stage(times, stage)) or None,
+        lambda stage, time: [levels[each] for each in _select_stage(times, stage)],
+    )
 
 
-def _count_calls(times: Sequence[float], stage: int) -> int | None:
-    """Returns the calls of a stage, as a time that repeats is a further one; None for none."""
-    return sum(count > stage for count in Counter(times).values()) or None
+def _select_stage(times: Sequence[float], stage: int) -> list[float]:
+    """Returns the times of the calls of a stage in order; a time that repeats is a further one."""
+    return [time for time, count in Counter(times).items() if count > stage]
 
 
 def _list_times(scheduler: Any, time: float | None) -> list[float]:
