@@ -122,7 +122,7 @@ TIMED = fashion-dit --images 16 --solver dpmpp-2m --steps 50 --time 5 \
 	--cache diffusers-first-block:threshold=0.1 --cache cg-taylor:threshold=1e-6 \
 	--cache taylorseer:interval=1
 SECOND = Measured on the [second edition](networks.md) of fashion-dit: one block of 32 noises, dpmpp-2m in 30 steps; \
-	`make caching` writes it too.
+	`make caching` writes it too. Runs without a cache are on `beta` in 7, 8 and more than 17 steps, on `beta:shift=1.5` between.
 # The gates that add up, attention alone, and others' caches, on the second edition; a store of its own.
 NEWER = $(PYTHON) -m fewstep.cli bench cache fashion-dit --store results/caching-newer.jsonl --quiet \
 	--images 32 --solver dpmpp-2m --steps 30 --budgets 7,8,9,10,11,12,14,16,18,22 \

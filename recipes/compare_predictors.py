@@ -26,8 +26,9 @@ BATCH = 48
 class Runs:
     """The runs of one network, in batches."""
 
-    def __init__(self, name: str, solver: str, nfe: int) -> None:
-        self.sampler, self.choices = Sampler(load(name)), {"solver": solver, "nfe": nfe}
+    def __init__(self, name: str, solver: str, nfe: int, grid: str | None) -> None:
+        self.sampler = Sampler(load(name))
+        self.choices = {"solver": solver, "nfe": nfe, "grid": grid}
 
     def draw(self, seeds: Sequence[int], cache: Policy | None) -> Tensor:
         classes = self.sampler.network.num_classes
@@ -41,6 +42,7 @@ def main() -> None:
     asked.add_argument("networks", nargs="*", default=["fashion-dit", "fashion-unet", "emoji"])
     asked.add_argument("--solver", default="dpmpp-2m")
     asked.add_argument("--nfe", type=int, default=30)
+    asked.add_argument("--grid-type", help="in place of the default")
     asked.add_argument("--intervals", type=int, nargs="*", default=[3, 4])
     asked.add_argument("--images", type=int, default=48)
     asked.add_argument("--others", type=int, default=96)
@@ -49,7 +51,7 @@ def main() -> None:
     print("| network | interval | choice over the best", *PREDICTORS, "fitted |", sep=" | ")
     print("|---|---|---|" + "---|" * (len(PREDICTORS) + 1))
     for name in given.networks:
-        runs = Runs(name, given.solver, given.nfe)
+        runs = Runs(name, given.solver, given.nfe, given.grid_type)
         plain = [runs.draw(block, None) for block in blocks]
         for interval in given.intervals:
             print_row(runs, name, interval, blocks, plain)
