@@ -33,6 +33,22 @@ def list_skipped(policy, kind, calls):
 # Which calls
 
 
+def test_what_enters_an_attention_that_adds_it_to_its_output_stays_true():
+    """Attention that gives nothing can be left out of a UNet without a trace."""
+    net = network("unet")
+    attention = [module for _, module in find_attention(net).values()]
+    assert attention
+    assert all(module.residual_connection for module in attention)
+    for module in attention:
+        torch.nn.init.zeros_(module.to_out[0].weight)
+        torch.nn.init.zeros_(module.to_out[0].bias)
+    plain = run(net, "unet")
+    with caching(net, PAB(window=(0.0, 1.0)), calls=STEPS) as ledger:
+        cached = run(net, "unet")
+    assert ledger.hits
+    assert_close(cached, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_the_count_is_of_all_calls_as_published_so_the_phase_depends_on_where_the_window_begins():
     """At timesteps 900, 800, .., 100, 50, with range 2 in (100, 800), diffusers skips 3, 5, 7."""
     assert list_skipped(PAB(window=(0.2, 0.8)), "spatial", 10) == [3, 5, 7]

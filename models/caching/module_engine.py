@@ -166,12 +166,16 @@ def _find_dtype(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
 
 
 class AttentionEngine(ModuleEngine):
-    """Skips attention alone, each kind of it in a rhythm of its own (PAB)."""
+    """Skips attention alone, each kind of it in a rhythm of its own (PAB).
+
+    What enters a module that adds it to its own output, as in UNets without text, stays true.
+    """
 
     def __init__(self, root: nn.Module, policy: AttentionPolicy, ledger: CacheLedger) -> None:
         everything = find_attention(root)
         self.rhythms: AttentionPolicy = policy
         self.skipped: tuple[str, ...] = ()
+        self.added: dict[str, Tensor] = {}
         self.kinds = {n: k for n, (k, _) in everything.items() if k in policy.kinds}
         modules = {name: everything[name][1] for name in self.kinds}
         super().__init__(root, policy, ledger, modules)
@@ -198,6 +202,24 @@ class AttentionEngine(ModuleEngine):
 
     def stores(self, name: str) -> bool:
         return self.runs(name)
+
+    def before(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Substitute | None:
+        substitute = super().before(name, args, kwargs)
+        module: Any = self.modules[name]
+        if not getattr(module, "residual_connection", False):
+            return substitute
+        added = (args[0] if args else kwargs["hidden_states"]) / module.rescale_output_factor
+        if substitute is not None:
+            return Substitute(substitute.value + added)
+        self.added[name] = added
+        return None
+
+    def after(self, name: str, out: Any) -> Any:
+        added = self.added.pop(name, None)
+        super().after(name, out if added is None else out - added)
+        return out
 
 
 def find_attention(root: nn.Module) -> dict[str, tuple[str, nn.Module]]:
