@@ -18,14 +18,11 @@ from ..models.errors import ScheduleError, SettingError
 from ..models.schedule import EDM, NoiseSchedule, RectifiedFlow, TimeGrid
 from ..samplers.plan import DEFAULT_SOLVER, Plan, make_plan
 from ..samplers.state import rescale, to_state
-from ..solvers import SolverSettings, drive, dry_run, take_solver
+from ..solvers import SolverInfo, SolverSettings, drive, dry_run, take_solver
 from ..solvers.artefact import Artefact
 from .host import Host, Model, NoiseSampler, Path, Report, find_path, tell_sigma
 
-SAME = (
-    1e-3  # relative: the sigmas of a schedule, after float32 and the rounding of a user interface
-)
-
+SAME = 1e-3  # relative, of a schedule's sigmas: after float32 and the rounding of a user interface
 SPLITS = "combines the branches of the network itself, and the model is guided already"
 
 
@@ -74,6 +71,8 @@ def sample(
     if len(kept) < 2:
         return x
     known = solver if isinstance(solver, Artefact) else take_solver(solver)
+    if not isinstance(known, Artefact) and (lack := find_lack(known.info)):
+        raise SettingError(lack)
     plan = plan_sigmas(path, known, tuple(values[i] for i in kept))  # type: ignore[arg-type]
     _check_solver(plan, x, noise_sampler)
     host = Host(model, x, dict(extra_args or {}), path, noise_sampler, callback)
@@ -168,6 +167,22 @@ def check_runnable(schedule: Artefact, path: Path) -> None:
         )
 
 
+def find_lack(info: SolverInfo) -> str:
+    """Returns why a solver cannot run where x0 is all that is known of a network; empty if it can.
+
+    The updates of distilled networks that are of one process alone read that process, or a second
+    time, of the network itself.
+    """
+    if info.guided:
+        return f"{info.name} {SPLITS}; take another one, such as {DEFAULT_SOLVER}"
+    if info.distilled and info.families:
+        return (
+            f"{info.name} reads more of its network than x0, which is all that is known of one"
+            " here; take renoise, which is ComfyUI's lcm, or a Sampler"
+        )
+    return ""
+
+
 def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> None:
     """Raises SettingError for a solver that cannot run so."""
     if getattr(plan.settings, "inner", None) == "channel" and x.ndim < 4:
@@ -175,8 +190,6 @@ def _check_solver(plan: Plan, x: Tensor, noise_sampler: NoiseSampler | None) -> 
             f"this solver treats every channel (axis 1) by itself, and x is {tuple(x.shape)}; set"
             " inner=sample"
         )
-    if plan.settings is not None and plan.settings.info.guided:
-        raise SettingError(f"this solver {SPLITS}; take another one, such as {DEFAULT_SOLVER}")
     if plan.adaptive:
         return
     draws = _count_draws(plan)

@@ -63,13 +63,25 @@ def test_frozen_numbers():
         assert found == pytest.approx(flow, abs=1e-11), name
 
 
-def test_every_solver_is_a_function_with_its_settings():
-    for name in SOLVERS:
+def test_every_name_of_a_solver_is_a_function_with_its_settings():
+    for name in (*SOLVERS, *SOLVERS.aliases):
         function = getattr(k_diffusion, "sample_" + name.replace("-", "_"))
         assert function.__name__ in k_diffusion.__all__
         known = inspect.signature(function).parameters
         assert list(known)[:6] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
-        assert {field.name for field in settings_of(SOLVERS.get(name))} <= known.keys(), name
+        ours = SOLVERS.get(SOLVERS.spell(name).partition(":")[0])
+        assert {field.name for field in settings_of(ours)} <= known.keys(), name
+
+
+def test_names_of_other_libraries_have_their_settings():
+    """Those of ComfyUI's UniPC, and what a caller gives beside them."""
+    wanted = k_diffusion.sample_unipc_3(Law(), state(12), VE, solver_type="bh1")
+    assert k_diffusion.sample_uni_pc(Law(), state(12), VE).equal(wanted)
+    other = k_diffusion.sample_uni_pc(Law(), state(12), VE, solver_type="bh2")
+    assert other.equal(k_diffusion.sample_uni_pc_bh2(Law(), state(12), VE))
+    assert not other.equal(wanted)
+    shown = inspect.signature(k_diffusion.sample_uni_pc).parameters["solver_type"]
+    assert shown.default == "bh1"
 
 
 def test_every_solver_does_what_it_does_in_our_loop():
@@ -230,6 +242,8 @@ REFUSED = [
     ({"model": lambda x, sigma: (x - 0.1) / sigma.view(-1, 1, 1, 1)}, SettingError, "eps"),
     ({"solver": "unipc-9"}, FewstepError, "did you mean"),
     ({"solver": "euler-cfg-pp"}, SettingError, "guided already; take another one"),
+    *(({"solver": name}, SettingError, "take renoise") for name in ("lcm", "tcd", "consistency")),
+    ({"solver": "flow-map", "sigmas": FLOW, "path": "flow"}, SettingError, "more of its network"),
     ({"solver": "evodiff", "x": torch.ones(1, 1, 8)}, SettingError, "inner=sample"),
     ({"solver": TwoDraws(), "noise_sampler": lambda *ends: state(0)}, SettingError, "2 times"),
 ]

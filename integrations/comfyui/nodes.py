@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 import fewstep
 from fewstep.k_diffusion import check_schedule, get_sigmas, place_sigmas, sample, take_policy
+from fewstep.k_diffusion.run import find_lack
 from fewstep.models import caching
 from fewstep.models.errors import SettingError
 from fewstep.samplers.guidance.unbound import list_unbound
@@ -23,7 +24,7 @@ from .logged import log_warnings
 
 CATEGORY = "sampling/fewstep"
 DEFAULT = "default"
-SOLVER_NAMES = [name for name in SOLVERS if not SOLVERS.get(name).info.guided]
+SOLVER_NAMES = [name for name in SOLVERS if not find_lack(SOLVERS.get(name).info)]
 SETTINGS = "key=value,...; those of fewstep's page for this name"
 
 
