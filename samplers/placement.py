@@ -10,6 +10,8 @@ from ..models.schedule import NoiseSchedule, RectifiedFlow
 from .ramps import AYS, FORMULAS, find_lam_ends, place_ays, stretch
 from .spacing import SPACINGS, LabelRange
 
+ROUNDING = 1e-9  # relative, of times that are one
+
 
 @dataclass(frozen=True)
 class GridRange:
@@ -173,12 +175,14 @@ def _space(
 ) -> list[float]:
     """Returns the times of a spacing; size: its steps, and whether they end at zero."""
     (steps, zero), end = size, span.end or None
+    if not zero and end is None and span.shift is not None:
+        end = schedule.t_min  # which no shift moves
     points = steps + (not zero)  # nodes above zero
     ends = (None if t is None else span.unshift(t) for t in (span.start, end))
     labels, place = LabelRange.of(schedule, *ends), SPACINGS[name].place
     if end is None:
         times = place(labels, steps, **settings)
-        if not zero and times[-1] > schedule.t_min:
+        if not zero and times[-1] > schedule.t_min * (1.0 + ROUNDING):
             times.append(schedule.t_min)
         elif not zero:
             times = place(labels, points, **settings)

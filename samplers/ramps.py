@@ -46,7 +46,7 @@ def logsnr(low: float, high: float, n: int) -> list[float]:
 
 
 def karras(low: float, high: float, n: int, rho: float = 7.0) -> list[float]:
-    """kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
+    """Returns kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
     roots = uniform(math.exp(-low / rho), math.exp(-high / rho), n)

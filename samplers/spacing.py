@@ -84,21 +84,21 @@ class LabelRange:
 
 
 def trailing(span: LabelRange, steps: int) -> list[float]:
-    """Labels round(N - i N / steps) - 1: the first is the last trained one (arXiv:2305.08891)."""
+    """Returns labels round(N - i N / steps) - 1, from the last trained one (arXiv:2305.08891)."""
     n = _count_labels(span)
     gap = (n - n / steps) - n  # rounded as numpy.arange does it, which decides about halves
     return [(span.low + round(n + i * gap)) / span.total for i in range(steps)]
 
 
 def leading(span: LabelRange, steps: int, offset: int = 0, spare: int = 0) -> list[float]:
-    """Labels i floor(N / steps) + offset: the noisiest are left out."""
+    """Returns labels i floor(N / steps) + offset: the noisiest are left out."""
     gap = _count_labels(span) // (steps + spare)
     begin = span.low + offset + 1
     return [(i * gap + begin) / span.total for i in reversed(range(spare, steps + spare))]
 
 
 def linspace(span: LabelRange, steps: int, spare: int = 0, whole: bool = True) -> list[float]:
-    """Labels evenly from N - 1 to 0, with both: at 0 a step of its own."""
+    """Returns labels evenly from N - 1 to 0, with both: at 0 a step of its own."""
     n, points = _count_labels(span), steps + spare
     gap = (n - 1) / (points - 1) if points > 1 else 0.0
     labels = [min(i * gap, n - 1.0) for i in reversed(range(spare, points))]
@@ -138,12 +138,14 @@ def consistency(span: LabelRange, steps: int, trained: int = 40, rho: float = 7.
 
 
 def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
-    """Angles evenly from pi / 2, and of two steps the second at 1.3 (SANA-Sprint)."""
+    """Returns even angles from pi / 2, and of two steps the second at 1.3 (SANA-Sprint)."""
     schedule = span.schedule
     if not isinstance(schedule, RectifiedFlow):
         raise ScheduleError(f"grid 'scm' is of rectified flow, not of {schedule.family}")
-    first = schedule.at(span.time(span.high))
-    angles = [math.atan2(first.sigma, first.alpha) * (1.0 - i / steps) for i in range(1, steps)]
+    first, last = (schedule.at(span.time(label)) for label in (span.high, span.low))
+    start, end = (math.atan2(node.sigma, node.alpha) for node in (first, last))
+    end = end if span.low > 0.0 else 0.0  # the way to clean data is in the last step
+    angles = [start + (end - start) * i / steps for i in range(1, steps)]
     if steps == 2 and span.is_whole:
         angles = [middle]
     taus = (math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles)
@@ -151,13 +153,13 @@ def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
 
 
 def simple(span: LabelRange, steps: int) -> list[float]:
-    """Labels N - 1 - floor(i N / steps): even whole labels from the noisiest one."""
+    """Returns labels N - 1 - floor(i N / steps): even whole labels from the noisiest one."""
     top, n = span.first + span.count - 1, span.count
     return [span.time(top - i * n // steps) for i in range(steps)]
 
 
 def normal(span: LabelRange, steps: int) -> list[float]:
-    """Labels evenly from N - 1 to 0, with both, not rounded.
+    """Returns labels evenly from N - 1 to 0, with both, not rounded.
 
     On rectified flow ComfyUI, and diffusers where it is given no sigmas, shift the clean end twice;
     so does this, unless start or end is given.
@@ -166,7 +168,7 @@ def normal(span: LabelRange, steps: int) -> list[float]:
 
 
 def sgm_uniform(span: LabelRange, steps: int) -> list[float]:
-    """Labels evenly from N - 1 to 0, without the last, not rounded."""
+    """Returns labels evenly from N - 1 to 0, without the last, not rounded."""
     return _space_evenly(span, steps + 1)[:-1]
 
 
@@ -179,13 +181,13 @@ def _space_evenly(span: LabelRange, points: int) -> list[float]:
 
 
 def ddim_uniform(span: LabelRange, steps: int) -> list[float]:
-    """Labels 1, 1 + s, 1 + 2 s, .. with s = floor(N / steps): it may come to more steps."""
+    """Returns labels 1, 1 + s, 1 + 2 s, .. with s = floor(N / steps): it may come to more steps."""
     gap = max(1, span.count // steps)
     return [span.time(label) for label in range(span.first + 1, span.first + span.count, gap)][::-1]
 
 
 def beta57(span: LabelRange, steps: int, alpha: float = 0.5, beta: float = 0.7) -> list[float]:
-    """Whole labels next to even quantiles of Beta(0.5, 0.7), each of them once (RES4LYF)."""
+    """Returns whole labels next to even quantiles of Beta(0.5, 0.7), each once (RES4LYF)."""
     from .ramps import beta as place_beta
 
     places = place_beta(span.count - 1.0, 0.0, steps + 1, alpha, beta)[:-1]

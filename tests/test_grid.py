@@ -30,6 +30,7 @@ from fewstep.samplers.placement import list_grids
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.ramps import EPSS, FLOW_EDGE, FORMULAS
 from fewstep.samplers.sampler import Sampler
+from fewstep.samplers.spacing import SPACINGS
 
 EVERY = {
     **PROCESSES,
@@ -343,6 +344,26 @@ def test_every_grid_takes_a_start_and_an_end():
     assert [round(1000 * t) - 1 for t in kept] == [499, 379, 259, 139]  # of half the strength
     flow = [n.sigma for n in time_grid("simple", RectifiedFlow(), 4, shift=3.0)]
     assert flow == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+
+
+def test_spacings_end_where_a_run_above_zero_ends():
+    """A shift does not move the end, and no two nodes are there."""
+    flow = RectifiedFlow()
+    for name, shift, start in itertools.product(SPACINGS, (0.5, 1.0, 2.0), (1.0, 0.9)):
+        try:
+            grid = time_grid(name, flow, 8, Final.SIGMA_MIN, start=start, shift=shift)
+        except ScheduleError:
+            continue  # of another process
+        assert grid.nodes[-1].t == pytest.approx(flow.t_min, rel=1e-12), name
+        assert grid.nodes[-2].t > 1.5 * flow.t_min, name
+
+
+def test_angles_are_even_down_to_an_end():
+    for steps, start in ((4, 1.0), (9, 0.9)):
+        nodes = time_grid("scm", RectifiedFlow(), steps, start=start, end=0.2).nodes
+        angles = [math.atan2(node.sigma, node.alpha) for node in nodes[:-1]]
+        assert nodes[-2].t == pytest.approx(0.2)
+        assert spread(angles) == pytest.approx([spread(angles)[0]] * (steps - 1), rel=0.01)
 
 
 def test_a_start_from_noise_alone_is_warned_of_where_it_falls_short():
