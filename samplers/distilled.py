@@ -55,7 +55,7 @@ def _follow_recipe(network: Network, spec: str, given: dict[str, Any]) -> dict[s
     decided = {"solver": run.recipe.solver, "grid": grid, "final": "zero"}
     for key in sorted(decided.keys() & given.keys()):
         if not (given[key] == decided[key] or (key == "grid" and tuple(given[key]) == grid)):
-            raise SettingError(f"a recipe decides the {key}; drop one of them")
+            raise SettingError(f"a recipe decides the {key}; drop it, or the recipe")
     run.recipe.warn()
     return {"solver": run.recipe.solver, "grid": grid}
 

@@ -149,7 +149,8 @@ class Sampler:
     def plan(self, **choices: Unpack[PlanChoices]) -> Plan:
         """Returns the solver and grid that a call with these choices would run."""
         refuse_unknown(choices, self.plan, PlanChoices.__annotations__)
-        return self._make_plan(resolve_choices(self.network, choices), "recipe" in choices)
+        by_recipe = choices.get("recipe") is not None
+        return self._make_plan(resolve_choices(self.network, choices), by_recipe)
 
     def _make_plan(self, choices: dict[str, Any], by_recipe: bool) -> Plan:
         """Returns the plan of choices that are resolved."""
@@ -158,9 +159,7 @@ class Sampler:
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
         plan.warn(self.network.prediction)
-        if (
-            plan.settings is not None and not by_recipe
-        ):  # the others bring the start they were made for
+        if plan.settings is not None and not by_recipe:  # others bring the start they were made for
             warn_of_untrained(plan.settings, network.distillation, plan.grid)
             warn_of_late_start(plan.grid)
         return plan

@@ -32,7 +32,7 @@ INSTEAD = {  # of fields that say what runs in diffusers: what says it here
     "solver_order": "choose with solver=, as in solver='unipc-3'",
     "solver_type": "set it with the solver, as in solver='unipc-2:solver_type=bh1'",
     "final_sigmas_type": "say how the run ends with final=, 'zero' or 'sigma_min'",
-    "stochastic_sampling": "take solver='renoise', which is the same'",
+    "stochastic_sampling": "take solver='renoise', which is the same",
     "clip_sample": "no prediction is clipped here",
     "thresholding": "no prediction is clipped here",
 }
