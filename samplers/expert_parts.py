@@ -6,6 +6,8 @@ from ..models.caching import Policy, take_cache
 from ..models.errors import SettingError, UnknownNameError
 from ..models.experts import Experts
 from ..models.network import Network
+from ..models.node import Node
+from ..solvers import dry_run
 from ..solvers.table_steps import TableSteps
 from .guidance import Guidance, take_guidance
 from .job import JobPart
@@ -74,6 +76,7 @@ def _find_switch(experts: Experts, plan: Plan) -> int:
             f" of this run; its nearest nodes are at {sigmas[0]:.4g} and {sigmas[1]:.4g}: take more"
             " steps, or another grid"
         )
+    _check_calls(experts, plan, first)
     starts = plan.solver.starts if isinstance(plan.solver, TableSteps) else ()
     if any(start < first <= n for n, start in enumerate(starts)):
         raise SettingError(
@@ -82,3 +85,15 @@ def _find_switch(experts: Experts, plan: Plan) -> int:
             f" {nodes[first].sigma:.4g}; take a multistep solver, such as unipc-2"
         )
     return first
+
+
+def _check_calls(experts: Experts, plan: Plan, first: int) -> None:
+    """Raises SettingError for a step of the first network that asks below the boundary."""
+    for step in dry_run(plan.solver, plan.grid.nodes)[:first]:
+        for node in step:
+            if isinstance(node, Node) and experts.choose(node) is experts.low:
+                raise SettingError(
+                    f"a step of this solver begins above the boundary, sigma={experts.boundary:g},"
+                    f" and asks at sigma {node.sigma:.4g} below it; take a solver with one"
+                    " evaluation a step, such as unipc-2"
+                )

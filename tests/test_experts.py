@@ -83,7 +83,7 @@ def test_one_network_on_both_sides_is_the_plain_run_bit_for_bit():
     """The solver's memory crosses the boundary."""
     one = made(0.4)
     both = Sampler(join_experts(one, made(0.4), sigma=0.6))
-    for solver in ("unipc-3", "dpmpp-2m", "heun", "sa-solver", "euler"):
+    for solver in ("unipc-3", "dpmpp-2m", "sa-solver", "euler"):
         own = Sampler(one)(range(3), solver=solver, steps=6).samples
         found = both(range(3), solver=solver, steps=6, batch=3)
         assert torch.equal(found.samples, own), solver
@@ -129,6 +129,7 @@ REFUSED = {
     "end": ({"steps": 1}, "sigma=0.6, lies outside of the steps of this run; its nearest nodes"),
     "start": ({"grid": [0.5, 0.2, 0.0]}, r"lies outside .* are at 0.5 and 0.2: take more steps"),
     "block": ({"solver": "dpmpp-2s", "steps": 4, "grid": "uniform"}, "lies within a block of this"),
+    "stage": ({"solver": "heun", "steps": 4}, "asks at sigma 0.5 below it; take a solver with one"),
     "adaptive": ({"solver": "ode-dopri5"}, "an adaptive solver chooses its own steps"),
     "recipe": (
         {"recipe": "ltx-2-8", "low_noise": {"guidance": "cfg:scale=3"}},
