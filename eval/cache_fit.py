@@ -41,7 +41,7 @@ def fit_predictor(policy: Policy, draw: Draw, seeds: Sequence[int]) -> Policy:
         seeds: FIT + CHOOSE of them, which no figure is measured on.
 
     Raises:
-        SettingError: if a gate decides on its full calls.
+        SettingError: if a gate decides on its full calls, or they are too far apart.
     """
     if policy.gate is not None:
         raise SettingError(
@@ -59,7 +59,13 @@ def fit_predictor(policy: Policy, draw: Draw, seeds: Sequence[int]) -> Policy:
         return np.asarray(apart.flatten(1).norm(dim=1) / uncached.flatten(1).norm(dim=1))
 
     tables = [fit_rows(gram, mask, rho) for rho in (np.inf, *RIDGES)]
-    return _with_rows(policy, choose_table([each for each in tables if _is_tame(each)], measure))
+    tame = [each for each in tables if _is_tame(each)]
+    if not tame:
+        raise SettingError(
+            f"no fitted weights add up to {MOST:g} or less here, as full calls of"
+            f" {policy.info.name} are too far apart; skip fewer in a row, or take predictor=reuse"
+        )
+    return _with_rows(policy, choose_table(tame, measure))
 
 
 def choose_table(

@@ -115,11 +115,11 @@ def judge_cache(beside: Sequence[tuple[PlainRun, Interval95]], network: str) -> 
     beside: runs without one, each with the ratio of the cached run's distance to its own.
     """
     best, (ratio, low, high) = max(beside, key=lambda each: each[1][0])
-    told = f"its distance over that of {best.name} is {ratio:.2f} [{low:.2f}, {high:.2f}]"
+    figures = f"its distance over that of {best.name} is {ratio:.2f} [{low:.2f}, {high:.2f}]"
     if high < 1.0:
-        return f"the cache pays: {told}"
+        return f"the cache pays: {figures}"
     what = "is nearer" if low > 1.0 else "is as near"
-    return f"the cache does not pay: `sample {network} {best.typed}` {what} without it; {told}"
+    return f"the cache does not pay: `sample {network} {best.typed}` {what} without it; {figures}"
 
 
 def measure_worth(

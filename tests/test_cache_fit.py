@@ -61,6 +61,15 @@ def test_a_table_must_beat_the_line_by_more_than_one_standard_error():
     assert choose_table(tables, measure(-0.2)) == tables[0]
 
 
+def test_full_calls_too_far_apart_for_any_weights_are_refused(monkeypatch):
+    """A line over eighteen calls weighs 19 and -18, and least squares grow as much here."""
+    values = np.arange(20.0)[:, None] * [[1.0, 2.0]] + 1.0
+    monkeypatch.setattr(cache_fit, "record_gram", lambda policy, run: values @ values.T)
+    monkeypatch.setattr(cache_fit, "RIDGES", (0.0,))
+    with pytest.raises(SettingError, match="too far apart; skip fewer in a row"):
+        fit_predictor(FixedMask(MASK), lambda seeds, policy: torch.ones(len(seeds), 1), range(40))
+
+
 def test_a_network_whose_features_decay_is_fitted_and_gates_are_refused(monkeypatch):
     """Where lines are wrong by construction, the fit is not."""
     monkeypatch.setattr(cache_fit, "FIT", 6)

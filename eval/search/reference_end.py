@@ -93,11 +93,11 @@ def keep_end(problem: Problem, features: FeatureError | None, folder: Path) -> R
     if features is None or real is None or len(problem.train) < LEAST:
         return ReferenceEnd()
     with hold_file(folder / LOCK):
-        kept = ReferenceEnd.load(folder / END_FILE)
-        if kept is None:
-            kept = measure_end(problem, features, real)
-            write_bytes(folder / END_FILE, kept.model_dump_json().encode())
-        return kept
+        end = ReferenceEnd.load(folder / END_FILE)
+        if end is None:
+            end = measure_end(problem, features, real)
+            write_bytes(folder / END_FILE, end.model_dump_json().encode())
+        return end
 
 
 def find_real(problem: Problem, features: FeatureError | None) -> Statistics | None:

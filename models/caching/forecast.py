@@ -152,6 +152,16 @@ class RowDifferences(RowMemory):
         return self.order.gap(index, self.times[b], j) if known else 0
 
 
+def weigh_values(
+    rows: Sequence[Sequence[float]], factors: Sequence[float], count: int
+) -> tuple[float, ...]:
+    """Returns the weights of `count` values in a sum of factors times their differences (rows)."""
+    sums = [
+        sum(f * c for f, c in zip(factors, each, strict=True)) for each in zip(*rows, strict=True)
+    ]
+    return (*sums, *[0.0] * (count - len(sums)))
+
+
 def _divide_difference(new: Tensor, before: Tensor, gap: int) -> Tensor:
     """Returns (new - before) / gap, in the memory of `before`."""
     if new.dtype.itemsize < 4:

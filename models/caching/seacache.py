@@ -123,8 +123,8 @@ def filter_signal(x: Tensor, axes: Sequence[int], level: float, power: float) ->
     for axis in axes:
         size = x.shape[axis]
         gain = compute_gain(size, level, power).to(x.device, wide.dtype, non_blocking=True)
-        kept = gain[: spectrum.shape[axis]]  # of the last axis, real input needs one half
-        spectrum = spectrum * kept.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+        gain = gain[: spectrum.shape[axis]]  # of the last axis, real input needs one half
+        spectrum = spectrum * gain.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
     filtered: Tensor = torch.fft.irfftn(spectrum, s=[x.shape[axis] for axis in axes], dim=axes)
     return filtered
 

@@ -117,9 +117,9 @@ class CFGCacheGuide(Guide):
     def combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if len(outputs) == 1:
             low, high = self.gains[moment.step]
-            held = self.low.at(moment.node) * low
-            held.add_(self.high.at(moment.node), alpha=high)
-            return outputs[0].add(held, alpha=self.scale - 1.0)
+            difference = self.low.at(moment.node) * low
+            difference.add_(self.high.at(moment.node), alpha=high)
+            return outputs[0].add(difference, alpha=self.scale - 1.0)
         uncond, cond = outputs
         if not all(self.flags):
             low_band, high_band = split_bands(cond - uncond)

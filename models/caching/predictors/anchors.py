@@ -20,7 +20,8 @@ class Anchors(Predictor):
     F^ = F_1 + g (F_0 - F_1),  g = mean |r - r_1| / mean |r_0 - r_1|, held between 1 and limit,
 
     with r what the leading blocks add to the image at the skipped call, r_0 and r_1 at the full
-    ones; of each image by itself. Where r_0 = r_1, g is 1. It takes a policy with leading blocks.
+    ones; of each image by itself. Where r = r_0 = r_1, g is 1. It takes a policy with leading
+    blocks.
 
     limit: above 1; published: 1.5 for FLUX and HunyuanVideo, 2 for Wan.
     """

@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from ...errors import SettingError
 from ...registry import format_spec
-from ..forecast import Basis, FiniteDifferences, Order, RowDifferences
+from ..forecast import Basis, FiniteDifferences, Order, RowDifferences, weigh_values
 from ..memory import Memory, RowMemory
 from .base import IndexPredictor, Predictor, PredictorInfo, register
 
@@ -15,6 +15,11 @@ def check_degree(name: str, value: int) -> None:
     """Raises SettingError unless an order lies in 0 .. 4."""
     if not 0 <= value <= 4:
         raise SettingError(f"{name} must be 0 (repeat) to 4, not {value}; 1 is usual")
+
+
+def _check_first(value: int) -> None:
+    if value < 1:
+        raise SettingError(f"first must be at least 1, not {value}; 1 delays no slope")
 
 
 @register
@@ -59,9 +64,7 @@ class DifferencePredictor(IndexPredictor):
         usable = times[: delayed + 1]
         rows = order.expand(usable)
         factors = order.weights(index, usable, len(rows))
-        columns = zip(*rows, strict=True)
-        sums = [sum(f * c for f, c in zip(factors, each, strict=True)) for each in columns]
-        return (*sums, *(0.0 for _ in times[len(sums) :]))
+        return weigh_values(rows, factors, len(times))
 
     def make_memory(self, calls: int | None = None) -> Memory:
         return FiniteDifferences(self.differences)
@@ -98,8 +101,7 @@ class Taylor(DifferencePredictor):
         check_degree("order", self.order)
         if not 0.0 <= self.damping <= 1.0:
             raise SettingError(f"damping lies in 0 (repeat) to 1, not {self.damping:g}")
-        if self.first < 1:
-            raise SettingError(f"first must be at least 1, not {self.first}; 1 delays no slope")
+        _check_first(self.first)
 
     @property
     def differences(self) -> Order:
@@ -132,8 +134,7 @@ class Newton(DifferencePredictor):
 
     def __post_init__(self) -> None:
         check_degree("order", self.order)
-        if self.first < 1:
-            raise SettingError(f"first must be at least 1, not {self.first}; 1 delays no slope")
+        _check_first(self.first)
 
     @property
     def differences(self) -> Order:

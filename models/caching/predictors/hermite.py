@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from ...errors import SettingError
-from ..forecast import Order
+from ..forecast import Order, weigh_values
 from .base import IndexPredictor, PredictorInfo, register
 
 
@@ -62,6 +62,4 @@ class Hermite(IndexPredictor):
             before = 2.0 * j * polynomials[j - 1] if j else 0.0
             polynomials.append(2.0 * z * polynomials[j] - before)
         factors = [self.sigma**j / math.factorial(j) * h for j, h in enumerate(polynomials)]
-        columns = zip(*rows, strict=True)
-        sums = [sum(f * c for f, c in zip(factors, each, strict=True)) for each in columns]
-        return (*sums, *(0.0 for _ in times[len(sums) :]))
+        return weigh_values(rows, factors, len(times))

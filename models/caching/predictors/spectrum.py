@@ -119,14 +119,14 @@ def _fit(
 ) -> tuple[float, float, tuple[float, ...]]:
     """Returns the weights of F_0, of F_1 and of each sum."""
     columns = _list_columns(predictor.degree, (index, *times), calls)
-    wanted, known = columns[0], columns[1:]
+    target, known = columns[0], columns[1:]
     if predictor.anchored:
-        wanted, known = (each - known[0] for each in (wanted, known))
-        sums = _solve_ridge(known[:, 1:], wanted[1:], predictor.ridge)
+        target, known = (each - known[0] for each in (target, known))
+        sums = _solve_ridge(known[:, 1:], target[1:], predictor.ridge)
         first = 1.0 - float((known[:, 1:] @ sums).sum())
         sums = np.array([-(columns[1, 1:] @ sums), *sums])
     else:
-        first, sums = 0.0, _solve_ridge(known, wanted, predictor.ridge)
+        first, sums = 0.0, _solve_ridge(known, target, predictor.ridge)
     slope = (index - times[0]) / (times[0] - times[1]) if len(times) > 1 else 0.0
     line = 1.0 - predictor.blend
     sums = predictor.blend * sums
@@ -137,9 +137,9 @@ def _fit(
     )
 
 
-def _solve_ridge(known: Array, wanted: Array, ridge: float) -> Array:
+def _solve_ridge(known: Array, target: Array, ridge: float) -> Array:
     normal = known.T @ known + ridge * np.eye(known.shape[1])
-    return np.asarray(np.linalg.solve(normal, wanted), dtype=np.float64)
+    return np.asarray(np.linalg.solve(normal, target), dtype=np.float64)
 
 
 def _list_columns(degree: int, times: tuple[int, ...], calls: int) -> Array:
