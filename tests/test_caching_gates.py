@@ -19,6 +19,7 @@ from fewstep.models.caching import (
     caching,
     enable_cache,
     find_attachment,
+    seacache,
 )
 from fewstep.models.caching.run_facts import run_of
 from fewstep.models.caching.seacache import compute_gain, filter_signal, find_grid
@@ -372,19 +373,26 @@ def test_pipelines_know_the_noise_level_of_their_timesteps():
     assert run_of(object(), None).levels(0, None) == ()
 
 
-def test_the_second_stage_of_a_step_has_the_noise_level_of_its_own_time():
+@pytest.mark.parametrize("levels", [None, (1.0,) * 5])
+def test_the_second_stage_of_a_step_has_the_noise_level_of_its_own_time(monkeypatch, levels):
     """Heun's second calls are at the ends of their steps, so the k-th is not at the k-th level."""
-    pipe = pipe_of(diffusers.HeunDiscreteScheduler())
-    net, pipe.components, seen = network("dit"), {}, []
+    pipe, seen = pipe_of(diffusers.HeunDiscreteScheduler()), []
+    net, pipe.components = network("dit"), {}
     pipe.transformer = net
-    with caching(pipe, SeaCache(threshold=9.0)), torch.no_grad():
+
+    def note(x, axes, level, power):
+        seen.append(level)
+        return filter_signal(x, axes, level, power)
+
+    monkeypatch.setattr(seacache, "filter_signal", note)
+    with caching(pipe, SeaCache(threshold=9.0, levels=levels)), torch.no_grad():
         (engine,) = find_attachment(pipe).engines
         for time in pipe.scheduler.timesteps:
             engine.context = "cond"
             net(**{**inputs("dit"), "timestep": time.expand(2)})
-            seen.append(engine.state.level)
-    sigmas = pipe.scheduler.sigmas[:-1]
-    assert seen == pytest.approx(sigmas.tolist(), rel=5e-3)
+    sigmas = pipe.scheduler.sigmas[:-1].tolist()
+    assert seen[2::2] == pytest.approx(sigmas[2::2], rel=5e-3)
+    assert seen[:1] + seen[1::2] == pytest.approx(levels or sigmas[:1] + sigmas[1::2], rel=5e-3)
 
 
 # What is refused

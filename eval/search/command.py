@@ -41,7 +41,7 @@ def search(network: str, *, progress: bool = False, **options: Any) -> list[Sear
     Args:
         network: an embedded name, a folder or an id on the hub.
         progress: shows how far the search is.
-        options: the fields of `SearchRequest`, of which nfe, nfe_range or rows is needed.
+        options: the fields of `SearchRequest`, of which nfe, nfe_range, rows or full is needed.
 
     Returns:
         One result for each size, in the order of the sizes.

@@ -94,7 +94,8 @@ class SeaCache(Accumulated):
 class SeaGate(Gate):
     """Compares the input through the filter of its own call.
 
-    levels:   sigma / alpha of each call; None: as the call says.
+    levels:   sigma / alpha of each call; None: as the call says. A further stage of a step is at
+              another time, so there the call says it in any case.
     channels: the axis that is no place.
     """
 
@@ -102,7 +103,8 @@ class SeaGate(Gate):
     channels: int = 1
 
     def look(self, x: Tensor, call: CallState) -> Tensor:
-        level = call.level if self.levels is None else self.levels[call.place.index]
+        first = call.place.stage == 0
+        level = self.levels[call.place.index] if self.levels and first else call.level
         if level is None:
             raise SettingError(
                 "seacache must know sigma / alpha of each call, which this network's time does not"
