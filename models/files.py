@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -219,16 +220,33 @@ def hold_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
         OSError: if the file cannot be made.
     """
     lock = WATCHED.pop(path, None) or SoftFileLease(path, lease_duration=LEASE)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        WATCHED[path] = lock
-        yield False
-        return
+    while not _acquire(lock, LEASE if wait else 0.0):
+        if not wait:
+            WATCHED[path] = lock
+            yield False
+            return
     try:
         yield True
     finally:
         lock.release()
+
+
+def _acquire(lock: SoftFileLease, seconds: float) -> bool:
+    """Returns whether a lock could be had within that time.
+
+    A file that names no holder is left by a process that was killed before it wrote, or by a
+    version of this package whose locks were the system's.
+    """
+    path = Path(lock.lock_file)
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        if status.st_size == 0 and time.time() - status.st_mtime > LEASE:
+            path.unlink()
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 @contextmanager

@@ -173,7 +173,8 @@ def test_three_processes_do_each_piece_of_work_once_and_see_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_work_of_a_killed_process_is_done_by_another_and_no_lock_stays(tmp_path):
+def test_the_work_of_a_killed_process_is_done_by_another_and_no_lock_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.models.files.LEASE", 0.5)
     path = tmp_path / "results.jsonl"
 
     def held(numbers):
@@ -189,7 +190,9 @@ def test_the_work_of_a_killed_process_is_done_by_another_and_no_lock_stays(tmp_p
         time.sleep(0.01)
     child.kill()
     child.join()
-    path.with_name("results.jsonl.lock").touch()  # as if it had been killed while it wrote
+    path.with_name(
+        "results.jsonl.lock"
+    ).touch()  # as if killed before it wrote its name
     work(path, 1, [4, 5])
     assert RowStore(path, Count).rows.keys() == {"4", "5"}
     assert list(tmp_path.iterdir()) == [path]
