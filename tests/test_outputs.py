@@ -190,9 +190,7 @@ def test_the_work_of_a_killed_process_is_done_by_another_and_no_lock_stays(tmp_p
         time.sleep(0.01)
     child.kill()
     child.join()
-    path.with_name(
-        "results.jsonl.lock"
-    ).touch()  # as if killed before it wrote its name
+    path.with_name("results.jsonl.lock").touch()  # as if killed before it wrote its name
     work(path, 1, [4, 5])
     assert RowStore(path, Count).rows.keys() == {"4", "5"}
     assert list(tmp_path.iterdir()) == [path]
