@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from .experiments.caches import FITTED, GATED, INTERVALS
+from .experiments.caches import FITTED, GATED, INTERVALS, SUMMED
 
 BLOCKS = tuple(f"taylorseer:interval={interval},level=last-block" for interval in INTERVALS)
 MODULES = tuple(f"taylorseer:interval={interval}" for interval in INTERVALS)
@@ -46,7 +46,10 @@ def list_settings(
         prepared = (*BLOCKS, *(RIMS if unet else MODULES))
         yield from cross(_choose_caches(network, caches, prepared), chosen)
         return
-    rest = cross(RIMS, FEW) if unet else (*cross(MODULES, FEW), *GATED, *FITTED)
+    gates = (*GATED, *SUMMED, *FITTED)
+    if unet:  # only one gate needs nothing inside the network
+        gates = tuple(each for each in gates if each.startswith("easycache"))
+    rest = (*cross(RIMS if unet else MODULES, FEW), *gates)
     yield from _choose_caches(network, caches, (*cross(BLOCKS, PREDICTORS), *rest))
 
 

@@ -127,10 +127,16 @@ def test_the_cheapest_that_will_do_is_chosen():
 
 
 def test_names_stand_for_their_prepared_settings(dit):
-    assert len(list(list_settings(dit, ["magcache"]))) > 2
+    gates = ("cg-taylor", "first-block", "teacache", "seacache", "easycache", "dicache", "speca")
+    for name in (*gates, "magcache"):
+        assert len(list(list_settings(dit, [name]))) > 1, name
+    unet = load("fashion-unet")
+    assert len(list(list_settings(unet, ["easycache"]))) > 1
+    with pytest.raises(SettingError, match="only of deepcache, easycache, taylorseer"):
+        list(list_settings(unet, ["dicache"]))
     assert list(list_settings(dit, [LITE])) == [LITE]
     assert "deepcache" not in {each.partition(":")[0] for each in list_settings(dit, [])}
-    with pytest.raises(SettingError, match="only of cg-taylor, first-block"):
+    with pytest.raises(SettingError, match="only of cg-taylor, dicache"):
         list(list_settings(dit, ["deepcache"]))
     two = ["taylor", "hermite:order=1,sigma=0.7"]
     assert list(list_settings(dit, [LITE], two)) == [

@@ -17,6 +17,7 @@ from ...models.errors import FewstepError
 from ...models.files import make_folder
 from ...models.reading import StrictModel
 from ...samplers.grid import choose_default_grid
+from ...samplers.plan import DEFAULT_SOLVER
 from ...samplers.sampler import Result, Sampler
 from ..bench.store import KeyedRow, RowStore
 from ..search.objective import FeatureError, find_features
@@ -25,7 +26,6 @@ from .rivals import RivalSampler
 
 PARTS = 3  # blocks of noises, whose range stands beside a distance
 REFERENCE: dict[str, Any] = {"solver": "unipc-3", "nfe": 100}  # on the default grid of many steps
-SOLVER = "unipc-2"  # the default
 BATCH = 64
 
 
@@ -111,7 +111,7 @@ class DistanceMeter:
 
     def measure_default(self, nfe: int, *, seen: bool = False) -> Distance:
         """Returns the distance of what `sample` draws with at a number of evaluations."""
-        return self.measure(SOLVER, choose_default_grid(self.schedule, nfe), nfe, seen=seen)
+        return self.measure(DEFAULT_SOLVER, choose_default_grid(self.schedule, nfe), nfe, seen=seen)
 
     def measure_rival(self, spec: str, nfe: int, noises: int | None = None) -> Distance:
         """Returns the distance of a scheduler of diffusers, on all noises or the first ones."""
