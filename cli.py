@@ -17,6 +17,7 @@ from fewstep.commands import (
     calibrate,
     data,
     editing,
+    hub,
     lists,
     sample,
     search,
@@ -49,6 +50,7 @@ MAIN: Commands = {
     "search": search.search,
     "invert": editing.invert,
     "edit": editing.edit,
+    "hub": hub.hub,
 }
 BENCH: Commands = {
     "inception": bench.inception,

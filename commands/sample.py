@@ -63,8 +63,8 @@ class SampleOptions:
     final: str = option("zero", "How the run ends: zero, sigma_min or denoise.", SAMPLING)
     schedule: str | None = option(
         None,
-        "A searched schedule, in place of a solver: a .json file or a name of `fewstep list"
-        " schedules`.",
+        "A searched schedule, in place of a solver: a .json file, a folder or Hub id (owner/name)"
+        " with a schedule.json, or a name of `fewstep list schedules`.",
         SAMPLING,
     )
     recipe: str | None = option(

@@ -13,8 +13,9 @@ import torch
 from .adapters import from_checkpoint, from_module, from_pipeline
 from .checkpoint import WEIGHTS, load_module, load_pipeline, read_config
 from .devices import memory_advice
-from .errors import FewstepError, ModelError, UnknownNameError, reason_of, shorten
+from .errors import FewstepError, ModelError, SettingError, UnknownNameError, reason_of, shorten
 from .hashing import hash_file
+from .hub import download, is_hub_name
 from .network import Network
 from .pipeline_network import (
     asks_for_text,
@@ -206,18 +207,12 @@ def _make_from_scheduler(module: Any, folder: Path) -> Network:
 
 def _download(name: str) -> Path:
     """Downloads a hub repository into the ordinary cache: weights as safetensors, and no code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = name.partition("@")
-    if repo.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_name(name):
         raise _make_error(name, "it is no folder and no hub id (owner/name)")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise _make_error(name, f"the hub says: {reason}") from error
+        return download(name, ["*.json", "*.safetensors", "*.txt", "*.model"])
+    except SettingError as error:
+        raise _make_error(name, str(error)) from error
 
 
 def _make_error(name: str, reason: str) -> ModelError:

@@ -6,7 +6,7 @@ errors: the registry's `make`, a spec string, and its own constructor.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
@@ -162,15 +162,17 @@ def _split_settings(text: str) -> list[str]:
     return parts
 
 
-def format_spec(settings: Any) -> str:
+def format_spec(settings: Any, omit: Container[str] = ()) -> str:
     """Returns `name:key=value,...` of settings without their defaults: `make` reads it.
 
     Settings of several keys inside others stand in brackets.
+
+    omit: fields to leave out.
     """
     changed = [
         f"{each.name.rstrip('_')}={_format_value(getattr(settings, each.name))}"
         for each in settings_of(type(settings))
-        if getattr(settings, each.name) != _read_default(each)
+        if each.name not in omit and getattr(settings, each.name) != _read_default(each)
     ]
     return f"{getattr(settings, 'info', settings).name}:{','.join(changed)}".rstrip(":")
 

@@ -53,5 +53,5 @@ def read_scale(guided: Guidance) -> float:
 
 
 def find_schedule(name: str) -> Schedule:
-    """Returns the schedule of a file, or the one of this name that comes with the package."""
-    return preset(name) if name in preset_names() else Schedule.load(name)
+    """Returns the schedule of a file, a folder, a hub id, or a name that the package knows."""
+    return preset(name) if name in preset_names() else Schedule.from_pretrained(name)

@@ -1,26 +1,23 @@
 """The base of schedules as data: their times, how they are read, and the process they belong to."""
 
-import base64
-import binascii
 import hashlib
 import json
-import math
-import struct
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..models.caching import FixedMask
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError, shorten
+from ..models.files import make_folder, write_bytes
+from ..models.hub import download, is_hub_name
 from ..models.probe import are_alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
+from .mean_image import MeanImage
 from .table import Table
 from .table_steps import TableSteps
 
@@ -29,7 +26,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
 PARTS = "network_parts"  # in a provenance with a cache: parts of that network that can be skipped
+PUBLISHED = "schedule.json"  # in a folder; the name that a search gives its file
 LARGEST = 2**24  # bytes of a file; the largest part is a mean image
+KNOWN_SOURCES = (
+    f"give a file, a folder or a repository on the Hub with a {PUBLISHED}, or a name of `fewstep"
+    " list schedules`"
+)
 MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
 
 
@@ -56,52 +58,6 @@ class Process(StrictModel):
         return noise_schedule(self.family, **self.params)
 
 
-class MeanImage(StrictModel):
-    """A tensor that stands for the first prediction, carried inside the JSON.
-
-    It is one sample, or what broadcasts to one (a value per channel, say), so that a schedule stays
-    one file, and travels in a picture, whatever happens to the folder it was made in.
-
-    mean:  sha256 of its bytes, checked.
-    shape: of one sample, without the batch axis.
-    data:  its float32 values, little-endian, in base64.
-    """
-
-    mean: str
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
-    data: str
-
-    @classmethod
-    def of(cls, values: Sequence[float], shape: Sequence[int]) -> "MeanImage":
-        """Makes one of the values in row-major order; they are rounded to float32."""
-        body = struct.pack(f"<{len(values)}f", *values)
-        data = base64.b64encode(body).decode()
-        return cls(mean=hashlib.sha256(body).hexdigest(), shape=tuple(shape), data=data)
-
-    def values(self) -> list[float]:
-        """Returns the values in row-major order."""
-        body = base64.b64decode(self.data, validate=True)
-        return list(struct.unpack(f"<{len(body) // 4}f", body))
-
-    def tensor(self) -> Tensor:
-        """Returns the values as float32 in the shape of a sample."""
-        return torch.tensor(self.values(), dtype=torch.float32).reshape(self.shape)
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        try:
-            body = base64.b64decode(self.data, validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"data is no base64: {error}") from error
-        if hashlib.sha256(body).hexdigest() != self.mean:
-            raise ValueError("data is not the tensor that mean names (sha256)")
-        if len(body) != 4 * math.prod(self.shape):
-            raise ValueError(f"data holds {len(body)} bytes, not float32 of shape {self.shape}")
-        if not all(math.isfinite(value) for value in self.values()):
-            raise ValueError("the mean holds NaN or infinity")
-        return self
-
-
 class Artefact(StrictModel):
     """N steps over N + 1 times of a process, as a file holds them.
 
@@ -124,17 +80,47 @@ class Artefact(StrictModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads and checks a JSON file; raises ScheduleError with the first thing that is wrong."""
+        """Reads and checks a JSON file, or the `schedule.json` of a folder.
+
+        Raises:
+            ScheduleError: with the first thing that is wrong.
+        """
+        path = Path(path) / PUBLISHED if Path(path).is_dir() else path
         try:
             text = read_text(path, "schedule", LARGEST)
         except SettingError as error:
-            raise ScheduleError(
-                f"{error}; give a file, or a name of `fewstep list schedules`"
-            ) from error
+            raise ScheduleError(f"{error}; {KNOWN_SOURCES}") from error
         try:
             return cls.parse(text)
         except ScheduleError as error:
             raise ScheduleError(f"{shorten(path)} is not a valid schedule: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Reads what `load` reads, or the `schedule.json` of a repository on the Hub.
+
+        name: a file, a folder, or `owner/name` on the Hub, with `@revision` for one of its states.
+            The repository is downloaded only if no folder has its name.
+
+        Raises:
+            ScheduleError: if there is none, or with the first thing that is wrong.
+        """
+        if Path(name).exists() or not is_hub_name(str(name)):
+            return cls.load(name)
+        try:
+            folder = download(str(name), [PUBLISHED])
+        except SettingError as error:
+            raise ScheduleError(f"no schedule {shorten(name)}: {error}; {KNOWN_SOURCES}") from error
+        return cls.load(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `schedule.json` into a folder, which may be uploaded to the Hub as it is.
+
+        Raises:
+            SettingError: if it cannot be written.
+        """
+        make_folder(Path(folder))
+        write_bytes(Path(folder) / PUBLISHED, self.dump().encode())
 
     @classmethod
     def parse(cls, text: str) -> Self:

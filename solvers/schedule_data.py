@@ -23,8 +23,9 @@ from ..models.denoiser import Branch
 from ..models.errors import FewstepError, ScheduleError
 from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, PARTS, Artefact, Finite, MeanImage, Process
+from .artefact import MAX_STEPS, PARTS, Artefact, Finite, Process
 from .cached_calls import CachedCalls
+from .mean_image import MeanImage
 from .step_schedule import StepSchedule
 from .table import BOTH, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps

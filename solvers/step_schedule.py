@@ -23,8 +23,9 @@ from pydantic import Field, model_validator
 
 from ..models.reading import StrictModel
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, Artefact, Finite, MeanImage, Process
+from .artefact import MAX_STEPS, Artefact, Finite, Process
 from .exponential import StepSpec, combine_steps
+from .mean_image import MeanImage
 from .table import BOTH, Combination, Evaluation, Table
 
 

@@ -40,8 +40,9 @@ from fewstep.samplers.loop import integrate
 from fewstep.samplers.plan import make_plan
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, StepSchedule, drive, list_queries, solver
-from fewstep.solvers.artefact import ANSWER, MeanImage
+from fewstep.solvers.artefact import ANSWER
 from fewstep.solvers.linear import LinearSolver
+from fewstep.solvers.mean_image import MeanImage
 from fewstep.solvers.step_schedule import Compiled
 from fewstep.solvers.table import (
     BOTH,

@@ -37,7 +37,7 @@ from fewstep.samplers.guidance import (
     parse_guidance,
     policy_class,
 )
-from fewstep.samplers.guidance.base import BOTH
+from fewstep.samplers.guidance.base import BOTH, format_guidance
 from fewstep.samplers.guidance.cfg_cache import split_bands
 from fewstep.samplers.guidance.forecast import OLDER, PastDifferences, Pattern, write_forecast
 from fewstep.samplers.guidance.space import (
@@ -771,6 +771,18 @@ def test_a_spec_names_a_policy_and_what_narrows_it():
         parse_guidance("cfg:scale=2+intervall:low=0,high=1")
     with pytest.raises(FewstepError, match="another 'cfg'; known: interval, pag, threshold"):
         parse_guidance("cfg:scale=2+cfg:scale=3")
+
+
+def test_every_policy_is_written_as_the_spec_that_reads_as_it():
+    needs = {"auto": "network=fashion-unet", "guidance-forecast": "mask=1001"}
+    alone = [name for name in names() if name not in ("interval", "pag", "threshold")]
+    specs = [f"{name}:scale=0.75,{needs.get(name, '')}" for name in alone if name != "linear-ag"]
+    wrapped = [f"{spec}+interval:low=0,high=0.5,in=step+threshold:quantile=0.9" for spec in specs]
+    more = ["apg:scale=2,norm=inf", "cfg:scale=2,rescale=0.7", "adaptive:scale=3,batch=all"]
+    for spec in [*specs, *wrapped, *more]:
+        policy = parse_guidance(spec)
+        assert parse_guidance(format_guidance(policy)) == policy, spec
+    assert parse_guidance(format_guidance(Unguided())).off
 
 
 def test_caches_and_guidance_go_together():

@@ -467,8 +467,21 @@ def test_a_guider_that_cannot_guide_says_so():
         PolicyGuider(replace(SOON, batch="per-sample"), base.scheduler)
     with pytest.raises(SettingError, match="SD3Transformer2DModel is not known"):
         PolicyGuider(SOON, base.scheduler).prepare_models(pipeline("sd3").transformer)
-    with pytest.raises(SettingError, match="not kept in a config"):
-        PolicyGuider.from_config({})
+    with pytest.raises(SettingError, match="config of ClassifierFreeGuidance, which names no pol"):
+        PolicyGuider.from_config({"_class_name": "ClassifierFreeGuidance"})
+    with pytest.raises(SettingError, match=r"pipe\.guider\.scheduler = pipe\.scheduler"):
+        modular("sdxl", base, PolicyGuider(SOON))
+
+
+def test_a_guider_is_saved_and_loaded(tmp_path):
+    base = pipeline("sdxl")
+    policy = Interval(replace(SOON, warmup=1), 0.0, 0.9, in_="step")
+    made = PolicyGuider(policy, base.scheduler)
+    made.save_pretrained(tmp_path)
+    loaded = PolicyGuider.from_pretrained(tmp_path, scheduler=base.scheduler)
+    assert loaded.policy == policy
+    assert torch.equal(modular("sdxl", base, loaded), modular("sdxl", base, made))
+    assert PolicyGuider.from_config(made.config).scheduler is None
 
 
 # Caches beneath

@@ -393,14 +393,6 @@ def test_a_pipeline_saved_by_version_01_loads_where_its_module_is_imported(saved
     run_anew("import fewstep.samplers.scheduler", LOADING.format(**saved))
 
 
-@pytest.mark.slow
-def test_a_saved_pipeline_loads_on_trust_where_it_brings_the_import(saved, tmp_path):
-    """The file that docs/pipelines.md names; nothing is imported before."""
-    file = tmp_path / "scheduler" / "fewstep.py"
-    file.write_text("from fewstep import SolverScheduler\n")
-    run_anew(LOADING.format(**saved | {"how": {"trust_remote_code": True}}))
-
-
 def test_pain_24_a_pipeline_that_replaces_its_scheduler_can_be_given_it_afterwards():
     net = tiny.network("unet", num_class_embeds=None)
     pipe = diffusers.DDIMPipeline(

@@ -27,8 +27,8 @@ from fewstep.samplers.grid import Final, choose_default_grid, time_grid
 from fewstep.samplers.run_record import Run
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import Executor, Schedule, list_queries, solver
-from fewstep.solvers.artefact import MeanImage
 from fewstep.solvers.linear import LinearSolver
+from fewstep.solvers.mean_image import MeanImage
 from fewstep.solvers.table_steps import TableSteps
 
 LINEAR = [each for each in CASES if isinstance(solver(each[0]), LinearSolver)]

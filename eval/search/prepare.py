@@ -13,8 +13,8 @@ from ...samplers.conditions import parse_classes
 from ...samplers.grid import Final, choose_default_grid
 from ...samplers.placement import list_grids
 from ...solvers import Schedule, take_solver
-from ...solvers.artefact import MeanImage
 from ...solvers.cached_calls import CachedCalls
+from ...solvers.mean_image import MeanImage
 from ..requests import SearchRequest
 from . import toy
 from .budget import Budget

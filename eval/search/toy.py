@@ -24,8 +24,8 @@ from ...samplers.loop import integrate
 from ...samplers.noise import make_generator
 from ...samplers.plan import make_plan
 from ...solvers import StepSchedule, take_solver
-from ...solvers.artefact import MeanImage
 from ...solvers.linear import Encoder
+from ...solvers.mean_image import MeanImage
 from .problem import Block, Problem, Teacher
 
 DIMENSIONS, COMPONENTS, RANK = 32, 12, 6

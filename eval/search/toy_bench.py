@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...models.errors import SettingError
 from ...models.schedule import EDM
-from ...solvers.artefact import Artefact, MeanImage
+from ...solvers.artefact import Artefact
+from ...solvers.mean_image import MeanImage
 from .budget import Budget
 from .objective import objective, rmse
 from .problem import Block

@@ -1,6 +1,8 @@
 """Our guidance policies as a guider of diffusers' modular pipelines.
 
 >>> pipe.update_components(guider=PolicyGuider(AdaptiveGuidance(7.5), pipe.scheduler))
+>>> pipe.guider.save_pretrained("a-folder")
+>>> guider = PolicyGuider.from_pretrained("a-folder", scheduler=pipe.scheduler)
 
 A modular pipeline asks its guider, before every step, how many predictions to make. What it does
 not tell is the state that they were made at; that is read where the network is called.
@@ -17,7 +19,7 @@ from ...models.architectures import architecture_of, known_classes
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
-from ..guidance.base import BOTH, Guidance
+from ..guidance.base import BOTH, Guidance, format_guidance
 from ..guidance.unbound import check_whole_batches
 from .policy_run import PlannedRun, PolicyRun, find_nearest, read_scheduler, take_policy
 
@@ -28,8 +30,9 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
     """Guides by a policy; `ledger` counts the rows that the network evaluates.
 
     Args:
-        policy: as for `guided`, but for all images of a batch together.
-        scheduler: the pipeline's own, whose timesteps say where a run is.
+        policy: as for `guided`, but for all images of a batch together. The config keeps its text.
+        scheduler: the pipeline's own, whose timesteps say where a run is. It is not kept in the
+            config, and may be set later as `guider.scheduler`.
 
     Raises:
         SettingError: for a policy, a scheduler or a network that this cannot be done for.
@@ -37,11 +40,11 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
 
     _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
 
-    def __init__(self, policy: Guidance | str, scheduler: Any) -> None:
+    def __init__(self, policy: Guidance | str, scheduler: Any = None) -> None:
         policy = take_policy(policy)
         check_whole_batches(policy, "modular pipelines ask for")
         super().__init__()
-        self.register_to_config(policy=str(policy))
+        self.register_to_config(policy=format_guidance(policy))
         self.policy, self.scheduler = policy, scheduler
         self.ledger = Ledger()
         self.policy_run: PolicyRun | None = None
@@ -54,10 +57,14 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         return PolicyGuider(**{"policy": self.policy, "scheduler": self.scheduler} | changes)
 
     @classmethod
-    def from_config(cls, config: Any = None, **other: Any) -> Any:
-        raise SettingError(
-            "a policy is not kept in a config; make a PolicyGuider and update with it"
-        )
+    def from_config(cls, config: Mapping[str, Any], *args: Any, **other: Any) -> Any:
+        """Returns the guider of a config; raises SettingError if it is of another guider."""
+        if "policy" not in {**config, **other}:
+            raise SettingError(
+                f"this is the config of {config.get('_class_name', 'no guider')}, which names no"
+                " policy; make PolicyGuider(policy, pipe.scheduler)"
+            )
+        return super().from_config(config, *args, **other)
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         super().set_state(step, num_inference_steps, timestep)
@@ -119,6 +126,11 @@ class PolicyGuider(BaseGuidance):  # type: ignore[misc]
         if not self._enabled:
             return
         label, step = float(self._timestep), self._step
+        if self.scheduler is None:
+            raise SettingError(
+                "this guider was made without a scheduler and cannot tell where a run is; set"
+                " pipe.guider.scheduler = pipe.scheduler"
+            )
         if self.policy_run is None:
             process, labels = read_scheduler(self.scheduler)
             start = find_nearest(label, labels)  # later than the first where an image is the start

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch, Denoiser, Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.ledger import Ledger
-from ...models.registry import SettingsRegistry, is_needed, parse_spec, settings_of
+from ...models.registry import SettingsRegistry, format_spec, is_needed, parse_spec, settings_of
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Revisable, Solver, list_queries
 
@@ -259,6 +259,14 @@ def parse_guidance(spec: str, scale: float | None = None) -> Guidance:
             raise UnknownNameError("guidance that goes around another", name, _list_wrappers())
         policy = guidance(name, inner=policy, **settings)
     return policy
+
+
+def format_guidance(policy: Guidance) -> str:
+    """Returns the text that `parse_guidance` reads as this policy; a scale of 1 is no guidance."""
+    if isinstance(policy, Unguided):
+        return "cfg:scale=1"
+    inside_out = reversed(list(iterate_nested(policy)))
+    return "+".join(format_spec(each, omit=("inner",)) for each in inside_out)
 
 
 def _list_wrappers(*, needy: bool = False) -> list[str]:

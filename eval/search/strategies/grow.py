@@ -16,7 +16,8 @@ from typing import Literal
 
 from ....models.schedule import Node, TimeGrid
 from ....solvers import Schedule
-from ....solvers.artefact import Artefact, MeanImage
+from ....solvers.artefact import Artefact
+from ....solvers.mean_image import MeanImage
 from ....solvers.table import Evaluation
 from ..canonical import make_canonical, rows_of, schedule_of, times_of
 from ..coordinate import Coordinate
