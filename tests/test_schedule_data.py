@@ -250,7 +250,7 @@ def test_stochastic_schedules_are_drawn_with_noise_of_the_seed():
     network = MIXTURE.network(RectifiedFlow(), (2, 1, 2))
     sampler = Sampler(network)
     named = sampler(range(3), solver="sde-dpmpp-2", nfe=6).samples
-    grid = time_grid(choose_default_grid(network.schedule), network.schedule, 6)
+    grid = time_grid(choose_default_grid(network.schedule, 6), network.schedule, 6)
     made = Schedule.parse(solver("sde-dpmpp-2").encode(grid).dump())
     assert torch.equal(sampler(range(3), solver=made).samples, named)
     assert torch.equal(sampler([2], solver=made).samples, named[2:])
