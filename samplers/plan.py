@@ -22,7 +22,7 @@ from ..solvers import (
     take_solver,
 )
 from ..solvers.artefact import Artefact
-from ..solvers.base import SOLVERS
+from ..solvers.base import SOLVERS, check_family
 from ..solvers.rehearsal import warn_of_amplification
 from .budget import fit_grid
 from .grid import Final, choose_default_grid, time_grid, warn_of_steps
@@ -211,7 +211,8 @@ def find_default_grid(
     final: Final = Final.ZERO,
 ) -> str:
     """Returns the grid of a run that chooses none; other ends than zero are those of protocols."""
-    if settings.info.grid:
+    if settings.info.grid:  # which suits no process but the solver's own
+        check_family(settings.info, noise_schedule)
         return settings.info.grid
     budget = (nfe or DEFAULT_NFE) if steps is None else steps * settings.info.calls_per_step
     return choose_default_grid(noise_schedule, budget if final is Final.ZERO else None)

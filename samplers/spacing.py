@@ -125,7 +125,9 @@ def consistency(span: LabelRange, steps: int, trained: int = 40, rho: float = 7.
     """Returns an even choice of the nodes that a consistency model has on EDM."""
     schedule = span.schedule
     if not isinstance(schedule, EDM):
-        raise ScheduleError(f"grid 'consistency' is of EDM networks, not of {schedule.family}")
+        raise ScheduleError(
+            f"grid 'consistency' is of EDM networks, not of {schedule.family}; take uniform"
+        )
     first, last = (sigma ** (1.0 / rho) for sigma in (schedule.sigma_max, schedule.sigma_min))
     roots = (first + i / max(1, trained - 1) * (last - first) for i in range(1, trained))
     sigmas = [schedule.sigma_max, *(root**rho for root in roots)]
@@ -141,7 +143,9 @@ def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
     """Returns even angles from pi / 2, and of two steps the second at 1.3 (SANA-Sprint)."""
     schedule = span.schedule
     if not isinstance(schedule, RectifiedFlow):
-        raise ScheduleError(f"grid 'scm' is of rectified flow, not of {schedule.family}")
+        raise ScheduleError(
+            f"grid 'scm' is of rectified flow, not of {schedule.family}; take uniform"
+        )
     first, last = (schedule.at(span.time(label)) for label in (span.high, span.low))
     start, end = (math.atan2(node.sigma, node.alpha) for node in (first, last))
     end = end if span.low > 0.0 else 0.0  # the way to clean data is in the last step

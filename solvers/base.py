@@ -19,7 +19,7 @@ from torch import Tensor
 from ..models.denoiser import Branch, Network
 from ..models.errors import ScheduleError
 from ..models.registry import SettingsRegistry
-from ..models.schedule import Node, TimeGrid
+from ..models.schedule import Node, NoiseSchedule, TimeGrid
 
 State = TypeVar("State")
 T = TypeVar("T")
@@ -215,10 +215,10 @@ def solver(name: str, /, **settings: Any) -> SolverSettings:
     return SOLVERS.make(name, **settings)
 
 
-def check_family(info: SolverInfo, grid: TimeGrid) -> None:
-    """Raises ScheduleError if the solver does not run on the grid's noise schedule."""
-    if info.families and grid.schedule.family not in info.families:
+def check_family(info: SolverInfo, schedule: NoiseSchedule) -> None:
+    """Raises ScheduleError if a solver does not run on a noise schedule."""
+    if info.families and schedule.family not in info.families:
         raise ScheduleError(
             f"{info.name} runs on {', '.join(info.families)} schedules only, not on"
-            f" {grid.schedule.family}; ddim runs on all"
+            f" {schedule.family}; ddim runs on all"
         )

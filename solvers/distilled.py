@@ -163,6 +163,6 @@ class FlowMap:
     info: ClassVar[SolverInfo] = _describe("flow-map", "arXiv:2406.07507", "flow")
 
     def on(self, grid: TimeGrid) -> TableSteps:
-        check_family(self.info, grid)
+        check_family(self.info, grid.schedule)
         asked = [Evaluation(TargetNode.of(t, s)) for t, s in pairwise(grid.nodes)]
         return TableSteps(Table(grid.nodes, DDIM().combinations(grid), asked))

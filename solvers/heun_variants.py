@@ -119,7 +119,7 @@ class StochasticHeun:
     noise: Literal["constant", "1/t", "tan"] = "constant"
 
     def on(self, grid: TimeGrid) -> RuleSteps:
-        check_family(self.info, grid)
+        check_family(self.info, grid.schedule)
         return RuleSteps(Straight.of(grid), self.make_rows)
 
     def make_rows(self, line: Straight, t: Node, s: Node) -> StageRows:

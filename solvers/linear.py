@@ -30,7 +30,7 @@ class LinearSolver(ABC):
 
     def table(self, grid: TimeGrid) -> Table:
         """Returns the table over a grid; raises ScheduleError for one it does not run on."""
-        check_family(self.info, grid)
+        check_family(self.info, grid.schedule)
         grid.check_gaps()
         return Table(grid.nodes, self.combinations(grid), list(map(Evaluation, grid.nodes[:-1])))
 

@@ -59,7 +59,7 @@ class UniInv:
     )
 
     def on(self, grid: TimeGrid) -> "SlopeReuseSteps":
-        check_family(self.info, grid)
+        check_family(self.info, grid.schedule)
         return SlopeReuseSteps(Straight.of(grid), share=1.0)
 
 

@@ -11,6 +11,7 @@ import torch
 from laws import GAUSSIAN, MIXTURE, f64, unit_noise
 from torch import Tensor
 
+from fewstep.models.errors import ScheduleError
 from fewstep.models.prediction import Prediction, convert
 from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete
 from fewstep.samplers.grid import time_grid
@@ -244,3 +245,10 @@ def test_image_k_depends_on_its_seed_alone(name):
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(runs[0][[4, 2]], runs[2], rtol=0, atol=1e-6)
     assert (runs[0][0] - runs[0][1]).abs().max() > 0.05
+
+
+def test_an_update_of_another_process_is_refused_by_its_name_and_not_by_its_grid():
+    network = GAUSSIAN.network(RectifiedFlow(time_scale=1), (4,))
+    for name, family in (("lcm", "vp"), ("tcd", "vp"), ("consistency", "edm")):
+        with pytest.raises(ScheduleError, match=f"{name} runs on {family} schedules only"):
+            Sampler(network).plan(solver=name)
