@@ -19,7 +19,7 @@ from fewstep.eval.search.strategies.grow import insert_evaluation, prepend_const
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import solver
-from fewstep.solvers.artefact import MeanImage
+from fewstep.solvers.mean_image import MeanImage
 
 PROBLEM = small(cfg_scale=1.0)
 

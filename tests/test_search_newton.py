@@ -29,7 +29,7 @@ from fewstep.models.schedule import EDM
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
 from fewstep.solvers import StepSchedule, solver
-from fewstep.solvers.artefact import MeanImage
+from fewstep.solvers.mean_image import MeanImage
 
 PROBLEM = small(cfg_scale=1.0)
 

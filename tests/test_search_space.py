@@ -17,7 +17,7 @@ from fewstep.eval.search.variation import cross, draw_schedule, mutate, resize_s
 from fewstep.models.errors import SettingError, UnknownNameError
 from fewstep.models.schedule import Cosine, VPDiscrete
 from fewstep.solvers import Executor, StepSchedule, take_solver
-from fewstep.solvers.artefact import MeanImage
+from fewstep.solvers.mean_image import MeanImage
 
 ALL = frozenset(DECISIONS)
 SPACES = {

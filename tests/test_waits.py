@@ -19,7 +19,7 @@ from fewstep.samplers.grid import time_grid
 from fewstep.samplers.guidance import Thresholded, Unguided, parse_guidance
 from fewstep.samplers.loop import BatchRun
 from fewstep.solvers import Executor, StepSchedule, drive
-from fewstep.solvers.artefact import MeanImage
+from fewstep.solvers.mean_image import MeanImage
 
 META = torch.device("meta")
 UNGATED = ["apg:scale=2", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "cfg-pp", "cfg-zero:scale=2"]
