@@ -12,7 +12,9 @@ from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.models.probe import sketch
 from fewstep.models.registry import format_spec
+from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.cache_file import CacheFigures, CacheFile, resolve_cache
+from fewstep.samplers.grid import choose_default_grid
 from fewstep.samplers.run_record import Run, read_run
 
 SPEC = "taylorseer:interval=3,level=last-block"
@@ -68,18 +70,19 @@ def test_a_file_is_read_as_it_was_written(made, dit, tmp_path):
     assert resolve_cache("taylorseer", dit, run()) == "taylorseer"
 
 
+SIX, SEVEN, TEN = (choose_default_grid(RectifiedFlow(), nfe) for nfe in (6, 7, 10))
 OTHERS = [
     (
         {"nfe": 7},
-        "ddim on beta, 6 evaluations.*not ddim on beta, 7 evaluations.*--nfe 6",
+        f"ddim on {SIX}, 6 evaluations.*not ddim on {SEVEN}, 7 evaluations.*--nfe 6",
     ),
-    ({"nfe": None, "steps": 6}, "not ddim on beta, other steps.*--nfe 6"),
+    ({"nfe": None, "steps": 6}, f"not ddim on {SIX}, other steps.*--nfe 6"),
     ({"solver": "dpmpp-2m"}, "not dpmpp-2m.*--solver ddim"),
     (
         {"solver": None, "nfe": None},
-        "not unipc-2 on beta:shift=1.5, 10.*--solver ddim --nfe 6 --grid beta",
+        f"not unipc-2 on {TEN}, 10.*--solver ddim --nfe 6 --grid {SIX}",
     ),
-    ({"grid": "karras"}, "on karras.*type --grid beta"),
+    ({"grid": "karras"}, f"on karras.*type --grid {SIX}"),
     ({"cfg_scale": 2.0}, "guidance 2.*--cfg-scale 1"),
 ]
 
@@ -123,9 +126,9 @@ def test_broken_files_are_refused_in_one_line(made, tmp_path):
 
 def test_a_default_is_the_grid_that_it_names(made, dit):
     plain = Run(model="fashion-dit", solver=made.solver, nfe=made.nfe, seeds=(0,))
-    made.model_copy(update={"grid": "beta"}).check(dit, plain)
-    made.check(dit, plain.model_copy(update={"grid": "beta"}))
-    with pytest.raises(SettingError, match="type --grid beta"):
+    made.model_copy(update={"grid": SIX}).check(dit, plain)
+    made.check(dit, plain.model_copy(update={"grid": SIX}))
+    with pytest.raises(SettingError, match=f"type --grid {SIX}"):
         made.check(dit, plain.model_copy(update={"grid": "uniform"}))
 
 

@@ -26,7 +26,7 @@ AMPLIFYING = [  # solver, process, grid, evaluations; all end far from the data
     ("heun", VPDiscrete(), "logsnr", 5),
     ("dpm-3s", VPDiscrete(), "logsnr", 5),
     ("dpm2", VPDiscrete(), "karras", 5),
-    ("heun", EDM(), None, 5),
+    ("heun", EDM(), "karras", 5),
     ("dpm-2s", RectifiedFlow(), "logsnr", 4),
 ]
 SOUND = ("ddim", "unipc-2", "unipc-3", "dpmpp-2m", "dpmpp-2s", "deis-2", "ipndm-3", "lms", "dpm-2m")
