@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..eval.fit_request import LinearFitRequest
 from ..eval.options import OUTPUT, Plot, QuietResult, describe
-from ..eval.requests import CalibrationRequest, LinearFitRequest
+from ..eval.requests import CalibrationRequest
 from .console import echo, echo_left_out, gather_options, refuse_typed, say_progress
 
 

@@ -29,8 +29,8 @@ from ..samplers.guidance.linear_ag import (
 )
 from ..samplers.guidance.settings import Checked
 from ..solvers import take_solver
+from .fit_request import LinearFitRequest
 from .guidance_runs import Images, plan_of, run_guided
-from .requests import LinearFitRequest
 
 MOST_TERMS = 100  # of past outputs, each
 

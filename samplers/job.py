@@ -83,7 +83,10 @@ class Job:
             for batch in batches:
                 with torch.inference_mode():
                     x = self._draw_start(batch[0])
-                    x = _run_parts(batch, x) if graph is None else graph.run(batch[0], x)
+                    if graph is not None:
+                        x = graph.run(batch[0], x)
+                    for run in batch if graph is None else ():
+                        x = drive(run.steps(x), run.answer)
                     pending.append(self._decode(batch, x))
                 if len(pending) > 1:  # one is waited for once the next is under way
                     parts.append(pending.popleft().fetch())
@@ -135,14 +138,14 @@ class Job:
         for first in range(0, len(self.seeds), self.batch):
             rows = slice(first, first + self.batch)
             noise = Noise(self.seeds[rows], self.network.shape).draw
-            runs = []
+            runs: list[BatchRun] = []
             for part, (others, cache) in zip(self.parts, held, strict=True):
                 branches = take_rows(self.branches, rows)
                 further = make_denoisers(others, branches)
                 denoiser = Denoiser(part.network, branches, ledger, cache=cache, others=further)
                 solver, grid = self.plan.solver, self.plan.grid
                 run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise)
-                run.first, run.last = part.first, part.last
+                run.first, run.last, run.before = part.first, part.last, runs[-1] if runs else None
                 runs.append(run)
             batches.append(runs)
         return batches
@@ -201,16 +204,6 @@ class _Pending:
         for check in self.checks:
             check()
         return self.samples.tensor()
-
-
-def _run_parts(batch: Sequence[BatchRun], x: Tensor) -> Tensor:
-    """Returns where a batch ends; the solver's memory goes from each part to the next."""
-    memory = None
-    for run in batch:
-        run.memory = memory
-        x = drive(run.steps(x), run.answer)
-        memory = run.reached
-    return x
 
 
 def _join_ledgers(caches: Sequence[Attachment], before: Sequence[int]) -> CacheLedger | None:

@@ -57,7 +57,8 @@ class BatchRun:
     which a host would wait: call `denoiser.check()` once the result is needed.
 
     first, last: the steps of the grid that it takes; all by default.
-    memory:  the solver's before the first of them, None where it begins; reached: after the last.
+    before:  the run of the steps before, whose solver's memory it goes on with; reached: after the
+             last step.
     x0:      the last answer; step, stage: where the next question is.
     history: the answers that a solver remembers whose memory follows the guidance.
     """
@@ -70,7 +71,7 @@ class BatchRun:
     noise: Callable[[], Tensor] | None = None
     first: int = 0
     last: int | None = None
-    memory: Any = None
+    before: "BatchRun | None" = None
     reached: Any = field(init=False, default=None)
     x0: Tensor = field(init=False)
     guide: Guide = field(init=False)
@@ -132,7 +133,7 @@ class BatchRun:
             self.history = History(solver.reach)
         if cache is not None:
             cache.begin(count_stage_calls(solver, self.grid, self.first, self.end))
-        return solver.init() if self.memory is None else self.memory
+        return solver.init() if self.before is None else self.before.reached
 
     def _list_changes(self) -> Sequence[Revision]:
         """Returns how the solver's memory is revised after the first answer of a step."""

@@ -43,9 +43,11 @@ REFUSED = [
             "/dev/zero": "a device",
             "loop": "symbolic links",
             "dangling": "no such file",
-            "folder": "is a folder",
         }.items()
     ],
+    (["sample", "--from-png", "folder"], "is a folder"),
+    (["sample", "--schedule", "folder"], "'folder/schedule.json': there is no such file"),
+    (["invert", "folder"], "is a folder"),
     (["data", "fashion-mnist", "--path", "pipe", "--out", "d"], "is a pipe"),
     (["data", "fashion-mnist", "--path", "/dev/zero", "--out", "d"], "a device"),
     ([*QUICK, "--grid", "karras:rho=1e-300"], "grid 'karras'"),
