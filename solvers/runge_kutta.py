@@ -104,17 +104,20 @@ class StageSteps(ABC):
 
     def run_stages(self, x: Tensor, t: Node, s: Node) -> Stages:
         """Asks for x0 at each node in turn and returns the state at s."""
-        state, x0s, zs = x, list[Tensor](), list[Tensor]()
+        x0s: list[Tensor] = []
+        zs: list[Tensor] = []
+        state = x
         for node, (first, *rest), noise in zip(*self._find_rows(t, s), strict=True):
             x0s.append((yield state, node))
             state = x * first
             for weight, x0 in zip(rest, x0s, strict=True):
                 state.add_(x0, alpha=weight)
-            while len(zs) < len(noise):
-                zs.append((yield x, None))
-            for weight, z in zip(noise, zs, strict=False):
-                if weight:
-                    state.add_(z, alpha=weight)
+            if noise:
+                while len(zs) < len(noise):
+                    zs.append((yield x, None))
+                for weight, z in zip(noise, zs, strict=False):
+                    if weight:
+                        state.add_(z, alpha=weight)
         return state
 
     def _find_rows(self, t: Node, s: Node) -> StageRows:
