@@ -5,6 +5,7 @@ on the weights: the indices of calls alone, inner products of the values, or wha
 shows.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass as plain
 from functools import partial
@@ -37,7 +38,7 @@ class PredictorInfo:
     source: str
 
 
-class Predictor:
+class Predictor(ABC):
     """The base of predictors, frozen values of settings.
 
     depth:       full values that a forecast looks at, at most; None for all of the run.
@@ -61,12 +62,14 @@ class Predictor:
     def exact_degree(self) -> int:
         return 0
 
-    def check(self, full: Sequence[int] | None, calls: int) -> None:
+    def check(  # noqa: B027  # most run on any calls
+        self, full: Sequence[int] | None, calls: int
+    ) -> None:
         """Raises SettingError if a run with these full calls, None for a gate's, is not for it."""
 
+    @abstractmethod
     def make_memory(self, calls: int | None = None) -> Memory:
         """Makes the memory of one tensor in a run of so many calls."""
-        raise NotImplementedError
 
     def make_row_memory(self, calls: int | None = None) -> RowMemory:
         """Makes a memory where each row has full calls of its own.
@@ -88,6 +91,7 @@ class IndexPredictor(Predictor):
         """True to store the values in single precision: where |w| add up to more than 4."""
         return False
 
+    @abstractmethod
     def weights(
         self, index: int, times: tuple[int, ...], calls: int | None = None
     ) -> tuple[float, ...]:
@@ -99,7 +103,6 @@ class IndexPredictor(Predictor):
             index: the call to be forecast.
             calls: the number of calls in the run, where `needs_calls`.
         """
-        raise NotImplementedError
 
     def make_memory(self, calls: int | None = None) -> Memory:
         assert self.depth is not None

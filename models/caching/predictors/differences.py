@@ -1,5 +1,6 @@
 """Reuse and extrapolation from differences: the orders of TaylorSeer and of Newton's formula."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
@@ -45,8 +46,9 @@ class DifferencePredictor(IndexPredictor):
     """The base of predictors that store differences (`forecast`) in place of values."""
 
     @property
+    @abstractmethod
     def differences(self) -> Order:
-        raise NotImplementedError
+        """The order and the kind of the differences."""
 
     @property
     def depth(self) -> int:
