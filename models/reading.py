@@ -144,3 +144,17 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise SettingError(f"it names the key {twice[:SHOWN]!r} twice; keep one of the two")
     return body
+
+
+def load_kept(kind: type[M], path: Path, remedy: str) -> M | None:
+    """Returns what a file of ours keeps, None if there is none.
+
+    Raises:
+        SettingError: if it is damaged, with the remedy.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise SettingError(f"{str(path)!r} is damaged: {first_problem(error)}; {remedy}") from error

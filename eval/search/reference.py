@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...models.errors import SettingError
 from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
-from ...models.reading import StrictModel, first_problem
+from ...models.reading import StrictModel, load_kept
 from ...samplers.noise import Noise
 from ...samplers.plan import make_plan
 from .budget import Budget
@@ -84,15 +84,7 @@ class SizedReference(StrictModel):
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Returns what a folder keeps, if anything; raises SettingError for a damaged file."""
-        path = folder / REFERENCE_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise SettingError(
-                f"{str(path)!r} is damaged: {first_problem(error)}; give another --log"
-            ) from error
+        return load_kept(cls, folder / REFERENCE_FILE, "give another --log")
 
 
 def fit_reference(

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from ...models.errors import SettingError
 from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
 from ...models.load import embedded_names
-from ...models.reading import StrictModel, first_problem
+from ...models.reading import StrictModel, load_kept
 from ...models.schedule import Node
 from ...samplers.grid import choose_default_grid, time_grid
 from ...samplers.noise import Noise
@@ -61,14 +60,7 @@ class ReferenceEnd(StrictModel):
     @classmethod
     def load(cls, path: Path) -> Self | None:
         """Returns what a file keeps, if it is there; raises SettingError if it is damaged."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise SettingError(
-                f"{str(path)!r} is damaged: {first_problem(error)}; give another --log"
-            ) from error
+        return load_kept(cls, path, "give another --log")
 
     def apply_to(self, problem: Problem) -> Problem:
         """Returns the problem whose teacher ends so."""
