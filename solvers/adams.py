@@ -29,6 +29,7 @@ stays in use, as t and eps are finite there. Where t is kappa, on EDM, `deis-tab
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
@@ -112,9 +113,24 @@ class IPNDM4(IPNDM):
     p: ClassVar[int] = 4
 
 
+@dataclass(frozen=True)
+class Slopes(LinearSolver):
+    """A method on dy/dtau in the straight coordinate: a velocity on rectified flow, else eps."""
+
+    @abstractmethod
+    def weigh_past(self, nodes: Sequence[Node], n: int) -> list[float]:
+        """Returns what `combine_adams` takes as the weights of the slopes in step n."""
+
+    def combinations(self, grid: TimeGrid) -> list[Combination]:
+        flow = grid.schedule.family == "flow"
+        nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
+        combos = [combine_adams(nodes, n, self.weigh_past(nodes, n)) for n in range(grid.steps)]
+        return list(map(_name_velocity, combos)) if flow else combos
+
+
 @register
 @dataclass(frozen=True)
-class LMS(LinearSolver):
+class LMS(Slopes):
     """Adams-Bashforth on dy/dtau = d = (y - x0) / tau.
 
     y_s = y_t + sum_{j < p} d_j int_{tau_t}^{tau_s} l_j(tau) dtau, with l_j the Lagrange polynomials
@@ -129,16 +145,11 @@ class LMS(LinearSolver):
     )
     order: Annotated[int, Field(ge=1, le=4)] = 4
 
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        flow = grid.schedule.family == "flow"
-        nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
-        combos = []
-        for n in range(grid.steps):
-            taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
-            end = nodes[n + 1].kappa
-            means = average_basis(taus, place_points(taus[0], end)) if n else []
-            combos.append(combine_adams(nodes, n, [(end - taus[0]) * mean for mean in means]))
-        return list(map(_name_velocity, combos)) if flow else combos
+    def weigh_past(self, nodes: Sequence[Node], n: int) -> list[float]:
+        taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
+        end = nodes[n + 1].kappa
+        means = average_basis(taus, place_points(taus[0], end)) if n else []
+        return [(end - taus[0]) * mean for mean in means]
 
 
 @register
@@ -151,7 +162,7 @@ class IPNDMV(LMS):
 
 @register
 @dataclass(frozen=True)
-class GradientEstimation(LinearSolver):
+class GradientEstimation(Slopes):
     """Euler's step with the slope d_t + (gamma - 1) (d_t - d_{t-1}) for d_t (arXiv:2306.04848).
 
     tau and d are those of `lms`. The first step is Euler's, and so is that to sigma = 0.
@@ -164,15 +175,9 @@ class GradientEstimation(LinearSolver):
     )
     gamma: Annotated[float, Field(ge=1.0, le=5.0)] = 2.0
 
-    def combinations(self, grid: TimeGrid) -> list[Combination]:
-        flow = grid.schedule.family == "flow"
-        nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
-        combos = []
-        for n in range(grid.steps):
-            step = nodes[n + 1].kappa - nodes[n].kappa
-            past = [step * (1.0 - self.gamma)] if n and nodes[n + 1].sigma > 0.0 else []
-            combos.append(combine_adams(nodes, n, past))
-        return list(map(_name_velocity, combos)) if flow else combos
+    def weigh_past(self, nodes: Sequence[Node], n: int) -> list[float]:
+        step = nodes[n + 1].kappa - nodes[n].kappa
+        return [step * (1.0 - self.gamma)] if n and nodes[n + 1].sigma > 0.0 else []
 
 
 def _straighten(node: Node) -> Node:

@@ -65,10 +65,12 @@ class OneCall(LinearSolver):
         return combos
 
 
-def keep_noise(t: Node, s: Node, rho: float) -> tuple[float, float, float]:
+def keep_noise(
+    t: Node, s: Node, rho: float, omega: float | None = None
+) -> tuple[float, float, float]:
     """Returns the weights of x_t, x0 and z in the module's step, of which rho eps is kept."""
     x = rho / t.sigma
-    return x, s.alpha - x * t.alpha, find_rest(s, rho)
+    return x, s.alpha - x * t.alpha, find_rest(s, rho) if omega is None else omega
 
 
 def find_rest(s: Node, rho: float) -> float:

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
-from .distilled import OneCall
+from .distilled import OneCall, keep_noise
 from .stochastic import Share
 
 Level = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -57,12 +57,6 @@ def find_posterior(t: Node, s: Node, eta: float) -> StepLaw:
     return StepLaw(math.sqrt(max(0.0, s.sigma**2 - omega**2)), omega)
 
 
-def _weigh(law: StepLaw, t: Node, s: Node) -> tuple[float, float, float]:
-    """Returns the weights of x_t, x0 and z."""
-    x = law.rho / t.sigma
-    return x, s.alpha - x * t.alpha, law.omega
-
-
 @register
 @dataclass(frozen=True)
 class FlowSDE(OneCall):
@@ -83,7 +77,7 @@ class FlowSDE(OneCall):
     kind: Literal["sde", "dance"] = "sde"
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
-        return _weigh(find_flow_sde(t, s, self.level, self.kind), t, s)
+        return keep_noise(t, s, *find_flow_sde(t, s, self.level, self.kind))
 
 
 @register
@@ -104,4 +98,4 @@ class FlowCPS(OneCall):
     level: Share = 0.7
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
-        return _weigh(find_flow_cps(s, self.level), t, s)
+        return keep_noise(t, s, *find_flow_cps(s, self.level))
