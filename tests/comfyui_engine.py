@@ -79,7 +79,7 @@ class Blocks(nn.Module):
 
 
 class Engine:
-    """What both have in common; `nodes` are all nodes by id."""
+    """The parts that both engines have; `nodes` are all nodes by id."""
 
     @property
     def samplers(self):

@@ -286,7 +286,7 @@ def draw(net, policy):
 
 
 def test_every_predictor_runs_under_every_kind_of_engine():
-    """What is stored is what is stated, and all of them are near to a line."""
+    """They store as many bytes as they state, and all of them are near to a line."""
     for net, policy in list_cases():
         found, ledger = draw(net, policy)
         assert ledger.hits == 2 * len(BRANCHES)

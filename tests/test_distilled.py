@@ -108,7 +108,7 @@ def test_a_flow_map_arrives_in_any_number_of_steps_as_it_is_told_where_to():
     """Its answers are mean velocities to the target; slopes in their place lead elsewhere."""
     wanted = (0.918782456, -0.122203078, -1.037082696)
 
-    def told(x, node):
+    def map_slope(x, node):
         moved = GAUSSIAN.flow_map(x.reshape(2, 4), node, node.target).reshape(x.shape)
         return x - node.sigma * (x - moved) / (node.sigma - node.target.sigma)
 
@@ -117,7 +117,7 @@ def test_a_flow_map_arrives_in_any_number_of_steps_as_it_is_told_where_to():
 
     for steps in (1, 2, 4):
         grid = time_grid("uniform", RectifiedFlow(shift=5.0), steps)
-        x, _ = sample(solver("flow-map"), grid, told)
+        x, _ = sample(solver("flow-map"), grid, map_slope)
         assert x.flatten()[:3].tolist() == pytest.approx(wanted, abs=2e-9)
         plain, _ = sample(solver("flow-map"), grid, slope)
         assert (plain - x).norm() / x.norm() > 0.35

@@ -1,4 +1,4 @@
-"""What is published as a folder or a repository of the Hub, and loaded from there."""
+"""Folders and repositories of the Hub, and pipelines, schedules and guiders loaded from them."""
 
 import importlib
 import json

@@ -50,7 +50,7 @@ def test_entry_points_are_there():
 
 
 def run(scheduler, steps=6):
-    """What its denoising stage does, on the exact velocity of one point of data."""
+    """Does as its denoising stage, on the exact velocity of one point of data."""
     scheduler.set_timesteps(steps, device="cpu")
     scheduler.set_begin_index(0)
     data = torch.full((1, 4, 2, 2), 0.5)

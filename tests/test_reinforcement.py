@@ -53,7 +53,7 @@ ENDS = {
 
 
 def answer(kind, x, node):
-    """What the network of a kind answers on the mixture."""
+    """Returns the answer of a network of a kind on the mixture."""
     told = Prediction.EPS if kind == "vp" else Prediction.FLOW
     return convert(MIXTURE.x0(x, node), x, node, Prediction.X0, told)
 
