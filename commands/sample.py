@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ..samplers.sampler import Result
     from ..solvers import Schedule
 
+DECIDED = {"solver", "nfe", "steps", "grid_type", "times", "final", "schedule", "recipe", "cache"}
+DECIDED |= {"cfg_scale", "cfg_interval", "guidance", "threshold"}  # by a plan
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet", "force"}
 
 
@@ -72,6 +74,11 @@ class SampleOptions:
         "A recipe of a distilled network, in place of solver and grid; see `fewstep list recipes`.",
         SAMPLING,
     )
+    plan: Path | None = option(
+        None,
+        "A plan of `fewstep tune`, in place of solver, grid, guidance and cache; see docs/tune.md.",
+        SAMPLING,
+    )
     cache: str | None = option(
         None,
         "A cache, as name[:key=value,...], see `fewstep list caches`; or a .json file of `fewstep"
@@ -80,8 +87,9 @@ class SampleOptions:
     )
     force: bool = option(
         False,
-        "Accept a schedule or a cache that was made for another network or guidance, or a recipe at"
-        " another number of steps; with --from-png, draw although the network has other weights.",
+        "Accept a schedule, a cache or a plan that was made for another network or guidance, or a"
+        " recipe at another number of steps; with --from-png, draw although the network has other"
+        " weights.",
         SAMPLING,
         "--force",
     )
@@ -119,9 +127,10 @@ class SampleOptions:
         """Returns the network; raises FewstepError if there is none such, or options disagree."""
         from ..models.load import load
 
-        if self.force and (self.schedule, self.cache, self.recipe) == (None, None, None):
+        if self.force and {self.schedule, self.cache, self.recipe, self.plan} == {None}:
             raise SettingError(
-                "--force is for --schedule, --cache, --recipe and --from-png; give one of them"
+                "--force is for --schedule, --cache, --recipe, --plan and --from-png; give one of"
+                " them"
             )
         return load(self.model, dtype=self.dtype, device=self.device, speed=self.speed)
 
@@ -159,24 +168,39 @@ class SampleOptions:
         guided = not chosen and classes != "null"
         return network.cfg_scale if guided else 1.0
 
+    def _read_settings(self, network: "Network", classes: str | None) -> dict[str, Any]:
+        """Returns the settings of the run as they were typed, without the cache."""
+        from ..models.arguments import parse_interval
+
+        return {
+            **self._resolve(network),
+            "final": self.final,
+            "schedule": None if self.schedule is None else _schedule(self.schedule, self.force),
+            "cfg_scale": self.find_scale(network, classes),
+            "cfg_interval": None
+            if self.cfg_interval is None
+            else parse_interval(self.cfg_interval),
+            "guidance_spec": self.guidance,
+            "threshold": self.threshold,
+        }
+
     def record(self, network: "Network", images: ImageOptions) -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
-        from ..models.arguments import parse_interval
         from ..samplers.cache_file import resolve_cache
+        from ..samplers.plan_file import PlanFile
         from ..samplers.run_record import Run
 
         seeds, labels, columns = images.choose(network)
+        if self.plan is None:
+            settings = self._read_settings(network, images.classes)
+        else:
+            plan, batch = PlanFile.load(self.plan), min(self.batch, len(seeds))
+            settings = dict(plan.bind(network, batch, force=self.force))
         run = Run(
             model=self.model,
-            **self._resolve(network),
-            final=self.final,
-            schedule=None if self.schedule is None else _schedule(self.schedule, self.force),
+            **settings,
             seeds=seeds,
             classes=labels,
-            cfg_scale=self.find_scale(network, images.classes),
-            cfg_interval=None if self.cfg_interval is None else parse_interval(self.cfg_interval),
-            guidance_spec=self.guidance,
-            threshold=self.threshold,
             batch=self.batch,
             dtype=self.dtype,
             device=self.device,
@@ -238,7 +262,8 @@ def sample(
     from ..samplers.run_record import check_pictures, read_run
     from ..samplers.sampler import Sampler
 
-    inputs = [from_png, *(Path(each) for each in (options.schedule, options.cache) if each)]
+    files = (options.schedule, options.cache, options.plan)
+    inputs = [from_png, *(Path(each) for each in files if each)]
     outputs.check(inputs)
     if from_png is not None:
         names = ctx.params.keys() - BESIDE_REPLAY
@@ -246,6 +271,8 @@ def sample(
         run = read_run(from_png).bind(options.force)
         network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
     else:
+        if options.plan is not None:
+            refuse_typed(ctx, DECIDED, "--plan is the whole run")
         network = options.load()
         _check_guidance(options)
         run = options.record(network, images)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..models.denoiser import Network
 from ..samplers.cache_file import CacheFile, HeldOut, PlainFigure
+from ..samplers.columns import RESAMPLED, Column
 from ..samplers.guidance import CFG, Guidance
 from ..samplers.plan import DEFAULT_SOLVER
 from ..samplers.sampler import Result, Sampler
 from ..samplers.schedule_choice import choose_default_schedule
-from .search.columns import RESAMPLED, Column
 from .teacher import teacher
 
 Interval95 = tuple[float, float, float]  # a value, and the ends of its interval of 95 %

@@ -15,14 +15,11 @@ from ..models.caching import take_cache
 from ..models.denoiser import Network
 from ..models.errors import FewstepError, SettingError, shorten
 from ..models.files import write_bytes
-from ..models.probe import are_alike, sketch
 from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule
-from ..models.weights import check_weights
+from .network_mark import Finite, NetworkMark
 from .plan import settle_choices
 from .run_record import Run
-
-Finite = Annotated[float, Limits(allow_inf_nan=False)]
 
 
 class CacheFigures(StrictModel):
@@ -64,12 +61,10 @@ class HeldOut(StrictModel):
     beside: tuple[PlainFigure, ...]
 
 
-class CacheFile(StrictModel):
-    """A chosen cache.
+class CacheFile(NetworkMark):
+    """A chosen cache, and the network that it was chosen for.
 
     cache:     `name:key=value,...`, with everything that was fitted in it.
-    network:   its name; sketch: its answers in a few numbers (`models.probe.sketch`), None for a
-               network that needs conditions nobody knows; weights: see `hash_weights`.
     solver, grid, nfe, cfg_scale: of the runs that it was chosen on.
     metric:    "rel-l2", "psnr" or "lpips"; wanted: what was asked for.
     held_out:  figures on other noises; None in files of 0.1.0.
@@ -78,9 +73,6 @@ class CacheFile(StrictModel):
     version: Literal[1] = 1
     fewstep: str = __version__
     cache: str
-    network: str
-    sketch: tuple[Finite, ...] | None = None
-    weights: str | None = None
     solver: str
     grid: str | None = None
     nfe: Annotated[int, Limits(ge=1)]
@@ -112,29 +104,13 @@ class CacheFile(StrictModel):
 
     def check(self, network: Network, run: Run) -> None:
         """Raises SettingError if it was made for another network or another run."""
-        answers = sketch(network)
-        if self.sketch is not None and answers is not None and not are_alike(answers, self.sketch):
-            raise SettingError(
-                f"this cache was calibrated on another network ({self.network}), to which"
-                f" {network.name} answers differently; run fewstep calibrate {network.name}, or"
-                " --force to try"
-            )
-        if self.sketch is None:
-            self._check_name(network.name)
+        self.check_network(network, "this cache was calibrated", "fewstep calibrate")
         mine, theirs = self._compare_runs(run, network.schedule)
         if mine != theirs:
             raise SettingError(
                 f"this cache was calibrated for {_describe(mine)}, not {_describe(theirs)}; type"
                 f" {_suggest_options(mine, theirs)}, calibrate again, or --force to try"
             )
-
-    def _check_name(self, name: str) -> None:
-        """Raises SettingError if a network that cannot be asked has another name or weights."""
-        if self.network != name:
-            raise SettingError(
-                f"this cache was calibrated on {self.network}, not {name}; --force to try"
-            )
-        check_weights(name, self.weights, "this cache was calibrated", "add --force to try")
 
     def _compare_runs(
         self, run: Run, schedule: NoiseSchedule

@@ -1,6 +1,5 @@
 """A sampling run as data: built by a command or a call, carried by a picture, repeated from it."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,17 +12,15 @@ from .. import __version__
 from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
 from ..models.errors import SettingError, shorten
 from ..models.files import check_apart, check_writable, make_folder, write_whole
-from ..models.reading import StrictModel, parse_as, parse_json
+from ..models.reading import parse_as, parse_json
 from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..models.weights import check_weights, hash_weights
-from ..solvers import Schedule
-from ..solvers.artefact import MAX_STEPS
-from .guidance import CFG, Guidance, Thresholded, parse_guidance
 from .guidance.base import iterate_nested
-from .guidance.forecast import OLDER, write_forecast
+from .guidance.forecast import write_forecast
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import settle_choices
+from .run_settings import RunSettings
 from .schedule_choice import choose_default_schedule
 
 if TYPE_CHECKING:
@@ -37,20 +34,13 @@ def _read_seeds(given: Any) -> Any:
     return parse_ranges(given) if isinstance(given, str) else given
 
 
-class Run(StrictModel):
-    """Everything that decides the pixels of a run on one machine.
+class Run(RunSettings):
+    """Everything that decides the pixels of a run on one machine; settings as in `RunSettings`.
 
     model:    what `models.load.load` takes.
     weights:  what `hash_weights` gives for each network that is asked, by its name, where known.
-    solver, grid, nfe, steps, final: as `make_plan` takes them; schedule instead of all of them.
-    recipe:   of a distilled network, which decided solver and grid.
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
-    cfg_scale, cfg_interval: of `CFG`; threshold: the quantile of `Thresholded`, if any.
-    guidance_spec: another guidance, as `parse_guidance` takes it with cfg_scale; but a forecast
-              that names no space or warm-up has those of 0.1.0, x0 and 1.
-    cache:    `name:key=value,...` of a cache; gates that look at a whole batch make an image depend
-              on the others in it.
     batch, dtype, device, speed: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
@@ -58,40 +48,16 @@ class Run(StrictModel):
 
     model: str
     weights: dict[str, str] | None = None
-    solver: str | None = None
-    grid: str | Annotated[tuple[float, ...], Field(max_length=MAX_STEPS + 1)] | None = None
-    nfe: int | None = None
-    steps: int | None = None
-    final: str = "zero"
-    schedule: Schedule | None = None
-    recipe: str | None = None
     seeds: Annotated[
         tuple[int, ...], BeforeValidator(_read_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
     ]
     classes: tuple[int, ...] | None = None
-    cfg_scale: float = 1.0
-    cfg_interval: tuple[float, float] | None = None
-    threshold: float | None = None
-    guidance_spec: str | None = None
-    cache: str | None = None
     batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
     speed: Speed | None = None
     columns: Annotated[int, Field(ge=1, le=MOST_NUMBERS)] | None = None
     version: str = __version__
-
-    def choices(self) -> dict[str, Any]:
-        """Returns the arguments of `make_plan`."""
-        named = {"solver": self.solver, "nfe": self.nfe, "steps": self.steps, "grid": self.grid}
-        named["recipe"] = self.recipe
-        given = {name: value for name, value in named.items() if value is not None}
-        given["final"] = self.final
-        if self.schedule is None:
-            return given
-        if "solver" in given:
-            raise SettingError("a schedule is the solver; drop the solver's name")
-        return {"solver": self.schedule, **given}
 
     def settle(self, noise_schedule: NoiseSchedule) -> "Run":
         """Returns the run of a network with the defaults that may become others written out.
@@ -136,37 +102,10 @@ class Run(StrictModel):
         weak = (getattr(each, "network", None) for each in iterate_nested(self.guidance()))
         return [self.model, *(name for name in weak if isinstance(name, str))]
 
-    def guidance(self) -> Guidance:
-        """Returns the guidance; a scale of 1 is none."""
-        interval = (0.0, math.inf) if self.cfg_interval is None else self.cfg_interval
-        if self.cfg_interval is not None and self.cfg_scale == 1.0 and not self.guidance_spec:
-            raise SettingError("a guidance interval needs a guidance scale other than 1")
-        guidance: Guidance = CFG(self.cfg_scale, interval)
-        if self.guidance_spec is not None:
-            guidance = self._parse_guidance(self.guidance_spec)
-        return guidance if self.threshold is None else Thresholded(guidance, self.threshold)
-
-    def _parse_guidance(self, spec: str) -> Guidance:
-        if self.cfg_interval is not None:
-            low, high = self.cfg_interval
-            raise SettingError(
-                f"a named guidance takes its interval with it; write {spec}+interval:low={low:g},"
-                f"high={high:g} and drop the guidance interval"
-            )
-        return parse_guidance(
-            write_forecast(spec, OLDER), None if self.cfg_scale == 1.0 else self.cfg_scale
-        )
-
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments with which a sampler of the model draws the images."""
-        return {
-            "seeds": self.seeds,
-            "class_labels": self.classes,
-            "guidance": self.guidance(),
-            "cache": self.cache,
-            "batch": self.batch,
-            **self.choices(),
-        }
+        drawn = {"seeds": self.seeds, "class_labels": self.classes, "batch": self.batch}
+        return {**drawn, **super().arguments()}
 
     def select_image(self, i: int) -> "Run":
         """Returns the run that draws the i-th image alone."""

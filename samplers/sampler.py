@@ -33,6 +33,7 @@ from .job import Job
 from .loop import Callback
 from .noise import check_seeds
 from .plan import Plan, PlanChoices, clean_choices, count_stage_calls, make_plan
+from .plan_file import PlanFile, unfold_plan
 from .result_file import save_result
 from .schedule_choice import check_scale, choose_default_schedule
 
@@ -174,6 +175,7 @@ class Sampler:
         guidance: Guidance | str | None = None,
         cache: Policy | str | None = None,
         low_noise: LowNoise | None = None,
+        plan: PlanFile | str | Path | None = None,
         batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
@@ -196,6 +198,7 @@ class Sampler:
             low_noise: of a network that is made of two (`join_experts`, Wan 2.2), the guidance and
                 the cache of the second, such as {"guidance": "cfg:scale=3"}. Its guidance is by
                 default that of the first; a cache is on one network alone.
+            plan: of `fewstep tune`, or its file, in place of solver, grid, guidance and cache.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
@@ -210,6 +213,18 @@ class Sampler:
         """
         refuse_unknown(choices, self.__call__, PlanChoices.__annotations__)
         seeds = check_seeds(seeds)
+        if plan is not None:
+            beside = {"guidance": guidance, "cache": cache, "low_noise": low_noise, **choices}
+            return self(
+                seeds,
+                class_labels=class_labels,
+                conditions=conditions,
+                negative=negative,
+                batch=batch,
+                callback=callback,
+                progress=progress,
+                **unfold_plan(plan, self.network, min(batch, len(seeds)), beside),
+            )
         if class_labels is not None:
             class_labels = as_integers(class_labels, "class_labels", len(seeds))
         arguments: dict[str, Any] = {"seeds": seeds, "class_labels": class_labels}
@@ -221,16 +236,16 @@ class Sampler:
         arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
         arguments |= {"recipe": recipe, "low_noise": low_noise}
         cache = None if cache is None else take_cache(cache)
-        plan = self._plan(given, policy, recipe is not None)
+        made = self._plan(given, policy, recipe is not None)
         warn_in_training(self.network.forward, self.network.name)
         branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
-        cache = _choose_cache(cache, plan, find_attachment(self.network))
-        parts = split_run(self.network, plan, policy, cache, low_noise)
+        cache = _choose_cache(cache, made, find_attachment(self.network))
+        parts = split_run(self.network, made, policy, cache, low_noise)
         for part in parts:
             guide_recipe(recipe, part.guidance)
-            check_branches(part.network, branches, part.guidance, plan.grid)
+            check_branches(part.network, branches, part.guidance, made.grid)
         size = _check_batch(batch)
-        job = Job(parts, plan, given, seeds, branches, size, callback, progress)
+        job = Job(parts, made, given, seeds, branches, size, callback, progress)
         return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance, by_recipe: bool) -> Plan:

@@ -11,7 +11,7 @@ from test_search_problem import block_of, grey, small
 from test_step_schedule import execute
 from torch.testing import assert_close
 
-from fewstep.eval.search.columns import Column, Columns
+from fewstep.eval.search.columns import judge_ends
 from fewstep.eval.search.guided import guide_schedule
 from fewstep.eval.search.last_row import (
     LastRow,
@@ -24,6 +24,7 @@ from fewstep.eval.search.last_row import (
 from fewstep.eval.search.objective import find_features, rmse
 from fewstep.models.errors import FewstepError, UnknownNameError
 from fewstep.models.schedule import EDM, RectifiedFlow, VPLinear
+from fewstep.samplers.columns import Column
 from fewstep.samplers.grid import Final, time_grid
 from fewstep.solvers import Schedule, solver
 
@@ -42,7 +43,7 @@ def test_a_column_in_closed_form():
 def test_columns_are_of_single_noises():
     block = block_of(torch.zeros(2, 2))
     ends = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    columns = Columns.of(ends, block, None)
+    columns = judge_ends(ends, block, None)
     assert columns.distance.value == pytest.approx(rmse(ends, block))
     assert columns.distance.median == pytest.approx(math.sqrt((12.5 + 0.5) / 2))
     assert columns.features is None
@@ -52,7 +53,7 @@ def test_features_are_those_that_an_objective_lowers():
     problem = grey()
     features, block = find_features("auto", problem.network, None), problem.block("train")
     ends = block.ends + 0.1 * torch.linspace(-1.0, 1.0, len(block)).reshape(-1, 1, 1, 1)
-    columns = Columns.of(ends, block, features)
+    columns = judge_ends(ends, block, features)
     assert columns.features.value == pytest.approx(features(ends, block))
     assert columns.features.low < columns.features.value < columns.features.high
 
@@ -157,5 +158,5 @@ def test_last_steps_are_judged_on_a_block():
     assert [each.share for each in rows] == [0.0, 0.25, 0.5, 1.0]
     for each in rows:
         ends = problem.ends(each.schedule, block)
-        assert each.columns == Columns.of(ends, block, features)
+        assert each.columns == judge_ends(ends, block, features)
     assert len({each.columns.distance.value for each in rows}) == 4

@@ -17,7 +17,7 @@ from ...solvers import Schedule
 from ...solvers.artefact import PARTS, Artefact
 from ...solvers.linear import Encoder
 from ..cache_worth import list_plain_runs
-from .columns import Columns, reach_ends
+from .columns import judge_ends, reach_ends
 from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
 from .last_row import choose_last_row, describe_choice, judge_last_rows
 from .log import Trial, rank_trials
@@ -205,7 +205,7 @@ def _score_ends_on_test(
         block = task.problem.block("test")
         ends = reach(block)
         score = math.inf if ends is None else task.objective.of(ends, block)
-        columns = None if ends is None else Columns.of(ends, block, search.features)
+        columns = None if ends is None else judge_ends(ends, block, search.features)
         known[name] = TestScore(score=score, columns=columns)
         write_scores(task.log.folder, {**known})
     return known[name]

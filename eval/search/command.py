@@ -15,10 +15,10 @@ from ...models.files import (
     write_bytes,
 )
 from ...models.reading import ordinary_file
+from ...samplers.columns import Columns
 from ..options import make_request
 from ..requests import SearchRequest
 from .budget import Budget
-from .columns import Columns
 from .identity import IDENTITY_FILE, RIVALS_FILE, SCORES_FILE, check_memory
 from .prepare import TEACHER, find_afs, prepare_searches, sizes_of
 from .progress import Progress

@@ -11,9 +11,9 @@ from ...models.errors import SettingError
 from ...models.files import write_bytes
 from ...models.probe import are_alike, sketch
 from ...models.reading import StrictModel, first_problem, parse_json, read_bytes
+from ...samplers.columns import Columns
 from ...solvers.artefact import ANSWER
 from ..teacher import compute_digest
-from .columns import Columns
 from .search import Search
 from .uncached import DRIFT
 

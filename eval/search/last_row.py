@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...samplers.columns import Columns
 from ...solvers import Schedule
 from ...solvers.table import Table, add_terms
-from .columns import Columns, reach_ends
+from .columns import judge_ends, reach_ends
 from .objective import FeatureError
 from .problem import Block, Problem
 
@@ -74,7 +75,7 @@ def judge_last_rows(
     for share, made in make_last_rows(schedule):
         ends = reach_ends(problem, made, block)
         if ends is not None:
-            judged.append(LastRow(share, made, Columns.of(ends, block, features)))
+            judged.append(LastRow(share, made, judge_ends(ends, block, features)))
     return judged
 
 

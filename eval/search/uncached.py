@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, stack
 
 from ...models.ledger import Ledger
+from ...samplers.columns import Column
 from ...samplers.plan import make_plan
 from ...samplers.sampler import Sampler
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
 from ...solvers.linear import Encoder
 from ..cache_worth import Interval95, PlainRun, compare_pairs, judge_cache
-from .columns import Column, square_distances
+from .columns import square_distances
 from .objective import OfEnds, rmse
 from .problem import Block, Problem
 

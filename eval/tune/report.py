@@ -1,0 +1,78 @@
+"""The report of `fewstep tune`: everything that was judged, and the plans that were chosen."""
+
+from pathlib import Path
+from typing import Literal
+
+from ... import __version__
+from ...models.errors import SettingError, shorten
+from ...models.files import write_bytes
+from ...models.reading import StrictModel, parse_as, read_text
+from ...samplers.network_mark import NetworkMark
+from ...samplers.plan_file import Asked, JudgedOn, JudgedPoint, MeasuredAt, PlanFile, Spread
+
+
+class CostParts(StrictModel):
+    """What the parts of a run cost here, in milliseconds of a batch.
+
+    start:    once a run: noise, conditions, and fetching the images.
+    row:      an evaluation of one branch, with the solver's step; step: the step alone.
+    pair:     an evaluation of both branches, with the step; None where the network has no second.
+    partial:  an evaluation that a cache forecasts, with the step, by the cache's setting without
+              its mask; under guidance it is one of both branches.
+    flops:    of one row of the network; None where it is no torch module.
+    """
+
+    start: Spread
+    row: Spread
+    step: Spread
+    pair: Spread | None = None
+    partial: dict[str, Spread] = {}
+    flops: float | None = None
+
+
+class WrittenPlan(StrictModel):
+    """A plan that was chosen, and the file that holds it: its name, beside that of the report."""
+
+    file: str
+    plan: PlanFile
+
+
+class TuneReport(NetworkMark):
+    """The result of `fewstep tune`.
+
+    command:  what was typed, or would have to be.
+    asked:    the budget; None for a front.
+    parts:    the measured costs.
+    points:   everything that was judged, in no order; those that were looked at once more on test
+              noises stand here with these figures alone.
+    plans:    chosen, cheapest first.
+    verdicts: what was found, in words: whether caches pay, which grids were not tried, and so on.
+    where, judged, seconds, searched: as in a plan.
+    """
+
+    format: Literal["fewstep-tune"] = "fewstep-tune"
+    version: Literal[1] = 1
+    fewstep: str = __version__
+    command: str
+    asked: Asked | None = None
+    parts: CostParts
+    points: tuple[JudgedPoint, ...]
+    plans: tuple[WrittenPlan, ...]
+    verdicts: tuple[str, ...] = ()
+    where: MeasuredAt
+    judged: JudgedOn
+    seconds: float
+    searched: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TuneReport":
+        """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
+        text = read_text(path)
+        try:
+            return parse_as(cls, text)
+        except SettingError as error:
+            raise SettingError(f"{shorten(path)} is no report of fewstep tune: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_bytes(path, self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
