@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from ... import __version__
 from ...models.errors import SettingError, shorten
 from ...models.files import write_bytes
@@ -26,7 +28,7 @@ class CostParts(StrictModel):
     row: Spread
     step: Spread
     pair: Spread | None = None
-    partial: dict[str, Spread] = {}
+    partial: dict[str, Spread] = Field(default_factory=dict)
     flops: float | None = None
 
 
