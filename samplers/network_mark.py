@@ -14,7 +14,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class NetworkMark(StrictModel):
-    """What tells a network from others.
+    """The marks that tell a network from others.
 
     network: its name.
     sketch:  its answers in a few numbers (`models.probe.sketch`), None for a network that needs

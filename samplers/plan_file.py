@@ -116,7 +116,7 @@ class MeasuredAt(StrictModel):
 
 
 class JudgedOn(StrictModel):
-    """What quality is measured against.
+    """The converged sampler, the noises and the features that quality is measured with.
 
     reference: the converged sampler, in words. size: root mean square of its ends, for relative
                distances.

@@ -14,7 +14,7 @@ from ...samplers.plan_file import Asked, JudgedOn, JudgedPoint, MeasuredAt, Plan
 
 
 class CostParts(StrictModel):
-    """What the parts of a run cost here, in milliseconds of a batch.
+    """The costs of the parts of a run here, in milliseconds of a batch.
 
     start:    once a run: noise, conditions, and fetching the images.
     row:      an evaluation of one branch, with the solver's step; step: the step alone.
