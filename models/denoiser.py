@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -194,13 +194,15 @@ class Denoiser:
         with hold(self.network.module), _explain_failures(self.network.name, conditions):
             out = self.network.forward(x_in, node, conditions)
         self.ledger.count(len(x_t), sum(sizes))
+        self._watch_gradient(out)
         self._check_soon(node, out)
         return list(zip(parts, torch.split(out, sizes), strict=True))
 
     def _check_soon(self, node: Node, out: Tensor) -> None:
         """Stores the norm of an output for `check`; a recorded run checks its norms at the end."""
         wide = torch.float32 if out.device.type == "mps" else torch.float64
-        norm = torch.linalg.vector_norm(out, dtype=wide)
+        fixed = out.detach() if out.requires_grad else out
+        norm = torch.linalg.vector_norm(fixed, dtype=wide)
         self.unchecked.append(PendingNorm(node, out.numel(), norm))
         if out.device.type == "cpu" and Reading.allowed:
             self.check()
@@ -209,7 +211,14 @@ class Denoiser:
         """Returns the x0 of another network under this one's condition."""
         (x0,) = self.others[ask.branch].x0(x_t, node, (Ask(Branch.COND, ask.rows),))
         self.ledger.count(0, len(x0))
+        self._watch_gradient(x0)
         return x0
+
+    def _watch_gradient(self, out: Tensor) -> None:
+        """Counts the rows of an output (B, *) each time that a gradient goes back through it."""
+        if out.requires_grad:
+            tensor: Any = out  # torch types no hook
+            tensor.register_hook(lambda _: self.ledger.count_backward(len(out)))
 
     def _join_conditions(self, asks: Sequence[Ask]) -> Mapping[str, Tensor]:
         named = ", ".join(dict.fromkeys(ask.branch for ask in asks))

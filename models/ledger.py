@@ -132,6 +132,7 @@ class Ledger:
     images:      images sampled.
     evaluations: answers given to the solver, times images; a guided answer counts once.
     rows:        images that went through the network; a guided answer counts twice.
+    backwards:   rows that a gradient went back through, once for each time it did.
     calls:       forward passes of any batch size.
     seconds:     wall time of sampling, without loading and without writing pictures.
     steps:       rows in each step of the solver, by its number.
@@ -141,6 +142,7 @@ class Ledger:
     images: int = 0
     evaluations: int = 0
     rows: int = 0
+    backwards: int = 0
     calls: int = 0
     seconds: float = 0.0
     steps: dict[int, int] = field(default_factory=dict)
@@ -155,6 +157,11 @@ class Ledger:
     def rows_per_image(self) -> float:
         """Network rows per image: what the run cost, guidance included."""
         return _divide(self.rows, self.images)
+
+    @property
+    def backwards_per_image(self) -> float:
+        """Network rows per image that a gradient went back through."""
+        return _divide(self.backwards, self.images)
 
     @property
     def rows_per_step(self) -> tuple[float, ...]:
@@ -176,11 +183,16 @@ class Ledger:
         self.evaluations += images
         self.rows += rows
 
+    def count_backward(self, rows: int) -> None:
+        """Records that a gradient went back through the network for so many rows."""
+        self.backwards += rows
+
     def add(self, other: "Ledger") -> None:
         """Records the calls of another ledger, as when a recorded run is replayed."""
         self.calls += other.calls
         self.evaluations += other.evaluations
         self.rows += other.rows
+        self.backwards += other.backwards
         for n, rows in other.steps.items():
             self.count_step(n, rows)
 
@@ -202,10 +214,16 @@ class Ledger:
         if self.rows > self.evaluations:
             figures["rows_per_step"] = [round(rows, 4) for rows in self.rows_per_step]
             figures["saved_of_cfg"] = round(self.saved, 4)
+        if self.backwards:
+            figures["backwards_per_image"] = self.backwards_per_image
         if self.cache is not None:
             figures["effective_nfe"] = round(self.effective_nfe, 3)
             figures["cache"] = self.cache.as_dict()
         return figures
+
+    def _describe_backwards(self) -> str:
+        """Returns the rows of backward passes in words where there were any."""
+        return f" | {self.backwards_per_image:g} backward" if self.backwards else ""
 
     def _describe_saving(self) -> str:
         """Returns the saving in words where some evaluations have two rows and some one."""
@@ -215,7 +233,8 @@ class Ledger:
     def __str__(self) -> str:
         text = (
             f"{self.images} images | NFE {self.nfe:g} | {self.rows_per_image:g} network rows"
-            f" per image{self._describe_saving()} | {self.calls} calls | {self.seconds:.2f} s"
+            f" per image{self._describe_saving()}{self._describe_backwards()}"
+            f" | {self.calls} calls | {self.seconds:.2f} s"
             f" | {_divide(self.images, self.seconds):.1f} images/s"
         )
         if self.cache is None:

@@ -20,6 +20,7 @@ from ..models.schedule import Node
 from ..solvers import drive
 from .conditions import Branches, make_denoisers, take_rows
 from .guidance import Guidance, Setup, warn_of_no_savings
+from .guidance.nested import check_gradient, takes_gradient
 from .loop import BatchRun, Callback
 from .noise import Noise
 from .plan import Plan
@@ -75,13 +76,15 @@ class Job:
             SettingError: if the network cannot be guided so with what is on it.
         """
         ledger, parts, pending = Ledger(images=len(self.seeds)), list[Tensor](), deque[_Pending]()
+        gradient = any(takes_gradient(part.guidance) for part in self.parts)
+        mode = torch.no_grad if gradient else torch.inference_mode
         with self._hold_networks() as held, self._show_bar() as callback:
             caches = [cache for _, cache in held if cache is not None]
             before, start = [len(cache.ledger.calls) for cache in caches], time.perf_counter()
             batches = self._make_batches(ledger, held, callback)
             graph = self._record_graph(batches[0])
             for batch in batches:
-                with torch.inference_mode():
+                with mode():
                     x = self._draw_start(batch[0])
                     if graph is not None:
                         x = graph.run(batch[0], x)
@@ -127,7 +130,9 @@ class Job:
         grid = plan.grid
         if len(self.parts) > 1:
             grid = grid.part(part.first, grid.steps if part.last is None else part.last)
-        setup = Setup(part.network, plan.solver, grid, size, plan.adaptive, cached)
+        total = len(self.seeds)
+        setup = Setup(part.network, plan.solver, grid, size, plan.adaptive, cached, 0, total)
+        check_gradient(part.guidance, setup)
         part.guidance.check(setup)
 
     def _make_batches(
@@ -146,6 +151,7 @@ class Job:
                 solver, grid = self.plan.solver, self.plan.grid
                 run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise)
                 run.first, run.last, run.before = part.first, part.last, runs[-1] if runs else None
+                run.images = first, len(self.seeds)
                 runs.append(run)
             batches.append(runs)
         return batches

@@ -18,6 +18,7 @@ from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Split
 from ..solvers.table_steps import brings_guidance
 from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
+from .guidance.nested import check_gradient, takes_gradient
 from .plan import count_stage_calls
 
 Callback = Callable[[int, Node, Tensor, Tensor, Ledger], None]
@@ -56,10 +57,12 @@ class BatchRun:
     `drive(run.steps(x), run.answer)` does what `integrate` does without checking the answers, for
     which a host would wait: call `denoiser.check()` once the result is needed.
 
+    images:  the number of the batch's first image in the run, and of all images of the run.
     first, last: the steps of the grid that it takes; all by default.
     before:  the run of the steps before, whose solver's memory it goes on with; reached: after the
              last step.
     x0:      the last answer; step, stage: where the next question is.
+    gradient: the guidance differentiates the network.
     history: the answers that a solver remembers whose memory follows the guidance.
     """
 
@@ -69,6 +72,7 @@ class BatchRun:
     guidance: Guidance
     callback: Callback | None = None
     noise: Callable[[], Tensor] | None = None
+    images: tuple[int, int | None] = (0, None)
     first: int = 0
     last: int | None = None
     before: "BatchRun | None" = None
@@ -76,6 +80,7 @@ class BatchRun:
     x0: Tensor = field(init=False)
     guide: Guide = field(init=False)
     history: History | None = None
+    gradient: bool = False
     step: int = 0
     stage: int = 0
 
@@ -108,9 +113,19 @@ class BatchRun:
             self.x0 = outputs[-1]
             return torch.stack(outputs)
         moment = Moment(node, self.step - self.first, stage)
+        if self.gradient:
+            self.x0 = self._differentiate(x, moment)
+            return self.x0
         outputs = self.denoiser.x0(x, node, self.guide.ask(moment))
         self.x0 = self._combine(outputs, x, moment)
         return self.x0
+
+    def _differentiate(self, x: Tensor, moment: Moment) -> Tensor:
+        """Returns the guided x0 (B, *) of a guide that differentiates the network by the state."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            outputs = self.denoiser.x0(x, moment.node, self.guide.ask(moment))
+            return self._combine(outputs, x, moment)
 
     def _begin(self, images: int) -> Any:
         """Makes the guide, tells the cache what comes, and returns the solver's first state."""
@@ -128,12 +143,35 @@ class BatchRun:
             )
         whole = (self.first, self.end) == (0, self.grid.steps)
         grid = self.grid if whole else self.grid.part(self.first, self.end)
-        self.guide = guidance.begin(Setup(self.denoiser.network, solver, grid, images))
+        self.guide = guidance.begin(self._set_up(grid, images))
         if guidance.rewrites and isinstance(solver, Revisable) and solver.reach:
             self.history = History(solver.reach)
         if cache is not None:
             cache.begin(count_stage_calls(solver, self.grid, self.first, self.end))
         return solver.init() if self.before is None else self.before.reached
+
+    def _set_up(self, grid: TimeGrid, images: int) -> Setup:
+        """Returns the run as its guide is shown it."""
+        denoiser, (first, total) = self.denoiser, self.images
+        setup = Setup(
+            denoiser.network,
+            self.solver,
+            grid,
+            images,
+            cached=denoiser.cache is not None,
+            first=first,
+            total=total,
+            evaluate=denoiser.x0,
+            draw=self.noise,
+        )
+        self.gradient = takes_gradient(self.guidance)
+        check_gradient(self.guidance, setup)
+        if self.gradient and torch.is_inference_mode_enabled():
+            raise SettingError(
+                f"{self.guidance.name} guidance differentiates the network, which"
+                " torch.inference_mode() rules out; run it under torch.no_grad()"
+            )
+        return setup
 
     def _list_changes(self) -> Sequence[Revision]:
         """Returns how the solver's memory is revised after the first answer of a step."""
@@ -143,6 +181,8 @@ class BatchRun:
         if self.denoiser.forecast:
             moment = replace(moment, forecast=True)
         x0 = self.guide.combine(outputs, x, moment)
+        if self.gradient:
+            x0, outputs = x0.detach(), [each.detach() for each in outputs]
         if self.history is not None:
             plain = partial(self.guide.conditional, outputs, x, moment)
             self.history.note(x0, self.guide.guided, plain)

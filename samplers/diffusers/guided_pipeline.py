@@ -28,7 +28,8 @@ from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.modules import STAND_IN, hold
-from ..guidance.base import Guidance, iterate_nested, warn_of_no_savings
+from ..guidance.base import Guidance, iterate_nested
+from ..guidance.nested import warn_of_no_savings
 from .policy_run import (
     NetworkCall,
     PlannedRun,

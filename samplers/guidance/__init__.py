@@ -18,7 +18,6 @@ from .base import (
     parse_guidance,
     policy_class,
     take_guidance,
-    warn_of_no_savings,
 )
 from .cfg import CFG
 from .cfg_cache import CFGCache
@@ -29,6 +28,7 @@ from .history import History
 from .interval import Interval
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
+from .nested import warn_of_no_savings
 from .pag import PerturbedAttention
 from .threshold import Thresholded
 

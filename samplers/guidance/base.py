@@ -9,9 +9,8 @@ others with the same coefficients for both branches.
 
 import math
 import re
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from ...models.denoiser import Ask, Branch, Denoiser, Network
 from ...models.errors import SettingError, UnknownNameError
-from ...models.ledger import Ledger
 from ...models.registry import SettingsRegistry, format_spec, is_needed, parse_spec, settings_of
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Revisable, Solver, list_queries
 
 COND = (Ask(Branch.COND),)
 UNCOND = (Ask(Branch.UNCOND),)
+Evaluate = Callable[[Tensor, Node, Sequence[Ask]], tuple[Tensor, ...]]
 BOTH = (Ask(Branch.UNCOND), Ask(Branch.COND))
 LARGEST_SCALE = 1e6  # of guidance; a hundred times less leaves nothing of an image
 
@@ -53,6 +52,11 @@ class Setup:
     images:   of one batch.
     adaptive: the solver chooses its own steps.
     cached:   a cache is on the network.
+    first:    the number of the batch's first image in the run; total: the images of the whole run,
+              None for those of the batch.
+    evaluate: calls the network for a guide that needs more than what it asks for: one x0 (B, *) per
+              ask, at any state and node. It is counted. None before a run has begun.
+    draw:     the run's noise, standard normal and like the state; None as above.
     """
 
     network: Network
@@ -61,6 +65,10 @@ class Setup:
     images: int
     adaptive: bool = False
     cached: bool = False
+    first: int = 0
+    total: int | None = None
+    evaluate: Evaluate | None = None
+    draw: Callable[[], Tensor] | None = None
 
     @property
     def reach(self) -> int:
@@ -118,6 +126,16 @@ class Guidance:
         return False
 
     @property
+    def gradient(self) -> bool:
+        """True if its guide differentiates the network by the state.
+
+        The run then records no operation but those of the network, and the state that `combine` is
+        given requires a gradient: `torch.autograd.grad` goes back through all outputs to it, and is
+        counted in `Ledger.backwards`. What `combine` returns is cut off from the graph.
+        """
+        return False
+
+    @property
     def rewrites(self) -> bool:
         """True if the solver's memory follows where the guidance stops or starts."""
         return False
@@ -165,17 +183,6 @@ def iterate_nested(policy: Guidance) -> Iterator[Guidance]:
     while inner is not None:
         yield inner
         inner = getattr(inner, "inner", None)
-
-
-def warn_of_no_savings(policy: Guidance, ledger: Ledger) -> None:
-    """Warns of a policy that is there to leave evaluations out and left out none."""
-    idle = [each.name for each in iterate_nested(policy) if each.saves]
-    if idle and ledger.rows == 2 * ledger.evaluations > 0:
-        warnings.warn(
-            f"{idle[0]} guidance left out none of {ledger.evaluations} unconditional evaluations;"
-            " lower its threshold, or take cfg",
-            stacklevel=3,
-        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,18 @@ from ...models.prediction import Prediction
 from ...models.schedule import Node, TimeGrid
 from ...solvers import solver
 from .auto import AutoGuidance
-from .base import Guidance, Guide, Setup, iterate_nested, names, policy_class, take_guidance
+from .base import (
+    Guidance,
+    Guide,
+    Setup,
+    iterate_nested,
+    names,
+    policy_class,
+    take_guidance,
+)
 from .cfg_pp import CFGPlusPlus
 from .linear_ag import LinearAG
+from .nested import takes_gradient
 from .pag import PerturbedAttention
 
 BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
@@ -38,6 +47,11 @@ def take_unbound(given: Guidance | str, driver: str, instead: str) -> Guidance:
         raise SettingError(
             f"rewrite_history reaches into the solver, which is the {driver}'s here; drop it, or"
             f" {instead}"
+        )
+    if takes_gradient(policy):
+        raise SettingError(
+            f"{policy.name} guidance differentiates the network, which a {driver} calls without"
+            f" gradients; {instead}"
         )
     for each in iterate_nested(policy):
         if isinstance(each, BOUND):
