@@ -24,10 +24,10 @@ from ..samplers.guidance.linear_ag import (
     LinearWeights,
     PastOutputs,
     Weights,
-    compute_signature,
     fit_weights,
 )
 from ..samplers.guidance.settings import Checked
+from ..samplers.guidance.signature import compute_signature
 from ..solvers import take_solver
 from .fit_request import LinearFitRequest
 from .guidance_runs import Images, plan_of, run_guided

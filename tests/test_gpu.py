@@ -34,6 +34,7 @@ GPU = torch.device("cuda")
 SEEDS, LABELS = range(6), [0, 1, 2, 3, 4, 10]
 UNGATED = ["none", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "apg:scale=2", "cfg-pp"]
 UNGATED += ["cfg-zero:scale=2", "guidance-forecast:scale=2", "magnitude:scale=2"]
+UNGATED += ["tcfg:scale=2", "smc:scale=2,switch=soft", "fdg:scale=2", "fbg:scale=2"]
 
 
 def net(device="cuda", dtype=torch.float32, name="dit", **config):

@@ -19,17 +19,20 @@ from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import (
     APG,
     CFG,
+    FDG,
     AdaptiveGuidance,
     AutoGuidance,
     CFGCache,
     CFGPlusPlus,
     CFGZeroStar,
+    FeedbackGuidance,
     Guidance,
     GuidanceForecast,
     Interval,
     MagnitudeAware,
     Moment,
     Setup,
+    SlidingModeCFG,
     Thresholded,
     Unguided,
     guidance,
@@ -96,6 +99,11 @@ def rows(policy, n=8, settings=TWO_M):
         AdaptiveGuidance(3.0, threshold=1.0),
         GuidanceForecast(3.0, every=1),
         CFGCache(3.0, every=1),
+        FDG(3.0, gains=()),
+        FDG(3.0, gains=(1.0, 1.0)),
+        SlidingModeCFG(3.0, k=0.0),
+        SlidingModeCFG(3.0, k=0.0, switch="soft"),
+        FeedbackGuidance(9.0, prior=1.0 / 3.0, offset=0.0, temperature=0.0),
         Thresholded(CFG(3.0), quantile=1.0, floor=1e9),
     ],
     ids=lambda p: type(p).__name__,
@@ -685,6 +693,18 @@ WRONG = [
     ("cfg-cache", {"scale": 2.0, "high_gain": math.nan}, "high_gain"),
     ("cfg-cache", {"scale": 2.0, "window": (0.9, 0.3)}, "0.9,0.3 is empty"),
     ("cfg-cache", {"scale": 2.0, "low_window": (0.0, 1.5)}, "from 0 to 1"),
+    ("tcfg", {"scale": 2.0, "space": "raw"}, "space"),
+    ("smc", {"scale": 2.0, "k": -0.1}, "smc: k=-0.1: .* greater than or equal to 0"),
+    ("smc", {"scale": 2.0, "k": math.inf}, "k=inf: .* finite"),
+    ("smc", {"scale": 2.0, "rate": math.nan}, "rate"),
+    ("smc", {"scale": 2.0, "switch": "hard"}, "'sign' or 'soft'"),
+    ("fdg", {"scale": 2.0, "gains": (-1.0,)}, "gains"),
+    ("fdg", {"scale": 2.0, "gains": (math.inf,)}, "gains"),
+    ("fbg", {"scale": 0.5}, "the most that guidance may be, at least 1, not 0.5"),
+    ("fbg", {"scale": 2.0, "prior": 1.0}, "prior"),
+    ("fbg", {"scale": 2.0, "t0": 1.0}, "t0"),
+    ("fbg", {"scale": 2.0, "temperature": -1.0}, "temperature"),
+    ("fbg", {"scale": 2.0, "offset": math.inf}, "offset"),
     ("interval", {"inner": 3.0, "low": 0.0, "high": 1.0}, "inner"),
     ("interval", {"inner": CFG(2.0), "low": 2.0, "high": 1.0}, "empty"),
     ("interval", {"inner": CFG(2.0), "low": 0.0, "high": 2.0, "in": "step"}, "from 0 to 1"),
@@ -709,7 +729,14 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
     refused("5 steps, and this run has 6", guidance=GuidanceForecast(2.0, mask="10101"))
     refused("leaves out none of 6 uncond", guidance=CFGCache(2.0, window=(0.0, 0.1)))
     refused("ddim or euler", guidance=CFGPlusPlus(), solver="unipc-2")
+    refused("ddim or euler", guidance=CFGPlusPlus(), solver="ddpm")
+    refused("add switch=soft; take --solver ddim", guidance=SlidingModeCFG(2.0))
+    refused("2 x 2 can be halved 1 times, not 2", guidance=FDG(2.0, gains=(2.0, 2.0)))
+    tokens = Sampler(replace(conditional.network, shape=(4, 4)))
+    with pytest.raises(SettingError, match="list of tokens; take apg or magnitude"):
+        tokens(range(2), class_labels=1, nfe=6, guidance=FDG(2.0))
     adaptive = {"solver": "ode-dopri5", "nfe": None}
+    refused("steps that it does not take", guidance=FeedbackGuidance(2.0), **adaptive)
     refused("own steps", guidance=GuidanceForecast(2.0), **adaptive)
     refused("own steps", guidance=CFGCache(2.0), **adaptive)
     refused("fixed steps", guidance=AdaptiveGuidance(2.0), **adaptive)
@@ -774,9 +801,14 @@ def test_a_spec_names_a_policy_and_what_narrows_it():
 
 
 def test_every_policy_is_written_as_the_spec_that_reads_as_it():
-    needs = {"auto": "network=fashion-unet", "guidance-forecast": "mask=1001"}
+    needs = {"auto": "network=fashion-unet", "guidance-forecast": "mask=1001", "fdg": "gains=[2]"}
     alone = [name for name in names() if name not in ("interval", "pag", "threshold")]
-    specs = [f"{name}:scale=0.75,{needs.get(name, '')}" for name in alone if name != "linear-ag"]
+    scales = {"fbg": 2.0}  # no less than 1; cfg-pp has no more
+    specs = [
+        f"{name}:scale={scales.get(name, 0.75)},{needs.get(name, '')}"
+        for name in alone
+        if name != "linear-ag"
+    ]
     wrapped = [f"{spec}+interval:low=0,high=0.5,in=step+threshold:quantile=0.9" for spec in specs]
     more = ["apg:scale=2,norm=inf", "cfg:scale=2,rescale=0.7", "adaptive:scale=3,batch=all"]
     for spec in [*specs, *wrapped, *more]:

@@ -22,14 +22,15 @@ from fewstep.samplers.diffusers.guided_pipeline import guided
 from fewstep.samplers.diffusers.guider import PolicyGuider
 from fewstep.samplers.diffusers.policy_run import NetworkCall
 from fewstep.samplers.guidance import (
-    APG,
     CFG,
+    FDG,
     AdaptiveGuidance,
     CFGPlusPlus,
     GuidanceForecast,
     Interval,
     Thresholded,
     Unguided,
+    parse_guidance,
 )
 
 STEPS = 5
@@ -210,13 +211,26 @@ def test_images_of_a_batch_stop_one_by_one(name):
     assert ledger.rows == sum(count for _, count, _ in seen) == sum(rows)
 
 
+OTHER_RULES = ("apg", "tcfg", "fdg", "smc", "smc:switch=soft", "fbg:prior=0.5", "fdg:gains=[3,2]")
+
+
 def test_other_rules_and_two_runs_in_one_context():
     pipe = pipeline("sd3")
-    with guided(pipe, APG(3.0)) as ledger:
-        first, second = (call("sd3", pipe, **on("sd3")) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not close(first, call("sd3", pipe, **on("sd3")), 1e-3)
-    assert (ledger.images, ledger.nfe, ledger.rows_per_image) == (2, STEPS, 2 * STEPS)
+    plain = call("sd3", pipe, **on("sd3"))
+    for rule in OTHER_RULES:
+        with guided(pipe, parse_guidance(rule, 3.0)) as ledger:
+            first, second = (call("sd3", pipe, **on("sd3")) for _ in range(2))
+        assert torch.equal(first, second), rule
+        assert not close(first, plain, 1e-3), rule
+        assert (ledger.images, ledger.nfe, ledger.rows_per_image) == (2, STEPS, 2 * STEPS)
+
+
+def test_bands_of_a_pipeline_whose_state_is_a_list_of_tokens():
+    with (
+        pytest.raises(SettingError, match="list of tokens"),
+        guided(pipe := pipeline("flux"), FDG(3.0)),
+    ):
+        call("flux", pipe, **on("flux"))
 
 
 @pytest.mark.parametrize("name", ["sana", "flux", "ltx", "qwen", "wan"])

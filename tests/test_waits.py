@@ -27,6 +27,11 @@ UNGATED += [
     "cfg-cache:scale=2",
     "guidance-forecast:scale=2",
     "magnitude:scale=2",
+    "tcfg:scale=2",
+    "smc:scale=2",
+    "smc:scale=2,switch=soft",
+    "fdg:scale=2",
+    "fbg:scale=2",
     "cfg:scale=2+interval:low=0.3,high=5",
 ]
 

@@ -23,6 +23,8 @@ from .cfg import CFG
 from .cfg_cache import CFGCache
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
+from .fbg import FeedbackGuidance
+from .fdg import FDG
 from .forecast import GuidanceForecast
 from .history import History
 from .interval import Interval
@@ -30,16 +32,21 @@ from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .nested import warn_of_no_savings
 from .pag import PerturbedAttention
+from .smc import SlidingModeCFG
+from .tcfg import TCFG
 from .threshold import Thresholded
 
 __all__ = [
     "APG",
     "CFG",
+    "FDG",
+    "TCFG",
     "AdaptiveGuidance",
     "AutoGuidance",
     "CFGCache",
     "CFGPlusPlus",
     "CFGZeroStar",
+    "FeedbackGuidance",
     "Guidance",
     "GuidanceForecast",
     "Guide",
@@ -50,6 +57,7 @@ __all__ = [
     "Moment",
     "PerturbedAttention",
     "Setup",
+    "SlidingModeCFG",
     "Thresholded",
     "Unguided",
     "guidance",

@@ -11,6 +11,7 @@ from ...models.errors import SettingError
 from ...models.schedule import Node, TimeGrid
 from .base import BOTH, Guidance, Guide, Moment, Setup, register
 from .settings import Both, Checked
+from .signature import check_ddim
 
 
 @register
@@ -46,11 +47,8 @@ class CFGPlusPlus(Checked, Guidance):
         return {ask.branch for ask in BOTH}
 
     def check(self, setup: Setup) -> None:
-        if setup.reach or not setup.one_call:
-            raise SettingError(
-                "cfg-pp guides by the length of the step, which only a solver of order 1 takes as"
-                " meant; take --solver ddim or euler"
-            )
+        reason = "guides by the length of the step, which only steps of order 1 take as meant"
+        check_ddim(self.name, reason, setup)
 
     def begin(self, setup: Setup) -> Guide:
         return PlusPlusGuide(self.scale, setup.grid)

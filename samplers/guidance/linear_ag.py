@@ -10,11 +10,9 @@ of u_n, in the well-conditioned variables. The weights are numbers, shared by al
 fitted to one network, solver, grid and scale by `fewstep fit linear-ag`, and refused elsewhere.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,9 +25,10 @@ from ...models.errors import SettingError, shorten
 from ...models.probe import are_alike, sketch
 from ...models.reading import StrictModel, parse_as, read_text
 from ...models.schedule import TimeGrid
-from ...solvers import Solver, drive
+from ...solvers import Solver
 from .base import BOTH, COND, Guidance, Guide, Moment, Setup, register
 from .settings import Checked
+from .signature import are_near, compute_signature
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -85,12 +84,12 @@ class LinearWeights(StrictModel):
         """Raises SettingError if they were fitted to another run."""
         remedy = "fit it for this run with `fewstep fit linear-ag`"
         times = [node.t for node in grid.nodes]
-        if len(times) != len(self.times) or not _is_near(times, self.times):
+        if len(times) != len(self.times) or not are_near(times, self.times):
             raise SettingError(
                 f"linear-ag was fitted to {self.nfe} evaluations of {self.solver} on another grid;"
                 f" {remedy}"
             )
-        if not _is_near(compute_signature(solver, grid), self.signature):
+        if not are_near(compute_signature(solver, grid), self.signature):
             raise SettingError(
                 f"linear-ag was fitted to {self.solver}, and this is another solver; {remedy}"
             )
@@ -215,26 +214,3 @@ def fit_weights(target: Tensor, parts: Sequence[Tensor], ridge: float) -> list[f
     matrix = gram + added * torch.eye(len(parts), dtype=torch.float64)
     weights: list[float] = torch.linalg.lstsq(matrix, right[:, None]).solution[:, 0].tolist()
     return weights
-
-
-def compute_signature(solver: Solver[Any], grid: TimeGrid) -> tuple[float, ...]:
-    """Returns four numbers that tell solvers apart: the sum of the states that one asks about.
-
-    It is given fixed answers. The last state alone would not do: at sigma = 0 it is one of them.
-    """
-    states: list[Tensor] = []
-
-    def answer(x: Tensor, node: Any) -> Tensor:
-        states.append(x)
-        return torch.sin(len(states) * (1.0 + torch.arange(4.0, dtype=x.dtype))).reshape(x.shape)
-
-    x, state = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64).reshape(1, 1, 2, 2), solver.init()
-    for t, s in pairwise(grid.nodes):
-        x, state = drive(solver.step(x, state, t, s), answer)
-    return tuple(torch.stack([*states, x]).sum(0).flatten().tolist())
-
-
-def _is_near(mine: Sequence[float], theirs: Sequence[float]) -> bool:
-    return all(
-        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(mine, theirs, strict=True)
-    )

@@ -1,0 +1,233 @@
+"""Rules of guidance against hand-made numbers: tcfg, smc, fdg and fbg."""
+
+import math
+
+import pytest
+import torch
+from guided import denoiser, ends, grid_of
+from laws import GAUSSIAN, PROCESSES, f64, solver, unit_noise
+
+from fewstep import EDM, FDG, TCFG, FeedbackGuidance, RectifiedFlow, SlidingModeCFG
+from fewstep.models.gaussian import GaussianMixture
+from fewstep.models.schedule import TimeGrid
+from fewstep.samplers.guidance import CFG, Guide, Interval, Moment, Setup
+from fewstep.samplers.guidance.fbg import compare_distances
+from fewstep.samplers.guidance.fdg import weigh_bands
+from fewstep.samplers.guidance.tcfg import project_to_common
+
+OTHER = GaussianMixture.single(f64(0.0, 0.1, -0.2, 0.3), f64(1.0, 0.8, 1.2, 0.9).sqrt())
+FLOW = TimeGrid.of(RectifiedFlow(), [0.6, 0.4, 0.1])
+X = f64([0.3, -0.2, 0.4, 0.5])
+DRAW = torch.Generator().manual_seed(0)
+U, C = (torch.randn(3, 2, 9, 6, generator=DRAW, dtype=torch.float64) for _ in range(2))
+
+
+def guide_of(policy, grid=FLOW) -> Guide:
+    network = GAUSSIAN.network(grid.schedule, (1, 2, 2))
+    return policy.begin(Setup(network, solver("ddim").on(grid), grid, images=1))
+
+
+def answer(guide, grid=FLOW, n=0, x=X):
+    """What a guide makes of the two laws at node n."""
+    node = grid.nodes[n]
+    moment = Moment(node, n)
+    assert len(guide.ask(moment)) == 2
+    return guide.combine([OTHER.x0(x, node), GAUSSIAN.x0(x, node)], x, moment)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (CFG(3.0), (1.641081626, -1.115245902, 0.903678930, 2.238961039)),
+        (SlidingModeCFG(3.0), (1.461081626, -0.935245902, 0.723678930, 2.058961039)),
+        (TCFG(3.0), (1.534588962, -0.847081231, 0.542690877, 2.431277223)),
+        (TCFG(3.0, space="eps"), (1.529565612, -1.053602047, 1.068803678, 2.133866854)),
+        (TCFG(3.0, space="x0"), (1.511204566, -0.909195049, 0.939132200, 2.365670935)),
+    ],
+    ids=repr,
+)
+def test_golden_numbers_on_two_gaussians(policy, expected):
+    torch.testing.assert_close(answer(guide_of(policy)), f64(expected), rtol=0, atol=1e-9)
+
+
+# TCFG
+
+
+def test_the_projection_is_that_of_a_singular_value_decomposition():
+    for u, c in ((U, C), (C, U), (U, 0.01 * C), (U, U + 1e-3 * C), (0.01 * U, C)):
+        projected = project_to_common(u, c)
+        for a, b, made in zip(u, c, projected, strict=True):
+            v = torch.linalg.svd(torch.stack([b.flatten(), a.flatten()]))[2][0]
+            torch.testing.assert_close(made.flatten(), (a.flatten() @ v) * v, rtol=0, atol=1e-13)
+
+
+def test_branches_that_agree_or_are_zero_are_left_alone():
+    torch.testing.assert_close(project_to_common(U, U), U)
+    zero = torch.zeros_like(U)
+    assert torch.equal(project_to_common(zero, zero), zero)
+    torch.testing.assert_close(project_to_common(U, zero), U)
+
+
+# SMC-CFG
+
+
+def differences(policy, gaps):
+    """The e'' of evaluations in v whose branches are so far apart."""
+    guide, node = guide_of(policy), FLOW.nodes[0]
+    made = []
+    for gap in gaps:
+        u = f64([0.0])
+        guided = guide.combine([u, u - gap * node.sigma], u, Moment(node))
+        made.append(float(guided / -node.sigma / policy.scale))
+    return made
+
+
+def test_small_differences_alternate_and_larger_ones_lose_k():
+    for rate in (5.0, 6.0):
+        policy = SlidingModeCFG(3.0, rate=rate)
+        assert differences(policy, [0.05] * 4) == pytest.approx([-0.05, 0.15, -0.05, 0.15])
+        assert differences(policy, [0.3] * 4) == pytest.approx([0.2] * 4)
+
+
+def test_the_soft_switch_shrinks_what_exceeds_the_conditional():
+    guide, node = guide_of(SlidingModeCFG(3.0, switch="soft")), FLOW.nodes[0]
+    u, c = f64([0.0, 0.0, 0.0]), f64([0.05, 0.3, -0.3]) * node.sigma
+    guided = guide.combine([u, c], u, Moment(node))
+    torch.testing.assert_close(guided / node.sigma, f64([0.05, 0.3 + 2 * 0.2, -0.3 - 2 * 0.2]))
+
+
+# FDG
+
+
+def test_bands_add_up_and_equal_scales_are_one():
+    for shape in ((2, 1, 8, 8), (2, 3, 7, 5), (1, 2, 3, 9, 16), (2, 1, 1, 2)):
+        x = torch.randn(shape, generator=DRAW, dtype=torch.float64)
+        halvings = 3 if min(shape[-2:]) > 4 else 1
+        for n in range(halvings + 1):
+            torch.testing.assert_close(weigh_bands(x, [3.0] * (n + 1)), 3.0 * x)
+
+
+def test_a_flat_picture_is_all_in_the_coarsest_band_and_a_chessboard_in_the_finest():
+    flat = torch.full((1, 1, 8, 8), 2.0)
+    torch.testing.assert_close(weigh_bands(flat, [100.0, 10.0, 3.0]), 3.0 * flat)
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    board = (1.0 - 2.0 * ((rows + columns) % 2)).reshape(1, 1, 16, 16)
+    inside = (..., slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(weigh_bands(board, [5.0, 1.0])[inside], 5.0 * board[inside])
+
+
+def test_the_published_scales_are_the_default_at_scale_5():
+    node, x = FLOW.nodes[0], torch.zeros_like(U)
+    made = guide_of(FDG(5.0)).combine([U, C], x, Moment(node))
+    torch.testing.assert_close(made, U + weigh_bands(C - U, [10.0, 5.0]))
+
+
+# Feedback guidance
+
+
+EDM_GRID = TimeGrid.of(EDM(), [2.0, 1.0, 0.5])
+START = f64([0.9, -0.5, 0.6, 1.2])
+
+
+def test_feedback_by_hand():
+    policy = FeedbackGuidance(10.0, temperature=0.1, offset=-0.02)
+    guide = guide_of(policy, EDM_GRID)
+    guided = answer(guide, EDM_GRID, 0, START)
+    node = EDM_GRID.nodes[0]
+    u, c = OTHER.x0(START, node), GAUSSIAN.x0(START, node)
+    torch.testing.assert_close(guided, torch.lerp(u, c, 1.052631579), rtol=0, atol=1e-9)
+    x = (START + guided) / 2  # an Euler step from 2 to 1
+    distance = compare_distances(*EDM_GRID.nodes[:2], (START, u, c, x))
+    assert float(distance) == pytest.approx(-0.676829394, abs=1e-9)
+    guided = answer(guide, EDM_GRID, 1, x)
+    assert float(guide.log_p) == pytest.approx(0.025121960, abs=1e-9)
+    u, c = OTHER.x0(x, EDM_GRID.nodes[1]), GAUSSIAN.x0(x, EDM_GRID.nodes[1])
+    torch.testing.assert_close(guided, torch.lerp(u, c, 1.051258910), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+def test_distances_are_those_of_their_definition(process):
+    t, s = grid_of(6, schedule=PROCESSES[process]).nodes[2:4]
+    x = U + C
+    r = (s.kappa / t.kappa) ** 2
+    sizes = [
+        (x / s.alpha - r * X[0, 0] / t.alpha - (1.0 - r) * branch).flatten(1).square().sum(1)
+        for branch in (C, U)
+    ]
+    found = compare_distances(t, s, (torch.full_like(U, float(X[0, 0])), U, C, x))
+    torch.testing.assert_close(found, sizes[0] - sizes[1])
+
+
+def test_the_first_step_may_come_from_pure_noise():
+    grid = TimeGrid.of(RectifiedFlow(), [1.0, 0.5, 0.2])
+    guide = guide_of(FeedbackGuidance(10.0), grid)
+    for n in range(2):
+        assert torch.isfinite(answer(guide, grid, n)).all()
+    assert float(guide.log_p) != 0.0
+
+
+def test_offsets_and_temperatures_follow_the_number_of_steps():
+    policy = FeedbackGuidance(10.0)
+    assert policy.choose_offset(64) == pytest.approx(-0.0809, abs=5e-5)
+    assert policy.choose_offset(10) == pytest.approx(-0.518, abs=5e-4)
+    assert FeedbackGuidance(10.0, offset=0.5).choose_offset(10) == 0.5
+    grid = TimeGrid.of(EDM(), [8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    variances = [(t * t - s * s) * s * s / (t * t) for t, s in ((8, 4), (4, 2), (2, 1), (1, 0.5))]
+    for t1, variance in ((0.4, variances[2]), (0.5, (variances[1] + variances[2]) / 2)):
+        policy = FeedbackGuidance(10.0, t1=t1, offset=-0.5)
+        assert policy.choose_temperature(grid) == pytest.approx(2 * variance / 10 * 0.5)
+    assert FeedbackGuidance(10.0, temperature=0.25).choose_temperature(grid) == 0.25
+
+
+def test_the_scale_of_feedback_stays_within_its_bounds():
+    for offset, bound in ((-50.0, 4.0), (50.0, 1.0 / (1.0 - 0.05 * math.exp(-3.0)))):
+        guide = guide_of(FeedbackGuidance(4.0, offset=offset, temperature=0.0))
+        answer(guide)
+        node = FLOW.nodes[1]
+        expected = torch.lerp(OTHER.x0(X, node), GAUSSIAN.x0(X, node), bound)
+        torch.testing.assert_close(answer(guide, n=1), expected)
+    at_once = answer(guide_of(FeedbackGuidance(1.01)))  # below 1 / prior
+    node = FLOW.nodes[0]
+    torch.testing.assert_close(at_once, torch.lerp(OTHER.x0(X, node), GAUSSIAN.x0(X, node), 1.01))
+
+
+def test_further_evaluations_of_a_step_take_its_scale():
+    guide = guide_of(FeedbackGuidance(10.0))
+    answer(guide)
+    before = guide.log_p
+    node = FLOW.nodes[1]
+    guide.combine([X, 2.0 * X], X, Moment(node, 0, stage=1))
+    assert guide.log_p is before
+    guide.combine([X, 2.0 * X], X, Moment(node, 1))
+    assert float(guide.log_p) != float(before)
+
+
+# All of them
+
+
+RULES = [
+    TCFG(3.0),
+    SlidingModeCFG(3.0),
+    SlidingModeCFG(3.0, switch="soft"),
+    FeedbackGuidance(4.0, prior=0.5),
+    FDG(3.0),
+]
+
+
+@pytest.mark.parametrize("policy", RULES, ids=repr)
+def test_an_image_does_not_know_the_others_of_its_batch(policy):
+    grid = grid_of(8)
+    x = unit_noise((4, 2, 1, 2)) * grid.schedule.noise_scale(grid.nodes[0])
+    together = ends(solver("ddim"), 0, policy, grid, x, denoiser(4))
+    for row in range(4):
+        alone = ends(solver("ddim"), 0, policy, grid, x[row : row + 1], denoiser(1))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", RULES, ids=repr)
+def test_inside_an_interval_it_is_itself_and_outside_it_is_not_asked(policy):
+    who = denoiser(2, seen=(seen := []))
+    whole = ends(solver("ddim"), 8, Interval(policy, 0.0, math.inf))
+    assert torch.equal(whole, ends(solver("ddim"), 8, policy))
+    ends(solver("ddim"), 8, Interval(policy, 0.25, 0.5, "step"), who=who)
+    assert seen == [2, 2, 4, 4, 2, 2, 2, 2]
