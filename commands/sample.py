@@ -1,7 +1,7 @@
 """`sample`: a grid of images."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ from ..eval.options import (
     option,
 )
 from ..models.errors import SettingError
-from .console import gather_options, refuse_typed
+from .console import gather_options, refuse_typed, typed
 from .images import ImageOptions
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DECIDED = {"solver", "nfe", "steps", "grid_type", "times", "final", "schedule", "recipe", "cache"}
 DECIDED |= {"cfg_scale", "cfg_interval", "guidance", "threshold"}  # by a plan
+PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet", "force"}
 
 
@@ -216,7 +217,12 @@ class SampleOptions:
 class SampleOutputs:
     """Where the images go, and what is printed."""
 
-    out: Path = option(Path("samples.png"), "The .png file for the grid of images.", OUTPUT)
+    out: Path | None = option(
+        None,
+        "The .png file for the grid of images, or a .safetensors file for the samples as they are."
+        " The default is samples.png, or samples.safetensors of a network that draws no images.",
+        OUTPUT,
+    )
     save_images: Path | None = option(
         None, "Folder that gets every image as a .png of its own.", OUTPUT
     )
@@ -227,15 +233,37 @@ class SampleOutputs:
         """Raises SettingError if something could not be written, or would replace an input."""
         from ..models.files import check_apart, check_folder, check_writable
 
-        check_writable(self.out, ".png")
-        check_apart([self.out], inputs)
+        for path in (PICTURE, TENSORS) if self.out is None else (self.out,):
+            check_writable(path, PICTURE.suffix, TENSORS.suffix)
+            check_apart([path], inputs)
         if self.save_images is not None:
             check_folder(self.save_images)
+
+    def settle(self, network: "Network") -> "SampleOutputs":
+        """Returns the outputs with the file of the samples of a network.
+
+        Raises:
+            SettingError: for pictures of a network that draws none.
+        """
+        from ..samplers.images import draws_pictures
+
+        pictures = draws_pictures(network)
+        out = self.out or (PICTURE if pictures else TENSORS)
+        tensors = out.suffix.lower() == TENSORS.suffix
+        if self.save_images is not None and (tensors or not pictures):
+            raise SettingError("--save-images writes pictures; drop it, or give --out a .png")
+        if not (tensors or pictures):
+            raise SettingError(
+                f"{network.name} draws samples of shape {network.shape}, which are no pictures;"
+                " give --out a .safetensors file"
+            )
+        return replace(self, out=out)
 
     def show(self, run: "Run", result: "Result") -> None:
         """Writes the pictures and prints what they cost."""
         from ..samplers.run_record import save_pictures
 
+        assert self.out is not None
         save_pictures(run, result, self.out, self.save_images)
         if self.json_:
             body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
@@ -252,33 +280,50 @@ def sample(
     images: ImageOptions,
     from_png: Annotated[
         Path | None,
-        describe("Repeat the run that is stored in a picture made by `sample`.", IMAGES),
+        describe("Repeat the run that is stored in a file made by `sample`.", IMAGES),
     ] = None,
     *,
     outputs: SampleOutputs,
 ) -> None:
     """Draws a grid of images and prints what it cost."""
-    from ..models.load import load
-    from ..samplers.run_record import check_pictures, read_run
+    from ..samplers.run_record import check_pictures
     from ..samplers.sampler import Sampler
 
     files = (options.schedule, options.cache, options.plan)
     inputs = [from_png, *(Path(each) for each in files if each)]
     outputs.check(inputs)
     if from_png is not None:
-        names = ctx.params.keys() - BESIDE_REPLAY
-        refuse_typed(ctx, names, "--from-png repeats the run in the picture as it was")
-        run = read_run(from_png).bind(options.force)
-        network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
+        run, network = _read_again(ctx, from_png, options)
     else:
         if options.plan is not None:
             refuse_typed(ctx, DECIDED, "--plan is the whole run")
         network = options.load()
         _check_guidance(options)
         run = options.record(network, images)
-    if outputs.save_images is not None:
+    outputs = outputs.settle(network)
+    if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
     outputs.show(run, Sampler(network)(**run.arguments(), progress=not outputs.quiet))
+
+
+def _read_again(ctx: typer.Context, path: Path, options: SampleOptions) -> tuple["Run", "Network"]:
+    """Returns the run that is stored in a picture, and its network.
+
+    One that code makes is imported where it is named again beside the picture.
+    """
+    from ..models.load import load
+    from ..models.user_code import names_code
+    from ..samplers.run_record import read_run
+
+    run, names = read_run(path), ctx.params.keys() - BESIDE_REPLAY
+    named = names_code(run.model) and typed(ctx, "model")
+    refused = names - {"model"} if named else names
+    refuse_typed(ctx, refused, "--from-png repeats the run in the picture as it was")
+    run = run.name_code(options.model if named else None, path)
+    if not named:
+        run = run.bind(options.force)
+    network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)
+    return run.bind(options.force) if named else run, network
 
 
 def _schedule(name: str, force: bool) -> "Schedule":

@@ -15,8 +15,10 @@ from typing import Any
 from ..models.caching.base import CACHES
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable
+from ..models.network import Network
 from ..models.probe import sketch
 from ..models.schedule import NoiseSchedule
+from ..models.user_code import lend
 from ..models.weights import hash_weights
 from ..samplers.cache_file import CacheFigures, CacheFile
 from ..samplers.plan import settle_choices
@@ -65,29 +67,30 @@ class Quality:
         return -value if self.metric in HIGHER else value
 
 
-def calibrate(network: str, *, progress: bool = False, **options: Any) -> CacheFile:
+def calibrate(network: str | Network, *, progress: bool = False, **options: Any) -> CacheFile:
     """Finds the cheapest cache that keeps the images near and writes it, as the command does.
 
     >>> file = fewstep.calibrate("fashion-dit", nfe=30, quality="psnr=30", out="cache.json")
     >>> file.cache, file.figures.effective
 
     Args:
-        network: an embedded name, a folder or an id on the hub.
+        network: what `load` takes by name, or a `Network`.
         progress: shows how far the runs are.
         options: the fields of `CalibrationRequest` that concern caches.
 
     Raises:
         SettingError: if no cache is good enough, or the network cannot be cached.
     """
-    request = make_request(CalibrationRequest, network=network, **options)
-    if request.guidance is not None:
-        raise SettingError(
-            "fewstep.calibrate finds caches; for a threshold of adaptive guidance take"
-            " fewstep.eval.guidance_calibration.propose_threshold"
-        )
-    bench = make_bench(request)
-    run_all(bench, progress=progress)
-    return Calibration.of(request, bench).write(request.out)[0]
+    with lend(network) as name:
+        request = make_request(CalibrationRequest, network=name, **options)
+        if request.guidance is not None:
+            raise SettingError(
+                "fewstep.calibrate finds caches; for a threshold of adaptive guidance take"
+                " fewstep.eval.guidance_calibration.propose_threshold"
+            )
+        bench = make_bench(request)
+        run_all(bench, progress=progress)
+        return Calibration.of(request, bench).write(request.out)[0]
 
 
 def make_bench(request: CalibrationRequest) -> CacheBench:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..models.denoiser import Denoiser, Network
 from ..models.errors import SettingError
 from ..models.schedule import Node
-from ..samplers.conditions import check_branches, make_branches, take_rows
+from ..samplers.conditions import check_branches, fill_conditions, make_branches, take_rows
 from ..samplers.guidance import CFG, Guidance, Guide, Setup
 from ..samplers.loop import integrate
 from ..samplers.noise import Noise
@@ -62,7 +62,7 @@ def run_guided(
     """
     seeds = range(images.first, images.first + images.count)
     labels = [i % network.num_classes for i in seeds] if network.num_classes else None
-    branches = make_branches(network, len(seeds), labels, None, None)
+    branches = make_branches(network, len(seeds), labels, **fill_conditions(network, seeds))
     check_branches(network, branches, CFG(2.0), plan.grid)
     split = replace(network, forward=in_parts(network, images.batch))
     made = guide(Setup(network, plan.solver, plan.grid, len(seeds), plan.adaptive))

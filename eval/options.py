@@ -102,8 +102,9 @@ def _check_range(name: str, value: Any, info: OptionInfo) -> None:
 Model = Annotated[
     str,
     typer.Argument(
-        help="The network: an embedded name of `fewstep list models`, a folder of diffusers or an"
-        " id on the hub."
+        help="The network: an embedded name of `fewstep list models`, a folder of diffusers, an id"
+        " on the hub, or your own as file.py:attribute or package.module:attribute, whose code is"
+        " run."
     ),
 ]
 Dtype = Annotated[str, describe("Number format of the network: fp32, tf32, bf16 or fp16.", MACHINE)]

@@ -2,8 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_HASHED = 2**16  # numbers of one tensor
 
 
 def hash_file(path: Path) -> str:
@@ -33,3 +39,18 @@ def hash_json(body: Any) -> str:
     """Returns the sha256 of canonical JSON: sorted keys, no spaces, shortest exact floats."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_modules(modules: "Iterable[nn.Module]") -> str:
+    """Returns the sha256 of the weights of modules: names, shapes and numbers.
+
+    Of a large tensor numbers at even distances count, as for large files in `hash_sampled`.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            step = max(1, value.numel() // MOST_HASHED)
+            numbers = value.detach().flatten()[::step].double().cpu().contiguous()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(numbers.numpy().tobytes())
+    return digest.hexdigest()

@@ -27,6 +27,7 @@ from .pipeline_network import (
 from .reading import ordinary_file
 from .schedule import noise_schedule
 from .speed import Speed, faster, use_tf32
+from .user_code import LENT, import_network, names_code
 
 TF32 = "tf32"
 DTYPES = {
@@ -63,12 +64,14 @@ def load(
 
     Args:
         source: an embedded name; a diffusers pipeline folder or checkpoint folder (the latter with
-            a card.json or scheduler_config.json beside its weights); a hub id `owner/name`; a live
-            diffusers pipeline; or a `Network`, which is returned as it is.
+            a card.json or scheduler_config.json beside its weights); a hub id `owner/name`;
+            `file.py:attribute` or `package.module:attribute`, a `Network` or a function that makes
+            one, whose code is run; a live diffusers pipeline; or a `Network`, which is returned as
+            it is.
         dtype: "fp32", "bf16", "fp16" or torch's own, of the network's weights; states stay
             float32. "tf32" is fp32 whose matrix products may round to TF32 on a GPU. None is fp32,
-            and for a live pipeline what it has.
-        device: a torch device; None is cpu, and for a live pipeline where it is.
+            and for a live pipeline and for code what it has.
+        device: a torch device; None is cpu, and for a live pipeline and for code where it is.
         speed: how it is run, such as `Speed(compile=True)`; None changes nothing.
 
     Raises:
@@ -88,14 +91,17 @@ def _find_network(
 ) -> Network:
     if isinstance(source, Network):
         return source
+    if str(source) in LENT:
+        return LENT[str(source)]
     kind, where = _find_dtype(dtype or "fp32"), find_device(device or "cpu")
+    asked = kind if dtype else None, where if device else None
     if not isinstance(source, str | Path):
-        return _make_from_pipeline(
-            _move_pipeline(source, kind if dtype else None, where if device else None)
-        )
+        return _make_from_pipeline(_move_pipeline(source, *asked))
     if str(source) in embedded_names():
         with as_file(files(f"{__package__}.embedded") / str(source)) as folder:
             return _load_folder(folder, kind, where)
+    if names_code(source) and not is_folder(source):
+        return import_network(str(source), *asked)
     folder = Path(source) if is_folder(source) else _download(str(source))
     return replace(_load_folder(folder, kind, where), name=str(source))
 
@@ -207,6 +213,8 @@ def _make_from_scheduler(module: Any, folder: Path) -> Network:
 
 def _download(name: str) -> Path:
     """Downloads a hub repository into the ordinary cache: weights as safetensors, and no code."""
+    if name.endswith(".py"):
+        raise _make_error(name, f"to run its code, name the network in it: {name}:ATTRIBUTE")
     if not is_hub_name(name):
         raise _make_error(name, "it is no folder and no hub id (owner/name)")
     try:

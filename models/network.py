@@ -43,6 +43,9 @@ class Network:
     distilled:   the update and times that it was distilled to, or the name of the update; None if
                  it was not, or nobody says so.
     needs:       names of the conditions it cannot be called without.
+    conditions:  of images for which a call gives none: tensors (k, *) by name, such as embedded
+                 prompts; the image of seed s gets row s mod k. negative: the same for the
+                 unconditional branch.
     device:      the device of the network and of its samples.
     name:        its name in messages.
     module:      the torch module behind `forward`, on which a cache can be put; None for a plain
@@ -67,6 +70,8 @@ class Network:
     encode: Callable[[Tensor], Tensor] | None = None
     distilled: Distillation | str | None = None
     needs: tuple[str, ...] = ()
+    conditions: Mapping[str, Tensor] | None = None
+    negative: Mapping[str, Tensor] | None = None
     device: torch.device = CPU
     name: str = ""
     module: nn.Module | None = None

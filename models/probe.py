@@ -34,12 +34,13 @@ def sketch(network: Network) -> tuple[float, ...] | None:
     They are sums of the answer under random signs, divided by the square root of its size. None for
     a network that needs conditions unknown here, such as the embedding of a prompt.
     """
-    if set(network.needs) - {"class_labels"}:
+    given = {name: value[:1] for name, value in (network.conditions or {}).items()}
+    if set(network.needs) - {"class_labels"} - given.keys():
         return None
     dice = torch.Generator().manual_seed(0)
     x = torch.randn(1, *network.shape, generator=dice)
     labels = {"class_labels": torch.zeros(1, dtype=torch.long)} if network.num_classes else {}
-    x0 = answer(network, x, labels).flatten()
+    x0 = answer(network, x, {**given, **labels}).flatten()
     signs = torch.randint(0, 2, (NUMBERS, len(x0)), generator=dice) * 2.0 - 1.0
     return tuple(round(value, 6) for value in (signs @ x0 / len(x0) ** 0.5).tolist())
 

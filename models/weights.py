@@ -5,6 +5,7 @@ from pathlib import Path
 from .errors import SettingError, reason_of, shorten
 from .hashing import hash_file, hash_json, hash_sampled
 from .load import embedded_names, is_folder, read_card
+from .user_code import WEIGHTS
 
 REPLACED = ("fashion-dit", "fashion-unet")  # by others, before anything named the weights it used
 
@@ -12,8 +13,9 @@ REPLACED = ("fashion-dit", "fashion-unet")  # by others, before anything named t
 def hash_weights(source: str, *, whole: bool = False) -> str | None:
     """Returns a sha256 that tells the weights of a network, None for an id of the hub.
 
-    That is the hash on the card of an embedded network, and of a folder one of all its safetensors
-    files, of large ones in samples.
+    That is the hash on the card of an embedded network, of a folder one of all its safetensors
+    files, of large ones in samples, and of a network that code makes one of its modules, once
+    `load` has imported it.
 
     Args:
         source: as `load` takes it.
@@ -25,7 +27,7 @@ def hash_weights(source: str, *, whole: bool = False) -> str | None:
     if source in embedded_names():
         return str(read_card(source)["sha256"])
     if not is_folder(source):
-        return None
+        return WEIGHTS.get(source)
     paths = sorted(path for path in Path(source).rglob("*.safetensors") if path.is_file())
     digest = hash_file if whole else hash_sampled
     try:

@@ -26,18 +26,21 @@ def make_branches(
     """Returns the conditions of n images for each branch that the network has.
 
     A network has an unconditional branch if it has a null class or if negative conditions are
-    given; what those do not name is shared with the conditional branch.
+    given; what those do not name is shared with the conditional branch. Where no conditions are
+    given, those of the network are taken in turn.
 
     Raises:
         SettingError: for labels that do not exist, or conditions without one row per image.
         ModelError: if a condition that the network cannot be called without is missing.
     """
+    given = fill_conditions(network, range(n), conditions, negative)
+    conditions, negative = given["conditions"], given["negative"]
     cond = {**_expand("conditions", conditions, n), **_read_labels(network, n, class_labels)}
     missing = [name for name in network.needs if name not in cond]
     if missing:
         raise ModelError(
             f"{network.name} needs {', '.join(missing)}; pass conditions={{name: tensor}} with one"
-            " row per image"
+            " row per image, to the call or once to from_module"
         )
     branches = {Branch.COND: cond}
     has_null = bool(network.num_classes) and network.null_class is not None
@@ -45,6 +48,29 @@ def make_branches(
         null = _read_labels(network, n, None) if has_null else {}
         branches[Branch.UNCOND] = {**cond, **_expand("negative", negative, n), **null}
     return {branch: _to_device(network.device, each) for branch, each in branches.items()}
+
+
+def fill_conditions(
+    network: Network,
+    seeds: Sequence[int],
+    conditions: Conditions | None = None,
+    negative: Conditions | None = None,
+) -> dict[str, Conditions | None]:
+    """Returns conditions and negative ones as `Sampler` takes them; the network's where None."""
+    return {
+        "conditions": pick_rows(network.conditions, seeds) if conditions is None else conditions,
+        "negative": pick_rows(network.negative, seeds) if negative is None else negative,
+    }
+
+
+def pick_rows(conditions: Conditions | None, seeds: Sequence[int]) -> Conditions | None:
+    """Returns row s mod k of k for each seed s."""
+    if conditions is None:
+        return None
+    return {
+        name: value[torch.tensor([seed % len(value) for seed in seeds])]
+        for name, value in conditions.items()
+    }
 
 
 def check_branches(

@@ -92,6 +92,15 @@ Given = Tensor | Picture | Sequence[Picture]  # an image in Python
 ENLARGED = 256  # pixels a side that small pictures of a strip are enlarged to
 
 
+def draws_pictures(network: Network) -> bool:
+    """Tells whether samples of a network are pictures, or are decoded into some."""
+    return network.decode is not None or _has_pixels(network)
+
+
+def _has_pixels(network: Network) -> bool:
+    return len(network.shape) == 3 and network.shape[0] in MODES
+
+
 def read_picture(path: Path, network: Network) -> Tensor:
     """Returns a picture file as (1, C, H, W) in [-1, 1].
 
@@ -146,7 +155,7 @@ def to_tensor(network: Network, pictures: Picture | Sequence[Picture]) -> Tensor
 def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
     """Returns a picture as (1, C, H, W) in [-1, 1]."""
     free = network.encode is not None  # a VAE takes colour of many sizes
-    drawn = network.decode is None and len(network.shape) == 3 and network.shape[0] in MODES
+    drawn = network.decode is None and _has_pixels(network)
     if not free and not drawn:
         raise SettingError(
             f"{network.name} draws samples of shape {network.shape}, which no picture holds, and"

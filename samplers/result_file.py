@@ -9,30 +9,26 @@ import torch
 
 from ..models.arguments import as_numbers
 from ..models.errors import FewstepError, SettingError
-from ..models.files import check_writable, write_bytes, write_whole
+from ..models.files import check_writable, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
 from .guidance import CFG
 from .images import make_contact_sheet
-from .run_record import CHUNK, Run, save_png
+from .run_record import TENSORS, Run, save_png, save_samples
 
 if TYPE_CHECKING:
     from .sampler import Result, SamplerCall
 
-SAMPLES = "samples"  # the tensor in a .safetensors file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 UNWRITTEN = ("conditions", "negative", "low_noise", "callback")  # values of Python
 
 
 def save_result(result: "Result", path: Path) -> None:
     """Writes a grid of the images as .png, or the samples as .safetensors; see `Result.save`."""
-    check_writable(path, ".png", ".safetensors")
+    check_writable(path, ".png", TENSORS)
     run = _find_record(result, path)
-    if path.suffix.lower() == ".safetensors":
-        from safetensors.torch import save
-
-        metadata = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
-        write_bytes(path, save({SAMPLES: result.samples.contiguous()}, metadata))
+    if path.suffix.lower() == TENSORS:
+        save_samples(result.samples, path, run)
         return
     sheet = make_contact_sheet(result.images)
     if run is None:

@@ -11,12 +11,13 @@ from pydantic import BeforeValidator, Field
 from .. import __version__
 from ..models.arguments import MOST_NUMBERS, format_ranges, parse_ranges
 from ..models.errors import SettingError, shorten
-from ..models.files import check_apart, check_writable, make_folder, write_whole
-from ..models.reading import parse_as, parse_json
+from ..models.files import check_apart, check_writable, make_folder, write_bytes, write_whole
+from ..models.reading import parse_as, parse_json, read_tensors
 from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
+from ..models.user_code import refuse_code
 from ..models.weights import check_weights, hash_weights
-from .guidance.base import iterate_nested
+from .guidance.base import list_second_networks
 from .guidance.forecast import write_forecast
 from .images import Picture, make_contact_sheet, open_picture
 from .plan import settle_choices
@@ -24,9 +25,12 @@ from .run_settings import RunSettings
 from .schedule_choice import choose_default_schedule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .sampler import Result
 
 CHUNK = "fewstep"  # the text chunk of a PNG that holds the run as JSON
+SAMPLES, TENSORS = "samples", ".safetensors"  # the tensor in a file of samples, and its suffix
 
 
 def _read_seeds(given: Any) -> Any:
@@ -91,6 +95,23 @@ class Run(RunSettings):
             check_weights(name, recorded.get(name), "this picture was drawn", remedy)
         return self.name_weights()
 
+    def name_code(self, named: str | None, path: Path) -> "Run":
+        """Returns the run of a network as it was named anew, if it was.
+
+        path: of the picture.
+
+        Raises:
+            SettingError: for code that only the picture names.
+        """
+        where, second = f"the record in {shorten(path)}", list_second_networks(self.guidance())
+        refuse_code(second, where, "draw it anew with the options of its command")
+        if named is None:
+            refuse_code([self.model], where, f"sample {self.model} --from-png {path}")
+            return self
+        recorded = (self.weights or {}).get(self.model)
+        weights = None if recorded is None else {named: recorded}
+        return self.model_copy(update={"model": named, "weights": weights})
+
     def name_weights(self) -> "Run":
         """Returns the run with the hashes of the weights that are here."""
         hashes = {name: hash_weights(name) for name in self._list_networks()}
@@ -99,8 +120,7 @@ class Run(RunSettings):
 
     def _list_networks(self) -> list[str]:
         """Returns the names of the network and of those that its guidance asks."""
-        weak = (getattr(each, "network", None) for each in iterate_nested(self.guidance()))
-        return [self.model, *(name for name in weak if isinstance(name, str))]
+        return [self.model, *list_second_networks(self.guidance())]
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments with which a sampler of the model draws the images."""
@@ -135,6 +155,14 @@ def save_png(image: Picture, path: Path, run: Run, nfe: float) -> None:
     write_whole(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
 
 
+def save_samples(samples: "Tensor", path: Path, run: Run | None) -> None:
+    """Writes the tensor `samples` of a .safetensors file, with the run if it is known."""
+    from safetensors.torch import save
+
+    metadata = {} if run is None else {CHUNK: run.model_dump_json(exclude_none=True)}
+    write_bytes(path, save({SAMPLES: samples.contiguous()}, metadata))
+
+
 def list_picture_paths(run: Run, folder: Path) -> list[Path]:
     """Returns where `save_pictures` puts each image: SEED-CLASS.png, or SEED.png."""
     labels = [""] * len(run.seeds) if run.classes is None else [f"-{each}" for each in run.classes]
@@ -153,7 +181,13 @@ def check_pictures(run: Run, out: Path, folder: Path, inputs: Iterable[Path | No
 
 
 def save_pictures(run: Run, result: "Result", out: Path, folder: Path | None = None) -> None:
-    """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own."""
+    """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own.
+
+    To a .safetensors file it writes the samples as they are.
+    """
+    if out.suffix.lower() == TENSORS:
+        save_samples(result.samples, out, run)
+        return
     nfe = result.ledger.nfe
     if folder is not None:
         make_folder(folder)
@@ -163,12 +197,15 @@ def save_pictures(run: Run, result: "Result", out: Path, folder: Path | None = N
 
 
 def read_run(path: Path) -> Run:
-    """Returns the run stored in a PNG.
+    """Returns the run stored in a PNG, or beside the samples in a .safetensors file.
 
     Raises:
         SettingError: if the file is broken, holds no run, or one of a newer fewstep.
     """
-    text = getattr(open_picture(path), "text", {}).get(CHUNK)
+    if path.suffix.lower() == TENSORS:
+        text = read_tensors(path)[1].get(CHUNK)
+    else:
+        text = getattr(open_picture(path), "text", {}).get(CHUNK)
     if text is None:
         raise SettingError(
             f"{shorten(path)} carries no fewstep run; only pictures made by `sample` can be"

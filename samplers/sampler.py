@@ -23,7 +23,7 @@ from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact
-from .conditions import Conditions, check_branches, make_branches
+from .conditions import Conditions, check_branches, fill_conditions, make_branches
 from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
 from .expert_parts import LowNoise, split_run
 from .grid import warn_of_late_start
@@ -189,7 +189,8 @@ class Sampler:
         Args:
             seeds: one per image; an image depends on its own seed and on no other.
             class_labels: one for all or one per image; None is the null class where there is one.
-            conditions: further keyword tensors of the network, one row per image or one for all.
+            conditions: further keyword tensors of the network, one row per image or one for all;
+                None is the network's own, where it has some.
             negative: the same for the unconditional branch.
             guidance: a policy such as `CFG(2.0)`; None evaluates the conditional branch alone.
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
@@ -238,7 +239,8 @@ class Sampler:
         cache = None if cache is None else take_cache(cache)
         made = self._plan(given, policy, recipe is not None)
         warn_in_training(self.network.forward, self.network.name)
-        branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
+        filled = fill_conditions(self.network, seeds, conditions, negative)
+        branches = make_branches(self.network, len(seeds), class_labels, **filled)
         cache = _choose_cache(cache, made, find_attachment(self.network))
         parts = split_run(self.network, made, policy, cache, low_noise)
         for part in parts:

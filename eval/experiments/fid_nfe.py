@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...models.denoiser import Branch, Denoiser, Network
+from ...models.denoiser import Denoiser, Network
 from ...models.errors import FewstepError
 from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
+from ...samplers.conditions import make_branches
 from ...samplers.images import make_contact_sheet, to_pil, to_uint8, write_png
 from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
@@ -237,8 +238,7 @@ def flops_per_row(network: Network) -> float:
 
     Attention is counted as the matrix products it is: on a CPU its fused kernel would not be seen.
     """
-    label = torch.zeros(1, dtype=torch.long, device=network.device)
-    conditions = {Branch.COND: {"class_labels": label} if network.num_classes else {}}
+    conditions = make_branches(network, 1, 0 if network.num_classes else None, None, None)
     x = torch.zeros(1, *network.shape, device=network.device)
     node = network.schedule.at(0.5 * (network.schedule.t_min + network.schedule.t_max))
     counter = FlopCounterMode(display=False)

@@ -21,10 +21,12 @@ from ...models.errors import ScheduleError, SettingError, shorten
 from ...models.hashing import hash_file
 from ...models.reading import StrictModel, first_problem, parse_as, read_text
 from ...models.registry import parse_spec
+from ...models.user_code import refuse_code
 from ...models.weights import hash_weights
 from ...samplers.conditions import check_branches, make_branches
 from ...samplers.grid import choose_default_grid
 from ...samplers.guidance import Setup, parse_guidance
+from ...samplers.guidance.base import list_second_networks
 from ...samplers.guidance.forecast import write_forecast
 from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_record import Run
@@ -88,6 +90,14 @@ class Entry(StrictModel):
                 take_cache(cache)
         return self
 
+    def list_networks(self) -> Iterator[str]:
+        """Yields the names of all networks that are asked, those of guidances too."""
+        yield from self.models
+        for scale, guidance in product(self.cfg_scales, self.guidances):
+            with suppress(SettingError):
+                policy = parse_guidance(guidance, None if scale == 1.0 else scale)
+                yield from list_second_networks(policy)
+
 
 class Sweep(StrictModel):
     """All choices of `fewstep bench fid-nfe`, version 1.
@@ -114,9 +124,12 @@ class Sweep(StrictModel):
     def load(cls, path: Path) -> "Sweep":
         """Reads and checks a JSON file; raises SettingError with the first thing that is wrong."""
         try:
-            return parse_as(cls, read_text(path))
+            sweep = parse_as(cls, read_text(path))
         except SettingError as error:
             raise SettingError(f"{shorten(path)} is no valid sweep: {error}") from error
+        names = (name for entry in sweep.entries for name in entry.list_networks())
+        refuse_code(names, f"the sweep {shorten(path)}", "give --model and the other options")
+        return sweep
 
 
 def check_choices(kind: type[M], **choices: Any) -> M:
@@ -162,7 +175,7 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
     """
     cells: dict[str, QualityCell] = {}
     refused: dict[str, None] = {}
-    for drawn in _settings(sweep):
+    for drawn in _settings(sweep, networks):
         network = networks(drawn.run.model)
         drawn = _complete(drawn, network)
         try:
@@ -187,9 +200,10 @@ def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> QualityCell:
     return QualityCell(protocol, block, nfe, float(nfe * branches * measure.n))
 
 
-def _settings(sweep: Sweep) -> Iterator[Drawn]:
+def _settings(sweep: Sweep, networks: Networks) -> Iterator[Drawn]:
     """Yields what is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
+        networks(model)  # of code the weights are known once it is imported
         weights = hash_weights(model, whole=True)
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):

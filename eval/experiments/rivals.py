@@ -16,7 +16,13 @@ from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.prediction import Prediction, convert
 from ...models.schedule import EDM, Node, RectifiedFlow, TimeGrid
-from ...samplers.conditions import Conditions, check_branches, make_branches, take_rows
+from ...samplers.conditions import (
+    Conditions,
+    check_branches,
+    fill_conditions,
+    make_branches,
+    take_rows,
+)
 from ...samplers.guidance import Guidance, Moment, Thresholded, Unguided
 from ...samplers.noise import Noise
 from ...samplers.sampler import Result
@@ -58,7 +64,8 @@ class RivalSampler:
         guidance = guidance or Unguided()
         if isinstance(guidance, Thresholded):
             raise SettingError("a rival has thresholding of its own; drop the threshold")
-        branches = make_branches(self.network, len(seeds), class_labels, conditions, negative)
+        filled = fill_conditions(self.network, seeds, conditions, negative)
+        branches = make_branches(self.network, len(seeds), class_labels, **filled)
         check_branches(self.network, branches, guidance, self.grid)
         ledger, parts = Ledger(images=len(seeds)), []
         start = time.perf_counter()

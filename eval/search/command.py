@@ -14,7 +14,9 @@ from ...models.files import (
     make_folder,
     write_bytes,
 )
+from ...models.network import Network
 from ...models.reading import ordinary_file
+from ...models.user_code import lend
 from ...samplers.columns import Columns
 from ..options import make_request
 from ..requests import SearchRequest
@@ -32,14 +34,14 @@ from .uncached import list_cache_lines
 REMEMBERED = (IDENTITY_FILE, SCORES_FILE, RIVALS_FILE, REFERENCE_FILE, END_FILE)  # in the log
 
 
-def search(network: str, *, progress: bool = False, **options: Any) -> list[SearchResult]:
+def search(network: str | Network, *, progress: bool = False, **options: Any) -> list[SearchResult]:
     """Searches for schedules that suit a network and writes them, as `fewstep search` does.
 
     >>> (found,) = fewstep.search("fashion-dit", nfe=5, budget="10m", out="five.json")
     >>> Sampler.from_pretrained("fashion-dit")(range(8), solver=found.schedule)
 
     Args:
-        network: an embedded name, a folder or an id on the hub.
+        network: what `load` takes by name, or a `Network`.
         progress: shows how far the search is.
         options: the fields of `SearchRequest`, of which nfe, nfe_range, rows or full is needed.
 
@@ -49,8 +51,9 @@ def search(network: str, *, progress: bool = False, **options: Any) -> list[Sear
     Raises:
         FewstepError: for anything that cannot be searched, before any work where possible.
     """
-    request = make_request(SearchRequest, network=network, **options)
-    return [result for _, result in run_search(request, progress)]
+    with lend(network) as name:
+        request = make_request(SearchRequest, network=name, **options)
+        return [result for _, result in run_search(request, progress)]
 
 
 def schedule_path(request: SearchRequest, size: SearchSize) -> Path:

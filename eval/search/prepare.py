@@ -9,6 +9,7 @@ from ...models.denoiser import Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
 from ...models.registry import parse_spec
+from ...models.user_code import LENT
 from ...samplers.conditions import parse_classes
 from ...samplers.grid import Final, choose_default_grid
 from ...samplers.placement import list_grids
@@ -35,6 +36,7 @@ STEPS = "30"  # of a run whose full evaluations are searched
 RENAMED = {"distance": "terminal"}  # objectives
 PLAIN_GRID = "logsnr"
 AFS = ("none", "zero", "mean", "any")
+TOY = "toy"  # the name of a distribution
 TEACHER = "teacher"  # where the folder of a log keeps its reference
 
 
@@ -143,7 +145,7 @@ def _free(text: str | None) -> frozenset[str]:
 
 
 def _problem(request: SearchRequest) -> Problem:
-    if request.network == "toy":
+    if request.network == TOY and TOY not in LENT:
         return toy.toy(_count_noises(request))
     network = load(request.network, dtype=request.dtype, device=request.device)
     teacher = Teacher(

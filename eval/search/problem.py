@@ -19,7 +19,13 @@ from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
-from ...samplers.conditions import Branches, Conditions, check_branches, make_branches
+from ...samplers.conditions import (
+    Branches,
+    Conditions,
+    check_branches,
+    make_branches,
+    pick_rows,
+)
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
 from ...samplers.noise import Noise, check_seeds
@@ -96,7 +102,8 @@ class Problem:
     train, validation, test: seeds of the blocks; disjoint.
     labels:    seed s gets labels[s mod len(labels)]; () where there are no classes.
     conditions: further tensors (k, *) that the network is given, by name, such as embedded prompts:
-               seed s gets row s mod k. negative: the same for the unconditional branch.
+               seed s gets row s mod k. negative: the same for the unconditional branch. By
+               default they are the network's.
     cfg_scale: of classifier-free guidance; 1 is off.
     teacher:   where the ends come from.
     cache:     an existing folder that keeps the teacher's ends; None keeps none.
@@ -130,6 +137,8 @@ class Problem:
                 )
         if self.batch < 1:
             raise SettingError(f"batch must be at least 1, not {self.batch}")
+        object.__setattr__(self, "conditions", self.conditions or self.network.conditions or {})
+        object.__setattr__(self, "negative", self.negative or self.network.negative)
         plan = make_plan(self.network.schedule, **self.teacher.choices())
         branches = self.branches_for(range(len(self.labels) or 1))
         check_branches(self.network, branches, self.guidance, plan.grid)
@@ -211,7 +220,7 @@ class Problem:
     def conditions_of(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Returns the conditions of seeds and the negative ones, as `Sampler` takes them."""
         given = {"conditions": self.conditions, "negative": self.negative}
-        return {name: each and _rows_in_turn(each, seeds) for name, each in given.items()}
+        return {name: each and pick_rows(each, seeds) for name, each in given.items()}
 
     def answers(self, block: Block, x: Tensor, node: Node, branches: Asks | None) -> list[Tensor]:
         """x0 (n, *) of each branch at states (n, *) of a block, on the CPU; raises as `ends`.
@@ -263,11 +272,3 @@ class Problem:
                 for chunk in chunks
             ]
         )
-
-
-def _rows_in_turn(conditions: Conditions, seeds: Sequence[int]) -> Conditions:
-    """Returns row s mod k of k for each seed s."""
-    return {
-        name: value[torch.tensor([seed % len(value) for seed in seeds])]
-        for name, value in conditions.items()
-    }

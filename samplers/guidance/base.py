@@ -185,6 +185,12 @@ def iterate_nested(policy: Guidance) -> Iterator[Guidance]:
         inner = getattr(inner, "inner", None)
 
 
+def list_second_networks(policy: Guidance) -> list[str]:
+    """Returns the names of further networks that a policy asks."""
+    others = (getattr(each, "network", None) for each in iterate_nested(policy))
+    return [name for name in others if isinstance(name, str)]
+
+
 @dataclass(frozen=True)
 class Unguided(Guidance):
     """The conditional branch alone: one row per evaluation."""
