@@ -1,7 +1,6 @@
 """`sample`: a grid of images."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,6 @@ from ..eval.options import (
     DEFAULT_MODEL,
     GUIDANCE,
     IMAGES,
-    OUTPUT,
     SAMPLING,
     BatchSampled,
     CfgInterval,
@@ -21,9 +19,7 @@ from ..eval.options import (
     Device,
     Dtype,
     GridType,
-    Json,
     Model,
-    Quiet,
     Steps,
     describe,
     option,
@@ -31,17 +27,16 @@ from ..eval.options import (
 from ..models.errors import SettingError
 from .console import gather_options, refuse_typed, typed
 from .images import ImageOptions
+from .sample_outputs import SampleOutputs
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
     from ..models.speed import Speed
     from ..samplers.run_record import Run
-    from ..samplers.sampler import Result
     from ..solvers import Schedule
 
 DECIDED = {"solver", "nfe", "steps", "grid_type", "times", "final", "schedule", "recipe", "cache"}
 DECIDED |= {"cfg_scale", "cfg_interval", "guidance", "threshold"}  # by a plan
-PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
 BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet", "force"}
 
 
@@ -213,66 +208,6 @@ class SampleOptions:
         return run.model_copy(update={"cache": resolve_cache(self.cache, network, run, self.force)})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleOutputs:
-    """Where the images go, and what is printed."""
-
-    out: Path | None = option(
-        None,
-        "The .png file for the grid of images, or a .safetensors file for the samples as they are."
-        " The default is samples.png, or samples.safetensors of a network that draws no images.",
-        OUTPUT,
-    )
-    save_images: Path | None = option(
-        None, "Folder that gets every image as a .png of its own.", OUTPUT
-    )
-    json_: Json = False
-    quiet: Quiet = False
-
-    def check(self, inputs: list[Path | None]) -> None:
-        """Raises SettingError if something could not be written, or would replace an input."""
-        from ..models.files import check_apart, check_folder, check_writable
-
-        for path in (PICTURE, TENSORS) if self.out is None else (self.out,):
-            check_writable(path, PICTURE.suffix, TENSORS.suffix)
-            check_apart([path], inputs)
-        if self.save_images is not None:
-            check_folder(self.save_images)
-
-    def settle(self, network: "Network") -> "SampleOutputs":
-        """Returns the outputs with the file of the samples of a network.
-
-        Raises:
-            SettingError: for pictures of a network that draws none.
-        """
-        from ..samplers.images import draws_pictures
-
-        pictures = draws_pictures(network)
-        out = self.out or (PICTURE if pictures else TENSORS)
-        tensors = out.suffix.lower() == TENSORS.suffix
-        if self.save_images is not None and (tensors or not pictures):
-            raise SettingError("--save-images writes pictures; drop it, or give --out a .png")
-        if not (tensors or pictures):
-            raise SettingError(
-                f"{network.name} draws samples of shape {network.shape}, which are no pictures;"
-                " give --out a .safetensors file"
-            )
-        return replace(self, out=out)
-
-    def show(self, run: "Run", result: "Result") -> None:
-        """Writes the pictures and prints what they cost."""
-        from ..samplers.run_record import save_pictures
-
-        assert self.out is not None
-        save_pictures(run, result, self.out, self.save_images)
-        if self.json_:
-            body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
-            body["run"] = run.model_dump(mode="json", exclude_none=True)
-            typer.echo(json.dumps(body, indent=2))
-        elif not self.quiet:
-            typer.echo(f"{self.out}: {result.ledger}")
-
-
 @gather_options
 def sample(
     ctx: typer.Context,
@@ -315,11 +250,11 @@ def _read_again(ctx: typer.Context, path: Path, options: SampleOptions) -> tuple
     from ..models.user_code import names_code
     from ..samplers.run_record import read_run
 
-    run, names = read_run(path), ctx.params.keys() - BESIDE_REPLAY
-    named = names_code(run.model) and typed(ctx, "model")
+    names, named = ctx.params.keys() - BESIDE_REPLAY, typed(ctx, "model")
+    named &= names_code(options.model)
     refused = names - {"model"} if named else names
     refuse_typed(ctx, refused, "--from-png repeats the run in the picture as it was")
-    run = run.name_code(options.model if named else None, path)
+    run = read_run(path).name_code(options.model if named else None, path)
     if not named:
         run = run.bind(options.force)
     network = load(run.model, dtype=run.dtype, device=run.device, speed=run.speed)

@@ -16,7 +16,9 @@ from ..models.denoiser import Network
 from ..models.errors import SettingError, shorten
 from ..models.files import write_bytes
 from ..models.reading import StrictModel, parse_as, read_text
+from ..models.user_code import refuse_code
 from .columns import Columns, Figure
+from .guidance.base import list_second_networks
 from .network_mark import Finite, NetworkMark
 from .run_settings import RunSettings
 
@@ -163,6 +165,8 @@ class PlanFile(NetworkMark):
             raise SettingError(f"{shorten(path)} is no plan of fewstep tune: {error}") from error
         if plan.point.settings is None:
             raise SettingError(f"{shorten(path)} is no plan of fewstep tune: it says not what runs")
+        second = list_second_networks(plan.point.settings.guidance())
+        refuse_code(second, f"the plan {shorten(path)}", "give its guidance without the plan")
         return plan
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Where `sample` writes what it draws: pictures, or samples as they are."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..eval.options import OUTPUT, Json, Quiet, option
+from ..models.errors import SettingError
+
+if TYPE_CHECKING:
+    from ..models.denoiser import Network
+    from ..samplers.run_record import Run
+    from ..samplers.sampler import Result
+
+PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOutputs:
+    """Where the images go, and what is printed."""
+
+    out: Path | None = option(
+        None,
+        "The .png file for the grid of images, or a .safetensors file for the samples as they are."
+        " The default is samples.png, or samples.safetensors of a network that draws no images.",
+        OUTPUT,
+    )
+    save_images: Path | None = option(
+        None, "Folder that gets every image as a .png of its own.", OUTPUT
+    )
+    json_: Json = False
+    quiet: Quiet = False
+
+    def check(self, inputs: list[Path | None]) -> None:
+        """Raises SettingError if something could not be written, or would replace an input."""
+        from ..models.files import check_apart, check_folder, check_writable
+
+        for path in (PICTURE, TENSORS) if self.out is None else (self.out,):
+            check_writable(path, PICTURE.suffix, TENSORS.suffix)
+            check_apart([path], inputs)
+        if self.save_images is not None:
+            check_folder(self.save_images)
+
+    def settle(self, network: "Network") -> "SampleOutputs":
+        """Returns the outputs with the file of the samples of a network.
+
+        Raises:
+            SettingError: for pictures of a network that draws none.
+        """
+        from ..samplers.images import draws_pictures
+
+        pictures = draws_pictures(network)
+        out = self.out or (PICTURE if pictures else TENSORS)
+        tensors = out.suffix.lower() == TENSORS.suffix
+        if self.save_images is not None and (tensors or not pictures):
+            raise SettingError("--save-images writes pictures; drop it, or give --out a .png")
+        if not (tensors or pictures):
+            raise SettingError(
+                f"{network.name} draws samples of shape {network.shape}, which are no pictures;"
+                " give --out a .safetensors file"
+            )
+        return replace(self, out=out)
+
+    def show(self, run: "Run", result: "Result") -> None:
+        """Writes the pictures and prints what they cost."""
+        from ..samplers.run_record import save_pictures
+
+        assert self.out is not None
+        save_pictures(run, result, self.out, self.save_images)
+        if self.json_:
+            body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
+            body["run"] = run.model_dump(mode="json", exclude_none=True)
+            typer.echo(json.dumps(body, indent=2))
+        elif not self.quiet:
+            typer.echo(f"{self.out}: {result.ledger}")
