@@ -34,7 +34,8 @@ class Constant:
         """Returns the tensor on the device and in the dtype of another one."""
         key = like.device, like.dtype
         if key not in self._at:
-            self._at[key] = send(next(iter(self._at.values())), *key)
+            with torch.inference_mode(False):  # a later run may record gradients
+                self._at[key] = send(next(iter(self._at.values())), *key)
         return self._at[key]
 
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,7 +177,26 @@ def _to_pixels(image: Picture, network: Network, called: str) -> Tensor:
             f"{called} has mode {image.mode}; {network.name} takes {target}: convert it to"
             f" mode {MODES[channels]}"
         )
-    rows = torch.from_numpy(pixels.copy()).reshape(height, width, channels)
+    return _scale_pixels(pixels)
+
+
+def read_pixels(path: Path) -> Tensor:
+    """Returns a picture file of any size as (1, C, H, W) in [-1, 1], with 1, 3 or 4 channels.
+
+    Raises:
+        SettingError: if it cannot be read, or is neither grey nor colour of 8 bits.
+    """
+    image = open_picture(path)
+    if image.mode not in MODES.values():
+        raise SettingError(
+            f"{shorten(path)} has mode {image.mode}; convert it to grey (L) or colour (RGB)"
+        )
+    return _scale_pixels(np.asarray(image))
+
+
+def _scale_pixels(pixels: "np.ndarray[Any, Any]") -> Tensor:
+    """Returns uint8 (H, W) or (H, W, C) as (1, C, H, W) in [-1, 1]."""
+    rows = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1)
     return rows.permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
 

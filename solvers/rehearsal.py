@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.errors import SettingError
 from ..models.gaussian import GaussianMixture
 from ..models.prediction import Prediction
 from ..models.schedule import Node, TimeGrid
-from .base import Asked, Solver, SolverSettings, Split, drive
+from .base import Asked, Solver, SolverSettings, Split, drive, list_queries
 from .multistep import UniPC2
 
 TOLERATED = 1.25  # of the data's own size; the mean of the data, a guess of one call, is 1 off
@@ -75,6 +76,34 @@ def measure_gain(solver: Solver[Any], grid: TimeGrid) -> float:
     x, _ = drive(solver.step(x, solver.init(), t, s), answer)
     kappa = t.sigma / t.alpha if t.alpha else math.inf
     return float(x.abs().max()) * kappa / math.hypot(s.alpha, s.sigma)
+
+
+def measure_step_weights(solver: Solver[Any], grid: TimeGrid) -> list[tuple[float, float]]:
+    """Returns (a, b) of each step x_s = a x + b x0 + noise of a solver that remembers nothing.
+
+    Raises:
+        SettingError: for a solver of several calls a step or with a memory, and for one whose steps
+            are not those of the grid.
+    """
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    one, weights, state = torch.ones_like(zero), list[tuple[float, float]](), solver.init()
+    if list_queries(solver, grid) != list(grid.nodes[:-1]):
+        raise SettingError("the solver makes several evaluations a step; take ddim or ddpm")
+    for t, s in pairwise(grid.nodes):
+
+        def step(x: Tensor, x0: Tensor) -> tuple[float, Any]:
+            work = solver.step(x, state, t, s)  # noqa: B023  # it is run at once
+            x_s, after = drive(work, lambda _, node: zero if node is None else x0)
+            return float(x_s), after
+
+        (a, _), (b, after), (rest, _) = step(one, zero), step(zero, one), step(zero, zero)
+        if rest != 0.0:
+            raise SettingError("the solver remembers earlier evaluations; take ddim or ddpm")
+        if not math.isclose(a * t.alpha + b, s.alpha, rel_tol=1e-6, abs_tol=1e-9):
+            raise SettingError("the solver does not step over this grid alone; take one network")
+        weights.append((a, b))
+        state = after
+    return weights
 
 
 def warn_of_amplification(settings: SolverSettings, grid: TimeGrid, kind: Prediction) -> None:

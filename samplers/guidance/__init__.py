@@ -28,6 +28,7 @@ from .fdg import FDG
 from .forecast import GuidanceForecast
 from .history import History
 from .interval import Interval
+from .inverse import LinearMap, Measured
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .nested import warn_of_no_savings
@@ -53,7 +54,9 @@ __all__ = [
     "History",
     "Interval",
     "LinearAG",
+    "LinearMap",
     "MagnitudeAware",
+    "Measured",
     "Moment",
     "PerturbedAttention",
     "Setup",

@@ -21,6 +21,7 @@ from .base import (
     take_guidance,
 )
 from .cfg_pp import CFGPlusPlus
+from .inverse import Measured
 from .linear_ag import LinearAG
 from .nested import takes_gradient
 from .pag import PerturbedAttention
@@ -54,6 +55,8 @@ def take_unbound(given: Guidance | str, driver: str, instead: str) -> Guidance:
             f" gradients; {instead}"
         )
     for each in iterate_nested(policy):
+        if isinstance(each, Measured):
+            raise SettingError(f"a measurement is of samples, which a {driver} keeps; {instead}")
         if isinstance(each, BOUND):
             raise SettingError(
                 f"{each.name} guidance needs a solver or a second network of ours, which a {driver}"
