@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Ask, Denoiser
 from ..models.devices import send
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
@@ -161,7 +161,7 @@ class BatchRun:
             cached=denoiser.cache is not None,
             first=first,
             total=total,
-            evaluate=denoiser.x0,
+            evaluate=self._evaluate_further,
             draw=self.noise,
         )
         self.gradient = takes_gradient(self.guidance)
@@ -172,6 +172,14 @@ class BatchRun:
                 " torch.inference_mode() rules out; run it under torch.no_grad()"
             )
         return setup
+
+    def _evaluate_further(self, x: Tensor, node: Node, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
+        """Returns what a guide asks for by itself: its rows count, but it answers no question."""
+        ledger = self.denoiser.ledger
+        answered = ledger.evaluations
+        outputs = self.denoiser.x0(x, node, asks)
+        ledger.evaluations = answered
+        return outputs
 
     def _list_changes(self) -> Sequence[Revision]:
         """Returns how the solver's memory is revised after the first answer of a step."""

@@ -654,7 +654,8 @@ def test_every_policy_samples(conditional, name):
     policy = guidance(name, **own.get(name, {"scale": 2.0}))
     result = conditional(range(3), class_labels=1, solver="ddim", nfe=6, guidance=policy, batch=2)
     assert torch.isfinite(result.samples).all()
-    assert 6 <= result.ledger.rows_per_image <= 12
+    most = {"rect-cfg-pp": 18, "cfg-mp": 24}.get(name, 12)
+    assert 6 <= result.ledger.rows_per_image <= most
     assert sum(result.ledger.rows_per_step) == pytest.approx(result.ledger.rows_per_image)
 
 
@@ -700,6 +701,10 @@ WRONG = [
     ("smc", {"scale": 2.0, "switch": "hard"}, "'sign' or 'soft'"),
     ("fdg", {"scale": 2.0, "gains": (-1.0,)}, "gains"),
     ("fdg", {"scale": 2.0, "gains": (math.inf,)}, "gains"),
+    ("rect-cfg-pp", {"scale": 2.0, "power": -1.0}, "power"),
+    ("cfg-mp", {"scale": 2.0, "iterations": -1}, "iterations"),
+    ("cfg-mp", {"scale": 2.0, "share": 1.5}, "share"),
+    ("cfg-mp", {"scale": 2.0, "beta": math.nan}, "beta"),
     ("fbg", {"scale": 0.5}, "the most that guidance may be, at least 1, not 0.5"),
     ("fbg", {"scale": 2.0, "prior": 1.0}, "prior"),
     ("fbg", {"scale": 2.0, "t0": 1.0}, "t0"),
@@ -730,6 +735,10 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
     refused("leaves out none of 6 uncond", guidance=CFGCache(2.0, window=(0.0, 0.1)))
     refused("ddim or euler", guidance=CFGPlusPlus(), solver="unipc-2")
     refused("ddim or euler", guidance=CFGPlusPlus(), solver="ddpm")
+    for name in ("rect-cfg-pp", "cfg-mp"):
+        for solver_name in ("unipc-2", "dpmpp-2s", "ddpm", "ode-dopri5"):
+            nfe = None if solver_name == "ode-dopri5" else 6
+            refused("take --solver ddim", guidance=f"{name}:scale=2", solver=solver_name, nfe=nfe)
     refused("add switch=soft; take --solver ddim", guidance=SlidingModeCFG(2.0))
     refused("2 x 2 can be halved 1 times, not 2", guidance=FDG(2.0, gains=(2.0, 2.0)))
     tokens = Sampler(replace(conditional.network, shape=(4, 4)))
@@ -820,6 +829,9 @@ def test_every_policy_is_written_as_the_spec_that_reads_as_it():
 def test_caches_and_guidance_go_together():
     sampler = Sampler.from_pretrained("fashion-dit")
     call = {"class_labels": [1, 2], "solver": "ddim", "nfe": 8, "cache": TaylorSeer(interval=2)}
+    for name in ("rect-cfg-pp", "cfg-mp"):
+        with pytest.raises(SettingError, match=f"drop the cache, or {name}"):
+            sampler([0, 1], guidance=f"{name}:scale=2", **call)
     sure = AdaptiveGuidance(2.0, threshold=-0.99, need=1)  # stops where it can
     ledger = sampler([0, 1], guidance=sure, **call).ledger
     assert [each.kind for each in ledger.cache.calls[:4]] == ["full", "full", "skip", "full"]

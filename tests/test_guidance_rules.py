@@ -1,4 +1,4 @@
-"""Rules of guidance against hand-made numbers: tcfg, smc, fdg and fbg."""
+"""Rules of guidance against hand-made numbers: those of two branches, and those that ask again."""
 
 import math
 
@@ -7,7 +7,17 @@ import torch
 from guided import denoiser, ends, grid_of
 from laws import GAUSSIAN, PROCESSES, f64, solver, unit_noise
 
-from fewstep import EDM, FDG, TCFG, FeedbackGuidance, RectifiedFlow, SlidingModeCFG
+from fewstep import (
+    CFGMP,
+    EDM,
+    FDG,
+    TCFG,
+    FeedbackGuidance,
+    RectifiedCFGPlusPlus,
+    RectifiedFlow,
+    SlidingModeCFG,
+)
+from fewstep.models.denoiser import Branch
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import CFG, Guide, Interval, Moment, Setup
@@ -24,15 +34,19 @@ U, C = (torch.randn(3, 2, 9, 6, generator=DRAW, dtype=torch.float64) for _ in ra
 
 def guide_of(policy, grid=FLOW) -> Guide:
     network = GAUSSIAN.network(grid.schedule, (1, 2, 2))
-    return policy.begin(Setup(network, solver("ddim").on(grid), grid, images=1))
+    return policy.begin(Setup(network, solver("ddim").on(grid), grid, images=1, evaluate=evaluate))
+
+
+def evaluate(x, node, asks):
+    """The two laws as a network."""
+    return tuple((GAUSSIAN if ask.branch is Branch.COND else OTHER).x0(x, node) for ask in asks)
 
 
 def answer(guide, grid=FLOW, n=0, x=X):
     """What a guide makes of the two laws at node n."""
     node = grid.nodes[n]
     moment = Moment(node, n)
-    assert len(guide.ask(moment)) == 2
-    return guide.combine([OTHER.x0(x, node), GAUSSIAN.x0(x, node)], x, moment)
+    return guide.combine(evaluate(x, node, guide.ask(moment)), x, moment)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +216,84 @@ def test_further_evaluations_of_a_step_take_its_scale():
     assert float(guide.log_p) != float(before)
 
 
+# Rules that ask again within a step
+
+
+def euler(policy):
+    """Where the step from 0.6 to 0.4 leads."""
+    t, s = FLOW.nodes[:2]
+    x0 = answer(guide_of(policy))
+    return X + (s.sigma - t.sigma) * (X - x0) / t.sigma
+
+
+def test_half_a_step_ahead_by_hand():
+    ahead = f64((0.567416863, -0.374266667, 0.476923077, 0.871387560))
+    torch.testing.assert_close(euler(RectifiedCFGPlusPlus(2.0)), ahead, rtol=0, atol=1e-9)
+    here = f64((0.590325831, -0.387540984, 0.491638796, 0.894372294))
+    torch.testing.assert_close(euler(CFG(2.0)), here, rtol=0, atol=1e-9)
+    weaker = euler(RectifiedCFGPlusPlus(2.0, power=2.0))
+    none = euler(CFG(1.0))
+    torch.testing.assert_close(weaker - none, 0.36 * (ahead - none), rtol=0, atol=1e-8)
+
+
+MOVED = {
+    1: (0.376511589, -0.255799180, 0.436956522, 0.593722944),
+    2: (0.443301811, -0.307424856, 0.473264141, 0.682982890),
+}
+
+
+@pytest.mark.parametrize("iterations", MOVED)
+def test_the_state_moves_before_the_step(iterations):
+    policy, (t, s) = CFGMP(2.0, iterations=iterations), FLOW.nodes[:2]
+    guide = guide_of(policy)
+    z = guide.move(X, OTHER.x0(X, t), t, s)
+    torch.testing.assert_close(z, f64(MOVED[iterations]), rtol=0, atol=1e-9)
+    guided = torch.lerp(OTHER.x0(z, t), GAUSSIAN.x0(z, t), 2.0)
+    torch.testing.assert_close(euler(policy), z + (s.sigma - t.sigma) * (z - guided) / t.sigma)
+    assert torch.equal(euler(CFGMP(2.0, iterations=0)), euler(CFG(2.0)))
+    assert torch.equal(euler(CFGMP(2.0, share=0.0)), euler(CFG(2.0)))
+
+
+def test_a_mixed_move_goes_on_by_at_most_the_one_before():
+    """The residuals of the first two iterates are nearly alike, and g is at its bound."""
+    t, s = FLOW.nodes[:2]
+    plain, mixed = (
+        guide_of(CFGMP(2.0, iterations=2, anderson=on)).move(X, OTHER.x0(X, t), t, s)
+        for on in (False, True)
+    )
+    first = f64(MOVED[1])
+    torch.testing.assert_close(mixed, plain + (plain - first), rtol=0, atol=1e-8)
+    part = guide_of(CFGMP(2.0, iterations=1, anderson=True, beta=0.5)).move(X, OTHER.x0(X, t), t, s)
+    torch.testing.assert_close(part, (X + first) / 2, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+def test_with_shorter_steps_both_become_full_guidance(process):
+    """On any process, as they are written in the time of rectified flow; moves add up."""
+    for policy, scale in ((RectifiedCFGPlusPlus(2.0), 2.0), (CFGMP(2.0, share=1.0), 3.0)):
+        true = near_end(CFG(scale), 400, process)
+        far, near = (float((near_end(policy, n, process) - true).norm()) for n in (10, 40))
+        assert near < far / 3.0
+
+
+def near_end(policy, steps, process):
+    grid = grid_of(steps, schedule=PROCESSES[process])
+    x = unit_noise() * grid.schedule.noise_scale(grid.nodes[0])
+    return ends(solver("ddim"), 0, policy, grid, x, denoiser(2, grid.schedule))
+
+
+def test_every_row_is_counted_and_no_further_evaluation():
+    for policy, rows in (
+        (RectifiedCFGPlusPlus(2.0), [3] * 8),
+        (CFGMP(2.0), [6] * 4 + [2] * 4),
+        (CFGMP(2.0, iterations=3, share=0.25), [8] * 2 + [2] * 6),
+    ):
+        who = denoiser(2)
+        ends(solver("ddim"), 8, policy, who=who)
+        assert [who.ledger.steps[n] for n in range(8)] == [2 * each for each in rows]
+        assert (who.ledger.rows, who.ledger.evaluations) == (2 * sum(rows), 16)
+
+
 # All of them
 
 
@@ -212,9 +304,10 @@ RULES = [
     FeedbackGuidance(4.0, prior=0.5),
     FDG(3.0),
 ]
+AGAIN = [RectifiedCFGPlusPlus(2.0), CFGMP(2.0), CFGMP(2.0, iterations=3, anderson=True)]
 
 
-@pytest.mark.parametrize("policy", RULES, ids=repr)
+@pytest.mark.parametrize("policy", RULES + AGAIN, ids=repr)
 def test_an_image_does_not_know_the_others_of_its_batch(policy):
     grid = grid_of(8)
     x = unit_noise((4, 2, 1, 2)) * grid.schedule.noise_scale(grid.nodes[0])
@@ -224,10 +317,12 @@ def test_an_image_does_not_know_the_others_of_its_batch(policy):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("policy", RULES, ids=repr)
+@pytest.mark.parametrize("policy", RULES + AGAIN, ids=repr)
 def test_inside_an_interval_it_is_itself_and_outside_it_is_not_asked(policy):
-    who = denoiser(2, seen=(seen := []))
+    who = denoiser(2)
     whole = ends(solver("ddim"), 8, Interval(policy, 0.0, math.inf))
     assert torch.equal(whole, ends(solver("ddim"), 8, policy))
     ends(solver("ddim"), 8, Interval(policy, 0.25, 0.5, "step"), who=who)
-    assert seen == [2, 2, 4, 4, 2, 2, 2, 2]
+    rows = [who.ledger.steps[n] for n in range(8)]
+    assert rows[:2] == rows[4:][:2] == rows[6:] == [2, 2]
+    assert min(rows[2:4]) >= 4

@@ -21,6 +21,7 @@ from .base import (
 )
 from .cfg import CFG
 from .cfg_cache import CFGCache
+from .cfg_mp import CFGMP
 from .cfg_pp import CFGPlusPlus
 from .cfg_zero import CFGZeroStar
 from .fbg import FeedbackGuidance
@@ -33,6 +34,7 @@ from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .nested import warn_of_no_savings
 from .pag import PerturbedAttention
+from .rect_cfg_pp import RectifiedCFGPlusPlus
 from .smc import SlidingModeCFG
 from .tcfg import TCFG
 from .threshold import Thresholded
@@ -40,6 +42,7 @@ from .threshold import Thresholded
 __all__ = [
     "APG",
     "CFG",
+    "CFGMP",
     "FDG",
     "TCFG",
     "AdaptiveGuidance",
@@ -59,6 +62,7 @@ __all__ = [
     "Measured",
     "Moment",
     "PerturbedAttention",
+    "RectifiedCFGPlusPlus",
     "Setup",
     "SlidingModeCFG",
     "Thresholded",

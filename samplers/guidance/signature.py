@@ -50,3 +50,13 @@ def check_ddim(name: str, reason: str, setup: Setup) -> None:
     ddim = solver("ddim").on(grid)
     if not fixed or not are_near(*(compute_signature(each, grid) for each in (setup.solver, ddim))):
         raise SettingError(f"{name} {reason}; take --solver ddim or euler")
+
+
+def check_further(name: str, setup: Setup) -> None:
+    """Raises SettingError if a policy cannot ask the network again, at another state, in a step."""
+    check_ddim(name, "asks again within a step, which only steps of order 1 take as meant", setup)
+    if setup.cached:
+        raise SettingError(
+            f"a cache on the network would remember what {name} asks at other states among the"
+            f" answers at that of the run; drop the cache, or {name}"
+        )

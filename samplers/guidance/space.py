@@ -47,6 +47,11 @@ def compute_factor(node: Node, kind: Prediction) -> float:
     return 1.0 / x0_from(kind, node)[1]
 
 
+def compute_flow_time(node: Node) -> float:
+    """Returns sigma / (alpha + sigma): any process is rectified flow of that time, scaled."""
+    return node.sigma / (node.alpha + node.sigma)
+
+
 def compute_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Returns the cosine (B,) of each pair of rows, in float32 at least, within [-1, 1]."""
     a, b = widen_rows(a), widen_rows(b)

@@ -20,13 +20,22 @@ from .base import (
     policy_class,
     take_guidance,
 )
+from .cfg_mp import CFGMP
 from .cfg_pp import CFGPlusPlus
 from .inverse import Measured
 from .linear_ag import LinearAG
 from .nested import takes_gradient
 from .pag import PerturbedAttention
+from .rect_cfg_pp import RectifiedCFGPlusPlus
 
-BOUND = (CFGPlusPlus, LinearAG, AutoGuidance, PerturbedAttention)  # to a solver or a 2nd network
+BOUND = (  # to a solver or a 2nd network
+    CFGMP,
+    CFGPlusPlus,
+    LinearAG,
+    AutoGuidance,
+    PerturbedAttention,
+    RectifiedCFGPlusPlus,
+)
 
 
 def list_unbound() -> list[str]:
