@@ -35,7 +35,7 @@ def jobs() -> dict[str, tuple[str, float, SearchSize]]:
         for nfe in nfes
     ]
     searches += [("emoji", 2.0, SearchSize(nfe)) for nfe in SHOWN]
-    searches.append(("fashion-dit", 3.0, SearchSize(16, "rows")))
+    searches += [(model, 3.0, SearchSize(16, "rows")) for model in (*MODELS, "emoji")]
     return {_name(*each): each for each in searches}
 
 

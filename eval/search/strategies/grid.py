@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ....models.errors import FewstepError
 from ....models.schedule import TimeGrid
 from ....samplers.grid import choose_default_grid
+from ....samplers.plan import DEFAULT_SOLVER
 from ..guided import guide_schedule
 from ..placement import list_guided_steps
 from ..space import Space, encode_solver, make_grid
@@ -40,7 +41,7 @@ UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 
 
 def propose(task: Task) -> Iterator[Proposal]:
-    """Two solvers on every grid, then all of them on the best grids; under rows see `_rows`.
+    """Two solvers on every grid, the default, then all on the best grids; under rows see `_rows`.
 
     Where runs may end in two ways, the second one is tried on the best grids only; on the best of
     all, so are other starts and other last nodes before zero.
@@ -53,6 +54,8 @@ def propose(task: Task) -> Iterator[Proposal]:
     for name, nodes in whole.items():
         for solver in FIRST:
             yield propose_named(task, solver, nodes, f"{solver} on {name}")
+    main = choose_default_grid(task.space.process, task.nfe)
+    yield propose_named(task, DEFAULT_SOLVER, whole[main], f"{DEFAULT_SOLVER} on {main}")
     for best in _best(task, whole):
         for name in (name for name in grids if name.startswith(best + OTHER_END)):
             for solver in FIRST:
@@ -63,6 +66,8 @@ def propose(task: Task) -> Iterator[Proposal]:
             yield propose_named(task, solver, nodes, f"{solver} on {variant}")
     for name in _best(task, grids):
         for solver in REST:
+            if (solver, name) == (DEFAULT_SOLVER, main):
+                continue  # tried above
             yield propose_named(task, solver, grids[name], f"{solver} on {name}")
 
 
@@ -94,15 +99,18 @@ def _vary(space: Space, name: str, steps: int) -> dict[str, TimeGrid]:
 
 def _rows(task: Task) -> Iterator[Proposal]:
     """2M with guidance at some of its steps, each choice of them; more solvers with the best."""
-    main, rows = choose_default_grid(task.space.process), task.size.amount
     choices = {
-        f"both branches at {','.join(map(str, g))}": (n, g) for n, g in list_guided_steps(rows)
+        f"both branches at {','.join(map(str, g))}": (n, g)
+        for n, g in list_guided_steps(task.size.amount)
     }
-    for label, placed in choices.items():
-        yield _guide(task, (FIRST[1], main), placed, label)
+    mains = {n: choose_default_grid(task.space.process, n) for n, _ in choices.values()}
+    for label, (steps, guided) in choices.items():
+        yield _guide(task, (FIRST[1], mains[steps]), (steps, guided), label)
     labels = (str(trial.schedule.provenance.get("label", "")) for trial in task.best())
     best = dict.fromkeys(label.partition(", ")[2] for label in labels)
     for label in [each for each in best if each in choices][:BEST_GRIDS]:
+        main = mains[choices[label][0]]
+        yield _guide(task, (DEFAULT_SOLVER, main), choices[label], label)
         for name in dict.fromkeys((main, *UNDER_ROWS)):
             for solver in FIRST:
                 yield _guide(task, (solver, name), choices[label], label)
@@ -124,7 +132,9 @@ def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     grids: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
-        for name in (*NAMED, *SHIFTED):
+        for name in dict.fromkeys(
+            (choose_default_grid(task.space.process, steps), *NAMED, *SHIFTED)
+        ):
             try:
                 grids[name + mark] = make_grid(task.space, name, steps, end)
             except FewstepError:
