@@ -14,7 +14,7 @@ from ..models.schedule import Node
 from ..samplers.conditions import check_branches, fill_conditions, make_branches, take_rows
 from ..samplers.guidance import CFG, Guidance, Guide, Setup
 from ..samplers.loop import integrate
-from ..samplers.noise import Noise
+from ..samplers.noise import Noise, draw_start
 from ..samplers.plan import Plan, make_plan
 
 FIRST_SEED = 2_000_000  # people sample with 0 and up, searches learn from 1,000,000 and up
@@ -66,15 +66,15 @@ def run_guided(
     check_branches(network, branches, CFG(2.0), plan.grid)
     split = replace(network, forward=in_parts(network, images.batch))
     made = guide(Setup(network, plan.solver, plan.grid, len(seeds), plan.adaptive))
-    scale = network.schedule.noise_scale(plan.grid.nodes[0])
     noise = Noise(seeds, network.shape)
+    start = draw_start(noise, network.schedule, plan.grid.nodes[0]).to(network.device)
     off = None if progress else True
     with torch.inference_mode(), tqdm(total=plan.grid.steps, unit="step", disable=off) as bar:
         integrate(
             Denoiser(split, take_rows(branches, slice(None))),
             plan.solver,
             plan.grid,
-            noise.draw().to(network.device) * scale,
+            start,
             Scripted(made),
             lambda *step: bar.update(),
             noise.draw,

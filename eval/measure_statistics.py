@@ -38,7 +38,7 @@ from ..models.reading import read_tensors
 from ..models.schedule import Node, process_of
 from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
 from ..samplers.guidance import CFG, guide_x0
-from ..samplers.noise import make_generator
+from ..samplers.noise import make_generator, spread_noise
 from ..samplers.ramps import find_lam_ends
 from ..samplers.sampler import Sampler
 from ..solvers.artefact import Process
@@ -187,6 +187,7 @@ class _Task:
         for rows in _split(len(self.what.data), self.what.batch):
             x0 = self.what.data[rows].float()
             z = torch.randn(x0.shape, generator=generator)
+            z = spread_noise(z, self.network.schedule, [generator] * len(z))
             v = torch.randint(0, 2, x0.shape, generator=generator).float() * 2.0 - 1.0
             for name, value in self._batch(rows, x0, z, v).items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum(0).cpu()

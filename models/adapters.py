@@ -15,7 +15,7 @@ from .distillation import read_distillation, take_distillation
 from .errors import ModelError, SettingError
 from .network import Forward, Network
 from .prediction import Prediction, check_terminal
-from .schedule import EDM, Node, NoiseSchedule, TargetNode
+from .schedule import EDM, Node, NoiseSchedule, TargetNode, take_schedule
 
 Module = nn.Module | Callable[..., Tensor]
 INDEX = re.compile(r"ind(ex|ices)\b.*(type|must be)|type.* ind(ex|ices)")  # torch, of a float index
@@ -24,7 +24,7 @@ INDEX = re.compile(r"ind(ex|ices)\b.*(type|must be)|type.* ind(ex|ices)")  # tor
 def from_module(
     module: Module,
     *,
-    schedule: NoiseSchedule,
+    schedule: NoiseSchedule | str,
     prediction: Prediction | str,
     shape: tuple[int, ...],
     **facts: Any,
@@ -38,7 +38,7 @@ def from_module(
         schedule: the noise schedule it was trained on, with the units of the time it receives:
             `RectifiedFlow(time_scale=1)` for t in [0, 1], 1000 for networks of diffusers. `EDM()`
             with prediction "edm" is the EDM preconditioning, `EDM(time_label="sigma")` with "x0" a
-            network preconditioned already.
+            network preconditioned already. Text such as "edm:aug_dim=128" will do.
         prediction: the type of its output.
         shape: one sample without the batch axis.
         facts: further fields of `Network`, such as num_classes, null_class, decode and name. With
@@ -50,6 +50,7 @@ def from_module(
         UnknownNameError: for a prediction that does not exist.
         ModelError: for eps on a schedule whose last timestep is pure noise.
     """
+    schedule = take_schedule(schedule)
     if not callable(module) or not isinstance(schedule, NoiseSchedule):
         raise SettingError(
             "from_module takes something to call and a noise schedule, such as EDM(), not"

@@ -17,6 +17,7 @@ from .errors import FewstepError, ModelError, NonFiniteError, SettingError, reas
 from .ledger import Ledger
 from .modules import hold
 from .network import Network
+from .node import check_normal
 from .prediction import Linear, combine, eps_from, usual_size, velocity_from, x0_from
 from .schedule import Node
 
@@ -112,6 +113,7 @@ class Denoiser:
         """Returns the gradient of log p(x_t), -eps / sigma, one per branch."""
         if node.sigma == 0.0:
             raise ModelError(f"there is no score at t={node.t:g}, where sigma is 0")
+        check_normal(self.network.schedule, "-eps / sigma is the score of normal noise")
         c, d = eps_from(self.network.prediction, node, self.network.sigma_data)
         return _weigh(self._call(x_t, node, branches), (-c / node.sigma, -d / node.sigma))
 

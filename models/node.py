@@ -112,3 +112,12 @@ def check_range(inside: bool, t: float, schedule: NoiseSchedule) -> None:
             f"t={t:g} lies outside the {schedule.family} schedule;"
             f" use times from {schedule.t_zero:g} (data) to {schedule.t_max:g} (noise)"
         )
+
+
+def check_normal(schedule: NoiseSchedule, claim: str) -> None:
+    """Raises SettingError if the noise of a process is not normal, as a claim has it."""
+    if (aug_dim := getattr(schedule, "aug_dim", None)) is not None:
+        raise SettingError(
+            f"{claim}, and that of PFGM++ (aug_dim={aug_dim}) is Student's t; take a solver that"
+            " adds no noise, such as unipc-2"
+        )

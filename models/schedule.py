@@ -1,6 +1,6 @@
 """All noise schedules by name, and time grids on them.
 
-EDM and rectified flow stand here, the variance-preserving schedules in `vp`.
+Rectified flow stands here, EDM in `edm`, the variance-preserving schedules in `vp`.
 """
 
 import math
@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from .edm import EDM
 from .errors import FewstepError, ScheduleError, SettingError, UnknownNameError
 from .node import Node, NoiseSchedule, TargetNode, check_range, scale_time
+from .registry import parse_spec
 from .vp import Cosine, VPDiscrete, VPLinear
 
 __all__ = [
@@ -28,59 +30,8 @@ __all__ = [
     "noise_schedule",
     "process_of",
     "share_path",
+    "take_schedule",
 ]
-
-
-@dataclass(frozen=True)
-class EDM:
-    """Variance exploding: alpha = 1, sigma = t (arXiv:2206.00364).
-
-    time_label: "c_noise" tells the network ln(sigma) / 4, "sigma" tells it sigma; None is not
-                stated, and c_noise for networks in the EDM preconditioning.
-    time_scale: a factor of what the network is told; 1000 where its embedding of times was made for
-                the timesteps of diffusers.
-    sigma_data: standard deviation of the data, used by the EDM preconditioning.
-    """
-
-    family: ClassVar[str] = "edm"
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    time_label: str | None = None
-    time_scale: float = 1.0
-
-    t_zero: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.time_scale > 0.0:
-            raise SettingError(f"time_scale={self.time_scale:g} must be positive; 1 is none")
-        if self.time_label not in ("c_noise", "sigma", None):
-            raise UnknownNameError("EDM time label", self.time_label, ("c_noise", "sigma"))
-
-    @property
-    def t_min(self) -> float:
-        return self.sigma_min
-
-    @property
-    def t_max(self) -> float:
-        return self.sigma_max
-
-    def at(self, t: float) -> Node:
-        check_range(t >= 0.0, t, self)
-        return Node(t, 1.0, t, math.inf if t == 0.0 else -math.log(t))
-
-    def at_lam(self, lam: float) -> Node:
-        return self.at(math.exp(-lam))
-
-    def slope(self, t: float) -> tuple[float, float]:
-        return 0.0, 1.0
-
-    def label(self, node: Node) -> float:
-        label = node.sigma if self.time_label == "sigma" else -0.25 * node.lam
-        return self.time_scale * label
-
-    def noise_scale(self, node: Node) -> float:
-        return node.sigma
 
 
 @dataclass(frozen=True)
@@ -176,6 +127,8 @@ def process_of(schedule: NoiseSchedule) -> dict[str, Any]:
     """Returns the schedule as plain data: {"family": name, "params": fields}."""
     fields: dict[str, Any] = asdict(schedule)  # type: ignore[call-overload]
     params = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+    if params.get("aug_dim", 0) is None:  # files from before it keep their ids
+        del params["aug_dim"]
     return {"family": schedule.family, "params": params}
 
 
@@ -199,13 +152,25 @@ def noise_schedule(family: str, **params: Any) -> NoiseSchedule:
     return schedule
 
 
+def take_schedule(given: NoiseSchedule | str) -> NoiseSchedule:
+    """Returns a schedule given as such, or as `family:key=value,...`, such as edm:aug_dim=128.
+
+    Raises:
+        FewstepError: as `noise_schedule`.
+    """
+    if not isinstance(given, str):
+        return given
+    family, params = parse_spec(given)
+    return noise_schedule(family, **params)
+
+
 def share_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     """Tells whether two schedules have the same pairs (alpha, sigma), whatever their times."""
     return _describe_path(a) == _describe_path(b)
 
 
 NAMES_AND_RANGES = {"shift", "terminal", "time_scale", "noise_at", "time_label", "sigma_data"}
-NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max"}
+NAMES_AND_RANGES |= {"t_min", "t_max", "sigma_min", "sigma_max", "aug_dim"}
 
 
 def _describe_path(schedule: NoiseSchedule) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fewstep.eval.experiments.accuracy import draw_mixture
 from fewstep.models.load import load
 from fewstep.models.network import Network
 from fewstep.models.schedule import RectifiedFlow
-from fewstep.samplers.noise import Noise
+from fewstep.samplers.noise import Noise, draw_start
 from fewstep.samplers.sampler import Sampler
 from fewstep.samplers.velocity_field import velocity_field
 
@@ -63,7 +63,7 @@ def integrate(sampler: Sampler, seeds: range, tolerance: float) -> tuple[Tensor,
     network = sampler.network
     schedule = network.schedule
     field = velocity_field(network, class_labels=0 if network.num_classes else None)
-    x = Noise(list(seeds), network.shape).draw() * schedule.noise_scale(schedule.at(schedule.t_max))
+    x = draw_start(Noise(list(seeds), network.shape), schedule, schedule.at(schedule.t_max))
     times = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
     options = {"step_t": times[1:]}
     with torch.no_grad():

@@ -22,7 +22,7 @@ from .conditions import Branches, make_denoisers, take_rows
 from .guidance import Guidance, Setup, warn_of_no_savings
 from .guidance.nested import check_gradient, takes_gradient
 from .loop import BatchRun, Callback
-from .noise import Noise
+from .noise import Noise, draw_start
 from .plan import Plan
 
 Held = tuple[Mapping[Branch, Network], Attachment | None]  # beside a network, and on it
@@ -81,11 +81,13 @@ class Job:
         with self._hold_networks() as held, self._show_bar() as callback:
             caches = [cache for _, cache in held if cache is not None]
             before, start = [len(cache.ledger.calls) for cache in caches], time.perf_counter()
-            batches = self._make_batches(ledger, held, callback)
+            noises = [Noise(self.seeds[rows], self.network.shape) for rows in self._list_rows()]
+            batches = self._make_batches(ledger, held, callback, noises)
             graph = self._record_graph(batches[0])
-            for batch in batches:
+            for noise, batch in zip(noises, batches, strict=True):
                 with mode():
-                    x = self._draw_start(batch[0])
+                    x = draw_start(noise, self.network.schedule, self.plan.grid.nodes[0])
+                    x = send(x, self.network.device)  # a GPU is not waited for
                     if graph is not None:
                         x = graph.run(batch[0], x)
                     for run in batch if graph is None else ():
@@ -135,23 +137,26 @@ class Job:
         check_gradient(part.guidance, setup)
         part.guidance.check(setup)
 
+    def _list_rows(self) -> list[slice]:
+        """Returns the images of each batch."""
+        firsts = range(0, len(self.seeds), self.batch)
+        return [slice(first, first + self.batch) for first in firsts]
+
     def _make_batches(
-        self, ledger: Ledger, held: Sequence[Held], callback: Callback
+        self, ledger: Ledger, held: Sequence[Held], callback: Callback, noises: Sequence[Noise]
     ) -> list[list[BatchRun]]:
-        """Returns the runs of all batches, by part, each with its own seeds and conditions."""
+        """Returns the runs of all batches, by part, each with its own noise and conditions."""
         batches = []
-        for first in range(0, len(self.seeds), self.batch):
-            rows = slice(first, first + self.batch)
-            noise = Noise(self.seeds[rows], self.network.shape).draw
+        for rows, noise in zip(self._list_rows(), noises, strict=True):
             runs: list[BatchRun] = []
             for part, (others, cache) in zip(self.parts, held, strict=True):
                 branches = take_rows(self.branches, rows)
                 further = make_denoisers(others, branches)
                 denoiser = Denoiser(part.network, branches, ledger, cache=cache, others=further)
                 solver, grid = self.plan.solver, self.plan.grid
-                run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise)
+                run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise.draw)
                 run.first, run.last, run.before = part.first, part.last, runs[-1] if runs else None
-                run.images = first, len(self.seeds)
+                run.images = rows.start, len(self.seeds)
                 runs.append(run)
             batches.append(runs)
         return batches
@@ -164,12 +169,6 @@ class Job:
 
         watched = self.callback is not None
         return make_recorded_run(batch[0], self.plan, self.choices, watched=watched)
-
-    def _draw_start(self, batch: BatchRun) -> Tensor:
-        """Returns the noise (B, *) that a batch starts from; a GPU is not waited for."""
-        assert batch.noise is not None
-        scale = self.network.schedule.noise_scale(self.plan.grid.nodes[0])
-        return send(batch.noise(), self.network.device) * scale
 
     def _decode(self, batch: Sequence[BatchRun], x: Tensor) -> "_Pending":
         """Sends the samples of a batch to the host, decoded where the network has a VAE."""

@@ -1,4 +1,12 @@
-"""Noise from seeds of any size: one generator per image, so that it depends on its seed alone."""
+"""Noise from seeds of any size: one generator per image, so that it depends on its seed alone.
+
+The noise of a process is standard normal z, but on PFGM++ (`EDM.aug_dim` = D) it is Student's t,
+
+    z sqrt(D / c),   c = 2 g,   g ~ Gamma(D / 2),
+
+with one c, a chi^2 of D degrees of freedom, for each image (arXiv:2302.04265; the radius of that
+kernel over sigma, squared and over the dimension N, is F(N, D)). It tends to z as D grows.
+"""
 
 from collections.abc import Sequence
 
@@ -8,6 +16,7 @@ from torch import Tensor
 
 from ..models.arguments import Integers, as_integers
 from ..models.errors import ModelError, SettingError
+from ..models.schedule import Node, NoiseSchedule
 
 WORD = 2**32
 STATE = slice(3, 627)  # where a generator of torch keeps its 624 words, in units of eight bytes
@@ -27,6 +36,31 @@ class Noise:
             for generator in self.generators
         ]
         return torch.stack(rows)
+
+
+def draw_noise(noise: Noise, schedule: NoiseSchedule) -> Tensor:
+    """Returns noise (B, *) of a process at unit scale, float32 on the CPU."""
+    return spread_noise(noise.draw(), schedule, noise.generators)
+
+
+def draw_start(noise: Noise, schedule: NoiseSchedule, node: Node) -> Tensor:
+    """Returns the noise (B, *) that runs start from at a node, float32 on the CPU."""
+    return draw_noise(noise, schedule) * schedule.noise_scale(node)
+
+
+def spread_noise(
+    z: Tensor, schedule: NoiseSchedule, generators: Sequence[torch.Generator | None]
+) -> Tensor:
+    """Returns noise of a process made of standard normal z (B, *): z itself, but on PFGM++.
+
+    generators: of each sample, for its c; None is torch's own.
+    """
+    aug_dim: int | None = getattr(schedule, "aug_dim", None)
+    if aug_dim is None:
+        return z
+    shape = torch.tensor(0.5 * aug_dim, dtype=torch.float64)
+    gammas = torch.stack([torch._standard_gamma(shape, generator=each) for each in generators])
+    return z * (shape / gammas).sqrt().view(-1, *[1] * (z.ndim - 1)).to(z)
 
 
 def check_seeds(given: Integers) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from ..models.arguments import Numbers, as_integer, as_numbers
 from ..models.caching import Policy
 from ..models.errors import SettingError
+from ..models.node import check_normal
 from ..models.prediction import Prediction
 from ..models.registry import spell_name
 from ..models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
@@ -106,12 +107,23 @@ def make_plan(
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
-        return Plan(Executor(solver), solver.grid())
+        return _check_noise(Plan(Executor(solver), solver.grid()), noise_schedule)
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     size = clean_choices(nfe=nfe, steps=steps, grid=grid)
     chosen = _make_grid(noise_schedule, settings, final=Final.named(final), **size)
     _check_whole(settings, chosen)
-    return Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
+    plan = Plan(settings.on(chosen), chosen, settings.info.adaptive, settings)
+    return _check_noise(plan, noise_schedule)
+
+
+def _check_noise(plan: Plan, schedule: NoiseSchedule) -> Plan:
+    """Returns a plan; raises SettingError if it adds normal noise to that of PFGM++."""
+    if getattr(schedule, "aug_dim", None) is not None:
+        name = "this schedule" if plan.settings is None else plan.settings.info.name
+        steps = () if plan.adaptive else dry_run(plan.solver, plan.grid.nodes)
+        if any(None in asked for asked in steps):
+            check_normal(schedule, f"{name} adds normal noise")
+    return plan
 
 
 def _check_whole(settings: SolverSettings, grid: TimeGrid) -> None:

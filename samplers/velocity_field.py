@@ -19,7 +19,8 @@ class VelocityField:
     """f(t, x) = dx/dt, as `torchdiffeq.odeint` and its like take it.
 
     t is the time of the network's noise schedule, from `schedule.t_max` to 0, and x (B, *) the
-    state there; a run starts from normal noise times `schedule.noise_scale(schedule.at(t))`.
+    state there; a run starts from `samplers.noise.draw_start`, on most processes normal noise times
+    `schedule.noise_scale(schedule.at(t))`.
     Gradients flow where torch records them.
 
     >>> field = velocity_field(network, class_labels=3, guidance="cfg:scale=2")

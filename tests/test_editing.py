@@ -35,7 +35,11 @@ from fewstep.samplers.sampler import Sampler
 
 IMAGE = torch.sin(torch.arange(256.0)).reshape(2, 2, 8, 8)
 FACTS = {"num_classes": 10, "null_class": 10, "shape": (2, 8, 8)}
-QUICK = {"flow-edit": "flow-edit:steps=6,n_max=4", "rf-inversion": "rf-inversion:steps=8"}
+QUICK = {
+    "flow-edit": "flow-edit:steps=6,n_max=4",
+    "rf-inversion": "rf-inversion:steps=8",
+    "sdedit": "sdedit:steps=6",
+}
 
 
 def dit(schedule=None, prediction="flow", **facts):
@@ -303,6 +307,7 @@ def test_same_condition_and_no_guidance_keeps_the_image(name):
         "uni-edit": "uni-edit:steps=20,omega=0",
         "rf-inversion": "rf-inversion:eta=1,stop=1,steps=20",
         "flow-edit": "flow-edit:steps=6,n_max=4,guidance=1,source_guidance=1",
+        "sdedit": "sdedit:strength=0.01,steps=100,grid=logsnr",
     }[name]
     found = edited(spec, target=3).samples
     torch.testing.assert_close(found, IMAGE, atol=0.05, rtol=0)
@@ -319,6 +324,7 @@ def test_evaluations_of_each_editor():
         "uni-edit": "uni-edit:steps=10,alpha=0.6",
         "flow-edit": "flow-edit:steps=8,n_max=6,n_min=2,n_avg=3,guidance=1,source_guidance=1",
         "rf-inversion": "rf-inversion:steps=7",
+        "sdedit": "sdedit:steps=10,strength=0.5,guidance=2",
     }
     for name, spec in specs.items():
         ledger = edited(spec).ledger
@@ -329,6 +335,7 @@ def test_evaluations_of_each_editor():
         "uni-edit": (7 + 12, 19),
         "flow-edit": (2 * 3 * 4 + 2, 26),
         "rf-inversion": (14, 14),
+        "sdedit": (5, 10),
     }
 
 
@@ -430,6 +437,9 @@ def test_eps_networks_take_rf_edit_and_no_flow_editor():
         ("rf-edit:store=disk", "store"),
         ("flow-edit:n_max=99", "n_min <= n_max <= steps"),
         ("uni-edit:alpha=2", "alpha"),
+        ("sdedit:strength=0", "strength"),
+        ("sdedit:strength=0.01", "leaves none of 20 steps"),
+        ("sdedit:solver=ode-bosh3", "chooses its own steps"),
     ],
 )
 def test_bad_settings_are_refused(spec, match):
@@ -457,7 +467,7 @@ def test_list_of_editors_names_all_settings():
     assert (
         rows.keys() - {"editor"}
         == set(names())
-        == {"flow-edit", "rf-edit", "rf-inversion", "uni-edit"}
+        == {"flow-edit", "rf-edit", "rf-inversion", "sdedit", "uni-edit"}
     )
     assert "inject=2" in rows["rf-edit"][2]
     assert take_editor("rf-edit:layers=[1,2]").layers == (1, 2)

@@ -18,6 +18,7 @@ import torch
 import train_network
 from PIL import Image
 from safetensors.torch import load_file
+from scipy import stats
 from training import checkpoint, loop, pixels, run, store, table, task
 from training.recipe import Recipe, Times, build, parameters_of, recipe_of, write_recipe
 
@@ -316,10 +317,26 @@ def test_the_noise_of_a_recipe_with_a_tint_is_shifted_by_so_much_and_no_more_tha
     assert spread_of_means(0.05, 0.01) == pytest.approx((1 / 64 + 1 + slow) ** 0.5, rel=0.1)
 
 
+def test_the_noise_of_a_pfgm_recipe_is_student_t():
+    schedule = {**TINY_EDM.schedule, "params": {**TINY_EDM.schedule["params"], "aug_dim": 4}}
+    eps = draw_noise_of(replace(TINY_EDM, batch=500, schedule=schedule)).flatten(1).double()
+    law = stats.f(eps.shape[1], 4).cdf
+    assert stats.kstest(eps.square().mean(1).numpy(), law).statistic < 0.073  # the 1 % bound
+    plain = draw_noise_of(replace(TINY_EDM, batch=500)).flatten(1).double()
+    assert stats.kstest(plain.square().mean(1).numpy(), law).statistic > 0.3
+
+
 def spread_of_means(tint, t):
     """Of the noise of 500 images that are asked about at one time."""
     times = (Times("uniform", (t, t + 1e-6)),)
-    here, drawn = run.Run(replace(DIT, batch=500, tint=tint, times=times)), []
+    return float(
+        draw_noise_of(replace(DIT, batch=500, tint=tint, times=times)).mean((1, 2, 3)).std()
+    )
+
+
+def draw_noise_of(recipe):
+    """Returns the noise of the first batch of a recipe."""
+    here, drawn = run.Run(recipe), []
 
     def loss(x0, labels, at, eps):
         drawn.append(eps)
@@ -327,7 +344,7 @@ def spread_of_means(tint, t):
 
     here.loss = loss
     here.backward()
-    return float(drawn[0].mean((1, 2, 3)).std())
+    return drawn[0]
 
 
 def test_finishing_asks_near_the_data_half_of_the_time():

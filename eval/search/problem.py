@@ -28,7 +28,7 @@ from ...samplers.conditions import (
 )
 from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
-from ...samplers.noise import Noise, check_seeds
+from ...samplers.noise import Noise, check_seeds, draw_noise
 from ...samplers.plan import make_plan
 from ...solvers import Bound
 from ...solvers.artefact import Artefact
@@ -63,7 +63,7 @@ class Block:
 
     seeds:  one per row.
     labels: one per row, or None where there are no classes.
-    noise:  (n, *shape) float32, standard normal.
+    noise:  (n, *shape) float32, of the process at unit scale.
     ends:   (n, *shape) float32, in the network's own space, before any decoding.
     """
 
@@ -173,7 +173,7 @@ class Problem:
         """Returns the block of that name; its teacher runs when it is first asked for."""
         if name not in self._blocks:
             seeds = tuple(self.seeds_of(name))
-            noise = Noise(seeds, self.network.shape).draw()
+            noise = draw_noise(Noise(seeds, self.network.shape), self.network.schedule)
             ends = self._teach(seeds)
             self._blocks[name] = Block(name, seeds, self.labels_of(seeds), noise, ends)
         return self._blocks[name]

@@ -21,7 +21,7 @@ from ...models.errors import SettingError
 from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
 from ...models.reading import StrictModel, load_kept
-from ...samplers.noise import Noise
+from ...samplers.noise import Noise, draw_noise
 from ...samplers.plan import make_plan
 from .budget import Budget
 from .identity import IDENTITY_FILE
@@ -133,7 +133,7 @@ def _time_batch(problem: Problem, rows: int) -> float:
     """Returns seconds of one evaluation of so many training noises."""
     seeds = problem.seeds_of("train")
     chosen = tuple(seeds[i % len(seeds)] for i in range(rows))
-    noise = Noise(chosen, problem.network.shape).draw()
+    noise = draw_noise(Noise(chosen, problem.network.shape), problem.network.schedule)
     block = Block("train", chosen, problem.labels_of(chosen), noise, noise)
     start = time.perf_counter()
     problem.answers(block, noise, problem.network.schedule.at(0.5), None)

@@ -19,7 +19,7 @@ from ...models.load import embedded_names
 from ...models.reading import StrictModel, load_kept
 from ...models.schedule import Node
 from ...samplers.grid import choose_default_grid, time_grid
-from ...samplers.noise import Noise
+from ...samplers.noise import Noise, draw_noise
 from ..extractors.small import SMALL_CARDS, small_reference
 from ..statistics import Moments, Statistics, frechet
 from .fine_run import drive_teacher
@@ -115,7 +115,7 @@ def _run(problem: Problem, noises: int) -> dict[float, Tensor]:
     """Returns the ends of a run, 0 first, by the time that they are jumped to from."""
     problem = replace(problem, ledger=Ledger())  # no part of what candidates cost
     seeds = tuple(problem.train[:noises])
-    noise = Noise(seeds, problem.network.shape).draw()
+    noise = draw_noise(Noise(seeds, problem.network.shape), problem.network.schedule)
     block = Block("train", seeds, problem.labels_of(seeds), noise, noise)
     schedule, jumps = problem.network.schedule, {}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.models.checkpoint import WEIGHTS
 from fewstep.models.errors import NonFiniteError, SettingError
+from fewstep.samplers.noise import spread_noise
 
 from .pixels import pixels_of
 from .recipe import Recipe, build
@@ -113,6 +114,7 @@ class Run:
             dropped = torch.rand(recipe.batch, device=self.device) < recipe.label_dropout
             labels = torch.where(dropped, recipe.null_class, labels)
         at, eps = self.asked.draw(recipe.batch), torch.randn_like(x0)
+        eps = spread_noise(eps, recipe.process, [None] * len(eps))
         if recipe.tint > 0.0:
             eps += draw_tint(x0) * (recipe.tint / at.sigma).clamp(max=1.0)
         loss = self.loss(x0, labels, at, eps)

@@ -9,7 +9,7 @@ from ...models.errors import SettingError
 from ...models.ledger import Ledger
 from ...models.schedule import Node
 from ..conditions import Branches, tell_scale
-from ..noise import Noise
+from ..noise import Noise, draw_noise
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Scene:
     bytes_predicted: int = 0
 
     def draw(self) -> Tensor:
-        """Returns standard normal noise like the image."""
-        return self.noise.draw().to(self.image)
+        """Returns noise of the process at unit scale, like the image."""
+        return draw_noise(self.noise, self.network.schedule).to(self.image)
 
     def make_denoiser(self, branches: Branches, network: Network | None = None) -> Denoiser:
         """Returns the network under conditions, counting in the scene's ledger."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ....models.schedule import Node
-from ....samplers.noise import make_generator
+from ....samplers.noise import make_generator, spread_noise
 from ....samplers.ramps import find_lam_ends
 from ..paths import shortest
 from ..trajectories import batch_of, keep_tensors, make_fine_grid
@@ -49,8 +49,10 @@ def predict_chain(task: Task) -> tuple[Tensor]:
     """
     block, generator = batch_of(task), make_generator(task.seed)
     y, kappa, predictions = block.ends, 0.0, []
+    one = y.new_ones(len(y), *[1] * (y.ndim - 1))
+    spread = spread_noise(one, task.space.process, [generator] * len(y))  # one for the whole chain
     for node in reversed(_noisy_nodes(task)):
-        fresh = torch.randn(y.shape, generator=generator)
+        fresh = torch.randn(y.shape, generator=generator) * spread
         if node.alpha == 0.0:
             x = fresh * node.sigma
         else:
