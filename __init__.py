@@ -45,6 +45,7 @@ _HOMES = {
     "PerturbedAttention": ".samplers.guidance",
     "PolicyGuider": ".samplers.diffusers.guider",
     "Prediction": ".models.prediction",
+    "REG": ".samplers.guidance",
     "RectifiedCFGPlusPlus": ".samplers.guidance",
     "RectifiedFlow": ".models.schedule",
     "Sampler": ".samplers.sampler",

@@ -35,4 +35,4 @@ def list_(
     table = Table(*header, box=None)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)

@@ -11,13 +11,14 @@ from fewstep import (
     CFGMP,
     EDM,
     FDG,
+    REG,
     TCFG,
     FeedbackGuidance,
     RectifiedCFGPlusPlus,
     RectifiedFlow,
     SlidingModeCFG,
 )
-from fewstep.models.denoiser import Branch
+from fewstep.models.denoiser import Ask, Branch
 from fewstep.models.gaussian import GaussianMixture
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import CFG, Guide, Interval, Moment, Setup
@@ -216,6 +217,26 @@ def test_further_evaluations_of_a_step_take_its_scale():
     assert float(guide.log_p) != float(before)
 
 
+# REG
+
+
+def test_weights_by_the_slopes_of_the_conditional_prediction():
+    rho = f64((0.017467249, 0.1, 0.307692308, 0.181818182))
+    guided = f64((0.717296214, -0.480524590, 0.586930795, 1.329397875))
+    made = answer(guide_of(REG(3.0)), x=X.clone().requires_grad_()).detach()
+    torch.testing.assert_close(made, guided, rtol=0, atol=1e-9)
+    u, c = evaluate(X, FLOW.nodes[0], (Ask(Branch.UNCOND), Ask(Branch.COND)))
+    torch.testing.assert_close((made - c) / (2.0 * (c - u)), rho, rtol=0, atol=1e-8)
+
+
+def test_at_pure_noise_it_is_the_conditional_and_its_backward_passes_are_counted():
+    grid = TimeGrid.of(RectifiedFlow(), [1.0, 0.5])
+    who, other = (denoiser(2, grid.schedule) for _ in range(2))
+    guided = ends(solver("ddim"), 0, REG(3.0), grid, unit_noise(), who)
+    assert torch.equal(guided, ends(solver("ddim"), 0, CFG(1.0), grid, unit_noise(), other))
+    assert (who.ledger.rows, who.ledger.backwards, who.ledger.evaluations) == (4, 4, 2)
+
+
 # Rules that ask again within a step
 
 
@@ -303,6 +324,7 @@ RULES = [
     SlidingModeCFG(3.0, switch="soft"),
     FeedbackGuidance(4.0, prior=0.5),
     FDG(3.0),
+    REG(3.0),
 ]
 AGAIN = [RectifiedCFGPlusPlus(2.0), CFGMP(2.0), CFGMP(2.0, iterations=3, anderson=True)]
 

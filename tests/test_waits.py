@@ -32,6 +32,7 @@ UNGATED += [
     "smc:scale=2,switch=soft",
     "fdg:scale=2",
     "fbg:scale=2",
+    "reg:scale=2",
     "rect-cfg-pp:scale=2",
     "cfg-mp:scale=2,anderson=true",
     "cfg:scale=2+interval:low=0.3,high=5",

@@ -35,6 +35,7 @@ from .magnitude import MagnitudeAware
 from .nested import warn_of_no_savings
 from .pag import PerturbedAttention
 from .rect_cfg_pp import RectifiedCFGPlusPlus
+from .reg import REG
 from .smc import SlidingModeCFG
 from .tcfg import TCFG
 from .threshold import Thresholded
@@ -44,6 +45,7 @@ __all__ = [
     "CFG",
     "CFGMP",
     "FDG",
+    "REG",
     "TCFG",
     "AdaptiveGuidance",
     "AutoGuidance",

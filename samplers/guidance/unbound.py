@@ -27,14 +27,16 @@ from .linear_ag import LinearAG
 from .nested import takes_gradient
 from .pag import PerturbedAttention
 from .rect_cfg_pp import RectifiedCFGPlusPlus
+from .reg import REG
 
-BOUND = (  # to a solver or a 2nd network
+BOUND = (  # to a solver, a 2nd network or gradients
     CFGMP,
     CFGPlusPlus,
     LinearAG,
     AutoGuidance,
     PerturbedAttention,
     RectifiedCFGPlusPlus,
+    REG,
 )
 
 
