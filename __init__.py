@@ -78,6 +78,7 @@ _HOMES = {
     "search": ".eval.search.command",
     "solver": ".solvers.base",
     "time_grid": ".samplers.grid",
+    "tune": ".eval.tune.command",
     "velocity_field": ".samplers.velocity_field",
 }
 _SERVED = {"SchedulerMixin": "diffusers"}  # by which diffusers knows what it may load from here

@@ -21,6 +21,7 @@ from fewstep.commands import (
     lists,
     sample,
     search,
+    tune,
 )
 from fewstep.commands.console import OneLineCommand, OneLineGroup
 
@@ -48,6 +49,7 @@ MAIN: Commands = {
     "stats": data.stats,
     "calibrate": calibrate.calibrate,
     "search": search.search,
+    "tune": tune.tune,
     "invert": editing.invert,
     "edit": editing.edit,
     "hub": hub.hub,

@@ -6,22 +6,35 @@ from statistics import median
 from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
+Works = Mapping[K, Callable[[], float]]
 
 
-def measure_in_turns(
-    works: Mapping[K, Callable[[], float]], repeats: int, warm: int = 0
-) -> dict[K, float]:
+def measure_in_turns(works: Works[K], repeats: int, warm: int = 0) -> dict[K, float]:
     """Returns the median of what each work measures of itself, by name.
 
     warm: turns before those that count.
     """
+    taken = record_turns(works, repeats, warm)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def record_turns(
+    works: Works[K], repeats: int, warm: int = 0, seconds: float = 0.0
+) -> dict[K, list[float]]:
+    """Returns all that each work measures of itself, one value a turn, by name.
+
+    warm:    turns before those that count.
+    seconds: so long further turns follow after the repeats.
+    """
     taken: dict[K, list[float]] = {name: [] for name in works}
-    for turn in range(warm + repeats):
+    start, turn = time.perf_counter(), 0
+    while turn < warm + repeats or time.perf_counter() - start < seconds:
         for name, work in works.items():
             value = work()
             if turn >= warm:
                 taken[name].append(value)
-    return {name: median(values) for name, values in taken.items()}
+        turn += 1
+    return taken
 
 
 def time_call(work: Callable[[], object], wait: Callable[[], None] = lambda: None) -> float:

@@ -74,7 +74,7 @@ def run_search(
     _check_places(request)
     searches = prepare_searches(request)
     with _log_folder(request.folder):
-        for search in _start_searches(searches, request):
+        for search in start_searches(searches, request):
             watch = Progress(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
             )
@@ -100,7 +100,7 @@ def _log_folder(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def _start_searches(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
+def start_searches(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
     """Yields each search when its turn comes, with its reference and its share of the budget."""
     budget = Budget.parse(request.budget)
     timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None

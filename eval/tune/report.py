@@ -21,6 +21,7 @@ class CostParts(StrictModel):
     pair:     an evaluation of both branches, with the step; None where the network has no second.
     partial:  an evaluation that a cache forecasts, with the step, by the cache's setting without
               its mask; under guidance it is one of both branches.
+    share:    the FLOPs of such an evaluation, of those of a whole one.
     flops:    of one row of the network; None where it is no torch module.
     """
 
@@ -29,6 +30,7 @@ class CostParts(StrictModel):
     step: Spread
     pair: Spread | None = None
     partial: dict[str, Spread] = Field(default_factory=dict)
+    share: float | None = None
     flops: float | None = None
 
 

@@ -1,0 +1,70 @@
+"""The choice of a plan: a simpler one is left only for one that is better in the two columns."""
+
+import math
+from collections.abc import Sequence
+
+from torch import tensor
+
+from ..cache_worth import Interval95, compare_pairs
+from .judge import PointRow
+
+SIMPLE = ("named", "preset")  # kinds that anyone can type
+
+
+def compare_columns(mine: PointRow, theirs: PointRow) -> list[Interval95]:
+    """Returns the ratio of the distances, and that of the features where they are known.
+
+    Each has its interval of 95 % over noises, the same for both settings.
+    """
+    pairs = [(mine.distances, theirs.distances)]
+    if mine.features is not None and theirs.features is not None:
+        pairs.append((mine.features, theirs.features))
+    return [compare_pairs(tensor(a), tensor(b)) for a, b in pairs]
+
+
+def is_better(mine: PointRow, theirs: PointRow) -> bool:
+    """Returns whether a column is better beyond the interval, and none is worse beyond it.
+
+    Where nothing sees the images, the distance alone decides.
+    """
+    ratios = compare_columns(mine, theirs)
+    return any(high < 1.0 for _, _, high in ratios) and all(low <= 1.0 for _, low, _ in ratios)
+
+
+def rank(row: PointRow) -> tuple[float, float]:
+    """Returns the product of both columns, and the cost: of two that are alike the cheaper one."""
+    columns = row.point.columns
+    if columns is None:
+        return math.inf, 0.0
+    seen = columns.features or columns.distance
+    return columns.distance.value * seen.value, row.point.cost.effective
+
+
+def choose_row(rows: Sequence[PointRow]) -> tuple[PointRow, str]:
+    """Returns the recommended setting, and why, in words.
+
+    Args:
+        rows: on the same noises; one at least runs without diffusers.
+    """
+    ranked = sorted((each for each in rows if each.point.settings is not None), key=rank)
+    simple = next((each for each in ranked if each.point.kind in SIMPLE), None)
+    if simple is None:
+        return ranked[0], "nothing simpler fits"
+    for each in ranked:
+        if each.point.kind not in SIMPLE and is_better(each, simple):
+            return each, describe_ratios(each, simple)
+    return simple, "nothing searched is better than this in one column and not worse in the other"
+
+
+def describe_ratios(mine: PointRow, theirs: PointRow) -> str:
+    """Returns how two settings compare, in words."""
+    words = [
+        f"{ratio:.2f} [{low:.2f}, {high:.2f}] of its {name}"
+        for (ratio, low, high), name in zip(
+            compare_columns(mine, theirs), ("distance", "feature distance"), strict=False
+        )
+    ]
+    return (
+        f"beside the best simple setting, {theirs.point.name}, it has {' and '.join(words)} on"
+        f" {mine.point.count} noises"
+    )

@@ -1,0 +1,292 @@
+"""`fewstep tune`: from what is typed to plans and their report."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...models.arguments import format_ranges, parse_ranges
+from ...models.errors import SettingError
+from ...models.files import (
+    check_apart,
+    check_folder,
+    check_writable,
+    hold_file,
+    make_folder,
+    write_bytes,
+)
+from ...models.probe import sketch
+from ...models.reading import load_kept
+from ...models.weights import hash_weights
+from ...samplers.plan_file import Asked, JudgedOn, MeasuredAt, PlanFile
+from ..bench.rows import machine, versions
+from ..options import make_request
+from ..requests import SearchRequest
+from ..search.budget import Budget
+from ..search.command import start_searches
+from ..search.identity import check_memory
+from ..search.prepare import TEACHER, prepare_searches
+from ..search.problem import BLOCKS
+from ..search.progress import Progress
+from ..search.run import run
+from ..search.search import Search
+from ..search.size import SearchSize
+from ..search.strategies import strategies_of
+from ..tune_request import TuneRequest
+from .costs import measure_parts
+from .group import ChosenPoint, PlanGroup
+from .judge import PointJudge
+from .points import SearchedSize
+from .report import CostParts, TuneReport, WrittenPlan
+from .sizes import PlanSizes, read_asked
+
+SEARCHED = 0.65  # of a budget of time: the searches, with their reference
+MEASURED = 0.04  # and the costs of the parts
+SCORED = 128  # training noises of a candidate
+LARGEST = 24  # evaluations of tables that are searched; with more, named ones are as near
+MOST_ROWS = 40  # network rows of guided tables that are
+FIRST = 1  # evaluations of the search that the others are made of
+
+
+def tune(network: str, *, progress: bool = False, **options: Any) -> TuneReport:
+    """Finds the best plan for a cost and writes it, as `fewstep tune` does.
+
+    >>> report = fewstep.tune("fashion-dit", nfe=5, budget="60s", out="plan.json")
+    >>> Sampler.from_pretrained("fashion-dit")(range(8), plan=report.plans[0].plan)
+
+    Args:
+        network: as `load` takes it.
+        progress: shows how far it is.
+        options: the fields of `TuneRequest`; without ms, nfe, rows, effective and flops it draws
+            the whole front, and writes a plan for each of its points.
+
+    Raises:
+        FewstepError: for anything that cannot be tuned, before any work where possible.
+    """
+    return run_tune(make_request(TuneRequest, network=network, **options), progress)
+
+
+def run_tune(request: TuneRequest, progress: bool = False) -> TuneReport:
+    """Returns the report of a request, once it and its plans are written.
+
+    Raises:
+        FewstepError: for anything that cannot be tuned, before any work where possible.
+    """
+    asked = read_asked(request)
+    numbers = [] if asked else parse_ranges(request.points)
+    _check_places(request)
+    (first,) = prepare_searches(_make_search_request(request))
+    make_folder(request.folder / TEACHER)
+    parts = _keep_parts(request, first)
+    tuning = Tuning(request, first, parts, progress)
+    sizes = [tuning.size(each) for each in ([asked] if asked else map(_ask_evaluations, numbers))]
+    searched = tuning.search([each for size in sizes for each in tuning.list_searches(size)])
+    return tuning.finish(asked, sizes, searched)
+
+
+def _ask_evaluations(number: int) -> Asked:
+    return Asked(unit="effective", amount=number)
+
+
+def _make_search_request(request: TuneRequest) -> SearchRequest:
+    """Returns the search that has the same network, noises and reference."""
+    budget = Budget.parse(request.budget)
+    if budget.kind == "seconds":
+        budget = Budget("seconds", SEARCHED * budget.amount)
+    return SearchRequest(
+        network=request.network,
+        nfe=FIRST,
+        features=request.features,
+        weights=request.weights,
+        budget=str(budget),
+        cfg_scale=request.cfg_scale,
+        seed=request.seed,
+        out=request.out,
+        log=request.folder,
+        noises=request.noises,
+        scored=SCORED,
+        train_seeds=request.train_seeds,
+        validation_seeds=request.validation_seeds,
+        test_seeds=request.test_seeds,
+        classes=request.classes,
+        teacher_nfe=request.teacher_nfe,
+        reference_end=request.reference_end,
+        dtype=request.dtype,
+        device=request.device,
+    )
+
+
+def _check_places(request: TuneRequest) -> None:
+    """Raises SettingError for places that cannot be written to, before anything is computed."""
+    check_folder(request.folder)
+    check_memory(request.folder)
+    outputs = [request.out, request.report_path]
+    for path in outputs:
+        check_writable(path, ".json")
+    check_apart(outputs, [request.weights])
+
+
+def _keep_parts(request: TuneRequest, search: Search) -> CostParts:
+    """Returns the costs that a folder keeps for this machine's setting, or measures them."""
+    budget = Budget.parse(request.budget)
+    seconds = MEASURED * budget.amount if budget.kind == "seconds" else 0.0
+    name = f"costs-{request.device}-{request.dtype}-{request.batch}-{request.cfg_scale:g}"
+    path = request.folder / f"{name.replace(':', '')}.json"
+    with hold_file(request.folder / "costs.lock"):
+        parts = load_kept(CostParts, path, "give another --log")
+        if parts is None:
+            parts = measure_parts(search.problem, request.batch, seconds)
+            write_bytes(path, parts.model_dump_json().encode())
+    return parts
+
+
+@dataclass
+class Tuning:
+    """A request on its way, with what is the same for all its plans.
+
+    first: the search that others are made of, of no size that matters.
+    """
+
+    request: TuneRequest
+    first: Search
+    parts: CostParts
+    progress: bool
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance."""
+        return self.request.cfg_scale != 1.0
+
+    def size(self, asked: Asked) -> PlanSizes:
+        """Returns the sizes that fit into a budget."""
+        return PlanSizes.of(asked, self.parts, self.guided)
+
+    def list_searches(self, sizes: PlanSizes) -> Iterator[Search]:
+        """Yields the searches of tables of these sizes."""
+        if sizes.nfe:
+            size = SearchSize(sizes.nfe)
+            strategies = strategies_of("nfe") if sizes.nfe <= LARGEST else ("grid",)
+            yield replace(self.first, size=size, strategies=strategies)
+        if sizes.rows is not None and 2 <= sizes.rows <= MOST_ROWS:
+            size = SearchSize(sizes.rows, "rows")
+            yield replace(self.first, size=size, strategies=strategies_of("rows"))
+
+    def search(self, searches: Sequence[Search]) -> dict[str, SearchedSize]:
+        """Returns the results of searches by the mark of their sizes; each runs once."""
+        if not searches:
+            raise SettingError("no table of so few rows is searched; ask for 2 rows or more")
+        single = {each.size.mark: each for each in searches}
+        done: dict[str, SearchedSize] = {}
+        for each in single.values():
+            each.check()
+        typed = _make_search_request(self.request)  # its time begins here
+        for search in start_searches(list(single.values()), typed):
+            watch = Progress(None, self.progress)
+            try:
+                done[search.size.mark] = SearchedSize(search, run(search, watch))
+            finally:
+                watch.close()
+        return done
+
+    def finish(
+        self, asked: Asked | None, sizes: Sequence[PlanSizes], searched: dict[str, SearchedSize]
+    ) -> TuneReport:
+        """Returns the report, once it and the plans are written."""
+        some = next(iter(searched.values())).search
+        judge = PointJudge(some, self.parts, self.request.folder, self.progress)
+        groups = [
+            PlanGroup(judge, self.request.batch, asked, size, self._pick(size, searched))
+            for size in sizes
+        ]
+        chosen = [each.choose() for each in groups]
+        if asked is None:
+            chosen = _drop_dominated(chosen)
+        report = self._make_report(asked, judge, groups, chosen)
+        for each in report.plans:
+            each.plan.write(self.request.out.with_name(each.file))
+        report.write(self.request.report_path)
+        return report
+
+    def _pick(self, sizes: PlanSizes, searched: dict[str, SearchedSize]) -> list[SearchedSize]:
+        marks = [each.size.mark for each in self.list_searches(sizes)]
+        return [searched[mark] for mark in marks]
+
+    def _make_report(
+        self,
+        asked: Asked | None,
+        judge: PointJudge,
+        groups: Sequence[PlanGroup],
+        chosen: Sequence[ChosenPoint],
+    ) -> TuneReport:
+        request, problem = self.request, judge.problem
+        network = problem.network
+        facts: dict[str, Any] = {
+            "network": network.name,
+            "sketch": sketch(network),
+            "weights": hash_weights(request.network),
+            "asked": asked,
+            "where": MeasuredAt(
+                batch=request.batch,
+                device=request.device,
+                dtype=request.dtype,
+                machine=machine(),
+                versions=versions(),
+            ),
+            "judged": describe_judging(judge),
+            "seconds": round(time.perf_counter() - request.started, 1),
+            "searched": problem.evaluations,
+        }
+        plans = [
+            WrittenPlan(file=self._name_file(each, asked), plan=PlanFile(**each.facts(), **facts))
+            for each in chosen
+        ]
+        points = {each.name: each for group in groups for each in group.points()}
+        remarks = [each for group in groups for each in group.verdicts]
+        return TuneReport(
+            command=write_command(request),
+            parts=self.parts,
+            points=tuple(points.values()),
+            plans=tuple(sorted(plans, key=lambda each: each.plan.point.cost.effective)),
+            verdicts=tuple(dict.fromkeys([*remarks, *judge.remarks])),
+            **facts,
+        )
+
+    def _name_file(self, chosen: ChosenPoint, asked: Asked | None) -> str:
+        out = self.request.out
+        if asked is not None:
+            return out.name
+        return f"{out.stem}-{chosen.point.cost.effective:g}{out.suffix}"
+
+
+def _drop_dominated(chosen: Sequence[ChosenPoint]) -> list[ChosenPoint]:
+    """Returns the points that nothing cheaper is as near as, cheapest first."""
+    front: list[ChosenPoint] = []
+    for each in sorted(chosen, key=lambda each: each.point.cost.effective):
+        if not front or each.distance < front[-1].distance:
+            front.append(each)
+    return front
+
+
+def describe_judging(judge: PointJudge) -> JudgedOn:
+    """Returns what quality was measured against."""
+    problem, features = judge.problem, judge.search.features
+    teacher = problem.teacher
+    size = f"{teacher.steps} steps" if teacher.nfe is None else f"{teacher.nfe} evaluations"
+    grid = "" if teacher.grid is None else f" on {teacher.grid}"
+    return JudgedOn(
+        reference=f"{teacher.solver}, {size}{grid}",
+        size=float(problem.block("test").ends.double().square().mean().sqrt()),
+        seeds={name: format_ranges(tuple(problem.seeds_of(name))) for name in BLOCKS},
+        extractor=None if features is None else features.extractor.name,
+    )
+
+
+def write_command(request: TuneRequest) -> str:
+    """Returns what is typed for a request, without what is at its default."""
+    words = ["fewstep tune", request.network]
+    default = TuneRequest(network=request.network)
+    for name in request.__dataclass_fields__:
+        value = getattr(request, name)
+        if name not in ("network", "started") and value != getattr(default, name):
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(words)

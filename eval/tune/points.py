@@ -1,0 +1,172 @@
+"""The settings that a plan is chosen from: searched, named, shipped, cached, and guided in part."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from ...models.errors import FewstepError
+from ...models.schedule import NoiseSchedule
+from ...samplers.plan import make_plan, settle_choices
+from ...samplers.run_settings import RunSettings
+from ...solvers import Schedule
+from ...solvers.cached_calls import CachedCalls
+from ...solvers.linear import Encoder
+from ...solvers.presets import preset, preset_names
+from ..search.identity import read_rivals
+from ..search.log import Log, Trial
+from ..search.mask_run import find_weights, measure_gram
+from ..search.masks import find_best_mask, sum_gaps, tabulate_errors
+from ..search.search import Search, SearchResult
+from ..search.size import SearchSize
+from ..search.strategies import HAND_MADE
+from ..search.uncached import list_even
+from .judge import PointChoice
+from .sizes import PlanSizes
+
+NAMED = 4  # best of the search's named settings that are judged
+RIVALS = 2  # best of diffusers' schedulers
+PREDICTORS = ("taylor:order=1", "hermite:order=2")
+GRAM_NOISES = 8
+STEPS_OF_ROWS = (0.6, 0.75)  # of the rows: steps of runs that hold the difference at some of them
+PLAIN = ("ddim", "dpmpp-2m")
+
+
+@dataclass(frozen=True)
+class SearchedSize:
+    """A search that has run, and its result."""
+
+    search: Search
+    result: SearchResult
+
+
+def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[PointChoice]:
+    """Returns all settings for some sizes; no setting stands there twice.
+
+    searched: searches of these sizes.
+    """
+    problem = searched[0].search.problem
+    schedule, scale = problem.network.schedule, problem.cfg_scale
+    points = [*_list_plain(schedule, sizes.nfe, scale), *_list_presets(schedule, sizes.nfe, scale)]
+    for each in searched:
+        points += _list_searched(each, scale)
+    if sizes.rows is not None:
+        points += _list_guided(schedule, sizes.rows, scale)
+    for size in sizes.masked:
+        points += list_masked(searched[0].search, size)
+    return list({repr(each.identity): each for each in points}.values())
+
+
+def _list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[PointChoice]:
+    """Yields the default, and the first solvers that come to mind, on default grids."""
+    choices: list[dict[str, Any]] = [{"solver": name, "nfe": nfe} for name in PLAIN]
+    for typed in [{"nfe": nfe}, *choices] if nfe else []:
+        settled = settle_choices(schedule, typed)
+        name = f"{settled['solver']} on {settled['grid']}, {nfe} evaluations"
+        yield PointChoice(name, "named", RunSettings(**settled, cfg_scale=scale))
+
+
+def _list_presets(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[PointChoice]:
+    """Yields the shipped schedules of this process that fit."""
+    for name in preset_names():
+        shipped = preset(name)
+        try:
+            shipped.check_process(schedule)
+        except FewstepError:
+            continue
+        if shipped.nfe <= nfe and not shipped.guided:
+            yield PointChoice(name, "preset", RunSettings(schedule=shipped, cfg_scale=scale))
+
+
+def _list_searched(each: SearchedSize, scale: float) -> Iterator[PointChoice]:
+    """Yields the result of a search, its best named settings, and diffusers' best schedulers."""
+    search, best = each.search, each.result.schedule
+    own = best.guided
+    settings = RunSettings(schedule=best, cfg_scale=1.0 if own else scale)
+    hand_made = best.provenance["strategy"] in HAND_MADE
+    name = f"searched table, {search.size}"
+    kind = "guidance" if own else "searched"
+    if not hand_made:
+        yield PointChoice(name, kind, settings)  # type: ignore[arg-type]
+    log = Log(search.folder)
+    try:
+        named = [trial for trial in log.best(search.size) if trial.strategy in HAND_MADE]
+    finally:
+        log.close()
+    for trial in named[:NAMED]:
+        yield _read_trial(trial, search, scale)
+    rivals = read_rivals(search.folder).get(search.size.mark)
+    for spec in rivals.specs[:RIVALS] if rivals else ():
+        label = f"diffusers {spec}, {search.whole_evaluations} evaluations"
+        yield PointChoice(label, "rival", rival=(spec, search))
+
+
+def _read_trial(trial: Trial, search: Search, scale: float) -> PointChoice:
+    """Returns a named trial as it is typed, or as its table where the words make another."""
+    schedule, label = trial.schedule, str(trial.schedule.provenance.get("label", "?"))
+    table = schedule if isinstance(schedule, Schedule) else Schedule.of_steps(schedule)
+    name = f"{label}, {search.size}"
+    if table.guided:
+        return PointChoice(name, "guidance", RunSettings(schedule=table))
+    solver, _, grid = label.partition(" on ")
+    try:
+        plan = make_plan(search.space.process, solver, nfe=table.nfe, grid=grid)
+        assert isinstance(plan.settings, Encoder)
+        same = plan.settings.encode(plan.grid).schedule_id == table.schedule_id
+    except FewstepError:
+        same = False
+    if not same:
+        return PointChoice(name, "named", RunSettings(schedule=table, cfg_scale=scale))
+    typed = RunSettings(solver=solver, grid=grid, nfe=table.nfe, cfg_scale=scale)
+    return PointChoice(f"{label}, {table.nfe} evaluations", "named", typed)
+
+
+def _list_guided(schedule: NoiseSchedule, rows: int, scale: float) -> Iterator[PointChoice]:
+    """Yields runs that ask both branches first, or evenly, and hold the difference elsewhere."""
+    for steps in sorted({round(share * rows) for share in STEPS_OF_ROWS}):
+        both = rows - steps
+        if not 1 <= both < steps:
+            continue
+        even = {i * steps // both for i in range(both)}
+        settled = settle_choices(schedule, {"nfe": steps})
+        for word, chosen in (("first", set(range(both))), ("even", even)):
+            mask = "".join("1" if n in chosen else "0" for n in range(steps))
+            spec = f"guidance-forecast:scale={scale:g},mask={mask}"
+            name = f"{settled['solver']} on {settled['grid']}, both branches at {both} {word} of"
+            settings = RunSettings(**settled, guidance_spec=spec)
+            yield PointChoice(f"{name} {steps} steps", "guidance", settings)
+
+
+def list_masked(search: Search, size: SearchSize) -> Iterator[PointChoice]:
+    """Yields cached runs of the default: masks spread evenly, and the best by inner products."""
+    problem = search.problem
+    plan = make_plan(problem.network.schedule, nfe=size.nfe)
+    if not isinstance(plan.settings, Encoder):
+        return
+    plain = plan.settings.encode(plan.grid)
+    masks = [
+        (mask, predictor)
+        for _, mask in list_even(size.nfe, size.amount)
+        for predictor in PREDICTORS
+    ]
+    masks += _find_masks(search, plain, size)
+    for mask, predictor in dict.fromkeys(masks):
+        cached = plain.with_cache(CachedCalls(compute=mask, predictor=predictor))
+        settings = RunSettings(schedule=cached, cfg_scale=problem.cfg_scale)
+        full = ",".join(map(str, mask))
+        name = f"{plan.settings.info.name}, computed at {full} of {size.nfe}, {predictor}"
+        yield PointChoice(name, "cache", settings)
+
+
+def _find_masks(
+    search: Search, plain: Schedule, size: SearchSize
+) -> list[tuple[tuple[int, ...], str]]:
+    """Returns the masks of least predicted error, with their predictors."""
+    block = search.problem.block("train").first(min(GRAM_NOISES, len(search.problem.train)))
+    gram, found = measure_gram(search.problem, plain, block).numpy(), []
+    for predictor, power in product(PREDICTORS, (1.0, 0.5)):
+        weigh = find_weights(predictor, size.nfe)
+        if weigh is not None:
+            costs = sum_gaps(tabulate_errors(gram, weigh) ** power)
+            found.append((find_best_mask(costs, size.amount), predictor))
+    return found

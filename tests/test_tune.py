@@ -1,0 +1,193 @@
+"""`fewstep tune`: sizes that fit, the rule of the two columns, and whole runs on the toy."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import fewstep
+from fewstep.cli import app
+from fewstep.eval.search.size import SearchSize
+from fewstep.eval.tune.choice import choose_row, is_better
+from fewstep.eval.tune.costs import predict_ms
+from fewstep.eval.tune.judge import PointJudge, PointRow
+from fewstep.eval.tune.report import CostParts, TuneReport
+from fewstep.eval.tune.sizes import PlanSizes, read_asked, read_flops
+from fewstep.eval.tune_request import TuneRequest
+from fewstep.models.errors import SettingError
+from fewstep.samplers.columns import Column, Columns
+from fewstep.samplers.plan_file import Asked, JudgedPoint, PlanCost, PlanFile, Spread
+from fewstep.samplers.run_settings import RunSettings
+
+QUICK = {"budget": "candidates=6", "noises": "24,12,24", "points": "3,4"}
+
+
+def spread(value):
+    return Spread(median=value, low=value, high=value, repeats=5)
+
+
+PARTS = CostParts(
+    start=spread(10.0),
+    row=spread(20.0),
+    step=spread(0.1),
+    pair=spread(30.0),
+    partial={"last-block": spread(5.0)},
+    share=0.25,
+    flops=1e9,
+)
+
+
+def test_sizes_cost_no_more_than_asked_and_one_more_would():
+    for asked, guided, nfe, rows in (
+        (Asked(unit="ms", amount=100.0), False, 4, None),
+        (Asked(unit="ms", amount=100.0), True, 3, 4),
+        (Asked(unit="nfe", amount=7), True, 7, None),
+        (Asked(unit="rows", amount=7), True, 3, 7),
+        (Asked(unit="effective", amount=6), True, 6, 12),
+        (Asked(unit="flops", amount=5.5e9), False, 5, None),
+    ):
+        sizes = PlanSizes.of(asked, PARTS, guided)
+        assert (sizes.nfe, sizes.rows) == (nfe, rows), asked
+
+
+def test_masks_cost_no_more_than_asked_and_one_more_would():
+    sizes = PlanSizes.of(Asked(unit="effective", amount=8), PARTS, False)
+    assert SearchSize(6, "full", 12) in sizes.masked
+    for each in sizes.masked:
+        cost = each.amount + 0.25 * (each.nfe - each.amount)
+        assert cost <= 8.0 < cost + 0.75
+    assert PlanSizes.of(Asked(unit="rows", amount=8), PARTS, True).masked == ()
+
+
+def test_the_time_of_a_run_is_the_sum_of_its_parts():
+    assert predict_ms(4, 4, 0, PARTS) == 10.0 + 4 * 20.0
+    assert predict_ms(4, 8, 0, PARTS) == 10.0 + 4 * 30.0
+    assert predict_ms(4, 6, 0, PARTS) == 10.0 + 2 * 30.0 + 2 * 20.0
+    assert predict_ms(8, 8, 6, PARTS) == 10.0 + 2 * 20.0 + 6 * 5.0
+
+
+def test_a_budget_that_cannot_be_is_refused_with_the_least():
+    with pytest.raises(SettingError, match=r"nothing costs 25 ms or less here.*costs 30 ms"):
+        PlanSizes.of(Asked(unit="ms", amount=25.0), PARTS, True)
+    for given, words in (
+        ({"nfe": 0}, "below one evaluation; the least is 1"),
+        ({"effective": 0.5}, "below one evaluation; the least is 1"),
+        ({"ms": 0.0}, "the least is above 0"),
+        ({"nfe": 4, "rows": 8}, "give one of nfe, rows"),
+        ({"flops": "many"}, "no number of FLOPs"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            read_asked(TuneRequest(network="toy", **given))
+    assert read_flops("2.5G") == 2.5e9
+    assert read_asked(TuneRequest(network="toy")) is None
+
+
+def make_row(name, kind, distances, features):
+    columns = Columns(
+        distance=Column(value=sum(distances), low=0, high=1, median=0),
+        features=Column(value=sum(features), low=0, high=1, median=0),
+    )
+    settings = None if kind == "rival" else RunSettings(solver="ddim", nfe=4)
+    cost = PlanCost(nfe=4, rows=4, effective=4)
+    point = JudgedPoint(
+        name=name, kind=kind, settings=settings, cost=cost, noises="test", count=4, columns=columns
+    )
+    return PointRow(id=name, point=point, distances=distances, features=features)
+
+
+def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
+    simple = make_row("plain", "named", (1.0, 2.0, 3.0, 4.0), (1.0, 1.0, 2.0, 2.0))
+    better = make_row("table", "searched", (0.5, 1.0, 1.5, 2.0), (0.9, 1.2, 1.7, 2.2))
+    traded = make_row("traded", "searched", (0.1, 0.2, 0.3, 0.4), (2.0, 2.0, 4.0, 4.0))
+    alike = make_row("alike", "searched", (0.9, 2.1, 2.9, 4.1), (0.9, 1.1, 1.9, 2.1))
+    rival = make_row("rival", "rival", (0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1))
+    assert is_better(better, simple)
+    assert not is_better(traded, simple)
+    assert not is_better(alike, simple)
+    assert choose_row([simple, traded, alike, rival])[0] is simple
+    chosen, why = choose_row([simple, traded, better, rival])
+    assert chosen is better
+    assert why.startswith("beside the best simple setting, plain, it has 0.71 [0.71, 0.71] of its")
+
+
+def without_times(report):
+    """The report without what a clock said."""
+    body = report.model_dump(mode="json")
+    body = {key: body[key] for key in ("points", "plans", "judged", "searched")}
+    for plan in body["plans"]:
+        plan["plan"].pop("seconds")
+    for point in [*body["points"], *(plan["plan"]["point"] for plan in body["plans"])]:
+        point["cost"].pop("ms")
+    return body
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    return folder, fewstep.tune("toy", out=folder / "plan.json", **QUICK)
+
+
+def test_a_front_has_a_plan_for_each_point_and_a_report(tuned):
+    folder, report = tuned
+    assert TuneReport.load(folder / "plan.report.json") == report
+    assert [each.plan.point.cost.effective for each in report.plans] == [3.0, 4.0]
+    kinds = {point.kind for point in report.points}
+    assert {"named", "searched", "rival"} <= kinds
+    for each in report.plans:
+        plan = PlanFile.load(folder / each.file)
+        assert plan == each.plan
+        assert plan.point.noises == "test"
+        assert plan.point.cost.ms.repeats >= 5
+        assert {rival.count for rival in plan.rivals} == {24}
+    assert all(point.columns.distance.value > 0.0 for point in report.points)
+
+
+def test_a_search_that_was_killed_gives_what_an_uninterrupted_one_gives(
+    tuned, tmp_path, monkeypatch
+):
+    folder, report = tuned
+    measure, count = PointJudge._measure, iter(range(100))
+
+    def stop(self, *args):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    (tmp_path / "plan.tune").mkdir()
+    for path in (folder / "plan.tune").glob("costs-*.json"):
+        shutil.copy(path, tmp_path / "plan.tune")
+    monkeypatch.setattr(PointJudge, "_measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fewstep.tune("toy", out=tmp_path / "plan.json", **QUICK)
+    assert not (tmp_path / "plan.report.json").exists()
+    again = fewstep.tune("toy", out=tmp_path / "plan.json", **QUICK)
+    assert without_times(again)["points"] == without_times(report)["points"]
+    assert [each.plan.point.name for each in again.plans] == [
+        each.plan.point.name for each in report.plans
+    ]
+
+
+def test_the_command_prints_its_report_and_refuses_in_one_line(tuned):
+    folder, report = tuned
+    words = ["tune", "toy", "--out", str(folder / "plan.json")]
+    words += [word for name, value in QUICK.items() for word in (f"--{name}", value)]
+    done = CliRunner().invoke(app, [*words, "--json", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert (
+        without_times(TuneReport(**json.loads(done.stdout)))["points"]
+        == (without_times(report)["points"])
+    )
+    done = CliRunner().invoke(app, words)
+    assert max(map(len, done.stdout.splitlines())) <= 80 + len(str(folder))
+    assert "distance" in done.stdout
+    for wrong in (["--ms", "0.0001"], ["--nfe", "0"]):
+        refused = CliRunner().invoke(app, [*words, "--quiet", *wrong])
+        assert (refused.exit_code, refused.output.count("error:")) == (2, 1), refused.output
+
+
+def test_seeds_that_overlap_are_refused_before_any_work(tmp_path):
+    seeds = {"train_seeds": "0-23", "validation_seeds": "24-35", "test_seeds": "20-43"}
+    with pytest.raises(SettingError, match="the blocks train and test share seed 20"):
+        fewstep.tune("fashion-dit", nfe=3, out=tmp_path / "plan.json", **seeds)
+    assert list(tmp_path.iterdir()) == []
