@@ -154,7 +154,7 @@ class Tuning:
 
     @property
     def guided(self) -> bool:
-        """Whether there is guidance."""
+        """True where there is guidance."""
         return self.request.cfg_scale != 1.0
 
     def size(self, asked: Asked) -> PlanSizes:

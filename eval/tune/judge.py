@@ -45,7 +45,7 @@ class PointChoice:
 
     @property
     def identity(self) -> list[object]:
-        """What tells the runs of one setting from those of others."""
+        """The value that tells the runs of one setting from those of others."""
         if self.settings is None:
             assert self.rival is not None
             return [self.rival[0], self.rival[1].size.mark]
