@@ -6,6 +6,7 @@ anyway, so nothing but this file knows that it is a plan.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,3 +229,47 @@ def unfold_plan(
     if given := sorted(name for name, value in beside.items() if value is not None):
         raise SettingError(f"a plan decides {', '.join(given)}; drop that, or the plan")
     return chosen.bind(network, batch).arguments()
+
+
+def unfold_for_scheduler(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the arguments of `SolverScheduler.from_config`, with a plan among them unfolded.
+
+    Raises:
+        SettingError: for a plan of which a scheduler cannot run a part, or something beside it.
+    """
+    beside = {name: value for name, value in given.items() if name != "plan"}
+    if given.get("plan") is None:
+        return beside
+    settings = take_plan(given["plan"]).point.settings
+    assert settings is not None
+    _check_parts(settings)
+    choices = settings.choices()
+    if settings.schedule is not None:
+        choices["schedule"] = choices.pop("solver")
+    decided = {"solver", "grid", "nfe", "final", "schedule", "recipe"}
+    if twice := sorted(name for name in decided & beside.keys() if beside[name] is not None):
+        raise SettingError(f"a plan decides {', '.join(twice)}; drop that, or the plan")
+    return {**beside, **choices}
+
+
+def _check_parts(settings: RunSettings) -> None:
+    """Raises SettingError for parts that a scheduler cannot run; warns of a guidance scale."""
+    cached = settings.schedule is not None and settings.schedule.cache is not None
+    if settings.cache is not None or cached:
+        raise SettingError(
+            "this plan has a cache, which a scheduler cannot run; put one on the network with"
+            " fewstep.caching, and take a plan without"
+        )
+    unrun = ("guidance_spec", "cfg_interval", "threshold")
+    for name in unrun:
+        if getattr(settings, name) is not None:
+            raise SettingError(
+                f"this plan has a guidance ({getattr(settings, name)}), which a scheduler cannot"
+                " run; give it to fewstep.guided, and take a plan without"
+            )
+    if settings.cfg_scale != 1.0:
+        warnings.warn(
+            f"this plan is for a guidance scale of {settings.cfg_scale:g}, which the pipeline"
+            f" decides; give it guidance_scale={settings.cfg_scale:g}",
+            stacklevel=4,
+        )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fewstep import CFG, Sampler, Schedule, solver, time_grid
+from fewstep import CFG, Sampler, Schedule, SolverScheduler, solver, time_grid
 from fewstep.cli import app
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
@@ -129,3 +129,32 @@ def test_what_a_plan_decides_is_not_given_beside_it(network, tmp_path):
     (tmp_path / "other.json").write_text('{"cache": "pab"}')
     with pytest.raises(SettingError, match="is no plan of fewstep tune"):
         Sampler(network)([0, 1], plan=tmp_path / "other.json")
+
+
+CONFIG = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+}
+
+
+def test_a_scheduler_runs_what_a_plan_names_and_refuses_the_rest(network, tmp_path):
+    path = tmp_path / "plan.json"
+    named = RunSettings(solver="dpmpp-2m", grid="beta:end=0.05", nfe=4)
+    make_plan_file(network, named).write(path)
+    mine = SolverScheduler.from_config(CONFIG, plan=path)
+    typed = SolverScheduler.from_config(CONFIG, solver="dpmpp-2m", grid="beta:end=0.05", nfe=4)
+    assert mine.config == typed.config
+    table = make_plan_file(network, RunSettings(schedule=make_schedule(network), cfg_scale=3.0))
+    with pytest.warns(UserWarning, match="give it guidance_scale=3"):
+        made = SolverScheduler.from_config(CONFIG, plan=table)
+    expected = SolverScheduler.from_config(CONFIG, schedule=make_schedule(network))
+    assert made.config == expected.config
+    cached = make_plan_file(network, named.model_copy(update={"cache": "pab"}))
+    with pytest.raises(SettingError, match="has a cache, which a scheduler cannot run"):
+        SolverScheduler.from_config(CONFIG, plan=cached)
+    spec = {"guidance_spec": "cfg-zero-star:scale=2"}
+    with pytest.raises(SettingError, match=r"cfg-zero-star:scale=2\), which a scheduler"):
+        SolverScheduler.from_config(CONFIG, plan=make_plan_file(network, RunSettings(**spec)))
+    with pytest.raises(SettingError, match="a plan decides nfe; drop"):
+        SolverScheduler.from_config(CONFIG, plan=path, nfe=3)

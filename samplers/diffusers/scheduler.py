@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...models.errors import SettingError
 from ...models.prediction import combine
+from ..plan_file import unfold_for_scheduler
 from ..reinforcement import LogProbStep, logprob_step
 from ..state import rescale, to_state
 from .config import read_choices
@@ -80,6 +81,9 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 nfe: a budget of evaluations in place of a number of steps.
                     use_karras_sigmas=True and its like name one, too.
                 schedule: a `Schedule`, a file of one, or the name of a preset.
+                plan: of `fewstep tune`, or its file, in place of solver, grid, nfe, final, schedule
+                    and recipe. Its cache and its guidance belong to the network and the pipeline:
+                    they are refused by name, all but a guidance scale.
                 recipe: a name of `fewstep list recipes`, in place of solver and grid, for a network
                     that was distilled so. A config of LCM, TCD and other distilled networks has
                     their update and times by itself.
@@ -100,7 +104,7 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                 "from_config takes a config, such as pipe.scheduler.config; for a folder use"
                 " SolverScheduler.from_pretrained(folder)"
             )
-        base, what = read_choices(config, given)
+        base, what = read_choices(config, unfold_for_scheduler(given))
         made = cls(base, **what)
         return (made, {}) if return_unused_kwargs else made
 
