@@ -364,7 +364,7 @@ def test_samples_of_another_range_are_grey_and_decode_mends_it():
 
 def test_the_page_on_networks_of_your_own_runs_and_names_every_prediction():
     page = (Path(__file__).parents[1] / "docs" / "your-own-network.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)  # others: test_compare.py
     names = {}
     exec(code, names)
     assert names["samples"].shape == (16, 2)

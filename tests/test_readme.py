@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_commands(tmp_path):
     """In order and in one folder, since one replays the picture of another."""
     for command in COMMANDS:
         if "pip install" not in command:
-            run(command.split(), tmp_path)
+            run(shlex.split(command), tmp_path)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 18
 

@@ -81,11 +81,18 @@ class QualityTable:
         """The meaning of the figures, in one sentence."""
         blocks = sorted({len(point.rows) for point in self.points})
         many = " to ".join(map(str, dict.fromkeys([blocks[0], blocks[-1]]))) if blocks else "no"
-        end = "" if many == "1" else "s"
+        end, reference = "" if many == "1" else "s", self.measure.reference
         return (
-            f"{self.measure.metric} to {self.measure.reference}, n = {self.measure.n},"
+            f"{self.measure.metric}{'' if reference == 'none' else f' to {reference}'},"
+            f" n = {self.measure.n},"
             f" {self.better}er is better; mean over {many} block{end} of seeds"
         )
+
+    def table(self) -> str:
+        """Returns all figures in Markdown."""
+        from .fid_report import markdown
+
+        return markdown(self)
 
     @property
     def floor_text(self) -> str:

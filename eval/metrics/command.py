@@ -4,12 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ...models.errors import SettingError
 from ..data import ImageSet, images_of
 from ..extractors import Extractor, extractor, origin_of
-from ..options import make_request
 from ..requests import EvaluationRequest
 from ..statistics_file import holds_statistics
 from .base import PairMetric, SetMetric, metric
@@ -41,24 +39,6 @@ class MetricReport:
             "extractor": None if self.extractor is None else asdict(origin_of(self.extractor)),
         }
         return json.dumps(body, indent=2)
-
-
-def evaluate(
-    images: str, reference: str | None = None, *, progress: bool = False, **options: Any
-) -> MetricReport:
-    """Measures images, alone or against a reference, as `fewstep fid` does.
-
-    >>> report = fewstep.evaluate("samples/", "fashion-mnist-32:test", extractor="small")
-    >>> report.figures[0].label, report.figures[0].value
-
-    Args:
-        images: a folder, a .zip, a .npz, or the name of a data set.
-        reference: the same, or a .npz of statistics.
-        progress: shows how far the extraction is.
-        options: the fields of `EvaluationRequest`.
-    """
-    request = make_request(EvaluationRequest, images=images, reference=reference, **options)
-    return measure_request(request, progress)
 
 
 def measure_request(request: EvaluationRequest, progress: bool = False) -> MetricReport:

@@ -1,0 +1,116 @@
+"""`fewstep compare`: one network on the same seeds under several settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..eval.options import (
+    IMAGES,
+    MACHINE,
+    OUTPUT,
+    REPEATS,
+    SAMPLING,
+    BatchSampled,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    ReferenceNfe,
+    describe,
+    option,
+)
+from ..models.errors import SettingError
+from .console import gather_options
+
+if TYPE_CHECKING:
+    from ..models.denoiser import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """The settings and the images as they are typed."""
+
+    setting: list[str] | None = option(
+        None,
+        "A setting, as 'solver=unipc-2 nfe=5 cfg-scale=2'; give it several times. It takes solver,"
+        " nfe, steps, grid, final, recipe, cache, guidance, cfg-scale, schedule and plan, with the"
+        " values of `sample`.",
+        SAMPLING,
+    )
+    seeds: str = option("0-15", "One seed for each image, such as 0-63,100.", IMAGES)
+    classes: str | None = option(
+        None, "Class labels, such as 0-9, which take turns. By default all classes do.", IMAGES
+    )
+    reference_nfe: ReferenceNfe = 200
+    metric: list[str] | None = option(
+        None,
+        "A further figure of pairs of images, such as psnr, see `fewstep list metrics`; may be"
+        " repeated.",
+        SAMPLING,
+    )
+    repeats: int = option(
+        3, "How often each setting is run for its time, all in turn.", MACHINE, within=REPEATS
+    )
+    batch: BatchSampled = 32
+    dtype: Dtype = "fp32"
+    device: Device = "cpu"
+
+    def label(self, network: "Network", seeds: list[int]) -> list[int] | None:
+        """Returns the class labels of the seeds; None for the default."""
+        from ..samplers.conditions import parse_classes
+
+        if self.classes is None:
+            return None
+        pool = parse_classes(self.classes, network)
+        if pool is None:
+            raise SettingError("a comparison asks for classes; give some, or leave --classes out")
+        return [pool[i % len(pool)] for i in range(len(seeds))]
+
+
+@gather_options
+def compare(
+    network: Model,
+    options: CompareOptions,
+    out: Annotated[
+        Path | None,
+        describe(
+            "The picture: a row of images for each setting, or points of two numbers.", OUTPUT
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draws the same seeds under several settings and measures how far they lie apart.
+
+    The distance is that to the converged run of the same guidance scale. No real images are needed.
+    """
+    from ..eval.compare import CONVERGED
+    from ..eval.compare import compare as compare_settings
+    from ..eval.comparison_settings import parse_setting
+    from ..eval.metrics import pair_metric
+    from ..models.arguments import parse_ranges
+    from ..models.files import check_writable
+    from ..models.load import load
+
+    if out is not None:
+        check_writable(out, ".png", ".svg", ".pdf")
+    settings = {each: parse_setting(each) for each in options.setting or ()}
+    metrics: dict[str, Any] = {name: pair_metric(name).function for name in options.metric or ()}
+    seeds, loaded = (
+        parse_ranges(options.seeds),
+        load(network, dtype=options.dtype, device=options.device),
+    )
+    comparison = compare_settings(
+        loaded,
+        settings,
+        seeds=seeds,
+        class_labels=options.label(loaded, seeds),
+        metrics=metrics,
+        converged={**CONVERGED, "nfe": options.reference_nfe},
+        repeats=options.repeats,
+        batch=options.batch,
+    )
+    if out is not None:
+        comparison.save(out)
+    typer.echo(comparison.as_json() if json_ else comparison.table())
