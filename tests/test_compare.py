@@ -92,7 +92,7 @@ def test_the_picture_has_a_row_of_images_for_each_setting_or_a_panel_of_points(t
         assert picture.height == 2 * (8 * 12 + 16)  # rows of 8 pixels and margins, 8 times, a name
         pixel = comparison.reference[0, :, 0, 7].tolist()
         levels = [min(255, max(0, round(127.5 * (x + 1)))) for x in pixel]
-        assert 0 < max(levels)
+        assert max(levels) > 0
         assert picture.getpixel((8 * (2 + 7) + 4, 16 + 8 * 2 + 4)) == tuple(levels)
     points = fewstep.compare(make_network((2,)), [FIVE], seeds=range(3), converged=TEN)
     points.save(tmp_path / "b.svg")
