@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..eval.bench.front import FrontBench
     from ..eval.bench.front_table import FrontTable
     from ..eval.bench.rows import ResultStore
-    from ..eval.experiments.cache import CacheFront
+    from ..eval.experiments.cache_front import CacheFront
     from ..eval.experiments.guidance import GuidanceFront
 
 
@@ -96,7 +96,14 @@ class CacheOptions:
     cache: list[str] | None = option(
         None,
         "A cache, as `sample` takes it, or diffusers-taylorseer:..., diffusers-first-block:... or"
-        " cache-dit:...; may be repeated. By default many are tried.",
+        " cache-dit:...; may be repeated. By default several are tried.",
+        SAMPLING,
+    )
+    schedule: list[str] | None = option(
+        None,
+        "A searched schedule, with a cache or without, as `sample` takes it; may be repeated. It is"
+        " measured on the network that it was searched for. Those of the package are always"
+        " measured.",
         SAMPLING,
     )
     solver: list[str] | None = option(
@@ -118,14 +125,20 @@ class CacheOptions:
     grid_type: GridOfAll = None
     cfg_scale: CfgScale = 1.0
     images: Noises = 48
+    blocks: int = option(
+        1,
+        "Number of blocks of so many images each; shares have the least and the largest of them.",
+        SAMPLING,
+        within=COUNTS,
+    )
     reference_nfe: ReferenceNfe = 200
 
     def front(self) -> "CacheFront":
         """Returns what is measured; raises FewstepError for what cannot be."""
-        from ..eval.experiments.cache import CacheFront
+        from ..eval.experiments.cache_front import CacheFront
 
         names = {"model": "models", "solver": "solvers", "cache": "policies"}
-        names |= {"baseline": "baselines", "grid_type": "grid"}
+        names |= {"baseline": "baselines", "grid_type": "grid", "schedule": "schedules"}
         return CacheFront(**take_given(self, ("steps", "budgets"), **names))
 
 

@@ -10,7 +10,7 @@ TeaCache takes the polynomial that predicts y from d (arXiv:2411.19108), MagCach
 (arXiv:2506.09045). All hold for one network, solver, grid and number of steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,8 +117,8 @@ class _Watcher:
         self.signal = signal
 
 
-def observe(network: Network, seeds: int, **call: Any) -> Observed:
-    """Returns one run of the first seeds, watched; `call` are further arguments of `Sampler`.
+def observe(network: Network, seeds: Sequence[int], **call: Any) -> Observed:
+    """Returns one run of seeds in one batch, watched; `call` are further arguments of `Sampler`.
 
     Raises:
         ModelError: if the blocks of the network are not known.
@@ -127,7 +127,7 @@ def observe(network: Network, seeds: int, **call: Any) -> Observed:
         raise SettingError(f"{network.name} is a plain function; a cache needs its module")
     stack, changes = describe(network.module), Observed()
     with hold(network.module, alone=True), _watch(stack, _Watcher(stack, changes)):
-        Sampler(network)(range(seeds), batch=seeds, **call)
+        Sampler(network)(seeds, batch=len(seeds), **call)
     return changes
 
 

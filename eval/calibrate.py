@@ -28,7 +28,8 @@ from .bench.rows import ResultStore
 from .bench.runner import run_all
 from .cache_candidates import list_settings
 from .cache_worth import measure_worth
-from .experiments.cache import QUALITIES, CacheBench, CacheFront
+from .experiments.cache import QUALITIES, CacheBench
+from .experiments.cache_front import CacheFront
 from .options import make_request
 from .requests import CalibrationRequest
 

@@ -14,20 +14,23 @@ from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.experiments import caches
 from fewstep.eval.experiments.cache import (
     TIME,
+    TO_EXACT,
     TO_UNCACHED,
     UNCACHED,
     CacheBench,
-    CacheFront,
 )
+from fewstep.eval.experiments.cache_front import CacheFront
 from fewstep.eval.experiments.cache_table import CacheTable
 from fewstep.eval.experiments.cache_times import CacheTimes
-from fewstep.eval.experiments.caches import POLICIES, is_rival, rival_effective, rival_run
+from fewstep.eval.experiments.caches import POLICIES, count_rival, is_rival, rival_run
 from fewstep.models.caching import caching, take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
 from fewstep.samplers.diffusers.scheduler import SolverScheduler
 from fewstep.samplers.noise import Noise
 from fewstep.samplers.sampler import Sampler
+from fewstep.solvers import solver
+from fewstep.solvers.cached_calls import CachedCalls
 
 TABLE = CacheTable()
 LITE = "taylorseer:interval=2,level=last-block"
@@ -56,15 +59,14 @@ def bench(tmp_path_factory):
     return made
 
 
-def of(bench, policy, nfe=6, solver="ddim"):
-    return next(
-        each for each in bench.points() if each.run == FrontRun("fashion-dit", solver, nfe, policy)
-    )
+def of(bench, policy, nfe=6):
+    run = FrontRun("fashion-dit", "ddim", nfe, policy)
+    return next(each for each in bench.points() if each.run == run)
 
 
 def test_every_prepared_cache_exists():
     for policies in POLICIES.values():
-        assert len(set(policies)) == len(policies) > 15
+        assert len(set(policies)) == len(policies) > 10
         assert all(is_rival(each) or take_cache(each) for each in policies)
 
 
@@ -74,24 +76,23 @@ CACHE_DIT = "cache-dit:Fn_compute_blocks=1,max_warmup_steps=3,residual_diff_thre
 
 def test_pab_of_diffusers_is_ours_to_the_bit_in_the_same_window():
     network = load("fashion-dit")
-    theirs = rival_run(network, "diffusers-pab:range=3,window=[0.3,0.8]", 2, 10, **CALL)
+    spec = "diffusers-pab:range=3,window=[0.3,0.8]"
+    theirs, effective = count_rival(network, spec, range(2), 10, **CALL)
     ours = Sampler(network)(
         range(2), nfe=10, cache="pab:spatial=3,window=[0.3,0.8]", batch=2, **CALL
     )
     plain = Sampler(network)(range(2), nfe=10, batch=2, **CALL)
     assert torch.equal(theirs.samples, ours.samples)
     assert not torch.equal(theirs.samples, plain.samples)
-    spec = "diffusers-pab:range=3,window=[0.3,0.8]"
-    effective = rival_effective(network, spec, 2, 10, **CALL)
     assert effective == pytest.approx(ours.ledger.effective_nfe)
 
 
 def test_the_calibrators_of_cache_dit_forecast_where_without_one_it_repeats():
     pytest.importorskip("cache_dit")
     network = load("fashion-dit")
-    repeated = rival_run(network, CACHE_DIT, 1, 20, **CALL).samples
+    repeated = rival_run(network, CACHE_DIT, [0], 20, **CALL).samples
     for name in ("taylor", "foca", "dmd"):
-        forecast = rival_run(network, f"{CACHE_DIT},{name}=1", 1, 20, **CALL).samples
+        forecast = rival_run(network, f"{CACHE_DIT},{name}=1", [0], 20, **CALL).samples
         assert not torch.equal(forecast, repeated)
 
 
@@ -169,12 +170,12 @@ def test_rivals_leave_the_network_as_it_was(bench):
     network = bench.network("fashion-dit")
     call = {"class_labels": [0, 1], "solver": "ddim"}
     plain = Sampler(network)(range(2), nfe=6, **call).samples
-    first, second = (rival_run(network, THEIRS, 2, 6, **call).samples for _ in range(2))
+    first, second = (rival_run(network, THEIRS, range(2), 6, **call).samples for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(Sampler(network)(range(2), nfe=6, **call).samples, plain)
     assert not any("_diffusers_hook" in vars(each) for each in network.module.modules())
     with pytest.raises(SettingError, match="diffusers-taylorseer:no=1: TypeError"):
-        rival_run(network, "diffusers-taylorseer:no=1", 2, 6, **call)
+        rival_run(network, "diffusers-taylorseer:no=1", range(2), 6, **call)
 
 
 def test_calibrated_caches_bring_what_they_are_fitted_to(bench):
@@ -206,15 +207,53 @@ def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):
     )
 
 
-def figure(effective, error, policy=None, solver="a"):
-    return FrontPoint(FrontRun("m", solver, 9, policy), effective, error)
+def test_blocks_and_searched_schedules_stand_in_one_table(tmp_path):
+    """A mask in a file is the run of its policy; a point has the mean and the shares of blocks."""
+    plain = solver("ddim").encode(Sampler(load("fashion-dit")).plan(solver="ddim", nfe=6).grid)
+    path = tmp_path / "mask.json"
+    mask = plain.with_cache(CachedCalls(compute=(0, 1, 2, 3, 5)))
+    path.write_text(mask.model_copy(update={"provenance": {"model": "fashion-dit"}}).dump())
+    same = "fixed-mask:compute=[0,1,2,3,5],predictor=taylor"
+    settings = {"policies": (same,), "schedules": (str(path),), "blocks": 2, "budgets": (3, 6)}
+    bench = CacheBench(front(**settings), ResultStore(tmp_path / "rows.jsonl"))
+    cells = bench.cells()
+    half = len(cells) // 2
+    assert [cell.block for cell in cells] == [0] * half + [1] * half
+    assert list(bench.front._list_searched("emoji")) == []
+    for done, _ in enumerate(run_cells(bench), 1):
+        assert done > half or bench.points() == [], "a point stands for all blocks"
+    named = next(each for each in bench.points() if each.run.schedule)
+    typed = next(each for each in bench.points() if each.run.policy == same and each is not named)
+    assert named.run.family == "searched mask"
+    assert (named.cost, named.error) == (typed.cost, typed.error)
+    first, second = named.parts
+    assert named.error == pytest.approx((first.error + second.error) / 2.0)
+    assert first.error != second.error
+    panel = FrontPanel("m", tuple(bench.points()), UNCACHED)
+    low, high = panel.spread(named)
+    assert low <= panel.share(named) <= high
+    row = next(row for row in TABLE.list_best(panel) if str(path) in row)
+    assert f"| {low:.2f} to {high:.2f} |" in row
+
+
+def test_rows_name_the_grid_that_is_the_default(bench):
+    """A default that becomes another one is another row."""
+    grids = {row.protocol.images.run.grid for row in bench.store.rows.values()}
+    assert None not in grids
+    cell = bench.cells()[0]
+    assert bench.protocol_of(cell, TIME).images.run.grid == bench.grid("fashion-dit", "ddim", 3)
+    assert "on " in bench.protocol_of(cell, TO_EXACT).measure.reference
+
+
+def figure(effective, error, policy=None, by="a"):
+    return FrontPoint(FrontRun("m", by, 9, policy), effective, error)
 
 
 POINTS = (
     figure(10.0, 0.10),
     figure(20.0, 0.01),
-    figure(10.0, 0.05, solver="b"),
-    figure(12.0, 0.04, solver="b"),
+    figure(10.0, 0.05, by="b"),
+    figure(12.0, 0.04, by="b"),
     figure(12.0, 0.03, "cg-taylor:threshold=0.1"),
     figure(12.9, 0.02, "cg-taylor:threshold=0.2"),
     figure(13.5, 0.01, "cg-taylor:threshold=0.3"),
@@ -279,7 +318,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, words, sai
 
 def test_a_run_is_timed_per_image(bench, monkeypatch):
     result = SimpleNamespace(ledger=SimpleNamespace(seconds=6.0))
-    monkeypatch.setattr(bench, "execute", lambda cell: result)
+    monkeypatch.setattr(bench, "execute", lambda cell, seeds: result)
     assert bench.time_run(bench.cells()[0]) == 6.0 / bench.front.images
 
 

@@ -33,7 +33,7 @@ def dit():
 
 @pytest.fixture(scope="module")
 def seen(dit):
-    return observe(dit, 2, **CALL)
+    return observe(dit, range(2), **CALL)
 
 
 def test_the_polynomial_is_the_one_that_made_the_changes():

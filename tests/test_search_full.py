@@ -84,9 +84,10 @@ def test_inner_products_are_those_of_what_enters_the_head(network, tmp_path):
 
 def test_a_search_finds_the_best_mask_of_all(network, tmp_path):
     """With a budget for all neighbours, what it finds is the best of all masks on its noises."""
-    search = searching_masks(
-        tmp_path, network, count=400, settings={"predictors": ("taylor:order=1",), "moves": 10}
-    )
+    settings = {"predictors": ("taylor:order=1",), "moves": 10}
+    strategies = ("mask-even", "mask-dp", "mask-climb", "mask-anneal")
+    fields = {"settings": settings, "strategies": strategies}
+    search = searching_masks(tmp_path, network, count=400, **fields)
     run(search)
     task = make_task(search, Log(tmp_path))
     masks = Masks(task)
@@ -142,7 +143,8 @@ def test_the_result_tells_its_cost_and_stands_beside_fewer_steps(network, tmp_pa
         assert min(each["ratio"][0] for each in cache["even"]) <= 1.05
         names = [each["name"] for each in cache["beside"]]
         nfe = round(cache["effective"])
-        assert names == [f"dpmpp-2m, {nfe} evaluations", f"the default, {nfe} evaluations"]
+        plain = [f"dpmpp-2m, {nfe} evaluations", f"the default, {nfe} evaluations"]
+        assert names == [*plain, f"a table without a cache, {nfe} evaluations, refitted alike"]
         assert Schedule.parse(found.schedule.dump()).schedule_id == found.schedule.schedule_id
 
 

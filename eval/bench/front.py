@@ -69,19 +69,20 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
     def points(self) -> list[FrontPoint]:
         """Returns the runs of this front that are in the store."""
 
+    def describe_run(self, cell: FrontRun) -> dict[str, Any]:
+        """Returns what draws the images of a cell, as fields of `Run`."""
+        named = {"solver": cell.solver, "grid": self.front.grid, "nfe": cell.nfe}
+        return {**named, self.policy_field: cell.policy, "seeds": tuple(range(self.front.images))}
+
     def protocol(
         self, cell: FrontRun, measure: Measure, files: Mapping[str, str] | None = None
     ) -> Protocol:
         """Returns all that decides one error of a cell; files: sha256 of what it reads, by name."""
         run = Run(
             model=cell.model,
-            solver=cell.solver,
-            grid=self.front.grid,
-            nfe=cell.nfe,
-            seeds=tuple(range(self.front.images)),
             cfg_scale=cell.scale,
             device=self.device,
-            **{self.policy_field: cell.policy},  # type: ignore[arg-type]
+            **self.describe_run(cell),
         )
         classes = self.network(cell.model).num_classes
         labels = f"seed modulo {classes}" if classes else "none"
@@ -105,10 +106,10 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
         """The converged run in words."""
         return f"{self.front.reference}, {self.front.reference_nfe} evaluations"
 
-    def labels(self, model: str) -> list[int] | None:
+    def labels(self, model: str, seeds: Sequence[int]) -> list[int] | None:
         """Returns the class of each image, all classes in turn."""
         classes = self.network(model).num_classes
-        return [seed % classes for seed in range(self.front.images)] if classes else None
+        return [seed % classes for seed in seeds] if classes else None
 
     def folder_beside(self, name: str) -> Path:
         """Returns a folder beside the store, which is made if it is not there."""
@@ -119,17 +120,11 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
     def _load(self, model: str) -> Network:
         return load(model, device=self.device)
 
-    def _draw_reference(self, model: str, **call: Any) -> Tensor:
+    def _draw_reference(self, model: str, seeds: range, **call: Any) -> Tensor:
         """Returns the images of a run that others are compared with; they are kept on disk."""
-        count = self.front.images
-        return teacher(
-            self.network(model),
-            list(range(count)),
-            cache=self.folder_beside("reference"),
-            class_labels=self.labels(model),
-            batch=count,
-            **call,
-        )
+        folder, labels = self.folder_beside("reference"), self.labels(model, seeds)
+        call = {"batch": len(seeds), **call}
+        return teacher(self.network(model), seeds, cache=folder, class_labels=labels, **call)
 
 
 def check_fixed(solvers: Sequence[str], reason: str) -> None:

@@ -21,7 +21,10 @@ from .table import markdown_table
 class FrontRun:
     """A cell of a front: one run, by a policy that saves work or without.
 
-    nfe: of the solver, before the policy; scale: of classifier-free guidance.
+    nfe:      of the solver, before the policy.
+    scale:    of classifier-free guidance.
+    schedule: a name or a file that stands in place of the solver, and brings the policy.
+    block:    of noises, from 0.
     """
 
     model: str
@@ -29,6 +32,8 @@ class FrontRun:
     nfe: int
     policy: str | None = None
     scale: float = 1.0
+    schedule: str | None = None
+    block: int = 0
 
     @property
     def plain(self) -> "FrontRun":
@@ -43,6 +48,8 @@ class FrontRun:
     @property
     def family(self) -> str:
         """The name of the policy, whose settings one line of a table holds; empty without one."""
+        if self.schedule is not None:
+            return "searched mask" if self.policy else "searched schedule"
         name, _, settings = (self.policy or "").partition(":")
         if name == "cfg+interval":
             return "interval"
@@ -56,6 +63,7 @@ class FrontPoint:
     cost:    effective evaluations or network rows, per image.
     error:   to the converged run; change: to the run without the policy. None: not known.
     seconds: per image; ratio: over those of the run without the policy. None: not timed.
+    parts:   the points of single blocks of noises, where there are several; it has their means.
     """
 
     run: FrontRun
@@ -64,6 +72,7 @@ class FrontPoint:
     change: float | None = None
     ratio: float | None = None
     seconds: float | None = None
+    parts: tuple["FrontPoint", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,17 @@ class FrontPanel:
         """Returns the error over that of the baseline, at the same cost or another; or nan."""
         cost = point.cost if cost is None else cost
         return math.nan if point.error is None else point.error / self.baseline_error(cost)
+
+    def spread(self, point: FrontPoint) -> tuple[float, float] | None:
+        """Returns the least and the largest share of a point in the blocks of noises."""
+        shares = [self._part(part.run.block).share(part) for part in point.parts]
+        known = [share for share in shares if not math.isnan(share)]
+        return (min(known), max(known)) if known else None
+
+    def _part(self, block: int) -> "FrontPanel":
+        """Returns the panel of one block of noises."""
+        parts = (part for point in self.points for part in point.parts)
+        return replace(self, points=tuple(part for part in parts if part.run.block == block))
 
     def best(self, name: str, low: float, high: float) -> FrontPoint | None:
         """Returns the point of a family with the least error at a cost in (low, high]."""
@@ -148,8 +168,8 @@ class FrontTable(ABC):
         return panel.share(point)
 
     @abstractmethod
-    def describe(self, name: str, budget: int, point: FrontPoint) -> str | None:
-        """Returns the best setting of a family in words, or None if it goes without saying."""
+    def list_best(self, panel: FrontPanel) -> Iterator[str]:
+        """Yields the best settings of each family, for the budgets."""
 
     @abstractmethod
     def csv_line(self, panel: FrontPanel, point: FrontPoint) -> str:
@@ -196,11 +216,7 @@ class FrontTable(ABC):
         yield ""
         yield "Best settings:"
         yield ""
-        for name in panel.families:
-            for budget in self.budgets:
-                point = self.best(panel, name, budget)
-                if point is not None and (text := self.describe(name, budget, point)) is not None:
-                    yield f"- {text}"
+        yield from self.list_best(panel)
         yield ""
 
     def _text(self, panel: FrontPanel, name: str, budget: int) -> str:

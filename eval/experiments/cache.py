@@ -13,11 +13,12 @@ Seconds are measured in a pass of their own, in turns with the uncached run.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from statistics import fmean
+from typing import Any
 
-from pydantic import Field
+import torch
 from torch import Tensor
 
 from ...models.caching import MagCache, Policy, TeaCache, take_cache
@@ -25,16 +26,19 @@ from ...models.caching.predictors import Fitted
 from ...models.errors import FewstepError, SettingError
 from ...models.registry import format_spec
 from ...samplers.guidance import CFG
+from ...samplers.plan import settle_choices
 from ...samplers.sampler import Result, Sampler
+from ...samplers.schedule_choice import find_schedule
 from ...solvers import take_solver
 from ..bench.cell import Advance
-from ..bench.front import FrontBench, FrontSettings, check_fixed, cost_of, relative_error
+from ..bench.front import FrontBench, cost_of, relative_error
 from ..bench.front_table import FrontPoint, FrontRun
 from ..bench.protocol import Protocol
-from ..bench.rows import ResultRow
+from ..bench.rows import ResultRow, SamplingCost
 from ..cache_calibration import Observed, observe
 from ..cache_fit import CHOOSE, FIT, fit_predictor
-from .caches import POLICIES, is_rival, rival_effective, rival_run
+from .cache_front import CacheFront
+from .caches import count_rival, is_rival, rival_run
 
 TO_EXACT = "relative l2 to the converged run"
 TO_UNCACHED = "relative l2 to the uncached run"
@@ -46,77 +50,7 @@ QUALITIES = {
 TIME = "seconds over those of the uncached run"
 UNCACHED = "uncached"
 FIT_SEEDS = range(10**6, 10**6 + FIT + CHOOSE)  # far from all that figures are measured on
-BASELINES = ("dpmpp-2m", "unipc-2", "ipndm-2", "ipndm-3")
-BUDGETS = (6, 8, 10, 11, 12, 13, 14, 16, 18, 20, 24, 28, 32, 40, 50)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheFront(FrontSettings):
-    """The settings of a front of caches, beside those of every front.
-
-    policies:  caches as `sample --cache` takes them, and rivals; teacache and magcache without
-               their numbers are calibrated for each run. Empty: the prepared ones of the model.
-    solvers:   of cached runs; one evaluation a step.
-    baselines: solvers of the uncached runs to be beaten, those of `solvers` among them.
-    budgets:   steps of these.
-    cfg_scale: of all runs.
-    reference_nfe: 0 leaves the converged run out, and the baseline.
-    quality:   how images are compared with the uncached ones.
-    """
-
-    name = "bench cache"
-    steps: tuple[Annotated[int, Field(ge=2)], ...] = (20, 30, 40, 50)
-    policies: tuple[str, ...] = ()
-    solvers: tuple[str, ...] = ("dpmpp-2m", "unipc-2", "ddim")
-    baselines: tuple[str, ...] = BASELINES
-    budgets: tuple[Annotated[int, Field(ge=1)], ...] = BUDGETS
-    cfg_scale: float = 1.0
-    quality: Literal["rel-l2", "psnr", "lpips"] = "rel-l2"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        falsified = "steps from differences that a cache would falsify"
-        check_fixed((*self.solvers, *self.baselines, self.reference), falsified)
-        for policy in self.policies:
-            if not is_rival(policy):
-                take_cache(policy)
-
-    def cells(self) -> list[FrontRun]:
-        """Returns all that is measured: per model the uncached runs first, cheap ones first."""
-        return [cell for model in self.models for cell in self._cells(model)]
-
-    def _cells(self, model: str) -> Iterator[FrontRun]:
-        free = dict.fromkeys((*self.solvers, *self.baselines))
-        for nfe in sorted({*self.budgets, *self.steps}) if self.reference_nfe else ():
-            for solver in free:
-                if nfe in self.budgets or solver in self.solvers:
-                    yield self._run(model, solver, nfe)
-        for nfe in sorted(self.steps):
-            for solver in self.solvers:
-                yield from (self._run(model, solver, nfe, each) for each in self.caches(model))
-
-    def _run(self, model: str, solver: str, nfe: int, policy: str | None = None) -> FrontRun:
-        return FrontRun(model, solver, nfe, policy, self.cfg_scale)
-
-    def groups(self) -> list[tuple[FrontRun, ...]]:
-        """Returns the runs that are timed in turns: an uncached one and all caches on it."""
-        return [
-            tuple(self._run(model, solver, nfe, each) for each in (None, *self.caches(model)))
-            for model in self.models
-            for solver in self.solvers
-            for nfe in self.steps
-        ]
-
-    def caches(self, model: str) -> tuple[str, ...]:
-        """Returns the policies of a model; raises SettingError if none are prepared for it."""
-        if self.policies:
-            return self.policies
-        if model not in POLICIES:
-            raise SettingError(
-                f"no caches are prepared for {model!r}; give them with --cache, such as"
-                " taylorseer:interval=3,level=last-block"
-            )
-        return POLICIES[model]
+BATCH = 32  # images at once, as `sample` draws them
 
 
 class CacheBench(FrontBench):
@@ -150,32 +84,45 @@ class CacheBench(FrontBench):
 
     def measure(self, cell: FrontRun, advance: Advance) -> list[ResultRow]:
         """Returns the errors of one run."""
-        result = self.execute(cell)
-        cost, rows = cost_of(result, self._effective(cell, result)), []
+        rows = []
+        samples, cost = self._draw(cell)
         for metric in self._metrics(cell):
-            value = compare(metric, result.samples, self._target(cell, metric))
+            value = compare(metric, samples, self._target(cell, metric))
             rows.append(ResultRow.now(self.protocol_of(cell, metric), value, cost=cost))
         return rows
 
-    def execute(self, cell: FrontRun) -> Result:
-        """Returns one run."""
-        network, count, call = self.network(cell.model), self.front.images, self.call(cell)
+    def execute(self, cell: FrontRun, seeds: range) -> Result:
+        """Returns one run, in batches; a rival's in one."""
+        network, call = self.network(cell.model), self.call(cell, seeds)
         with _without_advice():
-            if cell.policy is not None and is_rival(cell.policy):
-                return rival_run(network, cell.policy, count, cell.nfe, **call)
-            cache = None if cell.policy is None else self.policy(cell)
-            return Sampler(network)(range(count), batch=count, nfe=cell.nfe, cache=cache, **call)
+            if is_rival(cell.policy or ""):
+                return rival_run(network, cell.policy or "", seeds, cell.nfe, **call)
+            if cell.schedule is None:
+                call |= {"nfe": cell.nfe, "cache": cell.policy and self.policy(cell)}
+            return Sampler(network)(seeds, batch=BATCH, **call)
 
-    def _effective(self, cell: FrontRun, result: Result) -> float:
-        """Returns the effective evaluations per image of a run."""
-        if cell.policy is None or not is_rival(cell.policy):
-            return result.ledger.effective_nfe
-        network, call = self.network(cell.model), self.call(cell)
-        return rival_effective(network, cell.policy, self.front.images, cell.nfe, **call)
+    def _draw(self, cell: FrontRun) -> tuple[Tensor, SamplingCost]:
+        """Returns the images of a run and what they cost."""
+        seeds = self.seeds(cell)
+        if not is_rival(cell.policy or ""):
+            result = self.execute(cell, seeds)
+            return result.samples, cost_of(result, result.ledger.effective_nfe)
+        network, spec, parts = self.network(cell.model), cell.policy or "", []
+        for batch in (seeds[i : i + BATCH] for i in range(0, len(seeds), BATCH)):
+            call = self.call(cell, batch)
+            parts.append(count_rival(network, spec, batch, cell.nfe, **call))
+        effective = sum(each * len(run.samples) for run, each in parts) / len(seeds)
+        return torch.cat([run.samples for run, _ in parts]), cost_of(parts[0][0], effective)
+
+    def seeds(self, cell: FrontRun) -> range:
+        """Returns the seeds of the block of a run."""
+        count = self.front.images
+        return range(cell.block * count, (cell.block + 1) * count)
 
     def time_run(self, cell: FrontRun) -> float:
-        """Returns the seconds of sampling in one run, per image."""
-        return self.execute(cell).ledger.seconds / self.front.images
+        """Returns the seconds of sampling in one run of a batch, per image."""
+        seeds = self.seeds(cell)[:BATCH]
+        return self.execute(cell, seeds).ledger.seconds / len(seeds)
 
     def policy(self, cell: FrontRun) -> Policy:
         """Returns the cache of a run, with what is fitted to the run."""
@@ -196,13 +143,10 @@ class CacheBench(FrontBench):
 
     def _fit(self, cell: FrontRun) -> Policy:
         """Returns the policy of a run with weights fitted to other noises of that run."""
-        network, call = self.network(cell.model), self.call(cell)
-        classes = network.num_classes
 
         def draw(seeds: Sequence[int], cache: Policy | None) -> Tensor:
-            call["class_labels"] = [seed % classes for seed in seeds] if classes else None
-            run = Sampler(network)(seeds, batch=len(seeds), nfe=cell.nfe, cache=cache, **call)
-            return run.samples
+            call = {**self.call(cell, seeds), "nfe": cell.nfe, "cache": cache}
+            return Sampler(self.network(cell.model))(seeds, batch=len(seeds), **call).samples
 
         return fit_predictor(take_cache(cell.policy or ""), draw, FIT_SEEDS)
 
@@ -210,20 +154,43 @@ class CacheBench(FrontBench):
         """Returns the cache of a run as `sample --cache` takes it."""
         return format_spec(self.policy(cell))
 
+    def describe_run(self, cell: FrontRun) -> dict[str, Any]:
+        seeds = tuple(self.seeds(cell))
+        if cell.schedule is not None:
+            return {"schedule": find_schedule(cell.schedule), "seeds": seeds}
+        grid = self.grid(cell.model, cell.solver, cell.nfe)
+        return {**super().describe_run(cell), "grid": grid, "seeds": seeds}
+
+    def grid(self, model: str, solver: str, nfe: int) -> str:
+        """Returns the grid of a run by name, also where it is the default, which may change."""
+        typed: dict[str, Any] = {"solver": solver, "nfe": nfe}
+        typed |= {} if self.front.grid is None else {"grid": self.front.grid}
+        grid: str = settle_choices(self.network(model).schedule, typed)["grid"]
+        return grid
+
     def protocol_of(self, cell: FrontRun, metric: str) -> Protocol:
         """Returns what decides one figure of a run."""
-        reference = self.converged if metric == TO_EXACT else "the uncached run"
-        return self.protocol(cell, self.measure_to(reference, metric))
+        front, reference = self.front, "the uncached run"
+        if metric == TO_EXACT:
+            grid = self.grid(cell.model, front.reference, front.reference_nfe)
+            reference = f"{self.converged} on {grid}"
+        in_batches = f"{reference}; in batches of {BATCH}"  # which gates look at as a whole
+        return self.protocol(cell, self.measure_to(in_batches, metric))
 
-    def call(self, cell: FrontRun) -> dict[str, Any]:
-        """Returns what every run of a cell's solver is called with."""
-        guidance = CFG(cell.scale)
-        call = {"solver": cell.solver, "grid": self.front.grid, "guidance": guidance}
-        return {**call, "class_labels": self.labels(cell.model)}
+    def call(self, cell: FrontRun, seeds: Sequence[int]) -> dict[str, Any]:
+        """Returns what every run of a cell's solver, or of its schedule, is called with."""
+        call = {"guidance": CFG(cell.scale), "class_labels": self.labels(cell.model, seeds)}
+        if cell.schedule is not None:
+            return {"solver": find_schedule(cell.schedule), **call}
+        return {"solver": cell.solver, "grid": self.front.grid, **call}
 
     def points(self) -> list[FrontPoint]:
-        points = (self._point(cell) for cell in self.cells())
-        return [point for point in points if point is not None]
+        """Returns the runs that are in the store in all blocks."""
+        parts: dict[FrontRun, list[FrontPoint]] = {}
+        for cell in self.cells():
+            if (point := self._point(cell)) is not None:
+                parts.setdefault(replace(cell, block=0), []).append(point)
+        return [_join(each) for each in parts.values() if len(each) == self.front.blocks]
 
     def _point(self, cell: FrontRun) -> FrontPoint | None:
         change = QUALITIES[self.front.quality]
@@ -244,22 +211,36 @@ class CacheBench(FrontBench):
 
     def _metrics(self, cell: FrontRun) -> list[str]:
         converged = [TO_EXACT] if self.front.reference_nfe else []
-        return [*converged, QUALITIES[self.front.quality]] if cell.policy else converged
+        compared = cell.policy and cell.schedule is None  # a table may be fitted to its cache
+        return [*converged, QUALITIES[self.front.quality]] if compared else converged
 
     def _target(self, cell: FrontRun, metric: str) -> Tensor:
         """Returns what the images of a run are compared with by a metric."""
         front, solver, nfe = self.front, cell.solver, cell.nfe
         if metric == TO_EXACT:
             solver, nfe = front.reference, front.reference_nfe
-        guidance = CFG(cell.scale)
-        return self.draw_reference(
-            cell.model, solver=solver, nfe=nfe, grid=front.grid, guidance=guidance
-        )
+        call = {"grid": self.grid(cell.model, solver, nfe), "guidance": CFG(cell.scale)}
+        seeds = self.seeds(cell)
+        return self.draw_reference(cell.model, seeds, solver=solver, nfe=nfe, batch=BATCH, **call)
 
     def _observe(self, cell: FrontRun) -> Observed:
         """Returns what teacache and magcache are fitted to: a full run of this solver and steps."""
-        network = self.network(cell.model)
-        return observe(network, self.front.images, nfe=cell.nfe, **self.call(cell))
+        seeds = FIT_SEEDS[:FIT]
+        return observe(self.network(cell.model), seeds, nfe=cell.nfe, **self.call(cell, seeds))
+
+
+def _join(parts: Sequence[FrontPoint]) -> FrontPoint:
+    """Returns the means over the blocks of a run, with times of the first."""
+    if len(parts) == 1:
+        return parts[0]
+    errors, changes = ([getattr(each, name) for each in parts] for name in ("error", "change"))
+    return replace(
+        parts[0],
+        cost=fmean(each.cost for each in parts),
+        error=None if None in errors else fmean(errors),
+        change=None if None in changes else fmean(changes),
+        parts=tuple(parts),
+    )
 
 
 @contextmanager

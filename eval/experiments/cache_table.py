@@ -15,7 +15,7 @@ class CacheTable(FrontTable):
     """Errors to the converged run against effective evaluations, and wall times."""
 
     baseline, line = UNCACHED, "fewer steps, best solver"
-    head, column, budgets = "cache", "{}", (8, 10, 12, 14, 18, 25)
+    head, column, budgets = "cache", "{}", (6, 8, 10, 12, 16, 20)
     intro = (
         f"{TO_EXACT}, the best setting at about so many effective evaluations; in brackets, times"
         " the error of the best solver without a cache at the same evaluations."
@@ -26,14 +26,29 @@ class CacheTable(FrontTable):
     def window(self, budget: int) -> tuple[float, float]:
         return NEAR * budget, REACH * budget
 
-    def describe(self, name: str, budget: int, point: FrontPoint) -> str:
-        run, change = point.run, ""
-        if run.policy and point.change is not None:
-            change = f", {point.change:.3f} from the uncached images"
-        what = f"`{run.policy}`" if run.policy else "without a cache"
+    def list_best(self, panel: FrontPanel) -> Iterator[str]:
+        head = ("cache", "solver", "steps", "effective", "error", "of the baseline's", "in blocks")
+        rows: list[tuple[str, ...]] = [(*head, "drift")]
+        for name in panel.families:
+            best = (self.best(panel, name, budget) for budget in self.budgets)
+            for point in dict.fromkeys(best):
+                rows += [] if point is None else [self._write_row(panel, point)]
+        yield from markdown_table(rows, "---")
+
+    def _write_row(self, panel: FrontPanel, point: FrontPoint) -> tuple[str, ...]:
+        """Returns one run; drift is its distance from the uncached one."""
+        run, share, spread = point.run, panel.share(point), panel.spread(point)
+        name = f"`{run.policy}`" if run.policy else "none"
+        drift = "" if point.change is None or not run.policy else f"{point.change:.4f}"
         return (
-            f"{name} at {budget}: {run.solver}, {run.nfe} steps, {what}:"
-            f" {point.cost:.2f} effective{change}"
+            name,
+            run.schedule or run.solver,
+            str(run.nfe),
+            f"{point.cost:.2f}",
+            f"{point.error:.4f}",
+            "" if math.isnan(share) else f"{share:.2f}",
+            "" if spread is None else f"{spread[0]:.2f} to {spread[1]:.2f}",
+            drift,
         )
 
     def csv_line(self, panel: FrontPanel, point: FrontPoint) -> str:

@@ -14,7 +14,7 @@ batch as one context, as ours does.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -33,12 +33,6 @@ from ...samplers.sampler import Result, Sampler
 # What `fewstep bench cache` and `fewstep calibrate` try where no cache is named.
 INTERVALS = (2, 3, 4, 5)
 
-TAYLOR = tuple(
-    f"taylorseer:interval={interval},order={order}{level}"
-    for level in (",level=last-block", "")
-    for interval in INTERVALS
-    for order in (0, 1, 2)
-)
 GATED = (
     *(
         f"cg-taylor:threshold={threshold},lead={lead}"
@@ -62,29 +56,38 @@ FITTED = (
     *(f"teacache:threshold={threshold}" for threshold in (0.02, 0.05, 0.1, 0.2, 0.4)),
     *(f"magcache:threshold={threshold}" for threshold in (0.03, 0.06, 0.12, 0.24)),
 )
-MASKED = (
-    "fixed-mask:compute=[0,1,2,3,5,7,10,13,16,19]",
-    "fixed-mask:compute=[0,1,3,6,9,12,15,18,21,24,27,29]",
+STATIC = (  # of 30 calls: 16, 11, 9, 7 and 6 full ones
+    *(f"taylorseer:interval={n},level=last-block,predictor=foca" for n in (2, 3, 4, 5, 6)),
+    "taylorseer:interval=4,order=1,level=last-block",
+    "taylorseer:interval=3,level=last-block,predictor=newton",
 )
+INPUT = ("easycache:threshold=0.1", "easycache:threshold=0.2")
+INSIDE = (
+    "taylorseer:interval=3,order=1",
+    "seacache:threshold=0.25",
+    "seacache:threshold=0.5",
+    "dicache:threshold=0.2",
+    "cg-taylor:threshold=0.05",
+    "speca:threshold=0.1",
+)
+RIMS = ("deepcache:interval=3,branch=0", "deepcache:interval=5,branch=0")
 THEIRS = (
     *(
         f"diffusers-taylorseer:cache_interval={n},max_order=1,disable_cache_before_step=2"
-        for n in (2, 3, 4, 6)
+        for n in (3, 4)
     ),
-    *(f"diffusers-first-block:threshold={threshold}" for threshold in (0.05, 0.1, 0.2, 0.4)),
+    "diffusers-first-block:threshold=0.1",
     *(
-        f"cache-dit:residual_diff_threshold={threshold},Fn_compute_blocks=1,max_warmup_steps=3{end}"
-        for end in ("", ",taylor=1")
-        for threshold in (0.08, 0.16, 0.3, 0.6)
+        f"cache-dit:residual_diff_threshold={threshold},Fn_compute_blocks=1,max_warmup_steps=3,dmd=1"
+        for threshold in (0.16, 0.3)
     ),
 )
-DEEP = (
-    *(f"deepcache:interval={interval},branch={b}" for interval in (2, 3, 4, 5) for b in (0, 1, 2)),
-    *(text for text in TAYLOR if "last-block" in text),
-)
+UNET = (*STATIC, *INPUT, *RIMS)
 POLICIES = {
-    "fashion-dit": (*TAYLOR, *GATED, *SUMMED, *FITTED, *MASKED, *THEIRS),
-    "fashion-unet": DEEP,
+    "fashion-dit": (*STATIC, *INPUT, *INSIDE, *THEIRS),
+    "fashion-unet": UNET,
+    "fashion-edm": UNET,
+    "emoji": UNET,
 }
 
 
@@ -114,10 +117,26 @@ def rival_cache(network: Network, spec: str, calls: int) -> Iterator[None]:
         detach()
 
 
-def rival_run(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> Result:
-    """Returns one run under a rival's cache; raises SettingError if it fails there."""
+def rival_run(network: Network, spec: str, seeds: Sequence[int], nfe: int, **call: Any) -> Result:
+    """Returns one run, in one batch, under a rival's cache; raises SettingError if it fails."""
     with rival_cache(network, spec, nfe), _one_line_errors(spec):
-        return Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
+        return Sampler(network)(seeds, batch=len(seeds), nfe=nfe, **call)
+
+
+def count_rival(
+    network: Network, spec: str, seeds: Sequence[int], nfe: int, **call: Any
+) -> tuple[Result, float]:
+    """Returns such a run, and how many evaluations of the whole network take as many FLOPs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as cached:
+        result = rival_run(network, spec, seeds, nfe, **call)
+    labels = call.get("class_labels")
+    one = {**call, "class_labels": labels[:1] if isinstance(labels, list) else labels}
+    with FlopCounterMode(display=False) as full:
+        Sampler(network)(seeds[:1], nfe=nfe, **one)
+    share = cached.get_total_flops() / (full.get_total_flops() * len(seeds))
+    return result, nfe * share
 
 
 @contextmanager
@@ -130,23 +149,6 @@ def _one_line_errors(spec: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingError(f"{spec}: {type(error).__name__}: {reason}") from error
-
-
-def rival_effective(network: Network, spec: str, seeds: int, nfe: int, **call: Any) -> float:
-    """Returns how many evaluations of the whole network take as many FLOPs as a run."""
-    full, cached = (_flops(network, seeds, nfe, which, **call) for which in (None, spec))
-    return nfe * cached / full
-
-
-def _flops(network: Network, seeds: int, nfe: int, spec: str | None, **call: Any) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        if spec is None:
-            Sampler(network)(range(seeds), batch=seeds, nfe=nfe, **call)
-        else:
-            rival_run(network, spec, seeds, nfe, **call)
-    return int(counter.get_total_flops())
 
 
 def _taylorseer(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:

@@ -240,7 +240,7 @@ class Large:
             steps, given = self.scale.steps, self._choose_options(network)
             works = {
                 "full": lambda: self._draw(network),
-                "cached": lambda: rival_run(network, spec, 1, steps, solver=SOLVER, **given),
+                "cached": lambda: rival_run(network, spec, [0], steps, solver=SOLVER, **given),
             }
             taken = time_medians(works, self.device, self.scale.slow, warm=1)
             return [GpuFigure(job, "speed-up", taken["full"] / taken["cached"], "x")]

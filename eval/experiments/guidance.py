@@ -6,7 +6,9 @@ them. Only policies that aim at full guidance have such an error: what apg, cfg-
 cfg-pp draw is meant to differ. Fitted weights lie beside the store.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -133,12 +135,17 @@ class GuidanceBench(FrontBench):
         front, files = self.front, self._weights(cell)
         spec = f"{FITTED}:file={next(iter(files))}" if files else cell.policy or ""
         guidance = parse_guidance(spec, cell.scale)
+        seeds = range(front.images)
         target = self.draw_reference(
-            cell.model, solver=front.reference, nfe=front.reference_nfe, guidance=CFG(cell.scale)
+            cell.model,
+            seeds,
+            solver=front.reference,
+            nfe=front.reference_nfe,
+            guidance=CFG(cell.scale),
         )
         result = Sampler(self.network(cell.model))(
-            range(front.images),
-            class_labels=self.labels(cell.model),
+            seeds,
+            class_labels=self.labels(cell.model, seeds),
             guidance=guidance,
             batch=front.images,
             solver=front.solver,
@@ -244,10 +251,12 @@ class GuidanceTable(FrontTable):
     def share(self, panel: FrontPanel, point: FrontPoint, budget: int) -> float:
         return panel.share(point, budget)
 
-    def describe(self, name: str, budget: int, point: FrontPoint) -> str | None:
-        run = point.run
-        text = f"{name}, {budget} rows: `{run.policy}`, {run.nfe} steps"
-        return None if name == self.baseline else text
+    def list_best(self, panel: FrontPanel) -> Iterator[str]:
+        for name, budget in product(panel.families, self.budgets):
+            point = self.best(panel, name, budget)
+            if point is not None and name != self.baseline:
+                run = point.run
+                yield f"- {name}, {budget} rows: `{run.policy}`, {run.nfe} steps"
 
     def csv_line(self, panel: FrontPanel, point: FrontPoint) -> str:
         run = point.run

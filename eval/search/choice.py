@@ -21,10 +21,12 @@ from .columns import judge_ends, reach_ends
 from .identity import TestScore, describe_search, find_ends, read_scores, write_scores
 from .last_row import choose_last_row, describe_choice, judge_last_rows
 from .log import Trial, rank_trials
+from .plain_rival import fit_plain_run
 from .problem import BLOCKS, Block, BlockName, Problem
 from .rivals import choose_search_rivals, reach_rival_ends
 from .search import OF_EACH, SHORTLIST, Search, SearchResult
 from .strategies import HAND_MADE, Task
+from .strategies.masks import REFITTED
 from .uncached import describe_cache, measure_cost
 
 OVERFIT = 1.3  # test over train above this is told
@@ -126,7 +128,10 @@ def _describe_cache(search: Search, chosen: Schedule) -> dict[str, Any]:
     effective, parts = measure_cost(problem, chosen)
     base, nfe = search.space.solver, round(effective)
     beside = list_plain_runs(problem.network.name, base, nfe, problem.guidance)
-    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, beside)}
+    if REFITTED in search.strategies:
+        beside.append(fit_plain_run(problem, base, nfe, search.folder))
+    plain = Schedule.of_steps(search.space.base(chosen.nfe))
+    facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, plain, beside)}
     return {PARTS: parts, "cache": facts}
 
 

@@ -4,9 +4,10 @@ Three disjoint blocks of seeds: `train` is searched on, `validation` chooses amo
 `test` is looked at once. The teacher is the same network run with many evaluations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ...models.caching import Policy, caching, find_attachment
 from ...models.denoiser import Asks, Denoiser, Network
 from ...models.errors import SettingError
 from ...models.ledger import Ledger
-from ...models.schedule import Node
+from ...models.schedule import Node, TimeGrid
 from ...samplers.conditions import (
     Branches,
     Conditions,
@@ -30,7 +31,7 @@ from ...samplers.guidance import CFG, Guidance, Moment, Unguided
 from ...samplers.loop import integrate
 from ...samplers.noise import Noise, check_seeds, draw_noise
 from ...samplers.plan import make_plan
-from ...solvers import Bound
+from ...solvers import Bound, Solver
 from ...solvers.artefact import Artefact
 from ...solvers.table_steps import brings_guidance
 from ..teacher import teacher
@@ -192,21 +193,40 @@ class Problem:
         ]
         return torch.cat(parts)
 
-    def run(self, schedule: Artefact, block: Block, cache: Policy | None = None) -> Tensor:
-        """Returns the same in one batch, with the cache that the schedule brings, or another."""
+    def run(
+        self,
+        schedule: Artefact,
+        block: Block,
+        cache: Policy | None = None,
+        note: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Returns the same in one batch, with the cache that the schedule brings, or another.
+
+        note: is given the state after each step.
+        """
         plan = make_plan(self.network.schedule, schedule)
-        cache = cache or plan.cache
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
-        denoiser, guidance = self.denoiser(block), self.guidance
-        if brings_guidance(plan.solver):
-            guidance = Unguided()
-        check_branches(self.network, denoiser.conditions, guidance, plan.grid)
-        scale = self.network.schedule.noise_scale(plan.grid.nodes[0])
+        return self.drive(plan.solver, plan.grid, block, cache or plan.cache, note)
+
+    def drive(
+        self,
+        solver: Solver[Any],
+        grid: TimeGrid,
+        block: Block,
+        cache: Policy | None = None,
+        note: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Returns where a solver takes a block on a grid, in one batch."""
+        guidance = Unguided() if brings_guidance(solver) else self.guidance
+        denoiser = self.denoiser(block)
+        check_branches(self.network, denoiser.conditions, guidance, grid)
+        scale = self.network.schedule.noise_scale(grid.nodes[0])
+        callback = None if note is None else partial(_note_state, note)
         with torch.no_grad(), nullcontext() if cache is None else caching(self.network, cache):
             denoiser.cache = None if cache is None else find_attachment(self.network)
             x = block.noise.to(self.network.device) * scale
-            return integrate(denoiser, plan.solver, plan.grid, x, guidance).cpu()
+            return integrate(denoiser, solver, grid, x, guidance, callback).cpu()
 
     def denoiser(self, block: Block) -> Denoiser:
         """Returns the network with the conditions of a block, counted in the ledger."""
@@ -272,3 +292,9 @@ class Problem:
                 for chunk in chunks
             ]
         )
+
+
+def _note_state(
+    note: Callable[[Tensor], object], n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger
+) -> None:
+    note(x.cpu())

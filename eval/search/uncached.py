@@ -76,17 +76,18 @@ def list_even(calls: int, full: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def describe_cache(
-    problem: Problem, schedule: Schedule, beside: Sequence[PlainRun]
+    problem: Problem, schedule: Schedule, plain: Schedule, beside: Sequence[PlainRun]
 ) -> dict[str, Any]:
     """Returns what the cache of a schedule does on test noises, and what it is worth.
 
     Args:
         problem: whose test noises are looked at.
         schedule: one with a cache, whose ends are finite.
+        plain: the run that drift is from, whose table may have been refitted to the cache.
         beside: runs without a cache at its cost.
     """
     block = problem.block("test")
-    full_run = UncachedEnds(problem, schedule.with_cache(None)).beside(block)
+    full_run = UncachedEnds(problem, plain).beside(block)
     ends = problem.ends(schedule, block)
     drift = square_distances(ends, full_run)
     mine = square_distances(ends, block)
@@ -94,7 +95,7 @@ def describe_cache(
     return {
         "noises": len(block),
         "drift": _write_column(drift),
-        "even": list(_compare_even(problem, schedule, drift, full_run)),
+        "even": list(_compare_even(problem, plain.with_cache(schedule.cache), drift, full_run)),
         "distance": _write_column(mine),
         "beside": [
             {"name": run.name, "distance": _write_column(theirs), "ratio": ratio}
@@ -107,7 +108,7 @@ def describe_cache(
 def _compare_even(
     problem: Problem, schedule: Schedule, drift: Tensor, full_run: Block
 ) -> Iterator[dict[str, Any]]:
-    """Yields the drift of even masks, and how much of it a searched one has: drift (n,)."""
+    """Yields the drift of even masks in the place of a searched one, which has drift (n,)."""
     assert schedule.cache is not None
     for name, mask in list_even(schedule.nfe, len(schedule.cache.compute)):
         even = schedule.with_cache(schedule.cache.model_copy(update={"compute": mask}))

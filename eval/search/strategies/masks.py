@@ -41,6 +41,7 @@ TWICE, OTHER = 0.1, 0.1  # shares of moves of two calls, and to another predicto
 NEXT = 2  # calls that one is moved at most in the swaps that are tried first
 APART = 4  # calls that differ between starts
 STARTS = 6  # of climbs, at most
+REFITTED = "mask-refit"  # a strategy, whose masks are on other tables
 PARTS, WORTH, PATIENCE = 8, 2.0, 2  # two climbs in a row that gain less than two standard errors
 
 Scored = Generator[Proposal, None, float]
@@ -55,11 +56,11 @@ class MaskedRun:
 
 
 class Masks:
-    """The masks of a task: schedules of them, and their scores."""
+    """The masks of a task on its base, or on another table: schedules of them, and their scores."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, plain: Schedule | None = None) -> None:
         self.task, self.calls, self.full = task, task.size.nfe, task.size.amount
-        self.plain = Schedule.of_steps(task.space.base(self.calls))
+        self.plain = plain or Schedule.of_steps(task.space.base(self.calls))
         self.predictors: Sequence[str] = task.settings.get("predictors", PREDICTORS)
 
     def make(self, candidate: MaskedRun, label: str = "") -> Schedule:
@@ -80,10 +81,14 @@ class Masks:
         """Returns what other strategies have tried, best first."""
         return [_read(each) for each in self.task.best() if each.strategy not in without]
 
+    @property
+    def mark(self) -> str:
+        """In names of files of what is measured on the table and the scored noises."""
+        return f"{self.plain.schedule_id[:12]}-{len(self.task.scored)}"
+
     def gram(self) -> tuple[Array, Array]:
         """Returns the inner products of a full run and the gains of its errors."""
-        name = f"mask-{self.plain.schedule_id[:12]}-{len(self.task.scored)}"
-        gram, gains = keep_tensors(self.task, name, self._measure)
+        gram, gains = keep_tensors(self.task, f"mask-{self.mark}", self._measure)
         return gram.numpy(), gains.numpy()
 
     def _measure(self) -> tuple[Tensor, Tensor]:
@@ -133,7 +138,7 @@ def anneal(task: Task) -> Iterator[Proposal]:
     arXiv:2606.13496: one swap or two, most of them near.
     """
     masks = Masks(task)
-    known = masks.list_known(("mask-anneal",))
+    known = masks.list_known(("mask-anneal", REFITTED))
     if not known or masks.full in (1, masks.calls):
         return
     here = known[0]
@@ -184,10 +189,10 @@ def climb(task: Task) -> Iterator[Proposal]:
     Two climbs in a row that gain less than two standard errors end it (arXiv:2609.39343).
     """
     masks = Masks(task)
-    known = masks.list_known(("mask-climb", "mask-anneal"))
+    known = masks.list_known(("mask-climb", "mask-anneal", REFITTED))
     if not known or masks.full in (1, masks.calls):
         return
-    predict = _make_predictor(masks)
+    predict = make_guess(masks)
     best, done, idle = math.inf, list[MaskedRun](), 0
     for start in _list_apart(known)[:STARTS]:
         if any(_distance(start, each) < APART for each in done):
@@ -208,7 +213,7 @@ def _climb(
     better = True
     while better:
         better = False
-        for child in _list_neighbours(masks, here, predict):
+        for child in list_neighbours(masks, here, predict):
             theirs = yield from masks.score(child)
             if theirs < score:
                 here, score, better = child, theirs, True
@@ -216,7 +221,7 @@ def _climb(
     return here, score
 
 
-def _list_neighbours(
+def list_neighbours(
     masks: Masks, here: MaskedRun, predict: Callable[[MaskedRun], float]
 ) -> list[MaskedRun]:
     """Returns near swaps by predicted cost, then the other predictors, then all other swaps."""
@@ -228,7 +233,7 @@ def _list_neighbours(
     return [*sorted(near, key=predict), *others, *sorted(far, key=predict)]
 
 
-def _make_predictor(masks: Masks) -> Callable[[MaskedRun], float]:
+def make_guess(masks: Masks) -> Callable[[MaskedRun], float]:
     """Returns the sum of local errors, weighted by how they grow, as a guess of a score."""
     gram, gains = masks.gram()
     usual = partial(Taylor().weights, calls=masks.calls)
