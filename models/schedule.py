@@ -1,6 +1,7 @@
 """All noise schedules by name, and time grids on them.
 
-Rectified flow stands here, EDM in `edm`, the variance-preserving schedules in `vp`.
+Rectified flow stands here, EDM in `edm`, the variance-preserving schedules in `vp` and
+`trigonometric`.
 """
 
 import math
@@ -13,6 +14,7 @@ from .edm import EDM
 from .errors import FewstepError, ScheduleError, SettingError, UnknownNameError
 from .node import Node, NoiseSchedule, TargetNode, check_range, scale_time
 from .registry import parse_spec
+from .trigonometric import Trigonometric
 from .vp import Cosine, VPDiscrete, VPLinear
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "RectifiedFlow",
     "TargetNode",
     "TimeGrid",
+    "Trigonometric",
     "VPDiscrete",
     "VPLinear",
     "dynamic_shift",
@@ -119,7 +122,7 @@ def dynamic_shift(
 MIN_LAM_GAP = 1e-6  # nearer nodes make derivative weights singular in float64
 
 FAMILIES: dict[str, type[Any]] = {
-    cls.family: cls for cls in (VPDiscrete, VPLinear, Cosine, EDM, RectifiedFlow)
+    cls.family: cls for cls in (VPDiscrete, VPLinear, Cosine, Trigonometric, EDM, RectifiedFlow)
 }
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..models.errors import ScheduleError, SettingError
-from ..models.schedule import NoiseSchedule, RectifiedFlow
+from ..models.schedule import NoiseSchedule
 
-FLOW_EDGE = 1e-3  # grids in lam start at tau = 1 - FLOW_EDGE on rectified flow, where lam is finite
+FLOW_EDGE = 1e-3  # for alpha = 0, grids in lam start at sigma / (alpha + sigma) = 1 - FLOW_EDGE
 
 
 def uniform(start: float, end: float, n: int) -> list[float]:
@@ -234,7 +234,7 @@ def find_lam_ends(
     """
     low = schedule.at(schedule.t_max if start is None else start).lam
     high = schedule.at(schedule.t_min if end is None else end).lam
-    if start is None and isinstance(schedule, RectifiedFlow):
+    if start is None and math.isinf(low):
         low = math.log(FLOW_EDGE) - math.log1p(-FLOW_EDGE)
     for name, t, lam, near in (("start", start, low, "0.999"), ("end", end, high, "0.001")):
         if math.isinf(lam):

@@ -1,22 +1,33 @@
-"""The probability-flow ODE of a network as a function of time and state, for any integrator."""
+"""Views of a network as functions of time and state: velocity, score and denoised data.
+
+The three are linear in each other. With dx/dt = alpha' x0 + sigma' eps, x = alpha x0 + sigma eps,
+
+    velocity dx/dt,   score = -eps / sigma = (alpha x0 - x) / sigma^2,   denoiser x0,
+
+so that for every g(t) >= 0 the SDE dx = (dx/dt - g^2 score / 2) dt + g dW, with t falling to 0, has
+the marginals of the ODE (arXiv:2303.08797).
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from torch import Tensor
 
-from ..models.arguments import Integers
+from ..models.arguments import Integers, refuse_unknown
 from ..models.denoiser import Denoiser, Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
-from ..models.schedule import TimeGrid
+from ..models.prediction import Linear, combine
+from ..models.schedule import Node, TimeGrid
 from .conditions import Conditions, check_branches, make_branches
 from .guidance import CFG, Guidance, Moment, take_guidance
 
+View = Literal["velocity", "score", "x0"]
+
 
 @dataclass
-class VelocityField:
-    """f(t, x) = dx/dt, as `torchdiffeq.odeint` and its like take it.
+class NetworkField:
+    """f(t, x) in one of the module's views, as `torchdiffeq.odeint` and its like take it.
 
     t is the time of the network's noise schedule, from `schedule.t_max` to 0, and x (B, *) the
     state there; a run starts from `samplers.noise.draw_start`, on most processes normal noise times
@@ -31,6 +42,7 @@ class VelocityField:
     """
 
     network: Network
+    view: View
     guidance: Guidance
     class_labels: Integers | None = None
     conditions: Conditions | None = None
@@ -40,11 +52,11 @@ class VelocityField:
     _rows: int = field(init=False, default=0)
 
     def __call__(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """Returns dx/dt at time t for the state x (B, *).
+        """Returns the view at time t of the state x (B, *).
 
         Raises:
             FewstepError: for a time outside the schedule, conditions that do not fit the rows of x,
-                and guidance that is not a weighted sum of velocities where sigma is 0.
+                guidance that is no weighted sum of velocities where sigma is 0, and a score there.
             NonFiniteError: if the network returns NaN or infinity; on a GPU `check` does so.
         """
         schedule, denoiser = self.network.schedule, self._find_denoiser(len(x))
@@ -53,16 +65,24 @@ class VelocityField:
         guide, moment = self.guidance.stateless(), Moment(near)
         asks = guide.ask(moment)
         if len(asks) == 1 or (isinstance(self.guidance, CFG) and not self.guidance.rescale):
-            return guide.combine(denoiser.velocity(x, node, asks), x, moment)
+            return guide.combine(getattr(denoiser, self.view)(x, node, asks), x, moment)
         if node.sigma == 0.0:
             raise SettingError(
-                f"{self.guidance.name} guidance has no velocity at t={float(t):g}, where sigma is"
-                f" 0; end at t={schedule.t_min:g}, or take cfg"
+                f"{self.guidance.name} guidance has no {self.view} at t={float(t):g}, where sigma"
+                f" is 0; end at t={schedule.t_min:g}, or take cfg"
             )
         x0 = guide.combine(denoiser.x0(x, node, asks), x, moment)
-        d_alpha, d_sigma = schedule.slope(node.t)
+        return combine(self._weigh_x0(node), x, x0)
+
+    def _weigh_x0(self, node: Node) -> Linear:
+        """Returns the view as weights of the state and of x0, where sigma > 0."""
+        if self.view == "x0":
+            return 0.0, 1.0
+        if self.view == "score":
+            return -1.0 / node.sigma**2, node.alpha / node.sigma**2
+        d_alpha, d_sigma = self.network.schedule.slope(node.t)
         share = d_sigma / node.sigma  # of eps = (x - alpha x0) / sigma
-        return share * x + (d_alpha - share * node.alpha) * x0
+        return share, d_alpha - share * node.alpha
 
     def check(self) -> None:
         """Raises NonFiniteError if any answer so far held NaN or infinity."""
@@ -82,26 +102,56 @@ class VelocityField:
         return self._denoiser
 
 
-def velocity_field(
-    network: Network,
-    *,
-    class_labels: Integers | None = None,
-    conditions: Conditions | None = None,
-    negative: Conditions | None = None,
-    guidance: Guidance | str | None = None,
-) -> VelocityField:
+class FieldChoices(TypedDict, total=False):
+    """The choices that decide what a field asks its network.
+
+    class_labels, conditions, negative: as `Sampler` takes them, for the rows of x.
+    guidance: a policy that needs nothing of the course of a run, such as "cfg:scale=2".
+    """
+
+    class_labels: Integers | None
+    conditions: Conditions | None
+    negative: Conditions | None
+    guidance: Guidance | str | None
+
+
+def velocity_field(network: Network, **choices: Unpack[FieldChoices]) -> NetworkField:
     """Returns the probability-flow ODE of a network as a function f(t, x) = dx/dt.
 
     Args:
         network: what `fewstep.load` returns, or `from_module`.
-        class_labels, conditions, negative: as `Sampler` takes them, for the rows of x.
-        guidance: a policy that needs nothing of the course of a run, such as "cfg:scale=2".
+        choices: see `FieldChoices`.
 
     Raises:
-        SettingError: for what is no network, and for any other policy.
+        SettingError: for what is no network, and for any other guidance.
     """
+    refuse_unknown(choices, velocity_field, FieldChoices.__annotations__)
+    return _make_field(network, "velocity", **choices)
+
+
+def score_field(network: Network, **choices: Unpack[FieldChoices]) -> NetworkField:
+    """Returns the score of a network, the gradient of log p_t(x), as a function f(t, x).
+
+    Arguments and errors are those of `velocity_field`; at sigma = 0 there is no score.
+    """
+    refuse_unknown(choices, score_field, FieldChoices.__annotations__)
+    return _make_field(network, "score", **choices)
+
+
+def denoiser_field(network: Network, **choices: Unpack[FieldChoices]) -> NetworkField:
+    """Returns the prediction of clean data by a network as a function f(t, x) = x0.
+
+    Arguments and errors are those of `velocity_field`.
+    """
+    refuse_unknown(choices, denoiser_field, FieldChoices.__annotations__)
+    return _make_field(network, "x0", **choices)
+
+
+def _make_field(
+    network: Network, view: View, guidance: Guidance | str | None = None, **given: Any
+) -> NetworkField:
     if not isinstance(network, Network):
         raise SettingError(f"{network!r} is no network; give fewstep.load(name) or from_module(..)")
     policy: Any = take_guidance(guidance)
     policy.stateless()
-    return VelocityField(network, policy, class_labels, conditions, negative)
+    return NetworkField(network, view, policy, **given)

@@ -39,6 +39,7 @@ from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
 from .base import SolverInfo, register
+from .coordinates import Straight
 from .interpolation import average_basis, place_points
 from .linear import LinearSolver
 from .table import Combination, add_terms
@@ -115,14 +116,14 @@ class IPNDM4(IPNDM):
 
 @dataclass(frozen=True)
 class Slopes(LinearSolver):
-    """A method on dy/dtau in the straight coordinate: a velocity on rectified flow, else eps."""
+    """A method on dy/dtau in the straight coordinate: a velocity from alpha = 0 on, else eps."""
 
     @abstractmethod
     def weigh_past(self, nodes: Sequence[Node], n: int) -> list[float]:
         """Returns what `combine_adams` takes as the weights of the slopes in step n."""
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
-        flow = grid.schedule.family == "flow"
+        flow = Straight.of(grid).flow
         nodes = tuple(map(_straighten, grid.nodes)) if flow else grid.nodes
         combos = [combine_adams(nodes, n, self.weigh_past(nodes, n)) for n in range(grid.steps)]
         return list(map(_name_velocity, combos)) if flow else combos
@@ -134,8 +135,8 @@ class LMS(Slopes):
     """Adams-Bashforth on dy/dtau = d = (y - x0) / tau.
 
     y_s = y_t + sum_{j < p} d_j int_{tau_t}^{tau_s} l_j(tau) dtau, with l_j the Lagrange polynomials
-    on the last p nodes. y and tau are those of `heun`: y = x / alpha and d = eps, but on rectified
-    flow y = x / (alpha + sigma) and d the velocity. The step to sigma = 0 keeps its order.
+    on the last p nodes. y and tau are those of `heun`: y = x / alpha and d = eps, but on paths
+    from alpha = 0 y = x / (alpha + sigma) and d = eps - x0. The step to sigma = 0 keeps its order.
 
     order: p; the first steps have order 1, 2, ...
     """

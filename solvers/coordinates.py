@@ -4,9 +4,9 @@ With y = x / scale and tau = sigma / scale the probability-flow ODE is
 
     dy/dtau = (y - x0) / tau,
 
-a straight line wherever x0 does not change. On rectified flow scale = alpha + sigma, so that the
-slope is the network's own velocity and both ends are finite; on every other process scale = alpha,
-so that tau = kappa and the slope is eps.
+a straight line wherever x0 does not change. On paths that begin at alpha = 0 scale = alpha + sigma,
+so that both ends are finite; on rectified flow the slope is then the network's own velocity. On
+every other process scale = alpha, so that tau = kappa and the slope is eps.
 """
 
 import math
@@ -29,7 +29,7 @@ class Straight:
 
     end:     the last node of the grid, after which nothing has to be remembered.
     denoise: the step to sigma = 0 is one evaluation, whatever the method; see `TimeGrid`.
-    flow:    whether the scale is alpha + sigma, as on rectified flow, and not alpha.
+    flow:    whether the scale is alpha + sigma, as on paths from alpha = 0, and not alpha.
     """
 
     schedule: NoiseSchedule
@@ -40,8 +40,9 @@ class Straight:
     @classmethod
     def of(cls, grid: TimeGrid) -> "Straight":
         """Returns the coordinate that suits the process of a grid."""
-        flow = grid.schedule.family == "flow"
-        return cls(grid.schedule, grid.nodes[-1], grid.denoise, flow)
+        schedule = grid.schedule
+        pure = schedule.at(schedule.t_max).alpha == 0.0
+        return cls(schedule, grid.nodes[-1], grid.denoise, pure)
 
     @classmethod
     def flow_of(cls, grid: TimeGrid) -> "Straight":

@@ -18,6 +18,7 @@ from fewstep.models.schedule import (
     Cosine,
     RectifiedFlow,
     TimeGrid,
+    Trigonometric,
     VPDiscrete,
     VPLinear,
     dynamic_shift,
@@ -36,13 +37,14 @@ SCHEDULES = {
     "trained": VPDiscrete(trained_betas=(0.1, 0.3, 0.2, 0.7)),
     "vp-linear": VPLinear(time_scale=999),
     "cosine": Cosine(time_scale=1000),
+    "trigonometric": Trigonometric(time_scale=1000),
     "edm": EDM(),
     "edm-sigma": EDM(time_label="sigma"),
     "edm-1000": EDM(time_label="c_noise", time_scale=1000),
     "flow": RectifiedFlow(time_scale=1000),
     "flow-3": RectifiedFlow(shift=3.0, time_scale=1000),
 }
-VP = {name: s for name, s in SCHEDULES.items() if s.family.startswith("vp")}
+VP = {name: s for name, s in SCHEDULES.items() if s.family.startswith(("vp", "trig"))}
 BOUNDED = {name: s for name, s in SCHEDULES.items() if s.family != "edm"}
 
 
@@ -146,6 +148,16 @@ def test_pure_noise_is_an_end_of_flow(shift):
     assert flow.slope(1.0) == pytest.approx((-1 / shift, 1 / shift))
 
 
+def test_both_ends_of_the_trigonometric_path_are_exact():
+    path = Trigonometric()
+    noise = path.at(1.0)
+    assert (noise.alpha, noise.sigma, noise.lam) == (0.0, 1.0, -math.inf)
+    assert path.at_lam(-math.inf) == noise
+    assert (path.slope(0.0), path.slope(1.0)) == ((0.0, math.pi / 2), (-math.pi / 2, 0.0))
+    lams = [path.at(t).lam for t in (0.25, 0.5, 0.75)]
+    assert lams == pytest.approx([0.8813735870195430, 0.0, -0.8813735870195430], abs=1e-15)
+
+
 def test_edm_starts_from_noise_of_its_own_scale():
     node = EDM().at(80.0)
     assert (EDM().noise_scale(node), node.alpha, node.sigma) == (80.0, 1.0, 80.0)
@@ -209,6 +221,7 @@ def test_unknown_names_are_met_with_a_suggestion():
         (VPLinear(), VPLinear(beta_1=10.0), False),
         (VPDiscrete(), VPDiscrete("scaled_linear"), False),
         (VPDiscrete(), VPDiscrete(zero_snr=True), False),
+        (Trigonometric(), Trigonometric(1e-4, time_scale=1.0), True),
         (VPLinear(), Cosine(), False),
         (EDM(), RectifiedFlow(), False),
     ],
@@ -263,6 +276,7 @@ def test_trained_betas_replace_the_formula():
     [
         ("vp-linear", 0.5, 499.5),
         ("cosine", 0.5, 500.0),
+        ("trigonometric", 0.25, 250.0),
         ("edm", 2.0, math.log(2.0) / 4),
         ("edm-sigma", 2.0, 2.0),
         ("edm-1000", 2.0, 250.0 * math.log(2.0)),

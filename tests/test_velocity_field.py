@@ -1,6 +1,7 @@
 """The ODE of a network as a function, and torchdiffeq as a backend of solvers."""
 
 import threading
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,17 @@ from laws import MIXTURE, PROCESSES, find_end, run, start
 from torch.testing import assert_close
 from torchdiffeq import odeint
 
-from fewstep import RectifiedFlow, Sampler, from_module, velocity_field
-from fewstep.models.errors import NonFiniteError, SettingError
+from fewstep import (
+    RectifiedFlow,
+    Sampler,
+    Trigonometric,
+    denoiser_field,
+    from_module,
+    score_field,
+    velocity_field,
+)
+from fewstep.models.errors import ModelError, NonFiniteError, SettingError, UnknownArgumentError
+from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import CFG, Interval
 from fewstep.solvers import solver
@@ -57,6 +67,27 @@ def test_guidance_is_the_rule_in_velocities():
     assert velocity_field(NETWORK, class_labels=1, guidance="cfg:scale=3")(0.4, X).shape == X.shape
 
 
+def test_the_score_is_that_of_the_law_and_the_denoiser_its_mean():
+    for process in (*PROCESSES.values(), Trigonometric()):
+        network, t = MIXTURE.network(process, (2, 1, 2), Prediction.V), 0.3 * process.t_max
+        node, x = process.at(t), X.double().reshape(2, 2, 1, 2).requires_grad_()
+        assert_close(denoiser_field(network)(t, x), MIXTURE.x0(x, node), rtol=1e-9, atol=1e-9)
+        var = node.alpha**2 * MIXTURE.stds**2 + node.sigma**2
+        off = x.flatten(1)[:, None] - node.alpha * MIXTURE.means
+        each = (-0.5 * off**2 / var - 0.5 * var.log()).sum(-1) + MIXTURE.weights.log()
+        (gradient,) = torch.autograd.grad(each.logsumexp(-1).sum(), x)
+        assert_close(score_field(network)(t, x), gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_views_agree_under_any_guidance():
+    for t, policy in product((1.0, 0.4), (CFG(3.0), CFG(3.0, rescale=0.5))):
+        choices = {"class_labels": 1, "guidance": policy}
+        x0, velocity = denoiser_field(NETWORK, **choices), velocity_field(NETWORK, **choices)
+        alpha, eps = 1.0 - t, (X - (1.0 - t) * x0(t, X)) / t
+        assert_close(velocity(t, X), eps - x0(t, X), rtol=1e-5, atol=1e-5)
+        assert_close(score_field(NETWORK, **choices)(t, X), (alpha * x0(t, X) - X) / t**2)
+
+
 def test_it_leads_where_the_exact_flow_leads():
     for process in PROCESSES.values():
         network = MIXTURE.network(process, (2, 1, 2))
@@ -93,6 +124,10 @@ def test_bad_input_of_fields():
         velocity_field(NETWORK, class_labels=1, guidance=CFG(3.0, rescale=0.5))(0.0, X)
     with pytest.raises(SettingError, match="3 class labels for 2"):
         velocity_field(NETWORK, class_labels=[0, 1, 1])(0.5, X)
+    with pytest.raises(ModelError, match="no score at t=0"):
+        score_field(NETWORK, class_labels=1)(0.0, X)
+    with pytest.raises(UnknownArgumentError, match="'guidnce'; did you mean 'guidance'"):
+        denoiser_field(NETWORK, guidnce=CFG(3.0))
     with pytest.raises(NonFiniteError):
         velocity_field(NETWORK, class_labels=1)(0.5, X * float("nan"))
 

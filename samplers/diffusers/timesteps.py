@@ -17,6 +17,7 @@ from ...models.schedule import (
     NoiseSchedule,
     RectifiedFlow,
     TimeGrid,
+    Trigonometric,
     VPDiscrete,
     VPLinear,
 )
@@ -121,7 +122,7 @@ def _find_time(schedule: NoiseSchedule, label: float) -> float:
             return schedule.unshift(label / scale if end else 1.0 - label / scale)
         case VPDiscrete(num_train_timesteps=n):
             return (label + 1.0) / n
-        case VPLinear(time_scale=scale) | Cosine(time_scale=scale) if scale:
+        case VPLinear() | Cosine() | Trigonometric() if scale := schedule.time_scale:
             return label / scale
         case EDM(time_label="sigma", time_scale=scale):
             return label / scale
