@@ -83,7 +83,8 @@ def _list_grids() -> Rows:
     places: dict[str, object] = dict.fromkeys(AYS, place_ays)
     places |= {name: formula.place for name, formula in FORMULAS.items()}
     places |= {name: spacing.place for name, spacing in SPACINGS.items()}
-    return [("grid", "nodes"), *((name, _read_first_line(places[name])) for name in list_grids())]
+    lines = {name: _read_first_line(places[name]) for name in list_grids()}
+    return [("grid", "nodes"), *((name, lines[name].removeprefix("Returns ")) for name in lines)]
 
 
 def _list_models() -> Rows:

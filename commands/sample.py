@@ -149,7 +149,8 @@ class SampleOptions:
         typed = {"solver": self.solver, "grid": self._grid(), "nfe": self.nfe, "steps": self.steps}
         if self.recipe is None:
             return typed if self.schedule else resolve_choices(network, typed)
-        recipe = f"{self.recipe}:force=true" if self.force else self.recipe
+        joint = "," if ":" in self.recipe else ":"
+        recipe = f"{self.recipe}{joint}force=true" if self.force else self.recipe
         given = {**typed, "recipe": recipe, "final": self.final}
         return {"recipe": recipe, **resolve_choices(network, given)}
 

@@ -101,8 +101,10 @@ class SettingsRegistry(Registry[type[T]]):
     def spell(self, spec: str) -> str:
         """Returns a text that `make` takes with our name in it, where it has another one."""
         name, _, settings = spell_name(spec).partition(":")
-        meant = self.aliases.get(name, name)
-        return f"{meant}{',' if ':' in meant else ':'}{settings}" if settings else meant
+        name, _, preset = self.aliases.get(name, name).partition(":")
+        given = {_read_key(part) for part in _split_settings(settings)}
+        rest = [part for part in _split_settings(preset) if _read_key(part) not in given]
+        return f"{name}:{','.join(filter(None, [*rest, settings]))}".rstrip(":")
 
     def take(self, given: T | str) -> T:
         """Returns settings given as such, or as the text that `make` takes.
@@ -141,13 +143,20 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     name, _, rest = spell_name(spec).partition(":")
     settings: dict[str, Any] = {}
     for part in filter(None, _split_settings(rest)):
-        key, equals, value = part.partition("=")
+        key, (_, equals, value) = _read_key(part), part.partition("=")
         if not equals:
             raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
-        settings[key.strip()] = _parse_value(value.strip())
+        if key in settings:
+            raise SettingError(f"{key} is given twice in {spec!r}; drop one of them")
+        settings[key] = _parse_value(value.strip())
     for key in settings.keys() & (further or {}).keys():
         raise SettingError(f"{key} is given twice, also in {spec!r}; drop one of them")
     return name, {**settings, **(further or {})}
+
+
+def _read_key(setting: str) -> str:
+    """Returns the name in `key=value`."""
+    return setting.partition("=")[0].strip()
 
 
 def _split_settings(text: str) -> list[str]:

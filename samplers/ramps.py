@@ -54,7 +54,7 @@ def karras(low: float, high: float, n: int, rho: float = 7.0) -> list[float]:
 
 
 def polyexponential(low: float, high: float, n: int, rho: float = 1.0) -> list[float]:
-    """log kappa = log kappa_min + (1 - i/N)^rho log(kappa_max / kappa_min); rho = 1 is logsnr."""
+    """Returns lam so that log kappa falls as (1 - i/N)^rho; rho = 1 is logsnr."""
     if rho <= 0.0:
         raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
     return [high + v**rho * (low - high) for v in uniform(1.0, 0.0, n)]

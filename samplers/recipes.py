@@ -76,7 +76,9 @@ def list_recipes() -> list[str]:
 def read_recipe(spec: str) -> tuple[Recipe, int | None, bool]:
     """Returns the recipe of a text, its number of steps if it has one, and whether it is forced."""
     name, settings = parse_spec(spec)
-    force = settings.pop("force", False) is True
+    force = settings.pop("force", False)
+    if not isinstance(force, bool):
+        raise SettingError(f"force={force!r} of recipe {name} must be true or false")
     if settings:
         raise SettingError(f"a recipe takes force=true and no {min(settings)!r}")
     if name in RECIPES:

@@ -161,6 +161,7 @@ def test_list_shows_every_kind():
         result = CliRunner().invoke(app, ["list", kind])
         assert result.exit_code == 0
     assert "unipc-2" in CliRunner().invoke(app, ["list", "solvers"]).output
+    assert "Returns" not in CliRunner().invoke(app, ["list", "grids"]).output
     networks = CliRunner().invoke(app, ["list", "networks"])
     assert networks.output == CliRunner().invoke(app, ["list", "models"]).output
 

@@ -279,6 +279,7 @@ def test_records_write_our_names():
         ("dpmpp_2m", "dpmpp-2m"),
         ("er_sde", "er-sde-3"),
         ("uni_pc:coordinate=t", "unipc-3:solver_type=bh1,coordinate=t"),
+        ("uni_pc:solver_type=bh2", "unipc-3:solver_type=bh2"),
     ):
         settled = settle_choices(EDM(), {"solver": spec, "nfe": 5})["solver"]
         assert settled == wanted

@@ -98,6 +98,7 @@ REFUSED = {
     ),
     "name": ("flow", {"recipe": "qwen-image-ligtning-4"}, "did you mean 'qwen-image-lightning-4'"),
     "setting": ("flow", {"recipe": "ltx-2-8:shift=3"}, "takes force=true and no 'shift'"),
+    "force": ("flow", {"recipe": "ltx-2-8:force=yes"}, "force='yes' of recipe ltx-2-8 must be"),
     "one time": (
         "flow",
         {"recipe": "anyflow", "steps": 3},

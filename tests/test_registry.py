@@ -99,6 +99,8 @@ def test_a_name_takes_its_settings_with_it():
         assert registry.make(spec) == registry.take(spec) == registry.take(made) == made
         with pytest.raises(SettingError, match=f"{min(settings)} is given twice"):
             registry.make(spec, **{min(settings): 1})
+        with pytest.raises(SettingError, match=f"{min(settings)} is given twice"):
+            registry.make(f"{spec},{min(settings)} =1")
 
 
 def test_every_settings_class_names_an_unknown_setting_one_too_many_and_one_that_is_missing():
