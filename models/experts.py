@@ -8,9 +8,7 @@ from torch import Tensor
 
 from .errors import ModelError, SettingError
 from .network import Network
-from .node import Node, NoiseSchedule
-
-ROUNDING = 1e-7  # of labels that pipelines compare in float32
+from .node import Node, NoiseSchedule, is_above
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Experts:
 
     def choose(self, node: Node) -> Network:
         """Returns the network that answers at a node."""
-        return self.high if node.sigma >= self.boundary - ROUNDING else self.low
+        return self.high if is_above(node, self.boundary) else self.low
 
 
 def join_experts(high: Network, low: Network, *, sigma: float) -> Network:
@@ -53,16 +51,19 @@ def join_experts(high: Network, low: Network, *, sigma: float) -> Network:
                 f"two networks in one run need one {fact}: {high.name!r} has {one}, and"
                 f" {low.name!r} {other}"
             )
-    _check_boundary(high.schedule, sigma)
+    check_boundary_sigma(high.schedule, sigma)
     experts = Experts(high, low, float(sigma))
 
     def forward(x: Tensor, node: Node, conditions: Mapping[str, Any]) -> Tensor:
         return experts.choose(node).forward(x, node, conditions)
 
-    return replace(high, forward=forward, module=None, hooks=None, graphs=None, experts=experts)
+    name = high.name if high.name == low.name else f"{high.name} and {low.name}"
+    joined = replace(high, forward=forward, module=None, hooks=None, graphs=None)
+    return replace(joined, name=name, experts=experts)
 
 
-def _check_boundary(schedule: NoiseSchedule, sigma: float) -> None:
+def check_boundary_sigma(schedule: NoiseSchedule, sigma: float) -> None:
+    """Raises SettingError for a sigma that no time of a process has, or one of its ends."""
     low, high = schedule.at(schedule.t_zero).sigma, schedule.at(schedule.t_max).sigma
     if not low < sigma < high:
         raise SettingError(

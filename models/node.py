@@ -13,6 +13,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from .errors import ScheduleError, SettingError
 
+ROUNDING = 1e-7  # of a sigma that was float32
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -33,6 +35,11 @@ class Node:
     def kappa(self) -> float:
         """sigma / alpha: the noise scale in variance-exploding (EDM) coordinates."""
         return math.exp(-self.lam)
+
+
+def is_above(node: Node, sigma: float) -> bool:
+    """Tells whether a node lies at a noise level or above, as pipelines compare float32 labels."""
+    return node.sigma >= sigma - ROUNDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,11 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     return name, {**settings, **(further or {})}
 
 
+def strip_brackets(value: Any) -> Any:
+    """Returns a text without the brackets that hold its settings together; others as they are."""
+    return value[1:-1] if isinstance(value, str) and value[:1] + value[-1:] == "[]" else value
+
+
 def _read_key(setting: str) -> str:
     """Returns the name in `key=value`."""
     return setting.partition("=")[0].strip()

@@ -1,63 +1,157 @@
 """The parts of a run of two networks: which steps each answers, how it is guided and cached."""
 
-from typing import TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, TypedDict
 
 from ..models.caching import Policy, take_cache
 from ..models.errors import SettingError, UnknownNameError
-from ..models.experts import Experts
+from ..models.experts import Experts, check_boundary_sigma
 from ..models.network import Network
 from ..models.node import Node
-from ..solvers import dry_run
-from ..solvers.table_steps import TableSteps
+from ..models.registry import parse_spec, strip_brackets
+from ..solvers import Revisable, SolverSettings, dry_run
+from ..solvers.artefact import Artefact
+from ..solvers.switch import Switch, check_blocks, check_boundary
 from .guidance import Guidance, take_guidance
 from .job import JobPart
-from .plan import Plan
+from .plan import DEFAULT_SOLVER, Plan
+from .schedule_choice import read_scale
+
+HISTORIES = ("keep", "reset", "rewrite")
 
 
 class LowNoise(TypedDict, total=False):
     """The choices for the second network of a run, where they are others than for the first.
 
+    As a text they are `key=value,...`, with values of several settings in brackets.
+
+    boundary: the sigma below which it answers; None is the network's own.
+    solver:   a solver or its text, which begins anew there; None is that of the first.
+    history:  what the solver remembers there of the first network: "keep", "reset" (nothing, it
+              begins anew) or "rewrite" (the predictions as the guidance here would have made them).
     guidance: a policy or its text; None is that of the first.
     cache:    a cache or its text; None is none.
     """
 
+    boundary: float | None
+    solver: SolverSettings | str | None
+    history: str | None
     guidance: Guidance | str | None
     cache: Policy | str | None
 
 
-def split_run(
-    network: Network,
-    plan: Plan,
-    guidance: Guidance,
-    cache: Policy | None,
-    low_noise: LowNoise | None,
-) -> tuple[JobPart, ...]:
-    """Returns the parts of a run: one, or two of a network that is made of two.
+@dataclass(frozen=True)
+class SecondNetwork:
+    """What was chosen for the second network of a run, of `experts` with the boundary it has."""
 
-    The solver's memory crosses the boundary; what guidance and caches remember does not.
+    experts: Experts
+    solver: SolverSettings | str | None
+    history: str
+    guidance: Guidance | None
+    cache: Policy | None
 
-    Raises:
-        SettingError: for choices for a second network where there is none, and for a plan that does
-            not cross the boundary between two of its steps.
-    """
-    chosen = dict(low_noise or {})
+    @classmethod
+    def of(cls, network: Network, given: LowNoise | str | None) -> "SecondNetwork | None":
+        """Returns the choices for a network that is made of two; None for any other.
+
+        Raises:
+            FewstepError: for choices where there is no second network, or that cannot be.
+        """
+        chosen = _read_choices(given)
+        if network.experts is None:
+            if chosen:
+                raise SettingError(
+                    f"{network.name} is one network, and low_noise is for the second of two; drop"
+                    " it"
+                )
+            return None
+        experts, boundary = network.experts, chosen.get("boundary")
+        if boundary is not None:
+            if isinstance(boundary, bool) or not isinstance(boundary, float | int):
+                raise SettingError(f"boundary={boundary!r} must be a sigma, such as 0.875")
+            check_boundary_sigma(network.schedule, boundary)
+            experts = replace(experts, boundary=boundary)
+        solver, history = chosen.get("solver"), chosen.get("history")
+        if history not in (None, *HISTORIES):
+            raise UnknownNameError("history", str(history), HISTORIES)
+        if solver is not None and history in ("keep", "rewrite"):
+            raise SettingError(
+                f"a solver of the second network begins anew, so history={history!r} has nothing"
+                " to go on with; drop one of them"
+            )
+        guidance, cache = chosen.get("guidance"), chosen.get("cache")
+        return cls(
+            experts,
+            solver,
+            history or "keep",
+            None if guidance is None else take_guidance(guidance),
+            None if cache is None else take_cache(cache),
+        )
+
+    def choose_solver(self, choices: Mapping[str, Any], by_recipe: bool) -> dict[str, Any]:
+        """Returns the choices of a run with the solvers of both networks as one.
+
+        Raises:
+            SettingError: beside a recipe or a schedule, which is the solver all the way.
+        """
+        if self.solver is None and self.history != "reset":
+            return dict(choices)
+        high = choices.get("solver", DEFAULT_SOLVER)
+        if by_recipe or isinstance(high, Artefact):
+            decided = "recipe" if by_recipe else "schedule"
+            raise SettingError(
+                f"a {decided} decides the solver all the way from noise to data; drop the solver"
+                " and the history of low_noise"
+            )
+        low = high if self.solver is None else self.solver
+        return {**choices, "solver": Switch(high, low, self.experts.boundary)}
+
+    def split(self, plan: Plan, guidance: Guidance, cache: Policy | None) -> tuple[JobPart, ...]:
+        """Returns the parts of a run whose first network is guided and cached so.
+
+        Raises:
+            SettingError: for a plan that does not cross the boundary between two of its steps.
+        """
+        if plan.cache is not None:
+            raise SettingError("this schedule brings the cache of one network; take another one")
+        first = _find_switch(self.experts, plan)
+        after = guidance if self.guidance is None else self.guidance
+        rewrites = self.history == "rewrite"
+        if rewrites:
+            _check_rewriting(plan, guidance, after)
+        return (
+            JobPart(self.experts.high, guidance, cache, 0, first, rewrites),
+            JobPart(self.experts.low, after, self.cache, first, plan.grid.steps),
+        )
+
+
+def _read_choices(given: LowNoise | str | None) -> dict[str, Any]:
+    """Returns the choices that were made, by name."""
+    listed = parse_spec(f"low_noise:{given}")[1] if isinstance(given, str) else {**(given or {})}
+    chosen: dict[str, Any] = {name: strip_brackets(value) for name, value in listed.items()}
     for name in chosen.keys() - LowNoise.__annotations__.keys():
         raise UnknownNameError("choice of low_noise", name, LowNoise.__annotations__)
-    if network.experts is None:
-        if chosen:
-            raise SettingError(
-                f"{network.name} is one network, and low_noise is for the second of two; drop it"
-            )
-        return (JobPart(network, guidance, cache),)
-    first = _find_switch(network.experts, plan)
-    second = chosen.get("guidance")
-    after = guidance if second is None else take_guidance(second)  # type: ignore[arg-type]
-    other = chosen.get("cache")
-    low_cache = None if other is None else take_cache(other)  # type: ignore[arg-type]
-    return (
-        JobPart(network.experts.high, guidance, cache, 0, first),
-        JobPart(network.experts.low, after, low_cache, first, plan.grid.steps),
-    )
+    return chosen
+
+
+def format_low_noise(given: LowNoise | str) -> str:
+    """Returns choices as the text that says the same.
+
+    Raises:
+        SettingError: for a value of Python that has no text.
+    """
+    if isinstance(given, str):
+        return given
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in chosen.items():
+        if not isinstance(value, str | Real):
+            raise SettingError(f"its {name} of low_noise was no text; give it as one")
+    texts = {
+        key: f"[{value}]" if isinstance(value, str) else value for key, value in chosen.items()
+    }
+    return ",".join(f"{name}={texts[name]}" for name in texts)
 
 
 def _find_switch(experts: Experts, plan: Plan) -> int:
@@ -69,21 +163,9 @@ def _find_switch(experts: Experts, plan: Plan) -> int:
         )
     nodes = plan.grid.nodes
     first = sum(experts.choose(node) is experts.high for node in nodes[:-1])
-    if first in (0, plan.grid.steps):
-        sigmas = sorted((node.sigma for node in nodes), key=lambda s: abs(s - experts.boundary))
-        raise SettingError(
-            f"the boundary of both networks, sigma={experts.boundary:g}, lies outside of the steps"
-            f" of this run; its nearest nodes are at {sigmas[0]:.4g} and {sigmas[1]:.4g}: take more"
-            " steps, or another grid"
-        )
+    check_boundary(plan.grid, experts.boundary, first)
     _check_calls(experts, plan, first)
-    starts = plan.solver.starts if isinstance(plan.solver, TableSteps) else ()
-    if any(start < first <= n for n, start in enumerate(starts)):
-        raise SettingError(
-            f"the boundary, sigma={experts.boundary:g}, lies within a block of this solver, whose"
-            f" steps {first} and {first + 1} begin at sigma {nodes[first - 1].sigma:.4g} and"
-            f" {nodes[first].sigma:.4g}; take a multistep solver, such as unipc-2"
-        )
+    check_blocks(plan.solver, plan.grid, first, experts.boundary)
     return first
 
 
@@ -97,3 +179,18 @@ def _check_calls(experts: Experts, plan: Plan, first: int) -> None:
                     f" and asks at sigma {node.sigma:.4g} below it; take a solver with one"
                     " evaluation a step, such as unipc-2"
                 )
+
+
+def _check_rewriting(plan: Plan, before: Guidance, after: Guidance) -> None:
+    """Raises SettingError if predictions cannot be combined anew for the second network."""
+    if not isinstance(plan.solver, Revisable):
+        raise SettingError(
+            "the memory of this solver cannot be rewritten; take history=reset, or unipc-2"
+        )
+    for policy in (before, after):
+        policy.stateless()
+        if policy.rewrites or read_scale(policy) == 0.0:
+            raise SettingError(
+                "history=rewrite is for guidance that evaluates the conditional branch and does not"
+                " rewrite by itself; drop rewrite_history, or take another scale than 0"
+            )

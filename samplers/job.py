@@ -17,9 +17,9 @@ from ..models.devices import Reading, memory_advice, send
 from ..models.ledger import CacheLedger, Ledger
 from ..models.modules import hold, is_compiled
 from ..models.schedule import Node
-from ..solvers import drive
+from ..solvers import Revisable, drive
 from .conditions import Branches, make_denoisers, take_rows
-from .guidance import Guidance, Setup, warn_of_no_savings
+from .guidance import Guidance, PastBranches, Setup, warn_of_no_savings
 from .guidance.nested import check_gradient, takes_gradient
 from .loop import BatchRun, Callback
 from .noise import Noise, draw_start
@@ -34,6 +34,7 @@ class JobPart:
 
     cache: put on the network for the job.
     first, last: the steps; all by default.
+    recombined: what the solver remembers of it is combined anew by the guidance of the next.
     """
 
     network: Network
@@ -41,6 +42,7 @@ class JobPart:
     cache: Policy | None = None
     first: int = 0
     last: int | None = None
+    recombined: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,20 @@ class Job:
 
     def _check_guidance(self, part: JobPart, cached: bool) -> None:
         plan, size = self.plan, min(self.batch, len(self.seeds))
-        grid = plan.grid
+        grid, earlier = plan.grid, plan.grid.nodes[: part.first]
         if len(self.parts) > 1:
             grid = grid.part(part.first, grid.steps if part.last is None else part.last)
         total = len(self.seeds)
-        setup = Setup(part.network, plan.solver, grid, size, plan.adaptive, cached, 0, total)
+        setup = Setup(
+            part.network,
+            plan.solver,
+            grid,
+            size,
+            adaptive=plan.adaptive,
+            cached=cached,
+            total=total,
+            earlier=earlier,
+        )
         check_gradient(part.guidance, setup)
         part.guidance.check(setup)
 
@@ -157,6 +168,8 @@ class Job:
                 run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise.draw)
                 run.first, run.last, run.before = part.first, part.last, runs[-1] if runs else None
                 run.images = rows.start, len(self.seeds)
+                if part.recombined and isinstance(solver, Revisable):
+                    run.past = PastBranches(solver.reach)
                 runs.append(run)
             batches.append(runs)
         return batches

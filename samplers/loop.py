@@ -17,7 +17,7 @@ from ..models.schedule import Node, TimeGrid
 from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Split
 from ..solvers.table_steps import brings_guidance
-from .guidance import Guidance, Guide, History, Moment, Setup, Thresholded
+from .guidance import Guidance, Guide, History, Moment, PastBranches, Setup, Thresholded
 from .guidance.nested import check_gradient, takes_gradient
 from .plan import count_stage_calls
 
@@ -61,9 +61,11 @@ class BatchRun:
     first, last: the steps of the grid that it takes; all by default.
     before:  the run of the steps before, whose solver's memory it goes on with; reached: after the
              last step.
+    past:    collects what the run after it combines anew, if that shall be.
     x0:      the last answer; step, stage: where the next question is.
     gradient: the guidance differentiates the network.
     history: the answers that a solver remembers whose memory follows the guidance.
+    earlier: the `past` of the run before, until the first answer; due: what it makes of it.
     """
 
     denoiser: Denoiser
@@ -76,10 +78,13 @@ class BatchRun:
     first: int = 0
     last: int | None = None
     before: "BatchRun | None" = None
+    past: PastBranches | None = None
     reached: Any = field(init=False, default=None)
     x0: Tensor = field(init=False)
     guide: Guide = field(init=False)
     history: History | None = None
+    earlier: PastBranches | None = None
+    due: Sequence[Revision] = ()
     gradient: bool = False
     step: int = 0
     stage: int = 0
@@ -148,7 +153,14 @@ class BatchRun:
             self.history = History(solver.reach)
         if cache is not None:
             cache.begin(count_stage_calls(solver, self.grid, self.first, self.end))
-        return solver.init() if self.before is None else self.before.reached
+        return solver.init() if self.before is None else self._go_on(self.before)
+
+    def _go_on(self, before: "BatchRun") -> Any:
+        """Returns the solver's state after the run before, and takes over what is known of it."""
+        self.earlier = before.past
+        if self.history is not None and before.guidance == self.guidance:
+            self.history = before.history
+        return before.reached
 
     def _set_up(self, grid: TimeGrid, images: int) -> Setup:
         """Returns the run as its guide is shown it."""
@@ -163,6 +175,7 @@ class BatchRun:
             total=total,
             evaluate=self._evaluate_further,
             draw=self.noise,
+            earlier=self.grid.nodes[: self.first],
         )
         self.gradient = takes_gradient(self.guidance)
         check_gradient(self.guidance, setup)
@@ -183,7 +196,8 @@ class BatchRun:
 
     def _list_changes(self) -> Sequence[Revision]:
         """Returns how the solver's memory is revised after the first answer of a step."""
-        return () if self.history is None else self.history.changes()
+        due, self.due = self.due, ()
+        return due or (() if self.history is None else self.history.changes())
 
     def _combine(self, outputs: Sequence[Tensor], x: Tensor, moment: Moment) -> Tensor:
         if self.denoiser.forecast:
@@ -194,6 +208,11 @@ class BatchRun:
         if self.history is not None:
             plain = partial(self.guide.conditional, outputs, x, moment)
             self.history.note(x0, self.guide.guided, plain)
+        if self.past is not None:
+            self.past.note(x0, outputs, x, moment)
+        if self.earlier is not None:
+            self.due = self.earlier.combine_anew(self.guide, x0, outputs, x, moment)
+            self.earlier = None
         return x0
 
     def _draw_noise(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ..solvers import (
 from ..solvers.artefact import Artefact
 from ..solvers.base import SOLVERS, check_family
 from ..solvers.rehearsal import warn_of_amplification
+from ..solvers.switch import Switch
 from .budget import fit_grid
 from .grid import Final, choose_default_grid, time_grid, warn_of_steps
 
@@ -47,11 +48,14 @@ class Plan:
     adaptive: bool = False
     settings: SolverSettings | None = None
 
-    def warn(self, kind: Prediction) -> None:
-        """Warns if the run would enlarge errors of a network that predicts `kind`.
+    def check(self, kind: Prediction) -> None:
+        """Raises SettingError if two solvers do not fit the run, as their boundary lies outside.
 
-        Schedules and solvers that were measured on a network were seen to be right there.
+        Warns if it would enlarge errors of a network that predicts `kind`. Schedules and solvers
+        that were measured on a network were seen to be right there.
         """
+        if isinstance(self.settings, Switch):
+            self.settings.check(self.grid)
         if self.settings is not None and not (self.adaptive or isinstance(self.solver, Bound)):
             warn_of_amplification(self.settings, self.grid, kind)
 

@@ -12,6 +12,7 @@ from ..models.errors import FewstepError, SettingError
 from ..models.files import check_writable, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
+from .expert_parts import format_low_noise
 from .guidance import CFG
 from .images import make_contact_sheet
 from .run_record import TENSORS, Run, save_png, save_samples
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .sampler import Result, SamplerCall
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-UNWRITTEN = ("conditions", "negative", "low_noise", "callback")  # values of Python
+UNWRITTEN = ("conditions", "negative", "callback")  # values of Python
 
 
 def save_result(result: "Result", path: Path) -> None:
@@ -62,6 +63,7 @@ def record_call(call: "SamplerCall") -> Run:
         classes=None if labels is None else tuple(labels),
         grid=_record_grid(given.get("grid")),
         recipe=given.get("recipe"),
+        low_noise=None if given["low_noise"] is None else format_low_noise(given["low_noise"]),
         cache=_as_text("cache", given["cache"]),
         final=str(given.get("final", "zero")),
         nfe=given.get("nfe"),

@@ -43,6 +43,7 @@ class Run(RunSettings):
 
     model:    what `models.load.load` takes.
     weights:  what `hash_weights` gives for each network that is asked, by its name, where known.
+    low_noise: the choices for the second network, as `LowNoise` has them in a text.
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     batch, dtype, device, speed: they change the last bits of the pixels.
@@ -52,6 +53,7 @@ class Run(RunSettings):
 
     model: str
     weights: dict[str, str] | None = None
+    low_noise: str | None = None
     seeds: Annotated[
         tuple[int, ...], BeforeValidator(_read_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
     ]
@@ -125,7 +127,7 @@ class Run(RunSettings):
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments with which a sampler of the model draws the images."""
         drawn = {"seeds": self.seeds, "class_labels": self.classes, "batch": self.batch}
-        return {**drawn, **super().arguments()}
+        return {**drawn, "low_noise": self.low_noise, **super().arguments()}
 
     def select_image(self, i: int) -> "Run":
         """Returns the run that draws the i-th image alone."""

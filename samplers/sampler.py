@@ -25,11 +25,11 @@ from ..solvers import Bound
 from ..solvers.artefact import Artefact
 from .conditions import Conditions, check_branches, fill_conditions, make_branches
 from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
-from .expert_parts import LowNoise, split_run
+from .expert_parts import LowNoise, SecondNetwork
 from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
-from .job import Job
+from .job import Job, JobPart
 from .loop import Callback
 from .noise import check_seeds
 from .plan import Plan, PlanChoices, clean_choices, count_stage_calls, make_plan
@@ -159,7 +159,7 @@ class Sampler:
         check_distilled(plan.settings, network.distillation, network.name, meant=by_recipe)
         if isinstance(plan.solver, Bound):
             plan.solver.check_network(self.network)
-        plan.warn(self.network.prediction)
+        plan.check(self.network.prediction)
         if plan.settings is not None and not by_recipe:  # others bring the start they were made for
             warn_of_untrained(plan.settings, network.distillation, plan.grid)
             warn_of_late_start(plan.grid)
@@ -174,7 +174,7 @@ class Sampler:
         negative: Conditions | None = None,
         guidance: Guidance | str | None = None,
         cache: Policy | str | None = None,
-        low_noise: LowNoise | None = None,
+        low_noise: LowNoise | str | None = None,
         plan: PlanFile | str | Path | None = None,
         batch: int = 32,
         callback: Callback | None = None,
@@ -196,9 +196,9 @@ class Sampler:
             cache: what to skip inside the network, such as `TaylorSeer(interval=4)`, for this call;
                 a cache that is on the network already (`caching`) works without being named, and
                 so does that of a schedule which brings one.
-            low_noise: of a network that is made of two (`join_experts`, Wan 2.2), the guidance and
-                the cache of the second, such as {"guidance": "cfg:scale=3"}. Its guidance is by
-                default that of the first; a cache is on one network alone.
+            low_noise: of a network that is made of two (`join_experts`, Wan 2.2), the choices for
+                the second, such as {"guidance": "cfg:scale=3"}; see `LowNoise`. Its solver and
+                guidance are by default those of the first; a cache is on one network alone.
             plan: of `fewstep tune`, or its file, in place of solver, grid, guidance and cache.
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
@@ -236,13 +236,15 @@ class Sampler:
         arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
         arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
         arguments |= {"recipe": recipe, "low_noise": low_noise}
-        cache = None if cache is None else take_cache(cache)
+        second = SecondNetwork.of(self.network, low_noise)
+        if second is not None:
+            given = second.choose_solver(given, recipe is not None)
         made = self._plan(given, policy, recipe is not None)
         warn_in_training(self.network.forward, self.network.name)
         filled = fill_conditions(self.network, seeds, conditions, negative)
         branches = make_branches(self.network, len(seeds), class_labels, **filled)
-        cache = _choose_cache(cache, made, find_attachment(self.network))
-        parts = split_run(self.network, made, policy, cache, low_noise)
+        put = _choose_cache(cache, made, find_attachment(self.network))
+        parts = _list_parts(JobPart(self.network, policy, put), made, second)
         for part in parts:
             guide_recipe(recipe, part.guidance)
             check_branches(part.network, branches, part.guidance, made.grid)
@@ -266,22 +268,37 @@ def _check_batch(given: int) -> int:
     return batch
 
 
-def _choose_cache(given: Policy | None, plan: Plan, attached: Attachment | None) -> Policy | None:
+def _choose_cache(
+    given: Policy | str | None, plan: Plan, attached: Attachment | None
+) -> Policy | None:
     """Returns the cache to put on the network: the given one, or that of a schedule.
 
     Raises:
-        SettingError: for both, or if the plan cannot be cached.
+        FewstepError: for both, or one that cannot be.
     """
     if given is not None and plan.cache is not None:
         raise SettingError("this schedule brings a cache; drop the other one")
-    cache = given or plan.cache
+    cache = plan.cache if given is None else take_cache(given)
     if plan.cache is not None and attached is not None and attached.policy == plan.cache:
         return None  # it is on the network already
-    if cache is not None and plan.adaptive:
+    return cache
+
+
+def _list_parts(whole: JobPart, plan: Plan, second: SecondNetwork | None) -> tuple[JobPart, ...]:
+    """Returns the parts of a run: itself, or two of a network that is made of two."""
+    parts = (whole,) if second is None else second.split(plan, whole.guidance, whole.cache)
+    for part in parts:
+        _check_cache(part, plan)
+    return parts
+
+
+def _check_cache(part: JobPart, plan: Plan) -> None:
+    """Raises SettingError if the cache of a part cannot be on its network in this run."""
+    if part.cache is None:
+        return
+    if plan.adaptive:
         raise SettingError(
             "an adaptive solver chooses its steps from differences that a cache would falsify;"
             " drop the cache or take another solver"
         )
-    if cache is not None:
-        check_run(cache, count_stage_calls(plan.solver, plan.grid)[0])
-    return cache
+    check_run(part.cache, count_stage_calls(plan.solver, plan.grid, part.first, part.last)[0])

@@ -149,6 +149,11 @@ class TableSteps:
         return shift
 
 
+def list_starts(solver: object) -> tuple[int, ...]:
+    """Returns the node whose state each step of a solver carries on; none if it is its own."""
+    return getattr(solver, "starts", ())
+
+
 def brings_guidance(solver: object) -> bool:
     """Returns whether a solver combines the branches of the network itself."""
     return isinstance(solver, TableSteps) and solver.guided

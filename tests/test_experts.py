@@ -1,5 +1,7 @@
 """Two networks in one run, each on its side of a noise level."""
 
+from itertools import pairwise
+
 import diffusers
 import pytest
 import torch
@@ -17,7 +19,13 @@ from fewstep import (
     join_experts,
 )
 from fewstep.models.errors import FewstepError, ModelError, SettingError
+from fewstep.models.schedule import TimeGrid
+from fewstep.samplers.expert_parts import format_low_noise
+from fewstep.samplers.result_file import record_call
+from fewstep.samplers.sampler import LoadedFrom
+from fewstep.solvers import drive, take_solver
 
+GRID = [1.0, 0.8, 0.65, 0.4, 0.3, 0.2, 0.1, 0.0]
 SIZE = Size(64, 64, frames=5)
 FLOW = RectifiedFlow(time_scale=1000.0)
 
@@ -90,6 +98,96 @@ def test_one_network_on_both_sides_is_the_plain_run_bit_for_bit():
         assert both(range(3), solver=solver, steps=6, batch=2).ledger.nfe == found.ledger.nfe
 
 
+def watch(sampler, **given):
+    """The states (B, *) after each step of a run."""
+    states = []
+    sampler([0, 1], callback=lambda n, node, x, *_: states.append(x.clone()), **given)
+    return states
+
+
+def test_a_solver_of_its_own_begins_anew_at_the_boundary():
+    """The first goes on as in a run of its own to the end, the second as in one from there."""
+    sampler, usual = Sampler(join_experts(made(0.4), made(0.3), sigma=0.6)), {"grid": GRID}
+    found = watch(sampler, solver="unipc-2", low_noise={"solver": "dpmpp-2m"}, **usual)
+    whole = watch(Sampler(made(0.4)), solver="unipc-2", **usual)
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], whole, strict=False))
+    x, nodes = whole[2].double(), [FLOW.at(t) for t in GRID[3:]]
+    grid = TimeGrid.of(FLOW, GRID[3:])
+    steps = take_solver("dpmpp-2m").on(grid)
+    state = steps.init()
+    for t, s in pairwise(nodes):
+        x, state = drive(steps.step(x, state, t, s), lambda x, node: x - node.sigma * 0.3 * x)
+    torch.testing.assert_close(found[-1].double(), x, rtol=0, atol=2e-6)
+    assert not torch.equal(found[-1], watch(sampler, solver="unipc-2", **usual)[-1])
+    spelled = watch(sampler, solver="switch:high=unipc-2,low=[dpmpp-2m],sigma=0.6", **usual)
+    assert torch.equal(spelled[-1], found[-1])
+
+
+class ByBranch:
+    """A network whose predictions are constant: the mean it is told."""
+
+    def __call__(self, x, time, mean):
+        return (x - mean) / (time / 1000.0).reshape(-1, 1, 1, 1)
+
+
+MEANS = {  # by branch
+    "conditions": {"mean": torch.full((1, 2, 1, 1), 0.7)},
+    "negative": {"mean": torch.tensor([0.2, -0.5]).reshape(1, 2, 1, 1)},
+}
+
+
+@pytest.mark.parametrize(("high", "low"), [(4.0, 1.5), (4.0, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-3m", "unipc-3"])
+def test_what_becomes_of_the_memory_where_guidance_jumps(solver, high, low):
+    """Solvers are exact on what is constant, so they end where the second guidance leads from the
+    boundary if they forget what was before it, or remember it as that would have been."""
+    facts = {"schedule": FLOW, "prediction": "flow", "shape": (2, 2, 2)}
+    network = join_experts(*(from_module(ByBranch(), **facts) for _ in range(2)), sigma=0.6)
+    given = {"solver": solver, "grid": [*GRID[:-1], 0.05], "guidance": CFG(high), **MEANS}
+    u, c = MEANS["negative"]["mean"], MEANS["conditions"]["mean"]
+    far = {}
+    for history in ("keep", "reset", "rewrite"):
+        low_noise = {"guidance": CFG(low), "history": history}
+        states = watch(Sampler(network), low_noise=low_noise, **given)
+        ratio = 0.05 / GRID[3]
+        exact = ratio * states[2] + (0.95 - 0.6 * ratio) * (u + low * (c - u))
+        far[history] = float((states[-1] - exact).abs().max())
+    assert far["reset"] < 3e-6
+    assert far["rewrite"] < 3e-6
+    assert far["keep"] > 1e-2
+
+
+def test_guidance_that_goes_on_is_that_of_a_plain_run_to_the_bit():
+    """Where it depends on the step alone, or rewrites the memory itself, across the boundary."""
+    facts = {"schedule": FLOW, "prediction": "flow", "shape": (2, 2, 2)}
+    one = from_module(ByBranch(), **facts)
+    both = Sampler(join_experts(one, from_module(ByBranch(), **facts), sigma=0.6))
+    interval = "cfg:scale=3+interval:low=0.35,high=9,rewrite_history=true"
+    for solver, guidance in (("ddim", "cfg-pp"), ("dpmpp-3m", interval)):
+        given = {"solver": solver, "grid": GRID, "guidance": guidance, **MEANS}
+        plain = watch(Sampler(one), **given)[-1]
+        assert torch.equal(watch(both, **given)[-1], plain), solver
+        again = "history=rewrite" if solver == "ddim" else "history=keep"
+        if guidance == interval:
+            assert torch.equal(watch(both, low_noise=again, **given)[-1], plain)
+
+
+def test_choices_for_the_second_network_are_taken_as_text_and_recorded(tmp_path):
+    network = join_experts(made(0.4), made(0.3), sigma=0.6)
+    values = {"solver": "dpmpp-2m:kind=taylor,lower_order_final=never", "boundary": 0.3}
+    text = format_low_noise(values)
+    assert text == "solver=[dpmpp-2m:kind=taylor,lower_order_final=never],boundary=0.3"
+    given = {"solver": "unipc-2", "grid": GRID}
+    found = Sampler(network)([0], low_noise=values, **given)
+    assert torch.equal(Sampler(network)([0], low_noise=text, **given).samples, found.samples)
+    sampler = Sampler(network, LoadedFrom("a-pipeline"))
+    record = record_call(sampler([0], low_noise=values, **given).call)
+    assert record.low_noise == text
+    assert record.arguments()["low_noise"] == text
+    with pytest.raises(SettingError, match="its guidance of low_noise was no text"):
+        record_call(sampler([0], low_noise={"guidance": CFG(1.0)}, **given).call)
+
+
 @pytest.mark.parametrize("boundary", [0.875, 0.9])
 def test_each_network_answers_on_its_side_of_the_trained_times(boundary):
     """Two steps of Wan2.2-Lightning each, wherever it is; a node on it is the first's."""
@@ -136,13 +234,48 @@ REFUSED = {
         "guidance is in the weights of ltx-2-8",
     ),
     "choice": ({"steps": 4, "low_noise": {"guidence": None}}, "did you mean 'guidance'"),
+    "history": ({"steps": 4, "low_noise": "history=kep"}, "no history 'kep'; did you mean 'keep'"),
+    "anew": (
+        {"steps": 4, "low_noise": "solver=euler,history=rewrite"},
+        "begins anew, so history='rewrite' has nothing to go on with",
+    ),
+    "boundary": ({"steps": 4, "low_noise": {"boundary": 1.5}}, "sigma=1.5 is no boundary of this"),
+    "no number": ({"steps": 4, "low_noise": "boundary=high"}, "'high' must be a sigma, such as"),
+    "outside": (
+        {"steps": 4, "low_noise": "boundary=0.1"},
+        r"sigma=0.1, lies outside .* 0 and 0.25",
+    ),
+    "two": (
+        {"recipe": "ltx-2-8", "low_noise": "history=reset"},
+        "a recipe decides the solver all the way",
+    ),
+    "own steps": (
+        {"steps": 4, "low_noise": "solver=ode-dopri5"},
+        "switch: ode-dopri5 chooses its own steps",
+    ),
+    "own guidance": (
+        {"steps": 4, "low_noise": "solver=euler-cfg-pp"},
+        "switch: euler-cfg-pp brings its own guidance",
+    ),
+    "adapted": (
+        {"steps": 4, "guidance": "apg:scale=2", "low_noise": "history=rewrite"},
+        "apg guidance depends on the course of a run",
+    ),
+    "nothing known": (
+        {"steps": 4, "guidance": "cfg:scale=0", "low_noise": "history=rewrite"},
+        "for guidance that evaluates the conditional branch",
+    ),
+    "short": (
+        {"steps": 3, "low_noise": "cache=[fixed-mask:compute=[0,1,2]]"},
+        "compute lists call 2, but the run has 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_divided_is_refused(case):
     given, message = REFUSED[case]
-    usual = {} if case in ("adaptive", "recipe") else {"solver": "euler", "grid": "uniform"}
+    usual = {} if case in ("adaptive", "recipe", "two") else {"solver": "euler", "grid": "uniform"}
     sampler = Sampler(join_experts(made(0.4), made(0.3), sigma=0.6))
     with pytest.raises(FewstepError, match=message):
         sampler([0], **usual | given)

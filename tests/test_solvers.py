@@ -130,6 +130,7 @@ ROWS = {
     "seeds-2": Row(2.27313615, memory=0),
     "seeds-3": Row(2.73106599, memory=0),
     "stochastic-heun": Row(1.04957147, memory=0),
+    "switch": Row(0.0272765253, memory=2),
     "tcd": Row(1.57540824, memory=0),
     "uni-inv": Row(0.237913174, memory=1),
     "unipc-1": Row(0.117620276, memory=1, lowered="always"),

@@ -134,7 +134,7 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
             num_inference_steps, nfe, mu, sigmas=sigmas, timesteps=timesteps
         )
         plan = self.choices.plan(self.process, request)
-        plan.warn(self.process.prediction)
+        plan.check(self.process.prediction)
         if self.choices.recipe is None:
             warn_of_untrained(plan.settings, self.process.distilled, plan.grid)
         self._calls = list_calls(plan)

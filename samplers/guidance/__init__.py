@@ -27,7 +27,7 @@ from .cfg_zero import CFGZeroStar
 from .fbg import FeedbackGuidance
 from .fdg import FDG
 from .forecast import GuidanceForecast
-from .history import History
+from .history import History, PastBranches
 from .interval import Interval
 from .inverse import LinearMap, Measured
 from .linear_ag import LinearAG
@@ -63,6 +63,7 @@ __all__ = [
     "MagnitudeAware",
     "Measured",
     "Moment",
+    "PastBranches",
     "PerturbedAttention",
     "RectifiedCFGPlusPlus",
     "Setup",

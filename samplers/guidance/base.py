@@ -57,6 +57,7 @@ class Setup:
     evaluate: calls the network for a guide that needs more than what it asks for: one x0 (B, *) per
               ask, at any state and node. It is counted. None before a run has begun.
     draw:     the run's noise, standard normal and like the state; None as above.
+    earlier:  the nodes of steps before this grid, which the solver takes with another network.
     """
 
     network: Network
@@ -69,6 +70,7 @@ class Setup:
     total: int | None = None
     evaluate: Evaluate | None = None
     draw: Callable[[], Tensor] | None = None
+    earlier: tuple[Node, ...] = ()
 
     @property
     def reach(self) -> int:
@@ -78,8 +80,14 @@ class Setup:
     @property
     def one_call(self) -> bool:
         """True if every step is one evaluation, at its own node."""
-        nodes = list(self.grid.nodes[:-1])
-        return not self.adaptive and list_queries(self.solver, self.grid) == nodes
+        nodes = list(self.whole.nodes[:-1])
+        return not self.adaptive and list_queries(self.solver, self.whole) == nodes
+
+    @property
+    def whole(self) -> TimeGrid:
+        """The grid of the solver, with the steps that were before."""
+        grid = self.grid
+        return TimeGrid(grid.schedule, (*self.earlier, *grid.nodes), grid.denoise)
 
 
 class Guide(ABC):

@@ -8,16 +8,18 @@ guidance of the first guided answer, as no unconditional ones were evaluated.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ...models.devices import send
 from ...solvers import Revision
+from .base import Guide, Moment
 from .space import shape_per_row
 
 Guided = bool | tuple[bool, ...]
+Outputs = Sequence[Tensor]
 
 
 class History:
@@ -54,6 +56,38 @@ class History:
         self.answers.clear()
         self.answers.extend(zip([each.new for each in due], conds, strict=True))
         self.due = tuple(due)
+
+
+class PastBranches:
+    """The last answers of a network before another takes over, with the branches of each.
+
+    A solver that remembers `reach` predictions goes on as if the guidance of the other had been on
+    all along: what it remembers is combined anew from the branches.
+    """
+
+    def __init__(self, reach: int) -> None:
+        self.answers: deque[tuple[Tensor, Outputs, Tensor, Moment]] = deque(maxlen=reach)
+
+    def note(self, answer: Tensor, outputs: Outputs, x: Tensor, moment: Moment) -> None:
+        """Takes in an answer (B, *), made of an x0 per branch at the state x."""
+        self.answers.appendleft((answer, outputs, x, moment))
+
+    def combine_anew(
+        self, guide: Guide, answer: Tensor, outputs: Outputs, x: Tensor, moment: Moment
+    ) -> tuple[Revision, ...]:
+        """Returns the predictions to replace, newest first, given the other's first answer.
+
+        Where no unconditional branch was evaluated, the guidance of that answer is added.
+        """
+        added = answer - guide.conditional(outputs, x, moment)
+        revisions = []
+        for old, parts, state, place in self.answers:
+            if len(parts) >= len(outputs):
+                new = guide.combine(parts[-len(outputs) :], state, place)
+            else:
+                new = guide.conditional(parts, state, place) + added
+            revisions.append(Revision(old, new))
+        return tuple(revisions)
 
 
 def _turns(old: Guided | None, new: Guided) -> tuple[tuple[bool, ...], tuple[bool, ...]]:

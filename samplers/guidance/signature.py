@@ -44,7 +44,7 @@ def check_ddim(name: str, reason: str, setup: Setup) -> None:
 
     reason: why they have to be, as the error says it.
     """
-    grid, fixed = setup.grid, setup.one_call and not setup.reach
+    grid, fixed = setup.whole, setup.one_call and not setup.reach
     if brings_guidance(setup.solver):
         return  # such a solver takes no guidance at all, as the loop says
     ddim = solver("ddim").on(grid)

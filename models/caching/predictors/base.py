@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, InstanceOf
 
 from ...errors import SettingError
-from ...registry import SettingsRegistry
+from ...registry import SettingsRegistry, strip_brackets
 from ..memory import Memory, RowMemory, RowValues, Values
 
 
@@ -126,9 +126,7 @@ def take_predictor(given: Predictor | str) -> Predictor:
     Raises:
         FewstepError: for a name or setting that cannot be.
     """
-    if isinstance(given, str) and given[:1] + given[-1:] == "[]":
-        given = given[1:-1]
-    return PREDICTORS.take(given)
+    return PREDICTORS.take(strip_brackets(given))
 
 
 PredictorSetting = Annotated[InstanceOf[Predictor], BeforeValidator(take_predictor)]
