@@ -44,7 +44,7 @@ class LowNoise(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SecondNetwork:
-    """What was chosen for the second network of a run, of `experts` with the boundary it has."""
+    """The choices for the second network of a run, checked; `experts` has the boundary."""
 
     experts: Experts
     solver: SolverSettings | str | None
