@@ -51,6 +51,7 @@ _HOMES = {
     "Sampler": ".samplers.sampler",
     "Schedule": ".solvers.schedule_data",
     "SeaCache": ".models.caching",
+    "SenCache": ".models.caching",
     "Size": ".models.architectures.base",
     "SlidingModeCFG": ".samplers.guidance",
     "SolverScheduler": ".samplers.diffusers.scheduler",

@@ -47,8 +47,8 @@ def list_settings(
         yield from cross(_choose_caches(network, caches, prepared), chosen)
         return
     gates = (*GATED, *SUMMED, *FITTED)
-    if unet:  # only one gate needs nothing inside the network
-        gates = tuple(each for each in gates if each.startswith("easycache"))
+    if unet:  # these gates need nothing inside the network
+        gates = tuple(each for each in gates if each.startswith(("easycache", "sencache")))
     rest = (*cross(RIMS if unet else MODULES, FEW), *gates)
     yield from _choose_caches(network, caches, (*cross(BLOCKS, PREDICTORS), *rest))
 

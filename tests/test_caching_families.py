@@ -24,6 +24,7 @@ from fewstep.models.caching import (
     FixedMask,
     MagCache,
     SeaCache,
+    SenCache,
     SpeCa,
     TaylorSeer,
     TeaCache,
@@ -39,6 +40,7 @@ from fewstep.models.errors import ModelError, SettingError
 STEPS = 6
 ONES = (1.0,) * STEPS
 LITE = {"level": "last-block"}
+SLOPES = tuple((1.0, 0.5, 1.0 - step / 8) for step in range(STEPS))
 LEVELS = tuple(3.0 - step / 2 for step in range(STEPS))
 OFF = [
     TaylorSeer(interval=1),
@@ -49,6 +51,7 @@ OFF = [
     MagCache(threshold=0.0),
     SeaCache(threshold=0.0),
     EasyCache(threshold=0.0),
+    SenCache(threshold=0.0),
     DiCache(threshold=0.0),
     SpeCa(threshold=0.0),
     PAB(spatial=1),
@@ -61,6 +64,7 @@ NEVER = [  # on, but no call is skipped: everything is kept and compared all the
     TeaCache(threshold=1e-12, coefficients=(1, 0)),
     SeaCache(threshold=1e-12, levels=LEVELS),
     EasyCache(threshold=1e-12),
+    SenCache(threshold=1e-12, slopes=SLOPES),
     DiCache(threshold=1e-12, delta=True),
 ]
 ON = [
@@ -76,6 +80,8 @@ ON = [
     SeaCache(threshold=1.0, warmup=1, levels=LEVELS),
     EasyCache(threshold=9.0, warmup=2),
     EasyCache(threshold=0.3, warmup=2, reduce="per-sample"),
+    SenCache(threshold=9.0, slopes=SLOPES),
+    SenCache(threshold=1.0, slopes=SLOPES, reduce="per-sample"),
     DiCache(threshold=9.0, warmup=2),
     DiCache(threshold=0.4, warmup=2, delta=True, reduce="per-sample"),
     SpeCa(threshold=9.0, warmup=2),
@@ -87,6 +93,7 @@ UNET_ON = [
     TaylorSeer(interval=3, **LITE),
     FixedMask(compute=(0, 1, 4)),
     EasyCache(threshold=9.0, warmup=2),
+    SenCache(threshold=9.0, slopes=SLOPES),
     PAB(cross=3, window=(0.0, 1.0)),
 ]
 

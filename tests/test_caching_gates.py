@@ -14,6 +14,7 @@ from fewstep.models.caching import (
     DiCache,
     EasyCache,
     SeaCache,
+    SenCache,
     SpeCa,
     TeaCache,
     caching,
@@ -117,6 +118,21 @@ def test_easycache_waits_for_a_second_full_call_whatever_its_warmup(scripted):
     assert kinds(ledger) == "ffs"
 
 
+def test_sencache_weighs_the_change_since_the_last_full_call_by_its_slopes_there(scripted):
+    """J_x rms(x - x_a) + J_t |t - t_a|, with the J of call a: 1, and 3 where that was full."""
+    slopes = ((1.0, 10.0, 0.9), (2.0, 20.0, 0.8), (3.0, 30.0, 0.6), (4.0, 40.0, 0.5))
+    slopes += ((5.0, 50.0, 0.45),)
+    settings = {"threshold": 6.0, "early": 8.0, "final": 0}
+    policy = SenCache(warmup=2, slopes=slopes, **settings)
+    ledger = run(scripted, [1.0, 1.5, 2.0, 3.0, 1.9], policy)
+    expected = [2 * 0.5 + 20 * 0.2, 2 * 1.5 + 20 * 0.3, 4 * 1.1 + 40 * 0.05]
+    assert errors(ledger)[2:] == pytest.approx(expected)
+    assert kinds(ledger) == "ffsff"
+    for count, kind in ((1, "f"), (2, "s")):  # 6.5 at call 1, of 5 calls and of 10
+        policy = SenCache(warmup=1, slopes=slopes * count, **settings)
+        assert kinds(run(scripted, [1.0, *[6.5] * (5 * count - 1)], policy))[1] == kind
+
+
 @pytest.mark.parametrize(("delta", "expected"), [(False, (1, 1 / 2)), (True, (0.0, 1 / 2))])
 def test_dicache_measures_the_change_of_its_probe_and_with_delta_beyond_that_of_the_input(
     scripted, delta, expected
@@ -210,6 +226,22 @@ def test_seacache_filters_each_input_at_its_own_call(scripted):
     assert errors(ledger)[2:] == [pytest.approx(expected, abs=1e-5), pytest.approx(0.0, abs=1e-6)]
 
 
+def test_seacache_reads_the_modulated_input_as_the_authors_do():
+    """It filters what teacache compares: errors are equal where the filter lets all pass."""
+    net, found = network("dit"), []
+    flat = (0.0,) * 6
+    for policy in (
+        TeaCache(threshold=9.0, coefficients=(1, 0), warmup=3, final=0),
+        SeaCache(threshold=9.0, final=0, reads="signal", levels=flat, reduce="mean"),
+    ):
+        with caching(net, policy, calls=6) as ledger:
+            for step in range(6):
+                net(**inputs("dit", step))
+        found.append(errors(ledger)[3:])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert min(found[0]) > 0.0
+
+
 def test_tokens_are_laid_out_as_the_network_is_told():
     ids = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6))
     assert find_grid({"img_ids": ids}, 24) == (4, 6)
@@ -228,6 +260,7 @@ NEW = [
     DiCache(threshold=1.2, warmup=2, final=0, reduce="per-sample"),
     DiCache(threshold=0.3, warmup=2, final=0, delta=True, reduce="per-sample"),
     TeaCache(threshold=0.2, coefficients=(1, 0), final=0, reduce="per-sample"),
+    SenCache(threshold=1.0, final=0, reduce="per-sample", slopes=((1.0, 0.1, 0.5),) * 8),
 ]
 
 
@@ -316,6 +349,7 @@ def test_the_gain_of_the_rows_that_stay_is_kept_where_a_branch_ends(scripted):
     [
         (SeaCache(threshold=9.0, warmup=2, levels=(1.0,) * 7), "..1111.", 0),
         (EasyCache(threshold=99.0, warmup=2), "..1111.", 0),
+        (SenCache(threshold=99.0, warmup=2, slopes=((1.0, 1.0, 0.5),) * 7), "..1111.", 0),
         (DiCache(threshold=9.0, warmup=2, lead=2), "..1111.", 2),
         (SpeCa(threshold=9.0, warmup=2), "...111.", 0),
     ],

@@ -102,6 +102,8 @@ BAD = [
     ("teacache", {"reduce": "median"}, "reduce='median'"),
     ("teacache", {"coefficients": ()}, "coefficients must not be empty"),
     ("magcache", {"ratios": (1.0, 0.0)}, "ratios must be positive"),
+    ("sencache", {"slopes": ((1.0, -1.0, 0.5),)}, "slopes must be J_x and J_t"),
+    ("sencache", {"early": -1.0}, "a number above 0"),
     ("magcache", {"ratios": (1.0,), "retention": 1.0}, "retention lies"),
     ("deepcache", {"branch": -1}, "branch must be"),
     ("fixed-mask", {"compute": (1, 2)}, "rising call indices from 0"),

@@ -1,5 +1,6 @@
 """`fewstep calibrate`: what is fitted, what is chosen, what is written."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -11,14 +12,18 @@ from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observe
 from fewstep.eval.cache_candidates import list_settings
+from fewstep.eval.cache_slopes import measure_slopes
 from fewstep.eval.cache_worth import measure_worth
 from fewstep.eval.calibrate import Calibration, Quality
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache, take_cache
+from fewstep.models.denoiser import Network
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.load import load
+from fewstep.models.prediction import Prediction
+from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.cache_file import CacheFigures, CacheFile
 from fewstep.samplers.sampler import Sampler
 
@@ -128,11 +133,11 @@ def test_the_cheapest_that_will_do_is_chosen():
 
 def test_names_stand_for_their_prepared_settings(dit):
     gates = ("cg-taylor", "first-block", "teacache", "seacache", "easycache", "dicache", "speca")
-    for name in (*gates, "magcache"):
+    for name in (*gates, "magcache", "sencache"):
         assert len(list(list_settings(dit, [name]))) > 1, name
     unet = load("fashion-unet")
     assert len(list(list_settings(unet, ["easycache"]))) > 1
-    with pytest.raises(SettingError, match="only of deepcache, easycache, taylorseer"):
+    with pytest.raises(SettingError, match="only of deepcache, easycache, sencache, taylorseer"):
         list(list_settings(unet, ["dicache"]))
     assert list(list_settings(dit, [LITE])) == [LITE]
     assert "deepcache" not in {each.partition(":")[0] for each in list_settings(dit, [])}
@@ -254,3 +259,26 @@ def test_the_threshold_for_a_saving_is_proposed():
 
 def raise_of(*words):
     raise FewstepError(typed(*words).output)
+
+
+def test_slopes_are_those_of_a_network_that_is_known():
+    """v = 3 x + 2 t of one number in every place: J_x is 3, and J_t 2, at every call."""
+    schedule = RectifiedFlow(time_scale=1)
+
+    def forward(x, node, conditions):
+        return 3.0 * x + 2.0 * node.t
+
+    network = Network(
+        forward=forward, schedule=schedule, prediction=Prediction.FLOW, shape=(1, 4, 4)
+    )
+    slopes = measure_slopes(network, range(3), solver="ddim", nfe=4, grid="uniform")
+    grid = Sampler(network).plan(solver="ddim", nfe=4, grid="uniform").grid
+    assert [t for *_, t in slopes] == [node.t for node in grid.nodes[:-1]]
+    for by_state, by_time, _ in slopes:
+        assert (by_state, by_time) == pytest.approx((3.0, 2.0), rel=1e-4)
+    cache = f"sencache:threshold=9,slopes={json.dumps([list(row) for row in slopes])}"
+    assert take_cache(cache.replace(" ", "")).slopes == slopes
+    with pytest.raises(SettingError, match="no slopes for this"):
+        Sampler.from_pretrained("fashion-unet")(range(1), nfe=8, cache="sencache")
+    with pytest.raises(SettingError, match="slopes are of a run of 4 calls, and this one has 8"):
+        Sampler.from_pretrained("fashion-unet")(range(1), nfe=8, cache=cache.replace(" ", ""))

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.caching import MagCache, Policy, TeaCache, take_cache
+from ...models.caching import MagCache, Policy, SenCache, TeaCache, take_cache
 from ...models.caching.predictors import Fitted
+from ...models.caching.sencache import Slopes
 from ...models.errors import FewstepError, SettingError
 from ...models.registry import format_spec
 from ...samplers.guidance import CFG
@@ -37,6 +38,7 @@ from ..bench.protocol import Protocol
 from ..bench.rows import ResultRow, SamplingCost
 from ..cache_calibration import Observed, observe
 from ..cache_fit import CHOOSE, FIT, fit_predictor
+from ..cache_slopes import measure_slopes
 from .cache_front import CacheFront
 from .caches import count_rival, is_rival, rival_run
 
@@ -62,6 +64,7 @@ class CacheBench(FrontBench):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._changes = lru_cache(maxsize=1)(self._observe)
+        self._slopes = lru_cache(maxsize=1)(self._measure_slopes)
         self._fitted = lru_cache(maxsize=8)(self._fit)
 
     def cells(self) -> list[FrontRun]:
@@ -128,7 +131,7 @@ class CacheBench(FrontBench):
         """Returns the cache of a run, with what is fitted to the run."""
         policy = take_cache(cell.policy or "")
         once = take_solver(cell.solver).info.calls_per_step == 1
-        if not once and isinstance(policy, TeaCache | MagCache):
+        if not once and isinstance(policy, TeaCache | MagCache | SenCache):
             raise SettingError(
                 f"{policy.info.name} is calibrated for solvers with one evaluation a step, not"
                 f" {cell.solver}"
@@ -137,6 +140,8 @@ class CacheBench(FrontBench):
             return self._changes(cell.plain).teacache(policy)
         if isinstance(policy, MagCache) and policy.ratios is None:
             return self._changes(cell.plain).magcache(policy)
+        if isinstance(policy, SenCache) and policy.slopes is None:
+            return replace(policy, slopes=self._slopes(cell.plain))
         if policy.keep.predictor == Fitted():
             return self._fitted(cell)
         return policy
@@ -227,6 +232,10 @@ class CacheBench(FrontBench):
         """Returns what teacache and magcache are fitted to: a full run of this solver and steps."""
         seeds = FIT_SEEDS[:FIT]
         return observe(self.network(cell.model), seeds, nfe=cell.nfe, **self.call(cell, seeds))
+
+    def _measure_slopes(self, cell: FrontRun) -> tuple[Slopes, ...]:
+        seeds, network = FIT_SEEDS[:FIT], self.network(cell.model)
+        return measure_slopes(network, seeds, nfe=cell.nfe, **self.call(cell, seeds))
 
 
 def _join(parts: Sequence[FrontPoint]) -> FrontPoint:

@@ -50,6 +50,7 @@ SUMMED = (
     *(f"easycache:threshold={threshold}" for threshold in (0.05, 0.1, 0.2, 0.4)),
     *(f"dicache:threshold={threshold}" for threshold in (0.1, 0.2, 0.4)),
     *(f"seacache:threshold={threshold}" for threshold in (0.25, 0.5, 1.0)),
+    *(f"sencache:threshold={threshold}" for threshold in (0.05, 0.1, 0.2, 0.4)),
     *(f"speca:threshold={threshold}" for threshold in (0.1, 0.4)),
 )
 FITTED = (

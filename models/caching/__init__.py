@@ -16,6 +16,7 @@ from .fixed_mask import FixedMask
 from .magcache import MagCache
 from .pab import PAB
 from .seacache import SeaCache
+from .sencache import SenCache
 from .speca import SpeCa
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
@@ -34,6 +35,7 @@ __all__ = [
     "MagCache",
     "Policy",
     "SeaCache",
+    "SenCache",
     "SpeCa",
     "TaylorSeer",
     "TeaCache",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -26,7 +26,7 @@ FLOOR = 1e-16  # of a squared frequency, which is 0 for the mean
 @register
 @dataclass(frozen=True)
 class SeaCache(Accumulated):
-    """Skips until the changes of the filtered input add up to the threshold.
+    """Skips until the changes of a filtered signal add up to the threshold.
 
     error_i = mean |W x_i - W x_{i-1}| / mean |W x_{i-1}|, each x with the W of its own call,
     W = product over the axes of P / (P + (sigma / alpha)^2) with P = 1 / |f|^p, over its mean.
@@ -35,8 +35,10 @@ class SeaCache(Accumulated):
     The axes are those of a picture (p = 2) or with the frames those of a video (p = 3). A state in
     tokens is laid out as the network is told, and without that as a square.
 
-    threshold: of the sum since the last full call; .25 in diffusers, for this signal. The authors'
-               .3 and .6 for FLUX, .2 for Wan are for the modulated input of the first block.
+    threshold: of the sum since the last full call; .25 in diffusers, for the input of the network.
+               The authors' .3 and .6 for FLUX, .2 for Wan are for reads=signal.
+    reads:     what x is: "input" of the network, as in diffusers, or "signal", the input of the
+               first block after its modulation, as the authors have it.
     warmup, final, max_consecutive, reduce, together: see `Gated`; published is reduce=mean.
     levels:    sigma / alpha of each call, for a loop of your own; a sampler and pipelines of
                diffusers say it themselves.
@@ -48,13 +50,14 @@ class SeaCache(Accumulated):
 
     info: ClassVar[CacheInfo] = CacheInfo(
         name="seacache",
-        decides="accumulated change of the filtered input",
+        decides="accumulated change of the filtered input or signal",
         keeps="residual of the stack",
         runs_on="transformers",
         source="arXiv:2602.18993",
     )
 
     threshold: float = 0.25
+    reads: Literal["input", "signal"] = "input"
     levels: tuple[float, ...] | None = None
     channels: int | None = None
     predictor: PredictorSetting | None = None
@@ -86,13 +89,13 @@ class SeaCache(Accumulated):
     def gate(self) -> Gate | None:
         axis = self.channels or 1
         return SeaGate(
-            "input", every_call=True, reduce=self.reduce, levels=self.levels, channels=axis
+            self.reads, every_call=True, reduce=self.reduce, levels=self.levels, channels=axis
         )
 
 
 @plain(frozen=True)
 class SeaGate(Gate):
-    """Compares the input through the filter of its own call.
+    """Compares a tensor through the filter of its own call.
 
     levels:   sigma / alpha of each call; None: as the call says. A further stage of a step is at
               another time, so there the call says it in any case.
