@@ -8,7 +8,8 @@ from laws import MIXTURE, PROCESSES, even_in_lam, registered, start
 
 from fewstep.models.denoiser import Branch, Denoiser
 from fewstep.models.gaussian import GaussianMixture
-from fewstep.samplers.guidance import Unguided
+from fewstep.models.registry import is_needed, settings_of
+from fewstep.samplers.guidance import Unguided, names, policy_class
 from fewstep.samplers.loop import integrate
 
 SCHEDULE = PROCESSES["vp-linear"]
@@ -16,6 +17,16 @@ SHAPE = (2, 1, 2)
 CLASS = GaussianMixture(MIXTURE.means[:2], MIXTURE.stds[:2], MIXTURE.weights[:2] / 0.8)
 FIRST, LAST = 20.0, 0.05  # kappa of the ends; the middle of the grid is at 1
 EDGE = math.sqrt(FIRST * LAST) * (1.0 + 1e-9)
+
+
+def list_scaled():
+    """Names of policies that need a scale and nothing else."""
+    made = {name: settings_of(policy_class(name)) for name in names()}
+    needed = {name: {each.name for each in made[name] if is_needed(each)} for name in made}
+    return [name for name in needed if needed[name] == {"scale"}]
+
+
+SCALED = list_scaled()
 
 
 def network(schedule=SCHEDULE, seen=None):

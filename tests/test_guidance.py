@@ -15,6 +15,7 @@ from fewstep.models.caching import TaylorSeer
 from fewstep.models.denoiser import Ask, Branch
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.prediction import Prediction
+from fewstep.models.registry import parse_spec
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.guidance import (
     APG,
@@ -50,6 +51,7 @@ from fewstep.samplers.guidance.space import (
     convert_from_x0,
     convert_to_x0,
 )
+from fewstep.samplers.guidance.unbound import list_unbound
 
 DDIM = solver("ddim")
 TWO_M = solver("dpmpp-2m")
@@ -239,6 +241,25 @@ def test_the_package_and_the_page_name_every_policy():
         cls = policy_class(name)
         assert getattr(fewstep, cls.__name__) is getattr(fewstep.samplers.guidance, cls.__name__)
         assert f"`{name}`" in page, name
+        assert cls.source.partition(";")[0].split(" ")[0] in page, name
+    unable = page.partition("**These do not work**")[2].partition("`rewrite_history`")[0]
+    unable = unable.partition("`smc`")[0]
+    assert {name for name in names() if f"`{name}`" in unable} == {*names()} - {*list_unbound()}
+
+
+def test_the_table_of_rules_has_the_defaults():
+    page = (Path(fewstep.__file__).parent / "docs" / "guidance.md").read_text()
+    rules = page.partition("## Other rules")[2].partition("\n\n| name | source")[0]
+    cells = [line.split("|")[1:-1] for line in rules.splitlines() if line.startswith("| `")]
+    for name, *_, defaults, _ in cells:
+        spec, shown = name.strip(" `"), defaults.strip(" `") if "=" in defaults else ""
+        made = guidance(spec) if spec == "cfg-pp" else guidance(spec, scale=2.0)
+        for key, value in parse_spec(f"x:{shown}")[1].items():
+            field = getattr(made, key)
+            assert (list(field) if isinstance(field, tuple) else field) == value, (spec, key)
+    other = {"cfg", "interval", "threshold", "auto", "pag", "adaptive", "linear-ag"}
+    shown = {name.strip(" `").partition(":")[0] for name, *_ in cells}
+    assert shown == {*names()} - other - {"guidance-forecast", "cfg-cache"}
 
 
 # Adaptive guidance

@@ -11,6 +11,7 @@ import torch
 from diffusers import ClassifierFreeGuidance, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
+from guided import SCALED
 from tiny_pipes import PIPES, POOLED, call, pipeline, text
 
 from fewstep import SolverScheduler, caching
@@ -32,6 +33,7 @@ from fewstep.samplers.guidance import (
     Unguided,
     parse_guidance,
 )
+from fewstep.samplers.guidance.unbound import list_unbound
 
 STEPS = 5
 ALPHA = replace(PIPES["pixart"], cls="PixArtAlphaPipeline")
@@ -211,7 +213,12 @@ def test_images_of_a_batch_stop_one_by_one(name):
     assert ledger.rows == sum(count for _, count, _ in seen) == sum(rows)
 
 
-OTHER_RULES = ("apg", "tcfg", "fdg", "smc", "smc:switch=soft", "fbg:prior=0.5", "fdg:gains=[3,2]")
+LIKE_CFG = {"adaptive", "cfg", "cfg-cache", "guidance-forecast"}
+OTHER_RULES = [
+    *sorted({*SCALED} & {*list_unbound()} - LIKE_CFG),
+    "smc:switch=soft",
+    "fbg:prior=0.5",
+]
 
 
 def test_other_rules_and_two_runs_in_one_context():
@@ -222,7 +229,8 @@ def test_other_rules_and_two_runs_in_one_context():
             first, second = (call("sd3", pipe, **on("sd3")) for _ in range(2))
         assert torch.equal(first, second), rule
         assert not close(first, plain, 1e-3), rule
-        assert (ledger.images, ledger.nfe, ledger.rows_per_image) == (2, STEPS, 2 * STEPS)
+        rows = 2 * STEPS - (rule == "cfg-zero")  # whose first step does not move
+        assert (ledger.images, ledger.nfe, ledger.rows_per_image) == (2, STEPS, rows), rule
 
 
 def test_bands_of_a_pipeline_whose_state_is_a_list_of_tokens():
@@ -496,6 +504,9 @@ def test_a_guider_is_saved_and_loaded(tmp_path):
     assert loaded.policy == policy
     assert torch.equal(modular("sdxl", base, loaded), modular("sdxl", base, made))
     assert PolicyGuider.from_config(made.config).scheduler is None
+    for rule in OTHER_RULES:
+        policy = parse_guidance(rule, 3.0)
+        assert PolicyGuider.from_config(PolicyGuider(policy).config).policy == policy
 
 
 # Caches beneath

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guided import SCALED
 from PIL import Image
 from safetensors import safe_open
 from typer.testing import CliRunner
@@ -9,9 +10,7 @@ from typer.testing import CliRunner
 from fewstep import CFG, Sampler, load, solver, time_grid
 from fewstep.cli import sample_app
 from fewstep.models.errors import SettingError
-from fewstep.models.registry import is_needed, settings_of
 from fewstep.samplers import schedule_choice
-from fewstep.samplers.guidance import names, policy_class
 from fewstep.samplers.run_record import CHUNK, Run, read_run
 
 BASE = {"model": "fashion-dit", "solver": "ddim", "nfe": 4, "seeds": (1, 2), "classes": (2, 5)}
@@ -56,17 +55,10 @@ def test_a_recorded_run_gives_the_same_samples(sampler, tmp_path, choices, monke
 
 
 def test_every_guidance_made_from_a_scale_is_recorded_and_repeated(sampler, tmp_path):
-    for name in list_scaled():
+    for name in SCALED:
         result = sampler([1], class_labels=4, solver="ddim", nfe=4, guidance=f"{name}:scale=2")
         result.save(path := tmp_path / f"{name}.png")
         assert torch.equal(sampler(**read_run(path).arguments()).samples, result.samples), name
-
-
-def list_scaled():
-    """Names of policies that need a scale and nothing else; the file of linear-ag has its own."""
-    made = {name: settings_of(policy_class(name)) for name in names()}
-    needed = {name: {each.name for each in made[name] if is_needed(each)} for name in made}
-    return [name for name in needed if needed[name] == {"scale"}]
 
 
 def test_a_record_without_the_defaults_of_its_forecast_has_older_ones(sampler, tmp_path):

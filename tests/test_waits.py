@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from guided import SCALED
 from laws import DETERMINISTIC, FIXED, solver
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,20 +23,12 @@ from fewstep.solvers import Executor, StepSchedule, drive
 from fewstep.solvers.mean_image import MeanImage
 
 META = torch.device("meta")
-UNGATED = ["apg:scale=2", "cfg:scale=2", "cfg:scale=2,rescale=0.7", "cfg-pp", "cfg-zero:scale=2"]
-UNGATED += [
-    "cfg-cache:scale=2",
-    "guidance-forecast:scale=2",
-    "magnitude:scale=2",
-    "tcfg:scale=2",
-    "smc:scale=2",
-    "smc:scale=2,switch=soft",
-    "fdg:scale=2",
-    "fbg:scale=2",
-    "reg:scale=2",
-    "rect-cfg-pp:scale=2",
-    "cfg-mp:scale=2,anderson=true",
+UNGATED = [f"{name}:scale=2" for name in SCALED if name != "adaptive"] + [
+    "cfg:scale=2,rescale=0.7",
     "cfg:scale=2+interval:low=0.3,high=5",
+    "cfg-mp:scale=2,anderson=true",
+    "cfg-pp",
+    "smc:scale=2,switch=soft",
 ]
 
 

@@ -54,8 +54,8 @@ def guided(pipe: Any, policy: Guidance | str) -> Iterator[Ledger]:
     Args:
         pipe: a pipeline of diffusers that an architecture's card lists, with any scheduler whose
             config says how the network was trained, `SolverScheduler` too.
-        policy: any but linear-ag, cfg-pp and auto; not with rewrite_history. A text, such as
-            "adaptive:scale=7.5", is taken too.
+        policy: any that needs no solver, second network or gradient of ours; not with
+            rewrite_history. A text, such as "adaptive:scale=7.5", is taken too.
 
     Yields:
         The ledger: the rows that the network really evaluated.
