@@ -148,9 +148,11 @@ def _list_guidance() -> Rows:
 
 
 def _format_setting(field: "Field[Any]") -> str:
-    """Returns `name`, or `name=default` where there is one."""
+    """Returns `name` of what must be given, `[name]` of what may be, or `name=default`."""
     name = field.name.rstrip("_")
-    return name if field.default is MISSING else f"{name}={_format_value(field.default)}"
+    if field.default is MISSING:
+        return name
+    return f"[{name}]" if field.default is None else f"{name}={_format_value(field.default)}"
 
 
 def _list_caches() -> Rows:

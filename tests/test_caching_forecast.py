@@ -133,9 +133,9 @@ def test_forecast_allocates_one_tensor(degree, onto):
 
 
 @pytest.mark.parametrize("basis", ["published", "newton"])
-@pytest.mark.parametrize("degree", [0, 1, 3])
-def test_rows_with_calls_of_their_own_are_forecast_as_if_alone(basis, degree):
-    order, draw = Order(degree, basis), torch.Generator().manual_seed(1)
+@pytest.mark.parametrize(("degree", "first"), [(0, 1), (1, 1), (3, 1), (1, 3), (2, 3), (3, 3)])
+def test_rows_with_calls_of_their_own_are_forecast_as_if_alone(basis, degree, first):
+    order, draw = Order(degree, basis, first), torch.Generator().manual_seed(1)
     times = [[0, 1, 2, 5, 7], [0, 1, 4, 7], [0, 6]]
     together, alone = RowDifferences(order), [FiniteDifferences(order) for _ in times]
     for index in range(8):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...models.arguments import MOST_NUMBERS, parse_ranges
+from ...models.caching.predictors import Predictor, take_predictor
 from ...models.denoiser import Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
@@ -14,7 +15,6 @@ from ...samplers.conditions import parse_classes
 from ...samplers.grid import Final, choose_default_grid
 from ...samplers.placement import list_grids
 from ...solvers import Schedule, take_solver
-from ...solvers.cached_calls import CachedCalls
 from ...solvers.mean_image import MeanImage
 from ..requests import SearchRequest
 from . import toy
@@ -191,12 +191,17 @@ def _find_objective(
 
 
 def _read_settings(request: SearchRequest) -> Mapping[str, Any]:
-    """Returns what strategies are told; raises FewstepError for predictors that are not known."""
+    """Returns what strategies are told; raises FewstepError for predictors that cannot be tried."""
     if request.predictor == "auto":
         return {}
     chosen = tuple(part.strip() for part in request.predictor.split(";"))
     for each in chosen:
-        CachedCalls(compute=(0,), predictor=each).policy(1)
+        kind = take_predictor(each)
+        if kind.needs_probe or type(kind).check is not Predictor.check:
+            raise SettingError(
+                f"{kind.info.name} does not run on every list of full evaluations, and a search"
+                " tries many; take taylor, newton, hermite, foca or reuse"
+            )
     return {"predictors": chosen}
 
 

@@ -46,6 +46,12 @@ class Order:
         """Returns the divisor of the j-th difference."""
         return newest - earlier[0 if self.basis == "published" else j]
 
+    def select(self, earlier: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the full calls that slopes are formed from: none before the last delayed one."""
+        last = self.first - 2
+        delayed = next((a for a, time in enumerate(earlier) if time <= last), len(earlier))
+        return earlier[: delayed + 1]
+
     def weights(self, index: int, earlier: Sequence[int], count: int) -> list[float]:
         """Returns the factor of each of `count` differences in a forecast for a call."""
         weights, newest = [1.0], earlier[0]
@@ -137,9 +143,7 @@ class RowDifferences(RowMemory):
 
     def forecast(self, index: int, onto: Tensor | None = None) -> Tensor:
         """Returns the values expected at a call (B, *), plus `onto`."""
-        known = [
-            self.order.weights(index, times, min(len(times), self.depth)) for times in self.times
-        ]
+        known = [self.order.weights(index, times, self._count(times)) for times in self.times]
         out = self.stored[0].clone() if onto is None else onto + self.stored[0]
         for j in range(1, self.depth):
             weights = [each[j] if j < len(each) else 0.0 for each in known]
@@ -148,8 +152,12 @@ class RowDifferences(RowMemory):
 
     def _find_gap(self, b: int, index: int, j: int) -> int:
         """Returns 0, for no slope, where the row has no earlier value of that order."""
-        known = j < len(self.times[b]) and index > self.order.first - 2
+        known = j < self._count(self.times[b]) and index > self.order.first - 2
         return self.order.gap(index, self.times[b], j) if known else 0
+
+    def _count(self, times: Sequence[int]) -> int:
+        """Returns how many differences a row has, with its value."""
+        return min(len(self.order.select(tuple(times))), self.depth)
 
 
 def weigh_values(

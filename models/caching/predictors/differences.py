@@ -62,8 +62,7 @@ class DifferencePredictor(IndexPredictor):
         self, index: int, times: tuple[int, ...], calls: int | None = None
     ) -> tuple[float, ...]:
         order = self.differences
-        delayed = next((a for a, time in enumerate(times) if time <= order.first - 2), len(times))
-        usable = times[: delayed + 1]
+        usable = order.select(times)
         rows = order.expand(usable)
         factors = order.weights(index, usable, len(rows))
         return weigh_values(rows, factors, len(times))
