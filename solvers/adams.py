@@ -56,6 +56,14 @@ def combine_adams(nodes: Sequence[Node], n: int, past: Sequence[float]) -> Combi
     return combo
 
 
+def integrate_basis(places: Sequence[float], end: float) -> list[float]:
+    """Returns the integrals of l_j, j >= 1, from the first of the places to the end."""
+    if len(places) < 2:
+        return []
+    means = average_basis(places, place_points(places[0], end))
+    return [(end - places[0]) * mean for mean in means]
+
+
 _PAST = {  # weights of eps_{t-1}, eps_{t-2}, ...; all weights of an order sum to 1
     1: (),
     2: (-1 / 2,),
@@ -148,9 +156,7 @@ class LMS(Slopes):
 
     def weigh_past(self, nodes: Sequence[Node], n: int) -> list[float]:
         taus = [node.kappa for node in nodes[max(n + 1 - self.order, 0) : n + 1]][::-1]
-        end = nodes[n + 1].kappa
-        means = average_basis(taus, place_points(taus[0], end)) if n else []
-        return [(end - taus[0]) * mean for mean in means]
+        return integrate_basis(taus, nodes[n + 1].kappa)
 
 
 @register

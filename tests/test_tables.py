@@ -32,6 +32,7 @@ from fewstep.models.schedule import EDM, RectifiedFlow, TimeGrid, VPDiscrete, VP
 from fewstep.solvers import drive, solver
 from fewstep.solvers.interpolation import average_basis, place_points
 from fewstep.solvers.singlestep import _list_blocks, _split_steps
+from fewstep.solvers.stork import compute_weights
 
 NEVER = {"lower_order_final": "never"}
 KAPPAS = [20.0, 9.0, 5.0, 1.5, 0.8, 0.3, 0.1]  # uneven, so that a swapped history shows
@@ -289,6 +290,9 @@ def exact_start(settings, grid, warm):
 
 ADAMS = [(f"deis-tab{k}", {}, k + 1) for k in range(4)]
 ADAMS += [("lms", {"order": p}, p) for p in range(1, 5)]
+ADAMS += [("cab", {"theta": theta}, 2) for theta in (0.0, 0.2, 0.9)]
+ADAMS += [("cab", {"theta": 5 / 12}, 3), ("cab", {"order": 3, "theta": 0.0}, 3)]
+ADAMS += [("cab", {"order": 3, "theta": theta}, 2) for theta in (0.2, 0.9)]
 CURVED = {"vp-linear": VPLinear(), "edm": EDM(), "flow": RectifiedFlow(shift=3.0)}
 
 
@@ -310,6 +314,84 @@ def test_the_first_step_of_order_1_limits_the_order_to_2(name):
         for grid in (even_in_lam(RectifiedFlow(shift=3.0), n) for n in (512, 1024))
     ]
     assert math.log2(abs(parts[0] / parts[1])) == pytest.approx(2.0, abs=0.25)
+
+
+def test_the_second_difference_of_cab_has_a_useful_range():
+    """Errors at 10 steps by theta: .2 to .4 help, .9 overshoots."""
+    grid = even_in_lam(EDM(), 10)
+    expected = {2: (0.0922547665, 0.0549043461, 0.0156604164, 0.0678379905)}
+    expected[3] = (0.0672865693, 0.0306665690, 0.00785251126, 0.0899362244)
+    for order, errors in expected.items():
+        found = [
+            exact_start(solver("cab", order=order, theta=theta), grid, 1)
+            for theta in (0.0, 0.2, 5 / 12, 0.9)
+        ]
+        assert found == pytest.approx(errors, rel=1e-6)
+
+
+def test_cab_is_its_formula():
+    grid = TimeGrid.of(EDM(), [10.0, 6.0, 5.0, 2.0, 0.5, 0.0])
+    x, past = unit_noise((3, 4)) * 10.0, []
+    steps = solver("cab", theta=0.3).on(grid)
+    state = steps.init()
+    for n, (t, s) in enumerate(pairwise(grid.nodes)):
+        eps = (x - GAUSSIAN.x0(x, t)) / t.sigma
+        past.insert(0, eps)
+        h = s.t - t.t
+        moved = x + h * eps
+        if n:
+            r = h / (t.t - grid.nodes[n - 1].t)
+            moved = x + h * ((1 + r / 2) * eps - r / 2 * past[1])
+        if n > 1:
+            r = (t.t - grid.nodes[n - 1].t) / (grid.nodes[n - 1].t - grid.nodes[n - 2].t)
+            moved = moved + 0.3 * h * (eps - (1 + r) * past[1] + r * past[2])
+        x, state = drive(steps.step(x, state, t, s), GAUSSIAN.x0)
+        torch.testing.assert_close(x, moved, rtol=0, atol=1e-12)
+
+
+def test_stork_has_its_published_weights_and_order():
+    """a2 and a3 as the released loops have them; what is called order 2 is 1 in the limit."""
+    for stages, weights in {
+        10: (0.4653715, 0.1089),
+        50: (0.4896205, 0.1215),
+        200: (0.4971129, 0.1241),
+    }.items():
+        assert compute_weights(stages) == pytest.approx(weights, abs=5e-5)
+    for spacing in ("published", "exact"):
+        settings = solver("stork", spacing=spacing, stages=10)
+        a, b = (exact_start(settings, even_in_lam(EDM(), n), 1) for n in (512, 1024))
+        assert math.log2(a / b) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("spacing", ["published", "exact"])
+def test_stork_is_its_loop_of_stages(spacing):
+    """The recursion of RKG2 over states, with slopes that are extrapolated to the stages' times."""
+    h, h1, h2, s = 0.7, 0.4, 0.9, 7
+    grid = TimeGrid.of(EDM(), [4.0 + h1 + h2, 4.0 + h1, 4.0, 4.0 - h])
+    d0, d1, d2 = f64([0.3, -0.2], [0.5, 0.4], [-0.1, 0.9])
+    slope = (-3 * d0 + 4 * d1 - d2) / (2 * h1)
+    if spacing == "exact":
+        slope = ((d1 - d0) * h2 * (2 * h1 + h2) - (d2 - d1) * h1**2) / (h1 * h2 * (h1 + h2))
+    curve = 2 / (h1 * h2 * (h1 + h2)) * (h1 * d2 - (h1 + h2) * d1 + h2 * d0)
+
+    def b(j):
+        plain = {0: 1.0, 1: 1 / 3}
+        return plain[j] if j < 2 else 4 * (j - 1) * (j + 4) / (3 * j * (j + 1) * (j + 2) * (j + 3))
+
+    x = f64(1.0, 2.0)
+    w = 6 / ((s + 4) * (s - 1))
+    states = [x, x - h * w * d0]
+    for j in range(2, s + 1):
+        at = h * (4 / 3 if j == 2 else (j - 1) ** 2 + (j - 1) - 2) / (s**2 + s - 2)
+        mu, nu = (2 * j + 1) * b(j) / (j * b(j - 1)), -(j + 1) * b(j) / (j * b(j - 2))
+        here = d0 - at * slope + at**2 / 2 * curve
+        rest = mu * w * (1 - j * (j + 1) / 2 * b(j - 1))
+        drift = mu * w * here - rest * d0
+        states.append(mu * states[-1] + nu * states[-2] + (1 - mu - nu) * x - h * drift)
+    combo = solver("stork", stages=s, spacing=spacing).table(grid).steps[2]
+    terms = {("x", 2): x, ("x0", 2): x - 4.0 * d0, ("eps", 2): d0, ("eps", 1): d1, ("eps", 0): d2}
+    found = sum(weight * terms[term] for term, weight in combo.items())
+    torch.testing.assert_close(found, states[-1], rtol=0, atol=1e-12)
 
 
 def by_quadrature(places, j, kappa_t, kappa_s, time_of):
