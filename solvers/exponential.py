@@ -28,6 +28,7 @@ from ..models.reading import StrictModel
 from ..models.schedule import Node, TimeGrid
 from .artefact import Finite
 from .interpolation import LAM, Coordinate, FiniteCoordinate, interpolate
+from .noise_rate import ODE, NoiseRate
 from .table import Combination, add_terms
 
 
@@ -228,20 +229,20 @@ def _scale_prediction(nodes: Sequence[Node], n: int, j: int, ell: float) -> Comb
 
 @dataclass(frozen=True)
 class MultistepPath:
-    """A grid, and the share eta of the noise of the reverse SDE that its steps make room for.
+    """A grid, and the noise that its steps make room for.
 
-    nodes: those of the grid with (1 + eta) lam for lam; over them an ODE step is the SDE step less
-           its noise. sigma becomes alpha e^{-(1 + eta) lam}, which is infinite at alpha = 0.
+    nodes: those of the grid with lam + H for lam (`noise_rate`); over them an ODE step is the SDE
+           step less its noise. sigma becomes sigma e^{-H}, which may be infinite at alpha = 0.
     """
 
     grid: TimeGrid
-    eta: float = 0.0
+    rate: NoiseRate = ODE
 
     @cached_property
     def nodes(self) -> Sequence[Node]:
-        if self.eta == 0.0:
+        if self.rate == ODE:
             return self.grid.nodes
-        return [_stretch(node, self.eta) for node in self.grid.nodes]
+        return [_stretch(node, self.rate.grow(node)) for node in self.grid.nodes]
 
     def step(self, n: int, spec: StepSpec, corrected: bool = False) -> Combination:
         """Returns the step from node n to the next in the coordinate of its specification.
@@ -255,13 +256,13 @@ class MultistepPath:
         if spec.coordinate == LAM or not used or blind:
             return combine_step(self.nodes, n, n + 1, spec, used)
         place = FiniteCoordinate.of(spec.coordinate)
-        return interpolate(self.grid, n, used, place, self.eta, noise)
+        return interpolate(self.grid, n, used, place, self.rate, noise)
 
 
-def _stretch(node: Node, eta: float) -> Node:
-    """Returns the node with (1 + eta) lam for lam, as `MultistepPath` has it."""
-    sigma = math.inf if node.alpha == 0.0 else node.sigma * math.exp(-eta * node.lam)
-    return replace(node, sigma=sigma, lam=(1.0 + eta) * node.lam)
+def _stretch(node: Node, growth: float) -> Node:
+    """Returns the node with lam + H for lam, as `MultistepPath` has it."""
+    sigma = node.sigma * math.exp(-min(growth, 600.0)) if node.sigma else 0.0  # not 0 above it
+    return replace(node, sigma=sigma, lam=node.lam + growth)
 
 
 def combine_steps(specs: Sequence[StepSpec], grid: TimeGrid) -> list[Combination]:

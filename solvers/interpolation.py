@@ -11,9 +11,9 @@ log((alpha + K) / sigma), it can, and every weight is a plain number:
 
     w_j = sigma_s int l_j(c) drho,
 
-with l_j the Lagrange polynomials on the places c_j of the nodes. With the noise of an SDE, d(rho^q)
-with q = 1 + eta stands for drho (`stochastic`), and with eps for x0 the measure is d(1 / rho). The
-integrals are taken over log(rho + K), or log(rho + 1) for t, where c and rho are smooth, by
+with l_j the Lagrange polynomials on the places c_j of the nodes. With the noise of an SDE,
+d(rho e^H) e^{-H_s} stands for drho (`noise_rate`), and with eps for x0 the measure is d(1 / rho).
+The integrals are taken over log(rho + K), or log(rho + 1) for t, where c and rho are smooth, by
 Gauss-Legendre in float64.
 """
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from ..models.schedule import Node, NoiseSchedule, TimeGrid, VPDiscrete
+from .noise_rate import NoiseRate
 from .table import Combination, add_terms
 
 Floats = NDArray[np.float64]
@@ -92,28 +93,39 @@ def choose_coordinate(setting: str, first: Node, oldest: int) -> str:
 
 
 def interpolate(
-    grid: TimeGrid, n: int, used: Sequence[int], place: FiniteCoordinate, eta: float, noise: bool
+    grid: TimeGrid,
+    n: int,
+    used: Sequence[int],
+    place: FiniteCoordinate,
+    rate: NoiseRate,
+    noise: bool,
 ) -> Combination:
     """Returns the step from node n to the next by the predictions of n and of the nodes `used`.
 
-    eta:   share of the noise of the reverse SDE that the step makes room for.
-    noise: whether eps is interpolated; then eta is 0 and alpha > 0 at node n.
+    rate:  the noise that the step makes room for.
+    noise: whether eps is interpolated; then there is none and alpha > 0 at node n.
     """
     t, s = grid.nodes[n], grid.nodes[n + 1]
     low, high = t.alpha / t.sigma, s.alpha / s.sigma
     span = math.log((high + place.offset) / (low + place.offset))
     rhos = low + (low + place.offset) * np.expm1(place_points(0.0, span))
     schedule = _without_rounding(grid.schedule)
-    at = [place.at(schedule.at_lam(math.log(rho))) for rho in rhos]
-    measure = -(rhos**-2.0) if noise else (1.0 + eta) * (rhos / high) ** eta
+    between = [schedule.at_lam(math.log(rho)) for rho in rhos]
+    at = [place.at(node) for node in between]
+    measure = -(rhos**-2.0) if noise else np.array([_weigh(rate, node, s) for node in between])
     places = [place.at(grid.nodes[j]) for j in (n, *used)]
     means = average_basis(places, at, span * measure * (rhos + place.offset))
     kind, scale = ("eps", s.alpha) if noise else ("x0", s.sigma)
-    ratio = s.sigma / t.sigma * (low / high) ** eta
+    ratio = s.sigma / t.sigma * math.exp(-rate.rise(t, s))
     combo: Combination = {("x", n): ratio, ("x0", n): s.alpha - t.alpha * ratio}
     for j, mean in zip(used, means, strict=True):
         combo = add_terms(combo, {(kind, j): 1.0, (kind, n): -1.0}, scale * mean)
     return combo
+
+
+def _weigh(rate: NoiseRate, node: Node, s: Node) -> float:
+    """Returns the density over rho of a prediction at a node in the state at s."""
+    return (1.0 + rate.find_eta(node)) * math.exp(-rate.rise(node, s))
 
 
 def _without_rounding(schedule: NoiseSchedule) -> NoiseSchedule:

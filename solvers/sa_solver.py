@@ -26,6 +26,7 @@ from .base import SolverInfo, Step, register
 from .exponential import MultistepPath, Relax, StepSpec, correct_step
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .linear import LinearSolver, LowerOrderFinal, plan_orders
+from .noise_rate import ConstantRate
 from .stochastic import Scale, compute_noise_std
 from .table import Combination, Term, add_terms, find_layouts
 from .table_steps import TableMemory
@@ -62,7 +63,7 @@ class SASettings:
         """Yields every step; the first and the last one have what order there is."""
         predictors = plan_orders(grid, self.predictor_order, self.lower_order_final)
         correctors = plan_orders(grid, max(1, self.corrector_order - 1), self.lower_order_final)
-        noisy, plain = MultistepPath(grid, self.tau**2), MultistepPath(grid)
+        noisy, plain = MultistepPath(grid, ConstantRate(self.tau**2)), MultistepPath(grid)
         for n in range(grid.steps):
             eta, corrector = self._choose_eta(grid, n), None
             if self.lower_order_final is LowerOrderFinal.BEFORE_ZERO:
@@ -70,7 +71,7 @@ class SASettings:
             if self.corrector_order > 0 and n + 1 < grid.steps:
                 corrector = self._make_spec(grid, n, correctors[n] + 1, ahead=1)
             predictor = self._make_spec(grid, n, predictors[n])
-            z = compute_noise_std(grid, n, eta)
+            z = compute_noise_std(grid, n, ConstantRate(eta))
             yield SAStep(noisy if eta else plain, predictor, corrector, z)
 
     def _choose_eta(self, grid: TimeGrid, n: int) -> float:

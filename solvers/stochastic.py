@@ -7,8 +7,9 @@ h = lam_s - lam_t and q = 1 + eta,
     x_s = (sigma_s / sigma_t) e^{-eta h} x_t + alpha_s q int_0^h e^{-q (h - u)} m(lam_t + u) du
           + sigma_s sqrt(1 - e^{-2 eta h}) z.
 
-But for the noise it is the step of the ODE with q lam in place of lam, so everything known of
-DPM-Solver++ carries over; with D, D1, D2 of `multistep` and E = e^{-q h} - 1, P = E / (q h) + 1:
+But for the noise it is the step of the ODE with q lam in place of lam, or lam + H where eta is not
+constant (`noise_rate`), so everything known of DPM-Solver++ carries over; with D, D1, D2 of
+`multistep` and E = e^{-q h} - 1, P = E / (q h) + 1:
 
     order 1:  x_s = (sigma_s / sigma_t) e^{-eta h} x_t - alpha_s E m0 + noise
     order 2:  ... - alpha_s E D / 2  (midpoint)  or  + alpha_s P D  (taylor)
@@ -40,31 +41,36 @@ from .exponential import MultistepPath, StepSpec
 from .interpolation import AUTO, CoordinateSetting
 from .linear import LinearSolver, LowerOrderFinal, place_steps
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
+from .noise_rate import SBDM, Form, NoiseRate, make_rate
 from .table import Combination
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-def compute_noise_std(grid: TimeGrid, n: int, eta: float) -> float:
-    """Returns sigma_s sqrt(1 - e^{-2 eta h}): the noise of step n, from t to s."""
+def compute_noise_std(grid: TimeGrid, n: int, rate: NoiseRate) -> float:
+    """Returns sigma_s sqrt(1 - e^{-2 (H_s - H_t)}): the noise of step n, from t to s."""
     t, s = grid.nodes[n], grid.nodes[n + 1]
-    if eta == 0.0 or s.sigma == 0.0:
+    if s.sigma == 0.0:
         return 0.0
-    return s.sigma * math.sqrt(-math.expm1(-2.0 * eta * (s.lam - t.lam)))
+    return s.sigma * math.sqrt(-math.expm1(-2.0 * rate.rise(t, s)))
 
 
 @dataclass(frozen=True)
 class SDEDPMpp(LinearSolver):
     """Settings of all three orders.
 
-    eta:     share of the noise of the reverse SDE; 0 is the ODE solver `dpmpp-1m`, `-2m` or `-3m`.
+    eta:     share of the noise; 0 is the ODE solver `dpmpp-1m`, `-2m` or `-3m`.
     s_noise: factor on the noise; other than 1 it changes the variance of the samples.
+    form, norm: where the noise is added; all forms sample the same. "sbdm" is the reverse SDE of
+             diffusion; the others are of flow and trigonometric schedules (`noise_rate`).
     coordinate: see `Interpolating`.
     """
 
     eta: Share = 1.0
     s_noise: Scale = 1.0
+    form: Form = field(default=SBDM, kw_only=True)
+    norm: Scale = field(default=1.0, kw_only=True)
     coordinate: CoordinateSetting = field(default=AUTO, kw_only=True)
 
     @abstractmethod
@@ -73,8 +79,9 @@ class SDEDPMpp(LinearSolver):
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         specs = place_steps(self.specs(grid), grid.nodes[0], self.coordinate)
-        path = MultistepPath(grid, self.eta)
-        noise = [self.s_noise * compute_noise_std(grid, n, self.eta) for n in range(grid.steps)]
+        rate = make_rate(grid, self.form, self.norm, self.eta)
+        path = MultistepPath(grid, rate)
+        noise = [self.s_noise * compute_noise_std(grid, n, rate) for n in range(grid.steps)]
         return [{**path.step(n, spec), ("z", n): noise[n]} for n, spec in enumerate(specs)]
 
 

@@ -12,6 +12,7 @@ from fewstep.models.errors import SettingError
 from fewstep.models.schedule import RectifiedFlow, TimeGrid, VPDiscrete, VPLinear
 from fewstep.solvers import take_solver
 from fewstep.solvers.exponential import MultistepPath, StepSpec
+from fewstep.solvers.noise_rate import ConstantRate
 
 FLOW = RectifiedFlow()
 NOISE = unit_noise((8, 2, 1, 2))
@@ -58,7 +59,7 @@ def test_weights_are_the_integrals(text):
         *((process, 0.0, noise) for process in ("vp-linear", "edm") for noise in (False, True)),
     ):
         grid = TimeGrid.of(PROCESSES[process], times[process])
-        schedule, path, q = grid.schedule, MultistepPath(grid, eta), 1.0 + eta
+        schedule, path, q = grid.schedule, MultistepPath(grid, ConstantRate(eta)), 1.0 + eta
         for n, corrected in ((1, False), (2, False), (0, True), (1, True)):
             used = [n] + [n + 1] * corrected + list(range(n - 1, -1, -1))
             pred = "noise" if noise else "data"
