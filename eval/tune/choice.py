@@ -52,19 +52,18 @@ def choose_row(rows: Sequence[PointRow]) -> tuple[PointRow, str]:
         return ranked[0], "nothing simpler fits"
     for each in ranked:
         if each.point.kind not in SIMPLE and is_better(each, simple):
-            return each, describe_ratios(each, simple)
+            return (
+                each,
+                f"it is better than the best simple setting: {describe_ratios(each, simple)}",
+            )
     return simple, "nothing searched is better than this in one column and not worse in the other"
 
 
 def describe_ratios(mine: PointRow, theirs: PointRow) -> str:
     """Returns how two settings compare, in words."""
-    words = [
-        f"{ratio:.2f} [{low:.2f}, {high:.2f}] of its {name}"
-        for (ratio, low, high), name in zip(
-            compare_columns(mine, theirs), ("distance", "feature distance"), strict=False
-        )
+    names = ("distance", "feature distance")
+    said = [
+        f"{ratio:.2f} [{low:.2f}, {high:.2f}] of the {name}"
+        for (ratio, low, high), name in zip(compare_columns(mine, theirs), names, strict=False)
     ]
-    return (
-        f"beside the best simple setting, {theirs.point.name}, it has {' and '.join(words)} on"
-        f" {mine.point.count} noises"
-    )
+    return f"{' and '.join(said)} of {theirs.point.name}, on {mine.point.count} noises"

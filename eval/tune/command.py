@@ -15,8 +15,10 @@ from ...models.files import (
     make_folder,
     write_bytes,
 )
+from ...models.network import Network
 from ...models.probe import sketch
 from ...models.reading import load_kept
+from ...models.user_code import lend
 from ...models.weights import hash_weights
 from ...samplers.plan_file import Asked, JudgedOn, MeasuredAt, PlanFile
 from ..bench.rows import machine, versions
@@ -48,14 +50,14 @@ MOST_ROWS = 40  # network rows of guided tables that are
 FIRST = 1  # evaluations of the search that the others are made of
 
 
-def tune(network: str, *, progress: bool = False, **options: Any) -> TuneReport:
+def tune(network: str | Network, *, progress: bool = False, **options: Any) -> TuneReport:
     """Finds the best plan for a cost and writes it, as `fewstep tune` does.
 
     >>> report = fewstep.tune("fashion-dit", nfe=5, budget="60s", out="plan.json")
     >>> Sampler.from_pretrained("fashion-dit")(range(8), plan=report.plans[0].plan)
 
     Args:
-        network: as `load` takes it.
+        network: what `load` takes by name, or a `Network`.
         progress: shows how far it is.
         options: the fields of `TuneRequest`; without ms, nfe, rows, effective and flops it draws
             the whole front, and writes a plan for each of its points.
@@ -63,7 +65,8 @@ def tune(network: str, *, progress: bool = False, **options: Any) -> TuneReport:
     Raises:
         FewstepError: for anything that cannot be tuned, before any work where possible.
     """
-    return run_tune(make_request(TuneRequest, network=network, **options), progress)
+    with lend(network) as name:
+        return run_tune(make_request(TuneRequest, network=name, **options), progress)
 
 
 def run_tune(request: TuneRequest, progress: bool = False) -> TuneReport:

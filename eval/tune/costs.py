@@ -11,7 +11,7 @@ from ...models.denoiser import Network
 from ...models.errors import FewstepError
 from ...models.ledger import Ledger
 from ...samplers.guidance.base import COND
-from ...samplers.noise import Noise
+from ...samplers.noise import Noise, draw_noise
 from ...samplers.plan_file import PlanCost, Spread
 from ...samplers.run_settings import RunSettings
 from ...samplers.sampler import Result, Sampler
@@ -131,7 +131,7 @@ def _count_flops(problem: Problem) -> float | None:
     if problem.network.module is None:
         return None
     seeds = tuple(problem.train[:1])
-    noise = Noise(seeds, problem.network.shape).draw()
+    noise = draw_noise(Noise(seeds, problem.network.shape), problem.network.schedule)
     block = Block("train", seeds, problem.labels_of(seeds), noise, noise)
     apart = replace(problem, ledger=Ledger())
     with FlopCounterMode(display=False) as counter:

@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...samplers.plan_file import Asked, JudgedPoint
-from .choice import SIMPLE, choose_row, compare_columns, is_better, rank
+from .choice import SIMPLE, choose_row, compare_columns, describe_ratios, is_better, rank
 from .costs import RunTimer
 from .judge import PointChoice, PointJudge, PointRow
 from .points import SearchedSize, list_points
-from .sizes import PlanSizes
+from .sizes import OVER, PlanSizes
 
 FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
 OF_KINDS = 1  # with so many of each kind
 JudgedChoice = tuple[PointChoice, PointRow]
-OVER = 1.02  # of a budget, which a prediction may exceed: it is measured before it is believed
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,25 @@ class PlanGroup:
         judged = self._note(self.judge.judge(finalists, "validation"))
         chosen, verdict = choose_row([row for _, row in judged])
         tested = self._note(self.judge.judge([each for each, _ in judged], "test"))
-        ranked = [row.point for _, row in sorted(tested, key=lambda each: rank(each[1]))]
-        own = next(each for each in ranked if each.name == chosen.point.name)
+        ranked = sorted((row for _, row in tested), key=rank)
+        own = next(each for each in ranked if each.point.name == chosen.point.name)
         rivals = [each for each in ranked if each is not own]
-        own = self._time(own, rivals)
-        return ChosenPoint(own, tuple(rivals), verdict)
+        verdict = f"{verdict}{self._confirm(own, rivals)}"
+        timed = self._time(own.point, [each.point for each in rivals])
+        return ChosenPoint(timed, tuple(each.point for each in rivals), verdict)
+
+    def _confirm(self, own: PointRow, rivals: Sequence[PointRow]) -> str:
+        """Returns what test noises say of the choice, in words; notes a rival that is better."""
+        for rival in rivals:
+            if rival.point.kind == "rival" and is_better(rival, own):
+                self.verdicts.append(
+                    f"{rival.point.name}, which no plan can run, is better than {own.point.name}:"
+                    f" {describe_ratios(rival, own)}"
+                )
+        simple = next((each for each in rivals if each.point.kind in SIMPLE), None)
+        if own.point.kind in SIMPLE or simple is None:
+            return ""
+        return f"; test noises: {describe_ratios(own, simple)}"
 
     def _note(self, judged: Sequence[JudgedChoice]) -> list[JudgedChoice]:
         """Returns those that fit into the budget, noted."""

@@ -12,6 +12,7 @@ UNITS: tuple[Unit, ...] = ("ms", "nfe", "rows", "effective", "flops")
 COUNTED = ("nfe", "rows", "effective")
 MOST = 100  # evaluations of a plan: more gain nothing that is seen
 STRETCHED = (1.25, 1.5, 2.0, 3.0)  # steps of cached runs, of those without a cache
+OVER = 1.02  # of a budget, which the forecasts of a cache may exceed it by
 LEAST_FULL = 2  # evaluations of a cached run that are computed
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
@@ -122,7 +123,7 @@ def _list_masked(nfe: int, left: float, costs: UnitCosts) -> list[SearchSize]:
         return []
     sizes = []
     for steps in sorted({round(k * nfe) for k in STRETCHED} - {nfe}):
-        full = int((left - steps * costs.forecast) / (costs.whole - costs.forecast) + 1e-9)
+        full = int((OVER * left - steps * costs.forecast) / (costs.whole - costs.forecast))
         if LEAST_FULL <= full < steps <= MOST:
             sizes.append(SearchSize(full, "full", steps))
     return sizes
