@@ -54,6 +54,7 @@ _HOMES = {
     "SenCache": ".models.caching",
     "Size": ".models.architectures.base",
     "SlidingModeCFG": ".samplers.guidance",
+    "SmoothedEnergy": ".samplers.guidance",
     "SolverScheduler": ".samplers.diffusers.scheduler",
     "SpeCa": ".models.caching",
     "Speed": ".models.speed",

@@ -30,7 +30,10 @@ SHARE_OF_FREE = 0.25  # of a GPU's free memory, which V may take before it goes 
 
 @dataclass(frozen=True)
 class Projection:
-    """The place where V of one layer leaves a module: the last `width` columns of its output."""
+    """The place where V of one layer leaves a module: the last `width` columns of its output.
+
+    Of queries they are the first ones.
+    """
 
     layer: int
     module: nn.Module
@@ -93,9 +96,17 @@ def find_self_attention(root: nn.Module) -> dict[str, nn.Module]:
 
 def find_projection(layer: int, attention: Any) -> Projection:
     """Returns the module that computes V: `to_v`, or `to_qkv` after fuse_qkv_projections."""
+    return _find_part(layer, attention, attention.to_v)
+
+
+def find_query_projection(layer: int, attention: Any) -> Projection:
+    """Returns the module that computes the queries: `to_q`, or `to_qkv` as above."""
+    return _find_part(layer, attention, attention.to_q)
+
+
+def _find_part(layer: int, attention: Any, part: nn.Linear) -> Projection:
     fused = getattr(attention, "fused_projections", False) and hasattr(attention, "to_qkv")
-    width = int(attention.to_v.weight.shape[0])
-    return Projection(layer, attention.to_qkv if fused else attention.to_v, width)
+    return Projection(layer, attention.to_qkv if fused else part, int(part.weight.shape[0]))
 
 
 def _attention_of(root: nn.Module) -> SelfAttention:

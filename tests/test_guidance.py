@@ -54,6 +54,7 @@ from fewstep.samplers.guidance.space import (
 from fewstep.samplers.guidance.unbound import list_unbound
 
 DDIM = solver("ddim")
+WRAPPERS = {"interval", "pag", "seg", "threshold"}  # go around another
 TWO_M = solver("dpmpp-2m")
 DRAW = torch.Generator().manual_seed(0)
 U, C, X = (torch.randn(3, 2, 4, 4, generator=DRAW, dtype=torch.float64) for _ in range(3))
@@ -135,7 +136,7 @@ def test_off_is_cfg_to_the_bit_twice(policy):
         assert torch.equal(ends(TWO_M, 8, policy), true)
 
 
-@pytest.mark.parametrize("name", sorted(set(names()) - {"interval", "threshold", "cfg-pp", "pag"}))
+@pytest.mark.parametrize("name", sorted({*names()} - WRAPPERS - {"cfg-pp"}))
 def test_scale_one_costs_one_branch_and_is_no_guidance_to_the_bit(name):
     needs = {"auto": {"network": network()}}
     if name == "linear-ag":
@@ -257,7 +258,7 @@ def test_the_table_of_rules_has_the_defaults():
         for key, value in parse_spec(f"x:{shown}")[1].items():
             field = getattr(made, key)
             assert (list(field) if isinstance(field, tuple) else field) == value, (spec, key)
-    other = {"cfg", "interval", "threshold", "auto", "pag", "adaptive", "linear-ag"}
+    other = WRAPPERS | {"cfg", "auto", "adaptive", "linear-ag"}
     shown = {name.strip(" `").partition(":")[0] for name, *_ in cells}
     assert shown == {*names()} - other - {"guidance-forecast", "cfg-cache"}
 
@@ -667,9 +668,7 @@ def conditional():
     )
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(names()) - {"interval", "threshold", "linear-ag", "pag"})
-)
+@pytest.mark.parametrize("name", sorted({*names()} - WRAPPERS - {"linear-ag"}))
 def test_every_policy_samples(conditional, name):
     own = {"cfg-pp": {}, "auto": {"scale": 2.0, "network": conditional.network}}
     policy = guidance(name, **own.get(name, {"scale": 2.0}))
@@ -781,9 +780,7 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
         refused("no guidance policy; give a text", guidance=value)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(names()) - {"interval", "threshold", "auto", "linear-ag", "pag"})
-)
+@pytest.mark.parametrize("name", sorted({*names()} - WRAPPERS - {"auto", "linear-ag"}))
 def test_an_unconditional_network_cannot_be_guided(name):
     own = {} if name == "cfg-pp" else {"scale": 2.0}
     alone = Sampler(replace(network(), needs=()))
@@ -826,13 +823,13 @@ def test_a_spec_names_a_policy_and_what_narrows_it():
         parse_guidance("interval:low=0,high=1")
     with pytest.raises(FewstepError, match="another 'intervall'; did you mean 'interval'"):
         parse_guidance("cfg:scale=2+intervall:low=0,high=1")
-    with pytest.raises(FewstepError, match="another 'cfg'; known: interval, pag, threshold"):
+    with pytest.raises(FewstepError, match="another 'cfg'; known: interval, pag, seg, threshold"):
         parse_guidance("cfg:scale=2+cfg:scale=3")
 
 
 def test_every_policy_is_written_as_the_spec_that_reads_as_it():
     needs = {"auto": "network=fashion-unet", "guidance-forecast": "mask=1001", "fdg": "gains=[2]"}
-    alone = [name for name in names() if name not in ("interval", "pag", "threshold")]
+    alone = [*({*names()} - WRAPPERS)]
     scales = {"fbg": 2.0}  # no less than 1; cfg-pp has no more
     specs = [
         f"{name}:scale={scales.get(name, 0.75)},{needs.get(name, '')}"

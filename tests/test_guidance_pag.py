@@ -1,5 +1,6 @@
 """Perturbed-attention guidance: the identity map, the sum, the network restored, refusals."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from fewstep.models.caching import TaylorSeer
 from fewstep.models.denoiser import Branch
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.load import load
-from fewstep.models.perturbed import perturb_attention
+from fewstep.models.perturbed import blur_tokens, perturb_attention
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.diffusers.policy_run import take_policy
 from fewstep.samplers.guidance import (
@@ -26,11 +27,13 @@ from fewstep.samplers.guidance import (
     Moment,
     PerturbedAttention,
     Setup,
+    SmoothedEnergy,
     Thresholded,
     Unguided,
     guidance,
     parse_guidance,
 )
+from fewstep.samplers.guidance.base import format_guidance
 from fewstep.samplers.schedule_choice import choose_default_schedule
 
 FAMILIES = {"dit": 1, "pixart": 1, "sana": 1, "unet": 0, "unet-condition": 0, "wan": 1}
@@ -165,6 +168,65 @@ def test_which_layers_are_taken_by_default():
     assert not same(perturb_attention(network), perturb_attention(network, [0]))
 
 
+# Blurred queries
+
+
+def by_mean_query(attention, x):
+    """Attention of the mean query, written out; every token sees the same map."""
+    tokens = x
+    if x.ndim == 4:
+        norm = getattr(attention, "group_norm", None)
+        tokens = (x.flatten(2) if norm is None else norm(x.flatten(2))).transpose(1, 2)
+    query = attention.to_q(tokens).mean(1, keepdim=True)
+    parts = (query, attention.to_k(tokens), attention.to_v(tokens))
+    q, k, v = (each.unflatten(2, (attention.heads, -1)).transpose(1, 2) for each in parts)
+    mixed = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+    out = attention.to_out[0](mixed.transpose(1, 2).flatten(2)).expand_as(tokens)
+    out = out.transpose(1, 2).reshape(x.shape) if x.ndim == 4 else out
+    out = out + x if getattr(attention, "residual_connection", False) else out
+    return out / getattr(attention, "rescale_output_factor", 1.0)
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart", "unet", "unet-condition"])
+def test_an_infinite_blur_takes_the_mean_query(name):
+    module, layer = tiny.network(name), FAMILIES[name]
+    network = bare(module, tiny.inputs(name))
+    watch = Watch(attention_of(module, layer))
+    answer(perturb_attention(network, [layer], math.inf))
+    with torch.inference_mode():
+        torch.testing.assert_close(watch.returned, by_mean_query(watch.attention, watch.given))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_blur_changes_every_family_and_leaves_no_trace(name):
+    module = tiny.network(name)
+    network = bare(module, tiny.inputs(name))
+    before, plain = traces(module), answer(network)
+    found = answer(perturb_attention(network, [FAMILIES[name]], math.inf))
+    assert traces(module) == before
+    assert torch.equal(answer(network), plain)
+    assert (found - plain).abs().max() > 1e-6 * plain.abs().max()
+    if hasattr(module, "fuse_qkv_projections") and name == "unet-condition":
+        module.fuse_qkv_projections()
+        fused = answer(perturb_attention(network, [FAMILIES[name]], math.inf))
+        torch.testing.assert_close(fused, found)
+
+
+def test_a_finite_blur_is_a_gaussian_of_the_picture():
+    impulse = torch.zeros(1, 11, 11, 2)
+    impulse[0, 5, 5, 1] = 1.0
+    found = blur_tokens(impulse.flatten(1, 2), 1.2).unflatten(1, (11, 11))
+    places = torch.arange(-5.0, 6.0)
+    weights = torch.exp(-0.5 * (places / 1.2) ** 2) * (places.abs() <= 4.0)
+    weights = weights / weights.sum()
+    torch.testing.assert_close(found[0, ..., 1], weights[:, None] * weights)
+    assert found[..., 0].abs().max() == 0.0
+    flat = torch.full((2, 16, 3), 2.0)
+    torch.testing.assert_close(blur_tokens(flat, 5.0), flat)  # wider than the picture
+    with pytest.raises(ModelError, match=r"8 tokens are no square .*infinite blur"):
+        blur_tokens(torch.zeros(1, 8, 3), 1.0)
+
+
 # The sum
 
 
@@ -249,11 +311,12 @@ def test_rows_are_counted_and_the_network_is_itself_again(dit):
     )
 
 
-def test_one_step_by_hand(dit):
+@pytest.mark.parametrize("policy", [PAG(2.0), SmoothedEnergy(2.0), SmoothedEnergy(2.0, blur=1.5)])
+def test_one_step_by_hand(dit, policy):
     """DDIM from pure noise to t = 0 is x0 itself."""
     network = dit.network
     grid = TimeGrid.of(network.schedule, [1.0, 0.0])
-    found = dit(range(2), class_labels=3, solver="ddim", grid=[1.0, 0.0], guidance=PAG(2.0))
+    found = dit(range(2), class_labels=3, solver="ddim", grid=[1.0, 0.0], guidance=policy)
     from fewstep.models.denoiser import Denoiser
     from fewstep.samplers.noise import Noise
 
@@ -262,7 +325,7 @@ def test_one_step_by_hand(dit):
     with torch.inference_mode():
         ((c,), (p,)) = (
             Denoiser(each, labels).x0(x, grid.nodes[0])
-            for each in (network, perturb_attention(network, [3]))
+            for each in (network, perturb_attention(network, [3], getattr(policy, "blur", None)))
         )
     torch.testing.assert_close(found.samples, c + 2.0 * (c - p))
 
@@ -358,14 +421,24 @@ def test_a_layer_that_is_not_called_or_mixes_otherwise_is_an_error():
     ],
 )
 def test_bad_settings(settings, text):
-    with pytest.raises(FewstepError, match=text):
-        guidance("pag", **settings)
+    for name in ("pag", "seg"):
+        with pytest.raises(FewstepError, match=text):
+            guidance(name, **settings)
+
+
+def test_bad_blurs():
+    for blur in (0.0, -1.0, math.nan, "much"):
+        with pytest.raises(SettingError, match="seg: blur="):
+            SmoothedEnergy(blur=blur)
 
 
 def test_it_is_typed_alone_and_inside_and_around():
     assert parse_guidance("pag") == PAG()
     assert parse_guidance("pag:scale=2,layers=[2,3]") == PAG(2.0, layers=(2, 3))
     assert parse_guidance("cfg:scale=2+pag:scale=1") == PAG(1.0, inner=CFG(2.0))
+    assert parse_guidance("seg:blur=2.5") == SmoothedEnergy(blur=2.5)
+    smooth = SmoothedEnergy(1.0, inner=CFG(2.0))
+    assert parse_guidance(format_guidance(smooth)) == smooth
     assert parse_guidance("pag:scale=1", 2.0) == PAG(1.0, inner=CFG(2.0))
     narrow = parse_guidance("pag:scale=1+interval:low=0,high=0.5,in=step")
     assert narrow == Interval(PAG(1.0), 0.0, 0.5, "step")

@@ -33,7 +33,7 @@ from .inverse import LinearMap, Measured
 from .linear_ag import LinearAG
 from .magnitude import MagnitudeAware
 from .nested import warn_of_no_savings
-from .pag import PerturbedAttention
+from .pag import PerturbedAttention, SmoothedEnergy
 from .rect_cfg_pp import RectifiedCFGPlusPlus
 from .reg import REG
 from .smc import SlidingModeCFG
@@ -68,6 +68,7 @@ __all__ = [
     "RectifiedCFGPlusPlus",
     "Setup",
     "SlidingModeCFG",
+    "SmoothedEnergy",
     "Thresholded",
     "Unguided",
     "guidance",

@@ -1,5 +1,6 @@
-"""Perturbed-attention guidance: away from the network with its attention off (arXiv:2403.17377)."""
+"""Guidance away from the network with its attention changed: PAG and SEG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -60,28 +61,52 @@ class PerturbedAttention(Checked, Guidance):
         if setup.cached:
             raise SettingError(
                 "a cache on the network would remember the perturbed evaluations among the others;"
-                " drop the cache, or pag"
+                f" drop the cache, or {self.name}"
             )
         if self.inner.rewrites:
             raise SettingError(
-                "pag goes on where the guidance inside it stops, which rewrite_history does not"
-                " know; drop rewrite_history"
+                f"{self.name} goes on where the guidance inside it stops, which rewrite_history"
+                " does not know; drop rewrite_history"
             )
         if self.inner.networks(setup.network):
             raise SettingError(
-                "a run has one weaker network, and this guidance has two (pag and auto, or pag"
-                " twice); drop one of them"
+                "a run has one weaker network, and this guidance has two (of pag, seg and auto);"
+                " drop one of them"
             )
-        perturb_attention(setup.network, self.layers)
+        self.perturb(setup.network)
 
     def networks(self, main: Network) -> Mapping[Branch, Network]:
         if self.scale == 0.0:
             return self.inner.networks(main)
-        return {Branch.WEAK: perturb_attention(main, self.layers)}
+        return {Branch.WEAK: self.perturb(main)}
+
+    def perturb(self, network: Network) -> Network:
+        """Returns the network whose answer is p."""
+        return perturb_attention(network, self.layers)
 
     def begin(self, setup: Setup) -> Guide:
         inner = self.inner.begin(setup)
         return inner if self.scale == 0.0 else PerturbedGuide(self.scale, inner)
+
+
+@register
+@dataclass(frozen=True)
+class SmoothedEnergy(PerturbedAttention):
+    """x0 = inner + scale (c - p), where p is c with the queries of some layers blurred.
+
+    As `PerturbedAttention`, for the same networks, and the same defaults.
+
+    blur: sigma of the Gaussian in tokens, positive; infinite, as published, takes the mean of the
+          queries. A finite one needs a square of tokens.
+    """
+
+    name: ClassVar[str] = "seg"
+    source: ClassVar[str] = "arXiv:2408.00760"
+
+    blur: Annotated[float, Field(gt=0)] = math.inf
+
+    def perturb(self, network: Network) -> Network:
+        return perturb_attention(network, self.layers, self.blur)
 
 
 @dataclass(frozen=True)
