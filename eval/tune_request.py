@@ -82,6 +82,11 @@ class TuneRequest:
         " plan with .report before .json.",
         OUTPUT,
     )
+    html: Path | None = option(
+        None,
+        "The .html file for the report as a page: the front, and each plan with pictures.",
+        OUTPUT,
+    )
     log: Path | None = option(
         None,
         "Folder of the log, which several processes may share. By default it lies beside the plan.",

@@ -38,6 +38,7 @@ from ..tune_request import TuneRequest
 from .costs import measure_parts
 from .group import ChosenPoint, PlanGroup
 from .judge import PointJudge
+from .page import check_page, write_page
 from .points import SearchedSize
 from .report import CostParts, TuneReport, WrittenPlan
 from .sizes import PlanSizes, read_asked
@@ -126,7 +127,9 @@ def _check_places(request: TuneRequest) -> None:
     outputs = [request.out, request.report_path]
     for path in outputs:
         check_writable(path, ".json")
-    check_apart(outputs, [request.weights])
+    if request.html is not None:
+        check_page(request.html)
+    check_apart([*outputs, request.html], [request.weights])
 
 
 def _keep_parts(request: TuneRequest, search: Search) -> CostParts:
@@ -208,6 +211,8 @@ class Tuning:
         for each in report.plans:
             each.plan.write(self.request.out.with_name(each.file))
         report.write(self.request.report_path)
+        if self.request.html is not None:
+            write_page(report, judge.problem, self.request.html)
         return report
 
     def _pick(self, sizes: PlanSizes, searched: dict[str, SearchedSize]) -> list[SearchedSize]:
