@@ -125,7 +125,7 @@ def test_wheel_holds_code_weights_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size < 16e6
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    patterns = ("models/embedded/*/*.*", "eval/embedded/*/*.*", "eval/experiments/templates/*.html")
+    patterns = ("models/embedded/*/*.*", "eval/embedded/*/*.*", "eval/*/templates/*.html")
     patterns = (*patterns, "solvers/presets/*.json")
     found = (path for pattern in patterns for path in ROOT.glob(pattern))
     data = {f"fewstep/{p.relative_to(ROOT)}" for p in found if "__pycache__" not in p.parts}
