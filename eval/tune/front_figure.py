@@ -16,7 +16,7 @@ SUBDIVISIONS = ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))  # of a power of ten; the
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityColumn:
     """A column of quality: what it is called, and what it is of a point."""
 
     label: str
@@ -43,16 +43,16 @@ def _bound_features(point: JudgedPoint) -> tuple[float, float] | None:
     return None if seen is None else (seen.low, seen.high)
 
 
-def list_qualities(report: TuneReport) -> list[Quality]:
+def list_qualities(report: TuneReport) -> list[QualityColumn]:
     """Returns the columns that a report has: distance, and features or FD."""
-    qualities = [Quality("distance to the converged run", _read_distance, _bound_distance)]
+    qualities = [QualityColumn("distance to the converged run", _read_distance, _bound_distance)]
     extractor = report.judged.extractor
     if any(_read_features(point) is not None for point in report.points):
         label = f"paired distance of {extractor} features"
-        qualities.append(Quality(label, _read_features, _bound_features))
+        qualities.append(QualityColumn(label, _read_features, _bound_features))
     if any(point.fd is not None for point in report.points):
         qualities.append(
-            Quality(f"FD of {extractor} features to real images", lambda point: point.fd)
+            QualityColumn(f"FD of {extractor} features to real images", lambda point: point.fd)
         )
     return qualities
 
@@ -111,7 +111,7 @@ class FrontFigure:
 
     report: TuneReport
     unit: Unit
-    quality: Quality
+    quality: QualityColumn
 
     @property
     def title(self) -> str:
