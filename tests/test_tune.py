@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
+from tiny_pipes import pipeline
 from typer.testing import CliRunner
 
 import fewstep
+from fewstep import Sampler
 from fewstep.cli import app
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.tune.choice import choose_row, is_better
@@ -16,6 +19,7 @@ from fewstep.eval.tune.report import CostParts, TuneReport
 from fewstep.eval.tune.sizes import PlanSizes, read_asked, read_flops
 from fewstep.eval.tune_request import TuneRequest
 from fewstep.models.errors import SettingError
+from fewstep.models.load import load
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import Asked, JudgedPoint, PlanCost, PlanFile, Spread
 from fewstep.samplers.run_settings import RunSettings
@@ -197,3 +201,24 @@ def test_seeds_that_overlap_are_refused_before_any_work(tmp_path):
     with pytest.raises(SettingError, match="the blocks train and test share seed 20"):
         fewstep.tune("fashion-dit", nfe=3, out=tmp_path / "plan.json", **seeds)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_guided_and_cached_plans_stand_beside_tables_on_a_live_network(tmp_path):
+    network = load(pipeline("dit"))
+    options = {"budget": "candidates=4", "noises": "12,6,12", "teacher_nfe": 14, "batch": 2}
+    options |= {"classes": "0,1", "out": tmp_path / "plan.json", "cfg_scale": 3.0}
+    report = fewstep.tune(network, effective=4, **options)
+    assert {"named", "searched", "guidance", "cache"} <= {point.kind for point in report.points}
+    assert any("refitted" in point.name for point in report.points)
+    assert any("effective evaluations a cache" in each for each in report.verdicts)
+    for point in report.points:
+        assert point.cost.effective <= 4 * 1.02
+        assert (point.cost.flops is not None) == (report.parts.flops is not None)
+    (written,) = report.plans
+    assert str(written.plan.asked) == "4 effective evaluations"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = Sampler(network)([0, 1], class_labels=[0, 1], plan=tmp_path / "plan.json")
+    cost = written.plan.point.cost
+    assert (drawn.ledger.nfe, drawn.ledger.rows_per_image) == (cost.nfe, cost.rows)

@@ -8,11 +8,12 @@ from ...samplers.plan_file import Asked, JudgedPoint
 from .choice import SIMPLE, choose_row, compare_columns, describe_ratios, is_better, rank
 from .costs import RunTimer
 from .judge import PointChoice, PointJudge, PointRow
-from .points import SearchedSize, list_points
+from .points import SearchedSize, list_points, refit_masked
 from .sizes import OVER, PlanSizes
 
 FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
+REFITTED = 3  # best masks whose tables are fitted to them
 OF_KINDS = 1  # with so many of each kind
 JudgedChoice = tuple[PointChoice, PointRow]
 
@@ -63,6 +64,7 @@ class PlanGroup:
         """Returns the recommended point of the group."""
         all_choices = list_points(self.sizes, self.searched)
         few = self._note(self.judge.judge(all_choices, "validation", FEW))
+        few += self._note(self.judge.judge(self._refit(few), "validation", FEW))
         self._say_of_caches(few)
         finalists = [each for each, _ in _shorten(few)]
         judged = self._note(self.judge.judge(finalists, "validation"))
@@ -87,6 +89,13 @@ class PlanGroup:
         if own.point.kind in SIMPLE or simple is None:
             return ""
         return f"; test noises: {describe_ratios(own, simple)}"
+
+    def _refit(self, judged: Sequence[JudgedChoice]) -> list[PointChoice]:
+        """Returns the best cached settings with tables that are fitted to their masks."""
+        cached = [each for each in judged if each[0].kind == "cache"]
+        best = sorted(cached, key=lambda each: rank(each[1]))[:REFITTED]
+        search = self.searched[0].search
+        return [made for choice, _ in best for made in refit_masked(search, choice)]
 
     def _note(self, judged: Sequence[JudgedChoice]) -> list[JudgedChoice]:
         """Returns those that fit into the budget, noted."""

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from ...models.errors import FewstepError
+from ...models.files import write_bytes
 from ...models.schedule import NoiseSchedule
 from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_settings import RunSettings
@@ -17,6 +18,7 @@ from ..search.identity import read_rivals
 from ..search.log import Log, Trial
 from ..search.mask_run import find_weights, measure_gram
 from ..search.masks import find_best_mask, sum_gaps, tabulate_errors
+from ..search.refit import RIDGES, find_targets, refit
 from ..search.search import Search, SearchResult
 from ..search.size import SearchSize
 from ..search.strategies import HAND_MADE
@@ -28,6 +30,7 @@ NAMED = 4  # best of the search's named settings that are judged
 RIVALS = 2  # best of diffusers' schedulers
 PREDICTORS = ("taylor:order=1", "hermite:order=2")
 GRAM_NOISES = 8
+REFIT_NOISES = 64  # training noises that tables of masks are fitted on
 STEPS_OF_ROWS = (0.6, 0.75)  # of the rows: steps of runs that hold the difference at some of them
 PLAIN = ("ddim", "dpmpp-2m")
 
@@ -156,6 +159,28 @@ def list_masked(search: Search, size: SearchSize) -> Iterator[PointChoice]:
         full = ",".join(map(str, mask))
         name = f"{plan.settings.info.name}, computed at {full} of {size.nfe}, {predictor}"
         yield PointChoice(name, "cache", settings)
+
+
+def refit_masked(search: Search, choice: PointChoice) -> Iterator[PointChoice]:
+    """Yields a cached run with its table fitted to the mask, as strongly as each ridge lets it.
+
+    The tables are kept in the folder.
+    """
+    settings = choice.settings
+    if settings is None or settings.schedule is None or settings.schedule.guided:
+        return
+    problem, schedule = search.problem, settings.schedule
+    block = problem.block("train").first(min(REFIT_NOISES, len(problem.train)))
+    targets = None
+    for ridge in RIDGES:
+        path = search.folder / f"refitted-{schedule.schedule_id[:16]}-{len(block)}-{ridge:g}.json"
+        if not path.exists():
+            if targets is None:
+                targets = find_targets(problem, schedule.grid(), block)
+            made = refit(problem, schedule, block, targets, ridge)
+            write_bytes(path, made.dump().encode())
+        refitted = settings.model_copy(update={"schedule": Schedule.load(path)})
+        yield PointChoice(f"{choice.name}, refitted with {ridge:g}", "cache", refitted)
 
 
 def _find_masks(
