@@ -167,4 +167,4 @@ def test_a_search_names_the_weights_of_its_network():
 def test_force_alone_is_refused():
     said = CliRunner().invoke(app, ["sample", "--force"])
     assert said.exit_code == 2
-    assert "--force is for --schedule, --cache, --recipe and" in said.output
+    assert "--force is for --schedule, --cache, --recipe, --plan and --from-png" in said.output
