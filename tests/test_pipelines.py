@@ -287,6 +287,73 @@ def test_stable_diffusion_image_to_image_runs_with_runge_kutta():
     assert found.isfinite().all()
 
 
+def refine(base, half, scheduler, **given):
+    """The latents of a base as a refiner with the same network, and a scheduler, finishes them."""
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**base.components)
+    refiner.scheduler = scheduler
+    refiner.set_progress_bar_config(disable=True)
+    asked = PIPES["sdxl"].call | {"image": half, "denoising_start": 0.5} | given
+    asked = {key: value for key, value in asked.items() if key not in ("height", "width")}
+    with warnings.catch_warnings(action="ignore"):  # latents are no picture from 0 to 1
+        return refiner(**asked, return_dict=False)[0]
+
+
+def share_network():
+    """A base of Stable Diffusion XL whose network a refiner can have too."""
+    net = tiny.network("unet-condition", **PIPES["sdxl"].config, in_channels=4, out_channels=4)
+    return pipeline("sdxl", unet=net, **vae(4))
+
+
+@pytest.mark.parametrize("solver", ["unipc-3", "heun", "dpmpp-2s", "rf-solver", "ddpm"])
+def test_a_base_and_a_refiner_are_the_whole_run_to_the_bit(solver):
+    """If the solver goes on with what it remembers, even within a step; or if it remembers nothing
+    and the run is cut between two steps."""
+    base, noise = share_network(), torch.Generator()
+    chosen = {"solver": solver, "grid": "uniform", "state": "vp"}
+    config = SolverScheduler.from_config(base.scheduler.config, **chosen).config
+    base.scheduler = SolverScheduler.from_config(config)
+    given = {"num_inference_steps": 10, "generator": noise}
+    whole = call("sdxl", base, **given, latents=None)
+    noise.manual_seed(noise.initial_seed())
+    half = call("sdxl", base, **given, latents=None, denoising_end=0.5)
+    further = SolverScheduler.from_config(config)
+    further.continue_from(base.scheduler)
+    assert torch.equal(refine(base, half, further, **given), whole)
+    if solver in ("unipc-3", "dpmpp-2s"):  # what they remember is lost
+        return
+    noise.manual_seed(noise.initial_seed())
+    base.scheduler = SolverScheduler.from_config(config, denoising_end=0.5)
+    half = call("sdxl", base, **given, latents=None)
+    rest = SolverScheduler.from_config(config, denoising_start=0.5)
+    assert torch.equal(refine(base, half, rest, **given), whole)
+    assert base.scheduler.num_inference_steps == rest.num_inference_steps == 5
+    assert base.scheduler.nfe + rest.nfe == (10 if solver == "ddpm" else 19 + (solver != "heun"))
+
+
+def test_what_a_scheduler_cannot_continue_is_refused():
+    base = share_network()
+    chosen = {"solver": "unipc-2", "grid": "uniform"}
+    base.scheduler = SolverScheduler.from_config(base.scheduler.config, **chosen)
+    half = call("sdxl", base, num_inference_steps=10, denoising_end=0.4)
+    further = SolverScheduler.from_config(base.scheduler.config)
+    further.continue_from(base.scheduler)
+    with pytest.raises(
+        SettingError, match=r"has made 4 evaluations .*, and this one begins after 5"
+    ):
+        refine(base, half, further, num_inference_steps=10)
+    with pytest.raises(SettingError, match="has other steps or another solver"):
+        refine(base, half, further, num_inference_steps=8)
+    with pytest.raises(SettingError, match="takes another SolverScheduler"):
+        further.continue_from(further)
+    for given, message in (
+        ({"denoising_end": 1.0}, "denoising_end=1.0 must be a fraction of the run"),
+        ({"denoising_start": 0.6, "denoising_end": 0.5}, "no step of this run begins between"),
+    ):
+        scheduler = SolverScheduler.from_config(base.scheduler.config, **given)
+        with pytest.raises(SettingError, match=message):
+            scheduler.set_timesteps(10)
+
+
 REFINED = {"ddim": 1e-6, "unipc-2": 1e-3, "heun": 1e-3, "rf-solver": 1e-6, "ode-rk4": 1e-3}
 
 
@@ -294,20 +361,13 @@ REFINED = {"ddim": 1e-6, "unipc-2": 1e-3, "heun": 1e-3, "rf-solver": 1e-6, "ode-
 def test_a_refiner_goes_on_where_its_base_ended(solver):
     """Two halves make the whole run. Lost between them is a multistep solver's memory, and what is
     left of a step that the base has begun: it hands over the first guess at the next node."""
-    net = tiny.network("unet-condition", **PIPES["sdxl"].config, in_channels=4, out_channels=4)
-    base = pipeline("sdxl", unet=net, **vae(4))
+    base, labels = share_network(), []
     chosen = {"solver": solver, "grid": "uniform"}
     base.scheduler = SolverScheduler.from_config(base.scheduler.config, **chosen)
-    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**base.components)
-    refiner.set_progress_bar_config(disable=True)
     whole = call("sdxl", base, num_inference_steps=10)
     half = call("sdxl", base, num_inference_steps=10, denoising_end=0.5)
-    own = PIPES["sdxl"].call | {"image": half, "denoising_start": 0.5, "num_inference_steps": 10}
-    own = {key: value for key, value in own.items() if key not in ("height", "width")}
-    labels = []
-    net.register_forward_pre_hook(lambda module, args: labels.append(float(args[1])))
-    with warnings.catch_warnings(action="ignore"):  # latents are no picture from 0 to 1
-        found = refiner(**own, return_dict=False)[0]
+    base.unet.register_forward_pre_hook(lambda module, args: labels.append(float(args[1])))
+    found = refine(base, half, base.scheduler, num_inference_steps=10)
     assert labels[0] == pytest.approx(499.0)
     assert (found - whole).abs().max() < REFINED[solver] * whole.abs().max()
 

@@ -1,7 +1,6 @@
 """The part of `SolverScheduler` that follows its config, plans a run and knows where it is."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,21 +17,20 @@ from ..distilled import warn_of_untrained
 from ..plan import Plan
 from .config import find_changes, read_choices, read_values, write_values
 from .planning import Choices, Numbers, TimestepsRequest
+from .run_range import RunRange, choose_steps
 from .stepper import (
     PlannedCall,
     Stepper,
     count_calls_per_step,
-    list_calls,
-    make_late_stepper,
     make_refusal,
 )
 from .timesteps import Labels, find_node
-from .trained_process import TrainedProcess
+from .trained_process import TrainedProcess, TrainedTables
 
 logger = logging.get_logger(__name__)
 
 
-class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
+class PlannedScheduler(TrainedTables, ConfigMixin):  # type: ignore[misc]
     """A scheduler whose config can be changed, with the plan of a run and where the run is.
 
     process:   the noise schedule and prediction of the network, as the config says.
@@ -58,6 +56,8 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         self.sigmas = _make_sigmas(trained.schedule, trained.nodes)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
+        self._range: RunRange
+        self._before: PlannedScheduler | None = None
         self._calls: list[PlannedCall] = []
         self._stepper: Stepper | None
         self._begin: int | None
@@ -81,23 +81,6 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
             SettingError: if the network is no flow, or is shifted by the size of its images.
         """
         self._change({shift_key_of(self.config): shift})
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """abar of every training timestep, float32 (N,), of discrete schedules only."""
-        return torch.tensor(self._read_abars())
-
-    @property
-    def alphas(self) -> Tensor:
-        """1 - beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self._read_abars())
-        return torch.tensor([after / before for before, after in pairwise(abars)])
-
-    @property
-    def betas(self) -> Tensor:
-        """beta of every training timestep, float32 (N,)."""
-        abars = (1.0, *self._read_abars())
-        return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
 
     def set_timesteps(
         self,
@@ -137,18 +120,35 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         plan.check(self.process.prediction)
         if self.choices.recipe is None:
             warn_of_untrained(plan.settings, self.process.distilled, plan.grid)
-        self._calls = list_calls(plan)
+        steps = choose_steps(plan, len(self), *self.choices.fractions)
+        self._range = RunRange(plan, steps)
+        self._calls = self._range.calls
         self._plan, nodes = plan, [call.node for call in self._calls]
         kind, data = self.process.prediction, self.process.sigma_data
         self._weights = [x0_from(kind, node, data) for node in nodes]
         self._labels = Labels([plan.grid.schedule.label(node) for node in nodes], device)
         self.timesteps = self._labels.tensor
-        self.sigmas = _make_sigmas(plan.grid.schedule, [*nodes, plan.grid.nodes[-1]])
-        self.num_inference_steps = plan.grid.steps
+        self.sigmas = _make_sigmas(plan.grid.schedule, [*nodes, plan.grid.nodes[steps.stop]])
+        self.num_inference_steps = len(steps)
         self.order = 1 if request.listed else count_calls_per_step(self._calls)
-        expected = self.order * (plan.grid.steps - plan.grid.denoise)
-        self._uneven = not request.listed and len(nodes) > max(expected, plan.grid.steps)
+        denoised = plan.grid.denoise and steps.stop == plan.grid.steps
+        expected = self.order * (len(steps) - denoised)
+        self._uneven = not request.listed and len(nodes) > max(expected, len(steps))
         self._forget()
+
+    def continue_from(self, other: "PlannedScheduler | None") -> None:
+        """Lets runs from now on begin where those of another scheduler have stopped.
+
+        Both run one plan: the solver goes on with what it remembers, even within a step, so that a
+        base and a refiner together are one run, to the bit where they are one network. None lets
+        them begin anew again.
+        """
+        if not isinstance(other, PlannedScheduler | None) or other is self:
+            raise SettingError(
+                "continue_from takes another SolverScheduler, as in"
+                " refiner.scheduler.continue_from(base.scheduler)"
+            )
+        self._before = other
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Starts at a later evaluation; multistep solvers start there anew.
@@ -160,7 +160,8 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         N steps, so the noise added is that of the node there; with grid="uniform" it is at the
         time strength * t_max.
         """
-        plan, asked = self._get_plan(), self._calls
+        self._get_plan()
+        asked = self._calls
         if begin_index not in range(len(asked)):
             late = isinstance(begin_index, int) and begin_index >= len(asked)
             none = "; nothing is left to run, so raise strength" * late
@@ -168,13 +169,13 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         self._forget()
         self._begin = self._index = begin_index
         if begin_index > 0:
-            self._stepper = self._make_late_stepper(plan, asked[begin_index:])
+            self._stepper = self._make_stepper(begin_index)
 
     @property
     def init_noise_sigma(self) -> float:
         """The factor by which pipelines multiply standard normal noise to begin."""
         schedule = self._get_schedule()
-        first = self._plan.grid.nodes[0] if self._plan else schedule.at(schedule.t_max)
+        first = self._calls[0].node if self._plan else schedule.at(schedule.t_max)
         return schedule.noise_scale(first) * self._compute_factor(first)
 
     @property
@@ -193,10 +194,6 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
     @property
     def nfe(self) -> int:
         return self._index - (self._begin or 0)
-
-    def _read_abars(self) -> tuple[float, ...]:
-        self._follow_config()
-        return self.process.alphas_cumprod
 
     @property
     def _explodes(self) -> bool:
@@ -243,14 +240,18 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
             )
         return self._plan
 
-    def _make_late_stepper(self, plan: Plan, rest: list[PlannedCall]) -> Stepper:
-        if self.choices.schedule is not None:
-            raise SettingError(
-                "a schedule goes all the way from noise to data; use strength=1, or a named solver"
-            )
-        if self._uneven:
-            raise make_refusal(self.choices.settings, rest[0])
-        return make_late_stepper(plan, self.choices.settings, rest)
+    def _make_stepper(self, n: int) -> Stepper:
+        """Returns what runs the rest from evaluation n on."""
+        if self._before is not None:
+            other = self._before
+            other._get_plan()
+            stepper = self._range.go_on(other._range, other._stepper, other._index, n)
+            self._handed = other._handed
+            return stepper
+        settings = None if self.choices.schedule is not None else self.choices.settings
+        if n > 0 and self._uneven and settings is not None:
+            raise make_refusal(settings, self._calls[n])
+        return self._range.begin(settings, n)
 
     def _find_evaluation(self, timestep: Any) -> int:
         """Returns the number of the current evaluation, or of the one that begins a run."""
@@ -262,9 +263,9 @@ class PlannedScheduler(ConfigMixin):  # type: ignore[misc]
         return self._index
 
     def _get_stepper(self) -> Stepper:
-        plan = self._get_plan()
+        self._get_plan()
         if self._stepper is None:
-            self._stepper = Stepper(plan.solver, plan.grid.nodes)
+            self._stepper = self._make_stepper(0)
         if self._stepper.over:
             raise SettingError(
                 f"this run is over after its {len(self._calls)} evaluations; call set_timesteps"

@@ -14,10 +14,10 @@ from ...solvers import Revisable, Schedule, SolverSettings, take_solver
 from ..distilled import check_distilled
 from ..grid import Final
 from ..plan import DEFAULT_SOLVER, Plan, make_plan
-from ..recipes import RecipeRun, find_listed, read_recipe
+from ..recipes import RecipeRun, read_recipe
 from ..schedule_choice import find_schedule
 from .stepper import PlannedCall, list_calls
-from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas
+from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas, refuse_final
 from .trained_process import TrainedProcess
 
 Numbers = Sequence[float] | Tensor
@@ -68,6 +68,7 @@ class Choices:
     schedule: what stands in for all of these.
     recipe: a name of `fewstep list recipes`, which stands in for solver and grid.
     final:  as `make_plan` takes it.
+    denoising_start, denoising_end: fractions of the run at which it begins and ends.
     state:  "vp" | "ve", what the pipeline holds of a variance-preserving network's state; None is
         what the scheduler does that the config comes from.
     check_finite: wait for the network's answers, and raise if one is not finite.
@@ -79,6 +80,8 @@ class Choices:
     schedule: Schedule | None = None
     recipe: str | None = None
     final: str = "zero"
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     state: str | None = None
     check_finite: bool = False
 
@@ -99,6 +102,11 @@ class Choices:
         """The same as a config carries it: a schedule as JSON text."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return values | {"schedule": None if self.schedule is None else self.schedule.dump()}
+
+    @property
+    def fractions(self) -> tuple[float | None, float | None]:
+        """Where the run begins and ends; None is at noise and at data."""
+        return self.denoising_start, self.denoising_end
 
     def explodes(self, process: TrainedProcess) -> bool:
         """Tells whether the pipeline holds x0 + (sigma / alpha) eps: the state divided by alpha."""
@@ -172,7 +180,7 @@ class Choices:
             plan = self._plan_steps(schedule, same, process)
         else:
             if isinstance(schedule, RectifiedFlow) and request.sigmas:
-                _refuse_final(schedule, given)
+                refuse_final(schedule, given)
             read = make_grid_at_sigmas if request.sigmas else make_grid_at_labels
             plan = self._plan_list(read(schedule, given), request.nfe)
         if request.steps not in (None, plan.grid.steps):
@@ -251,20 +259,6 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
 
 def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
     return None if values is None else as_numbers(values, name)
-
-
-def _refuse_final(schedule: RectifiedFlow, sigmas: Sequence[float]) -> None:
-    """Raises SettingError for the final times of a recipe, as `sigmas` are shifted once more."""
-    taus = [tau for tau in sigmas if tau > 0.0]
-    if schedule.shift == 1.0 or (name := find_listed(taus)) is None:
-        return
-    scale = 1.0 if schedule.time_scale is None else schedule.time_scale
-    shifted = " ".join(f"{schedule.at(tau).sigma:.4g}" for tau in taus)
-    raise SettingError(
-        f"these sigmas are the final times of {name}, and the shift of this config would make them"
-        f" {shifted}; take recipe={name!r}, or pass"
-        f" timesteps={[round(scale * tau, 4) for tau in taus]}"
-    )
 
 
 def choose_grid(schedule: NoiseSchedule, process: TrainedProcess) -> str | None:

@@ -88,6 +88,8 @@ class SolverScheduler(SchedulerMixin, PlannedScheduler):  # type: ignore[misc]
                     that was distilled so. A config of LCM, TCD and other distilled networks has
                     their update and times by itself.
                 final: "zero", "sigma_min" or "denoise".
+                denoising_start, denoising_end: the fractions of the run where it begins and ends,
+                    between two steps, as a refiner and a base have it; see `continue_from`.
                 state: "ve" where the pipeline is to hold x0 + (sigma / alpha) eps, as it does with
                     EulerDiscreteScheduler and its like, "vp" where it is not. By default as the
                     class in the config has it; a config that was never saved does not name one.

@@ -53,6 +53,7 @@ class Stepper:
 
     def __init__(self, solver: Solver[Any], nodes: tuple[Node, ...]) -> None:
         self.solver, self.pairs = solver, list(pairwise(nodes))
+        self.end = len(self.pairs)  # the number of the first step that is not taken
         self.n, self.state = 0, solver.init()
         self.sent: list[Tensor] = []  # the answers of this step
         self.x = self.asked = torch.zeros(())  # where the step begins; the state in question
@@ -62,7 +63,7 @@ class Stepper:
 
     @property
     def over(self) -> bool:
-        return self.n == len(self.pairs)
+        return self.n == self.end
 
     def begin(self, x: Tensor, noise: Draw) -> Tensor:
         """Starts from x (B, *); the state in question, which is x if nothing comes before it."""
@@ -108,7 +109,7 @@ class Stepper:
                 self.x, self.state = done.value
                 self.n, self.sent, answer = self.n + 1, [], None
                 if self.over:
-                    self.live, self.node = None, self.pairs[-1][1]
+                    self.live, self.node = None, self.pairs[self.n - 1][1]
                     return self.x
                 self.live = self._start_step()
                 continue

@@ -22,6 +22,7 @@ from ...models.schedule import (
     VPLinear,
 )
 from ..ramps import find_lam_ends
+from ..recipes import find_listed
 
 ROUNDING = 1e-6  # of float32 labels, relative
 
@@ -101,6 +102,20 @@ def is_ramp(sigmas: Sequence[float]) -> bool:
     """Returns whether sigmas are 1, 1 - 1/n, .., 1/n, which flow pipelines pass unasked."""
     n = len(sigmas)
     return n > 0 and all(abs(float(v) - (1.0 - i / n)) < 1e-6 for i, v in enumerate(sigmas))
+
+
+def refuse_final(schedule: RectifiedFlow, sigmas: Sequence[float]) -> None:
+    """Raises SettingError for the final times of a recipe, as `sigmas` are shifted once more."""
+    taus = [tau for tau in sigmas if tau > 0.0]
+    if schedule.shift == 1.0 or (name := find_listed(taus)) is None:
+        return
+    scale = 1.0 if schedule.time_scale is None else schedule.time_scale
+    shifted = " ".join(f"{schedule.at(tau).sigma:.4g}" for tau in taus)
+    raise SettingError(
+        f"these sigmas are the final times of {name}, and the shift of this config would make them"
+        f" {shifted}; take recipe={name!r}, or pass"
+        f" timesteps={[round(scale * tau, 4) for tau in taus]}"
+    )
 
 
 def _find_kappa(schedule: NoiseSchedule, kappa: float) -> Node:

@@ -2,9 +2,14 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
 
 from ...models.diffusers_config import (
     EXPLODING,
@@ -117,6 +122,37 @@ class TrainedProcess:
             )
         linear = self.config.get("time_shift_type") == "linear"
         return _read_config(self.config, float(mu) if linear else math.exp(mu))[0]
+
+
+class TrainedTables(ABC):
+    """The tables by training timestep that pipelines read of a scheduler."""
+
+    process: TrainedProcess
+
+    @abstractmethod
+    def _follow_config(self) -> None:
+        """Takes over what was changed in the config since it was last read."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar of every training timestep, float32 (N,), of discrete schedules only."""
+        return torch.tensor(self._read_abars())
+
+    @property
+    def alphas(self) -> Tensor:
+        """1 - beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self._read_abars())
+        return torch.tensor([after / before for before, after in pairwise(abars)])
+
+    @property
+    def betas(self) -> Tensor:
+        """beta of every training timestep, float32 (N,)."""
+        abars = (1.0, *self._read_abars())
+        return torch.tensor([1.0 - after / before for before, after in pairwise(abars)])
+
+    def _read_abars(self) -> tuple[float, ...]:
+        self._follow_config()
+        return self.process.alphas_cumprod
 
 
 def _read_config(
