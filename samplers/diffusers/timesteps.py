@@ -212,7 +212,7 @@ class Labels:
             raise SettingError(
                 f"timestep {label:g} is not that of evaluation {n + 1}, {self.values[n]:g}; pass"
                 " the entries of scheduler.timesteps in their order, and call set_timesteps before"
-                " another run"
+                " another run; a second state is stepped by copy.deepcopy(scheduler)"
             )
 
     def check_tokens(self, timesteps: Tensor, n: int) -> None:
