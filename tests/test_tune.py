@@ -13,6 +13,7 @@ from fewstep import Sampler
 from fewstep.cli import app
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.tune.choice import choose_row, is_better
+from fewstep.eval.tune.command import Tuning
 from fewstep.eval.tune.costs import predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
 from fewstep.eval.tune.report import CostParts, TuneReport
@@ -129,6 +130,8 @@ def without_times(report):
         plan["plan"].pop("seconds")
     for point in [*body["points"], *(plan["plan"]["point"] for plan in body["plans"])]:
         point["cost"].pop("ms")
+        schedule = (point["settings"] or {}).get("schedule") or {"provenance": {}}
+        schedule["provenance"].pop("budget", None)  # with its seconds
     return body
 
 
@@ -176,6 +179,17 @@ def test_a_search_that_was_killed_gives_what_an_uninterrupted_one_gives(
     assert [each.plan.point.name for each in again.plans] == [
         each.plan.point.name for each in report.plans
     ]
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said(tuned, tmp_path, monkeypatch):
+    folder, report = tuned
+    shutil.copytree(folder / "plan.tune", tmp_path / "plan.tune")
+    (tmp_path / "plan.tune" / "points.jsonl").unlink()
+    monkeypatch.setattr(Tuning, "_count_left", lambda self, share: -1.0)
+    hurried = fewstep.tune("toy", out=tmp_path / "plan.json", **QUICK)
+    assert any("the time was up" in each for each in hurried.verdicts)
+    assert 3 <= len(hurried.points) < len(report.points)
+    assert hurried.plans
 
 
 def test_the_command_prints_its_report_and_refuses_in_one_line(tuned):

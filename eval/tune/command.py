@@ -1,5 +1,6 @@
 """`fewstep tune`: from what is typed to plans and their report."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -199,7 +200,7 @@ class Tuning:
     ) -> TuneReport:
         """Returns the report, once it and the plans are written."""
         some = next(iter(searched.values())).search
-        judge = PointJudge(some, self.parts, self.request.folder, self.progress)
+        judge = PointJudge(some, self.parts, self.request.folder, self._count_left, self.progress)
         groups = [
             PlanGroup(judge, self.request.batch, asked, size, self._pick(size, searched))
             for size in sizes
@@ -214,6 +215,13 @@ class Tuning:
         if self.request.html is not None:
             write_page(report, judge.problem, self.request.html)
         return report
+
+    def _count_left(self, share: float) -> float:
+        """Returns the seconds until a share of the budget is gone; infinite if it is no time."""
+        budget = Budget.parse(self.request.budget)
+        if budget.kind != "seconds":
+            return math.inf
+        return share * budget.amount - (time.perf_counter() - self.request.started)
 
     def _pick(self, sizes: PlanSizes, searched: dict[str, SearchedSize]) -> list[SearchedSize]:
         marks = [each.size.mark for each in self.list_searches(sizes)]

@@ -13,6 +13,7 @@ from .sizes import OVER, PlanSizes
 
 FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
+TRIED, REFIT, VALIDATED, TESTED = 0.82, 0.86, 0.92, 0.97  # shares of a budget of time
 REFITTED = 3  # best masks whose tables are fitted to them
 OF_KINDS = 1  # with so many of each kind
 JudgedChoice = tuple[PointChoice, PointRow]
@@ -63,13 +64,15 @@ class PlanGroup:
     def choose(self) -> ChosenPoint:
         """Returns the recommended point of the group."""
         all_choices = list_points(self.sizes, self.searched)
-        few = self._note(self.judge.judge(all_choices, "validation", FEW))
-        few += self._note(self.judge.judge(self._refit(few), "validation", FEW))
+        few = self._note(self.judge.judge(all_choices, "validation", FEW, TRIED))
+        if self.judge.left(TRIED) > 0.0:
+            few += self._note(self.judge.judge(self._refit(few), "validation", FEW, REFIT))
         self._say_of_caches(few)
         finalists = [each for each, _ in _shorten(few)]
-        judged = self._note(self.judge.judge(finalists, "validation"))
+        judged = self._note(self.judge.judge(finalists, "validation", until=VALIDATED))
         chosen, verdict = choose_row([row for _, row in judged])
-        tested = self._note(self.judge.judge([each for each, _ in judged], "test"))
+        order = sorted(judged, key=lambda each: (each[1] is not chosen, each[0].kind not in SIMPLE))
+        tested = self._note(self.judge.judge([each for each, _ in order], "test", until=TESTED))
         ranked = sorted((row for _, row in tested), key=rank)
         own = next(each for each in ranked if each.point.name == chosen.point.name)
         rivals = [each for each in ranked if each is not own]
@@ -146,9 +149,10 @@ class PlanGroup:
 def _shorten(
     judged: Sequence[JudgedChoice],
 ) -> list[JudgedChoice]:
-    """Returns the best, and the best of each kind."""
+    """Returns the best, the best simple one, then the next, and the best of each kind."""
     ranked = sorted(judged, key=lambda each: rank(each[1]))
-    chosen = ranked[:KEPT]
+    simple = [each for each in ranked if each[0].kind in SIMPLE]
+    chosen = [*ranked[:1], *simple[:1], *ranked[1:KEPT]]
     for kind in dict.fromkeys(row.point.kind for _, row in ranked):
         chosen += [each for each in ranked if each[1].point.kind == kind][:OF_KINDS]
     return list({each[1].point.name: each for each in chosen}.values())

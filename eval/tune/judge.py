@@ -1,6 +1,6 @@
 """Settings judged on a block of noises: what they cost and both columns, each once for a folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ..statistics import Moments, frechet
 from .costs import describe_cost
 from .report import CostParts
 
+LEAST = 3  # settings that are judged whatever the time
 LEAST_FD = 96  # noises whose features have a distance to real ones
 
 
@@ -83,12 +84,15 @@ class PointJudge:
     search: of the problem and its features; any of them.
     parts:  the costs.
     folder: that keeps what was judged.
+    left:   returns the seconds of the budget that are left after a share of it; infinite where the
+            budget is no time.
     remarks: settings that could not be run, and why.
     """
 
     search: Search
     parts: CostParts
     folder: Path
+    left: Callable[[float], float]
     progress: bool = False
     remarks: list[str] = field(default_factory=list)
 
@@ -102,11 +106,19 @@ class PointJudge:
         return self.search.problem
 
     def judge(
-        self, choices: Sequence[PointChoice], name: BlockOf, count: int | None = None
+        self,
+        choices: Sequence[PointChoice],
+        name: BlockOf,
+        count: int | None = None,
+        until: float = 1.0,
     ) -> list[tuple[PointChoice, PointRow]]:
         """Returns each setting with its cost and columns; those that cannot run are left out.
 
-        count: of the first noises of the block; None is all.
+        Args:
+            choices: the most important first.
+            name: of the block.
+            count: of the first noises of the block; None is all.
+            until: the share of a budget of time after which only the first LEAST are judged.
         """
         block = self.problem.block(name)
         block = block if count is None else block.first(min(count, len(block)))
@@ -119,6 +131,9 @@ class PointJudge:
         for each in self._show(
             self.store.turns(missing, lambda each: keys[id(each)], is_done), len(missing), name
         ):
+            if choices.index(each) >= LEAST and self.left(until) <= 0.0:
+                self._remark("some settings were left out, as the time was up; give more --budget")
+                continue
             row = self._measure(each, block, keys[id(each)])
             if row is not None:
                 self.store.append(row)
@@ -130,6 +145,10 @@ class PointJudge:
     ) -> Iterator[PointChoice]:
         off = None if self.progress else True
         yield from tqdm(works, total=count, desc=f"{name} noises", unit="setting", disable=off)
+
+    def _remark(self, text: str) -> None:
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def _make_key(self, choice: PointChoice, block: Block) -> str:
         features = self.search.features
@@ -144,7 +163,7 @@ class PointJudge:
         except NonFiniteError:
             return None
         except FewstepError as error:
-            self.remarks.append(f"{choice.name} was left out: {error}")
+            self._remark(f"{choice.name} was left out: {error}")
             return None
         if not bool(torch.isfinite(ends).all()):
             return None

@@ -44,15 +44,15 @@ class SearchedSize:
 
 
 def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[PointChoice]:
-    """Returns all settings for some sizes; no setting stands there twice.
+    """Returns all settings for some sizes, the most promising first, none of them twice.
 
     searched: searches of these sizes.
     """
     problem = searched[0].search.problem
     schedule, scale = problem.network.schedule, problem.cfg_scale
-    points = [*_list_plain(schedule, sizes.nfe, scale), *_list_presets(schedule, sizes.nfe, scale)]
-    for each in searched:
-        points += _list_searched(each, scale)
+    points = [made for each in searched for made in _list_searched(each, scale)]
+    points += _list_plain(schedule, sizes.nfe, scale)
+    points += _list_presets(schedule, sizes.nfe, scale)
     if sizes.rows is not None:
         points += _list_guided(schedule, sizes.rows, scale)
     for size in sizes.masked:
