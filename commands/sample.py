@@ -81,6 +81,12 @@ class SampleOptions:
         " calibrate`.",
         SAMPLING,
     )
+    noise: str | None = option(
+        None,
+        "Noise of a stochastic solver: fresh, or brownian, one path per seed, on which runs of any"
+        " number of steps agree. The default is fresh.",
+        SAMPLING,
+    )
     force: bool = option(
         False,
         "Accept a schedule, a cache or a plan that was made for another network or guidance, or a"
@@ -198,6 +204,7 @@ class SampleOptions:
             **settings,
             seeds=seeds,
             classes=labels,
+            noise=None if self.noise == "fresh" else self.noise,
             batch=self.batch,
             dtype=self.dtype,
             device=self.device,

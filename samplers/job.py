@@ -18,6 +18,8 @@ from ..models.ledger import CacheLedger, Ledger
 from ..models.modules import hold, is_compiled
 from ..models.schedule import Node
 from ..solvers import Revisable, drive
+from ..solvers.base import Span
+from .brownian import BrownianNoise
 from .conditions import Branches, make_denoisers, take_rows
 from .guidance import Guidance, PastBranches, Setup, warn_of_no_savings
 from .guidance.nested import check_gradient, takes_gradient
@@ -53,6 +55,7 @@ class Job:
     choices:  what the plan was made of, as far as it was given.
     batch:    images sampled at once.
     callback: called after each step, if given.
+    brownian: the noise of the steps is of one Brownian path per seed.
     """
 
     parts: Sequence[JobPart]
@@ -63,6 +66,7 @@ class Job:
     batch: int
     callback: Callback | None
     progress: bool
+    brownian: bool = False
 
     @property
     def network(self) -> Network:
@@ -160,6 +164,7 @@ class Job:
         batches = []
         for rows, noise in zip(self._list_rows(), noises, strict=True):
             runs: list[BatchRun] = []
+            path = self._make_path(rows)
             for part, (others, cache) in zip(self.parts, held, strict=True):
                 branches = take_rows(self.branches, rows)
                 further = make_denoisers(others, branches)
@@ -167,12 +172,17 @@ class Job:
                 solver, grid = self.plan.solver, self.plan.grid
                 run = BatchRun(denoiser, solver, grid, part.guidance, callback, noise.draw)
                 run.first, run.last, run.before = part.first, part.last, runs[-1] if runs else None
+                run.path = path
                 run.images = rows.start, len(self.seeds)
                 if part.recombined and isinstance(solver, Revisable):
                     run.past = PastBranches(solver.reach)
                 runs.append(run)
             batches.append(runs)
         return batches
+
+    def _make_path(self, rows: slice) -> Callable[[Span], Tensor] | None:
+        """Returns what the steps of a batch draw from in place of fresh noise."""
+        return BrownianNoise(self.seeds[rows], self.network.shape).draw if self.brownian else None
 
     def _record_graph(self, batch: Sequence[BatchRun]) -> Any:
         """Returns the CUDA graph of whole runs; None where the network runs without graphs."""

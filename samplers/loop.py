@@ -15,7 +15,7 @@ from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
-from ..solvers.base import Asked, Query, Split
+from ..solvers.base import Asked, Query, Span, Split, list_spans
 from ..solvers.table_steps import brings_guidance
 from .guidance import Guidance, Guide, History, Moment, PastBranches, Setup, Thresholded
 from .guidance.nested import check_gradient, takes_gradient
@@ -57,12 +57,13 @@ class BatchRun:
     `drive(run.steps(x), run.answer)` does what `integrate` does without checking the answers, for
     which a host would wait: call `denoiser.check()` once the result is needed.
 
+    path:    gives the noise of a span in place of `noise`, until the run is over.
     images:  the number of the batch's first image in the run, and of all images of the run.
     first, last: the steps of the grid that it takes; all by default.
     before:  the run of the steps before, whose solver's memory it goes on with; reached: after the
              last step.
     past:    collects what the run after it combines anew, if that shall be.
-    x0:      the last answer; step, stage: where the next question is.
+    x0:      the last answer; step, stage, draws: where the next question is.
     gradient: the guidance differentiates the network.
     history: the answers that a solver remembers whose memory follows the guidance.
     earlier: the `past` of the run before, until the first answer; due: what it makes of it.
@@ -74,6 +75,7 @@ class BatchRun:
     guidance: Guidance
     callback: Callback | None = None
     noise: Callable[[], Tensor] | None = None
+    path: Callable[[Span], Tensor] | None = None
     images: tuple[int, int | None] = (0, None)
     first: int = 0
     last: int | None = None
@@ -88,18 +90,19 @@ class BatchRun:
     gradient: bool = False
     step: int = 0
     stage: int = 0
+    draws: int = 0
 
     def steps(self, x: Tensor) -> Generator[Query, Tensor, Tensor]:
         """Yields every question of the run that starts at x (B, *), and returns where it ends."""
         self.x0, state = x, self._begin(len(x))
         ledger, nodes = self.denoiser.ledger, self.grid.nodes[self.first : self.end + 1]
         for n, (t, s) in enumerate(pairwise(nodes), start=self.first):
-            before, self.step, self.stage = ledger.rows, n, 0
+            before, self.step, self.stage, self.draws = ledger.rows, n, 0, 0
             x, state = yield from revise_step(self.solver, (x, state, t, s), self._list_changes)
             ledger.count_step(n, ledger.rows - before)
             if self.callback is not None:
                 self.callback(n, s, x, self.x0, ledger)
-        self.reached = state
+        self.reached, self.path = state, None
         return x
 
     @property
@@ -216,6 +219,11 @@ class BatchRun:
         return x0
 
     def _draw_noise(self, x: Tensor) -> Tensor:
+        if self.path is not None:
+            ends = self.grid.nodes[self.step : self.step + 2]
+            noise = self.path(list_spans(self.solver, self.step, *ends)[self.draws])
+            self.draws += 1
+            return send(noise, x.device, x.dtype)
         if self.noise is None:
             raise SettingError("this solver adds noise; give integrate a source of it")
         return send(self.noise(), x.device, x.dtype)

@@ -12,6 +12,7 @@ from ..models.errors import FewstepError, SettingError
 from ..models.files import check_writable, write_whole
 from ..models.speed import Speed
 from ..solvers import Schedule
+from .brownian import FRESH
 from .expert_parts import format_low_noise
 from .guidance import CFG
 from .images import make_contact_sheet
@@ -68,6 +69,7 @@ def record_call(call: "SamplerCall") -> Run:
         final=str(given.get("final", "zero")),
         nfe=given.get("nfe"),
         steps=given.get("steps"),
+        noise=None if given["noise"] == FRESH else given["noise"],
         batch=given["batch"],
         **_record_guidance(given["guidance"]),
     ).settle(call.noise_schedule)

@@ -17,6 +17,7 @@ from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..models.user_code import refuse_code
 from ..models.weights import check_weights, hash_weights
+from .brownian import FRESH
 from .guidance.base import list_second_networks
 from .guidance.forecast import write_forecast
 from .images import Picture, make_contact_sheet, open_picture
@@ -46,6 +47,7 @@ class Run(RunSettings):
     low_noise: the choices for the second network, as `LowNoise` has them in a text.
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
+    noise:    of the steps, as `Sampler` takes it; None is fresh.
     batch, dtype, device, speed: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
@@ -58,6 +60,7 @@ class Run(RunSettings):
         tuple[int, ...], BeforeValidator(_read_seeds), Field(min_length=1, max_length=MOST_NUMBERS)
     ]
     classes: tuple[int, ...] | None = None
+    noise: str | None = None
     batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
@@ -126,8 +129,9 @@ class Run(RunSettings):
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments with which a sampler of the model draws the images."""
-        drawn = {"seeds": self.seeds, "class_labels": self.classes, "batch": self.batch}
-        return {**drawn, "low_noise": self.low_noise, **super().arguments()}
+        drawn: dict[str, Any] = {"seeds": self.seeds, "class_labels": self.classes}
+        drawn |= {"batch": self.batch, "low_noise": self.low_noise, "noise": self.noise or FRESH}
+        return {**drawn, **super().arguments()}
 
     def select_image(self, i: int) -> "Run":
         """Returns the run that draws the i-th image alone."""
@@ -142,6 +146,7 @@ class Run(RunSettings):
             "CFG scale": f"{self.cfg_scale:g}",
             **({} if self.guidance_spec is None else {"Guidance": self.guidance_spec}),
             **({} if self.cache is None else {"Cache": self.cache}),
+            **({} if self.noise is None else {"Noise": self.noise}),
             "Seed": format_ranges(self.seeds),
             "Model": self.model,
             "Version": f"fewstep {self.version}",

@@ -23,6 +23,7 @@ from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..solvers import Bound
 from ..solvers.artefact import Artefact
+from .brownian import FRESH, take_source
 from .conditions import Conditions, check_branches, fill_conditions, make_branches
 from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
 from .expert_parts import LowNoise, SecondNetwork
@@ -176,6 +177,7 @@ class Sampler:
         cache: Policy | str | None = None,
         low_noise: LowNoise | str | None = None,
         plan: PlanFile | str | Path | None = None,
+        noise: str = FRESH,
         batch: int = 32,
         callback: Callback | None = None,
         progress: bool = False,
@@ -200,6 +202,8 @@ class Sampler:
                 the second, such as {"guidance": "cfg:scale=3"}; see `LowNoise`. Its solver and
                 guidance are by default those of the first; a cache is on one network alone.
             plan: of `fewstep tune`, or its file, in place of solver, grid, guidance and cache.
+            noise: of the steps of a stochastic solver: "fresh", or "brownian", that of one Brownian
+                path per seed, which runs of any number of steps share (docs/brownian.md).
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
             progress: show a progress bar in a terminal once the run has taken a second.
@@ -221,6 +225,7 @@ class Sampler:
                 class_labels=class_labels,
                 conditions=conditions,
                 negative=negative,
+                noise=noise,
                 batch=batch,
                 callback=callback,
                 progress=progress,
@@ -235,11 +240,12 @@ class Sampler:
         given = resolve_choices(self.network, clean_choices(**choices))
         arguments |= {"conditions": conditions, "negative": negative, "guidance": guidance}
         arguments |= {"cache": cache, "batch": batch, "callback": callback, **given}
-        arguments |= {"recipe": recipe, "low_noise": low_noise}
+        arguments |= {"recipe": recipe, "low_noise": low_noise, "noise": noise}
         second = SecondNetwork.of(self.network, low_noise)
         if second is not None:
             given = second.choose_solver(given, recipe is not None)
         made = self._plan(given, policy, recipe is not None)
+        brownian = take_source(noise, made)
         warn_in_training(self.network.forward, self.network.name)
         filled = fill_conditions(self.network, seeds, conditions, negative)
         branches = make_branches(self.network, len(seeds), class_labels, **filled)
@@ -249,7 +255,7 @@ class Sampler:
             guide_recipe(recipe, part.guidance)
             check_branches(part.network, branches, part.guidance, made.grid)
         size = _check_batch(batch)
-        job = Job(parts, made, given, seeds, branches, size, callback, progress)
+        job = Job(parts, made, given, seeds, branches, size, callback, progress, brownian)
         return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
     def _plan(self, choices: dict[str, Any], guidance: Guidance, by_recipe: bool) -> Plan:

@@ -37,7 +37,7 @@ Where alpha_t = 0, kappa is infinite, and the steps in kappa are those of order 
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain
 from itertools import pairwise
 from types import MappingProxyType
@@ -46,11 +46,12 @@ from typing import ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
+from .base import Clock, SolverInfo, Span, register
 from .coordinates import Straight
 from .distilled import OneCall, find_rest, keep_noise
 from .exponential import phi
 from .linear import LinearSolver
+from .noise_rate import ConstantRate
 from .runge_kutta import StageRows, StageSteps
 from .stochastic import Scale, Share
 from .table import Combination, Term, add_terms
@@ -72,6 +73,10 @@ class Ancestral:
     s_noise: Scale = 1.0
     form: Form = "auto"
 
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        """As `LinearSolver` has it."""
+        return find_clock(self.eta, choose_line(grid, self.form))
+
 
 def find_lower(t: Node, s: Node, eta: float, line: Straight) -> float:
     """Returns kappa_d of the step from t to s, in the coordinate of `line`."""
@@ -80,6 +85,11 @@ def find_lower(t: Node, s: Node, eta: float, line: Straight) -> float:
         tau = tau_s * (1.0 - eta * (1.0 - tau_s / tau_t))
         return tau / (1.0 - tau)
     return s.kappa * math.sqrt(1.0 + eta**2 * math.expm1(2.0 * (t.lam - s.lam)))
+
+
+def find_clock(eta: float, line: Straight) -> Clock:
+    """Returns the clock of the SDE that short steps come to: its noise is eta^2, eta for tau."""
+    return ConstantRate(eta if line.flow else eta**2).find_clock
 
 
 def choose_line(grid: TimeGrid, form: Form) -> Straight:
@@ -150,14 +160,25 @@ Rule = Callable[[Straight, Node, Node], StageRows]
 
 @plain(frozen=True, slots=True)
 class RuleSteps(StageSteps):
-    """Steps whose rows a rule makes of the coordinate and both ends; the last is DDIM's to zero."""
+    """Steps whose rows a rule makes of the coordinate and both ends; the last is DDIM's to zero.
+
+    clock: of their noise, if it follows one. One draw spans the step; of several, each spans from
+           one evaluation to the next.
+    """
 
     rule: Rule
+    clock: Clock | None = None
 
     def make_rows(self, t: Node, s: Node) -> StageRows:
         if s.sigma == 0.0:
             return StageRows.of((t,), [take_one_stage(t, s, 0.0)])
         return self.rule(self.line, t, s)
+
+    def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span] | None:
+        """As `Clocked` has it."""
+        rows = self._find_rows(t, s)
+        nodes = [*rows.nodes, s] if max(map(len, rows.noise)) > 1 else [t, s]
+        return None if self.clock is None else list(pairwise(map(self.clock, nodes)))
 
 
 def take_one_stage(t: Node, s: Node, rho: float, s_noise: float = 1.0) -> Combination:
@@ -180,7 +201,7 @@ class TwoStageAncestral(Ancestral):
         """Returns the rows of a step from t to s, where sigma > 0."""
 
     def on(self, grid: TimeGrid) -> RuleSteps:
-        return RuleSteps(choose_line(grid, self.form), self.make_rows)
+        return RuleSteps(choose_line(grid, self.form), self.make_rows, self.make_clock(grid))
 
 
 @register
@@ -262,7 +283,9 @@ class DPMppSDE:
     noise: Literal["path", "independent"] = "path"
 
     def on(self, grid: TimeGrid) -> RuleSteps:
-        return RuleSteps(choose_line(grid, "kappa"), self.make_rows)
+        line = choose_line(grid, "kappa")
+        clock = find_clock(self.eta, line) if self.noise == "path" else None
+        return RuleSteps(line, self.make_rows, clock)
 
     def make_rows(self, line: Straight, t: Node, s: Node) -> StageRows:
         """Returns the rows of a step from t to s, where sigma > 0."""

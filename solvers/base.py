@@ -90,6 +90,29 @@ class Bound(Protocol):
         ...
 
 
+Clock = Callable[[Node], float]  # ln C of a node, for a clock C >= 0 that rises from noise to data
+Span = tuple[float, float]  # ln C of two places, the noisier one first
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """A solver that may say where its noise lies on a Brownian path.
+
+    Over the clock C its noise is g dW for some g, so that the draws of fine steps add up to those
+    of coarse ones.
+    """
+
+    def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span] | None:
+        """Returns the span of each draw of step n, from t to s; None if it follows no path."""
+        ...
+
+
+def list_spans(solver: Solver[Any], n: int, t: Node, s: Node) -> Sequence[Span]:
+    """Returns the span of each draw of step n on a Brownian path; none if it follows none."""
+    spans = solver.list_spans(n, t, s) if isinstance(solver, Clocked) else None
+    return spans or ()
+
+
 def drive(work: Generator[Query, Tensor, T], answer: Callable[[Tensor, Any], Tensor]) -> T:
     """Runs a step, or all steps of a run, to the end, and returns what it returns.
 

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
+from .base import Clock, SolverInfo, register
 from .exponential import find_derivative_weights
 from .linear import LinearSolver, LowerOrderFinal, plan_orders
 from .table import Combination
@@ -31,6 +31,11 @@ _PLACES, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(3
 def log_phi(lam: float) -> float:
     """Returns log(kappa (e^{kappa^0.3} + 10))."""
     return -lam + float(np.logaddexp(math.exp(-0.3 * lam), math.log(10.0)))
+
+
+def find_er_clock(node: Node) -> float:
+    """Returns ln C with C = (kappa / phi)^2: the noise of a step is alpha_s phi(kappa_s) dW(C)."""
+    return -2.0 * float(np.logaddexp(math.exp(-0.3 * node.lam), math.log(10.0)))
 
 
 def combine_er_step(
@@ -89,6 +94,9 @@ class ERSDE(LinearSolver):
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         chosen = plan_orders(grid, self.p, LowerOrderFinal.NEVER)
         return [combine_er_step(grid.nodes, n, p, self.published) for n, p in enumerate(chosen)]
+
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        return find_er_clock
 
 
 def _describe(p: int, order: int) -> SolverInfo:

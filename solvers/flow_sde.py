@@ -24,7 +24,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
+from .base import Clock, SolverInfo, register
 from .distilled import OneCall, keep_noise
 from .stochastic import Share
 
@@ -57,6 +57,11 @@ def find_posterior(t: Node, s: Node, eta: float) -> StepLaw:
     return StepLaw(math.sqrt(max(0.0, s.sigma**2 - omega**2)), omega)
 
 
+def find_flow_time(node: Node) -> float:
+    """Returns ln (1 - tau): the noise of an Euler step is g dW(1 - tau)."""
+    return math.log(node.alpha) if node.alpha else -math.inf
+
+
 @register
 @dataclass(frozen=True)
 class FlowSDE(OneCall):
@@ -78,6 +83,9 @@ class FlowSDE(OneCall):
 
     def combine(self, grid: TimeGrid, t: Node, s: Node) -> tuple[float, float, float]:
         return keep_noise(t, s, *find_flow_sde(t, s, self.level, self.kind))
+
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        return find_flow_time
 
 
 @register

@@ -35,6 +35,7 @@ from ..models.schedule import Node, TimeGrid
 from .ancestral import RuleSteps
 from .base import SolverInfo, check_family, register
 from .coordinates import Straight
+from .flow_sde import find_flow_time
 from .runge_kutta import StageRows, StageSteps
 from .stochastic import Scale
 from .table import Combination, add_terms
@@ -120,7 +121,7 @@ class StochasticHeun:
 
     def on(self, grid: TimeGrid) -> RuleSteps:
         check_family(self.info, grid.schedule)
-        return RuleSteps(Straight.of(grid), self.make_rows)
+        return RuleSteps(Straight.of(grid), self.make_rows, find_flow_time)
 
     def make_rows(self, line: Straight, t: Node, s: Node) -> StageRows:
         """Returns the rows of a step from t to s, where sigma > 0."""

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, check_family
+from .base import Clock, SolverInfo, check_family
 from .exponential import StepSpec, combine_steps
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .schedule_data import Schedule
@@ -40,7 +40,11 @@ class LinearSolver(ABC):
         return Schedule.of(self.table(grid), grid, {"solver": self.info.name, "settings": settings})
 
     def on(self, grid: TimeGrid) -> TableSteps:
-        return TableSteps(self.table(grid))
+        return TableSteps(self.table(grid), self.make_clock(grid))
+
+    def make_clock(self, grid: TimeGrid) -> Clock | None:
+        """Returns the clock of its noise; None if it adds none, or none of a Brownian path."""
+        return None
 
 
 class LowerOrderFinal(StrEnum):

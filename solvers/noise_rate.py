@@ -64,6 +64,10 @@ class NoiseRate(ABC):
         """Returns H_s - H_t."""
         return self.grow(s) - self.grow(t)
 
+    def find_clock(self, node: Node) -> float:
+        """Returns ln C with C = e^{2 H}: the noise of a step is sigma_s e^{-H_s} dW(C)."""
+        return 2.0 * self.grow(node)
+
 
 @dataclass(frozen=True)
 class ConstantRate(NoiseRate):
@@ -132,6 +136,13 @@ class FormRate(NoiseRate):
         sigma = t if straight else np.sin(0.5 * np.pi * t)
         density = _RATES[self.form](self.norm, t, sigma) * t / sigma**2
         return self.eta * half * float(_SHARES @ density)
+
+    def find_clock(self, node: Node) -> float:
+        """Returns ln (e^{2 H} - 1), which tells apart places near t = 1 too."""
+        double = 2.0 * self.grow(node)
+        if double == 0.0:
+            return -math.inf
+        return double + math.log(-math.expm1(-double))
 
 
 def make_rate(grid: TimeGrid, form: Form, norm: float, eta: float = 1.0) -> NoiseRate:

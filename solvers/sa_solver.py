@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, Step, register
+from .base import Clock, SolverInfo, Span, Step, register
 from .exponential import MultistepPath, Relax, StepSpec, correct_step
 from .interpolation import AUTO, CoordinateSetting, choose_coordinate
 from .linear import LinearSolver, LowerOrderFinal, plan_orders
@@ -117,6 +117,9 @@ class SASolver(SASettings, LinearSolver):
                 shift = correct_step(step.path, n, step.corrector, predicted)
         return combos
 
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        return ConstantRate(self.tau**2).find_clock
+
 
 @register
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class SASolverPECE(SASettings):
             if step.corrector and step.corrector.order == 1:  # by the new prediction alone
                 corrected[("x0", n + 1)] = corrected.pop(("x0", n))
             rows.append(PECERow(predicted, corrected if n + 1 < grid.steps else {}, step.z))
-        return PECESteps(rows)
+        return PECESteps(rows, ConstantRate(self.tau**2).find_clock)
 
 
 class PECERow(NamedTuple):
@@ -156,13 +159,17 @@ class PECERow(NamedTuple):
 class PECESteps:
     """Steps that predict, ask, correct; what they ask first is the prediction that is kept."""
 
-    def __init__(self, rows: Sequence[PECERow]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Sequence[PECERow], clock: Clock) -> None:
+        self.rows, self.clock = rows, clock
         layouts = find_layouts([{**row.predicted, **row.corrected} for row in rows])
         self.kept = [[term for term in layout if term[0] == "x0"] for layout in layouts]
 
     def init(self) -> TableMemory:
         return TableMemory()
+
+    def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span]:
+        """As `Clocked` has it."""
+        return [(self.clock(t), self.clock(s))]
 
     def step(self, x: Tensor, state: TableMemory, t: Node, s: Node) -> Step[TableMemory]:
         n, row = state.n, self.rows[state.n]

@@ -27,6 +27,7 @@ from .ancestral import RuleSteps, take_one_stage
 from .base import SolverInfo, register
 from .coordinates import Straight
 from .exponential import phi
+from .noise_rate import ConstantRate
 from .runge_kutta import StageRows
 from .stochastic import Scale, Share
 from .table import Combination
@@ -44,7 +45,7 @@ class Seeds:
     s_noise: Scale = 1.0
 
     def on(self, grid: TimeGrid) -> RuleSteps:
-        return RuleSteps(Straight.of(grid), self.make_rows)
+        return RuleSteps(Straight.of(grid), self.make_rows, ConstantRate(self.eta).find_clock)
 
     @abstractmethod
     def list_stages(self, h: float) -> list[tuple[float, tuple[float, ...]]]:

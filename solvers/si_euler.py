@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from ..models.errors import ScheduleError
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
+from .base import Clock, SolverInfo, register
 from .distilled import OneCall
-from .noise_rate import FAMILIES, Form, FormRate
+from .noise_rate import FAMILIES, SBDM, ConstantRate, Form, FormRate
 from .stochastic import Scale
 
 
@@ -55,3 +55,8 @@ class SIEuler(OneCall):
         x = 1.0 - of_eps / t.sigma
         x0 = of_eps * t.alpha / t.sigma - fall * d_alpha
         return x, x0, math.sqrt(2.0 * eps * fall)
+
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        if self.form == SBDM:
+            return ConstantRate(self.norm).find_clock
+        return FormRate(self.form, self.norm, 1.0, grid.schedule).find_clock

@@ -36,12 +36,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..models.schedule import Node, TimeGrid
-from .base import SolverInfo, register
+from .base import Clock, SolverInfo, register
 from .exponential import MultistepPath, StepSpec
 from .interpolation import AUTO, CoordinateSetting
 from .linear import LinearSolver, LowerOrderFinal, place_steps
 from .multistep import DPMpp1M, DPMpp2M, DPMpp3M, Kind
-from .noise_rate import SBDM, Form, NoiseRate, make_rate
+from .noise_rate import SBDM, ConstantRate, Form, NoiseRate, make_rate
 from .table import Combination
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -79,10 +79,17 @@ class SDEDPMpp(LinearSolver):
 
     def combinations(self, grid: TimeGrid) -> list[Combination]:
         specs = place_steps(self.specs(grid), grid.nodes[0], self.coordinate)
-        rate = make_rate(grid, self.form, self.norm, self.eta)
+        rate = self.make_rate(grid)
         path = MultistepPath(grid, rate)
         noise = [self.s_noise * compute_noise_std(grid, n, rate) for n in range(grid.steps)]
         return [{**path.step(n, spec), ("z", n): noise[n]} for n, spec in enumerate(specs)]
+
+    def make_rate(self, grid: TimeGrid) -> NoiseRate:
+        """Returns the noise that the steps make room for."""
+        return make_rate(grid, self.form, self.norm, self.eta)
+
+    def make_clock(self, grid: TimeGrid) -> Clock:
+        return self.make_rate(grid).find_clock
 
 
 def _describe(p: int, order: int, source: str) -> SolverInfo:
@@ -163,6 +170,9 @@ class DDPM(LinearSolver):
             for n, combo in enumerate(combos):
                 combo[("z", n)] = _compute_large_std(*grid.nodes[n : n + 2])
         return combos
+
+    def make_clock(self, grid: TimeGrid) -> Clock | None:
+        return ConstantRate(1.0).find_clock if self.variance == "small" else None
 
 
 def _compute_large_std(t: Node, s: Node) -> float:

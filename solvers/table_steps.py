@@ -10,7 +10,7 @@ from torch import Tensor
 from ..models.devices import Constant
 from ..models.prediction import combine
 from ..models.schedule import Node
-from .base import Query, Revision, Split
+from .base import Clock, Query, Revision, Span, Split
 from .table import (
     Combination,
     Evaluation,
@@ -61,10 +61,14 @@ class PastTerm(NamedTuple):
 
 
 class TableSteps:
-    """Runs a table, whatever solver it comes from. Holds one `TableRow` of numbers per step."""
+    """Runs a table, whatever solver it comes from. Holds one `TableRow` of numbers per step.
 
-    def __init__(self, table: Table) -> None:
+    clock: of the noise of the table, if it follows one.
+    """
+
+    def __init__(self, table: Table, clock: Clock | None = None) -> None:
         self.guided = table.guided
+        self.marks = None if clock is None else tuple(map(clock, table.nodes))
         self.rows = tuple(_make_rows(table))
         _check_rows(self.rows)
         self.starts = table.starts
@@ -97,6 +101,10 @@ class TableSteps:
             x_s.add_((yield x, None), alpha=row.z)
         pushed = [u0 if each.u0 else combine((each.x, each.x0), x, x0) for each in row.push]
         return x_s, TableMemory(state.n + 1, (*pushed, *[state.past[i] for i in row.keep]))
+
+    def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span] | None:
+        """As `Clocked` has it."""
+        return None if self.marks is None else [(self.marks[n], self.marks[n + 1])]
 
     def _stand_in(self, x: Tensor) -> Tensor:
         """Returns what x0 is taken to be where the network is not asked."""
