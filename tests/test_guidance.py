@@ -759,8 +759,10 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
         for solver_name in ("unipc-2", "dpmpp-2s", "ddpm", "ode-dopri5"):
             nfe = None if solver_name == "ode-dopri5" else 6
             refused("take --solver ddim", guidance=f"{name}:scale=2", solver=solver_name, nfe=nfe)
-    refused("add switch=soft; take --solver ddim", guidance=SlidingModeCFG(2.0))
-    refused("2 x 2 can be halved 1 times, not 2", guidance=FDG(2.0, gains=(2.0, 2.0)))
+    refused(r"\(switch=soft does not\); take --solver ddim", guidance=SlidingModeCFG(2.0))
+    refused(
+        "2 x 2 allows 1 halvings, one for each gain, not 2", guidance=FDG(2.0, gains=(2.0, 2.0))
+    )
     tokens = Sampler(replace(conditional.network, shape=(4, 4)))
     with pytest.raises(SettingError, match="list of tokens; take apg or magnitude"):
         tokens(range(2), class_labels=1, nfe=6, guidance=FDG(2.0))

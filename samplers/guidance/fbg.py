@@ -18,7 +18,7 @@ from .space import shape_per_row, widen_rows
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 MOST = 3.0  # that ln p is let grow to, as published
 USUAL = 3.0  # the scale that the offset alone leads to at t0, as published
-DEPTH = 10.0  # of ln p that a difference of the squared distances of |offset| stands for at t1
+BALANCE = 10.0  # the difference of the distances that makes up for the offset at t1, as published
 
 
 @register
@@ -36,7 +36,7 @@ class FeedbackGuidance(Scaled):
     prior:  pi of the paper, in (0, 1): the share of the condition in what the network was fitted
             to.
     t0, t1: in (0, 1), shares of the steps that are left: where the offset alone leads to w = 3, and
-            where the distances begin to count.
+            where a difference of the distances of -10 makes up for it.
     offset, temperature: None takes them from t0 and t1 for the number of steps and the grid.
 
     w changes from step to step, which a multistep solver takes for a change of the prediction.
@@ -84,15 +84,15 @@ class FeedbackGuidance(Scaled):
         n = int(place)
         after = left[min(n + 1, grid.steps - 1)]
         variance = left[n] + (place - n) * (after - left[n])
-        return abs(2.0 * variance / DEPTH * self.choose_offset(grid.steps))
+        return abs(2.0 * variance / BALANCE * self.choose_offset(grid.steps))
 
 
 class FeedbackGuide(Both):
     """Remembers ln p, and the state and the answers at the start of the last step."""
 
     def __init__(self, policy: FeedbackGuidance, grid: TimeGrid) -> None:
-        self.prior, low = policy.prior, policy.scale / (policy.scale - 1.0)
-        self.low = math.log((1.0 - policy.prior) * low)
+        self.prior = policy.prior
+        self.low = math.log((1.0 - policy.prior) * policy.scale / (policy.scale - 1.0))
         self.offset = policy.choose_offset(grid.steps)
         self.temperature = policy.choose_temperature(grid)
         self.log_p: Tensor | None = None

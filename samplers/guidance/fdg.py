@@ -57,7 +57,7 @@ class BandGuide(Both):
     scales: tuple[float, ...]
 
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
-        return uncond + weigh_bands(cond - uncond, self.scales)
+        return weigh_bands(cond - uncond, self.scales).add_(uncond)
 
 
 def check_bands(shape: Sequence[int], halvings: int) -> None:
@@ -70,8 +70,8 @@ def check_bands(shape: Sequence[int], halvings: int) -> None:
     most = (max(shape[-2:]) - 1).bit_length()
     if halvings > most:
         raise SettingError(
-            f"fdg: a state of {shape[-2]} x {shape[-1]} can be halved {most} times, not {halvings};"
-            f" give at most {most} gains"
+            f"fdg: a state of {shape[-2]} x {shape[-1]} allows {most} halvings, one for each gain,"
+            f" not {halvings}; give fewer gains"
         )
 
 

@@ -40,10 +40,11 @@ class SlidingModeCFG(Scaled):
 
     def check(self, setup: Setup) -> None:
         if self.switch == "sign" and not self.off:
-            reason = "switches from one evaluation to the next, which a solver of higher order"
-            check_ddim(
-                self.name, f"{reason} takes for a change of the prediction; add switch=soft", setup
+            reason = (
+                "switches from one evaluation to the next, which a solver of higher order takes for"
+                " a change of the prediction (switch=soft does not)"
             )
+            check_ddim(self.name, reason, setup)
 
     def guide(self, setup: Setup) -> Guide:
         kind = choose_prediction("v", setup.grid.schedule)

@@ -56,18 +56,14 @@ class TangentialGuide(Both):
 def project_to_common(u: Tensor, c: Tensor) -> Tensor:
     """Returns u (B, *) projected, per image, on the first right singular vector of [c; u].
 
-    It is a c + b u, with (a, b) the eigenvector of the 2 x 2 Gram matrix to its larger eigenvalue.
-    Of the two rows that give (a, b), that of the longer branch does not cancel.
+    That is b (a c + b u), with (a, b) the eigenvector of length 1 of their 2 x 2 Gram matrix to its
+    larger eigenvalue. Of the two rows that give it, that of the longer branch does not cancel.
     """
     flat_u, flat_c = widen_rows(u), widen_rows(c)
-    uu, cc, cu = (
-        (one * other).sum(1)
-        for one, other in ((flat_u, flat_u), (flat_c, flat_c), (flat_c, flat_u))
-    )
+    uu, cc, cu = (flat_u * flat_u).sum(1), (flat_c * flat_c).sum(1), (flat_c * flat_u).sum(1)
     half = 0.5 * (cc - uu)
     grown = half.abs() + torch.hypot(half, cu)  # the larger eigenvalue less the smaller norm
     longer = cc >= uu
     a, b = torch.where(longer, grown, cu), torch.where(longer, cu, grown)
-    size = a * a * cc + 2.0 * a * b * cu + b * b * uu
-    share = (a * cu + b * uu) / size.clamp_min(1e-30)
+    share = b / (a * a + b * b).clamp_min(1e-30)
     return shape_per_row(share * a, c) * c + shape_per_row(share * b, u) * u
