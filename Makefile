@@ -102,7 +102,7 @@ results-page:
 		fi) > results/page.md
 	mv results/page.md docs/results.md
 
-# Everything in docs/caching-results.md and its plot: about 90 minutes of one core, shared by two processes.
+# Everything in docs/caching-results.md and its plot: about 45 minutes of one core, shared by two processes.
 # Stopped, it goes on where it was, and the page is written after each block of noises. cache-dit is
 # measured if it is installed: pip install -e '.[rivals]'.
 NETS = fashion-dit fashion-unet fashion-edm emoji
@@ -110,7 +110,7 @@ BACK = emoji fashion-edm fashion-unet fashion-dit
 MASKS = results/masks
 CACHING = OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench cache --store results/caching.jsonl --quiet \
 	--solver dpmpp-2m --steps 30 --baseline unipc-2 --baseline ipndm-3 --budgets 6,8,10,13,20 \
-	--images 200 --reference-nfe 80 $(foreach n,$(NETS),--schedule $(MASKS)/$(n).json)
+	--images 67 --reference-nfe 80 $(foreach n,$(NETS),--schedule $(MASKS)/$(n).json)
 caching: $(NETS:%=$(MASKS)/%.json)
 	for blocks in 1 2 3; do \
 		$(CACHING) $(NETS) --blocks $$blocks > /dev/null & \
@@ -130,7 +130,7 @@ $(MASKS)/%.json:
 BLOCKS ?= 3
 caching-page:
 	(printf '# Caches: results\n\nWritten by `make caching`; [caching.md](caching.md) says what a figure is.'; \
-		printf ' Blocks of 200 noises: $(BLOCKS). A share is of the error of the best solver without a cache at the'; \
+		printf ' Blocks of 67 noises: $(BLOCKS). A share is of the error of the best solver without a cache at the'; \
 		printf ' same cost, in the mean of the blocks and from the least to the largest of them.\n\n![front](caching.png)\n\n'; \
 		$(CACHING) $(NETS) --blocks $(BLOCKS) --plot docs/caching.png) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md

@@ -21,7 +21,7 @@ ROWS = (  # in the order in which `auto` runs them
     Strategy("mask-dp", masks.propose_best, share=0.15, colour="#2f4b7c", units=FULL),
     Strategy("mask-climb", masks.climb, share=0.5, colour="#d45087", units=FULL),
     Strategy("mask-anneal", masks.anneal, share=0.3, colour="#00876c", units=FULL),
-    Strategy("mask-refit", mask_refit.propose, share=0.25, colour="#e08214", units=FULL),
+    Strategy("mask-refit", mask_refit.propose, share=0.4, colour="#e08214", units=FULL),
 )
 STRATEGIES: Registry[Strategy] = Registry("strategy")
 for _row in ROWS:

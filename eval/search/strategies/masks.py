@@ -29,7 +29,7 @@ from ..trajectories import keep_tensors
 from ..uncached import list_even
 from .base import Proposal, Task
 
-PREDICTORS = ("taylor:order=1", "hermite:order=2", "reuse")  # of `auto`
+PREDICTORS = ("taylor:order=1", "foca", "newton:order=2")  # of `auto`
 NOISES, GAIN_NOISES = 16, 4  # of the full run, and of the runs that skip one call
 DEEPEST = 2  # values that a predictor of the dynamic programme looks at
 POWERS = (1.0, 0.5)  # of local errors in the sum that is made least
