@@ -58,6 +58,7 @@ _HOMES = {
     "SolverScheduler": ".samplers.diffusers.scheduler",
     "SpeCa": ".models.caching",
     "Speed": ".models.speed",
+    "Steered": ".solvers.steered",
     "TCFG": ".samplers.guidance",
     "TaylorSeer": ".models.caching",
     "TeaCache": ".models.caching",

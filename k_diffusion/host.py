@@ -14,6 +14,7 @@ from ..models.schedule import Node
 from ..samplers.noise import Noise
 from ..samplers.state import rescale
 from ..solvers.base import Asked
+from ..solvers.choice import Choice
 
 Path = Literal["ve", "flow"]
 Model = Callable[..., Tensor]
@@ -83,9 +84,11 @@ class Host:
         self.ends, self.index = (t, s), index
 
     def answer(self, state: Tensor, node: Asked) -> Tensor:
-        """Returns noise, or x0 like the state."""
+        """Returns noise, a choice, or x0 like the state."""
         if node is None:
             return self._draw(state)
+        if isinstance(node, Choice):
+            return node.pick(state, None)
         assert isinstance(node, Node)
         sigma = tell_sigma(node, self.path)
         x = rescale(state, 1.0 / self.scale(node)).to(self.x.dtype)

@@ -14,11 +14,13 @@ from tqdm.auto import tqdm
 from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.devices import Reading, memory_advice, send
+from ..models.errors import SettingError
 from ..models.ledger import CacheLedger, Ledger
 from ..models.modules import hold, is_compiled
 from ..models.schedule import Node
 from ..solvers import Revisable, drive
 from ..solvers.base import Span
+from ..solvers.steered import Steered
 from .brownian import BrownianNoise
 from .conditions import Branches, make_denoisers, take_rows
 from .guidance import Guidance, PastBranches, Setup, warn_of_no_savings
@@ -149,6 +151,11 @@ class Job:
             total=total,
             earlier=earlier,
         )
+        if cached and isinstance(plan.settings, Steered):
+            raise SettingError(
+                "a cache would take each candidate of a step for the next one of a run; drop the"
+                " cache, or sample without a reward"
+            )
         check_gradient(part.guidance, setup)
         part.guidance.check(setup)
 

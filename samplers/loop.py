@@ -16,6 +16,7 @@ from ..models.ledger import Ledger
 from ..models.schedule import Node, TimeGrid
 from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Span, Split, list_spans
+from ..solvers.choice import Choice
 from ..solvers.table_steps import brings_guidance
 from .guidance import Guidance, Guide, History, Moment, PastBranches, Setup, Thresholded
 from .guidance.nested import check_gradient, takes_gradient
@@ -111,9 +112,11 @@ class BatchRun:
         return self.grid.steps if self.last is None else self.last
 
     def answer(self, x: Tensor, node: Asked) -> Tensor:
-        """Returns noise, the branches apart, or the guided x0 (B, *), as the question has it."""
+        """Returns noise, a choice, the branches apart or the guided x0 (B, *), as is asked."""
         if node is None:
             return self._draw_noise(x)
+        if isinstance(node, Choice):
+            return self._choose(x, node)
         self.denoiser.stage, stage = self.stage, self.stage
         self.stage += 1
         if isinstance(node, Split):
@@ -127,6 +130,13 @@ class BatchRun:
         outputs = self.denoiser.x0(x, node, self.guide.ask(moment))
         self.x0 = self._combine(outputs, x, moment)
         return self.x0
+
+    def _choose(self, candidates: Tensor, choice: Choice) -> Tensor:
+        """Returns the index (B,) of the candidate of each image."""
+        index = choice.pick(candidates, self.denoiser.network.decode)
+        if choice.decodes:
+            self.x0 = candidates[index, torch.arange(len(index), device=index.device)]
+        return index
 
     def _differentiate(self, x: Tensor, moment: Moment) -> Tensor:
         """Returns the guided x0 (B, *) of a guide that differentiates the network by the state."""

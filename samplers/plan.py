@@ -23,8 +23,9 @@ from ..solvers import (
     take_solver,
 )
 from ..solvers.artefact import Artefact
-from ..solvers.base import SOLVERS, check_family
+from ..solvers.base import SOLVERS, check_family, list_evaluations
 from ..solvers.rehearsal import warn_of_amplification
+from ..solvers.steered import Steered
 from ..solvers.switch import Switch
 from .budget import fit_grid
 from .grid import Final, choose_default_grid, time_grid, warn_of_steps
@@ -57,7 +58,10 @@ class Plan:
         if isinstance(self.settings, Switch):
             self.settings.check(self.grid)
         if self.settings is not None and not (self.adaptive or isinstance(self.solver, Bound)):
-            warn_of_amplification(self.settings, self.grid, kind)
+            settings = self.settings
+            if isinstance(settings, Steered):
+                settings = take_solver(settings.solver)
+            warn_of_amplification(settings, self.grid, kind)
 
     @property
     def cache(self) -> Policy | None:
@@ -173,7 +177,7 @@ def count_stage_calls(
     first, end: the steps that count, up to the one before `end`.
     """
     steps = dry_run(solver, grid.nodes)[first:end]
-    counts = (len(step) - step.count(None) for step in steps)
+    counts = (len(list_evaluations(step)) for step in steps)
     return Counter(chain.from_iterable(map(range, counts)))
 
 

@@ -3,11 +3,12 @@
 A solver holds settings only; what it remembers between steps is the state it returns, so one object
 can serve many runs and threads. A step is a generator: it yields (x, node) wherever it needs the
 network, is sent x0 back, and returns (x_s, state); where it needs noise it yields (x, None), and
-where it combines the branches of the network itself (x, `Split`). So the same code is driven by our
-own loop, by a pipeline that calls the network itself, and by a dry run that only counts.
+where it combines the branches of the network itself (x, `Split`), and where candidates are to be
+chosen from (candidates, `Choice`). So the same code is driven by our own loop, by a pipeline that
+calls the network itself, and by a dry run that only counts.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -20,6 +21,7 @@ from ..models.denoiser import Branch, Network
 from ..models.errors import ScheduleError
 from ..models.registry import SettingsRegistry
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
+from .choice import Choice
 
 State = TypeVar("State")
 T = TypeVar("T")
@@ -36,7 +38,7 @@ class Split:
     branches: tuple[Branch, ...]
 
 
-Asked = Node | Split | None  # with no node: standard normal noise, shaped like the tensor
+Asked = Node | Split | Choice | None  # None: standard normal noise, shaped like the tensor
 Query = tuple[Tensor, Asked]
 Step = Generator[Query, Tensor, tuple[Tensor, State]]
 
@@ -169,12 +171,19 @@ def dry_run(solver: Solver[Any], nodes: Sequence[Node]) -> tuple[tuple[Asked, ..
 
 def list_queries(solver: Solver[Any], grid: TimeGrid) -> list[Node]:
     """Returns the nodes at which a run asks for x0, by a dry run; their number is its NFE."""
-    asked = chain.from_iterable(dry_run(solver, grid.nodes))
-    return [each.node if isinstance(each, Split) else each for each in asked if each is not None]
+    asked = list_evaluations(chain.from_iterable(dry_run(solver, grid.nodes)))
+    return [each.node if isinstance(each, Split) else each for each in asked]
+
+
+def list_evaluations(asked: Iterable[Asked]) -> list[Node | Split]:
+    """Returns the questions that the network answers."""
+    return [each for each in asked if isinstance(each, Node | Split)]
 
 
 def _echo(asked: list[Asked], x: Tensor, node: Asked) -> Tensor:
     asked.append(node)
+    if isinstance(node, Choice):
+        return torch.zeros(x.shape[1], dtype=torch.long)
     return torch.stack([x] * len(node.branches)) if isinstance(node, Split) else x
 
 

@@ -51,6 +51,7 @@ def measure_deviation(solver: Solver[Any], grid: TimeGrid) -> float:
             return torch.zeros_like(x_t)
         if isinstance(node, Split):
             return torch.stack([law.x0(x_t, node.node)] * len(node.branches))
+        assert isinstance(node, Node)  # rewards are rehearsed without
         return law.x0(x_t, node)
 
     for t, s in pairwise(grid.nodes):

@@ -18,6 +18,7 @@ from ...models.prediction import combine
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Solver, SolverSettings
 from ...solvers.base import Query, Split, Step, dry_run
+from ...solvers.choice import Choice
 from ..plan import Plan
 
 GUIDED = (
@@ -115,6 +116,7 @@ class Stepper:
                 continue
             if isinstance(node, Split):
                 raise SettingError(GUIDED)
+            assert not isinstance(node, Choice)  # rewards have no name, by which solvers come here
             if node is not None:
                 self.asked, self.node = x, node
                 return x
