@@ -74,7 +74,7 @@ def run_search(
     _check_places(request)
     searches = prepare_searches(request)
     with _log_folder(request.folder):
-        for search in start_searches(searches, request):
+        for search in start_searches(searches, request, request.started):
             watch = Progress(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
             )
@@ -100,10 +100,15 @@ def _log_folder(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def start_searches(searches: Sequence[Search], request: SearchRequest) -> Iterator[Search]:
-    """Yields each search when its turn comes, with its reference and its share of the budget."""
+def start_searches(
+    searches: Sequence[Search], request: SearchRequest, started: float
+) -> Iterator[Search]:
+    """Yields each search when its turn comes, with its reference and its share of the budget.
+
+    started: when the command began; a budget of time counts from there.
+    """
     budget = Budget.parse(request.budget)
-    timetable = Timetable(budget, request.started) if budget.kind == "seconds" else None
+    timetable = Timetable(budget, started) if budget.kind == "seconds" else None
     if request.reference_end is None:
         searches = _end_references(searches)
     searches = resize(searches) if timetable is None else timetable.size(searches)

@@ -44,8 +44,8 @@ from .points import SearchedSize
 from .report import CostParts, TuneReport, WrittenPlan
 from .sizes import PlanSizes, read_asked
 
-SEARCHED = 0.65  # of a budget of time: the searches, with their reference
-MEASURED = 0.04  # and the costs of the parts
+SEARCHED = 0.8  # of a budget of time, at which the searches and their reference are done
+MEASURED = 0.02  # of it, in which the costs of the parts are measured
 SCORED = 128  # training noises of a candidate
 LARGEST = 24  # evaluations of tables that are searched; with more, named ones are as near
 MOST_ROWS = 40  # network rows of guided tables that are
@@ -186,8 +186,8 @@ class Tuning:
         done: dict[str, SearchedSize] = {}
         for each in single.values():
             each.check()
-        typed = _make_search_request(self.request)  # its time begins here
-        for search in start_searches(list(single.values()), typed):
+        typed = _make_search_request(self.request)
+        for search in start_searches(list(single.values()), typed, self.request.started):
             watch = Progress(None, self.progress)
             try:
                 done[search.size.mark] = SearchedSize(search, run(search, watch))

@@ -13,7 +13,7 @@ from .sizes import OVER, PlanSizes
 
 FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
-TRIED, REFIT, VALIDATED, TESTED = 0.82, 0.86, 0.92, 0.97  # shares of a budget of time
+TRIED, REFIT, VALIDATED, TESTED = 0.9, 0.93, 0.96, 0.99  # shares of a budget of time
 REFITTED = 3  # best masks whose tables are fitted to them
 OF_KINDS = 1  # with so many of each kind
 JudgedChoice = tuple[PointChoice, PointRow]
