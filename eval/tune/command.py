@@ -47,6 +47,8 @@ from .sizes import PlanSizes, read_asked
 SEARCHED = 0.8  # of a budget of time, at which the searches and their reference are done
 MEASURED = 0.02  # of it, in which the costs of the parts are measured
 SCORED = 128  # training noises of a candidate
+BRIEF = 180.0  # seconds, below which tables are searched by QUICK alone
+QUICK = ("grid", "fit", "refine")
 LARGEST = 24  # evaluations of tables that are searched; with more, named ones are as near
 MOST_ROWS = 40  # network rows of guided tables that are
 FIRST = 1  # evaluations of the search that the others are made of
@@ -172,11 +174,18 @@ class Tuning:
         """Yields the searches of tables of these sizes."""
         if sizes.nfe:
             size = SearchSize(sizes.nfe)
-            strategies = strategies_of("nfe") if sizes.nfe <= LARGEST else ("grid",)
-            yield replace(self.first, size=size, strategies=strategies)
+            yield replace(self.first, size=size, strategies=self._choose_strategies(sizes.nfe))
         if sizes.rows is not None and 2 <= sizes.rows <= MOST_ROWS:
             size = SearchSize(sizes.rows, "rows")
             yield replace(self.first, size=size, strategies=strategies_of("rows"))
+
+    def _choose_strategies(self, nfe: int) -> tuple[str, ...]:
+        """Returns the strategies for tables of so many evaluations, fewer in a short time."""
+        budget = Budget.parse(self.request.budget)
+        if nfe > LARGEST:
+            return QUICK[:1]
+        brief = budget.kind == "seconds" and budget.amount < BRIEF
+        return QUICK if brief else strategies_of("nfe")
 
     def search(self, searches: Sequence[Search]) -> dict[str, SearchedSize]:
         """Returns the results of searches by the mark of their sizes; each runs once."""
