@@ -12,7 +12,7 @@ import fewstep
 from fewstep import Sampler
 from fewstep.cli import app
 from fewstep.eval.search.size import SearchSize
-from fewstep.eval.tune.choice import choose_row, is_better
+from fewstep.eval.tune.choice import choose_row, is_better, widen
 from fewstep.eval.tune.command import Tuning
 from fewstep.eval.tune.costs import predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
@@ -120,6 +120,12 @@ def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
     chosen, why = choose_row([simple, traded, better, rival])
     assert chosen is better
     assert "better than the best simple setting: 0.71 [0.71, 0.71] of the distance and" in why
+
+
+def test_intervals_of_few_noises_are_widened():
+    low, high = widen((1.0, 0.8, 1.25), 1_000_000)[1:]
+    assert (low, high) == pytest.approx((0.8, 1.25), rel=1e-4)
+    assert widen((1.0, 0.8, 1.25), 16)[1:] == pytest.approx((0.8**1.1232, 1.25**1.1232), rel=1e-3)
 
 
 def without_times(report):

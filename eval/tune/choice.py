@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from scipy.stats import t
 from torch import tensor
 
 from ..cache_worth import Interval95, compare_pairs
@@ -19,7 +20,19 @@ def compare_columns(mine: PointRow, theirs: PointRow) -> list[Interval95]:
     pairs = [(mine.distances, theirs.distances)]
     if mine.features is not None and theirs.features is not None:
         pairs.append((mine.features, theirs.features))
-    return [compare_pairs(tensor(a), tensor(b)) for a, b in pairs]
+    return [widen(compare_pairs(tensor(a), tensor(b)), len(a)) for a, b in pairs]
+
+
+def widen(interval: Interval95, n: int) -> Interval95:
+    """Returns an interval of a ratio as wide as Student's distribution has it for n noises.
+
+    Noises that are drawn again have sqrt((n - 1) / n) of the spread that new ones would have.
+    """
+    ratio, low, high = interval
+    if n < 2 or min(ratio, low) <= 0.0:
+        return interval
+    factor = math.sqrt(n / (n - 1)) * float(t.ppf(0.975, n - 1)) / 1.96
+    return ratio, ratio * (low / ratio) ** factor, ratio * (high / ratio) ** factor
 
 
 def is_better(mine: PointRow, theirs: PointRow) -> bool:
