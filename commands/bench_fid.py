@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PLURALS = {
     **{"model": "models", "solver": "solvers", "rival": "rivals", "grid_type": "grids"},
+    "plan": "plans",
     **{"cfg_scale": "cfg_scales", "guidance": "guidances", "cache": "caches"},
 }
 
@@ -54,6 +55,9 @@ class FidOptions:
         None,
         "A solver, as name[:key=value,...], or a schedule file *.json; may be repeated.",
         SAMPLING,
+    )
+    plan: list[str] | None = option(
+        None, "A plan of `fewstep tune`, which is the whole run; may be repeated.", SAMPLING
     )
     rival: list[str] | None = option(
         None, "A scheduler of diffusers, as name[:argument=value,...]; may be repeated.", SAMPLING

@@ -61,10 +61,10 @@ def evaluate(
         progress: shows how far it is.
         options: of images the fields of `EvaluationRequest`. Of a network solvers, rivals, grids,
             final, nfe, cfg_scales, cfg_interval, guidances and caches, whose every combination is
-            measured; n images of each, blocks, batch; metric, a name, or a function of your own
-            that is given all samples (n, *) of a setting and returns a number, of which less is
-            better; store, a .jsonl file that keeps what was measured; weights, a file with those
-            of the metric's network.
+            measured; plans, files of `fewstep tune`; n images of each, blocks, batch; metric, a
+            name, or a function of your own that is given all samples (n, *) of a setting and
+            returns a number, of which less is better; store, a .jsonl file that keeps what was
+            measured; weights, a file with those of the metric's network.
 
     Raises:
         FewstepError: for anything that cannot be measured.
@@ -109,7 +109,7 @@ def _make_sweep(name: str, metric: str | SampleFigure, options: dict[str, Any]) 
     entry = {key: given.pop(key) for key in OF_ENTRY if key in given}
     if not isinstance(metric, str):
         metric = getattr(metric, "__name__", type(metric).__name__)
-    entry.setdefault("solvers", () if "rivals" in entry else ("unipc-2",))
+    entry.setdefault("solvers", () if entry.keys() & {"rivals", "plans"} else ("unipc-2",))
     entries = [check_choices(Entry, models=[name], **entry)]
     return check_choices(Sweep, entries=entries, metric=metric, **given)
 

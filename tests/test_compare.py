@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_plan_file import make_plan_file
 from typer.testing import CliRunner
 
 import fewstep
@@ -16,6 +17,7 @@ from fewstep import RectifiedFlow, Sampler, from_module
 from fewstep.cli import app
 from fewstep.eval.comparison_settings import find_scale, parse_setting
 from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.samplers.run_settings import RunSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-own-network.md"
 CONVERGED = {"solver": "unipc-3", "nfe": 30}
@@ -31,7 +33,7 @@ def make_network(shape=(3, 8, 8), **facts):
         target = 0.5 * x.tanh() + shift + (mean if x.ndim == 4 else 0.0)
         return (x - target) / t.clamp(min=1e-3)
 
-    facts |= {"schedule": RectifiedFlow(time_scale=1), "prediction": "flow"}
+    facts = {"schedule": RectifiedFlow(time_scale=1), "prediction": "flow", **facts}
     return from_module(flow, shape=shape, **facts)
 
 
@@ -198,10 +200,21 @@ def test_the_python_of_the_page_runs(tmp_path, capsys):
 @pytest.mark.usefixtures("_page")
 def test_the_commands_of_the_page_run(tmp_path):
     for line in "".join(PARTS["sh"]).splitlines():
-        words = shlex.split(line.replace("--budget 60s", "--budget candidates=4 --noises 8,4,4"))
+        words = shlex.split(line.replace("--budget 60s", "--budget candidates=4 --noises 8,4,8"))
         group, *rest = words if words[0] == "fewstep" else ["", *words]
         done = CliRunner().invoke(app, rest)
         assert done.exit_code == 0, (group, done.output)
-    assert {"moons.json", "moons.png", "unet.png", "unet.jsonl"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"moons.html", "moons.png", "unet.html", "unet.png", "unet.jsonl"} <= made
+
+
+def test_a_plan_is_evaluated_as_it_is_drawn_with(tmp_path):
+    network, path = make_network(), tmp_path / "plan.json"
+    settings = RunSettings(solver="ddim", nfe=3, grid="uniform")
+    make_plan_file(network, settings).write(path)
+    table = fewstep.evaluate(network, plans=[str(path)], n=4, metric=torch.mean)
+    drawn = Sampler(network)(range(4), plan=path, batch=2).samples
+    assert [(each.nfe, each.setting) for each in table.points] == [(3, "ddim uniform")]
+    assert table.points[0].mean == pytest.approx(float(drawn.mean()))
+    with pytest.raises(SettingError, match="this plan was made on another network"):
+        fewstep.evaluate(make_network(prediction="flow-to-data"), plans=[str(path)], n=4)

@@ -29,7 +29,9 @@ from ...samplers.guidance import Setup, parse_guidance
 from ...samplers.guidance.base import list_second_networks
 from ...samplers.guidance.forecast import write_forecast
 from ...samplers.plan import make_plan, settle_choices
+from ...samplers.plan_file import PlanFile
 from ...samplers.run_record import Run
+from ...samplers.run_settings import RunSettings
 from ...samplers.schedule_choice import find_schedule
 from ...solvers import Schedule, take_solver
 from ...solvers.presets import preset_names
@@ -47,6 +49,7 @@ class Entry(StrictModel):
     models:  as `sample` takes them.
     solvers: names, `name:key=value,...`, or schedules, which bring their own NFE, by file (*.json)
              or name.
+    plans:   files of `fewstep tune`, each the whole run.
     rivals:  diffusers' schedulers, as `experiments.rivals` names them.
     grids:   of the named solvers; none is the default one of the network.
     nfe:     budgets, such as "4-6,8,10".
@@ -56,6 +59,7 @@ class Entry(StrictModel):
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     solvers: tuple[str, ...] = ()
+    plans: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
     grids: tuple[str, ...] = ()
     final: str = "zero"
@@ -203,19 +207,21 @@ def _cell(drawn: Drawn, nfe: int, block: int, measure: Measure) -> QualityCell:
 def _settings(sweep: Sweep, networks: Networks) -> Iterator[Drawn]:
     """Yields what is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
-        networks(model)  # of code the weights are known once it is imported
-        weights = hash_weights(model, whole=True)
+        network = networks(model)
+        weights = hash_weights(model, whole=True)  # of code they are known once it is imported
+        common: dict[str, Any] = {"model": model, "seeds": (0,), "batch": sweep.batch}
+        common["dtype"] = sweep.dtype
+        for path in entry.plans:
+            run = Run(**common, **_read_plan(path, network))
+            yield Drawn(run=run, weights=weights, files=_files(run.solver))
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
                 guidance_spec=None if spec is None else write_forecast(spec),
                 cache=cache,
-                model=model,
-                seeds=(0,),
                 cfg_scale=scale,
                 cfg_interval=None if scale == 1.0 else entry.cfg_interval,
-                batch=sweep.batch,
-                dtype=sweep.dtype,
+                **common,
                 **changes,
             )
             yield Drawn(run=run, rival=rival, weights=weights, files=_files(run.solver))
@@ -232,11 +238,20 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
         choices.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
     for path in entry.solvers:
         if not _is_name(path):
-            choices.append(
-                ({"schedule": _name_schedule(find_schedule(path), Path(path).stem)}, None)
-            )
+            schedule = _name_schedule(find_schedule(path), Path(path).stem)
+            choices.append(({"schedule": schedule}, None))
     choices += [({"nfe": nfe}, rival) for rival, nfe in product(entry.rivals, budgets)]
     return choices
+
+
+def _read_plan(path: str, network: Network) -> dict[str, Any]:
+    """Returns the settings of a plan by name; raises SettingError for that of another network."""
+    plan = PlanFile.load(path)
+    plan.check_network(network, "this plan was made", "fewstep tune")
+    given = {name: getattr(plan.point.settings, name) for name in RunSettings.model_fields}
+    if given["schedule"] is not None:
+        given["schedule"] = _name_schedule(given["schedule"], Path(path).stem)
+    return given
 
 
 def _name_schedule(schedule: Schedule, name: str) -> Schedule:
