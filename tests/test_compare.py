@@ -218,3 +218,5 @@ def test_a_plan_is_evaluated_as_it_is_drawn_with(tmp_path):
     assert table.points[0].mean == pytest.approx(float(drawn.mean()))
     with pytest.raises(SettingError, match="this plan was made on another network"):
         fewstep.evaluate(make_network(prediction="flow-to-data"), plans=[str(path)], n=4)
+    with pytest.raises(SettingError, match="plans bring guidance and cache"):
+        fewstep.evaluate(network, plans=[str(path)], n=4, cfg_scales=[2.0])

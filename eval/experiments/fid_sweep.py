@@ -80,6 +80,12 @@ class Entry(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_plans(self) -> Self:
+        if self.plans and (self.cfg_scales != (1.0,) or self.guidances or self.caches):
+            raise ValueError("plans bring guidance and cache; give those another entry")
+        return self
+
+    @model_validator(mode="after")
     def _check_names(self) -> Self:
         """Checks all names before a network, a reference or an extractor is touched."""
         for solver in filter(_is_name, self.solvers):
@@ -231,8 +237,6 @@ def _choices(entry: Entry) -> list[tuple[dict[str, Any], str | None]]:
     """Returns (choices of the run, rival) of an entry."""
     budgets = parse_ranges(entry.nfe)
     named = [solver for solver in entry.solvers if _is_name(solver)]
-    for solver in named:
-        take_solver(solver)  # its errors are mistakes, not budgets it cannot spend
     choices: list[tuple[dict[str, Any], str | None]] = []
     for solver, grid, nfe in product(named, entry.grids or (None,), budgets):
         choices.append(({"solver": solver, "grid": grid, "final": entry.final, "nfe": nfe}, None))
