@@ -49,7 +49,9 @@ class BrownianNoise:
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self.shape, size = (len(seeds), *shape), math.prod(shape)
         self.streams = [np.random.Philox(key=np.array([s, STREAM], np.uint64)) for s in seeds]
-        self.states = [stream.state for stream in self.streams]
+        self.states, self.counter = [s.state for s in self.streams], np.zeros(4, np.uint64)
+        for state in self.states:
+            state["state"]["counter"] = self.counter  # one place for all seeds
         self.bits = np.zeros((len(seeds), -(-size // 4)), np.uint64)
         self.slots: dict[Place, int] = {}  # rows by what they hold, the least recently used first
 
@@ -86,8 +88,8 @@ class BrownianNoise:
 
     def _fill(self, row: int, place: Place) -> None:
         cell, depth, interval = place
+        self.counter[:] = 0, interval, depth + 1, cell % 2**64
         for bits, stream, state in zip(self.bits, self.streams, self.states, strict=True):
-            state["state"]["counter"][:] = 0, interval, depth + 1, cell % 2**64
             stream.state = state
             bits[:] = stream.random_raw(len(bits))
         places = self.bits.reshape(-1).view(np.uint16)
@@ -102,6 +104,7 @@ def make_quantiles() -> NDArray[np.float32]:
     return quantiles
 
 
+@lru_cache(1024)  # each batch asks for those of the plan again
 def weigh_increment(start: float, end: float) -> dict[Place, float]:
     """Returns (W_end - W_start) / sqrt(C_end - C_start), C given by ln C, as weights of normals.
 
