@@ -14,10 +14,12 @@ from fewstep import (
     Sampler,
     Size,
     SolverScheduler,
+    caching,
     encoded,
     from_module,
     join_experts,
 )
+from fewstep.models.caching import find_attachment
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import TimeGrid
 from fewstep.samplers.expert_parts import format_low_noise
@@ -221,6 +223,24 @@ def test_a_cache_on_one_network_does_not_touch_the_other():
     assert (low.samples - plain.samples).abs().max() > 0.0
     both = sampler([0], cache=cache, low_noise={"cache": cache}, **given).ledger.cache
     assert both.hits == low.ledger.cache.hits + high.ledger.cache.hits
+
+
+def test_a_cache_on_both_networks_of_a_pipeline_knows_the_calls_of_each():
+    """By the boundary of the pipeline, so that each has its own first and last calls."""
+    pipe = wan()
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, grid="uniform")
+    with caching(pipe, "taylorseer:interval=3,order=1,level=last-block") as ledger:
+        call("wan", pipe, num_inference_steps=10)
+        high, low = find_attachment(pipe).engines
+        times = pipe.scheduler.timesteps.tolist()
+        assert [high.run.count(0, times[0]), low.run.count(0, times[5])] == [5, 5]
+        assert [len(each.run.levels(0, times[0])) for each in (high, low)] == [5, 5]
+    assert ledger.hits > 0
+    with caching(pipe.transformer_2, "taylorseer:interval=3,order=1,level=last-block") as ledger:
+        calls = count_calls(pipe.transformer.blocks[0].attn1)
+        call("wan", pipe, num_inference_steps=10)
+    assert calls[0] == 2 * 5  # the two branches are two calls
+    assert ledger.hits > 0
 
 
 REFUSED = {

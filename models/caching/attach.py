@@ -158,7 +158,7 @@ def enable_cache(
             _check_free(root, group)
         attachment = _make_attachment(roots, policy)
         for engine in attachment.engines:
-            engine.run, engine.judge.group = run_of(target, calls), group
+            engine.run, engine.judge.group = run_of(target, calls, engine.root), group
             _hook(engine, attachment)
     return attachment
 

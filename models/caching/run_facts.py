@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..diffusers_config import is_flow
+from ..modules import unwrap_compiled
 from ..node import Node
 
 CountCalls = Callable[[int, float | None], int | None]
@@ -27,8 +28,8 @@ class RunFacts:
     levels: FindLevels = lambda stage, time: ()
 
 
-def run_of(target: Any, calls: int | None) -> RunFacts:
-    """Returns what a target knows of its runs, which have so many calls, if that is given.
+def run_of(target: Any, calls: int | None, module: Any = None) -> RunFacts:
+    """Returns what a target knows of the runs of its module, which have so many calls, if given.
 
     A pipeline knows its scheduler's timesteps from where the run begins: at the begin index, or
     without one at the time of the first call, if that is a timestep.
@@ -36,12 +37,16 @@ def run_of(target: Any, calls: int | None) -> RunFacts:
     scheduler = getattr(target, "scheduler", None)
     if scheduler is None:
         return RunFacts(lambda stage, time: calls)
+    answers = _find_side(target, module)
+
+    def select(stage: int, time: float | None) -> list[float]:
+        return _select_stage(list(filter(answers, _list_times(scheduler, time))), stage)
 
     def count(stage: int, time: float | None) -> int | None:
-        return len(_select_stage(_list_times(scheduler, time), stage)) or None
+        return len(select(stage, time)) or None
 
     def find_levels(stage: int, time: float | None) -> Sequence[float]:
-        times = _select_stage(_list_times(scheduler, time), stage)
+        times = select(stage, time)
         levels = [_find_level(scheduler, each) for each in times]
         return [each for each in levels if each is not None]
 
@@ -55,6 +60,19 @@ def facts_of(nodes: Sequence[Node]) -> RunFacts:
         lambda stage, time: len(_select_stage(times, stage)) or None,
         lambda stage, time: [levels[each] for each in _select_stage(times, stage)],
     )
+
+
+def _find_side(pipe: Any, module: Any) -> Callable[[float], bool]:
+    """Returns whether a network of a pipeline answers at a timestep: one of two has its side."""
+    low, ratio = (
+        getattr(pipe, "transformer_2", None),
+        getattr(getattr(pipe, "config", None), "boundary_ratio", None),
+    )
+    if low is None or ratio is None:
+        return lambda time: True
+    boundary = ratio * pipe.scheduler.config.get("num_train_timesteps", 1000)
+    below = unwrap_compiled(low) is module
+    return lambda time: (time < boundary) == below
 
 
 def _select_stage(times: Sequence[float], stage: int) -> list[float]:
