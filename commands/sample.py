@@ -87,6 +87,12 @@ class SampleOptions:
         " number of steps agree. The default is fresh.",
         SAMPLING,
     )
+    low_noise: str | None = option(
+        None,
+        "Of a model that is two networks, the choices for the one of little noise, as key=value,..."
+        " with guidance, cache, solver, history and boundary: guidance=[cfg:scale=3],solver=euler.",
+        SAMPLING,
+    )
     force: bool = option(
         False,
         "Accept a schedule, a cache or a plan that was made for another network or guidance, or a"
@@ -202,6 +208,7 @@ class SampleOptions:
         run = Run(
             model=self.model,
             **settings,
+            low_noise=self.low_noise,
             seeds=seeds,
             classes=labels,
             noise=None if self.noise == "fresh" else self.noise,

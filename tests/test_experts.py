@@ -1,12 +1,14 @@
 """Two networks in one run, each on its side of a noise level."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from test_pipelines_families import latent, texts_of
 from tiny_pipes import call, pipeline
+from typer.testing import CliRunner
 
 from fewstep import (
     CFG,
@@ -19,6 +21,7 @@ from fewstep import (
     from_module,
     join_experts,
 )
+from fewstep.cli import app
 from fewstep.models.caching import find_attachment
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import TimeGrid
@@ -188,6 +191,38 @@ def test_choices_for_the_second_network_are_taken_as_text_and_recorded(tmp_path)
     assert record.arguments()["low_noise"] == text
     with pytest.raises(SettingError, match="its guidance of low_noise was no text"):
         record_call(sampler([0], low_noise={"guidance": CFG(1.0)}, **given).call)
+
+
+PAIR = """
+from fewstep import RectifiedFlow, from_module, join_experts
+
+facts = {"schedule": RectifiedFlow(time_scale=1000), "prediction": "flow", "shape": (3, 8, 8)}
+one, other = (from_module(lambda x, t, k=k: k * x, **facts) for k in (0.5, 0.4))
+pair = join_experts(one, other, sigma=0.875)
+"""
+
+
+def test_sample_takes_choices_for_the_second_network_and_repeats_them(tmp_path):
+    (tmp_path / "pair.py").write_text(PAIR)
+    model, out = f"{tmp_path}/pair.py:pair", [str(tmp_path / name) for name in ("a.png", "b.png")]
+    words = [model, "--seeds", "0", "--steps", "6", "--low-noise"]
+
+    def sample(*given):
+        return CliRunner().invoke(app, ["sample", *map(str, given)])
+
+    made = sample(*words, "solver=[dpmpp-2m:kind=taylor],boundary=0.6", "--out", out[0])
+    assert made.exit_code == 0, made.output
+    assert sample(model, "--from-png", out[0], "--out", out[1]).exit_code == 0
+    assert Path(out[0]).read_bytes() == Path(out[1]).read_bytes()
+    for text, message in (
+        ("boundary=0.01", "lies outside of the steps of this run"),
+        ("boundary=1.2", "is no boundary of this process"),
+        ("sover=euler", "did you mean 'solver'"),
+    ):
+        refused = sample(*words, text, "--out", tmp_path / "c.png")
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    assert not (tmp_path / "c.png").exists()
 
 
 @pytest.mark.parametrize("boundary", [0.875, 0.9])

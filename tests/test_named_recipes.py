@@ -274,6 +274,18 @@ def test_a_recipe_in_a_pipeline_has_final_times_whatever_the_config_shifts():
 
 
 @pytest.mark.filterwarnings("ignore:of recipe")
+def test_the_recipe_of_a_flow_map_takes_configs_that_may_be_of_one():
+    """A live scheduler's config names no class."""
+    live = diffusers.FlowMapEulerDiscreteScheduler(shift=5.0).config
+    assert "_class_name" not in live
+    times = plan_scheduler(live, {"num_inference_steps": 4}, recipe="anyflow")
+    assert times == pytest.approx([1000, 937.5, 833.3333, 625])
+    other = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0).config
+    with pytest.raises(SettingError, match="tells its network two times, and the network of this"):
+        plan_scheduler(other, {}, recipe="anyflow")
+
+
+@pytest.mark.filterwarnings("ignore:of recipe")
 def test_a_recipe_in_a_pipeline_refuses_other_steps_times_and_choices():
     config = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
     recipe = {"recipe": "wan2.2-lightning-4"}

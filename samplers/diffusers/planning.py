@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...models.arguments import as_integer, as_numbers
+from ...models.distillation import FLOW_MAP
 from ...models.errors import SettingError, UnknownNameError
 from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ...solvers import Revisable, Schedule, SolverSettings, take_solver
@@ -142,8 +143,10 @@ class Choices:
             sized = self.nfe is not None or isinstance(self.grid, list)
             self.plan(process, TimestepsRequest(None if sized else 4, None, None, None, mu=1.0))
         settings = None if self.schedule is not None else self.settings
-        meant, network = self.recipe is not None, "the network of this config"
-        check_distilled(settings, process.distilled, network, meant)
+        meant, network, distilled = self.recipe is not None, "the network of this config", None
+        if meant and settings is not None and settings.info.name == FLOW_MAP:
+            distilled = process.as_flow_map
+        check_distilled(settings, distilled or process.distilled, network, meant)
 
     def _check_recipe(self, process: TrainedProcess) -> None:
         if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):

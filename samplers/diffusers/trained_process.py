@@ -69,6 +69,13 @@ class TrainedProcess:
         return self.fixed.family == "vp" and self.config["base_class"] in EXPLODING
 
     @property
+    def as_flow_map(self) -> Distillation | None:
+        """The distillation of a flow map, if the config may be of one; it need not name a class."""
+        name = "FlowMapEulerDiscreteScheduler"
+        fits = name in find_classes(self.config.keys() - {"base_class"})
+        return read_distillation(name, self.config) if fits else None
+
+    @property
     def distilled(self) -> Distillation | None:
         """The distillation of the network, if the config names one."""
         return read_distillation(self.config["base_class"], self.config)
