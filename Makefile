@@ -3,7 +3,7 @@
 PYTHON ?= python
 
 .PHONY: dev lint types test fuzz slow wheel house bench docs recipes-page fd-small networks zoo schedules results \
-	results-page caching caching-page guidance editing kills gpu-check comfyui check
+	results-page caching caching-page guidance guidance-rules editing kills gpu-check comfyui check
 
 dev:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[dev]'
@@ -161,6 +161,12 @@ guidance:
 		printf '\n![front](guidance-unet.png)\n\n'; \
 		$(GUIDANCE) $(UNET) --plot docs/guidance-unet.png) > results/guidance-page.md
 	mv results/guidance-page.md docs/guidance-results.md
+
+# Distances to real images of the other rules of guidance, in three blocks at about equal rows.
+guidance-rules:
+	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/guidance-rules.json --store results/guidance-rules.jsonl
+	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/guidance-rules-emoji.json \
+		--store results/guidance-rules-emoji.jsonl
 
 # The table of docs/editing.md: half an hour on one core.
 editing:
