@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,19 @@ def test_a_lent_network_is_not_mistaken_for_the_toy(tmp_path):
     options = {"nfe": 2, "noises": "4,2,2", "strategy": "grid", "budget": "candidates=2"}
     (found,) = fewstep.search(network, **options, teacher_nfe=4, out=tmp_path / "b.json")
     assert found.schedule.process.family == "flow"
+
+
+def test_a_calibration_takes_a_live_network_and_knows_it_by_its_weights(tmp_path):
+    first, second = (load("fashion-dit") for _ in range(2))
+    with torch.no_grad():
+        next(second.module.parameters()).mul_(1.01)
+    settings = {"solver": "ddim", "nfe": 4, "images": 2, "quality": "psnr=1", "reference_nfe": 6}
+    settings |= {"cache": ["taylorseer:interval=2,level=last-block"], "out": tmp_path / "c.json"}
+    for network in (first, second):
+        fewstep.calibrate(replace(network, name="mine"), **settings)
+    rows = [json.loads(line) for line in (tmp_path / "c.json.figures.jsonl").open()]
+    weights = [row["protocol"]["images"]["weights"] for row in rows]
+    assert len(set(weights)) == 2  # none was taken for one of the other
 
 
 class Told(nn.Module):

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -63,6 +63,7 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
 
     def __post_init__(self) -> None:
         self.network = lru_cache(maxsize=1)(self._load)
+        self._hash_weights = lru_cache(maxsize=1)(partial(hash_weights, whole=True))
         self.draw_reference = lru_cache(maxsize=2)(self._draw_reference)
 
     @abstractmethod
@@ -86,7 +87,8 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
         )
         classes = self.network(cell.model).num_classes
         labels = f"seed modulo {classes}" if classes else "none"
-        drawn = Drawn(run=run, weights=_weights(cell.model), files=dict(files or {}), labels=labels)
+        weights = self._hash_weights(cell.model)
+        drawn = Drawn(run=run, weights=weights, files=dict(files or {}), labels=labels)
         return Protocol(images=drawn, measure=measure)
 
     def measure_to(self, reference: str, metric: str) -> Measure:
@@ -150,8 +152,3 @@ def cost_of(result: Result, effective: float | None = None) -> SamplingCost:
 def relative_error(samples: Tensor, target: Tensor) -> float:
     """Returns |x - y| / |y| over all images."""
     return float((samples - target).norm() / target.norm())
-
-
-@lru_cache
-def _weights(model: str) -> str | None:
-    return hash_weights(model, whole=True)

@@ -77,10 +77,6 @@ class Entry(StrictModel):
             raise ValueError("grids are for named solvers; rivals and schedules bring their own")
         if self.rivals and (self.guidances or self.caches):
             raise ValueError("guidances and caches are not for rivals; give those another entry")
-        return self
-
-    @model_validator(mode="after")
-    def _check_plans(self) -> Self:
         if self.plans and (self.cfg_scales != (1.0,) or self.guidances or self.caches):
             raise ValueError("plans bring guidance and cache; give those another entry")
         return self
