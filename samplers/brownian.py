@@ -167,12 +167,14 @@ def check_path(plan: Plan) -> None:
             f"{name} adds no noise; drop noise=brownian, or take a stochastic solver such as"
             " sde-dpmpp-2"
         )
+    reached = -math.inf
     for n, (step, (t, s)) in enumerate(zip(asked, pairwise(plan.grid.nodes), strict=True)):
-        spans = list_spans(plan.solver, n, t, s)
-        if step.count(None) > len(spans):
+        spans = list_spans(plan.solver, n, t, s)[: step.count(None)]
+        if step.count(None) > len(spans) or any(start < reached for start, _ in spans[:1]):
             raise SettingError(
                 f"the noise of {name} follows no Brownian path; drop noise=brownian, or take"
                 " sde-dpmpp-2, sa-solver, er-sde-2 or euler-ancestral"
             )
-        for span in spans[: step.count(None)]:
+        for span in spans:
             weigh_increment(*span)
+            reached = span[1]

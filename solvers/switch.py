@@ -27,7 +27,9 @@ from .base import (
     Solver,
     SolverInfo,
     SolverSettings,
+    Span,
     Step,
+    list_spans,
     register,
     take_solver,
 )
@@ -129,6 +131,10 @@ class SwitchSteps:
         x, inner = yield from self._choose(state.n).step(x, state.inner, t, s)
         n = state.n + 1
         return x, SwitchMemory(n, self.low.init() if n == self.first else inner)
+
+    def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span]:
+        """As `Clocked` has it."""
+        return list_spans(self._choose(n), n if n < self.first else n - self.first, t, s)
 
     @property
     def starts(self) -> tuple[int, ...]:

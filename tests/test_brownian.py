@@ -151,7 +151,7 @@ def run_law(name, steps, noise, schedule=None, **settings):
     schedule = schedule or VPLinear()
     times = [node.t for node in even_in_lam(schedule, steps, last=0.1).nodes]
     sampler = Sampler(GAUSSIAN.network(schedule, SHAPE))
-    made = registered(name, **settings)
+    made = registered(name, **settings) if settings else name
     return sampler(range(60), solver=made, grid=times, noise=noise, batch=60).samples
 
 
@@ -190,6 +190,14 @@ def test_runs_of_twice_the_steps_converge_to_the_same_samples(name, settings, sc
     fresh = measure_distance(run_law(name, 32, "fresh", schedule, **settings), ends[-1])
     assert gaps[2] < 0.65 * gaps[1] < 0.5 * gaps[0]
     assert gaps[2] < 0.15 * fresh
+
+
+def test_solvers_in_one_run_share_a_path_if_they_share_a_clock():
+    spec = "switch:high=sde-dpmpp-2,low={},sigma=0.8"
+    ends = [run_law(spec.format("ddpm"), n, "brownian") for n in (32, 128)]
+    assert measure_distance(*ends) < 0.1
+    with pytest.raises(SettingError, match="switch follows no Brownian path"):
+        run_law(spec.format("er-sde-2"), 32, "brownian")
 
 
 def test_strong_order_one_on_the_gaussian_law():
