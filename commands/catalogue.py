@@ -12,6 +12,7 @@ from ..models.load import embedded_names, read_card
 from ..models.registry import parse_spec, settings_of
 from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
+from ..samplers.guidance.inverse import METHODS, OPERATORS
 from ..samplers.placement import list_grids
 from ..samplers.ramps import AYS, FORMULAS, place_ays
 from ..samplers.recipes import list_recipes, read_recipe
@@ -147,6 +148,24 @@ def _list_guidance() -> Rows:
     return rows
 
 
+def _list_operators() -> Rows:
+    rows: Rows = [("operator", "measures", "settings")]
+    for name in OPERATORS:
+        cls = OPERATORS.get(name)
+        options = " ".join(map(_format_setting, settings_of(cls)))
+        rows.append((name, _read_first_line(cls), options))
+    return rows
+
+
+def _list_methods() -> Rows:
+    rows: Rows = [("method", "rule", "cost of an evaluation", "settings", "source")]
+    for name in METHODS:
+        cls = METHODS.get(name)
+        options = " ".join(map(_format_setting, settings_of(cls)))
+        rows.append((name, _read_first_line(cls), cls.cost, options, cls.source))
+    return rows
+
+
 def _format_setting(field: "Field[Any]") -> str:
     """Returns `name` of what must be given, `[name]` of what may be, or `name=default`."""
     name = field.name.rstrip("_")
@@ -186,5 +205,7 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "caches": _list_caches,
     "predictors": _list_predictors,
     "guidance": _list_guidance,
+    "operators": _list_operators,
+    "methods": _list_methods,
     "recipes": _list_recipes,
 }

@@ -14,8 +14,8 @@ def list_(
     kind: Annotated[
         str,
         typer.Argument(
-            help="What to list: solvers, grids, schedules, models, guidance, caches, predictors,"
-            " recipes, editors or metrics."
+            help="What to list: solvers, grids, schedules, models, guidance, operators, methods,"
+            " caches, predictors, recipes, editors or metrics."
         ),
     ],
 ) -> None:

@@ -27,6 +27,7 @@ from ..eval.options import (
 from ..models.errors import SettingError
 from .console import gather_options, refuse_typed, typed
 from .images import ImageOptions
+from .measurement import MeasurementOptions
 from .sample_outputs import SampleOutputs
 
 if TYPE_CHECKING:
@@ -193,7 +194,9 @@ class SampleOptions:
             "threshold": self.threshold,
         }
 
-    def record(self, network: "Network", images: ImageOptions) -> "Run":
+    def record(
+        self, network: "Network", images: ImageOptions, measurement: MeasurementOptions
+    ) -> "Run":
         """Returns the run of the network that was asked for, with nothing left open."""
         from ..samplers.cache_file import resolve_cache
         from ..samplers.plan_file import PlanFile
@@ -212,6 +215,7 @@ class SampleOptions:
             seeds=seeds,
             classes=labels,
             noise=None if self.noise == "fresh" else self.noise,
+            measured=measurement.record(),
             batch=self.batch,
             dtype=self.dtype,
             device=self.device,
@@ -228,6 +232,7 @@ def sample(
     ctx: typer.Context,
     options: SampleOptions,
     images: ImageOptions,
+    measurement: MeasurementOptions,
     from_png: Annotated[
         Path | None,
         describe("Repeat the run that is stored in a file made by `sample`.", IMAGES),
@@ -249,7 +254,10 @@ def sample(
             refuse_typed(ctx, DECIDED, "--plan is the whole run")
         network = options.load()
         _check_guidance(options)
-        run = options.record(network, images)
+        run = options.record(network, images, measurement)
+    if run.measured is not None:
+        inputs += map(Path, run.measured.files)
+        outputs.check(inputs)
     outputs = outputs.settle(network)
     if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)

@@ -14,7 +14,7 @@ from ..models.speed import Speed
 from ..solvers import Schedule
 from .brownian import FRESH
 from .expert_parts import format_low_noise
-from .guidance import CFG
+from .guidance import CFG, Measured
 from .images import make_contact_sheet
 from .run_record import TENSORS, Run, save_png, save_samples
 
@@ -105,4 +105,6 @@ def _record_guidance(given: Any) -> dict[str, Any]:
     if isinstance(given, CFG) and given == CFG(given.scale, given.interval):
         always = given.interval == (0.0, math.inf)
         return {"cfg_scale": given.scale, "cfg_interval": None if always else given.interval}
+    if isinstance(given, Measured):
+        raise SettingError("its measurement was no file; `sample --operator` takes files")
     raise SettingError("its guidance was no text; give it as one, as in 'cfg:scale=2'")

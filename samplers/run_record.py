@@ -18,9 +18,11 @@ from ..models.speed import Speed
 from ..models.user_code import refuse_code
 from ..models.weights import check_weights, hash_weights
 from .brownian import FRESH
+from .guidance import Guidance
 from .guidance.base import list_second_networks
 from .guidance.forecast import write_forecast
 from .images import Picture, make_contact_sheet, open_picture
+from .measurement_record import MeasurementRecord
 from .plan import settle_choices
 from .run_settings import RunSettings
 from .schedule_choice import choose_default_schedule
@@ -48,6 +50,7 @@ class Run(RunSettings):
     seeds:    one per image; in JSON also as ranges, such as "0-1999".
     classes:  one label per image, or None.
     noise:    of the steps, as `Sampler` takes it; None is fresh.
+    measured: the measurement that the images agree with, if there is one.
     batch, dtype, device, speed: they change the last bits of the pixels.
     columns:  of the grid picture.
     version:  of fewstep when the run was made.
@@ -61,6 +64,7 @@ class Run(RunSettings):
     ]
     classes: tuple[int, ...] | None = None
     noise: str | None = None
+    measured: MeasurementRecord | None = None
     batch: int = 32
     dtype: str = "fp32"
     device: str = "cpu"
@@ -73,10 +77,11 @@ class Run(RunSettings):
 
         They are solver, grid and evaluations, or the schedule if only an NFE was asked for and
         there is one, space and warm-up of a guidance forecast, and the weights that names stand
-        for. A picture then holds them, and is repeated when others are the best.
+        for, and the hashes of files. A picture then holds them, and is repeated when others are the
+        best.
         """
         spec = None if self.guidance_spec is None else write_forecast(self.guidance_spec)
-        named = self.model_copy(update={"guidance_spec": spec}).name_weights()
+        named = self.model_copy(update={"guidance_spec": spec})._name_files().name_weights()
         schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
         if schedule is not None:
             return named.model_copy(update={"schedule": schedule, "nfe": None})
@@ -85,7 +90,7 @@ class Run(RunSettings):
         return named.model_copy(update=settle_choices(noise_schedule, named.choices()))
 
     def bind(self, force: bool = False) -> "Run":
-        """Returns the run on the weights that are here.
+        """Returns the run on the weights and files that are here.
 
         force: also if they are others than it was drawn with, or than its schedule is for.
 
@@ -94,7 +99,9 @@ class Run(RunSettings):
         """
         if force:
             schedule = None if self.schedule is None else self.schedule.for_any()
-            return self.model_copy(update={"schedule": schedule}).name_weights()
+            return self.model_copy(update={"schedule": schedule})._name_files().name_weights()
+        if self.measured is not None:
+            self.measured.check_files()
         recorded, remedy = self.weights or {}, "add --force to draw another image with those here"
         for name in self._list_networks():
             check_weights(name, recorded.get(name), "this picture was drawn", remedy)
@@ -123,6 +130,16 @@ class Run(RunSettings):
         known = {name: weights for name, weights in hashes.items() if weights is not None}
         return self.model_copy(update={"weights": known or None})
 
+    def _name_files(self) -> "Run":
+        """Returns the run with the hashes of the files of its measurement."""
+        if self.measured is None:
+            return self
+        return self.model_copy(update={"measured": self.measured.name_files()})
+
+    def guidance(self) -> Guidance:
+        inner = super().guidance()
+        return inner if self.measured is None else self.measured.guide(inner)
+
     def _list_networks(self) -> list[str]:
         """Returns the names of the network and of those that its guidance asks."""
         return [self.model, *list_second_networks(self.guidance())]
@@ -147,6 +164,7 @@ class Run(RunSettings):
             **({} if self.guidance_spec is None else {"Guidance": self.guidance_spec}),
             **({} if self.cache is None else {"Cache": self.cache}),
             **({} if self.noise is None else {"Noise": self.noise}),
+            **({} if self.measured is None else {"Operator": self.measured.operator}),
             "Seed": format_ranges(self.seeds),
             "Model": self.model,
             "Version": f"fewstep {self.version}",

@@ -105,7 +105,7 @@ class DiffPIR(Checked, InverseMethod):
     """
 
     name: ClassVar[str] = "diffpir"
-    source: ClassVar[str] = "arXiv:2305.08995 eq. 13"
+    source: ClassVar[str] = "arXiv:2305.08995"
     cost: ClassVar[str] = "1 row"
     gradient: ClassVar[bool] = False
 
@@ -125,7 +125,7 @@ class PiGDM(Checked, InverseMethod):
     """
 
     name: ClassVar[str] = "pigdm"
-    source: ClassVar[str] = "Song et al., ICLR 2023"
+    source: ClassVar[str] = "Song et al., ICLR 2023 (PiGDM)"
     cost: ClassVar[str] = "1 row, 1 backward"
 
     def correct(self, given: Observation, estimate: Estimate) -> Tensor:
@@ -149,7 +149,7 @@ class MMPS(Checked, InverseMethod):
     """
 
     name: ClassVar[str] = "mmps"
-    source: ClassVar[str] = "arXiv:2405.13712 alg. 1"
+    source: ClassVar[str] = "arXiv:2405.13712"
     cost: ClassVar[str] = "1 row, `rounds` backward"
 
     rounds: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1
