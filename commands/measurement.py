@@ -20,7 +20,7 @@ class MeasurementOptions:
     operator: str | None = option(
         None,
         "Draw what a measurement was made of: the operator that made it, such as inpaint:mask.png"
-        " or downsample:4; see `fewstep list operators`.",
+        " or downsample:4; see `fewstep list operators`. The default solver is then ddpm.",
         MEASUREMENT,
     )
     measurement: Path | None = option(

@@ -18,7 +18,7 @@ from ..models.speed import Speed
 from ..models.user_code import refuse_code
 from ..models.weights import check_weights, hash_weights
 from .brownian import FRESH
-from .guidance import Guidance
+from .guidance import Guidance, Measured
 from .guidance.base import list_second_networks
 from .guidance.forecast import write_forecast
 from .images import Picture, make_contact_sheet, open_picture
@@ -82,6 +82,8 @@ class Run(RunSettings):
         """
         spec = None if self.guidance_spec is None else write_forecast(self.guidance_spec)
         named = self.model_copy(update={"guidance_spec": spec})._name_files().name_weights()
+        if self.measured is not None and (self.solver, self.schedule) == (None, None):
+            named = named.model_copy(update={"solver": Measured.solver})
         schedule = choose_default_schedule(named.model, named.choices(), named.guidance())
         if schedule is not None:
             return named.model_copy(update={"schedule": schedule, "nfe": None})

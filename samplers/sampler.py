@@ -262,6 +262,8 @@ class Sampler:
         """Returns the plan of resolved choices, or of the schedule that stands in for them."""
         if isinstance(choices.get("solver"), Artefact):
             check_scale(choices["solver"], guidance)
+        if guidance.solver and choices.get("solver") is None:
+            choices = {**choices, "solver": guidance.solver}
         default = choose_default_schedule(self.network.name, choices, guidance)
         chosen = choices if default is None else {"solver": default}
         return self._make_plan(chosen, by_recipe)

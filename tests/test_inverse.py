@@ -112,7 +112,7 @@ def test_mmps_ends_at_the_posterior_of_a_gaussian():
     """The run is affine in its start, so five starts tell its mean and covariance exactly."""
     grid = even_in_lam(VP, 200, 150.0, 0.004)
     starts = torch.cat([torch.zeros(1, 4), torch.eye(4)]).double().reshape(5, *SHAPE)
-    policy = Measured(SUMS, Y, SIGMA_Y, "mmps:rounds=2")
+    policy = Measured(SUMS, Y, SIGMA_Y, "mmps:rounds=2,above=1e9")
     denoiser = Denoiser(GAUSSIAN.network(VP, SHAPE))
     ends = integrate(denoiser, solver("dpmpp-2m").on(grid), grid, starts, policy).flatten(1)
     means, covariances, _ = prior(GAUSSIAN)

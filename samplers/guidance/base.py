@@ -54,9 +54,8 @@ class Setup:
     cached:   a cache is on the network.
     first:    the number of the batch's first image in the run; total: the images of the whole run,
               None for those of the batch.
-    evaluate: calls the network for a guide that needs more than what it asks for: one x0 (B, *) per
-              ask, at any state and node. It is counted. None before a run has begun.
-    draw:     the run's noise, standard normal and like the state; None as above.
+    evaluate: calls the network beside what a guide asks for, at any state and node; it is counted.
+              None before a run has begun. draw: the run's noise, standard normal; None as above.
     earlier:  the nodes of steps before this grid, which the solver takes with another network.
     """
 
@@ -118,10 +117,12 @@ class Guidance:
     """A policy value.
 
     name:   what users type; source: where the rule is from.
+    solver: the one that goes with it where none is chosen; empty for the default.
     """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    solver: ClassVar[str] = ""
 
     @property
     def off(self) -> bool:

@@ -68,9 +68,9 @@ class LinearMap(Operator):
     def _compare(self, dtype: torch.dtype) -> Shape:
         """Returns the shape of a measurement; raises SettingError for a map that is not linear."""
         x = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-        y, mixed = self.function(x), self.function(2.0 * x - x.flip(0))
-        if not torch.allclose(mixed, 2.0 * y - y.flip(0), rtol=1e-3, atol=1e-3):
-            raise SettingError("the operator is not linear: f(2 a - b) is not 2 f(a) - f(b)")
+        y, mixed = self.function(x), self.function(2.0 * x + x.flip(0))
+        if not torch.allclose(mixed, 2.0 * y + y.flip(0), rtol=1e-3, atol=1e-3):
+            raise SettingError("the operator is not linear: f(2 a + b) is not 2 f(a) + f(b)")
         back = self.adjoint(y)
         if back.shape != x.shape or not torch.allclose((y * y).sum(), (back * x).sum(), rtol=1e-3):
             raise SettingError("the adjoint is not the operator's: <A x, y> is not <x, A^T y>")

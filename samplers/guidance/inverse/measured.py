@@ -37,11 +37,13 @@ class Measured(Checked, Guidance):
     method:   a text such as `diffpir`, `dps:scale=0.5` or `mmps:rounds=3`, or its settings.
     inner:    the guidance whose x0 is corrected; gradients go back through all its branches.
 
-    Multistep solvers take the corrected x0 for their prediction. Methods that move the state itself
-    (dps, stsl) do so by the x0 that leads a step of first order to the same place.
+    Without a solver it runs with ddpm. Multistep solvers take the corrected x0 as the prediction.
+    Methods that move the state itself (dps, stsl) do so by the x0 that leads a step of first order
+    to the same place.
     """
 
     name: ClassVar[str] = "measured"
+    solver: ClassVar[str] = "ddpm"  # whose noise lets what is not measured adapt to what is
 
     operator: Annotated[InstanceOf[Operator], BeforeValidator(take_operator)]
     y: Any

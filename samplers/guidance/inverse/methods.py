@@ -61,10 +61,10 @@ class Estimate:
     predict: Callable[[Tensor], Tensor]
     draw: Callable[[], Tensor]
 
-    def pull(self, v: Tensor) -> Tensor:
-        """Returns J^T v, by one backward pass; (B, *) in and out."""
+    def smooth(self, v: Tensor) -> Tensor:
+        """Returns (sigma^2 / alpha) J^T v, by one backward pass; (B, *) in and out."""
         (back,) = torch.autograd.grad(self.m, self.x, v, retain_graph=True)
-        return back
+        return back * (self.node.sigma**2 / self.node.alpha)
 
     def shift(self, m: Tensor, move: Tensor) -> Tensor:
         """Returns the x0 (B, *) with which the step from x goes where m goes from x + move."""
@@ -116,30 +116,49 @@ class DiffPIR(Checked, InverseMethod):
         return m + given.weigh(given.compare(m), 1.0, self.weight / kappa**2)
 
 
+@dataclass(frozen=True)
+class Tweedie(Checked, InverseMethod):
+    """The common part of methods that take the covariance of x0 from the network's Jacobian.
+
+    above: where kappa is larger, the covariance is r^2 I, as of data of unit variance, with
+        r^2 = sigma^2 / (alpha^2 + sigma^2). There J is small and sigma^2 / alpha large, and their
+        product is mostly the network's error.
+    """
+
+    above: Annotated[float, Field(gt=0)] = 3.0
+
+    def correct(self, given: Observation, estimate: Estimate) -> Tensor:
+        m, node = estimate.m.detach(), estimate.node
+        variance = node.sigma**2 / (node.alpha**2 + node.sigma**2)
+        if node.alpha == 0.0 or node.kappa > self.above:
+            return m + variance * given.weigh(given.compare(m), variance)
+        return m + self.shift(given, estimate, given.compare(m), variance)
+
+    @abstractmethod
+    def shift(
+        self, given: Observation, estimate: Estimate, residual: Tensor, variance: float
+    ) -> Tensor:
+        """Returns what is added to m (B, *), where kappa is not above the bound."""
+
+
 @METHODS.register
 @dataclass(frozen=True)
-class PiGDM(Checked, InverseMethod):
-    """x0 = m + (sigma^2 / alpha) J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 e.
-
-    r^2 = sigma^2 / (alpha^2 + sigma^2), the variance of x0 for data of unit variance.
-    """
+class PiGDM(Tweedie):
+    """x0 = m + (sigma^2 / alpha) J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 e."""
 
     name: ClassVar[str] = "pigdm"
     source: ClassVar[str] = "Song et al., ICLR 2023 (PiGDM)"
     cost: ClassVar[str] = "1 row, 1 backward"
 
-    def correct(self, given: Observation, estimate: Estimate) -> Tensor:
-        m, node = estimate.m.detach(), estimate.node
-        guess = node.sigma**2 / (node.alpha**2 + node.sigma**2)
-        back = given.weigh(given.compare(m), guess)
-        if node.alpha == 0.0:  # x says nothing of x0, and J is 0
-            return m + guess * back
-        return m + (node.sigma**2 / node.alpha) * estimate.pull(back)
+    def shift(
+        self, given: Observation, estimate: Estimate, residual: Tensor, variance: float
+    ) -> Tensor:
+        return estimate.smooth(given.weigh(residual, variance))
 
 
 @METHODS.register
 @dataclass(frozen=True)
-class MMPS(Checked, InverseMethod):
+class MMPS(Tweedie):
     """x0 = m + S A^T (A S A^T + sigma_y^2 I)^-1 e with the covariance S = (sigma^2 / alpha) J.
 
     The inverse is taken by conjugate gradients, of which each round is one product with J. Exact
@@ -154,17 +173,14 @@ class MMPS(Checked, InverseMethod):
 
     rounds: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1
 
-    def correct(self, given: Observation, estimate: Estimate) -> Tensor:
-        m, node, operator = estimate.m.detach(), estimate.node, given.operator
-        if node.alpha == 0.0:  # x says nothing of x0, and J is 0
-            return m + given.weigh(given.compare(m), 1.0)
-        scale = node.sigma**2 / node.alpha
-
+    def shift(
+        self, given: Observation, estimate: Estimate, residual: Tensor, variance: float
+    ) -> Tensor:
         def apply(v: Tensor) -> tuple[Tensor, Tensor]:
-            back = scale * estimate.pull(operator.adjoint(v))
-            return operator.forward(back) + given.sigma_y**2 * v, back
+            back = estimate.smooth(given.operator.adjoint(v))
+            return given.operator.forward(back) + given.sigma_y**2 * v, back
 
-        return m + sum_conjugate_steps(apply, given.compare(m), self.rounds)
+        return sum_conjugate_steps(apply, residual, self.rounds)
 
 
 @METHODS.register
