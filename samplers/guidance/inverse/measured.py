@@ -92,7 +92,9 @@ class Measured(Checked, Guidance):
         if len(y) > 1:
             y = y[setup.first : setup.first + setup.images]
         y = send(y, setup.network.device)
-        weights = measure_step_weights(setup.solver, setup.grid) if self.method.moves else None
+        weights = None
+        if self.method.moves:
+            weights = measure_step_weights(setup.solver, setup.whole)[len(setup.earlier) :]
         return MeasuredGuide(self, self.inner.begin(setup), y, setup, weights)
 
     def _check_inner(self) -> None:
