@@ -1,7 +1,7 @@
 """Restores Fashion-MNIST test images by each method: the table and the picture of
 docs/inverse-problems.md.
 
-    python recipes/inverse_problems.py [--network fashion-dit] [--images 8] [--rows 30]
+    python recipes/inverse_problems.py [--network fashion-dit] [--images 6] [--rows 30]
 
 Three blocks of test images, each with seeds and noise of its own. Two problems, a hole of 14x14
 pixels in the middle and a quarter of the pixels a side, both with noise of deviation 0.05. Every
@@ -41,7 +41,7 @@ Figures = dict[tuple[str, str], list[tuple[float, ...]]]  # by method and proble
 def main() -> None:
     asked = argparse.ArgumentParser(description="Restores test images by each method.")
     asked.add_argument("--network", default="fashion-dit")
-    asked.add_argument("--images", type=int, default=8)
+    asked.add_argument("--images", type=int, default=6)
     asked.add_argument("--rows", type=int, default=30)
     asked.add_argument("--out", type=Path, default=Path("docs/inverse-problems.png"))
     given = asked.parse_args()

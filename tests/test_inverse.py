@@ -242,6 +242,26 @@ def test_operators_have_the_adjoint_and_the_inverse_that_they_say():
         torch.testing.assert_close(operator.forward(operator.adjoint(exact)), v, msg=name)
 
 
+def test_what_a_measurement_holds_outside_of_the_mask_says_nothing():
+    operator, law = OPERATORS["inpaint"], MIXTURE
+    law = replace(law, means=law.means.repeat(1, 16), stds=law.stds)
+    grid = even_in_lam(VP, 2)
+    x, y = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    known = operator.forward(torch.ones_like(y))
+    for method in ("diffpir", "pigdm", "mmps", "dps"):
+        ends = [
+            integrate(
+                Denoiser(law.network(VP, (1, 8, 8))),
+                DDIM.on(grid),
+                grid,
+                x,
+                Measured(operator, each, 0.3, method),
+            )
+            for each in (y, y * known)
+        ]
+        assert torch.equal(*ends), method
+
+
 def test_without_noise_a_measured_pixel_stays_what_it_is():
     operator = OPERATORS["inpaint"]
     law = torch.nn.Conv2d(1, 1, 3, padding=1).double().requires_grad_(False)

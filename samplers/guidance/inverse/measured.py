@@ -91,7 +91,7 @@ class Measured(Checked, Guidance):
         y = self._fit(setup)
         if len(y) > 1:
             y = y[setup.first : setup.first + setup.images]
-        y = send(y, setup.network.device)
+        y = self.operator.restrict(send(y, setup.network.device))
         weights = None
         if self.method.moves:
             weights = measure_step_weights(setup.solver, setup.whole)[len(setup.earlier) :]

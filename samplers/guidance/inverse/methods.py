@@ -214,7 +214,7 @@ class STSL(Checked, InverseMethod):
     score, d the number of values of a sample, and delta a new draw of N(0, I): its second term
     estimates the trace of the Hessian of log p, and has no gradient where the data are Gaussian.
 
-    No code was published: scale, and the sign of the second term, are not checked against any.
+    No code was found: scale, and the sign of the second term, are not checked against any.
     """
 
     name: ClassVar[str] = "stsl"

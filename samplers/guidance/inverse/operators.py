@@ -36,6 +36,10 @@ class Operator(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Returns A^T y."""
 
+    def restrict(self, y: Tensor) -> Tensor:
+        """Returns a measurement with 0 where nothing was measured."""
+        return y
+
     def solve(self, v: Tensor, a: float, b: float) -> Tensor:
         """Returns (a A A^T + b I)^-1 v, with the pseudo-inverse where that is singular."""
 

@@ -57,6 +57,9 @@ class Inpaint(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y * self._known.on(y)
 
+    def restrict(self, y: Tensor) -> Tensor:
+        return y * self._known.on(y)
+
     def solve(self, v: Tensor, a: float, b: float) -> Tensor:
         return v * _invert(a * self._known.on(v) + b)
 
