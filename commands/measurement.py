@@ -1,4 +1,4 @@
-"""What `sample` is to agree with: a measurement of the image, and how it was made."""
+"""Options of `sample` for a measurement of the image, and for how it was made."""
 
 from dataclasses import dataclass
 from pathlib import Path

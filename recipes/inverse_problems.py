@@ -1,5 +1,4 @@
-"""Restores Fashion-MNIST test images by each method: the table and the picture of
-docs/inverse-problems.md.
+"""Restores test images of Fashion-MNIST by each method: docs/inverse-problems.md.
 
     python recipes/inverse_problems.py [--network fashion-dit] [--images 6] [--rows 30]
 
