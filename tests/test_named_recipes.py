@@ -6,15 +6,17 @@ import warnings
 
 import diffusers
 import pytest
+import tiny
 import torch
 from test_distilled import SD, draws
 from typer.testing import CliRunner
 
-from fewstep import Sampler, SolverScheduler, from_module
+from fewstep import Sampler, Size, SolverScheduler, encoded, from_module
 from fewstep.cli import app
 from fewstep.models.distillation import read_distillation
 from fewstep.models.errors import FewstepError, ModelError, SettingError
 from fewstep.models.schedule import EDM, RectifiedFlow, VPDiscrete
+from fewstep.samplers.noise import Noise
 from fewstep.samplers.recipes import RECIPES, RecipeRun, list_recipes
 
 FLOW = RectifiedFlow(shift=5.0, terminal=0.1, time_scale=1000.0)
@@ -305,6 +307,29 @@ def test_final_times_given_as_sigmas_of_a_shifted_network_are_refused_with_both_
     assert plan_scheduler(config, {"timesteps": [1000.0, 937.5, 833.3, 625.0, 0.0]})[1] == 937.5
     plain = diffusers.FlowMatchEulerDiscreteScheduler().config
     assert plan_scheduler(plain, final)[1] == 937.5
+
+
+def test_a_pipeline_of_sana_sprint_is_sampled_as_it_samples_itself(monkeypatch):
+    """Its network is told the scale, and its process is rectified flow behind an angle."""
+    config = {k: v for k, v in tiny.network("sana").config.items() if not k.startswith("_")}
+    config |= {"guidance_embeds": True, "guidance_embeds_scale": 0.1}
+    torch.manual_seed(0)
+    net = diffusers.SanaTransformer2DModel(**config).eval()
+    pipe = diffusers.SanaSprintPipeline(None, None, None, net, diffusers.SCMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    text = {"prompt_embeds": torch.randn(1, 5, config["caption_channels"])}
+    text["prompt_attention_mask"] = torch.ones(1, 5)
+    size, source = {"height": 192, "width": 192}, torch.Generator()
+    size["use_resolution_binning"] = False
+    wanted = pipe(**text, **size, num_inference_steps=2, generator=source, output_type="latent")[0]
+    sampler = Sampler.from_pipeline(pipe, Size(192, 192))
+    source.manual_seed(source.initial_seed())
+    monkeypatch.setattr(Noise, "draw", lambda _: torch.randn(wanted.shape, generator=source))
+    conditions, negative = encoded(pipe, Size(192, 192), **text)
+    assert negative is None
+    found = sampler([0], conditions=conditions)
+    assert found.ledger.nfe == 2
+    assert (found.samples - wanted).abs().max() < 5e-6 * wanted.abs().max()
 
 
 # On the command line
