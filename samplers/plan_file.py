@@ -156,6 +156,12 @@ class PlanFile(NetworkMark):
     seconds: Figure
     searched: Count
 
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that run."""
+        assert self.point.settings is not None
+        return self.point.settings
+
     @classmethod
     def load(cls, path: str | Path) -> "PlanFile":
         """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
@@ -183,8 +189,7 @@ class PlanFile(NetworkMark):
         Raises:
             SettingError: if it was made for another network; not with force.
         """
-        settings = self.point.settings
-        assert settings is not None
+        settings = self.settings
         if not force:
             self.check_network(network, "this plan was made", "fewstep tune")
         elif settings.schedule is not None:
@@ -240,8 +245,7 @@ def unfold_for_scheduler(given: Mapping[str, Any]) -> Mapping[str, Any]:
     beside = {name: value for name, value in given.items() if name != "plan"}
     if given.get("plan") is None:
         return beside
-    settings = take_plan(given["plan"]).point.settings
-    assert settings is not None
+    settings = take_plan(given["plan"]).settings
     _check_parts(settings)
     choices = settings.choices()
     if settings.schedule is not None:

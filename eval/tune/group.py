@@ -130,10 +130,10 @@ class PlanGroup:
     def _time(self, own: JudgedPoint, rivals: Sequence[JudgedPoint]) -> JudgedPoint:
         """Returns the plan with its milliseconds, measured in turns with a simple run."""
         assert own.settings is not None
-        runs = {"plan": own.settings}
-        simple = [each for each in rivals if each.kind in SIMPLE and each.settings is not None]
-        if simple and simple[0].settings is not None:
-            runs["simple"] = simple[0].settings
+        runs, beside = {"plan": own.settings}, None
+        for each in rivals:
+            if beside is None and each.kind in SIMPLE and each.settings is not None:
+                beside, runs["simple"] = each, each.settings
         times = RunTimer(self.judge.problem, self.batch).time_all(runs)
         cost = own.cost.model_copy(update={"ms": times["plan"]})
         if self.asked is not None and self.asked.unit == "ms":
@@ -141,6 +141,11 @@ class PlanGroup:
                 f"asked for {self.asked}: the plan was predicted to take {cost.predicted:.3g} ms"
                 f" and measured at {times['plan']}"
             )
+            if beside is not None:
+                self.verdicts[-1] += (
+                    f"; {beside.name}, in turns with it, at {times['simple']} for"
+                    f" {beside.cost.predicted:.3g} ms"
+                )
         timed = own.model_copy(update={"cost": cost})
         self._known[own.name] = timed
         return timed

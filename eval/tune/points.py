@@ -7,10 +7,12 @@ from typing import Any
 
 from ...models.errors import FewstepError
 from ...models.files import write_bytes
+from ...models.network import Network
 from ...models.schedule import NoiseSchedule
 from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_settings import RunSettings
 from ...solvers import Schedule
+from ...solvers.artefact import SCALE
 from ...solvers.cached_calls import CachedCalls
 from ...solvers.linear import Encoder
 from ...solvers.presets import preset, preset_names
@@ -52,7 +54,7 @@ def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[Poin
     schedule, scale = problem.network.schedule, problem.cfg_scale
     points = [made for each in searched for made in _list_searched(each, scale)]
     points += _list_plain(schedule, sizes.nfe, scale)
-    points += _list_presets(schedule, sizes.nfe, scale)
+    points += _list_presets(problem.network, sizes.nfe, scale)
     if sizes.rows is not None:
         points += _list_guided(schedule, sizes.rows, scale)
     for size in sizes.masked:
@@ -69,13 +71,16 @@ def _list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[Poi
         yield PointChoice(name, "named", RunSettings(**settled, cfg_scale=scale))
 
 
-def _list_presets(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[PointChoice]:
-    """Yields the shipped schedules of this process that fit."""
+def _list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoice]:
+    """Yields the shipped schedules of this process and scale that are for any network or this."""
     for name in preset_names():
         shipped = preset(name)
+        facts = {"model": network.name, SCALE: scale, **shipped.provenance}
         try:
-            shipped.check_process(schedule)
+            shipped.check_process(network.schedule)
         except FewstepError:
+            continue
+        if (facts["model"], facts[SCALE]) != (network.name, scale):
             continue
         if shipped.nfe <= nfe and not shipped.guided:
             yield PointChoice(name, "preset", RunSettings(schedule=shipped, cfg_scale=scale))
