@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import fewstep
 from fewstep import CFG, Sampler, Schedule, SolverScheduler, solver, time_grid
 from fewstep.cli import app
 from fewstep.models.errors import SettingError
@@ -159,19 +158,3 @@ def test_a_scheduler_runs_what_a_plan_names_and_refuses_the_rest(network, tmp_pa
         SolverScheduler.from_config(CONFIG, plan=make_plan_file(network, RunSettings(**spec)))
     with pytest.raises(SettingError, match="a plan decides nfe; drop"):
         SolverScheduler.from_config(CONFIG, plan=path, nfe=3)
-
-
-def test_what_a_plan_draws_is_evaluated(network, tmp_path):
-    path = tmp_path / "plan.json"
-    settings = RunSettings(schedule=make_schedule(network), cfg_scale=2.0)
-    make_plan_file(network, settings).write(path)
-    seen = []
-    options = {"metric": lambda samples: seen.append(samples) or 1.5, "n": 2}
-    table = fewstep.evaluate(network, plans=[str(path)], **options)
-    assert [point.mean for point in table.points] == [1.5]
-    expected = Sampler(network)([0, 1], class_labels=[0, 1], plan=path)
-    assert torch.equal(seen[0], expected.samples)
-    with pytest.raises(SettingError, match="plans bring guidance and cache"):
-        fewstep.evaluate(network, plans=[str(path)], cfg_scales=[3.0], **options)
-    with pytest.raises(SettingError, match="made on another network"):
-        fewstep.evaluate(load("fashion-unet"), plans=[str(path)], **options)
