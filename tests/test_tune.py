@@ -16,6 +16,7 @@ from fewstep.eval.tune.choice import choose_row, is_better, widen
 from fewstep.eval.tune.command import Tuning
 from fewstep.eval.tune.costs import predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
+from fewstep.eval.tune.points import list_presets
 from fewstep.eval.tune.report import CostParts, TuneReport
 from fewstep.eval.tune.sizes import PlanSizes, read_asked, read_flops
 from fewstep.eval.tune_request import TuneRequest
@@ -24,6 +25,7 @@ from fewstep.models.load import load
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import Asked, JudgedPoint, PlanCost, PlanFile, Spread
 from fewstep.samplers.run_settings import RunSettings
+from fewstep.solvers.presets import preset_names
 
 QUICK = {"budget": "candidates=6", "noises": "24,12,24", "points": "3,4"}
 
@@ -242,3 +244,12 @@ def test_guided_and_cached_plans_stand_beside_tables_on_a_live_network(tmp_path)
         drawn = Sampler(network)([0, 1], class_labels=[0, 1], plan=tmp_path / "plan.json")
     cost = written.plan.point.cost
     assert (drawn.ledger.nfe, drawn.ledger.rows_per_image) == (cost.nfe, cost.rows)
+
+
+def test_shipped_schedules_are_those_for_this_network_and_scale():
+    network = load("fashion-dit")
+    assert [each.name for each in list_presets(network, 8, 1.0)] == [
+        name for name in preset_names() if name.startswith("fashion-dit")
+    ]
+    assert list(list_presets(network, 8, 3.0)) == []
+    assert all(each.settings.schedule.nfe <= 5 for each in list_presets(network, 5, 1.0))

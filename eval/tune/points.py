@@ -54,7 +54,7 @@ def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[Poin
     schedule, scale = problem.network.schedule, problem.cfg_scale
     points = [made for each in searched for made in _list_searched(each, scale)]
     points += _list_plain(schedule, sizes.nfe, scale)
-    points += _list_presets(problem.network, sizes.nfe, scale)
+    points += list_presets(problem.network, sizes.nfe, scale)
     if sizes.rows is not None:
         points += _list_guided(schedule, sizes.rows, scale)
     for size in sizes.masked:
@@ -71,7 +71,7 @@ def _list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[Poi
         yield PointChoice(name, "named", RunSettings(**settled, cfg_scale=scale))
 
 
-def _list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoice]:
+def list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoice]:
     """Yields the shipped schedules of this process and scale that are for any network or this."""
     for name in preset_names():
         shipped = preset(name)
