@@ -203,7 +203,8 @@ def _move(network: Network, dtype: torch.dtype | None, device: torch.device | No
     """Returns the network on a device and in a dtype; raises ModelError if it cannot be moved."""
     where = network.device if device is None else device
     if network.module is not None:
-        network.module.to(device=where, dtype=dtype)
+        kinds = {each.dtype for each in network.module.parameters() if each.is_floating_point()}
+        network.module.to(device=where, dtype=None if kinds == {dtype} else dtype)
         return replace(network, device=where)
     if where.type != network.device.type or dtype not in (None, torch.float32):
         raise ModelError(
