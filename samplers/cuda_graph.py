@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..models.caching import Attachment
 from ..models.caching.attach import Record
-from ..models.denoiser import Denoiser, PendingNorm
+from ..models.denoiser import PendingNorm
 from ..models.graphs import Graphs, is_hashable
 from ..models.ledger import Ledger
 from ..models.schedule import Node
 from ..solvers import drive, dry_run
+from .guidance import Measured
+from .guidance.base import iterate_nested
 from .loop import BatchRun
 from .plan import Plan
 
@@ -75,7 +77,7 @@ def make_recorded_run(
     if graphs is None:
         return None
     key = (tuple(sorted(choices.items())), batch.guidance, cache and cache.policy)
-    why = _find_obstacle(batch.denoiser, plan, key, watched)
+    why = _find_obstacle(batch, plan, key, watched)
     if why is None:
         return RecordedRun(graphs, key)
     graphs.refuse(WHAT, why)
@@ -94,7 +96,8 @@ def _run_steps(batch: BatchRun, given: Any) -> tuple[Tensor, list[Tensor], HostR
     return x, [each.norm for each in denoiser.unchecked], record
 
 
-def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool) -> str | None:
+def _find_obstacle(batch: BatchRun, plan: Plan, key: Hashable, watched: bool) -> str | None:
+    denoiser, guidance = batch.denoiser, batch.guidance
     calls = "; the calls of the network are"
     if denoiser.cache is not None and _reads_device(denoiser.cache):
         name = denoiser.cache.policy.info.name
@@ -107,6 +110,8 @@ def _find_obstacle(denoiser: Denoiser, plan: Plan, key: Hashable, watched: bool)
         return f"the guidance asks another network as well{calls}"
     if watched:
         return f"a callback wants to see every step{calls}"
+    if any(isinstance(each, Measured) for each in iterate_nested(guidance)):
+        return f"each batch has measurements of its own{calls}"
     if not is_hashable(key):
         return f"its choices hold lists, which cannot be told from others{calls}"
     return None

@@ -11,7 +11,7 @@ from tape import Taped
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep import CFG, Prediction, RectifiedFlow, Sampler, VPDiscrete, from_module
+from fewstep import CFG, Measured, Prediction, RectifiedFlow, Sampler, VPDiscrete, from_module
 from fewstep.models.caching import CGTaylor, TaylorSeer, caching
 from fewstep.models.errors import MemoryLackError, NonFiniteError
 from fewstep.models.graphs import MOST, Graphs
@@ -257,6 +257,11 @@ REFUSED = {
     "cg-taylor looks at": {"cache": CGTaylor(threshold=0.5), "nfe": 6},
     "host reads numbers": {"guidance": AdaptiveGuidance(2.0, warmup=1), "nfe": 6},
     "hold lists": {"grid": [1.0, 0.5, 0.1], "solver": "dpmpp-2m"},
+    "measurements of its own": {
+        "guidance": Measured("blur:1", torch.zeros(1, 2, 8, 8)),
+        "solver": "ddim",
+        "nfe": 4,
+    },
     "see every step": {"callback": lambda *_: None, "nfe": 4},
 }
 
