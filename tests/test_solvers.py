@@ -700,7 +700,7 @@ def test_info_is_complete():
     ("name", "settings", "error", "message"),
     [
         ("dpmpp2m", {}, UnknownNameError, r"no solver 'dpmpp2m'; did you mean 'dpmpp-2m'\?"),
-        ("xyzzy", {}, UnknownNameError, "no solver 'xyzzy'; known: consistency, "),
+        ("xyzzy", {}, UnknownNameError, "no solver 'xyzzy'; known: cab, "),
         ("unipc-2", {"solver_typ": "bh1"}, UnknownNameError, "did you mean 'solver_type'"),
         ("unipc-2", {"solver_type": "bh3"}, SettingError, "unipc-2: solver_type='bh3'"),
         ("unipc-2", {"disable_corrector": "x"}, SettingError, "disable_corrector='x'"),
