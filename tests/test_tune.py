@@ -115,6 +115,8 @@ def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
     traded = make_row("traded", "searched", (0.1, 0.2, 0.3, 0.4), (2.0, 2.0, 4.0, 4.0))
     alike = make_row("alike", "searched", (0.9, 2.1, 2.9, 4.1), (0.9, 1.1, 1.9, 2.1))
     rival = make_row("rival", "rival", (0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1))
+    with pytest.raises(SettingError, match="nothing that was tried ends in finite samples"):
+        choose_row([rival])
     assert is_better(better, simple)
     assert not is_better(traded, simple)
     assert not is_better(alike, simple)

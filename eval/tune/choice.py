@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from scipy.stats import t
 from torch import tensor
 
+from ...models.errors import SettingError
 from ..cache_worth import Interval95, compare_pairs
 from .judge import PointRow
 
@@ -57,9 +58,14 @@ def choose_row(rows: Sequence[PointRow]) -> tuple[PointRow, str]:
     """Returns the recommended setting, and why, in words.
 
     Args:
-        rows: on the same noises; one at least runs without diffusers.
+        rows: on the same noises.
+
+    Raises:
+        SettingError: if none of them is of a setting that fewstep runs.
     """
     ranked = sorted((each for each in rows if each.point.settings is not None), key=rank)
+    if not ranked:
+        raise SettingError("nothing that was tried ends in finite samples; check the network")
     simple = next((each for each in ranked if each.point.kind in SIMPLE), None)
     if simple is None:
         return ranked[0], "nothing simpler fits"
