@@ -46,9 +46,9 @@ class LinearMap(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         if self.transpose is not None:
             return self.transpose(y)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = y.new_zeros(len(y), *self.shape).requires_grad_()
-            (back,) = torch.autograd.grad(self.function(x), x, y)
+            (back,) = torch.autograd.grad(self.function(x), x, y.clone())
         return back
 
     def _check(self) -> Shape:
