@@ -121,10 +121,13 @@ def check_range(inside: bool, t: float, schedule: NoiseSchedule) -> None:
         )
 
 
-def check_normal(schedule: NoiseSchedule, claim: str) -> None:
+def check_normal(
+    schedule: NoiseSchedule,
+    claim: str,
+    remedy: str = "take a solver that adds no noise, such as unipc-2",
+) -> None:
     """Raises SettingError if the noise of a process is not normal, as a claim has it."""
     if (aug_dim := getattr(schedule, "aug_dim", None)) is not None:
         raise SettingError(
-            f"{claim}, and that of PFGM++ (aug_dim={aug_dim}) is Student's t; take a solver that"
-            " adds no noise, such as unipc-2"
+            f"{claim}, and that of PFGM++ (aug_dim={aug_dim}) is Student's t; {remedy}"
         )

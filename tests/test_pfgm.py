@@ -9,7 +9,16 @@ from laws import GAUSSIAN, MIXTURE, f64
 from scipy import stats
 from torch import Tensor
 
-from fewstep import EDM, Editor, Sampler, from_module, invert, reconstruct
+from fewstep import (
+    EDM,
+    Editor,
+    FeedbackGuidance,
+    Measured,
+    Sampler,
+    from_module,
+    invert,
+    reconstruct,
+)
 from fewstep.eval.search.problem import Problem
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.errors import FewstepError, SettingError
@@ -172,6 +181,14 @@ def test_solvers_that_add_noise_are_refused(name):
             law(8)([0], solver=solver(name).encode(grid))
         with pytest.raises(SettingError, match="adds normal noise"):
             Editor(law(8), "sdedit:solver=ddpm")(torch.zeros(1, *SHAPE))
+
+
+def test_guidance_that_takes_the_noise_for_normal_is_refused():
+    classes = replace(law(8).network, num_classes=2, null_class=2)
+    measured = Measured("blur:1.5", torch.zeros(1, *SHAPE), method="mmps")
+    for guidance, name in ((FeedbackGuidance(2.0), "fbg"), (measured, "mmps")):
+        with pytest.raises(SettingError, match=f"{name} takes the noise for normal"):
+            Sampler(classes)([0], class_labels=0, guidance=guidance, solver="ddim", nfe=4)
 
 
 def test_there_is_no_score():

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...models.errors import SettingError
+from ...models.node import check_normal
 from ...models.schedule import Node, TimeGrid
 from .base import Guide, Moment, Setup, register
 from .settings import Both, Scaled
@@ -60,6 +61,7 @@ class FeedbackGuidance(Scaled):
             )
 
     def check(self, setup: Setup) -> None:
+        check_normal(setup.network.schedule, "fbg takes the noise for normal", "take cfg")
         if setup.adaptive and not self.off:
             raise SettingError(
                 "fbg judges each step by where the run goes, and an adaptive solver also tries"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ....models.denoiser import Ask, Branch, Network
 from ....models.devices import send
 from ....models.errors import SettingError
+from ....models.node import check_normal
 from ....models.schedule import TimeGrid
 from ....solvers.rehearsal import measure_step_weights
 from ...images import read_pixels
@@ -74,6 +75,8 @@ class Measured(Checked, Guidance):
         return self.inner.needs(grid)
 
     def check(self, setup: Setup) -> None:
+        claim = f"{self.method.name} takes the noise for normal"
+        check_normal(setup.network.schedule, claim, "take a network of EDM")
         self.inner.check(setup)
         self._check_inner()
         self._fit(setup)
