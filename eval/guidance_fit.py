@@ -18,7 +18,7 @@ from ..models.denoiser import Ask, Network
 from ..models.errors import SettingError, shorten
 from ..models.load import load
 from ..models.probe import sketch
-from ..samplers.guidance.base import BOTH, Guide, Moment, check_scale
+from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.forecast import Pattern
 from ..samplers.guidance.linear_ag import (
     LinearWeights,
@@ -26,7 +26,7 @@ from ..samplers.guidance.linear_ag import (
     Weights,
     fit_weights,
 )
-from ..samplers.guidance.settings import Checked
+from ..samplers.guidance.settings import Checked, check_scale
 from ..samplers.guidance.signature import compute_signature
 from ..solvers import take_solver
 from .fit_request import LinearFitRequest

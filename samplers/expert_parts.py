@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypedDict
 
-from ..models.caching import Policy, take_cache
+from ..models.caching import Attachment, Policy, take_cache
+from ..models.caching.full_calls import check_run
 from ..models.errors import SettingError, UnknownNameError
 from ..models.experts import Experts, check_boundary_sigma
 from ..models.network import Network
@@ -16,7 +17,7 @@ from ..solvers.artefact import Artefact
 from ..solvers.switch import Switch, check_blocks, check_boundary
 from .guidance import Guidance, take_guidance
 from .job import JobPart
-from .plan import DEFAULT_SOLVER, Plan
+from .plan import DEFAULT_SOLVER, Plan, count_stage_calls
 from .schedule_choice import read_scale
 
 HISTORIES = ("keep", "reset", "rewrite")
@@ -194,3 +195,39 @@ def _check_rewriting(plan: Plan, before: Guidance, after: Guidance) -> None:
                 "history=rewrite is for guidance that evaluates the conditional branch and does not"
                 " rewrite by itself; drop rewrite_history, or take another scale than 0"
             )
+
+
+def choose_cache(
+    given: Policy | str | None, plan: Plan, attached: Attachment | None
+) -> Policy | None:
+    """Returns the cache to put on the network: the given one, or that of a schedule.
+
+    Raises:
+        FewstepError: for both, or one that cannot be.
+    """
+    if given is not None and plan.cache is not None:
+        raise SettingError("this schedule brings a cache; drop the other one")
+    cache = plan.cache if given is None else take_cache(given)
+    if plan.cache is not None and attached is not None and attached.policy == plan.cache:
+        return None  # it is on the network already
+    return cache
+
+
+def list_parts(whole: JobPart, plan: Plan, second: SecondNetwork | None) -> tuple[JobPart, ...]:
+    """Returns the parts of a run: itself, or two of a network that is made of two."""
+    parts = (whole,) if second is None else second.split(plan, whole.guidance, whole.cache)
+    for part in parts:
+        _check_cache(part, plan)
+    return parts
+
+
+def _check_cache(part: JobPart, plan: Plan) -> None:
+    """Raises SettingError if the cache of a part cannot be on its network in this run."""
+    if part.cache is None:
+        return
+    if plan.adaptive:
+        raise SettingError(
+            "an adaptive solver chooses its steps from differences that a cache would falsify;"
+            " drop the cache or take another solver"
+        )
+    check_run(part.cache, count_stage_calls(plan.solver, plan.grid, part.first, part.last)[0])

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..models.architectures.base import Size
 from ..models.arguments import Integers, as_integer, as_integers, refuse_unknown
-from ..models.caching import Attachment, Policy, find_attachment, take_cache
-from ..models.caching.full_calls import check_run
+from ..models.caching import Policy, find_attachment
 from ..models.denoiser import Network
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
@@ -26,14 +25,14 @@ from ..solvers.artefact import Artefact
 from .brownian import FRESH, take_source
 from .conditions import Conditions, check_branches, fill_conditions, make_branches
 from .distilled import check_distilled, guide_recipe, resolve_choices, warn_of_untrained
-from .expert_parts import LowNoise, SecondNetwork
+from .expert_parts import LowNoise, SecondNetwork, choose_cache, list_parts
 from .grid import warn_of_late_start
 from .guidance import Guidance, take_guidance
 from .images import Picture, to_pil, warn_of_grey
 from .job import Job, JobPart
 from .loop import Callback
 from .noise import check_seeds
-from .plan import Plan, PlanChoices, clean_choices, count_stage_calls, make_plan
+from .plan import Plan, PlanChoices, clean_choices, make_plan
 from .plan_file import PlanFile, unfold_plan
 from .result_file import save_result
 from .schedule_choice import check_scale, choose_default_schedule
@@ -245,16 +244,15 @@ class Sampler:
         if second is not None:
             given = second.choose_solver(given, recipe is not None)
         made = self._plan(given, policy, recipe is not None)
-        brownian = take_source(noise, made)
         warn_in_training(self.network.forward, self.network.name)
         filled = fill_conditions(self.network, seeds, conditions, negative)
         branches = make_branches(self.network, len(seeds), class_labels, **filled)
-        put = _choose_cache(cache, made, find_attachment(self.network))
-        parts = _list_parts(JobPart(self.network, policy, put), made, second)
+        put = choose_cache(cache, made, find_attachment(self.network))
+        parts = list_parts(JobPart(self.network, policy, put), made, second)
         for part in parts:
             guide_recipe(recipe, part.guidance)
             check_branches(part.network, branches, part.guidance, made.grid)
-        size = _check_batch(batch)
+        size, brownian = _check_batch(batch), take_source(noise, made)
         job = Job(parts, made, given, seeds, branches, size, callback, progress, brownian)
         return Result(*job.run(), SamplerCall(self._loaded, self.network.schedule, arguments))
 
@@ -274,39 +272,3 @@ def _check_batch(given: int) -> int:
     if batch < 1:
         raise SettingError(f"batch must be at least 1, not {batch}")
     return batch
-
-
-def _choose_cache(
-    given: Policy | str | None, plan: Plan, attached: Attachment | None
-) -> Policy | None:
-    """Returns the cache to put on the network: the given one, or that of a schedule.
-
-    Raises:
-        FewstepError: for both, or one that cannot be.
-    """
-    if given is not None and plan.cache is not None:
-        raise SettingError("this schedule brings a cache; drop the other one")
-    cache = plan.cache if given is None else take_cache(given)
-    if plan.cache is not None and attached is not None and attached.policy == plan.cache:
-        return None  # it is on the network already
-    return cache
-
-
-def _list_parts(whole: JobPart, plan: Plan, second: SecondNetwork | None) -> tuple[JobPart, ...]:
-    """Returns the parts of a run: itself, or two of a network that is made of two."""
-    parts = (whole,) if second is None else second.split(plan, whole.guidance, whole.cache)
-    for part in parts:
-        _check_cache(part, plan)
-    return parts
-
-
-def _check_cache(part: JobPart, plan: Plan) -> None:
-    """Raises SettingError if the cache of a part cannot be on its network in this run."""
-    if part.cache is None:
-        return
-    if plan.adaptive:
-        raise SettingError(
-            "an adaptive solver chooses its steps from differences that a cache would falsify;"
-            " drop the cache or take another solver"
-        )
-    check_run(part.cache, count_stage_calls(plan.solver, plan.grid, part.first, part.last)[0])

@@ -7,7 +7,6 @@ network and guidance: u + w (c - u) is the same rule in x0, eps and v, because e
 others with the same coefficients for both branches.
 """
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ COND = (Ask(Branch.COND),)
 UNCOND = (Ask(Branch.UNCOND),)
 Evaluate = Callable[[Tensor, Node, Sequence[Ask]], tuple[Tensor, ...]]
 BOTH = (Ask(Branch.UNCOND), Ask(Branch.COND))
-LARGEST_SCALE = 1e6  # of guidance; a hundred times less leaves nothing of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +294,3 @@ def _list_wrappers(*, needy: bool = False) -> list[str]:
     every = [(name, each) for name in names() for each in settings_of(policy_class(name))]
     inner = [(name, each) for name, each in every if each.name == "inner"]
     return [name for name, each in inner if not needy or is_needed(each)]
-
-
-def check_scale(scale: float) -> None:
-    """Raises SettingError if it is no number, or one that drives every state beyond float32."""
-    if not math.isfinite(scale):
-        raise SettingError(f"a guidance scale must be a number, not {scale}; 1 is off")
-    if abs(scale) > LARGEST_SCALE:
-        raise SettingError(
-            f"a guidance scale must lie within {LARGEST_SCALE:g}, not be {scale:g}; 1 is off"
-        )

@@ -13,7 +13,8 @@ from torch import Tensor
 from ...models.denoiser import Ask
 from ...models.errors import SettingError
 from ...models.schedule import Node, TimeGrid
-from .base import BOTH, COND, UNCOND, Guidance, Guide, Moment, Setup, check_scale, register
+from .base import BOTH, COND, UNCOND, Guidance, Guide, Moment, Setup, register
+from .settings import check_scale
 from .space import shape_per_row, widen_rows
 
 Coordinate = Literal["sigma", "lam", "t", "step"]

@@ -1,5 +1,6 @@
 """The common part of the policies' settings: checked fields, and a scale."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +13,9 @@ from torch import Tensor
 from ...models.denoiser import Ask, Branch
 from ...models.errors import SettingError
 from ...models.schedule import TimeGrid
-from .base import BOTH, Conditional, Guidance, Guide, Moment, Setup, check_scale
+from .base import BOTH, Conditional, Guidance, Guide, Moment, Setup
+
+LARGEST_SCALE = 1e6  # of guidance; a hundred times less leaves nothing of an image
 
 
 class Checked:
@@ -82,3 +85,13 @@ class Both(Guide):
     @abstractmethod
     def blend(self, uncond: Tensor, cond: Tensor, x: Tensor, moment: Moment) -> Tensor:
         """Returns the guided x0 (B, *) of two x0, at the state x."""
+
+
+def check_scale(scale: float) -> None:
+    """Raises SettingError if it is no number, or one that drives every state beyond float32."""
+    if not math.isfinite(scale):
+        raise SettingError(f"a guidance scale must be a number, not {scale}; 1 is off")
+    if abs(scale) > LARGEST_SCALE:
+        raise SettingError(
+            f"a guidance scale must lie within {LARGEST_SCALE:g}, not be {scale:g}; 1 is off"
+        )
