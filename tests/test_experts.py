@@ -92,6 +92,24 @@ def test_a_pipeline_of_two_networks_is_sampled_as_it_samples_itself(steps, high)
     assert (again - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
+def test_a_pipeline_of_two_solvers_is_sampled_as_with_a_scheduler_that_switches():
+    """The scheduler changes where the pipeline changes networks, and the guidance with them."""
+    pipe = wan()
+    conditions, negative = encoded(pipe, SIZE, **texts_of("wan"))
+    sampler = Sampler(latent(Sampler.from_pipeline(pipe, SIZE).network))
+    texts = {"conditions": conditions, "negative": negative}
+    usual = {"steps": 8, "grid": "uniform", "guidance": CFG(4.0), **texts}
+    low_noise = {"solver": "dpmpp-2m:kind=taylor", "guidance": CFG(3.0)}
+    found = sampler([0], solver="unipc-3", low_noise=low_noise, **usual).samples
+    alone = sampler([0], solver="unipc-3", low_noise={"guidance": CFG(3.0)}, **usual).samples
+    switch = "switch:high=unipc-3,low=[dpmpp-2m:kind=taylor],sigma=0.875"
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver=switch)
+    theirs = call("wan", pipe, num_inference_steps=8, guidance_scale=4.0, guidance_scale_2=3.0)
+    size = max(1.0, float(theirs.abs().max()))
+    assert (found - theirs).abs().max() < 1e-5 * size
+    assert (found - alone).abs().max() > 1e-3 * size
+
+
 def test_one_network_on_both_sides_is_the_plain_run_bit_for_bit():
     """The solver's memory crosses the boundary."""
     one = made(0.4)
