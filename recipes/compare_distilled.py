@@ -2,7 +2,7 @@
 
 Both are driven by the same loop, on the exact answers for a Gaussian mixture, from the same start
 and with the same noise. Where a recipe's network has no scheduler of its own in diffusers, the one
-that its pipeline is given stands beside it.
+that its pipeline is given stands beside it. Updates that no recipe has follow in a second table.
 """
 
 import importlib.metadata
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fewstep import GaussianMixture, Prediction, SolverScheduler, TimeGrid
-from fewstep.models.prediction import convert
-from fewstep.models.schedule import RectifiedFlow
+from fewstep.models.prediction import convert, x0_from
+from fewstep.models.schedule import Node, RectifiedFlow
 from fewstep.samplers.diffusers.timesteps import find_node
 from fewstep.samplers.diffusers.trained_process import TrainedProcess
 from fewstep.samplers.recipes import list_recipes, read_recipe
@@ -120,20 +120,29 @@ def run_loop(
         scale = getattr(scheduler, "scale_model_input", None)
         state = x if scale is None else scale(x, label)
         node = find_node(schedule, float(label))
-        x0 = LAW.x0(state.flatten(1), node).reshape(state.shape)
-        out = convert(x0, state, node, Prediction.X0, process.prediction)
+        held = x if process.prediction.preconditioned else state
+        out = make_output(held, node, process.prediction)
         x = scheduler.step(out, label, x, return_dict=False, **step)[0]
     return x
 
 
-def compare(name: str) -> tuple[str, ...]:
-    """Returns the row of a recipe: how it is run on both sides and how far the ends are apart."""
-    recipe, number, _ = read_recipe(name)
-    steps = number or 4
-    rival = find_rival(recipe.name, steps)
+def make_output(x: Tensor, node: Node, prediction: Prediction) -> Tensor:
+    """Returns what a network gives for a state whose exact x0 is known."""
+    x0 = LAW.x0(x.flatten(1), node).reshape(x.shape)
+    if prediction is Prediction.CONSISTENCY:
+        skip, out = x0_from(prediction, node)
+        return (x0 - skip * x) / out
+    return convert(x0, x, node, Prediction.X0, prediction)
+
+
+def run_both(rival: Rival, steps: int, **choices: str) -> tuple[list[float], Tensor, Tensor]:
+    """Returns the timesteps of our scheduler, and the ends of its run and of the rival's.
+
+    choices: what shall run in place of the rival, as `SolverScheduler.from_config` takes it.
+    """
     theirs = getattr(diffusers, rival.name)(**rival.config)
     config = {**theirs.config, "_class_name": rival.name}
-    ours = SolverScheduler.from_config(config, recipe=name)
+    ours = SolverScheduler.from_config(config, **choices)
     sizes = {"num_inference_steps": steps}
     given = rival.given or sizes
     mu = {key: value for key, value in given.items() if key == "mu"}
@@ -141,7 +150,16 @@ def compare(name: str) -> tuple[str, ...]:
     start = ours.init_noise_sigma
     mine = run_loop(ours, ours.process, start, {**sizes, **mu}, {})
     other = run_loop(theirs, ours.process, start, given, rival.step)
-    return describe(name, ours.timesteps.tolist(), rival.describe(), mine, other)
+    return ours.timesteps.tolist(), mine, other
+
+
+def compare(name: str) -> tuple[str, ...]:
+    """Returns the row of a recipe: how it is run on both sides and how far the ends are apart."""
+    recipe, number, _ = read_recipe(name)
+    steps = number or 4
+    rival = find_rival(recipe.name, steps)
+    labels, mine, other = run_both(rival, steps, recipe=name)
+    return describe(name, labels, rival.describe(), mine, other)
 
 
 def describe(
@@ -149,11 +167,32 @@ def describe(
 ) -> tuple[str, ...]:
     """Returns the row of a recipe whose runs on both sides are known."""
     recipe = read_recipe(name)[0]
-    off = float((mine - other).abs().max() / other.abs().max())
     unsure = f"; not confirmed: {recipe.uncertain}" * bool(recipe.uncertain)
-    times = " ".join(f"{label:.6g}" for label in labels)
-    source = f"{recipe.source}{unsure}"
-    return f"`{name}`", f"`{recipe.solver}`", times, recipe.guidance, source, rival, f"{off:.0e}"
+    source, off = f"{recipe.source}{unsure}", measure_gap(mine, other)
+    times = write_times(labels)
+    return f"`{name}`", f"`{recipe.solver}`", times, recipe.guidance, source, rival, off
+
+
+def write_times(labels: Sequence[float]) -> str:
+    return " ".join(f"{label:.6g}" for label in labels)
+
+
+def measure_gap(mine: Tensor, other: Tensor) -> str:
+    """Returns the largest difference between both ends, relative to the largest value."""
+    return f"{float((mine - other).abs().max() / other.abs().max()):.0e}"
+
+
+UPDATES = {  # by solver: the schedulers of diffusers whose update no recipe has
+    "consistency": Rival("CMStochasticIterativeScheduler", {"clip_denoised": False}),
+    "tcd:gamma=0.3": Rival("TCDScheduler", STABLE, step={"eta": 0.3}),
+}
+
+
+def compare_update(spec: str) -> tuple[str, ...]:
+    """Returns the row of a solver, at the times that its scheduler of diffusers has in 4 steps."""
+    rival = UPDATES[spec]
+    labels, mine, other = run_both(rival, 4, solver=spec)
+    return f"`{spec}`", write_times(labels), rival.describe(), measure_gap(mine, other)
 
 
 def compare_sprint() -> tuple[str, ...]:
@@ -196,6 +235,12 @@ def main() -> None:
     print("[distilled.md](distilled.md) says how to use them. The last column is")
     print("the largest difference between the ends of both runs, relative to the largest value.\n")
     rows = [compare_sprint() if "sprint" in name else compare(name) for name in list_recipes()]
+    print_table(head, rows)
+    print("\nUpdates that no recipe has, at the times of diffusers' scheduler in 4 steps:\n")
+    print_table(("solver", "timesteps", *head[-2:]), list(map(compare_update, UPDATES)))
+
+
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     for cells in (head, ("---",) * len(head), *rows):
         print(f"| {' | '.join(cells)} |")
 

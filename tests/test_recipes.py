@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from choose_defaults import choose, compare_features, rate
-from compare_distilled import compare, compare_sprint
+from compare_distilled import UPDATES, compare, compare_sprint, compare_update
 from measure_networks import find_clean_share, format_blocks
 from measure_tint import find_background, find_slope
 from more_evaluations import compare_with_least, count_worse, format_ratio, format_rows
@@ -15,13 +15,13 @@ from fewstep.eval.experiments.distances import Distance, DistantRun
 from fewstep.samplers.recipes import list_recipes
 
 
-def test_every_named_recipe_agrees_with_diffusers_as_its_page_says():
+def test_every_recipe_and_update_agrees_with_diffusers_as_their_page_says():
     """If the page is stale: make recipes-page."""
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
-    for name in list_recipes():
-        *cells, off = compare_sprint() if name == "sana-sprint-2" else compare(name)
+    rows = [compare_sprint() if "sprint" in name else compare(name) for name in list_recipes()]
+    for *cells, off in rows + [compare_update(spec) for spec in UPDATES]:
         assert f"| {' | '.join(cells)} |" in page
-        assert float(off) < 1e-5, name
+        assert float(off) < 1e-5, cells[0]
 
 
 def test_the_clean_share_counts_two_rows_above_and_below():
