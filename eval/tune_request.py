@@ -131,3 +131,14 @@ class TuneRequest:
     def report_path(self) -> Path:
         """Of the report."""
         return self.report or self.out.with_suffix(".report.json")
+
+    @property
+    def command(self) -> str:
+        """The text that is typed for this request, without what is at its default."""
+        words = ["fewstep tune", self.network]
+        default = TuneRequest(network=self.network)
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name not in ("network", "started") and value != getattr(default, name):
+                words.append(f"--{name.replace('_', '-')} {value}")
+        return " ".join(words)

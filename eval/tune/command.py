@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...models.arguments import format_ranges, parse_ranges
+from ...models.arguments import parse_ranges
 from ...models.errors import SettingError
 from ...models.files import (
     check_apart,
@@ -21,7 +21,7 @@ from ...models.probe import sketch
 from ...models.reading import load_kept
 from ...models.user_code import lend
 from ...models.weights import hash_weights
-from ...samplers.plan_file import Asked, JudgedOn, MeasuredAt, PlanFile
+from ...samplers.plan_file import Asked, MeasuredAt, PlanFile
 from ..bench.rows import machine, versions
 from ..options import make_request
 from ..requests import SearchRequest
@@ -29,7 +29,6 @@ from ..search.budget import Budget
 from ..search.command import start_searches
 from ..search.identity import check_memory
 from ..search.prepare import TEACHER, prepare_searches
-from ..search.problem import BLOCKS
 from ..search.progress import Progress
 from ..search.run import run
 from ..search.search import Search
@@ -38,7 +37,7 @@ from ..search.strategies import strategies_of
 from ..tune_request import TuneRequest
 from .costs import measure_parts
 from .group import ChosenPoint, PlanGroup
-from .judge import PointJudge
+from .judge import PointJudge, describe_judging
 from .page import check_page, write_page
 from .points import SearchedSize
 from .report import CostParts, TuneReport, WrittenPlan
@@ -257,7 +256,7 @@ class Tuning:
                 machine=machine(),
                 versions=versions(),
             ),
-            "judged": describe_judging(judge),
+            "judged": describe_judging(judge.search),
             "seconds": round(time.perf_counter() - request.started, 1),
             "searched": problem.evaluations,
         }
@@ -268,7 +267,7 @@ class Tuning:
         points = {each.name: each for group in groups for each in group.points()}
         remarks = [each for group in groups for each in group.verdicts]
         return TuneReport(
-            command=write_command(request),
+            command=request.command,
             parts=self.parts,
             points=tuple(points.values()),
             plans=tuple(sorted(plans, key=lambda each: each.plan.point.cost.effective)),
@@ -290,28 +289,3 @@ def _drop_dominated(chosen: Sequence[ChosenPoint]) -> list[ChosenPoint]:
         if not front or each.distance < front[-1].distance:
             front.append(each)
     return front
-
-
-def describe_judging(judge: PointJudge) -> JudgedOn:
-    """Returns what quality was measured against."""
-    problem, features = judge.problem, judge.search.features
-    teacher = problem.teacher
-    size = f"{teacher.steps} steps" if teacher.nfe is None else f"{teacher.nfe} evaluations"
-    grid = "" if teacher.grid is None else f" on {teacher.grid}"
-    return JudgedOn(
-        reference=f"{teacher.solver}, {size}{grid}",
-        size=float(problem.block("test").ends.double().square().mean().sqrt()),
-        seeds={name: format_ranges(tuple(problem.seeds_of(name))) for name in BLOCKS},
-        extractor=None if features is None else features.extractor.name,
-    )
-
-
-def write_command(request: TuneRequest) -> str:
-    """Returns what is typed for a request, without what is at its default."""
-    words = ["fewstep tune", request.network]
-    default = TuneRequest(network=request.network)
-    for name in request.__dataclass_fields__:
-        value = getattr(request, name)
-        if name not in ("network", "started") and value != getattr(default, name):
-            words.append(f"--{name.replace('_', '-')} {value}")
-    return " ".join(words)

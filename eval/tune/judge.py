@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...models.arguments import format_ranges
 from ...models.errors import FewstepError, NonFiniteError
 from ...models.hashing import hash_json
 from ...models.ledger import Ledger
 from ...samplers.columns import Column, Columns
 from ...samplers.plan_file import Block as BlockOf
-from ...samplers.plan_file import JudgedPoint, Kind
+from ...samplers.plan_file import JudgedOn, JudgedPoint, Kind
 from ...samplers.run_settings import RunSettings
 from ...samplers.sampler import Sampler
 from ..bench.store import KeyedRow, RowStore
 from ..search.columns import square_distances
-from ..search.problem import Block, Problem
+from ..search.problem import BLOCKS, Block, Problem
 from ..search.reference_end import find_real
 from ..search.rivals import reach_rival_ends
 from ..search.search import Search
@@ -215,3 +216,17 @@ class PointJudge:
         moments = Moments(seen.shape[1])
         moments.update(seen)
         return max(float(frechet(moments.statistics(self.real.origin), self.real)), 0.0)
+
+
+def describe_judging(search: Search) -> JudgedOn:
+    """Returns what quality was measured against."""
+    problem, features = search.problem, search.features
+    teacher = problem.teacher
+    size = f"{teacher.steps} steps" if teacher.nfe is None else f"{teacher.nfe} evaluations"
+    grid = "" if teacher.grid is None else f" on {teacher.grid}"
+    return JudgedOn(
+        reference=f"{teacher.solver}, {size}{grid}",
+        size=float(problem.block("test").ends.double().square().mean().sqrt()),
+        seeds={name: format_ranges(tuple(problem.seeds_of(name))) for name in BLOCKS},
+        extractor=None if features is None else features.extractor.name,
+    )
