@@ -57,6 +57,7 @@ from .stochastic import Scale, Share
 from .table import Combination, Term, add_terms
 
 Form = Literal["auto", "kappa", "tau"]
+FIRST: Mapping[Term, float] = MappingProxyType({("z", 0): 1.0})  # noise of a step
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,7 @@ def choose_line(grid: TimeGrid, form: Form) -> Straight:
 
 
 def add_noise(
-    state: Combination,
-    s: Node,
-    kappa: float,
-    s_noise: float,
-    z: Mapping[Term, float] = MappingProxyType({("z", 0): 1.0}),
+    state: Combination, s: Node, kappa: float, s_noise: float, z: Mapping[Term, float] = FIRST
 ) -> Combination:
     """Returns x_s from x_d / alpha_d, kappa_d and the noise z."""
     noise = find_rest(s, s.alpha * kappa)
@@ -254,10 +251,8 @@ class DPMpp2SAncestral(TwoStageAncestral):
             return StageRows.of((t,), [take_one_stage(t, s, s.alpha * kappa, self.s_noise)])
         middle = 0.5 * (t.lam - math.log(kappa))
         node = line.schedule.at_lam(middle) if middle < s.lam else s  # which it is with eta = 1
-        inner = {
-            term: node.alpha * weight
-            for term, weight in move_by_ddim(t, node.kappa, {("x0", 0): 1.0}).items()
-        }
+        moved = move_by_ddim(t, node.kappa, {("x0", 0): 1.0})
+        inner = {term: node.alpha * weight for term, weight in moved.items()}
         below = move_by_ddim(t, kappa, {("x0", 1): 1.0})
         return StageRows.of((t, node), [inner, add_noise(below, s, kappa, self.s_noise)])
 
