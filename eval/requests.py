@@ -29,12 +29,17 @@ from .options import (
     Model,
     ReferenceNfe,
     SolverName,
+    describe,
     option,
 )
 
 SIZE, METHOD, SPACE = "Size of the schedule", "Search", "What may vary"
 DATA, REFERENCE = "Noises and classes", "Reference solution"
 QUALITY, FIGURES = "What is asked for", "Figures"
+
+TakenClasses = Annotated[
+    str | None, describe("Class labels, such as 0-9. By default all classes take turns.", DATA)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +143,7 @@ class SearchRequest:
     test_seeds: str | None = option(
         None, "Seeds of the test noises, such as 7000-7999. They are used once, at the end.", DATA
     )
-    classes: str | None = option(
-        None, "Class labels, such as 0-9. By default all classes take turns.", DATA
-    )
+    classes: TakenClasses = None
     teacher: str = option("unipc-3", "Solver of the reference solution.", REFERENCE)
     teacher_nfe: int = option(
         200, "Number of network evaluations of the reference solution.", REFERENCE, within=STEPS

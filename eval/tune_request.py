@@ -16,7 +16,7 @@ from .options import (
     Model,
     option,
 )
-from .requests import DATA, METHOD, REFERENCE
+from .requests import DATA, METHOD, REFERENCE, TakenClasses
 
 COST = "The most that a batch may cost; give one, or none for the whole front"
 
@@ -68,7 +68,9 @@ class TuneRequest:
         METHOD,
     )
     weights: Path | None = option(
-        None, "File with the weights of the extractor, if they are not found by themselves.", METHOD
+        None,
+        "File with the weights of that extractor, if they are not found by themselves.",
+        METHOD,
     )
     seed: int = option(0, "Random seed of the search.", METHOD, within=SEEDS)
     out: Path = option(
@@ -105,9 +107,7 @@ class TuneRequest:
     test_seeds: str | None = option(
         None, "Seeds of the test noises, such as 7000-7999. They are used once, at the end.", DATA
     )
-    classes: str | None = option(
-        None, "Class labels, such as 0-9. By default all classes take turns.", DATA
-    )
+    classes: TakenClasses = None
     teacher_nfe: int = option(
         60, "Number of network evaluations of the converged sampler.", REFERENCE, within=COUNTS
     )

@@ -25,6 +25,7 @@ from fewstep.eval.data import images_of
 from fewstep.eval.metrics import pair_metric
 from fewstep.samplers.guidance.inverse import Downsample, Inpaint, Operator
 from fewstep.samplers.images import to_pil, write_sheet
+from fewstep.samplers.noise import make_generator
 
 BLOCKS, SHOWN, SIGMA_Y = 3, 5, 0.05
 METHODS = {  # rows of a step; scales of dps and stsl were chosen on the first block's images
@@ -68,7 +69,7 @@ def measure_block(
     """Adds the figures of a block of images; returns the rows of its picture."""
     sheet: dict[str, list[Tensor]] = defaultdict(list)
     for problem, operator in make_problems().items():
-        draw = torch.Generator().manual_seed(block)
+        draw = make_generator(block)
         y = operator.forward(x)
         y = y + SIGMA_Y * torch.randn(y.shape, generator=draw)
         sheet["truth"].append(x)

@@ -19,7 +19,7 @@ from laws import f64
 from fewstep.eval.search import run as running
 from fewstep.eval.search.budget import Budget, Meter
 from fewstep.eval.search.choice import overfit
-from fewstep.eval.search.identity import read_scores
+from fewstep.eval.search.identity import read_rivals, read_scores
 from fewstep.eval.search.log import Log, Trial
 from fewstep.eval.search.objective import objective
 from fewstep.eval.search.problem import Problem, Teacher
@@ -510,12 +510,9 @@ def test_provenance_says_it_all(tmp_path):
     assert facts["budget"]["model_evals"] == 60 * 16 * 4
     assert are_alike(facts[ANSWER], sketch(search.problem.network))
     assert facts["extras"] == []
-    assert facts["baseline"]["name"].split(" on ")[0] in (
-        "unipc-3",
-        "unipc-2",
-        "dpmpp-2m",
-        "deis-3",
-    )
+    rivals = read_rivals(search.folder)[search.size.mark].specs
+    named = ("unipc-3", "unipc-2", "dpmpp-2m", "deis-3", *(f"diffusers {each}" for each in rivals))
+    assert facts["baseline"]["name"].split(" on ")[0] in named
 
 
 def test_other_weights_answer_otherwise():
