@@ -29,7 +29,6 @@ from .options import (
     Model,
     ReferenceNfe,
     SolverName,
-    describe,
     option,
 )
 
@@ -37,13 +36,26 @@ SIZE, METHOD, SPACE = "Size of the schedule", "Search", "What may vary"
 DATA, REFERENCE = "Noises and classes", "Reference solution"
 QUALITY, FIGURES = "What is asked for", "Figures"
 
-TakenClasses = Annotated[
-    str | None, describe("Class labels, such as 0-9. By default all classes take turns.", DATA)
-]
+
+@dataclass(frozen=True, kw_only=True)
+class SearchNoises:
+    """The noises and classes of a search, and the seed of its chance."""
+
+    train_seeds: str | None = option(None, "Seeds of the training noises, such as 5000-5999.", DATA)
+    validation_seeds: str | None = option(
+        None, "Seeds of the validation noises, such as 6000-6255.", DATA
+    )
+    test_seeds: str | None = option(
+        None, "Seeds of the test noises, such as 7000-7999. They are used once, at the end.", DATA
+    )
+    classes: str | None = option(
+        None, "Class labels, such as 0-9. By default all classes take turns.", DATA
+    )
+    seed: int = option(0, "Random seed of the search.", METHOD, within=SEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchRequest:
+class SearchRequest(SearchNoises):
     """A search of a better schedule; see `fewstep search --help`.
 
     Give one of nfe, nfe_range, rows and full.
@@ -114,7 +126,6 @@ class SearchRequest:
         METHOD,
     )
     cfg_scale: CfgScale = 1.0
-    seed: int = option(0, "Random seed of the search.", METHOD, within=SEEDS)
     out: Path = option(
         Path("schedule.json"), "The .json file that the schedule is written to.", OUTPUT
     )
@@ -136,14 +147,6 @@ class SearchRequest:
         " --rows, and 32 with --full.",
         DATA,
     )
-    train_seeds: str | None = option(None, "Seeds of the training noises, such as 5000-5999.", DATA)
-    validation_seeds: str | None = option(
-        None, "Seeds of the validation noises, such as 6000-6255.", DATA
-    )
-    test_seeds: str | None = option(
-        None, "Seeds of the test noises, such as 7000-7999. They are used once, at the end.", DATA
-    )
-    classes: TakenClasses = None
     teacher: str = option("unipc-3", "Solver of the reference solution.", REFERENCE)
     teacher_nfe: int = option(
         200, "Number of network evaluations of the reference solution.", REFERENCE, within=STEPS

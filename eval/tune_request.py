@@ -8,7 +8,6 @@ from .options import (
     COUNTS,
     MOST_STEPS,
     OUTPUT,
-    SEEDS,
     Batch,
     CfgScale,
     Device,
@@ -16,13 +15,13 @@ from .options import (
     Model,
     option,
 )
-from .requests import DATA, METHOD, REFERENCE, TakenClasses
+from .requests import DATA, METHOD, REFERENCE, SearchNoises
 
 COST = "The most that a batch may cost; give one, or none for the whole front"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneRequest:
+class TuneRequest(SearchNoises):
     """The search of the best plan for a cost; see `fewstep tune --help`.
 
     Give one of ms, nfe, rows, effective and flops, or none for the whole front.
@@ -72,7 +71,6 @@ class TuneRequest:
         "File with the weights of that extractor, if they are not found by themselves.",
         METHOD,
     )
-    seed: int = option(0, "Random seed of the search.", METHOD, within=SEEDS)
     out: Path = option(
         Path("plan.json"),
         "The .json file that the plan is written to; of a front the names of all plans begin so.",
@@ -100,14 +98,6 @@ class TuneRequest:
         " a short time.",
         DATA,
     )
-    train_seeds: str | None = option(None, "Seeds of the training noises, such as 5000-5999.", DATA)
-    validation_seeds: str | None = option(
-        None, "Seeds of the noises to choose with, such as 6000-6255.", DATA
-    )
-    test_seeds: str | None = option(
-        None, "Seeds of the test noises, such as 7000-7999. They are used once, at the end.", DATA
-    )
-    classes: TakenClasses = None
     teacher_nfe: int = option(
         60, "Number of network evaluations of the converged sampler.", REFERENCE, within=COUNTS
     )
