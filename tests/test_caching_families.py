@@ -210,7 +210,7 @@ def test_on_is_repeatable_and_leaves_no_trace(name, policy):
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_run_as_often_as_the_ledger_says(name):
     net = network(name)
-    for policy in (ON[1], ON[2], ON[4], ON[7], ON[12], ON[14], ON[15]):
+    for policy in (ON[1], ON[2], ON[4], ON[7], ON[12], ON[14], ON[16], ON[17]):
         attachment = enable_cache(net, policy, calls=STEPS)
         parts = attachment.engines[0].list_parts()
         if any(inner_products(part) in ([], [part]) for part in parts.values()):
