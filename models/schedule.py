@@ -73,11 +73,15 @@ class RectifiedFlow:
 
     def at(self, t: float) -> Node:
         check_range(0.0 <= t <= 1.0, t, self)
-        scale = 1.0 + (self.shift - 1.0) * t
+        scale = self._scale(t)
         alpha, sigma = (1.0 - t) / scale, self.shift * t / scale
         if alpha == 0.0 or sigma == 0.0:
             return Node(t, alpha, sigma, -math.inf if alpha == 0.0 else math.inf)
         return Node(t, alpha, sigma, math.log(alpha) - math.log(sigma))
+
+    def _scale(self, t: float) -> float:
+        """Returns 1 + (shift - 1) t, as a sum of positive parts, which cancels nothing."""
+        return (1.0 - t) + self.shift * t
 
     def at_lam(self, lam: float) -> Node:
         """Returns the node at t = sigmoid(-(lam + log(shift)))."""
@@ -88,7 +92,7 @@ class RectifiedFlow:
         return tau / (self.shift - (self.shift - 1.0) * tau)
 
     def slope(self, t: float) -> tuple[float, float]:
-        d_sigma = self.shift / (1.0 + (self.shift - 1.0) * t) ** 2
+        d_sigma = self.shift / self._scale(t) ** 2
         return -d_sigma, d_sigma
 
     def label(self, node: Node) -> float:

@@ -53,7 +53,7 @@ def evaluate(x, node, asks):
 
 
 def answer(guide, grid=FLOW, n=0, x=X):
-    """What a guide makes of the two laws at node n."""
+    """Returns the x0 that a guide makes of the two laws at node n."""
     node = grid.nodes[n]
     moment = Moment(node, n)
     return guide.combine(evaluate(x, node, guide.ask(moment)), x, moment)

@@ -197,7 +197,7 @@ def test_there_is_no_score():
 
 
 def test_the_same_schedules_run_and_files_stay_as_they_are():
-    """What was searched or written for EDM runs, and EDM is written as before."""
+    """Files that were searched or written for EDM run, and EDM is written as before."""
     assert share_path(EDM(), EDM(aug_dim=8))
     assert "aug_dim" not in process_of(EDM())["params"]
     process = process_of(EDM(aug_dim=8))

@@ -181,7 +181,7 @@ def test_a_time_beyond_the_noise_is_refused(schedule):
 def test_a_shift_translates_lam(shift, t):
     plain, shifted = RectifiedFlow().at(t), RectifiedFlow(shift).at(t)
     assert shifted.lam == pytest.approx(plain.lam - math.log(shift), abs=1e-9)
-    assert shifted.alpha + shifted.sigma == pytest.approx(1.0, abs=1e-14)
+    assert shifted.alpha + shifted.sigma == pytest.approx(1.0, abs=1e-15)
     assert RectifiedFlow(shift, time_scale=1000).label(shifted) == pytest.approx(
         1000 * shifted.sigma
     )

@@ -126,7 +126,7 @@ def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
     assert "better than the best simple setting: 0.71 [0.71, 0.71] of the distance and" in why
 
 
-def test_intervals_of_few_noises_are_widened():
+def test_few_noises_have_wider_intervals():
     low, high = widen((1.0, 0.8, 1.25), 1_000_000)[1:]
     assert (low, high) == pytest.approx((0.8, 1.25), rel=1e-4)
     assert widen((1.0, 0.8, 1.25), 16)[1:] == pytest.approx((0.8**1.1232, 1.25**1.1232), rel=1e-3)

@@ -40,7 +40,7 @@ def network(seed=helper.SEED, **facts):
 def broken():
     raise ValueError("no checkpoint here")
 
-def told(device, dtype):
+def make_placed(device, dtype):
     return network(name=f"{device} {dtype}")
 
 class Zoo:
@@ -88,7 +88,7 @@ def test_weights_are_hashed_as_they_are_here():
 def test_it_is_moved_or_told_where_to_be():
     network = load("nets.py:network", dtype="bf16", device="cpu")
     assert next(network.module.parameters()).dtype == torch.bfloat16
-    assert load("nets.py:told", dtype="fp16").name == "nets.py:told"
+    assert load("nets.py:make_placed", dtype="fp16").name == "nets.py:make_placed"
     with open("nets.py", "a") as file:
         file.write("def function():\n    return from_module(lambda x, t: x, **FACTS)\n")
         file.write(
