@@ -16,7 +16,7 @@ from ..models.caching.base import CACHES
 from ..models.errors import SettingError, UnknownNameError
 from ..models.files import check_writable
 from ..models.network import Network
-from ..models.probe import sketch
+from ..models.probe import hash_loaded, sketch
 from ..models.schedule import NoiseSchedule
 from ..models.user_code import lend
 from ..models.weights import hash_weights
@@ -189,6 +189,7 @@ class Calibration:
             network=network.name,
             sketch=sketch(network),
             weights=hash_weights(network.name),
+            loaded=hash_loaded(network),
             solver=request.solver,
             grid=self._find_grid(network.schedule),
             nfe=request.nfe,

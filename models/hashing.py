@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 MOST_HASHED = 2**16  # numbers of one tensor
@@ -41,16 +42,21 @@ def hash_json(body: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_modules(modules: "Iterable[nn.Module]") -> str:
+def hash_modules(modules: "Iterable[nn.Module]", rounded: "torch.dtype | None" = None) -> str:
     """Returns the sha256 of the weights of modules: names, shapes and numbers.
 
     Of a large tensor numbers at even distances count, as for large files in `hash_sampled`.
+
+    rounded: a dtype that floating numbers are rounded to, so that those of another one count alike.
     """
     digest = hashlib.sha256()
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
             step = max(1, value.numel() // MOST_HASHED)
-            numbers = value.detach().flatten()[::step].double().cpu().contiguous()
+            numbers = value.detach().flatten()[::step]
+            if rounded is not None and numbers.is_floating_point():
+                numbers = numbers.to(rounded)
+            numbers = numbers.double().cpu().contiguous()
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Tells networks apart by their answers, which another dtype or device hardly changes."""
+"""Tells networks apart by their answers and their weights, whatever their dtype and device."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from .denoiser import Branch, Denoiser
+from .hashing import hash_modules
+from .modules import unwrap_compiled
 from .network import Network
 from .schedule import Node, NoiseSchedule
 
 ALIKE = 0.05  # relative distance of two answers of the same network, in bf16 at the worst
 NUMBERS = 16  # of a sketch
+PRECISIONS = (torch.bfloat16, torch.float16)  # that weights are rounded to
+DIGITS = 16  # of a hash of them
 
 
 def middle_node(schedule: NoiseSchedule) -> Node:
@@ -49,3 +53,23 @@ def are_alike(mine: Sequence[float] | Tensor, theirs: Sequence[float] | Tensor) 
     """Tells whether two answers, or two sketches, can be those of one network."""
     a, b = torch.as_tensor(mine), torch.as_tensor(theirs)
     return a.shape == b.shape and float((a - b).norm()) < ALIKE * float(b.norm())
+
+
+def hash_loaded(network: Network) -> tuple[str, ...] | None:
+    """Returns hashes of the weights as they are loaded, rounded to bfloat16 and to float16.
+
+    Two copies of one network in different precisions share one of them; a small change of one
+    layer, as by a fused LoRA, which a sketch cannot tell from rounding, leaves none. None for a
+    plain function, and for weights that are elsewhere until they are used.
+    """
+    if network.module is None:
+        return None
+    module = unwrap_compiled(network.module)
+    if any(value.is_meta for value in module.state_dict().values()):
+        return None
+    return tuple(hash_modules([module], dtype)[:DIGITS] for dtype in PRECISIONS)
+
+
+def share_weights(mine: Sequence[str] | None, theirs: Sequence[str] | None) -> bool:
+    """Tells whether two results of `hash_loaded` can be of one network."""
+    return mine is None or theirs is None or not set(mine).isdisjoint(theirs)

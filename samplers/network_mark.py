@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
-from ..models.probe import are_alike, sketch
+from ..models.probe import are_alike, hash_loaded, share_weights, sketch
 from ..models.reading import StrictModel
 from ..models.weights import check_weights
 
@@ -20,11 +20,13 @@ class NetworkMark(StrictModel):
     sketch:  its answers in a few numbers (`models.probe.sketch`), None for a network that needs
              conditions nobody knows.
     weights: see `hash_weights`.
+    loaded:  see `hash_loaded`; None in older files, whose sketch alone is compared.
     """
 
     network: str
     sketch: tuple[Finite, ...] | None = None
     weights: str | None = None
+    loaded: tuple[str, ...] | None = None
 
     def check_network(self, network: Network, made: str, again: str) -> None:
         """Raises SettingError for another network than this.
@@ -41,6 +43,11 @@ class NetworkMark(StrictModel):
             raise SettingError(
                 f"{made} on another network ({self.network}), to which {network.name} answers"
                 f" differently; run {again} {network.name}, or --force to try"
+            )
+        if self.loaded is not None and not share_weights(hash_loaded(network), self.loaded):
+            raise SettingError(
+                f"{made} on other weights of {self.network}: a LoRA was fused, or layers have"
+                f" changed; undo that, run {again} for the network as it is, or --force to try"
             )
 
     def _check_name(self, name: str, made: str) -> None:

@@ -14,7 +14,7 @@ from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError, SettingError, shorten
 from ..models.files import make_folder, write_bytes
 from ..models.hub import download, is_hub_name
-from ..models.probe import are_alike, sketch
+from ..models.probe import are_alike, hash_loaded, share_weights, sketch
 from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
 from .mean_image import MeanImage
@@ -26,6 +26,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
 PARTS = "network_parts"  # in a provenance with a cache: parts of that network that can be skipped
+LOADED = "network_weights"  # in a provenance with a cache: their `hash_loaded`
 PUBLISHED = "schedule.json"  # in a folder; the name that a search gives its file
 LARGEST = 2**24  # bytes of a file; the largest part is a mean image
 KNOWN_SOURCES = (
@@ -170,8 +171,11 @@ class Artefact(StrictModel):
         return None if self.mean is None else self.mean.tensor()
 
     def for_any(self) -> Self:
-        """Returns the same schedule without the network and guidance scale that it is bound to."""
-        bound = {ANSWER, SCALE, PARTS}
+        """Returns the same schedule without the network and guidance scale that it is bound to.
+
+        A cache stays bound to its number of blocks, without which its mask means nothing.
+        """
+        bound = {ANSWER, SCALE, LOADED}
         facts = {name: fact for name, fact in self.provenance.items() if name not in bound}
         return self.model_copy(update={"provenance": facts})
 
@@ -195,15 +199,20 @@ class Artefact(StrictModel):
         what their network answered, such as those of named solvers, are for any.
         """
         _check_mean(None if self.mean is None else self.mean.shape, network)
-        if (expected := self.provenance.get(ANSWER)) is None:
-            return
-        answer = sketch(network)
-        if answer is not None and not are_alike(answer, expected):
+        expected, loaded = self.provenance.get(ANSWER), self.provenance.get(LOADED)
+        answer = None if expected is None else sketch(network)
+        if answer is not None and expected is not None and not are_alike(answer, expected):
             name = self.provenance.get("model", "?")
             raise ScheduleError(
                 f"this schedule was searched for another network ({name}): {network.name} answers a"
                 " fixed noise otherwise; run `fewstep search` for it, or add --force (in Python"
                 " schedule.for_any()) to use the schedule all the same"
+            )
+        if loaded is not None and not share_weights(hash_loaded(network), loaded):
+            raise ScheduleError(
+                f"the cache of this schedule was searched for other weights of {network.name}: a"
+                " LoRA was fused, or layers have changed; undo that, run `fewstep search` for the"
+                " network as it is, or add --force (in Python schedule.for_any())"
             )
 
     def check_times(self, steps: int, nfe: int) -> None:
@@ -237,6 +246,9 @@ class Artefact(StrictModel):
         )
         if answer is not None and not numbers:
             raise ValueError(f"{ANSWER} in the provenance must be a list of numbers")
+        loaded = self.provenance.get(LOADED)
+        if loaded is not None and not _are_texts(loaded):
+            raise ValueError(f"{LOADED} in the provenance must be a list of texts")
         return self
 
 
@@ -250,6 +262,10 @@ class Executor(TableSteps):
     def check_network(self, network: Network) -> None:
         """As `Artefact.check_network`, of the schedule that is run."""
         self.schedule.check_network(network)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 def _check_mean(given: tuple[int, ...] | None, network: Network) -> None:

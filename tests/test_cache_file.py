@@ -4,13 +4,14 @@ import json
 
 import pytest
 from PIL import Image
+from tiny import fused
 from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.models.caching import take_cache
 from fewstep.models.errors import FewstepError, SettingError
 from fewstep.models.load import load
-from fewstep.models.probe import sketch
+from fewstep.models.probe import hash_loaded, share_weights, sketch
 from fewstep.models.registry import format_spec
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.cache_file import CacheFigures, CacheFile, resolve_cache
@@ -103,6 +104,21 @@ def test_another_network_is_refused_by_what_it_answers_and_not_by_its_name(made,
     unknown = made.model_copy(update={"network": "renamed", "sketch": None})
     with pytest.raises(SettingError, match="on renamed, not fashion-dit"):
         unknown.check(dit, run())
+
+
+def test_fused_weights_are_refused_and_another_precision_is_not(made, dit):
+    """Of one layer, whose change a sketch of the answer takes for rounding."""
+    known = made.model_copy(update={"loaded": hash_loaded(dit)})
+    known.check(dit, run())
+    with fused(dit):
+        made.check(dit, run())
+        with pytest.raises(SettingError, match=r"other weights of fashion-dit: a LoRA.*--force"):
+            known.check(dit, run())
+    known.check(dit, run())
+    for dtype in ("bf16", "fp16"):
+        known.check(load("fashion-dit", dtype=dtype), run())
+    assert share_weights(None, known.loaded)
+    assert not share_weights(("a", "b"), known.loaded)
 
 
 def test_broken_files_are_refused_in_one_line(made, tmp_path):

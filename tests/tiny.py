@@ -4,7 +4,8 @@ net = network("flux")            # in eval mode, the same weights each time
 net(**inputs("flux", step=3))    # a call of step 3 of STEPS, noise at 0; branches as they say
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -320,3 +321,16 @@ TINY = {
 }
 STACKED = tuple(name for name, tiny in TINY.items() if tiny.stacked)
 UNETS = tuple(name for name, tiny in TINY.items() if not tiny.stacked)
+
+
+@contextmanager
+def fused(network: Any, scale: float = 1.2) -> Iterator[None]:
+    """Scales one layer of a network with `to_q`, as a fused LoRA changes it, and undoes that."""
+    layer = next(m for name, m in network.module.named_modules() if name.endswith("to_q"))
+    known = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+        try:
+            yield
+        finally:
+            layer.weight.copy_(known)

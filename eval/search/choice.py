@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ... import __version__
 from ...models.errors import SettingError
+from ...models.probe import hash_loaded
 from ...models.weights import hash_weights
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import make_plan
 from ...solvers import Schedule
-from ...solvers.artefact import PARTS, Artefact
+from ...solvers.artefact import LOADED, PARTS, Artefact
 from ...solvers.linear import Encoder
 from ..cache_worth import list_plain_runs
 from .columns import judge_ends, reach_ends
@@ -132,7 +133,7 @@ def _describe_cache(search: Search, chosen: Schedule) -> dict[str, Any]:
         beside.append(fit_plain_run(problem, base, nfe, search.folder))
     plain = Schedule.of_steps(search.space.base(chosen.nfe))
     facts = {"effective": round(effective, 3), **describe_cache(problem, chosen, plain, beside)}
-    return {PARTS: parts, "cache": facts}
+    return {PARTS: parts, LOADED: hash_loaded(problem.network), "cache": facts}
 
 
 def _write_columns(score: TestScore, name: str | None) -> dict[str, Any] | None:
