@@ -19,6 +19,7 @@ from ..samplers.recipes import list_recipes, read_recipe
 from ..samplers.spacing import SPACINGS
 from ..solvers import SolverSettings, names, solver
 from ..solvers.base import SOLVERS
+from ..solvers.prediction_functions import FUNCTIONS
 from ..solvers.presets import preset, preset_names
 
 Rows = list[tuple[str, ...]]
@@ -101,7 +102,7 @@ def _list_models() -> Rows:
 
 
 def _list_schedules() -> Rows:
-    header = "schedule,process,NFE,network,CFG,distance,features,hand-made,made by"
+    header = "schedule,process,NFE,network,CFG,weighs too,distance,features,hand-made,made by"
     rows: Rows = [tuple(header.split(","))]
     for name in preset_names():
         schedule = preset(name)
@@ -115,6 +116,7 @@ def _list_schedules() -> Rows:
                 str(schedule.nfe),
                 str(facts.get("model", "any")),
                 f"{facts.get('cfg_scale', 1.0):g}",
+                " ".join(schedule.functions),
                 _format_column(mine, "distance"),
                 _format_column(mine, "features"),
                 f"{_format_column(rival, 'distance')} {rival['name']}" if rival else "",
@@ -193,6 +195,15 @@ def _list_predictors() -> Rows:
     return rows
 
 
+def _list_functions() -> Rows:
+    rows: Rows = [("function", "value", "operations", "settings")]
+    for name in FUNCTIONS:
+        cls = FUNCTIONS.get(name)
+        options = " ".join(map(_format_setting, settings_of(cls)))
+        rows.append((name, _read_first_line(cls), str(cls.operations), options))
+    return rows
+
+
 def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -208,4 +219,5 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "operators": _list_operators,
     "methods": _list_methods,
     "recipes": _list_recipes,
+    "functions": _list_functions,
 }

@@ -15,7 +15,7 @@ def list_(
         str,
         typer.Argument(
             help="What to list: solvers, grids, schedules, models, guidance, operators, methods,"
-            " caches, predictors, recipes, editors or metrics."
+            " caches, predictors, recipes, functions, editors or metrics."
         ),
     ],
 ) -> None:

@@ -133,6 +133,8 @@ class Ledger:
     evaluations: answers given to the solver, times images; a guided answer counts once.
     rows:        images that went through the network; a guided answer counts twice.
     backwards:   rows that a gradient went back through, once for each time it did.
+    operations:  tensor operations of functions of predictions, which some schedules weigh, times
+                 images; they are no evaluations.
     calls:       forward passes of any batch size.
     seconds:     wall time of sampling, without loading and without writing pictures.
     steps:       rows in each step of the solver, by its number.
@@ -143,6 +145,7 @@ class Ledger:
     evaluations: int = 0
     rows: int = 0
     backwards: int = 0
+    operations: int = 0
     calls: int = 0
     seconds: float = 0.0
     steps: dict[int, int] = field(default_factory=dict)
@@ -162,6 +165,11 @@ class Ledger:
     def backwards_per_image(self) -> float:
         """Network rows per image that a gradient went back through."""
         return _divide(self.backwards, self.images)
+
+    @property
+    def operations_per_image(self) -> float:
+        """Operations of functions of predictions per image, on a tensor of its size each."""
+        return _divide(self.operations, self.images)
 
     @property
     def rows_per_step(self) -> tuple[float, ...]:
@@ -193,6 +201,7 @@ class Ledger:
         self.evaluations += other.evaluations
         self.rows += other.rows
         self.backwards += other.backwards
+        self.operations += other.operations
         for n, rows in other.steps.items():
             self.count_step(n, rows)
 
@@ -216,14 +225,19 @@ class Ledger:
             figures["saved_of_cfg"] = round(self.saved, 4)
         if self.backwards:
             figures["backwards_per_image"] = self.backwards_per_image
+        if self.operations:
+            figures["operations_per_image"] = self.operations_per_image
         if self.cache is not None:
             figures["effective_nfe"] = round(self.effective_nfe, 3)
             figures["cache"] = self.cache.as_dict()
         return figures
 
-    def _describe_backwards(self) -> str:
-        """Returns the rows of backward passes in words where there were any."""
-        return f" | {self.backwards_per_image:g} backward" if self.backwards else ""
+    def _describe_further(self) -> str:
+        """Returns backward passes and functions of predictions in words where there were any."""
+        backwards = f" | {self.backwards_per_image:g} backward" if self.backwards else ""
+        if not self.operations:
+            return backwards
+        return f"{backwards} | {self.operations_per_image:g} operations of functions"
 
     def _describe_saving(self) -> str:
         """Returns the saving in words where some evaluations have two rows and some one."""
@@ -233,7 +247,7 @@ class Ledger:
     def __str__(self) -> str:
         text = (
             f"{self.images} images | NFE {self.nfe:g} | {self.rows_per_image:g} network rows"
-            f" per image{self._describe_saving()}{self._describe_backwards()}"
+            f" per image{self._describe_saving()}{self._describe_further()}"
             f" | {self.calls} calls | {self.seconds:.2f} s"
             f" | {_divide(self.images, self.seconds):.1f} images/s"
         )

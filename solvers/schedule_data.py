@@ -5,8 +5,8 @@ and singlestep methods, Adams methods, stochastic ones, and the result of a sear
 guidance of its own. What is read back runs as what was written, to the last bit.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,18 +19,22 @@ from pydantic import (
 )
 
 from ..models.caching import FixedMask
-from ..models.denoiser import Branch
-from ..models.errors import FewstepError, ScheduleError
+from ..models.denoiser import Branch, Network
+from ..models.errors import FewstepError, ScheduleError, UnknownNameError
 from ..models.reading import StrictModel, first_problem
 from ..models.schedule import TimeGrid, process_of
 from .artefact import MAX_STEPS, PARTS, Artefact, Finite, Process
 from .cached_calls import CachedCalls
 from .mean_image import MeanImage
+from .prediction_functions import FUNCTIONS, read_function, spell_function
 from .step_schedule import StepSchedule
-from .table import BOTH, Combination, Evaluation, Table, check_weights
+from .table import BOTH, TERMS, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps
 
-PLAIN, CACHED = 2, 3  # versions: without and with a cache
+PLAIN: Final = 2  # versions: of plain tables,
+CACHED: Final = 3  # with a cache,
+BEYOND: Final = 4  # and with functions of predictions
+Version = Literal[2, 3, 4]
 MAX_KEPT = 5_000_000  # tensors kept, summed over the steps: a canonical table of 3,000 steps
 
 
@@ -51,7 +55,19 @@ class EvaluationData(StrictModel):
         return self
 
 
-Weight = tuple[Literal["x", "x0", "u0", "eps", "v", "z"], Annotated[int, Field(ge=0)], Finite]
+def _spell_term(kind: str) -> str:
+    """Returns a term in its one spelling; raises ValueError if there is none of its name."""
+    if kind in TERMS:
+        return kind
+    if kind.partition(":")[0] not in FUNCTIONS.names():
+        raise ValueError(str(UnknownNameError("term", kind, (*TERMS, *FUNCTIONS))))
+    try:
+        return spell_function(read_function(kind))
+    except FewstepError as error:
+        raise ValueError(str(error)) from error
+
+
+Weight = tuple[Annotated[str, AfterValidator(_spell_term)], Annotated[int, Field(ge=0)], Finite]
 
 
 def _sort(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
@@ -73,15 +89,17 @@ class Schedule(Artefact):
     evaluations: what each step asks, or null for nothing.
     steps:       of each step its weights, as [term, n, weight]: "x" is the state x_n; "x0", "eps"
                  and "v" the prediction of step n as x0, as (x_n - alpha_n x0_n) / sigma_n and as
-                 eps_n - x0_n; "u0" the x0 of its unconditional branch; "z" the noise of this step.
+                 eps_n - x0_n; "u0" the x0 of its unconditional branch; "z" the noise of this step;
+                 "tanh:gain=3.0,shift=0.0" and others a function of x0_n (`prediction_functions`).
     stand_in:    what x0 is where nothing is asked: "zero" or a `MeanImage`.
     cache:       which evaluations run the whole network, if not all do.
 
-    It is of version 3 with a cache, which it is not run without, and of version 2 without one.
-    Files of version 1 are read too: their steps are compiled to the table that was run.
+    It is of version 4 with functions of predictions, else of version 3 with a cache, and else of
+    version 2; without its cache it is not run. Files of version 1 are read too: their steps are
+    compiled to the table that was run.
     """
 
-    version: Literal[2, 3] = 2
+    version: Version = 2
     evaluations: Annotated[tuple[EvaluationData | None, ...], Field(max_length=MAX_STEPS)]
     steps: Annotated[
         tuple[Annotated[tuple[Weight, ...], AfterValidator(_sort)], ...],
@@ -98,12 +116,12 @@ class Schedule(Artefact):
         given = table.given
         mean = None if given is None else MeanImage.of(given.flatten().tolist(), given.shape)
         return cls(
+            version=_choose_version([each for step in table.functions for each in step]),
             process=Process.model_validate(process_of(grid.schedule)),
             t=tuple(node.t for node in grid.nodes),
             evaluations=tuple(map(_write_evaluation, table.evaluations)),
             steps=tuple(
-                tuple((*term, weight) for term, weight in combo.items())  # type: ignore[misc]
-                for combo in table.steps
+                tuple((*term, weight) for term, weight in combo.items()) for combo in table.steps
             ),
             stand_in=mean or "zero",
             nfe=table.nfe,
@@ -117,7 +135,7 @@ class Schedule(Artefact):
 
     def with_cache(self, cache: CachedCalls | None) -> "Schedule":
         """Returns the schedule with another cache or none; raises ScheduleError if it misfits."""
-        version = PLAIN if cache is None else CACHED
+        version = _choose_version(self.functions, cache)
         try:
             return Schedule.model_validate({**dict(self), "version": version, "cache": cache})
         except ValidationError as error:
@@ -141,6 +159,17 @@ class Schedule(Artefact):
         return any(each is not None and each.branches for each in self.evaluations)
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions of predictions that its steps weigh, sorted."""
+        kinds = {kind for step in self.steps for kind, _, _ in step}
+        return tuple(sorted(kinds.difference(TERMS)))
+
+    def check_network(self, network: Network) -> None:
+        for each in self.functions:
+            read_function(each).check_shape(network.shape, network.name)
+        super().check_network(network)
+
+    @property
     def cache_policy(self) -> FixedMask | None:
         if self.cache is None:
             return None
@@ -156,13 +185,13 @@ class Schedule(Artefact):
     @model_validator(mode="wrap")
     @classmethod
     def _read_older(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Any:
-        """Reads version 1, which has no evaluations, and refuses what is newer than version 2."""
+        """Reads version 1, which has no evaluations, and refuses what is newer than version 4."""
         if not isinstance(data, dict):
             return read(data)
         version = data.get("version", PLAIN if "evaluations" in data else 1)
-        if isinstance(version, int) and version > CACHED:
+        if isinstance(version, int) and version > BEYOND:
             raise ValueError(
-                f"version {version} is newer than this fewstep, which knows up to {CACHED}:"
+                f"version {version} is newer than this fewstep, which knows up to {BEYOND}:"
                 " update fewstep"
             )
         if version != 1:
@@ -187,6 +216,11 @@ class Schedule(Artefact):
             raise ValueError("either every evaluation has branches, or none has")
         if self.mean is not None and len(asked) == len(self.steps):
             raise ValueError("stand_in has an effect where a step asks nothing only")
+        if self.version != _choose_version(self.functions, self.cache):
+            raise ValueError(
+                f"version is {self.version}, but a schedule has version {BEYOND} with functions of"
+                f" predictions, else version {CACHED} with a cache, and else version {PLAIN}"
+            )
         self._check_terms()
         self._check_kept()
         self._check_cache()
@@ -205,11 +239,11 @@ class Schedule(Artefact):
                     raise ValueError(f"step {n} cannot weigh {kind} {j}, which it does not have")
                 if kind == "u0" and j not in both:
                     raise ValueError(f"step {n} weighs u0 {j}, which evaluations[{j}] leaves out")
+                if kind not in TERMS and self.evaluations[j] is None:
+                    raise ValueError(f"step {n} weighs {kind} of {j}, which asks nothing")
 
     def _check_cache(self) -> None:
         """Raises ValueError for a cache that no run of these evaluations can have."""
-        if (self.cache is not None) != (self.version == CACHED):
-            raise ValueError(f"a schedule has version {CACHED} with a cache, and {PLAIN} without")
         try:
             _ = self.cache_policy
         except FewstepError as error:
@@ -229,6 +263,13 @@ class Schedule(Artefact):
         total = sum(n - j for (_, j), n in last.items())
         if total > MAX_KEPT:
             raise ValueError(f"the steps keep {total:,} tensors in all; {MAX_KEPT:,} are the most")
+
+
+def _choose_version(functions: Sequence[str], cache: CachedCalls | None = None) -> Version:
+    """Returns the least version that says all of a schedule."""
+    if functions:
+        return BEYOND
+    return PLAIN if cache is None else CACHED
 
 
 def _write_evaluation(evaluation: Evaluation | None) -> EvaluationData | None:

@@ -26,7 +26,9 @@ LARGEST_WEIGHT = 1e38  # float32 ends at 3.4e38
 BOTH = (Branch.UNCOND, Branch.COND)
 SLOPES = ("eps", "v")
 # ("x", n), the state at node n; ("x0", n), ("eps", n) and ("v", n) = eps - x0, the prediction there
-# in three forms; ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n.
+# in three forms; ("u0", n), that of the unconditional branch; ("z", n), fresh noise of step n; and
+# ("tanh:gain=3.0,shift=0.0", n), a function of x0_n, spelled as `spell_function` does.
+TERMS = ("x", "x0", "u0", *SLOPES, "z")
 Term = tuple[str, int]
 Combination = dict[Term, float]
 
@@ -84,6 +86,16 @@ class Table:
     def memory(self) -> int:
         """The largest number of tensors that a run keeps at once, beside the state."""
         return max(map(len, find_layouts(write_slopes_out(self.nodes, self.steps))))
+
+    @property
+    def functions(self) -> tuple[tuple[str, ...], ...]:
+        """The functions of each step's prediction that it or a later step weighs, sorted."""
+        used = {term for combo in self.steps for term, weight in combo.items() if weight}
+        functions: list[list[str]] = [[] for _ in self.steps]
+        for kind, n in sorted(used):
+            if kind not in TERMS:
+                functions[n].append(kind)
+        return tuple(map(tuple, functions))
 
 
 def check_weights(n: int, weights: Iterable[float]) -> None:

@@ -11,7 +11,9 @@ from ..models.devices import Constant
 from ..models.prediction import combine
 from ..models.schedule import Node
 from .base import Clock, Query, Revision, Span, Split
+from .prediction_functions import PredictionFunction, read_function
 from .table import (
+    TERMS,
     Combination,
     Evaluation,
     Table,
@@ -25,10 +27,11 @@ from .table import (
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One step, ready to run: x_s = a x + b x0 + u u0 + sum_j c_j past_j + d z.
+    """One step, ready to run: x_s = a x + b x0 + u u0 + sum_i e_i f_i(x0) + sum_j c_j past_j + d z.
 
     query: what is asked; None if nothing is.
     x, x0, u0, z: a, b, u and d.
+    functions: f_i and e_i; 0 for those that later steps alone weigh.
     past:  c_j for each tensor in memory, in their order there.
     keep:  which of them stay in memory.
     push:  the tensors of this node that later steps use.
@@ -42,6 +45,7 @@ class TableRow:
     past: tuple[float, ...]
     keep: tuple[int, ...]
     push: tuple["PastTerm", ...]
+    functions: tuple[tuple[PredictionFunction, float], ...] = ()
 
 
 class TableMemory(NamedTuple):
@@ -52,12 +56,20 @@ class TableMemory(NamedTuple):
 
 
 class PastTerm(NamedTuple):
-    """A tensor in memory as weights of the state and the predictions of step n."""
+    """A tensor in memory as weights of the state and the predictions of step n.
+
+    function: of x0, in whose place its value stands.
+    """
 
     n: int
     x: float
     x0: float
     u0: float = 0.0
+    function: PredictionFunction | None = None
+
+    def see(self, x0: Tensor) -> Tensor:
+        """Returns a prediction as the tensor has it."""
+        return x0 if self.function is None else self.function(x0)
 
 
 class TableSteps:
@@ -95,11 +107,18 @@ class TableSteps:
         else:
             x0 = u0 = yield x, row.query
             x_s.add_(x0, alpha=row.x0)
+        values = {function: function(x0) for function, _ in row.functions}
+        for function, weight in row.functions:
+            if weight:
+                x_s.add_(values[function], alpha=weight)
         for weight, tensor in zip(row.past, state.past, strict=True):
             x_s.add_(tensor, alpha=weight)
         if row.z:
             x_s.add_((yield x, None), alpha=row.z)
-        pushed = [u0 if each.u0 else combine((each.x, each.x0), x, x0) for each in row.push]
+        pushed = [
+            values[each.function] if each.function else _combine(each, x, x0, u0)
+            for each in row.push
+        ]
         return x_s, TableMemory(state.n + 1, (*pushed, *[state.past[i] for i in row.keep]))
 
     def list_spans(self, n: int, t: Node, s: Node) -> Sequence[Span] | None:
@@ -147,19 +166,28 @@ class TableSteps:
         row = self.rows[n - 1]
         parts = list(zip(self.origins[n - 1], row.past, strict=True))
         parts += [(PastTerm(n - 1, 1.0, 0.0), row.x), (PastTerm(n - 1, 0.0, 1.0), row.x0)]
+        parts += [(_note_function(f, n - 1), weight) for f, weight in row.functions]
         of_start = sum(weight * part.x for part, weight in parts if part.n == start)
         shift: Tensor | float = 0.0
         for part, weight in parts:
             age = n - 1 - part.n
             if of_start and weight and part.x0 and age < len(changes):
                 change = changes[age]
-                shift = (change.old - change.new) * (weight * part.x0 / of_start) + shift
+                moved = part.see(change.old) - part.see(change.new)
+                shift = moved * (weight * part.x0 / of_start) + shift
         return shift
 
 
 def list_starts(solver: object) -> tuple[int, ...]:
     """Returns the node whose state each step of a solver carries on; none if it is its own."""
     return getattr(solver, "starts", ())
+
+
+def count_operations(solver: object, n: int) -> int:
+    """Returns the operations on a whole state that functions of predictions take in step n."""
+    if not isinstance(solver, TableSteps):
+        return 0
+    return sum(function.operations for function, _ in solver.rows[n].functions)
 
 
 def brings_guidance(solver: object) -> bool:
@@ -169,15 +197,16 @@ def brings_guidance(solver: object) -> bool:
 
 def _replace_prediction(tensor: Tensor, origin: PastTerm, change: Revision) -> Tensor:
     if (origin.x, origin.x0) == (0.0, 1.0):
-        return change.new
+        return origin.see(change.new)
     return tensor.add(change.new - change.old, alpha=origin.x0)
 
 
 def _check_rows(rows: Sequence[TableRow]) -> None:
     """Raises ScheduleError for a weight that is beyond float32, in which states are held."""
     for n, row in enumerate(rows):
-        pushed = [weight for origin in row.push for weight in origin[1:]]
-        check_weights(n, (row.x, row.x0, row.u0, row.z, *row.past, *pushed))
+        further = [weight for origin in row.push for weight in origin[1:4]]
+        further += [weight for _, weight in row.functions]
+        check_weights(n, (row.x, row.x0, row.u0, row.z, *row.past, *further))
 
 
 def _make_rows(table: Table) -> list[TableRow]:
@@ -189,6 +218,8 @@ def _make_rows(table: Table) -> list[TableRow]:
 
 def _make_row(table: Table, n: int, combo: Combination, layouts: Sequence[list[Term]]) -> TableRow:
     before, after = layouts
+    weighed = {kind for kind, j in (*combo, *after) if j == n}
+    functions = sorted(weighed.difference(TERMS))
     places = {term: i for i, term in enumerate(before)}
     return TableRow(
         query=_make_query(table.evaluations[n]),
@@ -199,6 +230,7 @@ def _make_row(table: Table, n: int, combo: Combination, layouts: Sequence[list[T
         past=tuple(combo.get(term, 0.0) for term in before),
         keep=tuple(places[term] for term in after if term[1] < n),
         push=tuple(_split(table.nodes[n], kind, n) for kind, j in after if j == n),
+        functions=tuple((read_function(kind), combo.get((kind, n), 0.0)) for kind in functions),
     )
 
 
@@ -209,4 +241,14 @@ def _make_query(evaluation: Evaluation | None) -> Node | Split | None:
 
 
 def _split(node: Node, kind: str, n: int) -> PastTerm:
+    if kind not in TERMS:
+        return _note_function(read_function(kind), n)
     return PastTerm(n, 0.0, 0.0, 1.0) if kind == "u0" else PastTerm(n, *split_term(node, kind))
+
+
+def _note_function(function: PredictionFunction, n: int) -> PastTerm:
+    return PastTerm(n, 0.0, 1.0, function=function)
+
+
+def _combine(term: PastTerm, x: Tensor, x0: Tensor, u0: Tensor) -> Tensor:
+    return u0 if term.u0 else combine((term.x, term.x0), x, x0)

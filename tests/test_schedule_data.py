@@ -175,7 +175,7 @@ MEAN = MeanImage.of([0.25], (1,)).model_dump(mode="json")
 BAD = [
     (example(extra=1), "extra: Extra inputs are not permitted"),
     (example(format="schedule"), "format: .*'solver-schedule'"),
-    (example(version=4), "version 4 is newer than this fewstep, which knows up to 3"),
+    (example(version=5), "version 5 is newer than this fewstep, which knows up to 4"),
     (example(version="2"), "version: Input should be 2"),
     (example(version=0), "version: Input should be 2"),
     (example(process={"family": "edmm"}), "did you mean 'edm'"),
@@ -195,7 +195,7 @@ BAD = [
     (example(stand_in="mean"), "stand_in.*: Input should be 'zero'"),
     (guided_example(stand_in=MEAN), "stand_in has an effect where a step asks nothing only"),
     (example(steps=[]), "steps: .*at least 1 item"),
-    (example(steps=steps_with(0, ["y", 0, 1.0])), "steps.0.3.0: .*'x', 'x0', 'u0'"),
+    (example(steps=steps_with(0, ["y", 0, 1.0])), "steps.0.3.0: no term 'y'; .*known: blur"),
     (example(steps=steps_with(0, ["x0", -1, 1.0])), "steps.0.3.1: .*greater than or equal to 0"),
     (example(steps=steps_with(0, ["eps", 0, math.nan])), "steps.0.3.2: .*finite number"),
     (example(steps=steps_with(0, ["eps", 0])), "steps.0.3.2: Field required"),

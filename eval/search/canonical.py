@@ -1,8 +1,8 @@
 """Tables as rows of numbers, the form in which a search fits and moves them.
 
 In the canonical form of a `Table` every state is a combination of columns: of the noise that a run
-starts from, then of the predictions of each step, u0 where it asks both branches, and x0. Row n
-weighs the columns that there are when step n is made.
+starts from, then of the predictions of each step, u0 where it asks both branches, x0, and functions
+of x0 where the table weighs any. Row n weighs the columns that there are when step n is made.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,18 +22,24 @@ def make_canonical(schedule: Artefact) -> Table:
     return rewrite(table, [0] * len(table.steps))
 
 
-def columns_of(evaluations: Iterable[Evaluation | None]) -> list[Term]:
-    """Returns the term that each column stands for."""
+def columns_of(
+    evaluations: Iterable[Evaluation | None], functions: Sequence[Sequence[str]] = ()
+) -> list[Term]:
+    """Returns the term that each column stands for; functions of each step's x0 are columns too."""
     columns = [FIRST]
     for n, each in enumerate(evaluations):
         columns += [("u0", n)] if each is not None and each.branches == BOTH else []
         columns.append(("x0", n))
+        columns += [(kind, n) for kind in functions[n]] if functions else []
     return columns
 
 
-def rows_of(table: Table) -> list[list[float]]:
-    """Returns the rows of a table in its canonical form."""
-    columns = columns_of(table.evaluations)
+def rows_of(table: Table, functions: Sequence[Sequence[str]] | None = None) -> list[list[float]]:
+    """Returns the rows of a table in its canonical form.
+
+    functions: of each step's x0, that have columns; None are those that the table weighs.
+    """
+    columns = columns_of(table.evaluations, table.functions if functions is None else functions)
     return [
         [combo.get(term, 0.0) for term in columns if term[1] <= n]
         for n, combo in enumerate(table.steps)
@@ -46,6 +52,7 @@ def schedule_of(
     evaluations: Sequence[Evaluation | None],
     given: Tensor | None = None,
     provenance: Mapping[str, Any] | None = None,
+    functions: Sequence[Sequence[str]] = (),
 ) -> Schedule:
     """Returns the schedule that has these rows.
 
@@ -55,8 +62,9 @@ def schedule_of(
         evaluations: what each step asks.
         given: what x0 is where a step asks nothing; None is zero.
         provenance: where the schedule comes from.
+        functions: of each step's x0, that have columns.
     """
-    columns = columns_of(evaluations)
+    columns = columns_of(evaluations, functions)
     steps = [dict(zip(columns, row, strict=False)) for row in rows]
     return Schedule.of(Table(grid.nodes, steps, evaluations, given), grid, provenance or {})
 

@@ -61,6 +61,11 @@ class Trial(StrictModel):
         """The key to sort trials by: the score, worst if not finite, and equal ones by id."""
         return (math.inf if self.score is None else self.score), self.id
 
+    @property
+    def linear(self) -> bool:
+        """True unless the schedule weighs functions of predictions."""
+        return not (isinstance(self.schedule, Schedule) and self.schedule.functions)
+
     @model_validator(mode="after")
     def _id_is_its_own(self) -> Self:
         if self.id != self.schedule.schedule_id:

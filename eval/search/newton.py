@@ -22,6 +22,7 @@ from ...models.denoiser import Branch
 from ...models.schedule import Node
 from ...solvers import Schedule
 from ...solvers.artefact import Artefact
+from ...solvers.prediction_functions import read_function
 from ...solvers.table import Table
 from .canonical import make_canonical, rows_of, schedule_of, times_of
 from .coordinate import Coordinate
@@ -120,7 +121,8 @@ class TablePoint:
         stretch = self.stretch(self.start)
         rows = [[first / stretch, *rest] for first, *rest in map(Tensor.tolist, self.rows)]
         grid = replace(self.base.grid(), nodes=(self.start, *self.table.nodes[1:]))
-        return schedule_of(rows, grid, evaluations, self.table.given)
+        given, functions = self.table.given, self.table.functions
+        return schedule_of(rows, grid, evaluations, given, functions=functions)
 
 
 def find_shares(schedule: Artefact) -> Tensor:
@@ -134,7 +136,7 @@ def find_shares(schedule: Artefact) -> Tensor:
 class Sensitivities:
     """A run of a point on a block, and what each number does to where it ends.
 
-    columns:  the noise, then the predictions, (n, *) each.
+    columns:  the noise, then the predictions and their functions, (n, *) each.
     tangents: of each column, (P, n, *): its derivative by the P numbers met so far, which are, step
               after step, the evaluation time and the weights of the row.
     """
@@ -216,6 +218,7 @@ class Sensitivities:
         node = self.point.coordinate.schedule.at(self.point.coordinate.time(u))
         block = self.block.pick(list(range(len(self.block))) * len(states))
         answers = self.problem.answers(block, states.flatten(0, 1), node, self.point.branches(n))
+        answers += [read_function(each)(answers[-1]) for each in self.point.table.functions[n]]
         return [each.reshape(states.shape) for each in answers]
 
 

@@ -30,8 +30,8 @@ def propose(task: Task) -> Iterator[Proposal]:
     """One proposal for each place of a new evaluation, and for each constant that is free."""
     if (smaller := _smaller(task)) is not None:
         yield from _larger(task, smaller)
-    full = (t for t in task.best() if t.score is not None and t.schedule.nfe == _steps(t.schedule))
-    same = next(full, None)
+    usable = (t for t in task.best() if t.score is not None and t.linear)
+    same = next((t for t in usable if t.schedule.nfe == _steps(t.schedule)), None)
     if same is not None and "afs" in task.space.free:
         for afs in task.space.afs:
             label = {"label": f"NFE {task.nfe} with a first step that costs nothing"}
@@ -53,8 +53,11 @@ def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
 
 def _smaller(task: Task) -> Trial | None:
     """Returns the best trial of the largest smaller NFE there is."""
-    best_of_each = (task.log.best(SearchSize(nfe), 1) for nfe in reversed(range(1, task.nfe)))
-    return next((best[0] for best in best_of_each if best and best[0].score is not None), None)
+    for nfe in reversed(range(1, task.nfe)):
+        for trial in task.log.best(SearchSize(nfe)):
+            if trial.score is not None and trial.linear:
+                return trial
+    return None
 
 
 def insert_evaluation(schedule: Artefact, place: int) -> Schedule:
