@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from ..eval.metrics import listing as list_metrics
+from ..eval.options import DEFAULT_MODEL, GREY_MODEL
 from ..models.caching import names as cache_names
 from ..models.caching import policy_class
 from ..models.caching.predictors import predictor_class, predictor_names
 from ..models.load import embedded_names, read_card
 from ..models.registry import parse_spec, settings_of
+from ..samplers.editing import list_editors
 from ..samplers.guidance import names as guidance_names
 from ..samplers.guidance import policy_class as guidance_class
 from ..samplers.guidance.inverse import METHODS, OPERATORS
@@ -20,7 +23,7 @@ from ..samplers.spacing import SPACINGS
 from ..solvers import SolverSettings, names, solver
 from ..solvers.base import SOLVERS
 from ..solvers.prediction_functions import FUNCTIONS
-from ..solvers.presets import preset, preset_names
+from ..solvers.presets import is_default, preset, preset_names
 
 Rows = list[tuple[str, ...]]
 
@@ -220,4 +223,41 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "methods": _list_methods,
     "recipes": _list_recipes,
     "functions": _list_functions,
+    "editors": list_editors,
+    "metrics": list_metrics,
 }
+# Why some are recommended; docs/choosing.md, caching.md and guidance.md have the figures.
+RECOMMENDED: dict[str, dict[str, str]] = {
+    "solvers": {
+        "unipc-2": "the default, never far from the best",
+        "unipc-3": "from 20 evaluations on, and for references",
+        "sde-dpmpp-2": "for variety, from 20 evaluations on",
+        "ode-dopri5": "for references, to a tolerance",
+    },
+    "grids": {
+        "beta": "the default on rectified flow, and on VP up to 50 evaluations",
+        "logsnr": "the default on EDM up to 50 evaluations",
+        "karras": "the default on EDM with more",
+        "quadratic": "the default on VP with more",
+    },
+    "models": {DEFAULT_MODEL: "the default of `sample`", GREY_MODEL: "the default of the benches"},
+    "caches": {
+        "easycache": "decides by a gate; `fewstep calibrate` finds what suits a network",
+        "taylorseer": "skips at fixed intervals, with level=last-block",
+    },
+    "guidance": {
+        "cfg": "the default",
+        "guidance-forecast": "where fewer network rows must do; see docs/guidance.md",
+    },
+    "methods": {"diffpir": "the default"},
+    "editors": {"rf-edit": "the default"},
+    "metrics": {"fid": "as it is published", "kid": "for few images, without their bias"},
+}
+
+
+def recommend(kind: str) -> dict[str, str]:
+    """Returns the recommended names of a list, each with the reason."""
+    if kind != "schedules":
+        return RECOMMENDED.get(kind, {})
+    reason = "taken by `sample` for that network, NFE and CFG where no solver is named"
+    return {name: reason for name in preset_names() if is_default(preset(name), name)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from typing import Any, TypeVar
 
 import typer
@@ -38,6 +38,16 @@ class OneLineCommand(TyperCommand):
         refuse_empty(args)
         return super().parse_args(ctx, [rename_option(word) for word in args])
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Prints the help as typer does, but without the bounds of numbers.
+
+        They catch slips of the keyboard, and would take the room of the texts.
+        """
+        from typer import rich_utils
+
+        rich_utils.RANGE_STRING = ""
+        super().format_help(ctx, formatter)
+
 
 class OneLineGroup(TyperGroup):
     """A group of such commands."""
@@ -46,6 +56,12 @@ class OneLineGroup(TyperGroup):
         """Runs a command and ends the process with its exit code."""
         with exit_in_one_line():
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))  # no box
+
+
+def unfold_help(text: str | None) -> str:
+    """Returns a docstring with each of its paragraphs on one line, for typer to fold."""
+    paragraphs = cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
 
 @contextmanager

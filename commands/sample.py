@@ -10,6 +10,7 @@ from ..eval.options import (
     DEFAULT_MODEL,
     GUIDANCE,
     IMAGES,
+    READY,
     SAMPLING,
     BatchSampled,
     CfgInterval,
@@ -64,17 +65,17 @@ class SampleOptions:
         None,
         "A searched schedule, in place of a solver: a .json file, a folder or Hub id (owner/name)"
         " with a schedule.json, or a name of `fewstep list schedules`.",
-        SAMPLING,
+        READY,
     )
     recipe: str | None = option(
         None,
         "A recipe of a distilled network, in place of solver and grid; see `fewstep list recipes`.",
-        SAMPLING,
+        READY,
     )
     plan: Path | None = option(
         None,
         "A plan of `fewstep tune`, in place of solver, grid, guidance and cache; see docs/tune.md.",
-        SAMPLING,
+        READY,
     )
     cache: str | None = option(
         None,
@@ -91,7 +92,8 @@ class SampleOptions:
     low_noise: str | None = option(
         None,
         "Of a model that is two networks, the choices for the one of little noise, as key=value,..."
-        " with guidance, cache, solver, history and boundary: guidance=[cfg:scale=3],solver=euler.",
+        " with guidance, cache, solver, history and boundary, such as"
+        r" guidance=\[cfg:scale=3],solver=euler.",
         SAMPLING,
     )
     force: bool = option(
@@ -99,7 +101,7 @@ class SampleOptions:
         "Accept a schedule, a cache or a plan that was made for another network or guidance, or a"
         " recipe at another number of steps; with --from-png, draw although the network has other"
         " weights.",
-        SAMPLING,
+        READY,
         "--force",
     )
     cfg_scale: float | None = option(

@@ -25,6 +25,7 @@ SEEDS = 0, 2**63 - 1
 # Headings in `--help`.
 SAMPLING = "Sampling"
 GUIDANCE = "Guidance"
+READY = "In place of a solver and a grid"
 IMAGES = "Images"
 MACHINE = "Network and machine"
 OUTPUT = "Output"
@@ -43,7 +44,7 @@ def describe(
     """Returns an option for `Annotated`.
 
     Args:
-        text: its help, which is read alone.
+        text: its help, which is read alone; `\\[` is a bracket that rich would take for a style.
         panel: the heading it stands under.
         names: as it is typed, if not as the argument; a bool with one has no --no-NAME.
         within: the least and the largest number; None for no bound.
@@ -62,10 +63,13 @@ def option(
 
 
 def read_options(kind: Any) -> dict[str, tuple[Any, Field[Any]]]:
-    """Returns the options of a dataclass by name, each as typer's annotation and as the field."""
+    """Returns the options of a dataclass by name, each as typer's annotation and as the field.
+
+    Those that it inherits come last, also in `--help`.
+    """
     hints = get_type_hints(kind, include_extras=True)
     options = {}
-    for each in fields(kind):
+    for each in sorted(fields(kind), key=lambda each: each.name not in kind.__annotations__):
         if each.init:
             hint, info = hints[each.name], each.metadata.get(DESCRIBED)
             options[each.name] = (hint if info is None else Annotated[hint, info], each)
@@ -202,7 +206,9 @@ Strip = Annotated[
     ),
 ]
 Json = Annotated[bool, describe("Print the result as JSON.", OUTPUT, "--json")]
-Quiet = Annotated[bool, describe("Print nothing but errors.", OUTPUT)]
-QuietWarnings = Annotated[bool, describe("Print nothing but warnings and errors.", OUTPUT)]
-QuietResult = Annotated[bool, describe("Print nothing but the result.", OUTPUT)]
-QuietTable = Annotated[bool, describe("Print no progress, only the table.", OUTPUT)]
+Quiet = Annotated[bool, describe("Print nothing but errors.", OUTPUT, "--quiet")]
+QuietWarnings = Annotated[
+    bool, describe("Print nothing but warnings and errors.", OUTPUT, "--quiet")
+]
+QuietResult = Annotated[bool, describe("Print nothing but the result.", OUTPUT, "--quiet")]
+QuietTable = Annotated[bool, describe("Print no progress, only the table.", OUTPUT, "--quiet")]

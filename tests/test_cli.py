@@ -154,16 +154,54 @@ def test_schedule_file_gives_what_its_solver_gives(tmp_path):
     assert sample("--from-png", "a.png", "--out", "c.png").exit_code == 0
 
 
-def test_list_shows_every_kind():
-    from fewstep.commands.catalogue import LISTINGS
+def list_names(*words, columns="80"):
+    result = CliRunner().invoke(app, ["list", *words], env={"COLUMNS": columns})
+    assert result.exit_code == 0, result.output
+    return result.output
 
-    for kind in LISTINGS:
-        result = CliRunner().invoke(app, ["list", kind])
-        assert result.exit_code == 0
-    assert "unipc-2" in CliRunner().invoke(app, ["list", "solvers"]).output
-    assert "Returns" not in CliRunner().invoke(app, ["list", "grids"]).output
-    networks = CliRunner().invoke(app, ["list", "networks"])
-    assert networks.output == CliRunner().invoke(app, ["list", "models"]).output
+
+def test_list_alone_explains_every_list_and_each_fits_a_narrow_terminal():
+    from fewstep.commands.catalogue import LISTINGS, RECOMMENDED, recommend
+    from fewstep.commands.lists import KINDS
+
+    assert KINDS.keys() == LISTINGS.keys() > RECOMMENDED.keys()
+    overview = list_names()
+    for kind, listing in LISTINGS.items():
+        assert f" {kind} " in overview
+        shown, names = list_names(kind), [row[0] for row in listing()[1:]]
+        assert max(map(len, shown.splitlines())) <= 80
+        starts = [line.split()[:2] for line in shown.splitlines() if line.strip()]
+        for name in names:
+            marked = [name, "*"] in starts
+            assert marked == (name in recommend(kind)), name
+            assert marked or name in [words[0] for words in starts]
+        assert recommend(kind).keys() <= set(names)
+    assert "Returns" not in list_names("grids")
+    assert list_names("networks") == list_names("models")
+    refused(CliRunner().invoke(app, ["list", "solver"]), "did you mean 'solvers'")
+
+
+def test_a_list_in_a_pipe_has_a_line_for_each_name_with_all_of_it(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = CliRunner().invoke(app, ["list", "solvers"]).output.splitlines()
+    (line,) = (line for line in lines if line.split()[:1] == ["ddim"])
+    assert "dpmpp-1m" in line
+    assert "eq. 12 with eta = 0" in line
+
+
+def test_recommended_are_the_defaults():
+    from fewstep.commands.catalogue import RECOMMENDED, recommend
+    from fewstep.models.registry import parse_spec
+    from fewstep.models.schedule import VPLinear
+    from fewstep.samplers.grid import choose_default_grid
+    from fewstep.samplers.plan import DEFAULT_SOLVER
+
+    assert DEFAULT_SOLVER in RECOMMENDED["solvers"]
+    processes, budgets = (VPLinear(), EDM(), RectifiedFlow()), (5, 8, 10, 15, 30, None)
+    grids = {parse_spec(choose_default_grid(p, n))[0] for p in processes for n in budgets}
+    assert grids == RECOMMENDED["grids"].keys()
+    assert "fashion-dit-nfe5" in recommend("schedules")
+    assert "ays-sd15-nfe10" not in recommend("schedules")
 
 
 def test_version():

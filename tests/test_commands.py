@@ -1,6 +1,7 @@
 """What holds for every command: it is registered, explains itself, and repeats nobody's options."""
 
 import inspect
+import shlex
 import subprocess
 import sys
 import warnings
@@ -11,17 +12,25 @@ from typing import Annotated
 
 import pytest
 import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.commands import console
 from fewstep.commands.console import OneLineCommand, gather_options, refuse_typed, typed
+from fewstep.commands.examples import EXAMPLES
+from fewstep.eval.comparison_settings import parse_setting
+from fewstep.eval.metrics import metric
 from fewstep.eval.options import describe, option
+from fewstep.models.caching.base import take_cache
 from fewstep.models.errors import SettingError
+from fewstep.samplers.editing.base import take_editor
+from fewstep.samplers.guidance import parse_guidance
+from fewstep.solvers import take_solver
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "commands").glob("*.py"))
-SHARED = {"__init__", "catalogue", "console"}
+SHARED = {"__init__", "catalogue", "console", "examples"}
 MODULES = [import_module(f"fewstep.commands.{f.stem}") for f in FILES if f.stem not in SHARED]
 
 
@@ -47,17 +56,67 @@ def test_every_public_function_of_a_group_is_a_command():
     assert len(own) == len(COMMANDS)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def find_command(words):
+    """The command of these words as typer has built it, and the words that are left."""
+    command = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", ()):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("words", [*COMMANDS, (), ("bench",), ("fit",)], ids=" ".join)
 def test_help_names_every_option_and_says_what_it_is(words):
     result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    command = typer.main.get_command(app)
-    for word in words:
-        command = command.commands[word]
+    for purpose, line in EXAMPLES[" ".join(words)]:
+        assert f" {purpose}: " in result.output
+        assert f"   {line} " in result.output
+    command, _ = find_command(words)
     assert command.help
     for parameter in command.params:
-        assert parameter.help, parameter.name
+        assert Text.from_markup(parameter.help).plain == parameter.help.replace("\\[", "[")
         assert max(parameter.opts, key=len).lower() in result.output.lower()
+
+
+def test_examples_can_be_typed():
+    """The parser takes them, what they name exists, and they fit a narrow terminal."""
+    assert EXAMPLES.keys() == {"", "bench", "fit", *map(" ".join, COMMANDS)}
+    for name, pair in EXAMPLES.items():
+        for purpose, line in pair:
+            assert max(len(purpose), len(line)) <= 76
+            assert line.removeprefix("fewstep ").startswith(name)
+            given = dict(parse_example(shlex.split(line.removeprefix("fewstep "))))
+            for parameter, take in TAKE.items():
+                for value in as_list(given.get(parameter)):
+                    take(value)
+
+
+def parse_example(words):
+    """Yields what a command is given by these words."""
+    command, words = find_command(words)
+    if words != ["--help"]:
+        yield from command.make_context(command.name, words).params.items()
+
+
+def as_list(value):
+    return value if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def check_solver(value):
+    """Raises unless it is a solver, or a file of a schedule."""
+    if not value.endswith(".json"):
+        take_solver(value)
+
+
+# What takes the value of an option that is a name, and raises where there is none such.
+TAKE = {
+    "solver": check_solver,
+    "guidance": parse_guidance,
+    "cache": take_cache,
+    "editor": take_editor,
+    "setting": parse_setting,
+    "metrics": lambda names: [metric(name) for name in names.split(",")],
+}
 
 
 def named_options():

@@ -50,3 +50,9 @@ def best_preset(model: str, nfe: int, cfg_scale: float) -> str | None:
         if asked == (model, nfe, cfg_scale) and not schedule.guided:
             scores.update({name: facts["scores"]["test"]} if is_better(facts) else {})
     return min(scores, key=scores.__getitem__, default=None)
+
+
+def is_default(schedule: Schedule, name: str) -> bool:
+    """Returns whether the schedule of this name is the best for what it was searched for."""
+    model, scale = (schedule.provenance.get(key) for key in ("model", "cfg_scale"))
+    return model is not None and name == best_preset(model, schedule.nfe, scale)
