@@ -111,7 +111,7 @@ def check_solver(value):
 # What takes the value of an option that is a name, and raises where there is none such.
 TAKE = {
     "solver": check_solver,
-    "guidance": parse_guidance,
+    "guidance": lambda name: parse_guidance(name, 2.0),
     "cache": take_cache,
     "editor": take_editor,
     "setting": parse_setting,

@@ -54,5 +54,6 @@ def best_preset(model: str, nfe: int, cfg_scale: float) -> str | None:
 
 def is_default(schedule: Schedule, name: str) -> bool:
     """Returns whether the schedule of this name is the best for what it was searched for."""
-    model, scale = (schedule.provenance.get(key) for key in ("model", "cfg_scale"))
-    return model is not None and name == best_preset(model, schedule.nfe, scale)
+    facts = schedule.provenance
+    asked = facts.get("model", ""), schedule.nfe, facts.get("cfg_scale", 1.0)
+    return name == best_preset(*asked)
