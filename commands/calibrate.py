@@ -21,7 +21,8 @@ def calibrate(
     again.
     """
     if request.guidance is not None:
-        names = {"quality", "cache", "predictor", "out", "plot", "reference_nfe"}
+        names = {"quality", "cache", "predictor", "masks", "budget", "out", "plot"}
+        names |= {"reference_nfe"}
         refuse_typed(ctx, names, "--guidance proposes a threshold and writes nothing")
         from ..eval.guidance_calibration import propose_threshold
 
@@ -30,17 +31,18 @@ def calibrate(
     refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
     from ..eval.bench.report import ReportFiles
     from ..eval.bench.runner import run_cells
-    from ..eval.calibrate import Calibration, make_bench
+    from ..eval.calibrate import Calibration, add_masks, make_bench
 
     ReportFiles(plot=plot).check([request.out])
     bench = make_bench(request)
+    add_masks(bench, request, progress=not quiet)
     for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
         pass
     calibration = Calibration.of(request, bench)
     echo_left_out(bench.remarks if not quiet else ())
-    echo(calibration.lines() if not quiet else ())
+    echo(calibration.table.lines() if not quiet else ())
     if plot is not None:
-        calibration.draw(plot)
+        calibration.table.draw(plot)
     echo(calibration.write(request.out)[1])
     typer.echo(calibration.command(request.out))
 

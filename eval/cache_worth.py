@@ -72,6 +72,7 @@ class CacheWorth:
     All are relative to the size of the converged run's images; intervals are of 95 %.
 
     effective: evaluations.
+    parts:     of the network that the cache can skip.
     images:    how many noises there are.
     drift:     from the run without the cache; distance: from the converged run.
     uncached:  the distance of the run without the cache.
@@ -80,6 +81,7 @@ class CacheWorth:
     """
 
     effective: float
+    parts: int
     images: int
     drift: Column
     distance: Column
@@ -153,8 +155,10 @@ def measure_worth(
     runs = list_plain_runs(network.name, file.solver, max(1, round(effective)), CFG(file.cfg_scale))
     squares = [square(draw(**run.choices).samples) for run in runs]
     compared = zip(runs, squares, strict=True)
+    assert cached.ledger.cache is not None
     return CacheWorth(
         effective=effective,
+        parts=cached.ledger.cache.parts,
         images=len(seeds),
         drift=Column.of(square(cached.samples, plain)),
         distance=Column.of(mine),

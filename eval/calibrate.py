@@ -1,71 +1,41 @@
 """`fewstep calibrate`: the cheapest cache that keeps the images as near as asked.
 
 Every policy is run at several settings on the same noises as the uncached run of the same solver
-and steps. The front of quality against effective evaluations is shown, and the cheapest setting
-that meets the quality becomes a small file for `sample --cache`.
+and steps: fixed intervals and searched masks, with several predictors, and gates. The front of
+quality against effective evaluations stands in one table with plain steps and searched schedules of
+the same costs. The cheapest setting that meets the quality, on further noises too, becomes a small
+file for `sample --cache`; what it is worth is measured on others again.
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..models.caching import FixedMask, take_cache
 from ..models.caching.base import CACHES
-from ..models.errors import SettingError, UnknownNameError
+from ..models.errors import FewstepError, SettingError
 from ..models.files import check_writable
 from ..models.network import Network
 from ..models.probe import hash_loaded, sketch
-from ..models.schedule import NoiseSchedule
+from ..models.registry import format_spec
 from ..models.user_code import lend
 from ..models.weights import hash_weights
 from ..samplers.cache_file import CacheFigures, CacheFile
-from ..samplers.plan import settle_choices
 from .bench.front_table import FrontPoint
-from .bench.plot import draw_panels, frame, scatter
 from .bench.rows import ResultStore
 from .bench.runner import run_all
 from .cache_candidates import list_settings
+from .cache_contest import FURTHER, Finalist, find_winner
+from .cache_masks import NAME, list_amounts, list_strategies, search_masks
+from .cache_quality import Quality
+from .cache_table import CalibrationTable
 from .cache_worth import measure_worth
-from .experiments.cache import QUALITIES, CacheBench
+from .experiments.cache import CacheBench
 from .experiments.cache_front import CacheFront
 from .options import make_request
 from .requests import CalibrationRequest
-
-HIGHER = ("psnr",)  # is better; of the others lower is
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How near cached images must stay to the uncached ones.
-
-    metric: a name of `QUALITIES`; bound: the worst value that will do.
-    """
-
-    metric: str
-    bound: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Quality":
-        """Reads `rel-l2=0.05` or `psnr=30`; raises FewstepError for anything else."""
-        name, _, value = text.partition("=")
-        if name not in QUALITIES:
-            raise UnknownNameError("quality", name, QUALITIES)
-        try:
-            bound = float(value)
-        except ValueError:
-            bound = math.nan
-        if not (math.isfinite(bound) and bound > 0.0):
-            raise SettingError(f"{text!r} is no quality; write rel-l2=0.05, psnr=30 or lpips=0.05")
-        return cls(name, bound)
-
-    def met(self, value: float) -> bool:
-        return value >= self.bound if self.metric in HIGHER else value <= self.bound
-
-    def badness(self, value: float) -> float:
-        """Returns the value with its sign turned where more is better."""
-        return -value if self.metric in HIGHER else value
+from .search.budget import Budget
 
 
 def calibrate(network: str | Network, *, progress: bool = False, **options: Any) -> CacheFile:
@@ -90,6 +60,7 @@ def calibrate(network: str | Network, *, progress: bool = False, **options: Any)
                 " fewstep.eval.guidance_calibration.propose_threshold"
             )
         bench = make_bench(request)
+        add_masks(bench, request, progress)
         run_all(bench, progress=progress)
         return Calibration.of(request, bench).write(request.out)[0]
 
@@ -102,6 +73,8 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
     """
     check_writable(request.out, ".json")
     quality = Quality.parse(request.quality)
+    Budget.parse(request.budget)
+    list_strategies(request)
     for each in request.cache or ():
         CACHES.get(each.partition(":")[0])
     front = CacheFront(
@@ -110,138 +83,153 @@ def make_bench(request: CalibrationRequest) -> CacheBench:
         solvers=(request.solver,),
         steps=(request.nfe,),
         baselines=(),
-        budgets=(),
+        budgets=tuple(list_amounts(request.nfe)),
         grid=request.grid_type,
         cfg_scale=request.cfg_scale,
         images=request.images,
-        reference_nfe=0,
+        reference_nfe=request.reference_nfe,
         quality=quality.metric,  # type: ignore[arg-type]
     )
     store = ResultStore(request.out.with_name(f"{request.out.name}.figures.jsonl"))
     store.check()
     bench = CacheBench(front, store, request.device)
     network, predictors = bench.network(request.network), request.predictor or ()
-    policies = tuple(list_settings(network, request.cache or (), predictors))
-    bench.front = replace(front, policies=policies)
+    named = [each for each in request.cache or () if each != NAME]
+    if named or not request.cache:
+        policies = tuple(list_settings(network, named, predictors))
+        bench.front = replace(front, policies=policies)
     return bench
+
+
+def add_masks(bench: CacheBench, request: CalibrationRequest, progress: bool = False) -> None:
+    """Searches masks, and adds the best of them to the caches of a bench.
+
+    Raises:
+        FewstepError: where none can be searched, and these were asked for by name.
+    """
+    network = bench.network(request.network)
+    grid = bench.grid(request.network, request.solver, request.nfe)
+    try:
+        masks = search_masks(request, network, grid, bench.folder_beside("masks"), progress)
+    except FewstepError as error:
+        if request.masks != "auto" or request.cache:
+            raise
+        bench.note(f"{NAME}: {error}")
+        return
+    others = () if request.cache == [NAME] else bench.front.policies
+    bench.front = replace(bench.front, policies=(*others, *masks))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of the runs: the settings, cheap first, and what was asked for."""
+    """The result of the runs.
+
+    request: what was asked for.
+    bench:   the runs.
+    figures: of caches, cheap first.
+    plain:   of runs without one.
+    """
 
     request: CalibrationRequest
     bench: CacheBench
     figures: tuple[FrontPoint, ...]
+    plain: tuple[FrontPoint, ...] = ()
 
     @classmethod
     def of(cls, request: CalibrationRequest, bench: CacheBench) -> "Calibration":
         """Returns what the runs of a bench gave."""
-        known = [each for each in bench.points() if each.run.policy and each.change is not None]
-        return cls(request, bench, tuple(sorted(known, key=lambda each: each.cost)))
+        points = sorted(bench.points(), key=lambda each: each.cost)
+        cached = (each for each in points if each.run.policy and each.change is not None)
+        return cls(request, bench, tuple(cached), tuple(p for p in points if not p.run.policy))
 
     @cached_property
     def quality(self) -> Quality:
         """The quality that the calibration was asked for."""
         return Quality.parse(self.request.quality)
 
-    def front(self) -> list[FrontPoint]:
-        """Returns those that nothing cheaper is as good as."""
-        best, front = math.inf, []
-        for each in self.figures:
-            if (badness := self.badness(each)) < best:
-                best = badness
-                front.append(each)
-        return front
+    @cached_property
+    def table(self) -> CalibrationTable:
+        """The figures as a table and as a picture."""
+        request = self.request
+        title = f"{request.network}, {request.solver}, {request.nfe} steps"
+        return CalibrationTable(title, request.images, self.quality, self.figures, self.plain)
 
     def badness(self, figure: FrontPoint) -> float:
         assert figure.change is not None
         return self.quality.badness(figure.change)
 
-    def choose(self) -> FrontPoint:
-        """Returns the cheapest that will do.
+    @cached_property
+    def ranked(self) -> tuple[Finalist, ...]:
+        """The cheapest that will do, on further noises too, and those that are as good.
 
         Raises:
             SettingError: if none does, with the best there is.
         """
-        quality = self.quality
-        able = [each for each in self.figures if quality.met(each.change or 0.0)]
-        saving = [each for each in able if each.cost < self.request.nfe]
-        if saving:
-            return min(saving, key=lambda each: (each.cost, self.badness(each)))
+        quality, nfe = self.quality, self.request.nfe
+        saving = [each for each in self.figures if each.cost < nfe]
+        able = [each for each in saving if quality.met(each.change or 0.0)]
+        ranked = find_winner(able, quality, self.bench.judge)
+        if ranked is not None:
+            return ranked
+        where = " on further noises" if able else ""
         nearest = min(self.figures, key=self.badness, default=None)
         if nearest is None:
             why = self.bench.remarks[0] if self.bench.remarks else "no cache was tried"
             raise SettingError(f"nothing could be run: {why}")
         raise SettingError(
-            f"no setting keeps {quality.metric}={quality.bound:g} and saves anything; the nearest"
-            f" is {nearest.run.policy}, {nearest.change:.4g} at {nearest.cost:.2f} effective"
-            " evaluations: ask for less, or take more steps"
+            f"no setting keeps {quality.metric}={quality.bound:g}{where} and saves anything; the"
+            f" nearest is {nearest.run.policy}, {nearest.change:.4g} at {nearest.cost:.2f}"
+            " effective evaluations: ask for less, or take more steps"
         )
 
     def file(self) -> CacheFile:
         """Returns the chosen setting with all that `sample --cache` must know of it."""
-        request, chosen = self.request, self.choose()
-        assert chosen.change is not None
+        request, chosen = self.request, self.ranked[0]
         network = self.bench.network(request.network)
         return CacheFile(
-            cache=self.bench.spec(chosen.run),
+            cache=self.bench.spec(chosen.point.run),
             network=network.name,
             sketch=sketch(network),
             weights=hash_weights(network.name),
             loaded=hash_loaded(network),
             solver=request.solver,
-            grid=self._find_grid(network.schedule),
+            grid=self.bench.grid(request.network, request.solver, request.nfe),
             nfe=request.nfe,
             cfg_scale=request.cfg_scale,
             metric=self.quality.metric,
             wanted=self.quality.bound,
             figures=CacheFigures(
-                effective=chosen.cost, quality=chosen.change, images=request.images
+                effective=chosen.point.cost,
+                quality=self.quality.summarize(chosen.figures),
+                images=len(chosen.figures),
             ),
         )
-
-    def _find_grid(self, schedule: NoiseSchedule) -> str | None:
-        """Returns the grid of its runs by name, also where it is the default."""
-        typed: dict[str, Any] = {"solver": self.request.solver, "nfe": self.request.nfe}
-        typed |= {} if self.request.grid_type is None else {"grid": self.request.grid_type}
-        grid: str | None = settle_choices(schedule, typed).get("grid")
-        return grid
 
     def write(self, out: Path) -> tuple[CacheFile, list[str]]:
         """Writes the file of the chosen setting; returns it, and what is said of it.
 
-        It is measured on as many noises as it was chosen on, which are the next ones.
+        It is measured on other noises than it was chosen on, those behind them.
         """
         file, bench, images = self.file(), self.bench, self.request.images
+        used = (1 + FURTHER) * images
         worth = measure_worth(
             bench.network(self.request.network),
             file,
-            range(images, 2 * images),
+            range(used, used + images),
             reference_nfe=self.request.reference_nfe,
             folder=bench.folder_beside("reference"),
         )
-        file = file.model_copy(update={"held_out": worth.held_out()})
+        cache = bind_mask(file.cache, file.nfe, worth.parts)
+        file = file.model_copy(update={"cache": cache, "held_out": worth.held_out()})
         file.write(out)
         name, figures = file.cache.partition(":")[0], file.figures
         first = (
             f"{out}: {name}, {figures.effective:.2f} of {file.nfe} evaluations,"
-            f" {file.metric} {figures.quality:.4g}"
+            f" {file.metric} {figures.quality:.4g} on {figures.images} further noises"
         )
-        return file, [first, *worth.lines(self.request.network)]
-
-    def lines(self) -> Iterator[str]:
-        """Yields the front as a table; what is good enough is marked."""
-        quality = self.quality
-        yield f"{QUALITIES[quality.metric]}, {self.request.images} images"
-        yield ""
-        yield f"| effective | {quality.metric} | meets {quality.bound:g} | cache |"
-        yield "|---|---|---|---|"
-        for each in self.front():
-            value = each.change or 0.0
-            mark = "yes" if quality.met(value) else ""
-            yield f"| {each.cost:.2f} | {value:.4g} | {mark} | `{each.run.policy}` |"
-        yield ""
+        others = [each.describe(self.quality) for each in self.ranked[1:]]
+        close = [f"as near there, within chance: {'; '.join(others)}"] if others else []
+        return file, [first, *close, *worth.lines(self.request.network)]
 
     def command(self, out: Path) -> str:
         """Returns what to type to use the file."""
@@ -251,26 +239,10 @@ class Calibration:
         words += [] if request.cfg_scale == 1.0 else ["--cfg-scale", f"{request.cfg_scale:g}"]
         return " ".join([*words, "--cache", str(out)])
 
-    def draw(self, path: Path) -> None:
-        """Draws quality against effective evaluations."""
-        draw_panels([partial(_paint, self)], path)
 
-
-def _paint(calibration: Calibration, axis: Any) -> None:
-    quality, names = (
-        calibration.quality,
-        dict.fromkeys(each.run.family for each in calibration.figures),
-    )
-    for i, name in enumerate(names):
-        shown = [
-            (e.cost, e.change) for e in calibration.figures if e.run.family == name and e.change
-        ]
-        if shown:
-            scatter(axis, i, name, shown)
-    front = [each for each in calibration.front() if each.change]
-    axis.plot([each.cost for each in front], [each.change for each in front], "k-", lw=0.8)
-    axis.axhline(quality.bound, color="grey", lw=0.8, ls="--", label="asked for")
-    request = calibration.request
-    title = f"{request.network}, {request.solver}, {request.nfe} steps"
-    yscale = "linear" if quality.metric in HIGHER else "log"
-    frame(axis, title, "effective evaluations", QUALITIES[quality.metric], yscale)
+def bind_mask(spec: str, calls: int, parts: int) -> str:
+    """Returns the setting of a cache; a mask with the run and the network that it is for."""
+    policy = take_cache(spec)
+    if not isinstance(policy, FixedMask):
+        return spec
+    return format_spec(replace(policy, calls=calls, parts=parts))

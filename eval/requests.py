@@ -16,7 +16,6 @@ from .options import (
     GRID,
     GUIDANCE,
     MACHINE,
-    MOST,
     OUTPUT,
     SAMPLING,
     SEEDS,
@@ -209,7 +208,11 @@ class CalibrationRequest:
     )
     grid_type: GridType = None
     images: int = option(
-        48, "Number of images to compare. All classes take turns.", SAMPLING, within=(2, MOST)
+        48,
+        "Number of images to compare. All classes take turns. The leading caches are compared on"
+        " as many others again, up to four times, and the result is judged on others.",
+        SAMPLING,
+        within=(2, 100_000),  # six blocks lie below the noises that are fitted to
     )
     quality: str = option(
         "rel-l2=0.05",
@@ -228,6 +231,19 @@ class CalibrationRequest:
         "A predictor to try under every cache, as name or name:key=value,..., see `fewstep list"
         " predictors`; give it several times for several predictors. 'all' is all of them, with"
         " weights that are fitted to the run.",
+        QUALITY,
+    )
+    masks: str = option(
+        "auto",
+        "How the full evaluations of a fixed list are searched: strategies of `fewstep search"
+        " --full`, separated by commas, or none. auto is mask-even,mask-dp,mask-climb, where no"
+        " cache is named, or fixed-mask is.",
+        QUALITY,
+    )
+    budget: str = option(
+        "candidates=120",
+        "The budget of that search, as `fewstep search` takes it; all numbers of full evaluations"
+        " share it.",
         QUALITY,
     )
     reference_nfe: ReferenceNfe = 200

@@ -12,11 +12,14 @@ from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_calibration import Observed, observe
 from fewstep.eval.cache_candidates import list_settings
+from fewstep.eval.cache_contest import FURTHER
+from fewstep.eval.cache_masks import list_amounts, list_best, list_strategies
 from fewstep.eval.cache_slopes import measure_slopes
 from fewstep.eval.cache_worth import measure_worth
 from fewstep.eval.calibrate import Calibration, Quality
 from fewstep.eval.experiments.cache import compare
 from fewstep.eval.requests import CalibrationRequest
+from fewstep.eval.search.log import Trial
 from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache, take_cache
 from fewstep.models.denoiser import Network
@@ -25,7 +28,10 @@ from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.cache_file import CacheFigures, CacheFile
+from fewstep.samplers.grid import time_grid
 from fewstep.samplers.sampler import Sampler
+from fewstep.solvers import solver
+from fewstep.solvers.cached_calls import CachedCalls
 
 CALL = {"class_labels": [0, 1], "solver": "ddim", "nfe": 6}
 LITE = "taylorseer:interval=2,level=last-block"
@@ -105,30 +111,68 @@ def test_psnr_is_the_mean_over_images():
 
 
 class NoBench:
+    """Further noises give what the first did, or what `further` says of a policy."""
+
     remarks = ()
 
+    def __init__(self, further, root):
+        self.further, self.root, self.judged = further, root, []
 
-def found(quality, *points):
+    def judge(self, run, block):
+        self.judged.append((run.policy, block))
+        figures = self.further[run.policy]
+        figures = torch.as_tensor(figures).expand(8) if isinstance(figures, float) else figures
+        return figures**2 if self.root else figures
+
+
+def found(quality, *points, **further):
     request = CalibrationRequest(network="m", solver="ddim", nfe=10, quality=quality)
     figures = tuple(
         FrontPoint(FrontRun("m", "ddim", 10, f"p{i}"), effective, change=change)
         for i, (effective, change) in enumerate(points)
     )
-    return Calibration(request, NoBench(), figures)
+    known = {each.run.policy: each.change for each in figures}
+    bench = NoBench({**known, **further}, quality.startswith("rel"))
+    return Calibration(request, bench, figures)
+
+
+POINTS = ((3.0, 0.2), (5.0, 0.04), (5.0, 0.03), (6.0, 0.01), (8.0, 0.02), (10.0, 0.0))
+
+
+def name_ranked(calibration):
+    return [each.point.run.policy for each in calibration.ranked]
 
 
 def test_the_cheapest_that_will_do_is_chosen():
-    points = ((3.0, 0.2), (5.0, 0.04), (5.0, 0.03), (6.0, 0.01), (8.0, 0.02), (10.0, 0.0))
-    assert found("rel-l2=0.05", *points).choose().run.policy == "p2"
-    front = [each.run.policy for each in found("rel-l2=0.05", *points).front()]
+    calibration = found("rel-l2=0.05", *POINTS)
+    assert name_ranked(calibration) == ["p2"]
+    assert calibration.bench.judged == [("p2", 1), ("p1", 1)]
+    front = [each.run.policy for each in calibration.table.front()]
     assert front == ["p0", "p1", "p2", "p3", "p5"]
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
-        found("rel-l2=0.005", *points).choose()
+        name_ranked(found("rel-l2=0.005", *POINTS))
     decibels = found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0), (7.0, 39.0))
-    assert decibels.choose().run.policy == "p1"
-    assert [each.run.policy for each in decibels.front()] == ["p0", "p1", "p2"]
+    assert name_ranked(decibels) == ["p1"]
+    assert [each.run.policy for each in decibels.table.front()] == ["p0", "p1", "p2"]
     with pytest.raises(SettingError, match="no cache was tried"):
-        found("psnr=30").choose()
+        name_ranked(found("psnr=30"))
+
+
+def test_further_noises_decide():
+    """Between those of one cost, and whether the quality is kept; none is tried without need."""
+    turned = found("rel-l2=0.05", *POINTS, p1=0.02)
+    assert name_ranked(turned) == ["p1"]
+    assert turned.quality.summarize(turned.ranked[0].figures) == pytest.approx(0.02)
+    missed = found("rel-l2=0.05", *POINTS, p1=0.06, p2=0.07)
+    assert name_ranked(missed) == ["p3"]
+    assert {block for _, block in missed.bench.judged} == {1}
+    noisy = torch.tensor([0.01, 0.04] * 4)
+    alike = found("rel-l2=0.05", *POINTS, p1=noisy, p2=noisy.flip(0))
+    assert sorted(name_ranked(alike)) == ["p1", "p2"]
+    assert len(alike.bench.judged) == 2 * FURTHER
+    assert len(alike.ranked[0].figures) == 8 * FURTHER
+    with pytest.raises(SettingError, match=r"keeps rel-l2=0.05 on further noises and"):
+        name_ranked(found("rel-l2=0.05", (5.0, 0.04), p0=0.06))
 
 
 def test_names_stand_for_their_prepared_settings(dit):
@@ -178,12 +222,70 @@ def test_the_command_writes_a_file_that_sample_takes_and_goes_on_where_it_was(tm
     line = done.output.strip().splitlines()[-1]
     assert line == f"sample fashion-dit --solver ddim --nfe 6 --cache {out}"
     assert "on 2 other noises" in done.output
+    assert "further noises" in done.output
     assert "the cache pays: " in done.output or "the cache does not pay: `sample" in done.output
     nfe = round(file.figures.effective)
     names = [each.run for each in file.held_out.beside]
     assert names == [f"ddim, {nfe} evaluations", f"the default, {nfe} evaluations"]
     drawn = [*line.split(), "--classes", "3", "--per-class", "1", "--out", str(tmp_path / "a.png")]
     assert CliRunner().invoke(app, drawn).exit_code == 0
+
+
+def test_masks_are_searched_and_stand_beside_plain_runs(tmp_path):
+    """The file of a mask says for which run and which network it is, also to `--force`."""
+    out = tmp_path / "c.json"
+    words = ["fashion-dit", "--solver", "ddim", "--nfe", "6", "--images", "2", "--out", str(out)]
+    words += ["--cache", "fixed-mask", "--masks", "mask-even,mask-dp", "--budget", "candidates=12"]
+    words += ["--predictor", "reuse", "--quality", "rel-l2=2", "--reference-nfe", "12"]
+    done = typed(*words)
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.output.splitlines() if line.startswith("| ")]
+    assert sum("`fixed-mask:compute=[0" in each for each in rows) >= 3
+    plain = [each for each in rows if "ddim, without a cache" in each]
+    assert [float(each.split("|")[1]) for each in plain] == [2.0, 3.0, 4.0, 6.0]
+    assert all(float(each.split("|")[4]) > 0.0 for each in rows[1:])
+    policy = take_cache(CacheFile.load(out).cache)
+    assert (policy.calls, policy.parts, len(policy.compute)) == (6, 6, 2)
+    assert policy.keep.predictor.info.name == "reuse"
+    drawn = ["sample", "fashion-dit", "--solver", "ddim", "--seeds", "0", "--cache", str(out)]
+    drawn += ["--out", str(tmp_path / "a.png")]
+    refused = CliRunner().invoke(app, [*drawn, "--nfe", "7", "--force"])
+    assert (refused.exit_code, "made for runs of 6 calls" in refused.output) == (2, True)
+    assert CliRunner().invoke(app, [*drawn, "--nfe", "6"]).exit_code == 0
+
+
+def test_masks_of_a_calibration_have_the_calls_of_intervals():
+    assert list_amounts(30) == [7, 9, 11, 16]
+    assert list_amounts(2) == []
+
+    def ask(**choices):
+        return list_strategies(CalibrationRequest(network="m", **choices))
+
+    assert ask() == ask(cache=["fixed-mask"]) == ("mask-even", "mask-dp", "mask-climb")
+    assert ask(masks="none") == ask(cache=["taylorseer"]) == ()
+    assert ask(masks="mask-dp, mask-even") == ("mask-dp", "mask-even")
+    for choices, said in (
+        ({"masks": "mask-refit"}, "mask-refit searches no masks alone; take mask-even"),
+        ({"masks": "mask-up"}, "no strategy 'mask-up'"),
+        ({"masks": "mask-dp", "cache": ["taylorseer"]}, "or with --cache fixed-mask"),
+    ):
+        with pytest.raises(FewstepError, match=said):
+            ask(**choices)
+
+
+def test_the_best_masks_are_those_of_all_and_of_each_predictor():
+    plain = solver("ddim").encode(time_grid("uniform", RectifiedFlow(), 6))
+
+    def tried(score, mask, predictor):
+        cache = CachedCalls(compute=mask, predictor=predictor)
+        return Trial.of(plain.with_cache(cache), score, strategy="mask-even", seed=0, evals=0)
+
+    trials = [tried(0.1 + 0.1 * i, (0, 1 + i), "foca") for i in range(4)]
+    trials += [tried(0.9, (0, 3), "reuse"), tried(math.inf, (0, 4), "taylor:order=1")]
+    specs = list_best(trials, ("foca", "reuse", "taylor:order=1"))
+    masks = [take_cache(each).compute for each in specs]
+    assert masks == [(0, 1), (0, 2), (0, 3), (0, 3)]
+    assert [take_cache(each).calls for each in specs] == [None] * 4
 
 
 def test_a_cache_stands_beside_runs_without_one_on_other_noises(dit):

@@ -117,6 +117,12 @@ class CacheBench(FrontBench):
         effective = sum(each * len(run.samples) for run, each in parts) / len(seeds)
         return torch.cat([run.samples for run, _ in parts]), cost_of(parts[0][0], effective)
 
+    def judge(self, cell: FrontRun, block: int) -> Tensor:
+        """Returns the figures (n,) of single images of a cached run on another block of noises."""
+        cell, metric = replace(cell, block=block), QUALITIES[self.front.quality]
+        samples = self.execute(cell, self.seeds(cell)).samples
+        return judge_images(metric, samples, self._target(cell, metric))
+
     def seeds(self, cell: FrontRun) -> range:
         """Returns the seeds of the block of a run."""
         count = self.front.images
@@ -129,6 +135,7 @@ class CacheBench(FrontBench):
 
     def policy(self, cell: FrontRun) -> Policy:
         """Returns the cache of a run, with what is fitted to the run."""
+        cell = replace(cell, block=0)  # fits have noises of their own
         policy = take_cache(cell.policy or "")
         once = take_solver(cell.solver).info.calls_per_step == 1
         if not once and isinstance(policy, TeaCache | MagCache | SenCache):
@@ -270,8 +277,21 @@ def compare(metric: str, samples: Tensor, target: Tensor) -> float:
     """
     if metric in (TO_EXACT, TO_UNCACHED):
         return relative_error(samples, target)
+    return float(judge_images(metric, samples, target).mean())
+
+
+def judge_images(metric: str, samples: Tensor, target: Tensor) -> Tensor:
+    """Returns the figures (B,) of single images: psnr, lpips, or squares over the mean of |y|^2.
+
+    Raises:
+        SettingError: as `compare`.
+    """
+    if metric in (TO_EXACT, TO_UNCACHED):
+        squares = (samples - target).double().square().flatten(1).mean(1)
+        return squares / target.double().square().mean()
     from ..metrics import pair_metric
 
     pairs = pair_metric(metric.partition(" ")[0])
     shown, others = (each.clamp(-1.0, 1.0) for each in (samples, target))
-    return float(pairs.function(shown, others).mean())
+    figures: Tensor = pairs.function(shown, others)
+    return figures

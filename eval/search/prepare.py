@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...models.arguments import MOST_NUMBERS, parse_ranges
-from ...models.caching.predictors import Predictor, take_predictor
+from ...models.caching.predictors import take_predictor
 from ...models.denoiser import Network
 from ...models.errors import SettingError, UnknownNameError
 from ...models.load import load
@@ -197,7 +197,7 @@ def _read_settings(request: SearchRequest) -> Mapping[str, Any]:
     chosen = tuple(part.strip() for part in request.predictor.split(";"))
     for each in chosen:
         kind = take_predictor(each)
-        if kind.needs_probe or type(kind).check is not Predictor.check:
+        if not kind.suits_any_mask:
             raise SettingError(
                 f"{kind.info.name} does not run on every list of full evaluations, and a search"
                 " tries many; take taylor, newton, hermite, foca or reuse"

@@ -1,7 +1,8 @@
 """A search from its start to its result: strategies in turn, then the choice."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 from ...models.errors import ModelError
@@ -24,6 +25,17 @@ def run(search: Search, watch: Watch | None = None) -> SearchResult:
     Raises:
         FewstepError: for a search that cannot be, a log of another search or a damaged one.
     """
+    with explore(search, watch) as task:
+        return choose(search, task)
+
+
+@contextmanager
+def explore(search: Search, watch: Watch | None = None) -> Iterator[Task]:
+    """Spends what is left of the budget, and gives the task with all that was tried in its log.
+
+    Raises:
+        FewstepError: as `run`.
+    """
     search.check()
     check_identity(search)
     search.problem.block("train")  # what is wrong with it shows before there is a log
@@ -35,7 +47,7 @@ def run(search: Search, watch: Watch | None = None) -> SearchResult:
         for name, span in spans(search.strategies):
             task.meter.span = span
             _run_strategy(task, name, watch, must=not auto)
-        return choose(search, task)
+        yield task
     finally:
         log.close()
 

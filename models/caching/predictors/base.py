@@ -62,6 +62,11 @@ class Predictor(ABC):
     def exact_degree(self) -> int:
         return 0
 
+    @property
+    def suits_any_mask(self) -> bool:
+        """True if it runs on every list of full calls, and without a gate."""
+        return not self.needs_probe and type(self).check is Predictor.check
+
     def check(  # noqa: B027  # most run on any calls
         self, full: Sequence[int] | None, calls: int
     ) -> None:
