@@ -14,6 +14,7 @@ from fewstep.commands import (
     bench_editing,
     bench_fid,
     bench_fronts,
+    bench_speed,
     calibrate,
     compare,
     data,
@@ -78,6 +79,8 @@ BENCH: Commands = {
     "inception": bench.inception,
     "overhead": bench.overhead,
     "command": bench.command,
+    "speed": bench_speed.speed,
+    "scaling": bench_speed.scaling,
     "gpu": bench.gpu,
 }
 FIT: Commands = {"linear-ag": calibrate.fit_linear_ag}

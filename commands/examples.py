@@ -137,6 +137,14 @@ EXAMPLES: dict[str, Pair] = {
             "fewstep bench inception --weights inception.pt --repeats 3",
         ),
     ),
+    "bench speed": (
+        ("Measure everything, and again only what is missing", "fewstep bench speed"),
+        ("Measure solver steps alone", "fewstep bench speed --part steps --repeats 10"),
+    ),
+    "bench scaling": (
+        ("Measure all and draw the curves", "fewstep bench scaling --plot scaling.png"),
+        ("Measure how steps grow", "fewstep bench scaling --axis steps --repeats 3"),
+    ),
     "bench overhead": (
         ("Measure all solvers", "fewstep bench overhead"),
         ("Measure faster and less exactly", "fewstep bench overhead --steps 10 --repeats 3"),

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ... import __version__
-from ...models.errors import SettingError
+from ...models.errors import SettingError, shorten
 from ...models.reading import StrictModel
 from .protocol import Protocol
 from .store import KeyedRow, RowStore
@@ -50,15 +51,31 @@ class TimeSpent(StrictModel):
         return self.total / work - 1.0 if work else 0.0
 
 
-class ResultRow(KeyedRow):
-    """One finished cell.
+class MeasuredRow(KeyedRow):
+    """A row that says where and by what it was measured.
 
-    hash:     of the protocol.
-    value:    the figure.
-    cost:     what the images cost; None for real ones.
     versions: of the software that made it.
     machine:  where, in words.
     finished: when, in UTC.
+    """
+
+    versions: dict[str, str]
+    machine: str
+    finished: datetime
+
+    @classmethod
+    def here(cls, **figures: Any) -> Self:
+        """Returns a row of figures that were finished here and now."""
+        when = datetime.now(UTC).replace(microsecond=0)
+        return cls(versions=versions(), machine=machine(), finished=when, **figures)
+
+
+class ResultRow(MeasuredRow):
+    """One finished cell.
+
+    hash:  of the protocol.
+    value: the figure.
+    cost:  what the images cost; None for real ones.
     """
 
     hash: str
@@ -67,9 +84,6 @@ class ResultRow(KeyedRow):
     cost: SamplingCost | None = None
     clock: TimeSpent = TimeSpent()
     processes: int = 1
-    versions: dict[str, str]
-    machine: str
-    finished: datetime
 
     @property
     def key(self) -> str:
@@ -99,17 +113,28 @@ class ResultRow(KeyedRow):
         return self
 
     @classmethod
-    def now(cls, protocol: Protocol, value: float, **figures: object) -> "ResultRow":
+    def now(cls, protocol: Protocol, value: float, **figures: Any) -> Self:
         """Returns a row finished here and now."""
-        return cls(
-            hash=protocol.hash,
-            protocol=protocol,
-            value=value,
-            versions=versions(),
-            machine=machine(),
-            finished=datetime.now(UTC).replace(microsecond=0),
-            **figures,  # type: ignore[arg-type]
-        )
+        return cls.here(hash=protocol.hash, protocol=protocol, value=value, **figures)
+
+
+def check_here(rows: Iterable[MeasuredRow], path: Path, *, times: bool = False) -> None:
+    """Refuses a store whose rows others than this version of fewstep have made.
+
+    times: whether the rows hold times, which compare on one machine alone.
+
+    Raises:
+        SettingError: for the first such row.
+    """
+    here = {"fewstep": versions()["fewstep"], **({"this machine": machine()} if times else {})}
+    for row in rows:
+        made = {"fewstep": row.versions.get("fewstep", "?"), "this machine": row.machine}
+        for name, mine in here.items():
+            if made[name] != mine:
+                raise SettingError(
+                    f"{shorten(path)} was measured by {name} {made[name]!r}, and this is {mine!r}:"
+                    " their rows do not stand in one store; give another name"
+                )
 
 
 def _older_schedule(data: Any) -> dict[str, Any] | None:

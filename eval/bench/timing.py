@@ -1,12 +1,21 @@
 """Times of what is compared: measured in turns, so that a slow moment of the machine hits all."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping
-from statistics import median
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import median, quantiles
 from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
 Works = Mapping[K, Callable[[], float]]
+Quartiles = tuple[float, float, float]
+
+
+def find_quartiles(values: Sequence[float]) -> Quartiles:
+    """Returns the first quartile, the median and the third quartile."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 def measure_in_turns(works: Works[K], repeats: int, warm: int = 0) -> dict[K, float]:

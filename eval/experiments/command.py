@@ -6,15 +6,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 COMMANDS = (("sample",), ("sample", "--help"))
 
 
-def measure(words: tuple[str, ...], folder: str) -> tuple[float, float]:
-    """Returns seconds and peak resident MB of one process; raises if it fails."""
+def measure(words: Sequence[str], folder: str) -> tuple[float, float]:
+    """Returns seconds and peak resident MB of one of our commands; raises if it fails."""
+    return measure_python(["-m", "fewstep.cli", *words], folder)
+
+
+def measure_python(words: Sequence[str], folder: str) -> tuple[float, float]:
+    """Returns the same of any process of this interpreter, by its arguments."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "fewstep.cli", *words],
+        [sys.executable, *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from ...models.reading import StrictModel
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import DEFAULT_SOLVER
 from ...samplers.sampler import Result, Sampler
+from ...solvers.presets import best_preset, preset
 from ..bench.store import KeyedRow, RowStore
 from ..search.objective import FeatureError, find_features
 from ..teacher import compute_digest, teacher
@@ -97,8 +98,12 @@ class DistanceMeter:
         self.name, self.seeds, self.store = name, seeds, store
         self.sampler = Sampler.from_pretrained(name)
         self.schedule = self.sampler.network.schedule
+        self.labels = self.labels_of(seeds)
+
+    def labels_of(self, seeds: range) -> list[int] | None:
+        """Returns the class of each seed's image, all classes in turn."""
         classes = self.sampler.network.num_classes
-        self.labels = [seed % classes for seed in seeds] if classes else None
+        return [seed % classes for seed in seeds] if classes else None
 
     def measure(self, solver: str, grid: str, nfe: int, *, seen: bool = False) -> Distance:
         """Returns the distance of a named solver on a named grid.
@@ -110,8 +115,15 @@ class DistanceMeter:
         return self._find(what, draw, features=self._features if seen else None)
 
     def measure_default(self, nfe: int, *, seen: bool = False) -> Distance:
-        """Returns the distance of what `sample` draws with at a number of evaluations."""
+        """Returns the distance of the default solver and grid at a number of evaluations."""
         return self.measure(DEFAULT_SOLVER, choose_default_grid(self.schedule, nfe), nfe, seen=seen)
+
+    def measure_sampled(self, nfe: int) -> Distance:
+        """Returns the same, but of the schedule of the package where `sample` takes one."""
+        name = best_preset(self.name, nfe, 1.0)
+        if name is None:
+            return self.measure_default(nfe)
+        return self._find({"solver": name, "nfe": nfe}, partial(self.sampler, solver=preset(name)))
 
     def measure_rival(self, spec: str, nfe: int, noises: int | None = None) -> Distance:
         """Returns the distance of a scheduler of diffusers, on all noises or the first ones."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...models.schedule import Node, RectifiedFlow, VPDiscrete
+from ...models.schedule import Node, RectifiedFlow, TimeGrid, VPDiscrete
 from ...samplers.grid import time_grid
-from ...solvers import drive, solver
+from ...solvers import Solver, drive, solver
 from ..bench.timing import measure_in_turns
 
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
@@ -86,7 +86,12 @@ def make_ours(pair: Pair, steps: int) -> Solve:
     """Returns our solver with its coefficients ready."""
     schedule = RectifiedFlow() if pair.flow else VPDiscrete()
     grid = time_grid("uniform", schedule, steps)
-    ready, nodes = solver(pair.name).on(grid), list(pairwise(grid.nodes))
+    return make_stepping(solver(pair.name).on(grid), grid)
+
+
+def make_stepping(ready: Solver[Any], grid: TimeGrid) -> Solve:
+    """Returns the run of a solver over a grid, with a stored network output."""
+    nodes = list(pairwise(grid.nodes))
 
     def run(x: Tensor, out: Tensor) -> Tensor:
         def answer(query: Tensor, node: Node | None) -> Tensor:
@@ -117,6 +122,7 @@ def make_theirs(pair: Pair, steps: int) -> Solve:
     return run
 
 
+@torch.inference_mode()
 def time_step(make: Make, pair: Pair, shape: tuple[int, ...], steps: int) -> float:
     """Returns the CPU time of one run of a side in microseconds per step."""
     run, x, out = make(pair, steps), torch.ones(shape), torch.full(shape, 0.5)
@@ -155,8 +161,7 @@ def report(steps: int = 20, repeats: int = 40) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
-            rows = [make_row(pair, shape, steps, repeats) for shape in SHAPES for pair in PAIRS]
+        rows = [make_row(pair, shape, steps, repeats) for shape in SHAPES for pair in PAIRS]
     finally:
         torch.set_num_threads(threads)
     header = (

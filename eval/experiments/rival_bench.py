@@ -34,11 +34,21 @@ def measure_matches(
     """
     meter = DistanceMeter(name, seeds, store)
     for nfe in budgets:
-        chosen = choose_rivals(meter.schedule, partial(_judge, meter, nfe))
-        if not chosen:
-            raise SettingError(f"no scheduler of diffusers runs on {name} with {nfe} evaluations")
-        finals = (meter.measure_rival(spec, nfe) for spec in chosen)
-        yield Match(meter.measure_default(nfe), min(finals, key=lambda each: each.rms))
+        theirs = find_nearest_rival(meter, nfe)
+        yield Match(meter.measure_default(nfe), theirs)
+
+
+def find_nearest_rival(meter: DistanceMeter, nfe: int) -> Distance:
+    """Returns the distance of the nearest scheduler at a number of evaluations.
+
+    Raises:
+        SettingError: if none runs on the network.
+    """
+    chosen = choose_rivals(meter.schedule, partial(_judge, meter, nfe))
+    if not chosen:
+        raise SettingError(f"no scheduler of diffusers runs on {meter.name} with {nfe} evaluations")
+    finals = (meter.measure_rival(spec, nfe) for spec in chosen)
+    return min(finals, key=lambda each: each.rms)
 
 
 def _judge(meter: DistanceMeter, nfe: int, spec: str) -> float:
