@@ -8,7 +8,7 @@ from fewstep.cli import app
 from fewstep.eval.bench.runner import run_all
 from fewstep.eval.bench.team import Team
 from fewstep.eval.experiments import scaling
-from fewstep.eval.experiments.scaling import Axis, ScalingRow, draw_share, merge_digests
+from fewstep.eval.experiments.scaling import GrowthAxis, ScalingRow, draw_share, merge_digests
 from fewstep.eval.experiments.scaling_table import draw_curves, find_slope, write_table
 from fewstep.models.errors import SettingError, UnknownNameError
 
@@ -27,7 +27,7 @@ def test_the_slope_is_the_exponent_of_the_upper_half():
 
 
 def test_one_axis_is_measured_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(scaling.AXES, "steps", Axis("steps", (2, 4), scaling.take_steps))
+    monkeypatch.setitem(scaling.AXES, "steps", GrowthAxis("steps", (2, 4), scaling.take_steps))
     words = ["bench", "scaling", "--axis", "steps", "--repeats", "1", "--quiet"]
     words += ["--store", str(tmp_path / "s.jsonl"), "--plot", str(tmp_path / "s.png")]
     done = CliRunner().invoke(app, words)

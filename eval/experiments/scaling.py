@@ -54,7 +54,7 @@ class ScalingRow(MeasuredRow):
 
 
 @dataclass(frozen=True)
-class Axis:
+class GrowthAxis:
     """A number that grows.
 
     values: in rising order.
@@ -92,33 +92,33 @@ def take_steps(steps: int) -> Callable[[], object]:
 
 
 AXES = {
-    "batch": Axis("images at once", tuple(2**k for k in range(9)), draw_batch),
-    "state": Axis("KiB of state", tuple(4**k for k in range(9)), step_state),
-    "steps": Axis("steps", (10, 30, 100, 300, 1000), take_steps),
-    "processes": Axis("processes", (1, 2)),
+    "batch": GrowthAxis("images at once", tuple(2**k for k in range(9)), draw_batch),
+    "state": GrowthAxis("KiB of state", tuple(4**k for k in range(9)), step_state),
+    "steps": GrowthAxis("steps", (10, 30, 100, 300, 1000), take_steps),
+    "processes": GrowthAxis("processes", (1, 2)),
 }
 
 
 @dataclass
-class ScalingBench(Experiment[Axis, ScalingRow]):
+class ScalingBench(Experiment[GrowthAxis, ScalingRow]):
     """All axes on this machine; repeats: turns, after one that does not count."""
 
     store: RowStore[ScalingRow]
-    axes: tuple[Axis, ...]
+    axes: tuple[GrowthAxis, ...]
     repeats: int
     remarks: list[str] = field(default_factory=list)
 
-    def cells(self) -> Sequence[Axis]:
+    def cells(self) -> Sequence[GrowthAxis]:
         return self.axes
 
-    def identify(self, cell: Axis) -> str:
+    def identify(self, cell: GrowthAxis) -> str:
         return cell.name
 
-    def find_rows(self, cell: Axis) -> list[ScalingRow]:
+    def find_rows(self, cell: GrowthAxis) -> list[ScalingRow]:
         rows = [self.store.rows.get(f"{cell.name} {value}") for value in cell.values]
         return [row for row in rows if row is not None] if all(rows) else []
 
-    def measure(self, cell: Axis, advance: Advance) -> list[ScalingRow]:
+    def measure(self, cell: GrowthAxis, advance: Advance) -> list[ScalingRow]:
         """Returns the rows of one axis."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -128,7 +128,7 @@ class ScalingBench(Experiment[Axis, ScalingRow]):
             torch.set_num_threads(threads)
 
 
-def _measure_axis(axis: Axis, repeats: int) -> Iterator[ScalingRow]:
+def _measure_axis(axis: GrowthAxis, repeats: int) -> Iterator[ScalingRow]:
     if (make := axis.make) is None:
         yield from _measure_shares(axis, repeats)
         return
@@ -139,7 +139,9 @@ def _measure_axis(axis: Axis, repeats: int) -> Iterator[ScalingRow]:
         yield _make_row(axis, value, times, peak)
 
 
-def _make_row(axis: Axis, value: int, times: list[float], peak: float, **more: Any) -> ScalingRow:
+def _make_row(
+    axis: GrowthAxis, value: int, times: list[float], peak: float, **more: Any
+) -> ScalingRow:
     turns, seconds = len(times), find_quartiles(times)
     what = {"axis": axis.name, "value": value}
     return ScalingRow.here(**what, seconds=seconds, mebibytes=peak, turns=turns, **more)
@@ -173,7 +175,7 @@ def draw_share(images: int, team: Team) -> tuple[list[str], float]:
     return digests, read_peak()
 
 
-def _measure_shares(axis: Axis, repeats: int) -> Iterator[ScalingRow]:
+def _measure_shares(axis: GrowthAxis, repeats: int) -> Iterator[ScalingRow]:
     crews = {count: _start_workers(count) for count in axis.values}
     results: dict[int, list[tuple[list[str], float]]] = {}
 
