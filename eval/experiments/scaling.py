@@ -35,7 +35,7 @@ STATE_STEPS = 20
 
 
 class ScalingRow(MeasuredRow):
-    """What one value of an axis costs.
+    """The cost of one value of an axis.
 
     seconds:   quartiles over the turns of one run; mebibytes: peak memory, of all processes.
     digest:    of the samples, where shares of them are compared.

@@ -35,7 +35,7 @@ FIRST_SEED = 40_000
 
 
 class SpeedRow(MeasuredRow):
-    """What a race came to.
+    """The outcome of a race.
 
     sides:  quartiles of what each side measured, ours first; ratios: of the others over ours.
     turns:  how often each side ran.
