@@ -38,7 +38,7 @@ QUALITY, FIGURES = "What is asked for", "Figures"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchNoises:
-    """The noises and classes of a search, and the seed of its chance."""
+    """The noises and classes of a search, the seed of its chance, and what it may try beside."""
 
     train_seeds: str | None = option(None, "Seeds of the training noises, such as 5000-5999.", DATA)
     validation_seeds: str | None = option(
@@ -51,6 +51,12 @@ class SearchNoises:
         None, "Class labels, such as 0-9. By default all classes take turns.", DATA
     )
     seed: int = option(0, "Random seed of the search.", METHOD, within=SEEDS)
+    beyond: str | None = option(
+        None,
+        "What is tried beyond linear tables, separated by commas: columns (functions of"
+        " predictions). By default nothing.",
+        METHOD,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

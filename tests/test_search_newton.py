@@ -28,7 +28,7 @@ from fewstep.models.denoiser import Network
 from fewstep.models.schedule import EDM
 from fewstep.samplers.grid import time_grid
 from fewstep.samplers.plan import make_plan
-from fewstep.solvers import StepSchedule, solver
+from fewstep.solvers import Schedule, StepSchedule, solver
 from fewstep.solvers.mean_image import MeanImage
 
 PROBLEM = small(cfg_scale=1.0)
@@ -44,8 +44,17 @@ def with_afs():
     return StepSchedule.model_validate({**unipc().model_dump(), "afs": mean, "nfe": 2})
 
 
+def with_functions():
+    made = Schedule.of_steps(unipc())
+    weights = (("tanh:gain=2.0,shift=0.3", 0, 0.2), ("blur:radius=1", 1, -0.1))
+    steps = [*made.steps[:2], (*made.steps[2], *weights)]
+    return Schedule.model_validate({**dict(made), "version": 4, "steps": steps})
+
+
 CASES = {
     "plain": (1.0, unipc()),
+    "with functions": (1.0, with_functions()),
+    "with functions under guidance": (3.0, with_functions()),
     "afs": (1.0, with_afs()),
     "under guidance": (3.0, unipc()),
     "with guidance of its own": (3.0, guide_schedule(unipc(), 3.0, (0, 2))),

@@ -36,7 +36,7 @@ def check_proposals(task, row):
     assert len(task.log.own) > made, "it proposed nothing"
 
 
-@pytest.mark.parametrize("name", strategies_of("nfe"))
+@pytest.mark.parametrize("name", strategies_of("nfe", beyond=True))
 def test_a_strategy_proposes_what_was_asked_for(tmp_path, name):
     """On a log that holds something of this size and of a smaller one."""
     task = replace(task_of(tmp_path), settings={"fine": 12})
@@ -45,7 +45,7 @@ def test_a_strategy_proposes_what_was_asked_for(tmp_path, name):
     check_proposals(task, STRATEGIES.get(name))
 
 
-@pytest.mark.parametrize("name", strategies_of("rows"))
+@pytest.mark.parametrize("name", strategies_of("rows", beyond=True))
 def test_one_of_rows_proposes_schedules_with_guidance(tmp_path, name):
     task = make_task(searching(tmp_path, problem=small(cfg_scale=3.0)), Log(tmp_path))
     if name not in HAND_MADE:

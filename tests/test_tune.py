@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from tiny_pipes import pipeline
@@ -12,6 +13,8 @@ import fewstep
 from fewstep import Sampler
 from fewstep.cli import app
 from fewstep.eval.search.size import SearchSize
+from fewstep.eval.search.strategies import strategies_of
+from fewstep.eval.tune import command
 from fewstep.eval.tune.choice import choose_row, is_better, widen
 from fewstep.eval.tune.command import Tuning
 from fewstep.eval.tune.costs import predict_ms
@@ -218,6 +221,14 @@ def test_the_command_prints_its_report_and_refuses_in_one_line(tuned):
     for wrong in (["--ms", "0.0001"], ["--nfe", "0"]):
         refused = CliRunner().invoke(app, [*words, "--quiet", *wrong])
         assert (refused.exit_code, refused.output.count("error:")) == (2, 1), refused.output
+
+
+def test_tables_go_beyond_linear_ones_where_that_is_asked_for():
+    for budget, usual in (("5m", strategies_of("nfe")), ("60s", command.QUICK)):
+        for beyond, more in ((None, ()), ("columns", ("columns",))):
+            request = TuneRequest(network="fashion-dit", budget=budget, beyond=beyond)
+            asked = SimpleNamespace(request=request)
+            assert Tuning._choose_strategies(asked, 5) == (*usual, *more)
 
 
 def test_seeds_that_overlap_are_refused_before_any_work(tmp_path):

@@ -45,6 +45,7 @@ def choose(search: Search, task: Task) -> SearchResult:
     best = validated[0][1]
     chosen, row_facts = _choose_last_row(search, best)
     tested = _score_on_test(search, task, chosen)
+    linear = _score_linear(search, task, chosen, validated)
     scores = {
         "train": _score_block(task, chosen, "scored"),
         "val": _score_block(task, chosen, "validation"),
@@ -59,7 +60,7 @@ def choose(search: Search, task: Task) -> SearchResult:
         "rivals_left_out": rivals.left_out,
         "last_row": row_facts,
         "reference_end": None if search.end is None else search.end.model_dump(mode="json"),
-        "columns": _describe_columns(search, task, tested, rival),
+        "columns": _describe_columns(search, task, {"searched": tested, **linear}, rival),
         **_describe_cache(search, chosen),
     }
     baseline = None if rival is None else (rival[0], rival[1].score)
@@ -102,11 +103,24 @@ def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, A
     return chosen.schedule, describe_choice(rows, chosen)
 
 
+def _score_linear(
+    search: Search, task: Task, chosen: Schedule, validated: Sequence[tuple[float, Trial]]
+) -> dict[str, TestScore]:
+    """Returns the score of the best linear table beside one that weighs functions, if it does."""
+    tables = (trial for _, trial in validated if trial.linear and trial.strategy not in HAND_MADE)
+    best = next(tables, None)
+    if not chosen.functions or best is None:
+        return {}
+    return {"linear": _score_on_test(search, task, _choose_last_row(search, best)[0])}
+
+
 def _describe_columns(
-    search: Search, task: Task, tested: TestScore, rival: tuple[str, TestScore] | None
+    search: Search,
+    task: Task,
+    scores: dict[str, TestScore],
+    rival: tuple[str, TestScore] | None,
 ) -> dict[str, Any]:
-    """Returns both columns on test noises: of the schedule, the best hand-made and the default."""
-    scores = {"searched": tested}
+    """Returns both columns on test noises: of scores, the best hand-made and the default."""
     names = {}
     if rival is not None:
         names["hand_made"], scores["hand_made"] = rival

@@ -179,7 +179,7 @@ def _write_columns(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yields both columns of the schedule and its rivals on test noises, with 95 % intervals."""
     columns = facts["columns"]
     yield f"on {columns['noises']} test noises, with the interval of 95 % and the median:"
-    for key in ("searched", "hand_made", "default"):
+    for key in ("searched", "linear", "hand_made", "default"):
         if written := columns.get(key):
             judged = Columns(distance=written["distance"], features=written["features"])
             name = f", {written['name']}" if "name" in written else ""

@@ -49,10 +49,14 @@ def fit_schedule(
 
 def fit_weights(columns: Sequence[Tensor], target: Tensor) -> Tensor:
     """Returns (W,) float64: least-squares weights of columns (n, *) for a target (n, *)."""
+    products = multiply_columns([*columns, target])
+    return solve_ridge(products[:-1, :-1], products[:-1, -1])
+
+
+def multiply_columns(columns: Sequence[Tensor]) -> Tensor:
+    """Returns (W, W) float64: the inner products of columns (n, *)."""
     flat = torch.stack([each.flatten() for each in columns])
-    products = torch.zeros(len(flat), len(flat) + 1, dtype=torch.float64)
-    for part, goal in zip(
-        torch.split(flat, SLICE, 1), torch.split(target.flatten(), SLICE), strict=True
-    ):
-        products += part.double() @ torch.cat([part, goal[None]]).double().T
-    return solve_ridge(products[:, :-1], products[:, -1])
+    products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for part in torch.split(flat, SLICE, 1):
+        products += part.double() @ part.double().T
+    return products

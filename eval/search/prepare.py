@@ -26,7 +26,7 @@ from .reference_end import ReferenceEnd
 from .search import Search
 from .size import SearchSize
 from .space import DECISIONS, DEFAULT, Space
-from .strategies import STRATEGIES, strategies_of
+from .strategies import STRATEGIES, read_beyond, strategies_of
 from .uncached import DRIFT, drift_of
 
 MOST_SEARCHED = 200  # evaluations of a schedule
@@ -70,7 +70,7 @@ def prepare_searches(request: SearchRequest) -> list[Search]:
     """One search per size, all on one problem, checked before anything is computed or written."""
     sizes = sizes_of(request)
     budget = Budget.parse(request.budget).divide(len(sizes))
-    strategies = _strategies(request.strategy, sizes)
+    strategies = _strategies(request, sizes)
     free = _free(request.free)
     _check_names(request)
     problem = replace(_problem(request), cache=request.folder / TEACHER)
@@ -123,15 +123,17 @@ def _check_names(request: SearchRequest) -> None:
     _count_noises(request)
 
 
-def _strategies(text: str, sizes: Sequence[SearchSize]) -> tuple[str, ...]:
+def _strategies(request: SearchRequest, sizes: Sequence[SearchSize]) -> tuple[str, ...]:
+    beyond, text = read_beyond(request.beyond), request.strategy
     if text == "auto":
-        return strategies_of(sizes[0].unit)
-    chosen = tuple(part.strip() for part in text.split(","))
+        return (*strategies_of(sizes[0].unit), *beyond)
+    chosen = (*(part.strip() for part in text.split(",")), *beyond)
     for name in chosen:
         if name not in STRATEGIES:
             raise UnknownNameError("strategy", name, ["auto", *STRATEGIES])
     if len(set(chosen)) < len(chosen):
-        raise SettingError(f"{text!r} names a strategy twice; each runs once")
+        given = text if request.beyond is None else f"{text},{request.beyond}"
+        raise SettingError(f"{given!r} names a strategy twice; each runs once")
     return chosen
 
 

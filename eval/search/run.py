@@ -43,7 +43,8 @@ def explore(search: Search, watch: Watch | None = None) -> Iterator[Task]:
     try:
         write_identity(search)
         task = make_task(search, log)
-        auto = search.strategies == strategies_of(search.size.unit)
+        usual = strategies_of(search.size.unit)
+        auto = search.strategies[: len(usual)] == usual
         for name, span in spans(search.strategies):
             task.meter.span = span
             _run_strategy(task, name, watch, must=not auto)

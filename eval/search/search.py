@@ -120,7 +120,7 @@ class Search:
 
     def _check_size(self) -> None:
         """Rows and masks are searched by strategies of their own, and rows under guidance."""
-        able = strategies_of(self.size.unit)
+        able = strategies_of(self.size.unit, beyond=True)
         if wrong := [name for name in self.strategies if name not in able]:
             what = {"nfe": "an NFE", "rows": "network rows", "full": "full evaluations"}
             raise SettingError(

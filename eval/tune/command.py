@@ -33,7 +33,7 @@ from ..search.progress import Progress
 from ..search.run import run
 from ..search.search import Search
 from ..search.size import SearchSize
-from ..search.strategies import strategies_of
+from ..search.strategies import read_beyond, strategies_of
 from ..tune_request import TuneRequest
 from .costs import measure_parts
 from .group import ChosenPoint, PlanGroup
@@ -117,6 +117,7 @@ def _make_search_request(request: TuneRequest) -> SearchRequest:
         classes=request.classes,
         teacher_nfe=request.teacher_nfe,
         reference_end=request.reference_end,
+        beyond=request.beyond,
         dtype=request.dtype,
         device=request.device,
     )
@@ -176,7 +177,8 @@ class Tuning:
             yield replace(self.first, size=size, strategies=self._choose_strategies(sizes.nfe))
         if sizes.rows is not None and 2 <= sizes.rows <= MOST_ROWS:
             size = SearchSize(sizes.rows, "rows")
-            yield replace(self.first, size=size, strategies=strategies_of("rows"))
+            strategies = (*strategies_of("rows"), *read_beyond(self.request.beyond))
+            yield replace(self.first, size=size, strategies=strategies)
 
     def _choose_strategies(self, nfe: int) -> tuple[str, ...]:
         """Returns the strategies for tables of so many evaluations, fewer in a short time."""
@@ -184,7 +186,8 @@ class Tuning:
         if nfe > LARGEST:
             return QUICK[:1]
         brief = budget.kind == "seconds" and budget.amount < BRIEF
-        return QUICK if brief else strategies_of("nfe")
+        usual = QUICK if brief else strategies_of("nfe")
+        return (*usual, *read_beyond(self.request.beyond))
 
     def search(self, searches: Sequence[Search]) -> dict[str, SearchedSize]:
         """Returns the results of searches by the mark of their sizes; each runs once."""

@@ -89,24 +89,30 @@ def list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoi
 def _list_searched(each: SearchedSize, scale: float) -> Iterator[PointChoice]:
     """Yields the result of a search, its best named settings, and diffusers' best schedulers."""
     search, best = each.search, each.result.schedule
-    own = best.guided
-    settings = RunSettings(schedule=best, cfg_scale=1.0 if own else scale)
-    hand_made = best.provenance["strategy"] in HAND_MADE
-    name = f"searched table, {search.size}"
-    kind = "guidance" if own else "searched"
-    if not hand_made:
-        yield PointChoice(name, kind, settings)  # type: ignore[arg-type]
+    if best.provenance["strategy"] not in HAND_MADE:
+        yield _make_searched(best, f"searched table, {search.size}", scale)
     log = Log(search.folder)
     try:
-        named = [trial for trial in log.best(search.size) if trial.strategy in HAND_MADE]
+        trials = log.best(search.size)
     finally:
         log.close()
+    tables = (t.schedule for t in trials if t.linear and t.strategy not in HAND_MADE)
+    linear = next((table for table in tables if isinstance(table, Schedule)), None)
+    if best.functions and linear is not None:
+        yield _make_searched(linear, f"searched linear table, {search.size}", scale)
+    named = [trial for trial in trials if trial.strategy in HAND_MADE]
     for trial in named[:NAMED]:
         yield _read_trial(trial, search, scale)
     rivals = read_rivals(search.folder).get(search.size.mark)
     for spec in rivals.specs[:RIVALS] if rivals else ():
         label = f"diffusers {spec}, {search.whole_evaluations} evaluations"
         yield PointChoice(label, "rival", rival=(spec, search))
+
+
+def _make_searched(table: Schedule, name: str, scale: float) -> PointChoice:
+    if table.guided:
+        return PointChoice(name, "guidance", RunSettings(schedule=table))
+    return PointChoice(name, "searched", RunSettings(schedule=table, cfg_scale=scale))
 
 
 def _read_trial(trial: Trial, search: Search, scale: float) -> PointChoice:

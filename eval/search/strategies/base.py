@@ -79,6 +79,7 @@ class Strategy:
     units:   of the sizes that it can search.
     again:   whether it is run again where it has ended, since a longer log may hold more for it.
     hand_made: whether it proposes what anyone could type; the best of that is the baseline.
+    beyond:  whether its schedules are no linear tables; then `auto` leaves it out.
     """
 
     name: str
@@ -88,3 +89,4 @@ class Strategy:
     units: tuple[Unit, ...] = ("nfe",)
     again: bool = False
     hand_made: bool = False
+    beyond: bool = False

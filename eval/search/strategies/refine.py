@@ -10,8 +10,9 @@ best few of them some more, and the best one the rest.
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile, zip_longest
 
 from torch import Tensor
@@ -88,33 +89,89 @@ def propose(task: Task) -> Iterator[Proposal]:
     """From the best schedules of every strategy; from the space's own if there are none."""
     if not _find_roots(task) and task.size.unit == "nfe":
         yield Proposal(task.space.base(task.nfe))
-    while (line := _find_next(task)) is not None:
-        made = len(_list_own(task))
-        yield _propose_round(task, line)
-        if len(_list_own(task)) == made:  # others made the same
-            return
+    ladder = task.settings.get("ladder", LADDER)
+    yield from Rounds(task, "refine", partial(_find_roots, task), ladder).take()
 
 
-def _find_next(task: Task) -> Line | None:
-    """Returns the line of the next round."""
-    usable = [line for line in _find_lines(task) if line.tried < PATIENCE]
-    for count, rounds in task.settings.get("ladder", LADDER):
-        for line in usable[:count]:
-            if len(line.made) < rounds:
-                return line
-    return usable[0] if usable else None
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of Gauss-Newton steps, as far as the log of a task holds them.
+
+    strategy:   the name that they have in the log.
+    find_roots: returns the trials that they start from, those that differ, the best first.
+    ladder:     so many of the best starts get so many rounds; then the best alone.
+    """
+
+    task: Task
+    strategy: str
+    find_roots: Callable[[], list[Trial]]
+    ladder: Sequence[tuple[int, int]]
+
+    def take(self) -> Iterator[Proposal]:
+        """Yields the best step of each round until none gains."""
+        while (line := self._find_next()) is not None:
+            made = len(self._list_own())
+            yield self._propose_round(line)
+            if len(self._list_own()) == made:  # others made the same
+                return
+
+    def _find_next(self) -> Line | None:
+        """Returns the line of the next round."""
+        usable = [line for line in self._find_lines() if line.tried < PATIENCE]
+        for count, rounds in self.ladder:
+            for line in usable[:count]:
+                if len(line.made) < rounds:
+                    return line
+        return usable[0] if usable else None
+
+    def _find_lines(self) -> list[Line]:
+        """Returns the best one first."""
+        steps, lines = self._list_own(), []
+        for root in self.find_roots():
+            known: dict[str | None, Trial] = {root.id: root}
+            for trial in steps:
+                if trial.parent in known:
+                    known[trial.id] = trial
+            lines.append(Line(root, tuple(known.values())[1:]))
+        return sorted(lines, key=lambda line: line.rank)
+
+    def _propose_round(self, line: Line) -> Proposal:
+        """Returns the best step from the best of a line, better than that or not."""
+        task, start, free = self.task, line.best, "times" in self.task.space.free
+        point = TablePoint.of(start.schedule)
+        gram, against = sum_products(task.problem, point, self._draw(line.noises))
+        if not free:
+            gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
+        tried: list[tuple[float, float, Schedule]] = []
+        for factor in FACTORS:
+            damping = min(max(factor * line.damping, 1e-6), 1e3)
+            moved = point.move(solve_damped(gram, against, damping)).schedule()
+            tried.append((_score_widely(task, moved), damping, moved))
+        wide, damping, best = min(tried, key=lambda each: each[:2])
+        facts = {
+            "label": f"{self.strategy} from {_label(line.root.schedule)}",
+            "damping": damping,
+            "before": _wide_score(start) or _score_widely(task, start.schedule),
+            "wide": wide,
+        }
+        return Proposal(best.model_copy(update={"provenance": facts}), start.id)
+
+    def _draw(self, batches: int) -> Block:
+        """Returns the noises of the next round; others for every process."""
+        train = self.task.problem.block("train")
+        size = max(BATCH, RESIDUALS // train.noise[0].numel()) * batches
+        turn = len(self._list_own()) * _workers(self.task) + self.task.log.worker
+        return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
+
+    def _list_own(self) -> list[Trial]:
+        """Returns the steps that this process took."""
+        own = [trial for trial in self.task.log.own if self.task.size.fits(trial.schedule)]
+        return [trial for trial in own if is_step(trial, self.strategy)]
 
 
-def _find_lines(task: Task) -> list[Line]:
-    """Returns the best one first."""
-    steps, lines = _list_own(task), []
-    for root in _find_roots(task):
-        known: dict[str | None, Trial] = {root.id: root}
-        for trial in steps:
-            if trial.parent in known:
-                known[trial.id] = trial
-        lines.append(Line(root, tuple(known.values())[1:]))
-    return sorted(lines, key=lambda line: line.rank)
+def is_step(trial: Trial, strategy: str) -> bool:
+    """Returns whether a trial is a step of a strategy's rounds."""
+    return trial.strategy == strategy and _wide_score(trial) is not None
 
 
 def _find_roots(task: Task) -> list[Trial]:
@@ -122,7 +179,8 @@ def _find_roots(task: Task) -> list[Trial]:
 
     What another strategy makes of its schedules is not comparable by score before the first round.
     """
-    usable = [trial for trial in task.best() if trial.score is not None and not _is_step(trial)]
+    linear = [trial for trial in task.best() if trial.score is not None and trial.linear]
+    usable = [trial for trial in linear if not is_step(trial, "refine")]
     by = {trial.strategy: None for trial in usable}  # in the order of their best
     each = (_keep_apart([t for t in usable if t.strategy == name]) for name in by)
     in_turn = (trial for turn in zip_longest(*each) for trial in turn if trial is not None)
@@ -144,28 +202,6 @@ def _differ(u: Tensor, other: Tensor) -> bool:
     return len(u) != len(other) or float((u - other).abs().max()) > APART
 
 
-def _propose_round(task: Task, line: Line) -> Proposal:
-    """Returns the best step from the best of a line, better than that or not."""
-    start, free = line.best, "times" in task.space.free
-    point = TablePoint.of(start.schedule)
-    gram, against = sum_products(task.problem, point, _noises(task, line.noises))
-    if not free:
-        gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
-    tried: list[tuple[float, float, Schedule]] = []
-    for factor in FACTORS:
-        damping = min(max(factor * line.damping, 1e-6), 1e3)
-        moved = point.move(solve_damped(gram, against, damping)).schedule()
-        tried.append((_score_widely(task, moved), damping, moved))
-    wide, damping, best = min(tried, key=lambda each: each[:2])
-    facts = {
-        "label": f"refine from {_label(line.root.schedule)}",
-        "damping": damping,
-        "before": _wide_score(start) or _score_widely(task, start.schedule),
-        "wide": wide,
-    }
-    return Proposal(best.model_copy(update={"provenance": facts}), start.id)
-
-
 def _score_widely(task: Task, schedule: Artefact) -> float:
     """Returns the objective on the wider block; infinite where it is not finite."""
     train = task.problem.block("train")
@@ -173,25 +209,8 @@ def _score_widely(task: Task, schedule: Artefact) -> float:
     return value if math.isfinite(value) else sys.float_info.max
 
 
-def _noises(task: Task, batches: int) -> Block:
-    """Returns those of the next round; others for every process."""
-    train = task.problem.block("train")
-    size = max(BATCH, RESIDUALS // train.noise[0].numel()) * batches
-    turn = len(_list_own(task)) * _workers(task) + task.log.worker
-    return train.pick([(turn * size + i) % len(train) for i in range(min(size, len(train)))])
-
-
 def _label(schedule: Artefact) -> str:
     return str(schedule.provenance.get("label", schedule.schedule_id[:12]))
-
-
-def _list_own(task: Task) -> list[Trial]:
-    """Returns the steps that this process took."""
-    return [trial for trial in task.log.own if _is_step(trial) and task.size.fits(trial.schedule)]
-
-
-def _is_step(trial: Trial) -> bool:
-    return trial.strategy == "refine" and _wide_score(trial) is not None
 
 
 def _workers(task: Task) -> int:
