@@ -19,8 +19,9 @@ from .bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
 from .bench.runner import run_all
 from .experiments.fid_evaluator import make_evaluator
 from .experiments.fid_nfe import QualityBench, flops_per_row, make_draw
+from .experiments.fid_plan import QualityCell, plan_cells
 from .experiments.fid_points import QualityTable
-from .experiments.fid_sweep import Entry, QualityCell, Sweep, check_choices, plan_cells
+from .experiments.fid_sweep import Entry, Sweep, check_choices
 from .metrics.command import MetricReport, measure_request
 from .options import make_request
 from .requests import EvaluationRequest

@@ -141,7 +141,7 @@ def test_times_of_another_machine_or_version_are_refused(races, changed):
     (row,) = bench.rows()
     assert speed.open_bench(bench.store.path).store.rows == {row.key: row}
     bench.store.append(row.model_copy(update=changed))
-    with pytest.raises(SettingError, match="do not stand in one store"):
+    with pytest.raises(SettingError, match="was measured by"):
         speed.open_bench(bench.store.path)
 
 

@@ -19,11 +19,12 @@ from laws import GAUSSIAN
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.eval.bench.protocol import Measure
-from fewstep.eval.bench.rows import ResultStore, TimeSpent
+from fewstep.eval.bench.protocol import Drawn, Measure
+from fewstep.eval.bench.rows import ResultRow, ResultStore, TimeSpent
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.bench.team import Team, team
 from fewstep.eval.experiments import fid_nfe
+from fewstep.eval.experiments.fid_converged import quantise
 from fewstep.eval.experiments.fid_evaluator import (
     ImageEvaluator,
     Partial,
@@ -32,9 +33,11 @@ from fewstep.eval.experiments.fid_evaluator import (
     merge_parts,
     split_label,
 )
-from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row, quantise
-from fewstep.eval.experiments.fid_points import setting_label
-from fewstep.eval.experiments.fid_sweep import Entry, Sweep, check_choices, plan_cells
+from fewstep.eval.experiments.fid_joint import check_joint
+from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row
+from fewstep.eval.experiments.fid_plan import plan_cells
+from fewstep.eval.experiments.fid_points import network_label, setting_label
+from fewstep.eval.experiments.fid_sweep import ConvergedRun, Entry, Sweep, check_choices
 from fewstep.eval.metrics import Features, Need, metric
 from fewstep.eval.statistics import FeatureOrigin, Moments, frechet
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
@@ -44,8 +47,10 @@ from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import FEW, time_grid
 from fewstep.samplers.guidance.forecast import write_forecast
+from fewstep.samplers.run_record import Run
 from fewstep.samplers.sampler import Sampler
 from fewstep.solvers import solver
+from fewstep.solvers.presets import preset
 
 SHAPE = (1, 2, 2)
 FLOW = GAUSSIAN.network(RectifiedFlow(time_scale=1000), SHAPE, Prediction.FLOW)
@@ -253,7 +258,7 @@ def test_caches_and_guidance_policies_are_settings():
     )
     label = setting_label(skipping.protocol.images)
     cache = chosen.entries[0].caches[0]
-    assert label == f"unipc-2 {FEW['flow'][0][1]}, {write_forecast(forecast)}, {cache}"
+    assert label == f"unipc-2 default grid, {write_forecast(forecast)}, {cache}"
 
 
 def test_effective_rows_outlive_a_kill_and_add_up(tmp_path):
@@ -294,6 +299,106 @@ def test_a_missing_floor_is_told_or_refused():
     assert "give --floor" in bench(sweep()).remarks[0]
     with pytest.raises(FewstepError, match="nowhere"):
         bench(sweep().model_copy(update={"floor": "nowhere"}))
+
+
+# ---- distances to the converged run
+
+
+def converging(n=20, groups=5, **entry):
+    chosen = sweep(n=n, grids=["beta"], **entry)
+    converged = ConvergedRun(solver="unipc-3", nfe=12)
+    return chosen.model_copy(update={"groups": groups, "converged": converged})
+
+
+def test_distances_and_figures_of_groups_stand_beside_the_figure():
+    converged, ours = measure(bench(converging()))
+    call = {"grid": "beta", "batch": 8}
+    target = Sampler(FLOW)(range(20), solver="unipc-3", nfe=12, **call).samples
+    mine = Sampler(FLOW)(range(20), solver="unipc-2", nfe=4, **call).samples
+    squares = (mine - target).square().flatten(1).mean(1).view(5, 4).mean(1)
+    assert [each.distance for each in ours.groups] == pytest.approx(squares.tolist(), rel=1e-5)
+    seen, others = (Projection()(quantise(each))["pool"].double() for each in (mine, target))
+    moved = (seen - others).square().mean(1).view(5, 4).mean(1)
+    assert [each.features for each in ours.groups] == pytest.approx(moved.tolist(), rel=1e-5)
+    rest = statistics(torch.cat([seen[:8], seen[12:]]))  # without the third group of four
+    reference = fake_evaluator(20).reference.statistics["pool"]
+    assert ours.groups[2].without == pytest.approx(frechet(rest, reference), rel=1e-6)
+    assert ours.target == converged.target == converged.protocol.setting
+    assert [each.distance for each in converged.groups] == [0.0] * 5
+
+
+def test_a_converged_run_is_drawn_once_and_kept(tmp_path, monkeypatch):
+    measure(bench(converging()))
+    files = sorted(tmp_path.glob("s.jsonl.converged/*"))
+    assert [path.name.split("-", 1)[1] for path in files] == [
+        *("0-7.safetensors", "16-19.safetensors", "8-15.safetensors"),
+    ]
+    drawn, make = [], fid_nfe.make_draw
+
+    def watch(images, network):
+        drawn.append(images.run.nfe)
+        return make(images, network)
+
+    monkeypatch.setattr(fid_nfe, "make_draw", watch)
+    further = converging(nfe="5", rivals=["euler"])
+    measure(bench(further))
+    assert set(drawn) == {5}
+    files[0].unlink()
+    measure(bench(converging(nfe="6")))
+    assert drawn.count(12) == 1
+
+
+def test_a_rival_and_a_guided_schedule_converge_to_their_guidance_scale():
+    network = replace(FLOW, num_classes=7, null_class=7)
+    chosen = converging(solvers=["unipc-2"], rivals=["euler"], cfg_scales=[3.0])
+    cells = plan_cells(chosen, fake_evaluator(20).measure, lambda model: network).cells
+    assert [cell.converged for cell in cells] == [True, False, False]
+    targets = {cell.target.hash for cell in cells}
+    assert targets == {cells[0].protocol.hash}
+    run = cells[0].protocol.images.run
+    assert (run.cfg_scale, run.solver, run.nfe, run.grid) == (3.0, "unipc-3", 12, "beta")
+    guided = Drawn(run=Run(model="m", seeds=(0,), schedule=preset("fashion-dit-rows16-cfg3")))
+    assert guided.scale == 3.0
+
+
+def test_tuned_schedules_are_those_of_the_package_at_the_budgets_and_the_scale():
+    chosen = sweep(models=["fashion-dit"], solvers=[], tuned=True, nfe="5,8", cfg_scales=[1.0, 3.0])
+    cells = plan_cells(chosen, fake_evaluator(20).measure, load).cells
+    names = [cell.protocol.images.run.schedule.provenance["name"] for cell in cells]
+    assert {"fashion-dit-nfe5", "fashion-dit-nfe8", "fashion-dit-rows16-cfg3"} <= set(names)
+    assert {setting_label(cell.protocol.images) for cell in cells} == {"tuned"}
+    assert {cell.protocol.images.run.cfg_scale for cell in cells} == {1.0}
+    assert {network_label(cell.protocol.images) for cell in cells} == {
+        "fashion-dit",
+        "fashion-dit, CFG 3",
+    }
+
+
+def test_a_store_of_other_versions_weights_or_seeds_is_refused():
+    chosen = sweep()
+    (row,) = measure(bench(chosen))
+    other = row.model_copy(update={"versions": {**row.versions, "torch": "1.0"}})
+    with pytest.raises(SettingError, match=r"s.jsonl' was measured by torch '1.0'"):
+        bench(chosen, store=stored(other))
+    run = row.protocol.images.run.model_copy(update={"seeds": tuple(range(10, 30)), "nfe": 9})
+    with pytest.raises(SettingError, match="seeds 0-19 and 10-29 do not stand together"):
+        bench(chosen, store=stored(of(row, run=run)))
+    mine, theirs = of(row, weights="a" * 64), of(row, weights="b" * 64, run=run)
+    with pytest.raises(SettingError, match="rows of weights of flow 'aaaa"):
+        check_joint([mine], [theirs.protocol])
+    assert measure(bench(chosen, store=stored(row))) == []
+
+
+def of(row, **images):
+    changed = row.protocol.images.model_copy(update=images)
+    return ResultRow.now(row.protocol.model_copy(update={"images": changed}), row.value)
+
+
+def stored(row):
+    path = Path("other") / "s.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(row.line + "\n")
+    return path
 
 
 # ---- resuming
@@ -342,12 +447,13 @@ def test_a_damaged_part_is_begun_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["fd", "kid"])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_shares_add_up_to_the_whole(size, name):
-    whole = bench(sweep(n=60), name=name)
-    (cell,) = whole.cells()
+    chosen = converging(n=60, groups=4)
+    whole = bench(chosen, name=name)
+    _, cell = whole.cells()
     value = whole.measure(cell, lambda rows: None)[0].value
     parts = []
     for rank in range(size):
-        one = bench(sweep(n=60), name=name)
+        one = bench(chosen, name=name)
         one.team = Team(rank, size)
         parts.append(one._gather(cell, lambda rows: None))
     assert sum(part.done for part in parts) == 8
@@ -357,6 +463,9 @@ def test_shares_add_up_to_the_whole(size, name):
     for output, batches in alone.batches.items():  # in the order of the images
         assert torch.equal(torch.cat(batches), torch.cat(total.batches[output]))
     assert whole.evaluator.value(total) == pytest.approx(value, rel=1e-12)
+    for mine, other in zip(*map(whole.evaluator.list_groups, (alone, total)), strict=True):
+        known = {key: each for key, each in mine.model_dump().items() if each is not None}
+        assert other.model_dump(exclude_none=True) == pytest.approx(known, rel=1e-9)
 
 
 def test_an_error_in_one_process_is_raised_in_all(monkeypatch):
@@ -477,8 +586,8 @@ def test_an_empty_partial_refuses_what_the_extractor_lacks():
         Partial.empty({"pool": 3}, metric("is").needs)
     part = Partial.empty({"pool": 3}, metric("fd").needs)
     with pytest.raises(FewstepError, match="NaN"):
-        part.add({"pool": torch.full((2, 3), torch.nan)})
-    part.add({"pool": torch.rand(4, 3)})
+        part.add({"pool": torch.full((2, 3), torch.nan)}, torch.zeros(2, dtype=torch.int64))
+    part.add({"pool": torch.rand(4, 3)}, torch.zeros(4, dtype=torch.int64))
     part.count(Ledger(images=4), part.clock)
     origin = SimpleNamespace(name="fake", sha256="", resize="")
     assert features_of(part, metric("fd").needs, origin).n == 4

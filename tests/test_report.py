@@ -102,10 +102,10 @@ def test_rows_of_unlike_measures_are_refused():
         QualityTable.of([])
 
 
-def test_rows_of_unlike_software_are_told():
+def test_rows_of_unlike_software_are_refused():
     old = ROWS[0].model_copy(update={"versions": {**ROWS[0].versions, "torch": "1.0"}})
-    assert "torch 1.0, " in QualityTable.of([old, *ROWS[1:]]).remarks[0]
-    assert QualityTable.of(ROWS).remarks == []
+    with pytest.raises(SettingError, match=r"rows of torch '1.0' and .* do not stand together"):
+        QualityTable.of([old, *ROWS[1:]])
 
 
 def test_markdown_is_readable_as_text():

@@ -18,6 +18,8 @@ from ...models.errors import SettingError
 from ...models.hashing import hash_json
 from ...models.reading import StrictModel
 from ...samplers.run_record import Run
+from ...samplers.schedule_choice import read_scale
+from ...solvers.artefact import SCALE
 
 QUANTISATION = "round(127.5 (x + 1)), clipped to 0..255"  # samplers.images.to_uint8
 UNDECIDED = ("batch", "device", "columns", "version", "weights")
@@ -83,6 +85,14 @@ class Drawn(StrictModel):
     @property
     def count(self) -> int:
         return len(self.run.seeds)
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale, which a policy or a schedule may bring; 1 is no guidance."""
+        schedule = self.run.schedule
+        if schedule is not None and schedule.guided:
+            return float(schedule.provenance.get(SCALE, 1.0))
+        return read_scale(self.run.guidance())
 
     def labels_of(self, seeds: Sequence[int]) -> tuple[int, ...] | None:
         """Returns the class label of each seed's image, by the rule."""

@@ -70,12 +70,27 @@ class MeasuredRow(KeyedRow):
         return cls(versions=versions(), machine=machine(), finished=when, **figures)
 
 
+class GroupFigures(StrictModel):
+    """Figures of one of the equal groups of a cell's images, by their place in the block of seeds.
+
+    without:  the figure of the images of all other groups; None where the metric needs all.
+    distance: mean square distance of the samples to those of the converged run; features: that of
+              the features of the images. None where there is no converged run.
+    """
+
+    without: Finite | None = None
+    distance: Finite | None = None
+    features: Finite | None = None
+
+
 class ResultRow(MeasuredRow):
     """One finished cell.
 
-    hash:  of the protocol.
-    value: the figure.
-    cost:  what the images cost; None for real ones.
+    hash:   of the protocol.
+    value:  the figure.
+    cost:   what the images cost; None for real ones.
+    groups: figures of groups of the images, from which intervals follow.
+    target: the setting of the converged run that distances are to, see `Protocol.setting`.
     """
 
     hash: str
@@ -84,6 +99,8 @@ class ResultRow(MeasuredRow):
     cost: SamplingCost | None = None
     clock: TimeSpent = TimeSpent()
     processes: int = 1
+    groups: tuple[GroupFigures, ...] = ()
+    target: str | None = None
 
     @property
     def key(self) -> str:
@@ -119,20 +136,20 @@ class ResultRow(MeasuredRow):
 
 
 def check_here(rows: Iterable[MeasuredRow], path: Path, *, times: bool = False) -> None:
-    """Refuses a store whose rows others than this version of fewstep have made.
+    """Refuses a store with rows of another version of fewstep, torch or diffusers.
 
     times: whether the rows hold times, which compare on one machine alone.
 
     Raises:
         SettingError: for the first such row.
     """
-    here = {"fewstep": versions()["fewstep"], **({"this machine": machine()} if times else {})}
+    here = {**versions(), **({"machine": machine()} if times else {})}
     for row in rows:
-        made = {"fewstep": row.versions.get("fewstep", "?"), "this machine": row.machine}
+        made = {**row.versions, "machine": row.machine}
         for name, mine in here.items():
-            if made[name] != mine:
+            if (other := made.get(name, "?")) != mine:
                 raise SettingError(
-                    f"{shorten(path)} was measured by {name} {made[name]!r}, and this is {mine!r}:"
+                    f"{shorten(path)} was measured by {name} {other!r}, and here it is {mine!r}:"
                     " their rows do not stand in one store; give another name"
                 )
 

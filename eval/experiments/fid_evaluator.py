@@ -22,7 +22,7 @@ from ...models.files import write_whole
 from ...models.hashing import hash_file
 from ...models.ledger import Ledger
 from ..bench.protocol import Measure
-from ..bench.rows import TimeSpent
+from ..bench.rows import GroupFigures, TimeSpent
 from ..data import ImageSet
 from ..extractors import Extractor, extractor, origin_of
 from ..extractors.small import SMALL_CARDS, SmallCard, small_reference
@@ -42,19 +42,22 @@ class Partial:
 
     done:    batches, of those that are its own.
     effective: network rows in units of full ones, by FLOPs.
-    moments: of each output whose statistics are needed.
+    moments: of each output whose statistics are needed, one for each group of images.
     batches: features of each output that is needed whole, batch by batch.
+    errors:  (groups, 3): images that were compared with the converged run, and their sums of mean
+             square distances of samples and of features.
     """
 
-    moments: dict[str, Moments]
+    moments: dict[str, list[Moments]]
     batches: dict[str, list[Tensor]]
+    errors: Tensor
     done: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     effective: float = 0.0
     clock: TimeSpent = field(default_factory=TimeSpent)
 
     @classmethod
-    def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need]) -> "Partial":
+    def empty(cls, outputs: Mapping[str, int], needs: Sequence[Need], groups: int = 1) -> "Partial":
         """Returns one with nothing done; raises StatisticsError for an output that is lacking."""
         for need in needs:
             if need.output not in outputs:
@@ -62,13 +65,21 @@ class Partial:
                     f"this extractor gives no {need.output} features, only {', '.join(outputs)};"
                     " take another metric"
                 )
-        sums = {n.output: Moments(outputs[n.output]) for n in needs if n.form == "statistics"}
-        return cls(sums, {need.output: [] for need in needs if need.form != "statistics"})
+        summed = [need.output for need in needs if need.form == "statistics"]
+        sums = {output: [Moments(outputs[output]) for _ in range(groups)] for output in summed}
+        whole: dict[str, list[Tensor]] = {n.output: [] for n in needs if n.output not in sums}
+        return cls(sums, whole, torch.zeros(groups, 3, dtype=torch.float64))
 
-    def add(self, features: Mapping[str, Tensor]) -> None:
-        """Adds the features of one batch."""
+    def add(
+        self, features: Mapping[str, Tensor], groups: Tensor, errors: Tensor | None = None
+    ) -> None:
+        """Adds one batch: its features, the group of each image, its two square distances."""
         for output, moments in self.moments.items():
-            moments.update(features[output])
+            for group in sorted(set(groups.tolist())):
+                moments[group].update(features[output][groups == group])
+        if errors is not None:
+            counted = torch.cat([torch.ones(len(errors), 1), errors], 1).double()
+            self.errors.index_add_(0, groups, counted)
         for output, parts in self.batches.items():
             if not torch.isfinite(features[output]).all():
                 raise StatisticsError(f"{output} features hold NaN or infinity; look at the images")
@@ -83,7 +94,9 @@ class Partial:
     def take(self, other: "Partial") -> None:
         """Adds what another process has done, without its whole features."""
         for output, moments in other.moments.items():
-            self.moments[output].merge(moments)
+            for mine, theirs in zip(self.moments[output], moments, strict=True):
+                mine.merge(theirs)
+        self.errors += other.errors
         self._add(other.ledger, other.effective, other.clock)
 
     def _add(self, ledger: Ledger, effective: float, clock: TimeSpent) -> None:
@@ -95,8 +108,10 @@ class Partial:
     def save(self, path: Path) -> None:
         """Writes the npz."""
         arrays = {
-            f"moments {name}": each.to_tensor().numpy() for name, each in self.moments.items()
+            f"moments {name}": torch.stack([each.to_tensor() for each in groups]).numpy()
+            for name, groups in self.moments.items()
         }
+        arrays["errors"] = self.errors.numpy()
         for name, parts in self.batches.items():
             arrays |= {f"batch {i} {name}": each.numpy() for i, each in enumerate(parts)}
         ledger, clock = self.ledger, self.clock
@@ -118,14 +133,15 @@ class Partial:
                 )
                 sampling, features, total = times
                 sums = {o: torch.from_numpy(file[f"moments {o}"]) for o in self.moments}
+                errors = torch.from_numpy(file["errors"])
                 batches = {
                     o: [torch.from_numpy(file[f"batch {i} {o}"]) for i in range(counts[0])]
                     for o in self.batches
                 }
         except UNREADABLE:
             return False
-        self.moments = {output: Moments.from_tensor(flat) for output, flat in sums.items()}
-        self.batches, self.done = batches, counts[0]
+        self.moments = {o: [*map(Moments.from_tensor, flat)] for o, flat in sums.items()}
+        self.batches, self.errors, self.done = batches, errors, counts[0]
         images, evaluations, rows, calls = counts[1:]
         self.ledger, self.effective = Ledger(images, evaluations, rows, calls, seconds), effective
         self.clock = TimeSpent(sampling=sampling, features=features, total=total)
@@ -150,8 +166,10 @@ def merge_parts(parts: Sequence[Partial]) -> Partial:
     return total
 
 
-def features_of(part: Partial, needs: Sequence[Need], extractor: Extractor) -> Features:
-    """Returns what a metric takes."""
+def features_of(
+    part: Partial, needs: Sequence[Need], extractor: Extractor, without: int | None = None
+) -> Features:
+    """Returns what a metric takes, of statistics also without one group of the images."""
     origin, splits, rows = origin_of(extractor), {}, {}
     for need in needs:
         if need.form == "statistics":
@@ -161,8 +179,18 @@ def features_of(part: Partial, needs: Sequence[Need], extractor: Extractor) -> F
             keeper = Splits()
             keeper.update(rows.pop(need.output))
             splits[need.output] = keeper.scores()
-    statistics = {output: moments.statistics(origin) for output, moments in part.moments.items()}
-    return Features(part.ledger.images, statistics, rows, splits)
+    sums = {output: _merge_groups(each, without) for output, each in part.moments.items()}
+    images = next((each.n for each in sums.values()), part.ledger.images)
+    statistics = {output: each.statistics(origin) for output, each in sums.items()}
+    return Features(images, statistics, rows, splits)
+
+
+def _merge_groups(groups: Sequence[Moments], without: int | None) -> Moments:
+    total = Moments(groups[0].dim)
+    for i, each in enumerate(groups):
+        if i != without:
+            total.merge(each)
+    return total
 
 
 @dataclass(frozen=True)
@@ -174,10 +202,23 @@ class ImageEvaluator:
     reference: Features
     measure: Measure
 
-    def value(self, part: Partial) -> float:
-        """Returns the figure of what was gathered."""
-        features = features_of(part, self.metric.needs, self.extractor)
+    def value(self, part: Partial, without: int | None = None) -> float:
+        """Returns the figure of what was gathered, or of all but one group of the images."""
+        features = features_of(part, self.metric.needs, self.extractor, without)
         return self.metric.function(features, self.reference)
+
+    def list_groups(self, part: Partial) -> tuple[GroupFigures, ...]:
+        """Returns the figures of the groups; none where the images are one group."""
+        if len(part.errors) == 1:
+            return ()
+        return tuple(
+            GroupFigures(
+                without=None if part.batches else self.value(part, group),
+                distance=distance / images if images else None,
+                features=features / images if images else None,
+            )
+            for group, (images, distance, features) in enumerate(part.errors.tolist())
+        )
 
 
 def make_evaluator(

@@ -6,7 +6,8 @@ takes long, what is done is saved beside the store, and a killed run goes on the
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -21,16 +22,19 @@ from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
 from ...samplers.conditions import make_branches
-from ...samplers.images import make_contact_sheet, to_pil, to_uint8, write_png
+from ...samplers.images import make_contact_sheet, to_pil, write_png
 from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import Drawn, Measure, Protocol, Real
-from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
+from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent, check_here
 from ..bench.team import Team
 from ..data import images_of
+from .fid_converged import ConvergedSamples, quantise
 from .fid_evaluator import ImageEvaluator, Partial, merge_parts
-from .fid_sweep import QualityCell, Sweep, plan_cells
+from .fid_joint import check_joint
+from .fid_plan import QualityCell, plan_cells
+from .fid_sweep import Sweep
 from .rivals import RivalSampler
 
 SAVE_EVERY = 30.0  # seconds between two savings of a cell's sums
@@ -69,6 +73,21 @@ def floor_cells(sweep: Sweep, measure: Measure) -> tuple[list[QualityCell], str]
     return cells, ""
 
 
+@dataclass(frozen=True)
+class DrawnBatch:
+    """Some images of a cell.
+
+    places:  in its block of seeds.
+    images:  uint8 (B, C, H, W).
+    samples: what they were made of; None for real ones.
+    """
+
+    places: range
+    images: Tensor
+    ledger: Ledger
+    samples: Tensor | None = None
+
+
 class QualityBench(Experiment[QualityCell, ResultRow]):
     """A sweep on this machine.
 
@@ -89,13 +108,27 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         self.team = team = team or Team()
         self._network = lru_cache(maxsize=2)(self._load)
         self._flops = cache(lambda model: flops_per_row(self._network(model)))
+        folder = store.path.with_name(f"{store.path.name}.converged")
+        self._targets = ConvergedSamples(folder, self._draw_samples, evaluator.extractor)
         floor, remark = team.lead(lambda: floor_cells(sweep, evaluator.measure))
         plan = plan_cells(sweep, evaluator.measure, self._network)
         self._cells = [*floor, *plan.cells]
+        team.lead(self._check_store)
         self.remarks = [*filter(None, [remark]), *plan.refused]
 
     def _load(self, model: str) -> Network:
         return load(model, dtype=self.sweep.dtype, device=self.team.device)
+
+    def _check_store(self) -> None:
+        """Raises SettingError for a store of another version, other weights or other seeds."""
+        rows = list(self.store.rows.values())
+        check_here(rows, self.store.path)
+        measure = self.evaluator.measure
+        alike = [row for row in rows if row.protocol.measure == measure]
+        check_joint(alike, [cell.protocol for cell in self._cells])
+
+    def _draw_samples(self, images: Drawn, seeds: Sequence[int]) -> Tensor:
+        return make_draw(images, self._network(images.run.model))(seeds).samples
 
     def cells(self) -> list[QualityCell]:
         return self._cells
@@ -122,6 +155,8 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         row = ResultRow.now(
             cell.protocol,
             value,
+            groups=self.team.lead(lambda: self.evaluator.list_groups(total)),
+            target=None if cell.target is None else cell.target.setting,
             cost=self._cost(cell, total),
             clock=total.clock.model_copy(update={"total": spent}),
             processes=self.team.size,
@@ -148,15 +183,18 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
 
     def _gather(self, cell: QualityCell, advance: Advance) -> Partial:
         """Returns this process's share of the images, drawn and taken through the extractor."""
-        part = Partial.empty(self.evaluator.extractor.outputs, self.evaluator.metric.needs)
+        groups, needs = self.sweep.groups, self.evaluator.metric.needs
+        part = Partial.empty(self.evaluator.extractor.outputs, needs, groups)
         path, saved, pause = self._part_path(cell), time.perf_counter(), SAVE_EVERY
         part.load(path)
         advance(part.ledger.rows)
         start = time.perf_counter()
-        for images, ledger in self._batches(cell, part.done):
-            extracted = time.perf_counter()
-            part.add(self.evaluator.extractor(images))
+        for batch in self._batches(cell, part.done):
+            extracted, ledger = time.perf_counter(), batch.ledger
+            features = self.evaluator.extractor(batch.images)
             now = time.perf_counter()
+            place = torch.tensor(batch.places) * groups // cell.protocol.measure.n
+            part.add(features, place, self._compare(cell, batch, features))
             spent = {"features": now - extracted, "total": now - start}
             part.count(ledger, TimeSpent(sampling=ledger.seconds, **spent))
             start = now
@@ -169,26 +207,41 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         part.count(Ledger(), TimeSpent(total=time.perf_counter() - start))
         return part
 
-    def _batches(self, cell: QualityCell, done: int) -> Iterator[tuple[Tensor, Ledger]]:
-        """Yields uint8 (B, C, H, W) and what drawing them cost, after the first `done` batches."""
+    def _compare(
+        self, cell: QualityCell, batch: DrawnBatch, features: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """Returns the square distances to the converged run; None without one."""
+        if cell.target is None or batch.samples is None:
+            return None
+        images = cell.target.images
+        assert isinstance(images, Drawn)
+        seeds = [images.run.seeds[place] for place in batch.places]
+        if cell.converged:
+            self._targets.keep(images, seeds, batch.samples)
+        return self._targets.compare(images, seeds, batch.samples, features["pool"])
+
+    def _batches(self, cell: QualityCell, done: int) -> Iterator[DrawnBatch]:
+        """Yields what is drawn after the first `done` batches."""
         images, size = cell.protocol.images, self.sweep.batch
         if isinstance(images, Real):
             yield from self._real(images, done)
             return
-        chunks = [images.run.seeds[i : i + size] for i in range(0, images.count, size)]
+        chunks = [range(images.count)[i : i + size] for i in range(0, images.count, size)]
         draw = make_draw(images, self._network(images.run.model))
-        for seeds in self.team.share(chunks)[done:]:
-            result = draw(seeds)
-            if seeds[0] == 0:  # the first images of the first block
+        for places in self.team.share(chunks)[done:]:
+            result = draw([images.run.seeds[place] for place in places])
+            if images.run.seeds[places[0]] == 0:  # the first images of the first block
                 self._keep_pictures(cell.protocol, images, result)
-            yield quantise(result.samples), result.ledger
+            yield DrawnBatch(places, quantise(result.samples), result.ledger, result.samples)
 
-    def _real(self, images: Real, done: int) -> Iterator[tuple[Tensor, Ledger]]:
+    def _real(self, images: Real, done: int) -> Iterator[DrawnBatch]:
         first, last = map(int, images.rows.split("-"))
-        chunks = images_of(images.source).part(first, last + 1).batches(self.sweep.batch)
+        size = self.sweep.batch
+        chunks = images_of(images.source).part(first, last + 1).batches(size)
         for i, chunk in enumerate(chunks):
             if i % self.team.size == self.team.rank and i // self.team.size >= done:
-                yield chunk, Ledger(images=len(chunk))
+                places = range(i * size, i * size + len(chunk))
+                yield DrawnBatch(places, chunk, Ledger(images=len(chunk)))
 
     def _keep_pictures(self, protocol: Protocol, images: Drawn, result: Result) -> None:
         """Keeps the first images in two rows, for the report; the picture can be replayed."""
@@ -205,11 +258,6 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
 def picture_path(store: Path, digest: str) -> Path:
     """Returns where a cell's first images are kept."""
     return store.with_name(f"{store.name}.pictures") / f"{digest}.png"
-
-
-def quantise(samples: Tensor) -> Tensor:
-    """Returns (B, C, H, W) in [-1, 1] as uint8 of the same shape, by the rule of `to_uint8`."""
-    return to_uint8(samples).permute(0, 3, 1, 2).contiguous()
 
 
 def make_draw(images: Drawn, network: Network) -> Draw:

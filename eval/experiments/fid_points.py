@@ -1,18 +1,21 @@
 """Rows of the store as points: one figure per setting and budget, of all its blocks of seeds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
 from ...models.errors import UnknownNameError
-from ...solvers import Schedule
+from ...samplers.grid import FEW
+from ...samplers.run_record import Run
 from ..bench.protocol import Drawn, Measure, Real, check_alike
 from ..bench.rows import ResultRow
 from ..bench.table import format_number, format_range
 from ..metrics import SetMetric, metric
 from .fid_evaluator import split_label
+from .fid_joint import check_joint
 
 FLOOR = "real images"
+TUNED = "tuned"  # schedules of the package that were searched for the network
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class QualityPoint:
     @property
     def mean(self) -> float:
         return mean(self.values)
+
+    @property
+    def blocks(self) -> list[int]:
+        """The first seed of each block."""
+        return [_first_seed(row) for row in self.rows]
+
+    @property
+    def converged(self) -> bool:
+        """Whether it is the run that others are compared with."""
+        return self.rows[0].target == self.rows[0].protocol.setting
 
     @property
     def spread(self) -> float | None:
@@ -62,6 +75,7 @@ class QualityTable:
     def of(cls, rows: Sequence[ResultRow], remarks: Sequence[str] = ()) -> "QualityTable":
         """Returns the table of some rows; raises SettingError if their measures are not one."""
         measure = check_alike([row.protocol.measure for row in rows])
+        check_joint(rows)
         drawn = [row for row in rows if isinstance(row.protocol.images, Drawn)]
         floor = [row for row in rows if isinstance(row.protocol.images, Real)]
         return cls(
@@ -69,7 +83,7 @@ class QualityTable:
             better(measure.metric),
             floor,
             _points(drawn),
-            [*remarks, *_remark_versions(rows)],
+            remarks,
         )
 
     @property
@@ -186,8 +200,8 @@ def network_label(images: Drawn) -> str:
     """Returns the network, and what of guidance and dtype is not as usual."""
     run = images.run
     parts = [run.model]
-    if run.cfg_scale != 1.0:
-        parts.append(f"CFG {run.cfg_scale:g}")
+    if (scale := images.scale) != 1.0:
+        parts.append(f"CFG {scale:g}")
     if run.cfg_interval is not None:
         parts.append("in {:g}..{:g}".format(*run.cfg_interval))
     if run.threshold is not None:
@@ -203,7 +217,11 @@ def setting_label(images: Drawn) -> str:
     if images.rival is not None:
         return f"diffusers {images.rival}"
     end = "" if run.final == "zero" else f" {run.final}"
-    how = _schedule_label(run.schedule) if run.schedule else f"{run.solver} {run.grid}{end}"
+    if run.schedule is None:
+        how = f"{run.solver} {_grid_label(run)}{end}"
+    else:
+        name = str(run.schedule.provenance.get("name", "schedule"))
+        how = TUNED if name.startswith(f"{run.model}-") else name
     return ", ".join([how, *(each for each in (run.guidance_spec, run.cache) if each is not None)])
 
 
@@ -218,14 +236,7 @@ def row_line(row: ResultRow) -> str:
     return f"{figure}  {name}, {seeds}  ({clock.total:.1f} s, harness {clock.overhead:.1%})"
 
 
-def _schedule_label(schedule: Schedule) -> str:
-    return str(schedule.provenance.get("name", "schedule"))
-
-
-def _remark_versions(rows: Sequence[ResultRow]) -> Iterator[str]:
-    """Yields remarks on rows that different software made."""
-    for name in ("fewstep", "torch", "diffusers"):
-        versions = sorted({row.versions.get(name, "?") for row in rows})
-        if len(versions) > 1:
-            several = ", ".join(versions)
-            yield f"rows were made by {name} {several}; draw them again to compare closely"
+def _grid_label(run: Run) -> str:
+    """Returns the grid; those of few evaluations, which change with their number, have one name."""
+    few = {grid for rows in FEW.values() for most, grid in rows if run.nfe and run.nfe <= most}
+    return "default grid" if run.grid in few else str(run.grid)

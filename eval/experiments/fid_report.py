@@ -16,6 +16,7 @@ from ..bench.plot import Paint, colour, draw_panels, marker, render_panels
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
 from ..bench.table import align_table, format_number, format_range
+from .fid_claims import find_distance, list_claims, tabulate_claims
 from .fid_nfe import picture_path
 from .fid_points import FLOOR, QualityPoint, QualityTable, row_line
 
@@ -26,8 +27,11 @@ def markdown(table: QualityTable) -> str:
     """Returns for each network the means against NFE, then spread and cost of each figure."""
     lines = [table.caption, "", f"Floor: {table.floor_text}.", ""]
     lines += [f"{BEST} is the best of its column.", ""]
+    claims = list(list_claims(table))
     for network in table.networks:
         lines += [f"### {network}", "", *align_table(means(table, network)), ""]
+        if own := [claim for claim in claims if claim.network == network]:
+            lines += [*align_table(tabulate_claims(own)), ""]
         lines += [*align_table(details(table, network)), ""]
     lines += [f"- {remark}" for remark in table.remarks]
     return "\n".join(lines).rstrip()
@@ -50,13 +54,19 @@ def means(table: QualityTable, network: str) -> list[list[str]]:
 
 
 def details(table: QualityTable, network: str) -> list[list[str]]:
-    """Returns header and rows: spread over the blocks (runs) and cost of each setting and NFE."""
+    """Returns header and rows: spread over the blocks (runs) and cost of each setting and NFE.
+
+    Distances to the converged run have columns where they were measured.
+    """
     header = ["setting", "NFE", "runs", "mean±sd", "min..max", "rows", "eff.", "GFLOP", "ms"]
+    header += ["distance", "features"]
     rows = [header]
     for points in table.of_network(network).values():
         rows += [_detail(points[nfe]) for nfe in sorted(points)]
+    if all(row[-1] == "-" for row in rows[1:]):
+        rows = [row[:-2] for row in rows]
     if all(row[5] == row[6] for row in rows[1:]):  # without caches they are the same
-        header[5] = "rows=eff"
+        rows[0][5] = "rows=eff"
         for row in rows:
             del row[6]
     return rows
@@ -64,6 +74,7 @@ def details(table: QualityTable, network: str) -> list[list[str]]:
 
 def _detail(point: QualityPoint) -> list[str]:
     spread = "" if point.spread is None else f"±{format_number(point.spread)}"
+    distances = [find_distance(point, what) for what in ("distance", "features")]
     return [
         point.setting,
         str(point.nfe),
@@ -74,6 +85,7 @@ def _detail(point: QualityPoint) -> list[str]:
         f"{point.cost('effective'):.4g}",
         f"{point.cost('flops') / 1e9:.2f}",
         f"{point.cost('seconds') * 1e3:.1f}",
+        *("-" if each is None else str(each) for each in distances),
     ]
 
 
