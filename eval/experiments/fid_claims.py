@@ -25,7 +25,7 @@ DRAWS, SEED, SHARE = 4000, 0, 0.95
 Values = NDArray[np.float64]
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A figure, and the ends of its interval of 95 %."""
 
     value: float
@@ -37,7 +37,7 @@ class Interval(NamedTuple):
         return f"{value} ({low}..{high})"
 
 
-def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> Interval:
+def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> Estimate:
     """Returns a figure of the means of some columns; each draw takes the same groups of all.
 
     Raises:
@@ -49,7 +49,7 @@ def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> Interval
     drawn = figure(*values[:, taken].mean(2))
     tail = (1.0 - SHARE) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Interval(float(figure(*values.mean(1))), float(low), float(high))
+    return Estimate(float(figure(*values.mean(1))), float(low), float(high))
 
 
 def list_pseudo_values(row: ResultRow) -> list[float]:
@@ -74,7 +74,7 @@ def root(squares: Any) -> Any:
     return np.sqrt(squares)
 
 
-def find_distance(point: QualityPoint, what: str = "distance") -> Interval | None:
+def find_distance(point: QualityPoint, what: str = "distance") -> Estimate | None:
     """Returns a root mean square distance to the converged run; None if it was not measured."""
     if not has_groups(point):
         return None
@@ -103,10 +103,10 @@ class Claim:
     ours: QualityPoint
     best: QualityPoint
     rival: QualityPoint | None
-    distance: Interval
-    features: Interval
-    difference: Interval
-    gap: Interval | None
+    distance: Estimate
+    features: Estimate
+    difference: Estimate
+    gap: Estimate | None
 
 
 def list_claims(table: QualityTable) -> Iterator[Claim]:
@@ -144,7 +144,7 @@ def _claim(
     return Claim(ours.network, rows, ours, best, rival, **ratios, difference=difference, gap=gap)
 
 
-def _compare(ours: QualityPoint, best: QualityPoint, what: str) -> Interval:
+def _compare(ours: QualityPoint, best: QualityPoint, what: str) -> Estimate:
     mine, other = list_groups(ours, what), list_groups(best, what)
     return bootstrap(lambda a, b: np.sqrt(a / b), mine, other)
 
