@@ -25,7 +25,7 @@ DRAWS, SEED, SHARE = 4000, 0, 0.95
 Values = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class FigureInterval(NamedTuple):
     """A figure, and the ends of its interval of 95 %."""
 
     value: float
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
         return f"{value} ({low}..{high})"
 
 
-def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> Estimate:
+def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> FigureInterval:
     """Returns a figure of the means of some columns; each draw takes the same groups of all.
 
     Raises:
@@ -49,7 +49,7 @@ def bootstrap(figure: Callable[..., Any], *columns: Sequence[float]) -> Estimate
     drawn = figure(*values[:, taken].mean(2))
     tail = (1.0 - SHARE) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Estimate(float(figure(*values.mean(1))), float(low), float(high))
+    return FigureInterval(float(figure(*values.mean(1))), float(low), float(high))
 
 
 def list_pseudo_values(row: ResultRow) -> list[float]:
@@ -74,7 +74,7 @@ def root(squares: Any) -> Any:
     return np.sqrt(squares)
 
 
-def find_distance(point: QualityPoint, what: str = "distance") -> Estimate | None:
+def find_distance(point: QualityPoint, what: str = "distance") -> FigureInterval | None:
     """Returns a root mean square distance to the converged run; None if it was not measured."""
     if not has_groups(point):
         return None
@@ -103,10 +103,10 @@ class Claim:
     ours: QualityPoint
     best: QualityPoint
     rival: QualityPoint | None
-    distance: Estimate
-    features: Estimate
-    difference: Estimate
-    gap: Estimate | None
+    distance: FigureInterval
+    features: FigureInterval
+    difference: FigureInterval
+    gap: FigureInterval | None
 
 
 def list_claims(table: QualityTable) -> Iterator[Claim]:
@@ -144,7 +144,7 @@ def _claim(
     return Claim(ours.network, rows, ours, best, rival, **ratios, difference=difference, gap=gap)
 
 
-def _compare(ours: QualityPoint, best: QualityPoint, what: str) -> Estimate:
+def _compare(ours: QualityPoint, best: QualityPoint, what: str) -> FigureInterval:
     mine, other = list_groups(ours, what), list_groups(best, what)
     return bootstrap(lambda a, b: np.sqrt(a / b), mine, other)
 
