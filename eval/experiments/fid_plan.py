@@ -48,7 +48,7 @@ class QualityCell:
 
     @property
     def converged(self) -> bool:
-        """Whether it is a converged run itself."""
+        """True for a converged run itself."""
         return self.target is not None and self.target.hash == self.protocol.hash
 
     @property

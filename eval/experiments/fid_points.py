@@ -45,7 +45,7 @@ class QualityPoint:
 
     @property
     def converged(self) -> bool:
-        """Whether it is the run that others are compared with."""
+        """True for the run that others are compared with."""
         return self.rows[0].target == self.rows[0].protocol.setting
 
     @property
