@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test fuzz slow wheel house bench docs recipes-page fd-small networks zoo schedules results \
+.PHONY: dev lint types test fuzz slow examples wheel house bench docs recipes-page fd-small networks zoo schedules results \
 	results-page caching caching-page guidance guidance-rules editing kills gpu-check comfyui check
 
 dev:
@@ -24,6 +24,10 @@ fuzz:
 
 slow:
 	$(PYTHON) -m pytest -m slow
+
+# Each example as a script; its picture and files are left in its folder.
+examples:
+	cd examples && for name in *.py; do $(PYTHON) $$name || exit 1; done
 
 wheel:
 	rm -rf build dist

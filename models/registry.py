@@ -10,12 +10,13 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
+from importlib.metadata import entry_points
 from keyword import iskeyword
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from .errors import FewstepError, SettingError, UnknownNameError
+from .errors import FewstepError, SettingError, UnknownNameError, reason_of
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -63,11 +64,34 @@ class SettingsRegistry(Registry[type[T]]):
     """Settings classes by name, which is their `info.name`, or `name` where they have no `info`.
 
     facts: the class of their `info`, or their base, by which `take` knows settings.
+    group: entry points of other packages, modules that register more; they are imported where names
+           are listed, or one is not known.
     """
 
-    def __init__(self, noun: str, facts: type, preferred: str = "") -> None:
+    def __init__(self, noun: str, facts: type, preferred: str = "", group: str = "") -> None:
         super().__init__(noun, preferred)
-        self.facts = facts
+        self.facts, self.group = facts, group
+
+    def names(self) -> list[str]:
+        self._import_group()
+        return super().names()
+
+    def get(self, name: str) -> type[T]:
+        if isinstance(name, str) and name not in self._values:
+            self._import_group()
+        return super().get(name)
+
+    def _import_group(self) -> None:
+        """Imports the modules of the group, once; raises SettingError for one that fails."""
+        group, self.group = self.group, ""
+        for entry in entry_points(group=group) if group else ():
+            try:
+                entry.load()
+            except Exception as error:
+                raise SettingError(
+                    f"the {self.noun}s of the entry point {entry.name} = {entry.value} cannot be"
+                    f" imported: {reason_of(error)}; mend or uninstall that package"
+                ) from error
 
     def add_alias(self, name: str, spec: str) -> None:
         """Adds another name of settings, `name:key=value,...`; raises ValueError if it is taken."""

@@ -22,7 +22,7 @@ from .base import (
     solver,
     take_solver,
 )
-from .linear import LowerOrderFinal
+from .linear import Encoder, LinearSolver, LowerOrderFinal
 from .schedule_data import Schedule
 from .step_schedule import StepSchedule
 
@@ -31,7 +31,9 @@ for _module in sorted(module.name for module in iter_modules(__path__)):
 
 __all__ = [
     "Bound",
+    "Encoder",
     "Executor",
+    "LinearSolver",
     "LowerOrderFinal",
     "Revisable",
     "Revision",

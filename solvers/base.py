@@ -233,7 +233,9 @@ class SolverSettings(Protocol):
         ...
 
 
-SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry("solver", SolverInfo, "unipc-2")
+SOLVERS: SettingsRegistry[SolverSettings] = SettingsRegistry(
+    "solver", SolverInfo, "unipc-2", group="fewstep.solvers"
+)
 register, names, take_solver = SOLVERS.register, SOLVERS.names, SOLVERS.take
 
 

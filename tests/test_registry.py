@@ -1,7 +1,9 @@
 """One behaviour of every registry: names, settings and their errors, also from constructors."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -47,6 +49,39 @@ def test_an_unknown_name_tells_the_known_ones():
                 UnknownNameError, match=f"no {noun} {name!r}; .*{next(iter(registry))}"
             ):
                 registry.get(name)
+
+
+MORE = """
+from dataclasses import dataclass
+from shelf import REGISTRY
+
+@REGISTRY.register
+@dataclass(frozen=True)
+class Third:
+    name = "third"
+    size: int = 3
+"""
+
+
+def test_other_packages_register_more_by_an_entry_point(tmp_path, monkeypatch):
+    """Their modules are imported where a name is not known, and not before."""
+    metadata = tmp_path / "more-1.dist-info"
+    metadata.mkdir()
+    (metadata / "entry_points.txt").write_text("[test.shelf]\nmore = more\n")
+    (tmp_path / "more.py").write_text(MORE)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = SettingsRegistry("thing", object, group="test.shelf")
+    monkeypatch.setitem(sys.modules, "shelf", SimpleNamespace(REGISTRY=registry))
+    assert "more" not in sys.modules
+    assert registry.make("third:size=4").size == 4
+    assert registry.names() == ["third"]
+    with pytest.raises(UnknownNameError, match="no thing 'fourth'"):
+        registry.get("fourth")
+    (tmp_path / "more.py").write_text("import absent_package")
+    monkeypatch.delitem(sys.modules, "more")
+    broken = SettingsRegistry("thing", object, group="test.shelf")
+    with pytest.raises(SettingError, match=r"more = more cannot be imported: No module named"):
+        broken.names()
 
 
 def test_a_name_is_taken_once():
