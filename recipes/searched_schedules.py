@@ -21,9 +21,10 @@ from fewstep.eval.search.size import SearchSize
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "solvers" / "presets"
 LOGS = ROOT / "results" / "search"
-MODELS = ("fashion-dit", "fashion-unet", "fashion-edm")
+MODELS = ("fashion-dit", "fashion-unet", "fashion-edm", "emoji")
 NFES = {1.0: (4, 5, 6, 8, 10), 2.0: (5, 8)}  # guidance scale -> evaluations
-SHOWN = (5, 8, 10)  # of emoji at the guidance scale that `sample` draws it with
+SHOWN = 2.0, 10  # also of emoji, at the guidance scale that `sample` draws it with
+ROWS = 3.0, (12, 16, 20)  # guidance scale, network rows
 
 
 def jobs() -> dict[str, tuple[str, float, SearchSize]]:
@@ -34,8 +35,9 @@ def jobs() -> dict[str, tuple[str, float, SearchSize]]:
         for model in MODELS
         for nfe in nfes
     ]
-    searches += [("emoji", 2.0, SearchSize(nfe)) for nfe in SHOWN]
-    searches += [(model, 3.0, SearchSize(16, "rows")) for model in (*MODELS, "emoji")]
+    searches += [("emoji", SHOWN[0], SearchSize(SHOWN[1]))]
+    scale, sizes = ROWS
+    searches += [(model, scale, SearchSize(rows, "rows")) for model in MODELS for rows in sizes]
     return {_name(*each): each for each in searches}
 
 

@@ -3,15 +3,24 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_claims
 import torch
+from accept_cifar import gather
 from choose_defaults import choose, compare_features, rate
 from compare_distilled import UPDATES, compare, compare_sprint, compare_update
 from measure_networks import find_clean_share, format_blocks
 from measure_tint import find_background, find_slope
 from more_evaluations import compare_with_least, count_worse, format_ratio, format_rows
+from test_fid_nfe import Projection
+from write_results import write_page
 
+from fewstep.eval.bench.stamp import find_stale
+from fewstep.eval.data import images_of
 from fewstep.eval.experiments.distances import Distance, DistantRun
+from fewstep.eval.experiments.scaling import ScalingRow
+from fewstep.eval.experiments.speed import SpeedRow
 from fewstep.samplers.recipes import list_recipes
 
 
@@ -75,3 +84,44 @@ def test_the_share_of_a_tint_is_that_on_the_background():
     tint = torch.randn(2, 3, 1, 1).expand_as(images)
     left = torch.where(where, 0.4 * tint, 9.0 * tint)
     assert abs(find_slope(tint, left, where) - 0.4) < 1e-6
+
+
+def test_the_page_of_results_says_what_was_found_and_what_was_not():
+    quality = test_claims.rows()  # tuned is half as far; diffusers' gap is 4, ours 1
+    times = {"fewstep": (2.0, 2.0, 2.0), "diffusers": (1.0, 1.0, 1.0)}
+    race = {"part": "cache", "name": "a", "sides": times, "turns": 3, "unit": "s", "asked": 2.0}
+    races = [SpeedRow.here(**race, ratios={"diffusers": (0.4, 0.5, 0.6)})]
+    grown = {"axis": "steps", "seconds": (1.0, 1.0, 1.0), "mebibytes": 9.0, "turns": 1}
+    curves = [ScalingRow.here(value=value, **grown) for value in (1, 2)]
+    lines = list(write_page(quality, races, curves))
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert {row[1]: row[4] for row in rows if len(row) == 6 and "found" in row[4].lower()} == {
+        "tuned is at most 0.45 as far as the best hand-made run": "NOT FOUND",
+        "its fd-small is not worse beyond the interval": "found",
+        "the gap ratio of its fd-small to diffusers' best is at most 0.3": "found",
+        "cache: the time of diffusers over ours is at least 2": "NOT FOUND",
+    }
+    assert any(line.startswith("- quality: `make results`, 20") for line in lines)
+    assert "Slope of the upper half: 0.00." in lines
+    assert (
+        list(write_page([], [], []))[-1]
+        == "Nothing has been measured yet on the networks of today."
+    )
+    (stale,) = find_stale("\n".join(lines))
+    assert stale.startswith("figures of m ef")  # the only one that is not of the package
+
+
+def test_statistics_of_a_set_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("accept_cifar.PART", 4)
+    monkeypatch.setattr("accept_cifar.BATCH", 2)
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 2, 2, 1), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=pixels)
+    images = images_of(tmp_path / "real.npz")
+    whole, stopped = Projection(), Projection(stop=3)
+    with pytest.raises(KeyboardInterrupt):
+        gather(images, stopped, tmp_path)
+    found = gather(images, whole, tmp_path)
+    assert (found.n, whole.calls) == (10, 3)  # of five batches the first two were done
+    rows = whole(torch.from_numpy(pixels).permute(0, 3, 1, 2))["pool"].double().numpy()
+    np.testing.assert_allclose(found.mu, rows.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.cov, np.cov(rows.T), rtol=1e-5, atol=1e-9)
