@@ -263,7 +263,21 @@ def sample(
     outputs = outputs.settle(network)
     if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
-    outputs.show(run, Sampler(network)(**run.arguments(), progress=not outputs.quiet))
+    result = Sampler(network)(**run.arguments(), progress=not outputs.quiet)
+    outputs.show(run, result, _explain_choice(run, options, from_png))
+
+
+def _explain_choice(run: "Run", options: SampleOptions, from_png: Path | None) -> str | None:
+    """Returns where solver and grid come from; None where the options name them."""
+    if from_png is not None:
+        return f"as in {from_png}"
+    if options.plan is not None:
+        return f"as in the plan {options.plan}"
+    if options.schedule is not None:
+        return f"from {options.schedule}"
+    if run.schedule is not None:
+        return "searched for this network and NFE, and taken by itself; --solver takes another"
+    return None
 
 
 def _read_again(ctx: typer.Context, path: Path, options: SampleOptions) -> tuple["Run", "Network"]:

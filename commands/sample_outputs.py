@@ -64,8 +64,11 @@ class SampleOutputs:
             )
         return replace(self, out=out)
 
-    def show(self, run: "Run", result: "Result") -> None:
-        """Writes the pictures and prints what they cost."""
+    def show(self, run: "Run", result: "Result", origin: str | None) -> None:
+        """Writes the pictures and prints what they cost, and last what was run.
+
+        origin: where solver and grid come from, if it was not the options.
+        """
         from ..samplers.run_record import save_pictures
 
         assert self.out is not None
@@ -75,4 +78,6 @@ class SampleOutputs:
             body["run"] = run.model_dump(mode="json", exclude_none=True)
             typer.echo(json.dumps(body, indent=2))
         elif not self.quiet:
+            parts = [f"{name} {value}" for name, value in run.list_choices().items()]
             typer.echo(f"{self.out}: {result.ledger}")
+            typer.echo(" | ".join(parts if origin is None else [*parts, origin]))

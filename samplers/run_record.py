@@ -17,6 +17,7 @@ from ..models.schedule import NoiseSchedule
 from ..models.speed import Speed
 from ..models.user_code import refuse_code
 from ..models.weights import check_weights, hash_weights
+from ..solvers.presets import find_preset
 from .brownian import FRESH
 from .guidance import Guidance, Measured
 from .guidance.base import list_second_networks
@@ -157,19 +158,38 @@ class Run(RunSettings):
         classes = None if self.classes is None else (self.classes[i],)
         return self.model_copy(update={"seeds": (self.seeds[i],), "classes": classes, "columns": 1})
 
+    def list_choices(self) -> dict[str, str]:
+        """Returns what is run in words: solver and grid, or the schedule, and all beside them."""
+        schedule, grid, interval = self.schedule, self.grid, self.cfg_interval
+        named = schedule and (find_preset(schedule) or f"of {schedule.nfe} evaluations")
+        choices = {
+            "recipe": self.recipe,
+            "solver": self.solver,
+            "schedule": named,
+            "grid": ",".join(f"{t:g}" for t in grid) if isinstance(grid, tuple) else grid,
+            "end": None if self.final == "zero" else self.final,
+            "CFG scale": None if self.cfg_scale == 1.0 else f"{self.cfg_scale:g}",
+            "CFG interval": interval and f"{interval[0]:g} to {interval[1]:g}",
+            "guidance": self.guidance_spec,
+            "threshold": self.threshold and f"{self.threshold:g}",
+            "cache": self.cache,
+            "low noise": self.low_noise,
+            "noise": self.noise,
+            "operator": self.measured and self.measured.operator,
+        }
+        return {name: str(value) for name, value in choices.items() if value is not None}
+
     def describe(self, nfe: float) -> str:
         """Returns the line that web interfaces keep under `parameters`."""
+        choices = self.list_choices()
         parts = {
-            "Sampler": self.solver or "schedule",
+            "Sampler": choices.pop("solver", "schedule"),
             "NFE": f"{nfe:g}",
-            "CFG scale": f"{self.cfg_scale:g}",
-            **({} if self.guidance_spec is None else {"Guidance": self.guidance_spec}),
-            **({} if self.cache is None else {"Cache": self.cache}),
-            **({} if self.noise is None else {"Noise": self.noise}),
-            **({} if self.measured is None else {"Operator": self.measured.operator}),
+            "CFG scale": choices.pop("CFG scale", "1"),
             "Seed": format_ranges(self.seeds),
             "Model": self.model,
             "Version": f"fewstep {self.version}",
+            **{name[0].upper() + name[1:]: value for name, value in choices.items()},
         }
         return ", ".join(f"{name}: {value}" for name, value in parts.items())
 

@@ -18,6 +18,7 @@ from fewstep.samplers.grid import time_grid
 from fewstep.samplers.run_record import read_run
 from fewstep.solvers import solver
 
+FLOW = RectifiedFlow()
 QUICK = ["--nfe", "2", "--seeds", "0-3"]
 
 
@@ -62,6 +63,29 @@ def test_emoji_are_shown_with_guidance_where_nothing_else_is_typed():
     assert run("--seeds", "0", "--guidance", "cfg:scale=1.5")["cfg_scale"] == 1.0
     grey = run("fashion-dit", "--seeds", "0-3")
     assert (grey["classes"], grey["cfg_scale"]) == ([0, 1, 2, 3], 1.0)
+
+
+FEW = "grid beta:alpha=0.8,beta=0.8,shift=1.2"
+BY_ITSELF = "searched for this network and NFE, and taken by itself; --solver takes another"
+LAST_LINES = {
+    "--nfe 2": f"solver unipc-2 | {FEW} | CFG scale 2",
+    "fashion-dit --nfe 5": f"schedule fashion-dit-nfe5 | {BY_ITSELF}",
+    "fashion-dit --nfe 2 --solver ddim --cfg-scale 2 --cfg-interval 0,3": f"solver ddim | {FEW}"
+    " | CFG scale 2 | CFG interval 0 to 3",
+    "fashion-dit --schedule fashion-dit-nfe8": "schedule fashion-dit-nfe8 | from fashion-dit-nfe8",
+    "--from-png samples.png": "schedule fashion-dit-nfe8 | as in samples.png",
+    "fashion-dit --solver ddim --times 0.9,0 --guidance cfg:scale=1.5": "solver ddim | grid 0.9,0"
+    " | guidance cfg:scale=1.5",
+    "fashion-dit --schedule file.json": "schedule of 3 evaluations | from file.json",
+}
+
+
+def test_the_last_line_says_what_was_run_and_who_chose_it():
+    Path("file.json").write_text(solver("unipc-3").encode(time_grid("beta", FLOW, 3)).dump())
+    for words, last in LAST_LINES.items():
+        given = words.split()
+        more = ["--out", "again.png"] if "--from-png" in given else ["--seeds", "0"]
+        assert sample(*given, *more).stdout.splitlines()[-1] == last
 
 
 def test_classes_fill_rows():

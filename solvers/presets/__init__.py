@@ -57,3 +57,8 @@ def is_default(schedule: Schedule, name: str) -> bool:
     facts = schedule.provenance
     asked = facts.get("model", ""), schedule.nfe, facts.get("cfg_scale", 1.0)
     return name == best_preset(*asked)
+
+
+def find_preset(schedule: Schedule) -> str | None:
+    """Returns the name by which a schedule comes with the package; None if it does not."""
+    return next((name for name in preset_names() if preset(name) == schedule), None)
