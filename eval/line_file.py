@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..models.errors import SettingError
 from ..models.files import hold_file, resolve_target
-from ..models.reading import ordinary_file
+from ..models.reading import FOLDER, ordinary_file
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -86,7 +86,7 @@ class LineFile(Generic[M]):
 
     def _parse(self, line: bytes) -> M | ValidationError:
         try:
-            return self.kind.model_validate_json(line)
+            return self.kind.model_validate_json(line, context={FOLDER: self.path.parent})
         except ValidationError as error:
             return error
 

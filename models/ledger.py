@@ -135,6 +135,7 @@ class Ledger:
     backwards:   rows that a gradient went back through, once for each time it did.
     operations:  tensor operations of functions of predictions, which some schedules weigh, times
                  images; they are no evaluations.
+    multiplications: multiply-adds of learned corrections, times images; they are no evaluations.
     calls:       forward passes of any batch size.
     seconds:     wall time of sampling, without loading and without writing pictures.
     steps:       rows in each step of the solver, by its number.
@@ -146,6 +147,7 @@ class Ledger:
     rows: int = 0
     backwards: int = 0
     operations: int = 0
+    multiplications: int = 0
     calls: int = 0
     seconds: float = 0.0
     steps: dict[int, int] = field(default_factory=dict)
@@ -170,6 +172,11 @@ class Ledger:
     def operations_per_image(self) -> float:
         """Operations of functions of predictions per image, on a tensor of its size each."""
         return _divide(self.operations, self.images)
+
+    @property
+    def correction_flops(self) -> float:
+        """FLOPs per image of learned corrections."""
+        return _divide(2 * self.multiplications, self.images)
 
     @property
     def rows_per_step(self) -> tuple[float, ...]:
@@ -202,6 +209,7 @@ class Ledger:
         self.rows += other.rows
         self.backwards += other.backwards
         self.operations += other.operations
+        self.multiplications += other.multiplications
         for n, rows in other.steps.items():
             self.count_step(n, rows)
 
@@ -227,6 +235,8 @@ class Ledger:
             figures["backwards_per_image"] = self.backwards_per_image
         if self.operations:
             figures["operations_per_image"] = self.operations_per_image
+        if self.multiplications:
+            figures["correction_flops_per_image"] = self.correction_flops
         if self.cache is not None:
             figures["effective_nfe"] = round(self.effective_nfe, 3)
             figures["cache"] = self.cache.as_dict()
@@ -239,6 +249,11 @@ class Ledger:
             return backwards
         return f"{backwards} | {self.operations_per_image:g} operations of functions"
 
+    def _describe_correction(self) -> str:
+        """Returns the FLOPs of learned corrections in words where there were any."""
+        flops = f"{self.correction_flops / 1e6:.3g} MFLOPs"
+        return f" | {flops} of correction" if self.multiplications else ""
+
     def _describe_saving(self) -> str:
         """Returns the saving in words where some evaluations have two rows and some one."""
         some = self.evaluations < self.rows < 2 * self.evaluations
@@ -248,6 +263,7 @@ class Ledger:
         text = (
             f"{self.images} images | NFE {self.nfe:g} | {self.rows_per_image:g} network rows"
             f" per image{self._describe_saving()}{self._describe_further()}"
+            f"{self._describe_correction()}"
             f" | {self.calls} calls | {self.seconds:.2f} s"
             f" | {_divide(self.images, self.seconds):.1f} images/s"
         )

@@ -18,6 +18,7 @@ from .errors import SHOWN, SettingError, reason_of, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
+FOLDER = "folder"  # in the context of a validation
 LARGEST = 2**26  # bytes of a file that is read whole, unless its reader says otherwise
 M = TypeVar("M", bound=BaseModel)
 
@@ -118,11 +119,14 @@ def parse_json(text: str | bytes) -> Any:
         raise SettingError(f"Invalid JSON: {error}") from None
 
 
-def parse_as(kind: type[M], text: str | bytes) -> M:
-    """Returns a value of this kind from JSON text; raises SettingError at its first problem."""
+def parse_as(kind: type[M], text: str | bytes, folder: Path | None = None) -> M:
+    """Returns a value of this kind from JSON text; raises SettingError at its first problem.
+
+    folder: that the text lies in, if it is from a file, where files that it names are looked for.
+    """
     parse_json(text)
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(text, context={FOLDER: folder})
     except ValidationError as error:
         raise SettingError(first_problem(error)) from error
     except ArithmeticError as error:

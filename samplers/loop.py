@@ -17,6 +17,7 @@ from ..models.schedule import Node, TimeGrid
 from ..solvers import Executor, Revisable, Revision, Solver, drive, revise_step
 from ..solvers.base import Asked, Query, Span, Split, list_spans
 from ..solvers.choice import Choice
+from ..solvers.corrected_steps import count_multiplications
 from ..solvers.table_steps import brings_guidance, count_operations
 from .guidance import Guidance, Guide, History, Moment, PastBranches, Setup, Thresholded
 from .guidance.nested import check_gradient, takes_gradient
@@ -102,6 +103,7 @@ class BatchRun:
             x, state = yield from revise_step(self.solver, (x, state, t, s), self._list_changes)
             ledger.count_step(n, ledger.rows - before)
             ledger.operations += len(x) * count_operations(self.solver, n)
+            ledger.multiplications += len(x) * count_multiplications(self.solver, n)
             if self.callback is not None:
                 self.callback(n, s, x, self.x0, ledger)
         self.reached, self.path = state, None

@@ -115,7 +115,7 @@ def make_plan(
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
             raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
-        return _check_noise(Plan(Executor(solver), solver.grid()), noise_schedule)
+        return _check_noise(Plan(solver.make_solver(), solver.grid()), noise_schedule)
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)
     size = clean_choices(nfe=nfe, steps=steps, grid=grid)
     chosen = _make_grid(noise_schedule, settings, final=Final.named(final), **size)

@@ -167,7 +167,7 @@ class PlanFile(NetworkMark):
         """Reads a file; raises SettingError if it is not there, damaged, or of another version."""
         text = read_text(path)
         try:
-            plan = parse_as(cls, text)
+            plan = parse_as(cls, text, Path(path).parent)
         except SettingError as error:
             raise SettingError(f"{shorten(path)} is no plan of fewstep tune: {error}") from error
         if plan.point.settings is None:
@@ -177,7 +177,9 @@ class PlanFile(NetworkMark):
         return plan
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all, and what belongs beside it."""
+        if self.settings.schedule is not None:
+            self.settings.schedule.write_files(path.parent)
         write_bytes(path, self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
 
     def bind(self, network: Network, batch: int, *, force: bool = False) -> RunSettings:

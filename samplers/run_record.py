@@ -261,7 +261,7 @@ def read_run(path: Path) -> Run:
     try:
         made = _read_version(parse_json(text))
         if made <= Version(__version__):
-            return parse_as(Run, text)
+            return parse_as(Run, text, path.parent)
     except SettingError as error:
         raise SettingError(f"the run stored in {shorten(path)} is damaged: {error}") from error
     raise SettingError(

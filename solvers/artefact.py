@@ -17,6 +17,8 @@ from ..models.hub import download, is_hub_name
 from ..models.probe import are_alike, hash_loaded, share_weights, sketch
 from ..models.reading import StrictModel, parse_as, read_text
 from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
+from .base import Solver
+from .correction import NAMED
 from .mean_image import MeanImage
 from .table import Table
 from .table_steps import TableSteps
@@ -92,7 +94,7 @@ class Artefact(StrictModel):
         except SettingError as error:
             raise ScheduleError(f"{error}; {KNOWN_SOURCES}") from error
         try:
-            return cls.parse(text)
+            return cls.parse(text, Path(path).parent)
         except ScheduleError as error:
             raise ScheduleError(f"{shorten(path)} is not a valid schedule: {error}") from error
 
@@ -109,7 +111,7 @@ class Artefact(StrictModel):
         if Path(name).exists() or not is_hub_name(str(name)):
             return cls.load(name)
         try:
-            folder = download(str(name), [PUBLISHED])
+            folder = download(str(name), [PUBLISHED, NAMED.format("*")])
         except SettingError as error:
             raise ScheduleError(f"no schedule {shorten(name)}: {error}; {KNOWN_SOURCES}") from error
         return cls.load(folder)
@@ -121,13 +123,24 @@ class Artefact(StrictModel):
             SettingError: if it cannot be written.
         """
         make_folder(Path(folder))
-        write_bytes(Path(folder) / PUBLISHED, self.dump().encode())
+        self.write(Path(folder) / PUBLISHED)
+
+    def write(self, path: Path) -> None:
+        """Writes its JSON file, and what belongs beside it; raises SettingError if it cannot."""
+        self.write_files(path.parent)
+        write_bytes(path, self.dump().encode() + b"\n")
+
+    def write_files(self, folder: Path) -> None:
+        """Writes what belongs beside its JSON file."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Checks JSON text; raises ScheduleError with the first thing that is wrong."""
+    def parse(cls, text: str, folder: Path | None = None) -> Self:
+        """Checks JSON text; raises ScheduleError with the first thing that is wrong.
+
+        folder: that holds the weights of a correction, without which such a schedule is not run.
+        """
         try:
-            return parse_as(cls, text)
+            return parse_as(cls, text, folder)
         except SettingError as error:
             raise ScheduleError(str(error)) from error
 
@@ -144,6 +157,10 @@ class Artefact(StrictModel):
     @abstractmethod
     def table(self) -> Table:
         """Returns what is run."""
+
+    def make_solver(self) -> Solver[Any]:
+        """Returns what runs it."""
+        return Executor(self)
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ guidance of its own. What is read back runs as what was written, to the last bit
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -19,64 +20,28 @@ from pydantic import (
 )
 
 from ..models.caching import FixedMask
-from ..models.denoiser import Branch, Network
-from ..models.errors import FewstepError, ScheduleError, UnknownNameError
-from ..models.reading import StrictModel, first_problem
+from ..models.denoiser import Network
+from ..models.errors import FewstepError, ScheduleError
+from ..models.reading import first_problem
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, PARTS, Artefact, Finite, Process
+from .artefact import MAX_STEPS, PARTS, Artefact, Executor, Process
+from .base import Solver
 from .cached_calls import CachedCalls
+from .corrected_steps import CorrectedSteps
+from .correction import Correction
 from .mean_image import MeanImage
-from .prediction_functions import FUNCTIONS, read_function, spell_function
+from .prediction_functions import read_function
+from .schedule_parts import EvaluationData, Weight, sort_weights
 from .step_schedule import StepSchedule
 from .table import BOTH, TERMS, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps
 
 PLAIN: Final = 2  # versions: of plain tables,
 CACHED: Final = 3  # with a cache,
-BEYOND: Final = 4  # and with functions of predictions
-Version = Literal[2, 3, 4]
+BEYOND: Final = 4  # with functions of predictions,
+CORRECTED: Final = 5  # and with a learned correction
+Version = Literal[2, 3, 4, 5]
 MAX_KEPT = 5_000_000  # tensors kept, summed over the steps: a canonical table of 3,000 steps
-
-
-class EvaluationData(StrictModel):
-    """The network evaluation of a step.
-
-    t:        the time, of the process; sigma > 0 there.
-    branches: those that are answered apart; none leaves it to the guidance.
-    """
-
-    t: Finite
-    branches: tuple[Branch, ...] = ()
-
-    @model_validator(mode="after")
-    def _check_branches(self) -> Self:
-        if self.branches not in ((), BOTH[1:], BOTH):
-            raise ValueError('branches must be [], ["cond"] or ["uncond", "cond"]')
-        return self
-
-
-def _spell_term(kind: str) -> str:
-    """Returns a term in its one spelling; raises ValueError if there is none of its name."""
-    if kind in TERMS:
-        return kind
-    if kind.partition(":")[0] not in FUNCTIONS.names():
-        raise ValueError(str(UnknownNameError("term", kind, (*TERMS, *FUNCTIONS))))
-    try:
-        return spell_function(read_function(kind))
-    except FewstepError as error:
-        raise ValueError(str(error)) from error
-
-
-Weight = tuple[Annotated[str, AfterValidator(_spell_term)], Annotated[int, Field(ge=0)], Finite]
-
-
-def _sort(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    """Returns the weights in one order, without zeros; raises ValueError for a term twice."""
-    terms = [weight[:2] for weight in weights]
-    if len(set(terms)) < len(terms):
-        kind, n = next(term for term in terms if terms.count(term) > 1)
-        raise ValueError(f"{kind} {n} is weighed twice; add the two weights")
-    return tuple(sorted(weight for weight in weights if weight[2] != 0.0))
 
 
 class Schedule(Artefact):
@@ -93,20 +58,22 @@ class Schedule(Artefact):
                  "tanh:gain=3.0,shift=0.0" and others a function of x0_n (`prediction_functions`).
     stand_in:    what x0 is where nothing is asked: "zero" or a `MeanImage`.
     cache:       which evaluations run the whole network, if not all do.
+    correction:  what is added to the states after some steps, if it is; see `Correction`.
 
-    It is of version 4 with functions of predictions, else of version 3 with a cache, and else of
-    version 2; without its cache it is not run. Files of version 1 are read too: their steps are
-    compiled to the table that was run.
+    It is of version 5 with a correction, else of version 4 with functions of predictions, else of
+    version 3 with a cache, and else of version 2; without its cache or correction it is not run.
+    Files of version 1 are read too: their steps are compiled to the table that was run.
     """
 
     version: Version = 2
     evaluations: Annotated[tuple[EvaluationData | None, ...], Field(max_length=MAX_STEPS)]
     steps: Annotated[
-        tuple[Annotated[tuple[Weight, ...], AfterValidator(_sort)], ...],
+        tuple[Annotated[tuple[Weight, ...], AfterValidator(sort_weights)], ...],
         Field(min_length=1, max_length=MAX_STEPS),
     ]
     stand_in: Literal["zero"] | MeanImage = "zero"
     cache: CachedCalls | None = None
+    correction: Correction | None = None
 
     @classmethod
     def of(cls, table: Table, grid: TimeGrid, provenance: Mapping[str, Any]) -> "Schedule":
@@ -135,9 +102,19 @@ class Schedule(Artefact):
 
     def with_cache(self, cache: CachedCalls | None) -> "Schedule":
         """Returns the schedule with another cache or none; raises ScheduleError if it misfits."""
-        version = _choose_version(self.functions, cache)
+        return self._replace(cache=cache)
+
+    def with_correction(self, correction: Correction | None) -> "Schedule":
+        """Returns the schedule with another correction or none; raises as `with_cache`."""
+        return self._replace(correction=correction)
+
+    def _replace(self, **changes: Any) -> "Schedule":
+        """Returns the schedule with other fields, and the version that they have."""
+        fields = {**dict(self), **changes}
+        cache, correction = fields["cache"], fields["correction"]
+        fields["version"] = _choose_version(self.functions, cache, correction)
         try:
-            return Schedule.model_validate({**dict(self), "version": version, "cache": cache})
+            return Schedule.model_validate(fields)
         except ValidationError as error:
             raise ScheduleError(first_problem(error)) from error
 
@@ -149,6 +126,13 @@ class Schedule(Artefact):
             for each in self.evaluations
         ]
         return Table(grid.nodes, self._combinations(), evaluations, self.given)
+
+    def make_solver(self) -> Solver[Any]:
+        return Executor(self) if self.correction is None else CorrectedSteps(self, self.correction)
+
+    def write_files(self, folder: Path) -> None:
+        if self.correction is not None:
+            self.correction.write(folder)
 
     @property
     def rows(self) -> int:
@@ -185,13 +169,13 @@ class Schedule(Artefact):
     @model_validator(mode="wrap")
     @classmethod
     def _read_older(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Any:
-        """Reads version 1, which has no evaluations, and refuses what is newer than version 4."""
+        """Reads version 1, which has no evaluations, and refuses what is newer than this."""
         if not isinstance(data, dict):
             return read(data)
         version = data.get("version", PLAIN if "evaluations" in data else 1)
-        if isinstance(version, int) and version > BEYOND:
+        if isinstance(version, int) and version > CORRECTED:
             raise ValueError(
-                f"version {version} is newer than this fewstep, which knows up to {BEYOND}:"
+                f"version {version} is newer than this fewstep, which knows up to {CORRECTED}:"
                 " update fewstep"
             )
         if version != 1:
@@ -216,16 +200,19 @@ class Schedule(Artefact):
             raise ValueError("either every evaluation has branches, or none has")
         if self.mean is not None and len(asked) == len(self.steps):
             raise ValueError("stand_in has an effect where a step asks nothing only")
-        if self.version != _choose_version(self.functions, self.cache):
+        if self.version != _choose_version(self.functions, self.cache, self.correction):
             raise ValueError(
-                f"version is {self.version}, but a schedule has version {BEYOND} with functions of"
-                f" predictions, else version {CACHED} with a cache, and else version {PLAIN}"
+                f"version is {self.version}, but a schedule has version {CORRECTED} with a"
+                f" correction, else version {BEYOND} with functions of predictions, else version"
+                f" {CACHED} with a cache, and else version {PLAIN}"
             )
         self._check_terms()
         self._check_kept()
         self._check_cache()
         try:
             TableSteps(self.table())
+            if self.correction is not None:
+                self.correction.check_table(self.table(), cached=self.cache is not None)
         except ScheduleError as error:
             raise ValueError(str(error)) from error
         return self
@@ -250,12 +237,11 @@ class Schedule(Artefact):
             raise ValueError(f"cache: {error}") from error
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_cache(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Writes the cache where there is one, so that schedules without keep their ids."""
+    def _leave_out_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes cache and correction where they are, so that schedules without keep their ids."""
         body: dict[str, Any] = write(self)
-        if self.cache is None:
-            body.pop("cache", None)
-        return body
+        none = [name for name in ("cache", "correction") if getattr(self, name) is None]
+        return {name: each for name, each in body.items() if name not in none}
 
     def _check_kept(self) -> None:
         """Raises ValueError for steps that keep more than any solver does."""
@@ -265,8 +251,14 @@ class Schedule(Artefact):
             raise ValueError(f"the steps keep {total:,} tensors in all; {MAX_KEPT:,} are the most")
 
 
-def _choose_version(functions: Sequence[str], cache: CachedCalls | None = None) -> Version:
+def _choose_version(
+    functions: Sequence[str],
+    cache: CachedCalls | None = None,
+    correction: Correction | None = None,
+) -> Version:
     """Returns the least version that says all of a schedule."""
+    if correction is not None:
+        return CORRECTED
     if functions:
         return BEYOND
     return PLAIN if cache is None else CACHED

@@ -12,7 +12,6 @@ from ...models.files import (
     check_folder,
     check_writable,
     make_folder,
-    write_bytes,
 )
 from ...models.network import Network
 from ...models.reading import ordinary_file
@@ -83,7 +82,7 @@ def run_search(
             finally:
                 watch.close()
             out = schedule_path(request, search.size)
-            write_bytes(out, result.schedule.dump().encode() + b"\n")
+            result.schedule.write(out)
             yield out, result
 
 

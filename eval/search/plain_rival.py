@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ...models.files import write_bytes
 from ...models.ledger import Ledger
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import DEFAULT_SOLVER
@@ -31,7 +30,7 @@ def fit_plain_run(problem: Problem, solver: str, nfe: int, folder: Path) -> Plai
         ]
         block = apart.block("validation")
         best = min(tried, key=lambda each: rmse(apart.ends(each, block), block))
-        write_bytes(path, best.dump().encode())
+        best.write(path)
     name = f"a table without a cache, {nfe} evaluations, refitted alike"
     return PlainRun(name, f"--schedule {path}", {"solver": Schedule.load(path)})
 

@@ -6,7 +6,6 @@ from itertools import product
 from typing import Any
 
 from ...models.errors import FewstepError
-from ...models.files import write_bytes
 from ...models.network import Network
 from ...models.schedule import NoiseSchedule
 from ...samplers.plan import make_plan, settle_choices
@@ -189,7 +188,7 @@ def refit_masked(search: Search, choice: PointChoice) -> Iterator[PointChoice]:
             if targets is None:
                 targets = find_targets(problem, schedule.grid(), block)
             made = refit(problem, schedule, block, targets, ridge)
-            write_bytes(path, made.dump().encode())
+            made.write(path)
         refitted = settings.model_copy(update={"schedule": Schedule.load(path)})
         yield PointChoice(f"{choice.name}, refitted with {ridge:g}", "cache", refitted)
 

@@ -247,10 +247,16 @@ class Choices:
 
 def _read_schedule(schedule: Schedule | str | Path | None) -> Schedule | None:
     """Reads a schedule: itself, its JSON text, a file, or the name of a preset."""
-    if schedule is None or isinstance(schedule, Schedule):
-        return schedule
-    text = str(schedule)
-    return Schedule.parse(text) if text.lstrip().startswith("{") else find_schedule(text)
+    if schedule is not None and not isinstance(schedule, Schedule):
+        text = str(schedule)
+        is_json = text.lstrip().startswith("{")
+        schedule = Schedule.parse(text) if is_json else find_schedule(text)
+    if schedule is not None and schedule.correction is not None:
+        raise SettingError(
+            "this schedule has a learned correction, whose weights the config of a scheduler does"
+            " not carry; draw with fewstep.Sampler, or take schedule.with_correction(None)"
+        )
+    return schedule
 
 
 def _check_steps(what: str, has: int, asked: int | None) -> None:
