@@ -31,11 +31,11 @@ class CorrectedSteps:
 
     def __init__(self, schedule: Artefact, correction: Correction) -> None:
         self.schedule, self.correction = schedule, correction
-        self._table = TableSteps(schedule.table())
+        self.table_steps = TableSteps(schedule.table())
         self._nets = {torch.device("cpu"): correction.load_net()}
 
     def init(self) -> CorrectedMemory:
-        return CorrectedMemory(self._table.init())
+        return CorrectedMemory(self.table_steps.init())
 
     def step(
         self, x: Tensor, state: CorrectedMemory, t: Node, s: Node
@@ -43,7 +43,7 @@ class CorrectedSteps:
         """Takes the step of the table, and corrects the state after it if it is one of those."""
         n, start = state.table.n, state.start
         start = x / find_scale(t) if start is None else start
-        work = self._table.step(x, state.table, t, s)
+        work = self.table_steps.step(x, state.table, t, s)
         predictions = (*state.predictions, (yield next(work)))
         try:
             work.send(predictions[-1])
@@ -66,9 +66,9 @@ class CorrectedSteps:
             )
         scale = find_scale(s)
         given = self.correction.gather(n, start, x / scale, predictions)
-        x.add_(self._net_on(x.device)(given.float()).reshape(x.shape), alpha=scale)
+        x.add_(self.net_on(x.device)(given.float()).reshape(x.shape), alpha=scale)
 
-    def _net_on(self, device: torch.device) -> CorrectionNet:
+    def net_on(self, device: torch.device) -> CorrectionNet:
         """Returns the network on a device, where it is copied to once."""
         if device not in self._nets:
             with torch.inference_mode(False):  # a later run may record gradients

@@ -185,9 +185,10 @@ def list_starts(solver: object) -> tuple[int, ...]:
 
 def count_operations(solver: object, n: int) -> int:
     """Returns the operations on a whole state that functions of predictions take in step n."""
-    if not isinstance(solver, TableSteps):
+    table = getattr(solver, "table_steps", solver)  # of one with a correction
+    if not isinstance(table, TableSteps):
         return 0
-    return sum(function.operations for function, _ in solver.rows[n].functions)
+    return sum(function.operations for function, _ in table.rows[n].functions)
 
 
 def brings_guidance(solver: object) -> bool:

@@ -151,7 +151,7 @@ def test_it_is_never_run_without_its_cache(sampler, cached):
     [
         ({"version": 2}, "version 3 with a cache"),
         ({"cache": None}, "version 3 with a cache"),
-        ({"version": 5}, "newer than this fewstep"),
+        ({"version": 6}, "newer than this fewstep"),
         ({"cache": {"compute": [0, 6]}}, "lists call 6, but the run has 6, 0 to 5"),
         ({"cache": {"compute": [1, 2]}}, "rising call indices from 0"),
         ({"cache": {"compute": []}}, "rising call indices from 0"),

@@ -175,7 +175,7 @@ MEAN = MeanImage.of([0.25], (1,)).model_dump(mode="json")
 BAD = [
     (example(extra=1), "extra: Extra inputs are not permitted"),
     (example(format="schedule"), "format: .*'solver-schedule'"),
-    (example(version=5), "version 5 is newer than this fewstep, which knows up to 4"),
+    (example(version=6), "version 6 is newer than this fewstep, which knows up to 5"),
     (example(version="2"), "version: Input should be 2"),
     (example(version=0), "version: Input should be 2"),
     (example(process={"family": "edmm"}), "did you mean 'edm'"),

@@ -63,8 +63,9 @@ class Trial(StrictModel):
 
     @property
     def linear(self) -> bool:
-        """True unless the schedule weighs functions of predictions."""
-        return not (isinstance(self.schedule, Schedule) and self.schedule.functions)
+        """True unless the schedule weighs functions of predictions or has a correction."""
+        schedule = self.schedule
+        return not (isinstance(schedule, Schedule) and (schedule.functions or schedule.correction))
 
     @model_validator(mode="after")
     def _id_is_its_own(self) -> Self:
