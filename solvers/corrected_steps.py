@@ -16,7 +16,7 @@ from .table_steps import TableMemory, TableSteps
 
 
 class CorrectedMemory(NamedTuple):
-    """What the table remembers, the state that the run started from, and all predictions."""
+    """The memory of the table, the state that the run started from, and all predictions."""
 
     table: TableMemory
     start: Tensor | None = None
