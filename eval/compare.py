@@ -1,6 +1,7 @@
 """`fewstep.compare`: one network on the same seeds under several settings."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.arguments import Integers
+from ..models.arguments import Integers, as_integers
 from ..models.errors import SettingError
 from ..models.ledger import Ledger
 from ..models.network import Network
@@ -156,13 +157,17 @@ def compare(
         repeats: how often each is run for its time, all in turn. batch: images sampled at once.
 
     Raises:
-        FewstepError: for a setting that cannot be run.
+        FewstepError: for a setting that cannot be run, before any is drawn in full.
     """
     sampler = Sampler.from_pretrained(network)
     named, drawn = name_settings(settings), check_seeds(seeds)
-    if class_labels is None and (classes := sampler.network.num_classes):
+    if class_labels is not None:
+        class_labels = as_integers(class_labels, "class_labels", len(drawn))
+    elif classes := sampler.network.num_classes:
         class_labels = [seed % classes for seed in drawn]
     session = _Session(sampler, drawn, {"class_labels": class_labels, "batch": batch}, converged)
+    for choices in named.values():
+        session.try_out(choices)
     results = {name: session.draw(choices) for name, choices in named.items()}
     first, runs = next(iter(results.values())).samples, []
     times = session.time(named, repeats)
@@ -194,6 +199,13 @@ class _Session:
     call: Choices
     converged: Choices
     known: dict[float, Tensor] = field(default_factory=dict)
+
+    def try_out(self, choices: Choices) -> None:
+        """Raises FewstepError for a setting that cannot be run; it draws the first seed."""
+        labels = self.call["class_labels"] and self.call["class_labels"][:1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are told when it is drawn
+            self.sampler(self.seeds[:1], **{**self.call, "class_labels": labels, **choices})
 
     def draw(self, choices: Choices) -> Result:
         """Returns what a setting draws."""

@@ -17,6 +17,9 @@ from .options import (
 )
 from .requests import DATA, METHOD, REFERENCE, SearchNoises
 
+NOISES, FEWER = "512,128,512", "512,96,192"
+CONVERGED, NEARLY = 60, 36  # evaluations
+BRIEF = 180.0  # seconds; of a shorter budget not much may go into the reference
 COST = "The most that a batch may cost; give one, or none for the whole front"
 
 
@@ -92,14 +95,19 @@ class TuneRequest(SearchNoises):
         "Folder of the log, which several processes may share. By default it lies beside the plan.",
         OUTPUT,
     )
-    noises: str = option(
-        "512,128,512",
-        "Numbers of noises to train on, to choose with and to test with; fewer where the budget is"
-        " a short time.",
+    noises: str | None = option(
+        None,
+        f"Numbers of noises to train on, to choose with and to test with. The default is {NOISES},"
+        f" of a budget below {BRIEF / 60.0:g} minutes {FEWER}; there are fewer where the budget is"
+        " too short for them.",
         DATA,
     )
-    teacher_nfe: int = option(
-        60, "Number of network evaluations of the converged sampler.", REFERENCE, within=COUNTS
+    teacher_nfe: int | None = option(
+        None,
+        f"Number of network evaluations of the converged sampler. The default is {CONVERGED}, of a"
+        f" budget below {BRIEF / 60.0:g} minutes {NEARLY}.",
+        REFERENCE,
+        within=COUNTS,
     )
     reference_end: float | None = option(
         None,

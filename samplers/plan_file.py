@@ -25,7 +25,7 @@ from .run_settings import RunSettings
 
 Count = Annotated[int, Field(ge=0)]
 Unit = Literal["ms", "nfe", "rows", "effective", "flops"]
-Kind = Literal["searched", "named", "preset", "cache", "guidance", "rival"]
+Kind = Literal["searched", "named", "preset", "cache", "guidance", "joint", "rival"]
 Block = Literal["train", "validation", "test"]
 WORDS = {
     "ms": "{:g} ms",
@@ -80,7 +80,8 @@ class JudgedPoint(StrictModel):
 
     name:     in words.
     kind:     "searched" (a table that was searched here), "named" (a solver on a grid), "preset" (a
-              shipped schedule), "cache", "guidance" (some steps ask one branch), or "rival" (a
+              shipped schedule), "cache" (of a named solver), "guidance" (some steps ask one
+              branch), "joint" (a table that was fitted together with its cache), or "rival" (a
               scheduler of diffusers).
     settings: None for what is not run by fewstep, a rival.
     noises:   the block that it was judged on; count: how many of them.
@@ -185,8 +186,8 @@ class PlanFile(NetworkMark):
     def bind(self, network: Network, batch: int, *, force: bool = False) -> RunSettings:
         """Returns the settings that run on the network that is here.
 
-        Warns where the plan's time does not hold: on another device, or for another number of
-        images at once.
+        Warns where the plan's time does not hold: on another device, or, if it was asked for
+        a time, for another number of images at once.
 
         Raises:
             SettingError: if it was made for another network; not with force.
@@ -208,7 +209,7 @@ class PlanFile(NetworkMark):
                 f" hold; fewstep tune {self.network} --device {here} measures it there",
                 stacklevel=4,
             )
-        elif batch != self.where.batch:
+        elif self.asked is not None and self.asked.unit == "ms" and batch != self.where.batch:
             warnings.warn(
                 f"this plan was measured with {self.where.batch} images at once, and this run has"
                 f" {batch}: its time does not hold; fewstep tune {self.network} --batch {batch}"

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import fewstep
 from fewstep import RectifiedFlow, Sampler, from_module
 from fewstep.cli import app
 from fewstep.eval.comparison_settings import find_scale, parse_setting
-from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.samplers.run_settings import RunSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-own-network.md"
@@ -114,6 +115,12 @@ def test_what_cannot_be_compared_is_refused():
         fewstep.compare(
             network, [FIVE], seeds=range(2), converged=TEN, metrics={"bad": lambda a, b: a}
         )
+    counted, asked = make_network(), []
+    forward = counted.forward
+    watched = replace(counted, forward=lambda *args: asked.append(1) or forward(*args))
+    with pytest.raises(FewstepError, match="nfe"):
+        fewstep.compare(watched, [{**FIVE, "nfe": 40}, {**FIVE, "nfe": 0}], seeds=range(2))
+    assert len(asked) <= 41  # one seed of the first, and nothing of the converged run
     assert parse_setting("solver=dpmpp-2m:kind=taylor nfe=5 cfg-scale=2") == {
         **{"solver": "dpmpp-2m:kind=taylor", "nfe": 5, "guidance": "cfg:scale=2"}
     }

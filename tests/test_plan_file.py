@@ -14,6 +14,7 @@ from fewstep.models.load import load
 from fewstep.models.probe import sketch
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import (
+    Asked,
     JudgedOn,
     JudgedPoint,
     MeasuredAt,
@@ -115,8 +116,12 @@ def test_a_plan_of_another_network_is_refused(network, tmp_path):
 
 def test_a_plan_for_another_batch_or_device_warns(network):
     plan = make_plan_file(network, RunSettings(solver="ddim", nfe=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Sampler(network)([0], plan=plan)  # nobody asked for a time
+    timed = plan.model_copy(update={"asked": Asked(unit="ms", amount=9.0)})
     with pytest.warns(UserWarning, match="with 2 images at once, and this run has 1"):
-        Sampler(network)([0], plan=plan)
+        Sampler(network)([0], plan=timed)
     there = HERE.model_copy(update={"device": "cuda:0"})
     with pytest.warns(UserWarning, match="measured on cuda, and this run is on cpu"):
         Sampler(network)([0, 1], plan=plan.model_copy(update={"where": there}))

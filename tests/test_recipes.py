@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import test_claims
 import torch
 from accept_cifar import gather
+from brute_force_grid import Grid
 from choose_defaults import choose, compare_features, rate
 from compare_distilled import UPDATES, compare, compare_sprint, compare_update
 from measure_networks import find_clean_share, format_blocks
@@ -21,6 +23,10 @@ from fewstep.eval.data import images_of
 from fewstep.eval.experiments.distances import Distance, DistantRun
 from fewstep.eval.experiments.scaling import ScalingRow
 from fewstep.eval.experiments.speed import SpeedRow
+from fewstep.eval.tune.costs import predict_ms
+from fewstep.eval.tune.report import CostParts
+from fewstep.models.load import load
+from fewstep.samplers.plan_file import Spread
 from fewstep.samplers.recipes import list_recipes
 
 
@@ -125,3 +131,20 @@ def test_statistics_of_a_set_go_on_where_they_were_stopped(tmp_path, monkeypatch
     rows = whole(torch.from_numpy(pixels).permute(0, 3, 1, 2))["pool"].double().numpy()
     np.testing.assert_allclose(found.mu, rows.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.cov, np.cov(rows.T), rtol=1e-5, atol=1e-9)
+
+
+def test_a_brute_force_grid_has_caches_and_partial_guidance_that_fit():
+    five, row, pair = (Spread(median=ms, low=ms, high=ms, repeats=5) for ms in (5.0, 20.0, 30.0))
+    costs = {"start": five, "row": row, "step": five, "pair": pair}
+    parts = CostParts(**costs, partial={"last-block": five}, share=0.25)
+    judge = SimpleNamespace(parts=parts, problem=SimpleNamespace(network=load("fashion-dit")))
+    for scale, branches, steps in ((1.0, 1, 9), (3.0, 2, 6)):
+        settings = list(Grid(judge, scale).list_settings([125.0, 400.0]))
+        assert len({str(each) for each in settings}) >= 100
+        cached = next(each for each in settings if each.cache)
+        assert cached.nfe == steps  # 5 full and 4 forecast, or 3 of 6
+        assert cached.cache.startswith("taylorseer:interval=2,first=1")
+        assert any(each.guidance_spec for each in settings) == (scale != 1.0)
+        most = max(each.nfe for each in settings if not each.cache and not each.guidance_spec)
+        over = [predict_ms(n, branches * n, 0, parts) > 400.0 for n in (most, most + 1)]
+        assert over == [False, True]

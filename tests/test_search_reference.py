@@ -21,6 +21,7 @@ from fewstep.models.load import load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow
 from fewstep.samplers.plan import make_plan
+from fewstep.solvers.presets import preset
 
 ASKED = Reference(noises=(100, 20, 100), nfe=200)
 LEAST = Reference(noises=(10, 5, 10), nfe=20)
@@ -233,16 +234,21 @@ def test_a_reference_runs_to_the_end_where_nothing_is_gained():
 
 def test_the_end_is_measured_once_for_a_folder_on_the_networks_own_data(tmp_path, monkeypatch):
     network = load("fashion-dit")
-    problem = Problem.of(network, (100, 1, 1))
+    problem = Problem.of(network, (100, 1, 1), cfg_scale=1.7)  # no schedule is shipped for that
     features = find_features("auto", network, None)
     assert find_features("auto", load("emoji"), None).extractor.name == "fd-emoji"
     other = replace(problem, network=replace(network, name="mine"))
     few = replace(problem, train=problem.train[:50])
+    (tmp_path / "b").mkdir()
     for each, seer in ((other, features), (few, features), (problem, None)):
         assert reference_end.keep_end(each, seer, tmp_path) == ReferenceEnd()
     measured = ReferenceEnd(time=0.07, extractor="fd-small", noises=100)
     monkeypatch.setattr(reference_end, "measure_end", lambda *_: measured)
     assert reference_end.keep_end(problem, features, tmp_path) == measured
+    shipped = reference_end.keep_end(replace(problem, cfg_scale=1.0), features, tmp_path / "b")
+    facts = preset("fashion-dit-nfe5").provenance["reference_end"]
+    assert shipped.model_dump(mode="json") == facts
+    assert shipped.time > 0.0
     monkeypatch.undo()
     assert reference_end.keep_end(problem, features, tmp_path) == measured
     (tmp_path / reference_end.END_FILE).write_text("{")

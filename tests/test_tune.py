@@ -6,6 +6,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_pipes import pipeline
 from typer.testing import CliRunner
 
@@ -15,9 +16,10 @@ from fewstep.cli import app
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.strategies import strategies_of
 from fewstep.eval.tune import command
-from fewstep.eval.tune.choice import choose_row, is_better, widen
+from fewstep.eval.tune.cached_points import extend_table
+from fewstep.eval.tune.choice import choose_row, is_better, rank, widen
 from fewstep.eval.tune.command import Tuning
-from fewstep.eval.tune.costs import predict_ms
+from fewstep.eval.tune.costs import RunTimer, predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
 from fewstep.eval.tune.points import list_presets
 from fewstep.eval.tune.report import CostParts, TuneReport
@@ -28,6 +30,7 @@ from fewstep.models.load import load
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import Asked, JudgedPoint, PlanCost, PlanFile, Spread
 from fewstep.samplers.run_settings import RunSettings
+from fewstep.solvers.cached_calls import CachedCalls
 from fewstep.solvers.presets import preset, preset_names
 
 QUICK = {"budget": "candidates=6", "noises": "24,12,24", "points": "3,4"}
@@ -66,6 +69,9 @@ def test_masks_cost_no_more_than_asked_and_one_more_would():
     assert SearchSize(6, "full", 12) in sizes.masked
     exact = PlanSizes.of(Asked(unit="effective", amount=8), with_share(0.004), False)
     assert SearchSize(8, "full", 10) in exact.masked  # and not 7, for the sake of two forecasts
+    left = PlanSizes.of(Asked(unit="ms", amount=104.0), PARTS, False)
+    assert left.nfe == 4
+    assert SearchSize(4, "full", 6) in left.masked  # two forecasts of 5 ms fill the rest of 14
     for each in sizes.masked:
         cost = each.amount + 0.25 * (each.nfe - each.amount)
         assert cost <= 8.0 * 1.02 < cost + 0.75
@@ -123,10 +129,23 @@ def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
     assert is_better(better, simple)
     assert not is_better(traded, simple)
     assert not is_better(alike, simple)
-    assert choose_row([simple, traded, alike, rival])[0] is simple
-    chosen, why = choose_row([simple, traded, better, rival])
-    assert chosen is better
-    assert "better than the best simple setting: 0.71 [0.71, 0.71] of the distance and" in why
+    assert choose_row([simple, traded, alike, rival]).row is simple
+    chosen = choose_row([simple, traded, better, rival])
+    assert (chosen.row, chosen.beaten) == (better, simple)
+    assert "the best simpler setting: 0.71 [0.71, 0.71] of the distance and" in chosen.reason
+
+
+def test_a_cache_is_taken_only_if_it_is_better_than_the_table_without_it():
+    """Though it ranks first, and is better than the best simple setting: with no table at hand."""
+    simple = make_row("plain", "named", (1.0, 2.0, 3.0, 4.0), (1.0, 1.0, 2.0, 2.0))
+    table = make_row("table", "searched", (0.5, 1.0, 1.5, 2.0), (0.9, 1.1, 1.8, 2.2))
+    cached = make_row("cached", "joint", (0.8, 0.8, 1.8, 1.9), (0.8, 1.3, 1.2, 2.2))
+    fresh = make_row("fresh", "joint", (0.25, 0.5, 0.75, 1.0), (0.8, 1.1, 1.6, 2.1))
+    assert is_better(cached, simple)
+    assert min([simple, table, cached], key=rank) is cached
+    assert choose_row([cached, table, simple]).row is table
+    chosen = choose_row([cached, fresh, table, simple])
+    assert (chosen.row, chosen.beaten) == (fresh, table)
 
 
 def test_few_noises_have_wider_intervals():
@@ -231,6 +250,35 @@ def test_tables_go_beyond_linear_ones_where_that_is_asked_for():
             assert Tuning._choose_strategies(asked, 5) == (*usual, *more)
 
 
+def test_a_refused_time_leaves_nothing_behind(tmp_path):
+    with pytest.raises(SettingError, match="nothing costs"):
+        fewstep.tune("toy", ms=1e-4, out=tmp_path / "plan.json", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_is_measured_above_the_time_is_left_for_a_quicker_one(
+    tuned, tmp_path, monkeypatch
+):
+    """Every run of four evaluations is timed at twice what it is predicted to take."""
+    folder, _ = tuned
+    shutil.copytree(folder / "plan.tune", tmp_path / "plan.tune")
+    (costs,) = (tmp_path / "plan.tune").glob("costs-*.json")
+    costs.write_text(PARTS.model_copy(update={"pair": None, "partial": {}}).model_dump_json())
+
+    def time_all(self, runs, seconds=0.0):
+        return {name: spread(10.0 + 20.0 * count(each)) for name, each in runs.items()}
+
+    def count(settings):
+        nfe = settings.nfe or settings.schedule.nfe
+        return 2 * nfe if nfe == 4 else nfe
+
+    monkeypatch.setattr(RunTimer, "time_all", time_all)
+    report = fewstep.tune("toy", ms=92.0, out=tmp_path / "plan.json", **QUICK)
+    (written,) = report.plans
+    assert written.plan.point.cost.nfe == 3
+    assert any("measured at 170 ms" in each for each in report.verdicts)
+
+
 def test_seeds_that_overlap_are_refused_before_any_work(tmp_path):
     seeds = {"train_seeds": "0-23", "validation_seeds": "24-35", "test_seeds": "20-43"}
     with pytest.raises(SettingError, match="the blocks train and test share seed 20"):
@@ -245,8 +293,10 @@ def test_guided_and_cached_plans_stand_beside_tables_on_a_live_network(tmp_path)
     options |= {"classes": "0,1", "out": tmp_path / "plan.json", "cfg_scale": 3.0}
     report = fewstep.tune(network, effective=4, **options)
     assert {"named", "searched", "guidance", "cache"} <= {point.kind for point in report.points}
-    assert any("refitted" in point.name for point in report.points)
-    assert any("effective evaluations a cache" in each for each in report.verdicts)
+    extended = [point for point in report.points if ", extended, computed at" in point.name]
+    assert {point.kind for point in extended} == {"joint"}
+    assert {point.settings.schedule.guided for point in extended} == {False, True}
+    assert [each.part for each in report.compared] == ["cache", "joint"]
     for point in report.points:
         assert point.cost.effective <= 4 * 1.02
         assert (point.cost.flops is not None) == (report.parts.flops is not None)
@@ -259,12 +309,34 @@ def test_guided_and_cached_plans_stand_beside_tables_on_a_live_network(tmp_path)
     assert (drawn.ledger.nfe, drawn.ledger.rows_per_image) == (cost.nfe, cost.rows)
 
 
-def test_shipped_schedules_are_those_for_this_network_and_scale():
+def test_a_table_that_is_given_forecasts_ends_where_it_did():
+    """Before it is fitted. Where it guides by itself, further evaluations ask one branch."""
+    sampler = Sampler.from_pretrained("fashion-dit")
+    for name, rows in (("fashion-dit-nfe5", 8), ("fashion-dit-rows16-cfg3", 19)):
+        table = preset(name)
+        extended, own = extend_table(table, table.nfe + 3)
+        assert (extended.nfe, extended.rows, len(own)) == (table.nfe + 3, rows, table.nfe)
+        assert [extended.evaluations[n] for n in own] == list(table.evaluations)
+        cached = extended.with_cache(CachedCalls(compute=own))
+        ends = [
+            sampler([0, 1], class_labels=[0, 1], solver=each).samples for each in (table, cached)
+        ]
+        torch.testing.assert_close(ends[1], ends[0], rtol=0.0, atol=1e-4)
+
+
+def test_shipped_schedules_are_those_for_this_network_and_scale_that_fit():
     network = load("fashion-dit")
-    assert [each.name for each in list_presets(network, 8, 1.0)] == [
-        name
-        for name in preset_names()
-        if name.startswith("fashion-dit") and not preset(name).guided
-    ]
-    assert list(list_presets(network, 8, 3.0)) == []
-    assert all(each.settings.schedule.nfe <= 5 for each in list_presets(network, 5, 1.0))
+    own = [name for name in preset_names() if name.startswith("fashion-dit")]
+    guided = [name for name in own if preset(name).guided]
+    assert guided
+    for sizes, scale, names in (
+        (PlanSizes(8), 1.0, [name for name in own if name not in guided]),
+        (PlanSizes(5), 1.0, [n for n in own if n not in guided and preset(n).nfe <= 5]),
+        (PlanSizes(8, 16), 3.0, guided),
+        (PlanSizes(7, 15), 3.0, []),
+        (PlanSizes(8), 3.0, []),
+    ):
+        points = list(list_presets(network, sizes, scale))
+        assert [each.name for each in points] == names, (sizes, scale)
+        for each in points:
+            assert each.settings.cfg_scale == (1.0 if each.settings.schedule.guided else scale)

@@ -1,5 +1,7 @@
 """The page of `fewstep tune`: its figures are those of the JSON, and a browser shows it."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -7,13 +9,19 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
 
-from fewstep import Sampler, load
+from fewstep import RectifiedFlow, Sampler, from_module, load
 from fewstep.eval.search.problem import Problem, Teacher
 from fewstep.eval.tune.front_figure import Axis, FrontFigure, list_qualities
 from fewstep.eval.tune.page import format_figure, render_page, write_page
-from fewstep.eval.tune.page_drawings import describe_steps, list_steps
+from fewstep.eval.tune.page_drawings import (
+    describe_steps,
+    draw_plans,
+    list_steps,
+    scatter_points,
+)
 from fewstep.eval.tune.report import CostParts, TuneReport, WrittenPlan
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import JudgedOn, JudgedPoint, MeasuredAt, PlanCost, PlanFile, Spread
@@ -169,8 +177,8 @@ def test_marks_lie_where_their_figures_say():
     assert [text for _, text in axis.ticks] == ["1", "2", "5", "10", "20", "50", "100"]
     marks = {mark.text: mark for mark in figure.marks()}
     assert len(marks) == 9  # the one without an end is left out
-    first = marks[f"{NAME}: 34.57 ms, 0.1235"]
-    assert (first.x, first.y) == (figure.x.place(34.5678), figure.y.place(0.1234567))
+    first = marks[f"{NAME}: 33.3 ms, 0.1235"]  # predicted, as those of all others are
+    assert (first.x, first.y) == (figure.x.place(33.3), figure.y.place(0.1234567))
     assert first.bar == (figure.y.place(0.8 * 0.1234567), figure.y.place(1.2 * 0.1234567))
     assert [mark.number for mark in marks.values()] == [None] * 7 + [1, 2]
     assert (features.read(report.points[0]), fd.read(report.points[0])) == (3.6, 8.0)
@@ -196,10 +204,29 @@ def test_the_strip_says_what_each_step_asked():
     )
 
 
-def test_points_that_are_no_images_have_a_page_too():
+def test_points_are_scattered_and_other_samples_are_said_to_be_none():
     report = make_report()
-    drawings = [type("Drawing", (), {"pictures": {}, "steps": [], "end": 0.0})] * 2
-    assert "<img" not in render_page(report, drawings)
+    plans = report.plans[:1]
+    for shape, shown in (((2,), True), ((3,), False)):
+        network = from_module(
+            lambda x, t: x, schedule=RectifiedFlow(time_scale=1), prediction="flow", shape=shape
+        )
+        problem = Problem.of(network, (1, 1, 16), teacher=Teacher(solver="ddim", nfe=4))
+        settings = RunSettings(solver="ddim", nfe=2)
+        point = plans[0].plan.point.model_copy(update={"settings": settings})
+        plan = plans[0].plan.model_copy(update={"point": point})
+        plain = report.model_copy(
+            update={"plans": (plans[0].model_copy(update={"plan": plan}),), "points": (point,)}
+        )
+        (drawing,) = draw_plans(plain, problem)
+        page = render_page(plain, [drawing])
+        assert ("<img" in page, "are no images and not drawn" in page) == (shown, not shown)
+    exact = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    uri = scatter_points(exact + torch.tensor([0.0, 1.0]), exact)
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        assert picture.size == (480, 480)
+        corner, middle = picture.getpixel((6, 474)), picture.getpixel((6, 240))
+    assert (corner, middle) == ((150, 150, 150), (0, 114, 178))
 
 
 @pytest.mark.slow

@@ -44,23 +44,28 @@ def choose(search: Search, task: Task) -> SearchResult:
     validated = _validate(task)
     best = validated[0][1]
     chosen, row_facts = _choose_last_row(search, best)
-    tested = _score_on_test(search, task, chosen)
-    linear = _score_linear(search, task, chosen, validated)
     scores = {
         "train": _score_block(task, chosen, "scored"),
         "val": _score_block(task, chosen, "validation"),
-        "test": tested.score,
     }
     rivals = choose_search_rivals(search)
-    rival = _find_best_hand_made(search, task, validated, rivals.specs)
-    _warn_of_overfit(search.objective.name, scores)
+    rival, looked = None, dict[str, Any]()
+    if search.looks:
+        tested = _score_on_test(search, task, chosen)
+        linear = _score_linear(search, task, chosen, validated)
+        rival = _find_best_hand_made(search, task, validated, rivals.specs)
+        scores["test"] = tested.score
+        _warn_of_overfit(search.objective.name, scores)
+        looked = {
+            "baseline": None if rival is None else {"name": rival[0], "test": rival[1].score},
+            "columns": _describe_columns(search, task, {"searched": tested, **linear}, rival),
+        }
     facts = {
         **_find_provenance(search, task, best, scores),
-        "baseline": None if rival is None else {"name": rival[0], "test": rival[1].score},
         "rivals_left_out": rivals.left_out,
         "last_row": row_facts,
         "reference_end": None if search.end is None else search.end.model_dump(mode="json"),
-        "columns": _describe_columns(search, task, {"searched": tested, **linear}, rival),
+        **looked,
         **_describe_cache(search, chosen),
     }
     baseline = None if rival is None else (rival[0], rival[1].score)

@@ -72,7 +72,7 @@ def run_search(
     """
     _check_places(request)
     searches = prepare_searches(request)
-    with _log_folder(request.folder):
+    with make_log_folder(request.folder):
         for search in start_searches(searches, request, request.started):
             watch = Progress(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
@@ -87,8 +87,8 @@ def run_search(
 
 
 @contextmanager
-def _log_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder of a log; what is still empty at the end is removed again."""
+def make_log_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder of a log; where it is still empty at the end, it is removed again."""
     made = [each for each in (folder / TEACHER, folder) if not each.exists()]
     make_folder(folder / TEACHER)
     try:

@@ -18,8 +18,11 @@ from ...models.ledger import Ledger
 from ...models.load import embedded_names
 from ...models.reading import StrictModel, load_kept
 from ...models.schedule import Node
+from ...models.weights import hash_weights
 from ...samplers.grid import choose_default_grid, time_grid
 from ...samplers.noise import Noise, draw_noise
+from ...solvers.artefact import SCALE
+from ...solvers.presets import preset, preset_names
 from ..extractors.small import SMALL_CARDS, small_reference
 from ..statistics import Moments, Statistics, frechet
 from .fine_run import drive_teacher
@@ -77,9 +80,10 @@ def end_grid(problem: Problem, time: float) -> str:
 
 
 def keep_end(problem: Problem, features: FeatureError | None, folder: Path) -> ReferenceEnd:
-    """Returns the end that a folder keeps, or measures it and keeps it there.
+    """Returns the end that a folder keeps, or finds it and keeps it there.
 
-    Where there is nothing to compare with, or too few noises, the run goes to the end.
+    A shipped schedule of the same network, weights and scale says what was measured for it. Where
+    there is nothing to compare with, or too few noises, the run goes to the end.
     """
     real = find_real(problem, features)
     if features is None or real is None or len(problem.train) < LEAST:
@@ -87,9 +91,22 @@ def keep_end(problem: Problem, features: FeatureError | None, folder: Path) -> R
     with hold_file(folder / LOCK):
         end = ReferenceEnd.load(folder / END_FILE)
         if end is None:
-            end = measure_end(problem, features, real)
+            end = find_shipped_end(problem, features) or measure_end(problem, features, real)
             write_bytes(folder / END_FILE, end.model_dump_json().encode())
         return end
+
+
+def find_shipped_end(problem: Problem, features: FeatureError) -> ReferenceEnd | None:
+    """Returns the end that was measured for a shipped schedule, if there is one."""
+    name = problem.network.name
+    mine = (name, hash_weights(name), problem.cfg_scale)
+    for facts in (preset(each).provenance for each in preset_names()):
+        theirs = (facts.get("model"), facts.get("weights"), facts.get(SCALE))
+        if theirs == mine and facts.get("reference_end") is not None:
+            end = ReferenceEnd.model_validate(facts["reference_end"], strict=False)
+            if end.judged and end.extractor == features.extractor.name:
+                return end
+    return None
 
 
 def find_real(problem: Problem, features: FeatureError | None) -> Statistics | None:

@@ -19,15 +19,15 @@ from torch import Tensor
 from ...models.errors import SettingError
 from ...models.schedule import Node, TimeGrid
 from ...solvers import Schedule
-from ...solvers.base import Query
-from ...solvers.table import Combination, Table, Term, rewrite
+from ...solvers.base import Query, Split
+from ...solvers.table import BOTH, Combination, Table, Term, rewrite
 from .fine_run import drive_teacher
 from .problem import Block, Problem
 
 RIDGES = (1e-4, 1e-2, 1.0)  # rho
-REACH = 3  # predictions that a row may weigh, beside those that it weighs already
+REACH = 3  # steps whose predictions a row may weigh, beside those that it weighs already
 
-Past = tuple[Tensor, ...]  # predictions so far, oldest first
+Past = dict[Term, Tensor]  # predictions so far
 
 
 def find_targets(problem: Problem, grid: TimeGrid, block: Block) -> Tensor:
@@ -66,8 +66,8 @@ def refit(
         SettingError: for a schedule that does not ask the network at every step.
     """
     table = schedule.table()
-    if table.guided or None in table.evaluations:
-        raise SettingError("only tables that ask for one prediction in every step are refitted")
+    if None in table.evaluations:
+        raise SettingError("only tables that ask the network in every step are refitted")
     table = rewrite(table, range(len(table.steps)))
     fitter = RowFitter(table, targets, ridge)
     cache = schedule.cache_policy
@@ -86,17 +86,22 @@ class RowFitter:
 
     def init(self) -> Past:
         self.steps = []
-        return ()
+        return {}
 
     def step(
         self, x: Tensor, past: Past, t: Node, s: Node
     ) -> Generator[Query, Tensor, tuple[Tensor, Past]]:
-        n = len(past)
+        n = len(self.steps)
         asked = self.table.evaluations[n]
         assert asked is not None
-        past = (*past, (yield x, asked.node))
-        terms = self._list_terms(n)
-        columns = torch.stack([x if kind == "x" else past[i] for kind, i in terms])
+        if asked.branches:
+            answers = yield x, Split(asked.node, asked.branches)
+            past = {**past, **({("u0", n): answers[0]} if asked.branches == BOTH else {})}
+            past["x0", n] = answers[-1]
+        else:
+            past = {**past, ("x0", n): (yield x, asked.node)}
+        terms = self._list_terms(n, past)
+        columns = torch.stack([x if kind == "x" else past[kind, i] for kind, i in terms])
         target = self.targets[n + 1]
         weights = torch.tensor([self.table.steps[n].get(each, 0.0) for each in terms])
         if target.shape == x.shape:  # it is not in a dry run
@@ -105,10 +110,10 @@ class RowFitter:
         self.steps.append(dict(zip(terms, weights.tolist(), strict=True)))
         return torch.einsum("c,c...->...", weights.to(x), columns), past
 
-    def _list_terms(self, n: int) -> list[Term]:
+    def _list_terms(self, n: int, past: Past) -> list[Term]:
         """Returns the state, the predictions that the row weighs, and some more."""
         weighed = [term for term, weight in self.table.steps[n].items() if weight]
-        near = [("x0", i) for i in range(n, max(n - REACH, -1), -1)]
+        near = [each for each in reversed(past) if each[1] > n - REACH]
         return list(dict.fromkeys([("x", n), *weighed, *near]))
 
 

@@ -32,6 +32,7 @@ class Search:
     problem, objective, space: see there.
     features:   what compares images in the choice; None compares ends alone.
     end:        how the end of the reference was chosen; None where it was given.
+    looks:      at the test block once; False leaves that to whoever chooses among results.
     size:       of the schedule wanted.
     strategies: names, in turn.
     budget:     for this size.
@@ -53,6 +54,7 @@ class Search:
     settings: Mapping[str, Any] = field(default_factory=dict)
     features: FeatureError | None = None
     end: ReferenceEnd | None = None
+    looks: bool = True
 
     @property
     def noises(self) -> int:
@@ -93,6 +95,7 @@ class Search:
     def choice_cost(self, validation: int, test: int) -> int:
         """Returns evaluations that the choice takes at most, on blocks of so many noises."""
         judged = SHORTLIST + OF_EACH * (len(self.strategies) - 1) + len(SHARES)
+        test = test if self.looks else 0
         cost = judged * validation + (2 + OF_EACH) * test
         if self.has_baseline:
             cost += RIVALS * self.count_few(validation) + FINALISTS * validation + OF_EACH * test
@@ -147,8 +150,8 @@ class SearchResult:
     """The result of a search.
 
     schedule: the best on validation, with its provenance.
-    scores:   of it on train, validation and test.
-    baseline: name and test score of the best named solver on its best grid, if any was tried.
+    scores:   of it on train, validation and, where the search looks there, test.
+    baseline: name and test score of the best named solver on its best grid, if any was tried there.
     """
 
     schedule: Schedule

@@ -2,15 +2,38 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scipy.stats import t
 from torch import tensor
 
 from ...models.errors import SettingError
+from ...samplers.plan_file import Kind
 from ..cache_worth import Interval95, compare_pairs
 from .judge import PointRow
 
+COMPLEXITY: dict[Kind, int] = {  # a kind of more is taken only where it is better than the others
+    "named": 0,
+    "preset": 0,
+    "searched": 1,
+    "cache": 2,
+    "guidance": 2,
+    "joint": 3,
+}
 SIMPLE = ("named", "preset")  # kinds that anyone can type
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """The recommended setting.
+
+    row:    of it. beaten: the simpler one that it is better than, if there is one.
+    reason: why, in words.
+    """
+
+    row: PointRow
+    beaten: PointRow | None
+    reason: str
 
 
 def compare_columns(mine: PointRow, theirs: PointRow) -> list[Interval95]:
@@ -54,8 +77,12 @@ def rank(row: PointRow) -> tuple[float, float]:
     return columns.distance.value * seen.value, row.point.cost.effective
 
 
-def choose_row(rows: Sequence[PointRow]) -> tuple[PointRow, str]:
-    """Returns the recommended setting, and why, in words.
+def choose_row(rows: Sequence[PointRow]) -> RowChoice:
+    """Returns the recommended setting, from the simplest to the most complex.
+
+    It begins with the best of the simplest; each after that, in the order of its kind and then of
+    its rank, takes its place only if it is better. So none is taken for its rank alone, and a cache
+    only if it pays beside every table.
 
     Args:
         rows: on the same noises.
@@ -63,19 +90,23 @@ def choose_row(rows: Sequence[PointRow]) -> tuple[PointRow, str]:
     Raises:
         SettingError: if none of them is of a setting that fewstep runs.
     """
-    ranked = sorted((each for each in rows if each.point.settings is not None), key=rank)
-    if not ranked:
+    usable = [each for each in rows if each.point.settings is not None]
+    if not usable:
         raise SettingError("nothing that was tried ends in finite samples; check the network")
-    simple = next((each for each in ranked if each.point.kind in SIMPLE), None)
-    if simple is None:
-        return ranked[0], "nothing simpler fits"
-    for each in ranked:
-        if each.point.kind not in SIMPLE and is_better(each, simple):
-            return (
-                each,
-                f"it is better than the best simple setting: {describe_ratios(each, simple)}",
-            )
-    return simple, "nothing searched is better than this in one column and not worse in the other"
+    row, *others = sorted(usable, key=lambda each: (COMPLEXITY[each.point.kind], *rank(each)))
+    beaten = None
+    for each in others:
+        if is_better(each, row):
+            row, beaten = each, row
+    return RowChoice(row, beaten, _explain(row, beaten))
+
+
+def _explain(row: PointRow, beaten: PointRow | None) -> str:
+    if beaten is not None:
+        return f"it is better than the best simpler setting: {describe_ratios(row, beaten)}"
+    if row.point.kind in SIMPLE:
+        return "nothing searched is better than this in one column and not worse in the other"
+    return "nothing simpler fits"
 
 
 def describe_ratios(mine: PointRow, theirs: PointRow) -> str:

@@ -26,7 +26,7 @@ from ..bench.rows import machine, versions
 from ..options import make_request
 from ..requests import SearchRequest
 from ..search.budget import Budget
-from ..search.command import start_searches
+from ..search.command import make_log_folder, start_searches
 from ..search.identity import check_memory
 from ..search.prepare import TEACHER, prepare_searches
 from ..search.progress import Progress
@@ -34,7 +34,7 @@ from ..search.run import run
 from ..search.search import Search
 from ..search.size import SearchSize
 from ..search.strategies import read_beyond, strategies_of
-from ..tune_request import TuneRequest
+from ..tune_request import BRIEF, CONVERGED, FEWER, NEARLY, NOISES, TuneRequest
 from .costs import measure_parts
 from .group import ChosenPoint, PlanGroup
 from .judge import PointJudge, describe_judging
@@ -45,9 +45,9 @@ from .sizes import PlanSizes, read_asked
 
 SEARCHED = 0.8  # of a budget of time, at which the searches and their reference are done
 MEASURED = 0.02  # of it, in which the costs of the parts are measured
-SCORED = 128  # training noises of a candidate
-BRIEF = 180.0  # seconds, below which tables are searched by QUICK alone
-QUICK = ("grid", "fit", "refine")
+SCORED, LESS = 128, 64  # training noises of a candidate, and in a short time
+QUICK = ("grid", "fit", "refine")  # strategies of it,
+QUICKLY = {"fine": 30, "ladder": ((2, 1),)}  # on a coarser trajectory, from fewer starts
 LARGEST = 24  # evaluations of tables that are searched; with more, named ones are as near
 MOST_ROWS = 40  # network rows of guided tables that are
 FIRST = 1  # evaluations of the search that the others are made of
@@ -82,21 +82,34 @@ def run_tune(request: TuneRequest, progress: bool = False) -> TuneReport:
     numbers = [] if asked else parse_ranges(request.points)
     _check_places(request)
     (first,) = prepare_searches(_make_search_request(request))
+    first = replace(first, looks=False, settings=QUICKLY if _is_brief(request) else {})
+    asks = [asked] if asked else [Asked(unit="effective", amount=each) for each in numbers]
+    with make_log_folder(request.folder):
+        parts, sizes = _size_plans(request, first, asks)
     make_folder(request.folder / TEACHER)
-    parts = _keep_parts(request, first)
     tuning = Tuning(request, first, parts, progress)
-    sizes = [tuning.size(each) for each in ([asked] if asked else map(_ask_evaluations, numbers))]
     searched = tuning.search([each for size in sizes for each in tuning.list_searches(size)])
     return tuning.finish(asked, sizes, searched)
 
 
-def _ask_evaluations(number: int) -> Asked:
-    return Asked(unit="effective", amount=number)
+def open_judge(request: TuneRequest, progress: bool = False) -> PointJudge:
+    """Returns what judges settings as the run of a request does, with what its folder keeps.
+
+    Raises:
+        FewstepError: as `run_tune`.
+    """
+    _check_places(request)
+    typed = _make_search_request(request)
+    (first,) = prepare_searches(typed)
+    make_folder(request.folder / TEACHER)
+    parts, _ = _size_plans(request, first, [])
+    search = next(start_searches([first], typed, request.started))
+    return PointJudge(search, parts, request.folder, lambda share: math.inf, progress)
 
 
 def _make_search_request(request: TuneRequest) -> SearchRequest:
     """Returns the search that has the same network, noises and reference."""
-    budget = Budget.parse(request.budget)
+    brief, budget = _is_brief(request), Budget.parse(request.budget)
     if budget.kind == "seconds":
         budget = Budget("seconds", SEARCHED * budget.amount)
     return SearchRequest(
@@ -109,18 +122,24 @@ def _make_search_request(request: TuneRequest) -> SearchRequest:
         seed=request.seed,
         out=request.out,
         log=request.folder,
-        noises=request.noises,
-        scored=SCORED,
+        noises=request.noises or (FEWER if brief else NOISES),
+        scored=LESS if brief else SCORED,
         train_seeds=request.train_seeds,
         validation_seeds=request.validation_seeds,
         test_seeds=request.test_seeds,
         classes=request.classes,
-        teacher_nfe=request.teacher_nfe,
+        teacher_nfe=request.teacher_nfe or (NEARLY if brief else CONVERGED),
         reference_end=request.reference_end,
         beyond=request.beyond,
         dtype=request.dtype,
         device=request.device,
     )
+
+
+def _is_brief(request: TuneRequest) -> bool:
+    """Returns whether the budget is a short time."""
+    budget = Budget.parse(request.budget)
+    return budget.kind == "seconds" and budget.amount < BRIEF
 
 
 def _check_places(request: TuneRequest) -> None:
@@ -135,18 +154,24 @@ def _check_places(request: TuneRequest) -> None:
     check_apart([*outputs, request.html], [request.weights])
 
 
-def _keep_parts(request: TuneRequest, search: Search) -> CostParts:
-    """Returns the costs that a folder keeps for this machine's setting, or measures them."""
+def _size_plans(
+    request: TuneRequest, search: Search, asks: Sequence[Asked]
+) -> tuple[CostParts, list[PlanSizes]]:
+    """Returns the costs that a folder keeps for this setting, or measures them, and what fits.
+
+    Costs that nothing fits are not kept.
+    """
     budget = Budget.parse(request.budget)
     seconds = MEASURED * budget.amount if budget.kind == "seconds" else 0.0
     name = f"costs-{request.device}-{request.dtype}-{request.batch}-{request.cfg_scale:g}"
     path = request.folder / f"{name.replace(':', '')}.json"
     with hold_file(request.folder / "costs.lock"):
-        parts = load_kept(CostParts, path, "give another --log")
-        if parts is None:
-            parts = measure_parts(search.problem, request.batch, seconds)
+        kept = load_kept(CostParts, path, "give another --log")
+        parts = kept or measure_parts(search.problem, request.batch, seconds)
+        sizes = [PlanSizes.of(each, parts, request.cfg_scale != 1.0) for each in asks]
+        if kept is None:
             write_bytes(path, parts.model_dump_json().encode())
-    return parts
+    return parts, sizes
 
 
 @dataclass
@@ -161,15 +186,6 @@ class Tuning:
     parts: CostParts
     progress: bool
 
-    @property
-    def guided(self) -> bool:
-        """True where there is guidance."""
-        return self.request.cfg_scale != 1.0
-
-    def size(self, asked: Asked) -> PlanSizes:
-        """Returns the sizes that fit into a budget."""
-        return PlanSizes.of(asked, self.parts, self.guided)
-
     def list_searches(self, sizes: PlanSizes) -> Iterator[Search]:
         """Yields the searches of tables of these sizes."""
         if sizes.nfe:
@@ -182,11 +198,9 @@ class Tuning:
 
     def _choose_strategies(self, nfe: int) -> tuple[str, ...]:
         """Returns the strategies for tables of so many evaluations, fewer in a short time."""
-        budget = Budget.parse(self.request.budget)
         if nfe > LARGEST:
             return QUICK[:1]
-        brief = budget.kind == "seconds" and budget.amount < BRIEF
-        usual = QUICK if brief else strategies_of("nfe")
+        usual = QUICK if _is_brief(self.request) else strategies_of("nfe")
         return (*usual, *read_beyond(self.request.beyond))
 
     def search(self, searches: Sequence[Search]) -> dict[str, SearchedSize]:
@@ -274,6 +288,7 @@ class Tuning:
             parts=self.parts,
             points=tuple(points.values()),
             plans=tuple(sorted(plans, key=lambda each: each.plan.point.cost.effective)),
+            compared=tuple(each for group in groups for each in group.compared),
             verdicts=tuple(dict.fromkeys([*remarks, *judge.remarks])),
             **facts,
         )

@@ -1,21 +1,34 @@
 """A group of settings that cost as much: judged on few noises, on more, and once on test noises."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 from typing import Any
 
-from ...samplers.plan_file import Asked, JudgedPoint
-from .choice import SIMPLE, choose_row, compare_columns, describe_ratios, is_better, rank
+from ...samplers.plan_file import Asked, JudgedPoint, Kind
+from .cached_points import JointPoints
+from .choice import (
+    SIMPLE,
+    RowChoice,
+    choose_row,
+    compare_columns,
+    describe_ratios,
+    is_better,
+    rank,
+)
 from .costs import RunTimer
 from .judge import PointChoice, PointJudge, PointRow
-from .points import SearchedSize, list_points, refit_masked
+from .points import SearchedSize, list_plain, list_points
+from .report import Part, PartsComparison
 from .sizes import OVER, PlanSizes
 
 FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
 TRIED, REFIT, VALIDATED, TESTED = 0.9, 0.93, 0.96, 0.99  # shares of a budget of time
 REFITTED = 3  # best masks whose tables are fitted to them
+EXTENDED: tuple[Kind, ...] = ("searched", "guidance")  # whose best is given forecasts beside
 OF_KINDS = 1  # with so many of each kind
+PARTS: dict[Part, tuple[Kind, ...]] = {"cache": ("cache", "joint"), "joint": ("joint",)}
 JudgedChoice = tuple[PointChoice, PointRow]
 
 
@@ -46,7 +59,7 @@ class PlanGroup:
     batch:    whose time is measured.
     asked:    the budget that was typed; None on a front, where sizes are all there is.
     searched: the searches of these sizes.
-    verdicts: what was found beside the choice.
+    verdicts: what was found beside the choice; compared: whether its parts pay.
     """
 
     judge: PointJudge
@@ -55,6 +68,7 @@ class PlanGroup:
     sizes: PlanSizes
     searched: Sequence[SearchedSize]
     verdicts: list[str] = field(default_factory=list)
+    compared: list[PartsComparison] = field(default_factory=list)
     _known: dict[str, JudgedPoint] = field(default_factory=dict)
 
     def points(self) -> list[JudgedPoint]:
@@ -62,25 +76,62 @@ class PlanGroup:
         return list(self._known.values())
 
     def choose(self) -> ChosenPoint:
-        """Returns the recommended point of the group."""
+        """Returns the recommended point of the group.
+
+        One that is measured above the time that was asked for is left, and what was predicted to
+        take as long; nothing is where all does.
+        """
         all_choices = list_points(self.sizes, self.searched)
+        if self.asked is not None and self.asked.unit == "ms":  # a quicker one, if need be
+            problem = self.judge.problem
+            less = max(self.sizes.nfe - 1, 0)
+            all_choices += list_plain(problem.network.schedule, less, problem.cfg_scale)
         few = self._note(self.judge.judge(all_choices, "validation", FEW, TRIED))
-        if self.judge.left(TRIED) > 0.0:
-            few += self._note(self.judge.judge(self._refit(few), "validation", FEW, REFIT))
-        self._say_of_caches(few)
+        few += self._note(self.judge.judge(self._join(few), "validation", FEW, REFIT))
+        while True:
+            chosen = self._choose_among(few)
+            cost = chosen.point.cost
+            if self._fits(chosen.point) or cost.ms is None or cost.predicted is None:
+                return chosen
+            quicker = [each for each in few if _is_quicker(each[1].point, cost.predicted)]
+            if not any(row.point.settings is not None for _, row in quicker):
+                return chosen
+            few = quicker
+
+    def _choose_among(self, few: Sequence[JudgedChoice]) -> ChosenPoint:
+        """Returns the best of the settings that were judged on few noises, with its time."""
         finalists = [each for each, _ in _shorten(few)]
         judged = self._note(self.judge.judge(finalists, "validation", until=VALIDATED))
-        chosen, verdict = choose_row([row for _, row in judged])
-        order = sorted(judged, key=lambda each: (each[1] is not chosen, each[0].kind not in SIMPLE))
+        choice = choose_row([row for _, row in judged])
+        pairs = list(self._pair_parts([row for _, row in judged], choice))
+        first = [choice.row, choice.beaten, *(row for pair in pairs for row in pair[1:])]
+        names = [row.point.name for row in first if row is not None]
+        order = sorted(judged, key=lambda each: _place(names, each[0]))
         tested = self._note(self.judge.judge([each for each, _ in order], "test", until=TESTED))
-        ranked = sorted((row for _, row in tested), key=rank)
-        own = next(each for each in ranked if each.point.name == chosen.point.name)
-        rivals = [each for each in ranked if each is not own]
-        verdict = f"{verdict}{self._confirm(own, rivals)}"
+        looks = {row.point.name: row for _, row in tested}
+        own = looks.get(choice.row.point.name, choice.row)
+        rivals = sorted(
+            (row for row in looks.values() if row.point.name != own.point.name), key=rank
+        )
+        beaten = None if choice.beaten is None else looks.get(choice.beaten.point.name)
+        reason = f"{choice.reason}{self._confirm(own, beaten, rivals)}"
+        self.compared = [_compare(part, a, b, looks, own) for part, a, b in pairs]
         timed = self._time(own.point, [each.point for each in rivals])
-        return ChosenPoint(timed, tuple(each.point for each in rivals), verdict)
+        return ChosenPoint(timed, tuple(each.point for each in rivals), reason)
 
-    def _confirm(self, own: PointRow, rivals: Sequence[PointRow]) -> str:
+    def _pair_parts(
+        self, rows: Sequence[PointRow], choice: RowChoice
+    ) -> Iterator[tuple[Part, PointRow, PointRow]]:
+        """Yields the best setting that has a part and the best that has not, for each part."""
+        ranked = sorted((each for each in rows if each.point.settings is not None), key=rank)
+        for part, kinds in PARTS.items():
+            having = [each for each in ranked if each.point.kind in kinds]
+            others = [each for each in ranked if each.point.kind not in kinds]
+            if having and others:
+                best = choice.row if choice.row in having else having[0]
+                yield part, best, choose_row(others).row
+
+    def _confirm(self, own: PointRow, beaten: PointRow | None, rivals: Sequence[PointRow]) -> str:
         """Returns what test noises say of the choice, in words; notes a rival that is better."""
         for rival in rivals:
             if rival.point.kind == "rival" and is_better(rival, own):
@@ -88,17 +139,18 @@ class PlanGroup:
                     f"{rival.point.name}, which no plan can run, is better than {own.point.name}:"
                     f" {describe_ratios(rival, own)}"
                 )
-        simple = next((each for each in rivals if each.point.kind in SIMPLE), None)
-        if own.point.kind in SIMPLE or simple is None:
-            return ""
-        return f"; test noises: {describe_ratios(own, simple)}"
+        return "" if beaten is None else f"; test noises: {describe_ratios(own, beaten)}"
 
-    def _refit(self, judged: Sequence[JudgedChoice]) -> list[PointChoice]:
-        """Returns the best cached settings with tables that are fitted to their masks."""
-        cached = [each for each in judged if each[0].kind == "cache"]
-        best = sorted(cached, key=lambda each: rank(each[1]))[:REFITTED]
-        search = self.searched[0].search
-        return [made for choice, _ in best for made in refit_masked(search, choice)]
+    def _join(self, judged: Sequence[JudgedChoice]) -> list[PointChoice]:
+        """Returns tables and masks together, as far as there is time to fit them."""
+        ranked = [each for each, _ in sorted(judged, key=lambda each: rank(each[1]))]
+        cached = [each for each in ranked if each.kind == "cache"][:REFITTED]
+        joint = JointPoints(self.searched[0].search)
+        parts = [joint.fit_masks(cached)] if self.sizes.masked else []
+        for kind in EXTENDED if self.sizes.masked else ():
+            best = next((each for each in ranked if each.kind == kind), None)
+            parts += [] if best is None else [joint.extend(best, self.sizes.masked)]
+        return list(takewhile(lambda _: self.judge.left(TRIED) > 0.0, chain(*reversed(parts))))
 
     def _note(self, judged: Sequence[JudgedChoice]) -> list[JudgedChoice]:
         """Returns those that fit into the budget, noted."""
@@ -111,21 +163,6 @@ class PlanGroup:
             return True
         amount = point.cost.amount(self.asked.unit)
         return amount is not None and amount <= OVER * self.asked.amount
-
-    def _say_of_caches(self, judged: Sequence[JudgedChoice]) -> None:
-        """Notes whether caches pay, where some were tried."""
-        ranked = sorted((row for _, row in judged), key=rank)
-        cached = next((each for each in ranked if each.point.kind == "cache"), None)
-        plain = next((each for each in ranked if each.point.kind != "cache"), None)
-        if cached is None or plain is None:
-            return
-        (ratio, low, high), *_ = compare_columns(cached, plain)
-        paying = "pays" if is_better(cached, plain) else "does not pay"
-        self.verdicts.append(
-            f"at {cached.point.cost.effective:.3g} effective evaluations a cache {paying}: the best"
-            f" ({cached.point.name}) has {ratio:.2f} [{low:.2f}, {high:.2f}] of the distance of the"
-            f" best without ({plain.point.name}), on {cached.point.count} noises"
-        )
 
     def _time(self, own: JudgedPoint, rivals: Sequence[JudgedPoint]) -> JudgedPoint:
         """Returns the plan with its milliseconds, measured in turns with a simple run."""
@@ -151,9 +188,40 @@ class PlanGroup:
         return timed
 
 
-def _shorten(
-    judged: Sequence[JudgedChoice],
-) -> list[JudgedChoice]:
+def _is_quicker(point: JudgedPoint, ms: float) -> bool:
+    return point.cost.predicted is not None and point.cost.predicted < ms
+
+
+def _place(names: Sequence[str], choice: PointChoice) -> int:
+    """Returns how early a setting is judged on test noises."""
+    if choice.name in names:
+        return names.index(choice.name)
+    return len(names) + (choice.kind not in SIMPLE)
+
+
+def _compare(
+    part: Part, mine: PointRow, theirs: PointRow, looks: Mapping[str, PointRow], own: PointRow
+) -> PartsComparison:
+    """Returns two settings compared on test noises, or where one is not known there as they are."""
+    pair = [looks.get(each.point.name) for each in (mine, theirs)]
+    if pair[0] is not None and pair[1] is not None:
+        mine, theirs = pair[0], pair[1]
+    distance, *features = compare_columns(mine, theirs)
+    return PartsComparison(
+        part=part,
+        mine=mine.point.name,
+        theirs=theirs.point.name,
+        effective=mine.point.cost.effective,
+        distance=distance,
+        features=next(iter(features), None),
+        noises=mine.point.noises,
+        count=mine.point.count,
+        pays=is_better(mine, theirs),
+        chosen=mine.point.name == own.point.name,
+    )
+
+
+def _shorten(judged: Sequence[JudgedChoice]) -> list[JudgedChoice]:
     """Returns the best, the best simple one, then the next, and the best of each kind."""
     ranked = sorted(judged, key=lambda each: rank(each[1]))
     simple = [each for each in ranked if each[0].kind in SIMPLE]

@@ -30,7 +30,7 @@ def list_lines(report: TuneReport, out: Path) -> Iterator[str]:
         yield from _fold(f"chosen: {plan.verdict}")
         yield from _list_table(plan.point, plan.rivals)
     yield ""
-    for text in report.verdicts:
+    for text in (*map(str, report.compared), *report.verdicts):
         yield from _fold(text)
     judged = report.judged
     count = report.plans[0].plan.point.count if report.plans else 0

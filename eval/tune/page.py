@@ -18,8 +18,9 @@ KINDS = {
     "searched": "tables searched here",
     "named": "named solvers",
     "preset": "published and shipped tables",
-    "cache": "runs with a cache",
+    "cache": "named solvers with a cache",
     "guidance": "runs guided in some steps",
+    "joint": "tables fitted together with a cache",
     "rival": "schedulers of diffusers",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...models.ledger import CacheCall, Ledger
@@ -20,6 +20,10 @@ from .report import TuneReport
 SEEDS = 8
 MAGNIFIED = 4  # times, of the difference; grey is none
 LARGEST = 128  # pixels a side of an image on the page
+POINTS = 512  # samples of two numbers that are drawn
+SCATTER, DOT = 480, 3  # pixels a side of their picture, and of half a point
+GREY, BLUE = (150, 150, 150), (0, 114, 178)
+POINTS_SHOWN = "this plan in blue, the converged run of the same noises in grey"
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,22 @@ class StripStep:
 
 @dataclass(frozen=True)
 class PlanDrawing:
-    """The pictures of a plan as data URIs, by what they show, and its steps."""
+    """The pictures of a plan as data URIs, by what they show, and its steps.
+
+    missing: why there are no pictures, in words; empty if there are.
+    """
 
     pictures: dict[str, str]
     steps: Sequence[StripStep]
     end: float
+    missing: str = ""
 
 
 def draw_plans(report: TuneReport, problem: Problem) -> Iterator[PlanDrawing]:
-    """Yields what is shown of each plan of a report, on the first test noises."""
-    block = problem.block("test")
-    block = block.first(min(SEEDS, len(block)))
-    network, sampler = problem.network, Sampler(problem.network)
-    shown = draws_pictures(network)
+    """Yields what is shown of each plan of a report, on test noises: on the first, of images."""
+    network, sampler, block = problem.network, Sampler(problem.network), problem.block("test")
+    shown, points = draws_pictures(network), network.decode is None and network.shape == (2,)
+    block = block.first(min(POINTS if points else SEEDS, len(block)))
     with torch.inference_mode():
         ends = block.ends.to(network.device)
         exact = (ends if network.decode is None else network.decode(ends)).float().cpu()
@@ -72,7 +79,11 @@ def draw_plans(report: TuneReport, problem: Problem) -> Iterator[PlanDrawing]:
         result = sampler(block.seeds, class_labels=block.labels, **call)
         grid = sampler.plan(**settings.choices()).grid
         pictures = dict(_show(result.samples, exact)) if shown else {}
-        yield PlanDrawing(pictures, list_steps(grid, result.ledger), grid.nodes[-1].t)
+        if points:
+            pictures = {POINTS_SHOWN: scatter_points(result.samples, exact)}
+        shape = "x".join(map(str, exact.shape[1:]))
+        missing = "" if pictures else f"samples of {shape} numbers are no images and not drawn"
+        yield PlanDrawing(pictures, list_steps(grid, result.ledger), grid.nodes[-1].t, missing)
 
 
 def list_steps(grid: TimeGrid, ledger: Ledger) -> list[StripStep]:
@@ -115,11 +126,32 @@ def _show(samples: Tensor, exact: Tensor) -> Iterator[tuple[str, str]]:
     yield f"difference, {MAGNIFIED} times", _encode(MAGNIFIED * (samples - exact))
 
 
+def scatter_points(samples: Tensor, exact: Tensor) -> str:
+    """Returns points (n, 2), each joined with that of the converged run, as the URI of a PNG."""
+    both = torch.stack([exact, samples.float().cpu()])
+    low = both.amin((0, 1))
+    span = float((both.amax((0, 1)) - low).max().clamp_min(1e-9))
+    places = 2 * DOT + (both - low) * ((SCATTER - 4 * DOT) / span)
+    places[..., 1] = SCATTER - places[..., 1]
+    picture = Image.new("RGB", (SCATTER, SCATTER), "white")
+    draw = ImageDraw.Draw(picture)
+    for start, end in places.transpose(0, 1).tolist():
+        draw.line((*start, *end), fill=GREY)
+    for points, colour in zip(places.tolist(), (GREY, BLUE), strict=True):
+        for x, y in points:
+            draw.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=colour)
+    return _write(picture)
+
+
 def _encode(images: Tensor) -> str:
     """Returns images in a row as the data URI of a PNG."""
     pictures = to_pil(images.clamp(-1.0, 1.0))
     for picture in pictures:
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return _write(make_contact_sheet(pictures, len(pictures)))
+
+
+def _write(picture: Image.Image) -> str:
     body = io.BytesIO()
-    make_contact_sheet(pictures, len(pictures)).save(body, format="PNG")
+    picture.save(body, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(body.getvalue()).decode()}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from ...models.errors import FewstepError
@@ -12,26 +11,18 @@ from ...samplers.plan import make_plan, settle_choices
 from ...samplers.run_settings import RunSettings
 from ...solvers import Schedule
 from ...solvers.artefact import SCALE
-from ...solvers.cached_calls import CachedCalls
 from ...solvers.linear import Encoder
 from ...solvers.presets import preset, preset_names
 from ..search.identity import read_rivals
 from ..search.log import Log, Trial
-from ..search.mask_run import find_weights, measure_gram
-from ..search.masks import find_best_mask, sum_gaps, tabulate_errors
-from ..search.refit import RIDGES, find_targets, refit
 from ..search.search import Search, SearchResult
-from ..search.size import SearchSize
 from ..search.strategies import HAND_MADE
-from ..search.uncached import list_even
+from .cached_points import list_masked
 from .judge import PointChoice
 from .sizes import PlanSizes
 
 NAMED = 4  # best of the search's named settings that are judged
 RIVALS = 2  # best of diffusers' schedulers
-PREDICTORS = ("taylor:order=1", "hermite:order=2")
-GRAM_NOISES = 8
-REFIT_NOISES = 64  # training noises that tables of masks are fitted on
 STEPS_OF_ROWS = (0.6, 0.75)  # of the rows: steps of runs that hold the difference at some of them
 PLAIN = ("ddim", "dpmpp-2m")
 
@@ -52,8 +43,8 @@ def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[Poin
     problem = searched[0].search.problem
     schedule, scale = problem.network.schedule, problem.cfg_scale
     points = [made for each in searched for made in _list_searched(each, scale)]
-    points += _list_plain(schedule, sizes.nfe, scale)
-    points += list_presets(problem.network, sizes.nfe, scale)
+    points += list_plain(schedule, sizes.nfe, scale)
+    points += list_presets(problem.network, sizes, scale)
     if sizes.rows is not None:
         points += _list_guided(schedule, sizes.rows, scale)
     for size in sizes.masked:
@@ -61,7 +52,7 @@ def list_points(sizes: PlanSizes, searched: Sequence[SearchedSize]) -> list[Poin
     return list({repr(each.identity): each for each in points}.values())
 
 
-def _list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[PointChoice]:
+def list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[PointChoice]:
     """Yields the default, and the first solvers that come to mind, on default grids."""
     choices: list[dict[str, Any]] = [{"solver": name, "nfe": nfe} for name in PLAIN]
     for typed in [{"nfe": nfe}, *choices] if nfe else []:
@@ -70,7 +61,7 @@ def _list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[Poi
         yield PointChoice(name, "named", RunSettings(**settled, cfg_scale=scale))
 
 
-def list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoice]:
+def list_presets(network: Network, sizes: PlanSizes, scale: float) -> Iterator[PointChoice]:
     """Yields the shipped schedules of this process and scale that are for any network or this."""
     for name in preset_names():
         shipped = preset(name)
@@ -81,8 +72,11 @@ def list_presets(network: Network, nfe: int, scale: float) -> Iterator[PointChoi
             continue
         if (facts["model"], facts[SCALE]) != (network.name, scale):
             continue
-        if shipped.nfe <= nfe and not shipped.guided:
-            yield PointChoice(name, "preset", RunSettings(schedule=shipped, cfg_scale=scale))
+        own = shipped.guided
+        amount, most = (shipped.rows, sizes.rows or 0) if own else (shipped.nfe, sizes.nfe)
+        if amount <= most:
+            settings = RunSettings(schedule=shipped, cfg_scale=1.0 if own else scale)
+            yield PointChoice(name, "preset", settings)
 
 
 def _list_searched(each: SearchedSize, scale: float) -> Iterator[PointChoice]:
@@ -148,60 +142,3 @@ def _list_guided(schedule: NoiseSchedule, rows: int, scale: float) -> Iterator[P
             name = f"{settled['solver']} on {settled['grid']}, both branches at {both} {word} of"
             settings = RunSettings(**settled, guidance_spec=spec)
             yield PointChoice(f"{name} {steps} steps", "guidance", settings)
-
-
-def list_masked(search: Search, size: SearchSize) -> Iterator[PointChoice]:
-    """Yields cached runs of the default: masks spread evenly, and the best by inner products."""
-    problem = search.problem
-    plan = make_plan(problem.network.schedule, nfe=size.nfe)
-    if not isinstance(plan.settings, Encoder):
-        return
-    plain = plan.settings.encode(plan.grid)
-    masks = [
-        (mask, predictor)
-        for _, mask in list_even(size.nfe, size.amount)
-        for predictor in PREDICTORS
-    ]
-    masks += _find_masks(search, plain, size)
-    for mask, predictor in dict.fromkeys(masks):
-        cached = plain.with_cache(CachedCalls(compute=mask, predictor=predictor))
-        settings = RunSettings(schedule=cached, cfg_scale=problem.cfg_scale)
-        full = ",".join(map(str, mask))
-        name = f"{plan.settings.info.name}, computed at {full} of {size.nfe}, {predictor}"
-        yield PointChoice(name, "cache", settings)
-
-
-def refit_masked(search: Search, choice: PointChoice) -> Iterator[PointChoice]:
-    """Yields a cached run with its table fitted to the mask, as strongly as each ridge lets it.
-
-    The tables are kept in the folder.
-    """
-    settings = choice.settings
-    if settings is None or settings.schedule is None or settings.schedule.guided:
-        return
-    problem, schedule = search.problem, settings.schedule
-    block = problem.block("train").first(min(REFIT_NOISES, len(problem.train)))
-    targets = None
-    for ridge in RIDGES:
-        path = search.folder / f"refitted-{schedule.schedule_id[:16]}-{len(block)}-{ridge:g}.json"
-        if not path.exists():
-            if targets is None:
-                targets = find_targets(problem, schedule.grid(), block)
-            made = refit(problem, schedule, block, targets, ridge)
-            made.write(path)
-        refitted = settings.model_copy(update={"schedule": Schedule.load(path)})
-        yield PointChoice(f"{choice.name}, refitted with {ridge:g}", "cache", refitted)
-
-
-def _find_masks(
-    search: Search, plain: Schedule, size: SearchSize
-) -> list[tuple[tuple[int, ...], str]]:
-    """Returns the masks of least predicted error, with their predictors."""
-    block = search.problem.block("train").first(min(GRAM_NOISES, len(search.problem.train)))
-    gram, found = measure_gram(search.problem, plain, block).numpy(), []
-    for predictor, power in product(PREDICTORS, (1.0, 0.5)):
-        weigh = find_weights(predictor, size.nfe)
-        if weigh is not None:
-            costs = sum_gaps(tabulate_errors(gram, weigh) ** power)
-            found.append((find_best_mask(costs, size.amount), predictor))
-    return found

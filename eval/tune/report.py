@@ -9,8 +9,17 @@ from ... import __version__
 from ...models.errors import SettingError, shorten
 from ...models.files import write_bytes
 from ...models.reading import StrictModel, parse_as, read_text
+from ...samplers.columns import Figure
 from ...samplers.network_mark import NetworkMark
-from ...samplers.plan_file import Asked, JudgedOn, JudgedPoint, MeasuredAt, PlanFile, Spread
+from ...samplers.plan_file import (
+    Asked,
+    Block,
+    JudgedOn,
+    JudgedPoint,
+    MeasuredAt,
+    PlanFile,
+    Spread,
+)
 
 
 class CostParts(StrictModel):
@@ -34,6 +43,48 @@ class CostParts(StrictModel):
     flops: float | None = None
 
 
+Part = Literal["cache", "joint"]
+
+
+class PartsComparison(StrictModel):
+    """The worth of a part of a plan: the best setting that has it beside the best that has not.
+
+    part:     "cache", or "joint" for a table that was fitted together with a cache, beside the
+              best of search, guidance and cache alone.
+    mine, theirs: what both settings are called; effective: evaluations of the first.
+    distance, features: the ratio of each column with its interval of 95 %.
+    noises, count: the block that both were judged on, and how many of them.
+    pays:     a column is better beyond the interval, and none is worse beyond it.
+    chosen:   the first one is the plan.
+    """
+
+    part: Part
+    mine: str
+    theirs: str
+    effective: Figure
+    distance: tuple[Figure, Figure, Figure]
+    features: tuple[Figure, Figure, Figure] | None = None
+    noises: Block
+    count: int
+    pays: bool
+    chosen: bool
+
+    def __str__(self) -> str:
+        subject = {"cache": "a cache", "joint": "fitting a table together with a cache"}[self.part]
+        paying = "pays" if self.pays else "does not pay"
+        columns = ((self.distance, "distance"), (self.features, "feature distance"))
+        ratios = " and ".join(
+            f"{each[0]:.2f} [{each[1]:.2f}, {each[2]:.2f}] of the {name}"
+            for each, name in columns
+            if each is not None
+        )
+        return (
+            f"at {self.effective:.3g} effective evaluations {subject} {paying}: the best,"
+            f" {self.mine}, has {ratios} of {self.theirs}, the best without, on"
+            f" {self.count} {self.noises} noises"
+        )
+
+
 class WrittenPlan(StrictModel):
     """A plan that was chosen, and the file that holds it: its name, beside that of the report."""
 
@@ -50,7 +101,8 @@ class TuneReport(NetworkMark):
     points:   everything that was judged, in no order; those that were looked at once more on test
               noises stand here with these figures alone.
     plans:    chosen, cheapest first.
-    verdicts: what was found, in words: whether caches pay, which grids were not tried, and so on.
+    compared: whether caches pay, and choosing the parts together, for each group of settings.
+    verdicts: what else was found, in words: what was left out, times, better rivals.
     where, judged, seconds, searched: as in a plan.
     """
 
@@ -62,6 +114,7 @@ class TuneReport(NetworkMark):
     parts: CostParts
     points: tuple[JudgedPoint, ...]
     plans: tuple[WrittenPlan, ...]
+    compared: tuple[PartsComparison, ...] = ()
     verdicts: tuple[str, ...] = ()
     where: MeasuredAt
     judged: JudgedOn

@@ -119,10 +119,11 @@ class PlanSizes:
 
 def _list_masked(nfe: int, left: float, costs: UnitCosts) -> list[SearchSize]:
     """Returns sizes of cached runs that cost as much as a run of so many evaluations."""
-    if costs.forecast is None or costs.forecast >= costs.whole:
+    if costs.forecast is None or not 0.0 < costs.forecast < costs.whole:
         return []
+    rest = int((left - nfe * costs.whole) / costs.forecast)  # forecasts that fill the budget
     sizes = []
-    for steps in sorted({round(k * nfe) for k in STRETCHED} - {nfe}):
+    for steps in sorted({round(k * nfe) for k in STRETCHED} | {nfe + min(rest, nfe)}):
         full = int((OVER * left - steps * costs.forecast) / (costs.whole - costs.forecast))
         if LEAST_FULL <= full < steps <= MOST:
             sizes.append(SearchSize(full, "full", steps))

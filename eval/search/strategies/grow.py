@@ -18,7 +18,7 @@ from ....models.schedule import Node, TimeGrid
 from ....solvers import Schedule
 from ....solvers.artefact import Artefact
 from ....solvers.mean_image import MeanImage
-from ....solvers.table import Evaluation
+from ....solvers.table import BOTH, Evaluation
 from ..canonical import make_canonical, rows_of, schedule_of, times_of
 from ..coordinate import Coordinate
 from ..log import Trial
@@ -44,7 +44,7 @@ def propose(task: Task) -> Iterator[Proposal]:
 def _larger(task: Task, parent: Trial) -> Iterator[Proposal]:
     schedule: Artefact = parent.schedule
     while schedule.nfe < task.nfe - 1:
-        schedule = insert_evaluation(schedule, _widest(schedule))
+        schedule = insert_evaluation(schedule, find_widest(schedule))
     for place in _places(schedule):
         made = insert_evaluation(schedule, place)
         label = f"NFE {parent.schedule.nfe} grown after {place}"
@@ -61,17 +61,20 @@ def _smaller(task: Task) -> Trial | None:
 
 
 def insert_evaluation(schedule: Artefact, place: int) -> Schedule:
-    """Returns the schedule with one more evaluation, after that of step `place`."""
+    """Returns the schedule with one more evaluation, after that of step `place`.
+
+    Where the table combines the branches itself, it asks for the conditional one alone.
+    """
     table, coordinate = make_canonical(schedule), Coordinate(schedule.process.schedule())
     here, there = _gaps(schedule)[place]
     middle = (coordinate.clamp(here) + coordinate.clamp(there)) / 2.0
     node = coordinate.schedule.at(coordinate.time(middle))
     rows = [[1.0], *rows_of(table)]
     between = _between(rows[place], rows[place + 1], here, there, node)
-    width = place + 2  # the noise and the predictions before the new one
+    width = len(rows[place + 1])  # the noise and the predictions before the new one
     later = [[*row[:width], 0.0, *row[width:]] for row in rows[place + 1 :]]
     asked = list(table.evaluations)
-    asked.insert(place + 1, Evaluation(node))
+    asked.insert(place + 1, Evaluation(node, BOTH[1:] if table.guided else ()))
     grid = _with_time(schedule, place + 1)
     return schedule_of([*rows[1 : place + 1], between, *later], grid, asked, table.given)
 
@@ -117,8 +120,8 @@ def _places(schedule: Artefact) -> list[int]:
     return [place for place, (here, there) in enumerate(_gaps(schedule)) if here.t > there.t]
 
 
-def _widest(schedule: Artefact) -> int:
-    """Returns the place of the widest gap."""
+def find_widest(schedule: Artefact) -> int:
+    """Returns the step after whose evaluation the widest gap is."""
     coordinate = Coordinate(schedule.process.schedule())
     widths = [coordinate.clamp(b) - coordinate.clamp(a) for a, b in _gaps(schedule)]
     return max(range(len(widths)), key=widths.__getitem__)
