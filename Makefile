@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test fuzz slow examples wheel house bench docs recipes-page fd-small networks zoo schedules results \
+.PHONY: dev lint types test fuzz slow examples wheel house bench docs site recipes-page fd-small networks zoo schedules results \
 	results-page results-in-background results-fashion results-emoji results-fid cifar caching caching-page \
 	guidance guidance-rules editing kills gpu-check comfyui check
 
@@ -44,6 +44,14 @@ bench:
 
 docs:
 	$(PYTHON) -m fewstep.eval.docs docs/solvers
+
+# The site of the docs in site/, with every link checked, and the spelling of all text.
+site:
+	@$(PYTHON) -c "import mkdocs, codespell_lib" || \
+		{ echo "the site needs the extra docs: pip install -c constraints.txt -e '.[docs]'"; exit 2; }
+	mkdir -p .typing && ln -sfn .. .typing/fewstep
+	$(PYTHON) -m codespell_lib
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
 
 # docs/recipes.md: recipes of distilled networks beside diffusers' schedulers, in seconds.
 recipes-page:

@@ -4,6 +4,7 @@ One page per module of solvers/ that registers any, and an index. A test says wh
 """
 
 import inspect
+import re
 import sys
 from collections import defaultdict
 from dataclasses import fields
@@ -13,8 +14,40 @@ from typing import Any
 from ..models.files import make_folder, write_bytes
 from ..solvers import SolverInfo, SolverSettings, names, solver
 from ..solvers.base import SOLVERS
+from .formulas import to_markdown
 
-NOTE = "Written from the docstrings by `make docs`; do not edit.\n"
+NOTE = "<!-- Written from the docstrings by `make docs`; do not edit. -->\n"
+CONVENTIONS = (
+    "A step goes from node $t$ to node $s$. A state is $x_t = \\alpha_t x_0 + \\sigma_t \\epsilon$;"
+    " $\\lambda = \\log(\\alpha / \\sigma)$, $\\kappa = \\sigma / \\alpha$,"
+    " $\\tau = \\sigma / (\\alpha + \\sigma)$; $x_0$ in a formula is what the network predicts."
+)
+TITLES = {
+    "adams": "Adams-Bashforth methods",
+    "adaptive": "Adaptive Runge-Kutta methods",
+    "ancestral": "Ancestral samplers",
+    "cab": "CAB",
+    "cfg_pp": "CFG++ samplers",
+    "distilled": "Updates of distilled networks",
+    "dpm_adaptive": "Adaptive DPM-Solver",
+    "dpm_solver_v3": "DPM-Solver-v3",
+    "er_sde": "ER-SDE-Solver",
+    "evodiff": "EVODiff",
+    "exponential_rk": "Exponential Runge-Kutta methods",
+    "flow_sde": "Flow-SDE and Flow-CPS",
+    "heun_variants": "Variants of Heun's method",
+    "multistep": "DDIM, DPM-Solver++, DEIS and UniPC",
+    "runge_kutta": "Runge-Kutta methods",
+    "sa_solver": "SA-Solver",
+    "seeds": "SEEDS",
+    "si_euler": "Stochastic interpolants",
+    "singlestep": "DPM-Solver singlestep",
+    "slope_reuse": "FireFlow and Uni-Inv",
+    "stochastic": "SDE-DPM-Solver++ and DDPM",
+    "stork": "STORK",
+    "switch": "Two solvers in one run",
+}
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 
 
 def pages() -> dict[str, str]:
@@ -42,12 +75,13 @@ def _index(families: dict[str, list[SolverSettings]]) -> str:
     rows = []
     for family, members in sorted(families.items()):
         for each in members:
-            info, page = each.info, f"[{family}]({family}.md)"
+            info, page = each.info, f"[{TITLES.get(family, family)}]({family}.md)"
             same = f" = `{info.same_as}`" if info.same_as else ""
             cells = (f"`{info.name}`{same}", info.order, _calls(info), info.kind, page)
             rows.append(f"| {' | '.join(map(str, cells))} |")
     head = "| solver | order | calls per step | kind | page |\n|---|---|---|---|---|\n"
-    return "# Solvers\n\n" + NOTE + "\n" + head + "\n".join(rows) + "\n" + _list_aliases()
+    table = head + "\n".join(rows) + "\n"
+    return f"# Solvers\n\n{NOTE}\n{CONVENTIONS}\n\n{table}{_list_aliases()}"
 
 
 def _list_aliases() -> str:
@@ -63,16 +97,21 @@ def _list_aliases() -> str:
 def _page(family: str, members: list[SolverSettings]) -> str:
     module = inspect.getmodule(type(members[0]))
     text = inspect.cleandoc(module.__doc__ or "") if module else ""
-    parts, said = [f"# {family}\n\n{NOTE}```text\n{text}\n```"], ""
+    title = TITLES.get(family, family)
+    parts, said = [f"# {title}\n\n{NOTE}\n{_link(to_markdown(text))}"], ""
     for settings in members:
         settings_text = _class_text(type(settings))
-        parts += [
-            _facts(settings),
-            *([f"```text\n{settings_text}\n```"] if settings_text != said else []),
-        ]
+        parts.append(_facts(settings))
+        if settings_text != said:
+            parts.append(_link(to_markdown(settings_text)))
         parts.append(_options(settings))
         said = settings_text
     return "\n\n".join(parts) + "\n"
+
+
+def _link(text: str) -> str:
+    """Returns the text with links to the papers that it cites."""
+    return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def _facts(settings: SolverSettings) -> str:
@@ -80,7 +119,7 @@ def _facts(settings: SolverSettings) -> str:
     runs_on = f" Runs on {', '.join(info.families)} schedules." if info.families else ""
     same = f" `{info.same_as}` by another name." if info.same_as else ""
     facts = f"Order {info.order}, {_calls(info)} per step, {info.kind}.{same}{runs_on}"
-    return f"## `{info.name}`\n\n{facts} Source: {info.source}."
+    return f"## `{info.name}`\n\n{facts} Source: {_link(info.source)}."
 
 
 def _class_text(cls: type[Any]) -> str:

@@ -36,7 +36,8 @@ def join_experts(high: Network, low: Network, *, sigma: float) -> Network:
     them apart; whatever else takes a network takes it as one.
 
     Args:
-        high, low: networks of one process, prediction and shape.
+        high: the network of large noise.
+        low: the network of small noise, of the same process, prediction and shape.
         sigma: the boundary, of the process after its shift: 0.875 for Wan 2.2 from text, 0.9 from
             an image.
 

@@ -137,7 +137,10 @@ def invert(
     Args:
         image: a PIL picture or a list of them, or (B, *), finite: pictures in [-1, 1], or latents.
         solver: one of `list_invertible`, with settings.
-        nfe, steps, grid, t_min: as `plan_inversion` takes them.
+        nfe: evaluations per image; 30 if steps is not given either.
+        steps: number of steps, instead of a budget.
+        grid: a name or falling times.
+        t_min: the time of the clean end; `plan_inversion` says more.
         class_labels: of the images; None is the null class where there is one.
         prompt: one for all images or one each, where the network has a pipeline around it; None is
             the empty prompt. A network distilled for guidance is told 1.

@@ -144,7 +144,8 @@ class LMS(Slopes):
 
     y_s = y_t + sum_{j < p} d_j int_{tau_t}^{tau_s} l_j(tau) dtau, with l_j the Lagrange polynomials
     on the last p nodes. y and tau are those of `heun`: y = x / alpha and d = eps, but on paths
-    from alpha = 0 y = x / (alpha + sigma) and d = eps - x0. The step to sigma = 0 keeps its order.
+    from alpha = 0 they are y = x / (alpha + sigma) and d = eps - x0. The step to sigma = 0 keeps
+    its order.
 
     order: p; the first steps have order 1, 2, ...
     """

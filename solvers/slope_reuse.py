@@ -48,7 +48,7 @@ class FireFlow:
 class UniInv:
     """A run of N steps costs N + 1 calls; it remembers one slope.
 
-    At sigma = 0 x0 determines no slope, so the step there is x_s = alpha_s x0, from a new x0.
+    At sigma = 0, x0 determines no slope, so the step there is x_s = alpha_s x0, from a new x0.
     """
 
     info: ClassVar[SolverInfo] = SolverInfo(

@@ -12,7 +12,8 @@ import tiny_pipes
 from fewstep import SolverScheduler
 from fewstep.models import pipeline_network
 
-TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "pipelines.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 EXAMPLES = [block for block in BLOCKS if "from_pretrained" in block]
 TINY_OF = {pipe.cls: name for name, pipe in tiny_pipes.PIPES.items() if name != "sd-v"}
@@ -95,11 +96,14 @@ def test_every_example_runs(cls, monkeypatch):
     assert len(list(filter(None, code.splitlines()))) <= 11
 
 
-def test_the_first_example_runs(monkeypatch):
+@pytest.mark.parametrize("page", ["docs/pipelines.md", "docs/quickstart.md"])
+def test_the_first_example_runs(page, monkeypatch):
     stand = Stand("sd")
     cls = diffusers.StableDiffusionPipeline
     monkeypatch.setattr(cls, "from_pretrained", lambda hub: stand)
-    exec(compile(EXAMPLES[0], "first", "exec"), {})
+    text = (ROOT / page).read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    exec(compile(code, page, "exec"), {})
     assert stand.scheduler.nfe == 8
 
 

@@ -43,11 +43,3 @@ def test_commands(tmp_path):
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_python_examples(code, tmp_path):
     run([sys.executable, "-c", code], tmp_path)
-
-
-def test_lists_of_solvers_and_grids_are_complete():
-    from fewstep.samplers.placement import list_grids
-    from fewstep.solvers import names
-
-    for name in [*names(), *list_grids()]:
-        assert f"`{name}`" in TEXT, f"the README does not name {name}"
