@@ -47,7 +47,7 @@ SETTING = re.compile(r"([a-z]\w*(?:, \w+)*): +(.*)")
 SECTION = re.compile(r"(Args|Raises|Returns|Yields):")
 ABBREVIATION = re.compile(r"[A-Za-z]\.[a-z\d]")
 STOPS = ",.;:"
-BRACKETS = ("()", "[]", "{}")
+BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
 def to_markdown(docstring: str) -> str:
