@@ -1,4 +1,4 @@
-"""What mkdocstrings shows: public names from where users import them, docstrings with formulas."""
+"""The public names as users import them, and formulas in their docstrings, for mkdocstrings."""
 
 from typing import Any
 

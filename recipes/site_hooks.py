@@ -1,4 +1,4 @@
-"""What mkdocs cannot do alone for the site: `mkdocs build`, which reads mkdocs.yml, calls these.
+"""Hooks of the site, which `mkdocs build` calls because mkdocs.yml names this file.
 
 Pages outside docs/ become pages of the site, files that pages link to are copied into it, and LaTeX
 becomes MathML, which browsers draw without scripts or fonts from elsewhere.
