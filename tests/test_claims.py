@@ -68,6 +68,7 @@ def test_ours_is_beside_the_nearest_of_both_sides_and_diffusers_of_the_best_figu
     ]
     assert "| 0.250 (" in line
     header, converged, *_ = details(table, "m")
+    assert converged[0] == "converged, unipc-3 beta"
     assert (header[-2:], converged[-2]) == (["distance", "features"], "0 (0..0)")
 
 

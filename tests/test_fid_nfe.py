@@ -379,7 +379,7 @@ def test_a_store_of_other_versions_weights_or_seeds_is_refused():
     (row,) = measure(bench(chosen))
     other = row.model_copy(update={"versions": {**row.versions, "torch": "1.0"}})
     with pytest.raises(SettingError, match=r"s.jsonl' was measured by torch '1.0'"):
-        bench(chosen, store=stored(other))
+        ResultStore(stored(other)).check()
     run = row.protocol.images.run.model_copy(update={"seeds": tuple(range(10, 30)), "nfe": 9})
     with pytest.raises(SettingError, match="seeds 0-19 and 10-29 do not stand together"):
         bench(chosen, store=stored(of(row, run=run)))

@@ -167,6 +167,11 @@ class ResultStore(RowStore[ResultRow]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, ResultRow)
 
+    def check(self) -> None:
+        """Raises SettingError if rows could not be added, or were made by another version."""
+        super().check()
+        check_here(self.rows.values(), self.path)
+
     @classmethod
     def existing(cls, path: Path) -> "ResultStore":
         """Returns the store of a file; raises SettingError if it is not there, or holds no row."""

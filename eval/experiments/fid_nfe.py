@@ -27,7 +27,7 @@ from ...samplers.run_record import Run, save_png
 from ...samplers.sampler import Result, Sampler
 from ..bench.cell import Advance, Experiment
 from ..bench.protocol import Drawn, Measure, Protocol, Real
-from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent, check_here
+from ..bench.rows import ResultRow, ResultStore, SamplingCost, TimeSpent
 from ..bench.team import Team
 from ..data import images_of
 from .fid_converged import ConvergedSamples, quantise
@@ -120,10 +120,8 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         return load(model, dtype=self.sweep.dtype, device=self.team.device)
 
     def _check_store(self) -> None:
-        """Raises SettingError for a store of another version, other weights or other seeds."""
-        rows = list(self.store.rows.values())
-        check_here(rows, self.store.path)
-        measure = self.evaluator.measure
+        """Raises SettingError for a store of other weights or other seeds."""
+        measure, rows = self.evaluator.measure, self.store.rows.values()
         alike = [row for row in rows if row.protocol.measure == measure]
         check_joint(alike, [cell.protocol for cell in self._cells])
 

@@ -1,7 +1,7 @@
 """Rows of the store as points: one figure per setting and budget, of all its blocks of seeds."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
 from ...models.errors import UnknownNameError
@@ -166,9 +166,9 @@ def _points(rows: Iterable[ResultRow]) -> list[QualityPoint]:
         images = group[0].protocol.images
         assert isinstance(images, Drawn)
         ordered = sorted(group, key=_first_seed)
-        points.append(
-            QualityPoint(network_label(images), setting_label(images), _nfe(group[0]), ordered)
-        )
+        point = QualityPoint(network_label(images), setting_label(images), _nfe(group[0]), ordered)
+        named = f"converged, {point.setting}" if point.converged else point.setting
+        points.append(replace(point, setting=named))
     return _tell_apart(points)
 
 
