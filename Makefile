@@ -91,11 +91,12 @@ schedules:
 	$(PYTHON) recipes/published_schedules.py
 	$(PYTHON) recipes/searched_schedules.py
 
-# Everything in docs/results.md: distances, features, Frechet distances with their floor and seconds of all
-# embedded networks (17,700 s of one core without guidance, 10,300 s with), FID of ten rows of 10,000 images
-# (17,000 s), each on three blocks of seeds: about six hours of two cores, by 460, 290, 285 and 260 rows a
-# second of one core (fashion-dit, -unet, -edm, emoji). Then times and their growth, an hour, beside which
-# nothing else should run. Stopped, it goes on where it was. cache-dit is measured if it is installed.
+# Everything in docs/results.md: distances, features, Frechet distances with their floor, and seconds, of every
+# embedded network, on three blocks of seeds, and FID of ten rows of 10,000 images. Seconds of one core, by 460,
+# 290, 285 and 260 network rows a second (fashion-dit, fashion-unet, fashion-edm, emoji): 15,000 without
+# guidance, 9,000 with, 3,000 for the images of FID, and 7,900 for Inception (0.066 a picture): about five hours
+# of two cores. Then times and how they grow, an hour, beside which nothing else should run. Stopped, it goes on
+# where it was. cache-dit is measured if it is installed.
 PROCESSES ?= $(shell nproc)
 SHARED = OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node $(PROCESSES)
 QUALITY = fashion emoji fid

@@ -42,7 +42,7 @@ from fewstep.eval.metrics import Features, Need, metric
 from fewstep.eval.statistics import FeatureOrigin, Moments, frechet
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.models.ledger import CacheCall, CacheLedger, Ledger
-from fewstep.models.load import load
+from fewstep.models.load import embedded_names, load
 from fewstep.models.prediction import Prediction
 from fewstep.models.schedule import RectifiedFlow, VPDiscrete
 from fewstep.samplers.grid import FEW, time_grid
@@ -359,6 +359,17 @@ def test_a_rival_and_a_guided_schedule_converge_to_their_guidance_scale():
     assert (run.cfg_scale, run.solver, run.nfe, run.grid) == (3.0, "unipc-3", 12, "beta")
     guided = Drawn(run=Run(model="m", seeds=(0,), schedule=preset("fashion-dit-rows16-cfg3")))
     assert guided.scale == 3.0
+
+
+def test_the_sweeps_of_the_page_of_results_are_valid():
+    folder = Path(__file__).parents[1] / "results"
+    sweeps = {path.stem: Sweep.load(path) for path in folder.glob("sweep-*.json")}
+    of_page = [sweeps[f"sweep-{name}"] for name in ("fashion", "emoji", "fid")]
+    assert [(each.n, each.blocks, each.groups) for each in of_page] == [
+        *((1000, 3, 10), (1000, 3, 10), (10_000, 1, 10)),
+    ]
+    named = {model for each in of_page[:2] for entry in each.entries for model in entry.models}
+    assert named == set(embedded_names())
 
 
 def test_tuned_schedules_are_those_of_the_package_at_the_budgets_and_the_scale():
