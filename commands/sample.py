@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DECIDED = {"solver", "nfe", "steps", "grid_type", "times", "final", "schedule", "recipe", "cache"}
 DECIDED |= {"cfg_scale", "cfg_interval", "guidance", "threshold"}  # by a plan
-BESIDE_REPLAY = {"from_png", "out", "save_images", "json_", "quiet", "force"}
+BESIDE_REPLAY = {"from_png", "out", "save_images", "zoom", "class_names", "json_", "quiet", "force"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +261,11 @@ def sample(
         inputs += map(Path, run.measured.files)
         outputs.check(inputs)
     outputs = outputs.settle(network)
+    style = outputs.choose_style(run, network)
     if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
     result = Sampler(network)(**run.arguments(), progress=not outputs.quiet)
-    outputs.show(run, result, _explain_choice(run, options, from_png))
+    outputs.show(run, result, style, _explain_choice(run, options, from_png))
 
 
 def _explain_choice(run: "Run", options: SampleOptions, from_png: Path | None) -> str | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..models.denoiser import Network
     from ..samplers.run_record import Run
     from ..samplers.sampler import Result
+    from ..samplers.sheet_style import SheetStyle
 
 PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
 
@@ -30,6 +31,16 @@ class SampleOutputs:
     )
     save_images: Path | None = option(
         None, "Folder that gets every image as a .png of its own.", OUTPUT
+    )
+    zoom: int | None = option(
+        None,
+        "Draw each pixel of the grid as a square of so many pixels. By default the grid is about"
+        " 1,000 pixels wide; 1 leaves pixels as they are, as --save-images always does.",
+        OUTPUT,
+        within=(1, 100),
+    )
+    class_names: bool = option(
+        False, "Write the class of each row beside the grid.", OUTPUT, "--class-names"
     )
     json_: Json = False
     quiet: Quiet = False
@@ -55,8 +66,11 @@ class SampleOutputs:
         pictures = draws_pictures(network)
         out = self.out or (PICTURE if pictures else TENSORS)
         tensors = out.suffix.lower() == TENSORS.suffix
-        if self.save_images is not None and (tensors or not pictures):
-            raise SettingError("--save-images writes pictures; drop it, or give --out a .png")
+        drawing = {"--save-images": self.save_images, "--zoom": self.zoom}
+        drawing["--class-names"] = self.class_names or None
+        asked = [name for name, value in drawing.items() if value is not None]
+        if asked and (tensors or not pictures):
+            raise SettingError(f"{asked[0]} is for pictures; drop it, or give --out a .png")
         if not (tensors or pictures):
             raise SettingError(
                 f"{network.name} draws samples of shape {network.shape}, which are no pictures;"
@@ -64,15 +78,25 @@ class SampleOutputs:
             )
         return replace(self, out=out)
 
-    def show(self, run: "Run", result: "Result", origin: str | None) -> None:
+    def choose_style(self, run: "Run", network: "Network") -> "SheetStyle":
+        """Returns how the grid is drawn; raises SettingError for names that its rows have not."""
+        from ..samplers.sheet_style import SheetStyle, name_rows
+
+        names: tuple[str, ...] = ()
+        if self.class_names:
+            names = name_rows(run.classes, run.columns, network.class_names)
+        return SheetStyle(run.columns, self.zoom, names)
+
+    def show(self, run: "Run", result: "Result", style: "SheetStyle", origin: str | None) -> None:
         """Writes the pictures and prints what they cost, and last what was run.
 
+        style:  of the grid.
         origin: where solver and grid come from, if it was not the options.
         """
         from ..samplers.run_record import save_pictures
 
         assert self.out is not None
-        save_pictures(run, result, self.out, self.save_images)
+        save_pictures(run, result, self.out, self.save_images, style)
         if self.json_:
             body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
             body["run"] = run.model_dump(mode="json", exclude_none=True)

@@ -60,7 +60,7 @@ def make_contact_sheet(
     images: Sequence[Picture], columns: int | None = None, padding: int = 2
 ) -> Picture:
     """Returns the pictures row by row on white, in a square if no columns are given."""
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = columns or count_columns(len(images))
     rows = -(-len(images) // columns)
     width, height = images[0].width + padding, images[0].height + padding
     size = (columns * width + padding, rows * height + padding)
@@ -68,6 +68,19 @@ def make_contact_sheet(
     for i, image in enumerate(images):
         sheet.paste(image, (padding + i % columns * width, padding + i // columns * height))
     return sheet
+
+
+def count_columns(images: int) -> int:
+    """Returns the columns of so many images in a square."""
+    return math.ceil(math.sqrt(images))
+
+
+def enlarge(picture: Picture, factor: int) -> Picture:
+    """Returns a picture whose pixels are squares of `factor` pixels; itself for 1."""
+    if factor == 1:
+        return picture
+    size = picture.width * factor, picture.height * factor
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def open_picture(path: Path) -> Picture:
@@ -223,9 +236,7 @@ def write_strip(pictures: Sequence[Picture], path: Path) -> None:
 def write_sheet(pictures: Sequence[Picture], columns: int, path: Path, side: int = 64) -> None:
     """Writes the pictures row by row as PNG, each enlarged to at most `side` pixels."""
     sheet = make_contact_sheet(pictures, columns)
-    factor = max(1, side // pictures[0].width)
-    size = sheet.width * factor, sheet.height * factor
-    write_png(sheet.resize(size, Image.Resampling.NEAREST), path)
+    write_png(enlarge(sheet, max(1, side // pictures[0].width)), path)
 
 
 def write_png(picture: Picture, path: Path) -> None:

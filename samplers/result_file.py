@@ -15,7 +15,6 @@ from ..solvers import Schedule
 from .brownian import FRESH
 from .expert_parts import format_low_noise
 from .guidance import CFG, Measured
-from .images import make_contact_sheet
 from .run_record import TENSORS, Run, save_png, save_samples
 
 if TYPE_CHECKING:
@@ -25,14 +24,14 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 UNWRITTEN = ("conditions", "negative", "callback")  # values of Python
 
 
-def save_result(result: "Result", path: Path) -> None:
+def save_result(result: "Result", path: Path, zoom: int | None) -> None:
     """Writes a grid of the images as .png, or the samples as .safetensors; see `Result.save`."""
     check_writable(path, ".png", TENSORS)
     run = _find_record(result, path)
     if path.suffix.lower() == TENSORS:
         save_samples(result.samples, path, run)
         return
-    sheet = make_contact_sheet(result.images)
+    sheet = result.grid(zoom=zoom)
     if run is None:
         write_whole(path, lambda file: sheet.save(file, format="PNG"))
     else:

@@ -22,11 +22,12 @@ from .brownian import FRESH
 from .guidance import Guidance, Measured
 from .guidance.base import list_second_networks
 from .guidance.forecast import write_forecast
-from .images import Picture, make_contact_sheet, open_picture
+from .images import Picture, open_picture
 from .measurement_record import MeasurementRecord
 from .plan import settle_choices
 from .run_settings import RunSettings
 from .schedule_choice import choose_default_schedule
+from .sheet_style import SheetStyle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,10 +228,16 @@ def check_pictures(run: Run, out: Path, folder: Path, inputs: Iterable[Path | No
             check_writable(path)
 
 
-def save_pictures(run: Run, result: "Result", out: Path, folder: Path | None = None) -> None:
+def save_pictures(
+    run: Run,
+    result: "Result",
+    out: Path,
+    folder: Path | None = None,
+    style: SheetStyle | None = None,
+) -> None:
     """Writes the grid of all images to out and, to a folder if given, each as a PNG of its own.
 
-    To a .safetensors file it writes the samples as they are.
+    To a .safetensors file it writes the samples as they are. The grid alone follows the style.
     """
     if out.suffix.lower() == TENSORS:
         save_samples(result.samples, out, run)
@@ -240,7 +247,8 @@ def save_pictures(run: Run, result: "Result", out: Path, folder: Path | None = N
         make_folder(folder)
         for i, path in enumerate(list_picture_paths(run, folder)):
             save_png(result.images[i], path, run.select_image(i), nfe)
-    save_png(make_contact_sheet(result.images, run.columns), out, run, nfe)
+    style = SheetStyle(run.columns) if style is None else style
+    save_png(style.draw(result.images), out, run, nfe)
 
 
 def read_run(path: Path) -> Run:

@@ -1,6 +1,6 @@
 """`Sampler`: a network, ready to be asked for images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from .plan import Plan, PlanChoices, clean_choices, make_plan
 from .plan_file import PlanFile, unfold_plan
 from .result_file import save_result
 from .schedule_choice import check_scale, choose_default_schedule
+from .sheet_style import SheetStyle
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,27 @@ class Result:
         warn_of_grey(self.samples)
         return to_pil(self.samples)
 
-    def save(self, path: str | Path) -> None:
+    def grid(
+        self, columns: int | None = None, *, zoom: int | None = None, names: Sequence[str] = ()
+    ) -> Picture:
+        """Returns the images as one picture on white, row by row.
+
+        columns: None makes a square.
+        zoom:    the pixels of an image become squares of so many; None makes the picture about
+                 1,000 pixels wide, and 1 leaves the pixels as they are.
+        names:   of the rows, for the left margin.
+
+        Raises:
+            SettingError: for columns or a zoom that are no positive numbers.
+        """
+        return SheetStyle(columns, zoom, names).draw(self.images)
+
+    def save(self, path: str | Path, *, zoom: int | None = None) -> None:
         """Writes the images, or the samples as they are, with a record of the run.
 
         path: .png for a grid of the images, which `sample --from-png` repeats as one that `sample`
               has written; .safetensors for the tensor `samples`, with the same record.
+        zoom: of the grid, as in `grid`.
 
         A run whose network was not loaded by name, or whose solver, grid, guidance or cache was
         neither text, nor a `Schedule`, nor `CFG`, cannot be recorded: its file is written without,
@@ -99,7 +116,7 @@ class Result:
         Raises:
             SettingError: if it cannot be written there, or the name ends in something else.
         """
-        save_result(self, Path(path))
+        save_result(self, Path(path), zoom)
 
 
 class Sampler:

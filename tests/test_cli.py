@@ -47,7 +47,7 @@ def test_sample_draws_a_grid_and_prints_the_ledger(tmp_path):
     assert result.exit_code == 0, result.output
     assert re.search(r"18 images \| NFE 3 \| 6 network rows per image \| 3 calls", result.output)
     with Image.open("samples.png") as image:
-        assert image.size == (6 * 34 + 2, 3 * 34 + 2)
+        assert image.size == (5 * (6 * 34 + 2), 5 * (3 * 34 + 2))  # about 1,000 pixels wide
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
 
 
@@ -94,7 +94,7 @@ def test_classes_fill_rows():
     assert run["classes"] == [3] * 5 + [5] * 5 + [6] * 5
     assert run["seeds"] == list(range(15))
     with Image.open("samples.png") as image:
-        assert image.size == (5 * 34 + 2, 3 * 34 + 2)
+        assert image.size == (6 * (5 * 34 + 2), 6 * (3 * 34 + 2))
 
 
 def test_json_counts_guidance_in_rows():
@@ -147,10 +147,21 @@ def test_times_are_the_grid_and_replay():
         assert a.tobytes() == c.tobytes()
 
 
-def test_saved_images_are_the_cells_of_the_grid_and_replay():
-    sample("--nfe", 2, "--classes", "7", "--per-class", 2, "--seed", 5, "--save-images", "all/of")
-    with Image.open("all/of/000006-7.png") as image, Image.open("samples.png") as grid:
+def test_saved_images_are_the_cells_of_the_grid_whatever_its_zoom_and_replay():
+    words = ["--nfe", 2, "--classes", "7", "--per-class", 2, "--seed", 5, "--save-images", "all/of"]
+    sample(*words, "--zoom", 3, "--class-names")
+    enlarged = Image.open("samples.png")
+    enlarged.load()
+    assert sample("--from-png", "samples.png", "--out", "one.png", "--zoom", 1).exit_code == 0
+    with Image.open("all/of/000006-7.png") as image, Image.open("one.png") as grid:
         assert image.tobytes() == grid.crop((36, 2, 68, 34)).tobytes()
+        assert grid.text == enlarged.text
+        margin = enlarged.width - 3 * grid.width
+        pixels = enlarged.crop((margin, 0, *enlarged.size))
+        assert pixels.tobytes() == grid.resize(pixels.size, Image.Resampling.NEAREST).tobytes()
+        name = enlarged.crop((0, 0, margin, enlarged.height)).convert("L")
+        assert 20 < margin < 200
+        assert name.getextrema() == (0, 255)
     assert sample("--from-png", "all/of/000006-7.png", "--out", "one.png").exit_code == 0
 
 
@@ -286,6 +297,10 @@ BAD = [
     (["--from-png", "none.png"], "cannot read 'none.png'", "no such file"),
     (["fashion-dit", "--from-png", "a.png", "--nfe", "3"], "as it was; drop model, nfe"),
     (["--save-images", "new/folder", "--nfe", "0"], "nfe must be at least 1"),
+    (["--zoom", "0"], "--zoom"),
+    (["--zoom", "2", "--out", "a.safetensors"], "--zoom is for pictures", ".png"),
+    (["--class-names", "--seeds", "0-3"], "a class for each row", "--per-class"),
+    (["--class-names", "--classes", "null"], "no classes"),
 ]
 
 

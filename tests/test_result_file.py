@@ -90,8 +90,14 @@ def test_samples_are_kept_as_they_are(sampler, tmp_path):
 def test_what_has_no_text_is_written_without_a_record(sampler, tmp_path):
     path = tmp_path / "a.png"
     with pytest.warns(UserWarning, match="its network was not loaded by a name"):
-        Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0}).save(path)
-    assert Image.open(path).size == (36, 36)  # 2 pixels of white around it
+        result = Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0})
+        result.save(path)
+    assert Image.open(path).size == (28 * 36, 28 * 36)  # 2 pixels of white around it
+    assert result.grid(zoom=1).size == (36, 36)
+    assert result.grid(2, zoom=2).size == (2 * 70, 2 * 36)
+    for wrong in ({"columns": 0}, {"zoom": 0}, {"zoom": 101}):
+        with pytest.raises(SettingError, match="between 1 and"):
+            result.grid(**wrong)
     with pytest.raises(SettingError, match="carries no fewstep run"):
         read_run(path)
     for name, value in (("guidance", CFG(2.0, rescale=0.7)), ("callback", lambda *_: None)):
