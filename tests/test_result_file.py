@@ -89,8 +89,8 @@ def test_samples_are_kept_as_they_are(sampler, tmp_path):
 
 def test_what_has_no_text_is_written_without_a_record(sampler, tmp_path):
     path = tmp_path / "a.png"
+    result = Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0})
     with pytest.warns(UserWarning, match="its network was not loaded by a name"):
-        result = Sampler(load("fashion-dit"))([1], **CALL | {"class_labels": 0})
         result.save(path)
     assert Image.open(path).size == (28 * 36, 28 * 36)  # 2 pixels of white around it
     assert result.grid(zoom=1).size == (36, 36)
