@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .architectures import architecture_of
 from .architectures.common import module_of
+from .arguments import refuse_unknown
 from .diffusers_config import class_name_of, from_scheduler_config
 from .distillation import read_distillation, take_distillation
 from .errors import ModelError, SettingError
@@ -47,9 +48,10 @@ def from_module(
 
     Raises:
         SettingError: if the schedule does not say in which units the network gets its time.
-        UnknownNameError: for a prediction that does not exist.
+        UnknownNameError: for a prediction or a fact that does not exist.
         ModelError: for eps on a schedule whose last timestep is pure noise.
     """
+    refuse_unknown(facts, from_module, Network.__dataclass_fields__)
     schedule = take_schedule(schedule)
     if not callable(module) or not isinstance(schedule, NoiseSchedule):
         raise SettingError(

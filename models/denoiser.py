@@ -193,7 +193,7 @@ class Denoiser:
             _check_all_rows(asks)
             self.cache.announce([ask.branch for ask in asks], self.stage, node.kappa)
         conditions = self._join_conditions(asks)
-        with hold(self.network.module), _explain_failures(self.network.name, conditions):
+        with hold(self.network.module), _explain_failures(self.network.name, x_in, conditions):
             out = self.network.forward(x_in, node, conditions)
         self.ledger.count(len(x_t), sum(sizes))
         self._watch_gradient(out)
@@ -235,7 +235,7 @@ class Denoiser:
 
 
 @contextmanager
-def _explain_failures(name: str, conditions: Mapping[str, Tensor]) -> Iterator[None]:
+def _explain_failures(name: str, x: Tensor, conditions: Mapping[str, Tensor]) -> Iterator[None]:
     """Raises SettingError where a network refuses its conditions, ModelError where it fails."""
     try:
         yield
@@ -247,7 +247,8 @@ def _explain_failures(name: str, conditions: Mapping[str, Tensor]) -> Iterator[N
         if not shown:
             raise ModelError(
                 f"{name} fails when it is called ({type(error).__name__}: {reason_of(error)}); its"
-                " code or its config does not fit what it is handed"
+                f" code or its config does not fit a state of shape {tuple(x.shape)} with times of"
+                f" shape ({len(x)},)"
             ) from error
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in shown.items())
         raise SettingError(

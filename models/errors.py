@@ -66,6 +66,7 @@ def shorten(path: object) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the first line of an error's own words."""
+    """Returns the first line of an error's own words, and the next where it ends with a colon."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]
+    first, *rest = str(text).splitlines()
+    return f"{first} {rest[0].strip()}" if rest and first.rstrip().endswith(":") else first

@@ -117,8 +117,10 @@ def _explain_errors(source: str) -> Iterator[None]:
     except (UnknownNameError, ModelError):
         raise
     except (Exception, SystemExit) as error:
-        kind = "" if isinstance(error, FewstepError) else f"{type(error).__name__}: "
-        raise ModelError(f"{source} raises {kind}{reason_of(error)}{_locate(error)}") from error
+        kind = "" if isinstance(error, FewstepError) else f" raises {type(error).__name__}"
+        named = getattr(error, "filename", None) if isinstance(error, OSError) else None
+        reason = reason_of(error) + (f" {shorten(named)}" if named else "")
+        raise ModelError(f"{source}{kind}: {reason}{_locate(error)}") from error
 
 
 def _locate(error: BaseException) -> str:

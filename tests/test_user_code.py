@@ -47,6 +47,22 @@ class Zoo:
     made = network(seed=1)
 
 plain, number = MLP(), 3
+
+def lacks_weights():
+    return torch.load("absent.pt", weights_only=True)
+
+def other_weights():
+    MLP().load_state_dict({"layers.0.weight": torch.zeros(3, 3)})
+
+def without_units():
+    return from_module(plain, schedule="flow", prediction="flow", shape=(2,))
+
+def misspelt():
+    return network(num_class=3)
+
+def narrow():
+    facts = {"schedule": RectifiedFlow(time_scale=1), "prediction": "flow"}
+    return from_module(plain, shape=(3,), **facts)
 """
 RUN = ["--nfe", "3", "--seeds", "0-3"]
 
@@ -107,6 +123,10 @@ def test_it_is_moved_or_told_where_to_be():
         ("absent.part:network", "no module 'absent.part' can be imported here"),
         ("nets.py:netwrok", "no attribute of nets.py 'netwrok'; did you mean 'network'?"),
         ("nets.py:broken", "raises ValueError: no checkpoint here (.*nets.py, line 21)"),
+        ("nets.py:lacks_weights", "FileNotFoundError: No such file or directory 'absent.pt' (.*"),
+        ("nets.py:other_weights", "Error(s) in loading state_dict for MLP: Missing key(s) in"),
+        ("nets.py:without_units", "nets.py:without_units: RectifiedFlow does not say in which"),
+        ("nets.py:misspelt", "no argument 'num_class'; did you mean 'num_classes'?"),
         ("nets.py:plain", "nets.py:plain is a MLP, not a Network; wrap it: from_module"),
         ("nets.py:number", "is a int, not a Network"),
         ("nets.py:MLP", "returns a MLP, not a Network"),
@@ -129,6 +149,14 @@ def test_what_cannot_be_had_is_one_clear_line(name, text, tmp_path):
     pattern = text.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")
     with pytest.raises(fewstep.FewstepError, match=pattern):
         load(name)
+
+
+def test_a_call_that_fails_says_what_was_handed_over():
+    done = sample("nets.py:narrow", *RUN)
+    assert done.exit_code == 2
+    assert (
+        "(4x4 and 3x8)); its code or its config does not fit a state of shape (4, 3)" in done.output
+    )
 
 
 def test_samples_that_are_no_pictures_are_written_as_they_are(tmp_path):
