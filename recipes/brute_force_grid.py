@@ -46,6 +46,7 @@ def main() -> None:
     asked.add_argument("--cfg-scale", type=float, default=1.0)
     asked.add_argument("--batch", type=int, default=1)
     asked.add_argument("--budget", default="5m", help="of each plan")
+    asked.add_argument("--noises", help="of each plan, as tune takes them")
     asked.add_argument("--judged", type=int, default=64, help="test noises of the grid")
     asked.add_argument("--folder", type=Path, default=FOLDER)
     options = asked.parse_args()
@@ -74,6 +75,7 @@ def make_request(options: argparse.Namespace, ms: float) -> TuneRequest:
         cfg_scale=options.cfg_scale,
         batch=options.batch,
         budget=options.budget,
+        noises=options.noises,
         out=options.folder / f"{stem}-{ms:g}ms.json",
         log=options.folder / stem,
     )
