@@ -26,7 +26,6 @@ FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
 TRIED, REFIT, VALIDATED, TESTED = 0.9, 0.93, 0.96, 0.99  # shares of a budget of time
 REFITTED = 3  # best masks whose tables are fitted to them
-EXTENDED: tuple[Kind, ...] = ("searched", "guidance")  # whose best is given forecasts beside
 OF_KINDS = 1  # with so many of each kind
 PARTS: dict[Part, tuple[Kind, ...]] = {"cache": ("cache", "joint"), "joint": ("joint",)}
 JudgedChoice = tuple[PointChoice, PointRow]
@@ -147,8 +146,8 @@ class PlanGroup:
         cached = [each for each in ranked if each.kind == "cache"][:REFITTED]
         joint = JointPoints(self.searched[0].search)
         parts = [joint.fit_masks(cached)] if self.sizes.masked else []
-        for kind in EXTENDED if self.sizes.masked else ():
-            best = next((each for each in ranked if each.kind == kind), None)
+        for guided in (False, True) if self.sizes.masked else ():
+            best = next((each for each in ranked if _is_plain_table(each, guided)), None)
             parts += [] if best is None else [joint.extend(best, self.sizes.masked)]
         return list(takewhile(lambda _: self.judge.left(TRIED) > 0.0, chain(*reversed(parts))))
 
@@ -186,6 +185,12 @@ class PlanGroup:
         timed = own.model_copy(update={"cost": cost})
         self._known[own.name] = timed
         return timed
+
+
+def _is_plain_table(choice: PointChoice, guided: bool) -> bool:
+    """Returns whether a setting is a table without a cache, and guides by itself or does not."""
+    table = None if choice.settings is None else choice.settings.schedule
+    return table is not None and table.cache is None and table.guided == guided
 
 
 def _is_quicker(point: JudgedPoint, ms: float) -> bool:
