@@ -204,8 +204,8 @@ def _differ(u: Tensor, other: Tensor) -> bool:
 
 def _score_widely(task: Task, schedule: Artefact) -> float:
     """Returns the objective on the wider block; infinite where it is not finite."""
-    train = task.problem.block("train")
-    value = task.objective(task.problem, schedule, train.first(min(WIDE, len(train))))
+    train, wide = task.problem.block("train"), int(task.settings.get("wide", WIDE))
+    value = task.objective(task.problem, schedule, train.first(min(wide, len(train))))
     return value if math.isfinite(value) else sys.float_info.max
 
 
