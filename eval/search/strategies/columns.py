@@ -3,7 +3,8 @@
 Which functions is decided greedily: the one that lowers the error of a fitted last row most on the
 training noises, then the one that does so beside it, and so on; see `search.function_columns`. Soft
 steps and clamps are placed by the training ends: at their low, middle and high values. Then the
-table with one function, that with two, and so on are refined in rounds as other tables are.
+table with one function, that with two, and so on are refined in rounds as other tables are, on more
+noises from the first round on: they begin where a linear table has no more to gain.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ..function_columns import add_functions, rank_functions
 from ..log import Trial
 from ..problem import Block
 from .base import Proposal, Task
-from .refine import Rounds, is_step
+from .refine import THEN, Rounds, is_step
 
 LADDER = ((3, 1), (2, 3))  # so many of the best tables get so many rounds; then the best alone
 MOST = 3  # functions of each prediction
@@ -38,7 +39,7 @@ def propose(task: Task) -> Iterator[Proposal]:
         best = _find_linear(task)
     if best is not None and all(seed.parent != best.id for seed in _list_seeds(task)):
         yield from _add_to(task, best)
-    yield from Rounds(task, "columns", partial(_list_seeds, task), LADDER).take()
+    yield from Rounds(task, "columns", partial(_list_seeds, task), LADDER, THEN).take()
 
 
 def list_candidates(block: Block) -> list[PredictionFunction]:

@@ -100,12 +100,14 @@ class Rounds:
     strategy:   the name that they have in the log.
     find_roots: returns the trials that they start from, those that differ, the best first.
     ladder:     so many of the best starts get so many rounds; then the best alone.
+    least:      batches of noises in each round.
     """
 
     task: Task
     strategy: str
     find_roots: Callable[[], list[Trial]]
     ladder: Sequence[tuple[int, int]]
+    least: int = 1
 
     def take(self) -> Iterator[Proposal]:
         """Yields the best step of each round until none gains."""
@@ -139,7 +141,7 @@ class Rounds:
         """Returns the best step from the best of a line, better than that or not."""
         task, start, free = self.task, line.best, "times" in self.task.space.free
         point = TablePoint.of(start.schedule)
-        gram, against = sum_products(task.problem, point, self._draw(line.noises))
+        gram, against = sum_products(task.problem, point, self._draw(max(line.noises, self.least)))
         if not free:
             gram[point.times], gram[:, point.times], against[point.times] = 0.0, 0.0, 0.0
         tried: list[tuple[float, float, Schedule]] = []
