@@ -1,4 +1,4 @@
-"""What a last step gains by columns that are no linear ones, of the shipped tables.
+"""Measures how much a last step gains by columns that are no linear ones, in shipped tables.
 
     python recipes/screen_columns.py [NAME ...] [--nfe 5] [--noises 256]
 
