@@ -92,13 +92,15 @@ def test_the_share_of_a_tint_is_that_on_the_background():
     assert abs(find_slope(tint, left, where) - 0.4) < 1e-6
 
 
-def test_the_page_of_results_says_what_was_found_and_what_was_not():
+def test_the_page_of_results_says_what_was_found_and_what_was_not(tmp_path, monkeypatch):
     quality = test_claims.rows()  # tuned is half as far; diffusers' gap is 4, ours 1
     times = {"fewstep": (2.0, 2.0, 2.0), "diffusers": (1.0, 1.0, 1.0)}
     race = {"part": "cache", "name": "a", "sides": times, "turns": 3, "unit": "s", "asked": 2.0}
     races = [SpeedRow.here(**race, ratios={"diffusers": (0.4, 0.5, 0.6)})]
     grown = {"axis": "steps", "seconds": (1.0, 1.0, 1.0), "mebibytes": 9.0, "turns": 1}
-    curves = [ScalingRow.here(value=value, **grown) for value in (1, 2)]
+    curves = [ScalingRow.here(value=value, **grown, digest="ab") for value in (1, 2)]
+    (tmp_path / "cifar.json").write_text('{"fid": 3.3, "published": [3.1, 3.2], "sha256": "cd"}')
+    monkeypatch.setattr("write_results.CIFAR", tmp_path / "cifar.json")
     lines = list(write_page(quality, races, curves))
     rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     assert {row[1]: row[4] for row in rows if len(row) == 6 and "found" in row[4].lower()} == {
@@ -106,6 +108,8 @@ def test_the_page_of_results_says_what_was_found_and_what_was_not():
         "its fd-small is not worse beyond the interval": "found",
         "the gap ratio of its fd-small to diffusers' best is at most 0.3": "found",
         "cache: the time of diffusers over ours is at least 2": "NOT FOUND",
+        "samples of two processes are those of one to the bit": "found",
+        "training against test images is 3.1 to 3.2, as published (`make cifar`)": "NOT FOUND",
     }
     assert any(line.startswith("- quality: `make results`, 20") for line in lines)
     assert "Slope of the upper half: 0.00." in lines

@@ -39,7 +39,7 @@ class SpeedRow(MeasuredRow):
 
     sides:  quartiles of what each side measured, ours first; ratios: of the others over ours.
     turns:  how often each side ran.
-    asked, unit: see `Race`; remark, spent, images: see `Contest`.
+    asked, unit: see `Race`; remark, equal, spent, images: see `Contest`.
     """
 
     part: str
@@ -50,6 +50,7 @@ class SpeedRow(MeasuredRow):
     unit: str
     asked: float | None = None
     remark: str = ""
+    equal: bool = True
     spent: float | None = None
     images: int = 1
 
@@ -63,12 +64,16 @@ class SpeedRow(MeasuredRow):
         return list(self.sides)[1]
 
     @property
+    def met(self) -> bool:
+        """True where the ratio is what is claimed, of runs that are equally good."""
+        return self.equal and self.ratios[self.rival][1] >= (self.asked or 0.0)
+
+    @property
     def verdict(self) -> str:
-        """Returns whether the ratio is what is claimed."""
+        """The claim, and whether it is met; empty where there is none."""
         if self.asked is None:
             return ""
-        met = self.ratios[self.rival][1] >= self.asked
-        return f"at least {self.asked:g}: {'met' if met else 'NOT MET'}"
+        return f"at least {self.asked:g}: {'met' if self.met else 'NOT MET'}"
 
     @property
     def break_even(self) -> float | None:
@@ -143,6 +148,7 @@ class SpeedBench(Experiment[Race, SpeedRow]):
             ratios=ratios,
             turns=len(ours),
             remark=contest.remark,
+            equal=contest.equal,
             spent=contest.spent,
             images=contest.images,
         )

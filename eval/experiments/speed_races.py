@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ... import models
-from ...models.errors import SettingError
 from ...samplers.diffusers.scheduler import SolverScheduler
 from ...samplers.sampler import Sampler
 from ...solvers import Executor
@@ -39,12 +38,14 @@ class Contest:
     """The sides of a race, each of which measures itself.
 
     remark: what they are, in words.
+    equal:  whether ours is as good as what it is compared with.
     spent:  seconds that a search took, where ours runs what it found.
     images: that one run draws.
     """
 
     works: Works
     remark: str = ""
+    equal: bool = True
     spent: float | None = None
     images: int = 1
 
@@ -158,22 +159,19 @@ def _prepare_pictures(name: str, seeds: range, batch: int, store: RowStore[Dista
     }
     schedule = best_preset(name, ours.run.nfe, 1.0)
     budget = {} if schedule is None else preset(schedule).provenance["budget"]
-    return Contest(works, f"{_describe(ours)}; {_describe(theirs)}", budget.get("seconds"), batch)
+    remark, equal = f"{_describe(ours)}; {_describe(theirs)}", ours.rms <= theirs.rms
+    return Contest(works, remark, equal, budget.get("seconds"), batch)
 
 
 def find_equal(meter: DistanceMeter, theirs: Distance) -> Distance:
     """Returns what `sample` draws in the fewest evaluations that come as near as a rival.
 
-    Raises:
-        SettingError: if none up to the number of the rival does.
+    Where none up to its number does, that of its number.
     """
-    for nfe in range(4, theirs.run.nfe + 1):
+    for nfe in range(4, theirs.run.nfe):
         if (ours := meter.measure_sampled(nfe)).rms <= theirs.rms:
             return ours
-    raise SettingError(
-        f"{meter.name}: no run of up to {theirs.run.nfe} evaluations comes as near as"
-        f" {theirs.run.rival} ({theirs.rms:.4f})"
-    )
+    return meter.measure_sampled(theirs.run.nfe)
 
 
 def _describe(distance: Distance) -> str:
