@@ -2,7 +2,7 @@
 # `pip install -c constraints.txt -e '.[dev]'` in it.
 PYTHON ?= python
 
-.PHONY: dev lint types test fuzz slow examples wheel house bench docs site recipes-page fd-small networks zoo schedules results \
+.PHONY: dev lint types test fuzz slow examples wheel house bench docs site front recipes-page fd-small networks zoo schedules results \
 	results-page results-in-background results-fashion results-emoji results-fid cifar caching caching-page \
 	guidance guidance-rules editing kills gpu-check comfyui check
 
@@ -52,6 +52,12 @@ site:
 	mkdir -p .typing && ln -sfn .. .typing/fewstep
 	$(PYTHON) -m codespell_lib
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
+
+# The pictures of the front page: minutes on one core.
+front:
+	$(PYTHON) recipes/draw_strip.py docs/strip.png
+	$(PYTHON) -m fewstep.cli tune fashion-dit --points 4,5,6,8,10 --budget 20m --out results/front.json
+	$(PYTHON) recipes/draw_front.py results/front.report.json docs/front.png
 
 # docs/recipes.md: recipes of distilled networks beside diffusers' schedulers, in seconds.
 recipes-page:

@@ -96,7 +96,7 @@ def test_every_example_runs(cls, monkeypatch):
     assert len(list(filter(None, code.splitlines()))) <= 11
 
 
-@pytest.mark.parametrize("page", ["docs/pipelines.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/pipelines.md", "docs/quickstart.md"])
 def test_the_first_example_runs(page, monkeypatch):
     stand = Stand("sd")
     cls = diffusers.StableDiffusionPipeline

@@ -1,4 +1,4 @@
-"""Every command and every Python example of the README runs."""
+"""Every command and every Python example of the front page and its two next pages runs."""
 
 import os
 import re
@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+PAGES = ("README.md", "docs/command-line.md", "docs/python.md")
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(
+        r"^ *```(\w+)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+]
 COMMANDS = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
-EXAMPLES = [body for kind, body in BLOCKS if kind == "python"]
+SLOW = [line.strip() for kind, body in BLOCKS if kind == "console" for line in body.splitlines()]
+EXAMPLES = [body for kind, body in BLOCKS if kind == "python" and "Pipeline" not in body]
 
 
 def run(command, folder):
@@ -23,6 +30,10 @@ def run(command, folder):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
 def test_installing_takes_the_two_commands_that_ci_runs():
@@ -38,6 +49,13 @@ def test_commands(tmp_path):
             run(shlex.split(command), tmp_path)
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 18
+
+
+@pytest.mark.slow
+def test_commands_that_take_a_minute(tmp_path):
+    for command in filter(None, SLOW):
+        run(shlex.split(command), tmp_path)
+    assert (tmp_path / "plan.json").is_file()
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
