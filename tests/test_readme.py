@@ -18,7 +18,9 @@ BLOCKS = [
         r"^ *```(\w+)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
     )
 ]
-COMMANDS = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
+COMMANDS = list(
+    dict.fromkeys(line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines())
+)
 SLOW = [line.strip() for kind, body in BLOCKS if kind == "console" for line in body.splitlines()]
 EXAMPLES = [body for kind, body in BLOCKS if kind == "python" and "Pipeline" not in body]
 
