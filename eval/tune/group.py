@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any
 
-from ...samplers.plan_file import Asked, JudgedPoint, Kind
+from ...samplers.plan_file import Asked, JudgedPoint, Kind, PlanCost, Spread
 from .cached_points import JointPoints
 from .choice import (
     SIMPLE,
@@ -26,6 +26,7 @@ FEW = 32  # validation noises that all are judged on
 KEPT = 5  # best of them that are judged on all validation noises,
 TRIED, REFIT, VALIDATED, TESTED = 0.9, 0.93, 0.96, 0.99  # shares of a budget of time
 REFITTED = 3  # best masks whose tables are fitted to them
+UNUSED = 0.9  # of a time, below which the plan says why it does not take more
 OF_KINDS = 1  # with so many of each kind
 PARTS: dict[Part, tuple[Kind, ...]] = {"cache": ("cache", "joint"), "joint": ("joint",)}
 JudgedChoice = tuple[PointChoice, PointRow]
@@ -77,8 +78,8 @@ class PlanGroup:
     def choose(self) -> ChosenPoint:
         """Returns the recommended point of the group.
 
-        One that is measured above the time that was asked for is left, and what was predicted to
-        take as long; nothing is where all does.
+        One that is measured above the time that was asked for is left, with all that was predicted
+        to take as long, where something quicker was judged.
         """
         all_choices = list_points(self.sizes, self.searched)
         if self.asked is not None and self.asked.unit == "ms":  # a quicker one, if need be
@@ -173,18 +174,32 @@ class PlanGroup:
         times = RunTimer(self.judge.problem, self.batch).time_all(runs)
         cost = own.cost.model_copy(update={"ms": times["plan"]})
         if self.asked is not None and self.asked.unit == "ms":
-            self.verdicts.append(
-                f"asked for {self.asked}: the plan was predicted to take {cost.predicted:.3g} ms"
-                f" and measured at {times['plan']}"
-            )
-            if beside is not None:
-                self.verdicts[-1] += (
-                    f"; {beside.name}, in turns with it, at {times['simple']} for"
-                    f" {beside.cost.predicted:.3g} ms"
-                )
+            self.verdicts.append(self._describe_time(cost, beside, times))
         timed = own.model_copy(update={"cost": cost})
         self._known[own.name] = timed
         return timed
+
+    def _describe_time(
+        self, cost: PlanCost, beside: JudgedPoint | None, times: Mapping[str, Spread]
+    ) -> str:
+        """Returns the plan's time and that of the run beside it, and why some is left, in words."""
+        assert self.asked is not None
+        text = (
+            f"asked for {self.asked}: the plan was predicted to take {cost.predicted:.3g} ms and"
+            f" measured at {times['plan']}"
+        )
+        if times["plan"].median < UNUSED * self.asked.amount:
+            parts = self.judge.parts
+            whole = parts.row if self.judge.problem.cfg_scale == 1.0 else parts.pair or parts.row
+            text += (
+                f"; one more evaluation takes {whole}, and nothing that fills the rest is better"
+            )
+        if beside is not None:
+            text += (
+                f"; {beside.name}, in turns with it, at {times['simple']} for"
+                f" {beside.cost.predicted:.3g} ms"
+            )
+        return text
 
 
 def _is_plain_table(choice: PointChoice, guided: bool) -> bool:
