@@ -14,6 +14,7 @@ from test_protocol import MEASURE, protocol
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.eval.bench.plot import MOST, colour
 from fewstep.eval.bench.protocol import Protocol, Real
 from fewstep.eval.bench.report import ReportFiles
 from fewstep.eval.bench.rows import ResultRow, ResultStore, SamplingCost
@@ -197,6 +198,19 @@ def test_curves_are_drawn(tmp_path, suffix):
     write_report(outputs, ROWS, [], [])
     head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(head)
+
+
+def test_the_legend_names_the_eight_best_of_many_settings():
+    """Not the first eight; the others are grey under one name, and no name stands twice."""
+    solvers = ["ddim", "lms", "heun", "dpm-2m", "deis-2", "deis-3", "ipndm-2", "ipndm-3"]
+    rows = [drawn(name, nfe, 90.0 - i) for i, name in enumerate(solvers) for nfe in (5, 10)]
+    rows += [drawn(name, nfe, 4.0) for name in ("unipc-2", "unipc-3") for nfe in (5, 10)]
+    text = page(QualityTable.of(rows), [])
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    named = re.findall(r">(\S+ beta|others)</text>", svg)
+    best = {"unipc-2 beta", "unipc-3 beta", *(f"{name} beta" for name in solvers[2:])}
+    assert sorted(named) == sorted([*best, "others"])
+    assert {colour(i) for i in range(MOST)} <= set(re.findall(r"#[0-9a-f]{6}", svg))
 
 
 def test_curves_of_figures_below_zero():

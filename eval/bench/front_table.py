@@ -229,18 +229,23 @@ class FrontTable(ABC):
     def draw(self, points: Sequence[FrontPoint], path: Path) -> None:
         """Writes a plot of error against cost, with a panel for each of the table."""
         panels = self.panels(points)
-        names = list(dict.fromkeys(name for panel in panels for name in panel.families))
-        draw_panels([partial(self._paint, panel, names) for panel in panels], path)
+        names = {name for panel in panels for name in panel.families} - {self.baseline}
+        ordered = sorted(names, key=lambda name: (_least_share(panels, name), name))
+        draw_panels([partial(self._paint, panel, ordered) for panel in panels], path)
 
     def _paint(self, panel: FrontPanel, names: Sequence[str], axis: Any) -> None:
+        costs = [point.cost for point in panel.family(self.baseline) if point.error]
+        errors = [panel.baseline_error(cost) for cost in costs]
+        if costs:
+            axis.plot(costs, errors, "k-o", markersize=4, label=self.line, zorder=3)
         for i, name in enumerate(names):
             shown = [(point.cost, point.error) for point in panel.family(name) if point.error]
-            if not shown:
-                continue
-            if name == self.baseline:
-                costs = [cost for cost, _ in shown]
-                errors = [panel.baseline_error(cost) for cost in costs]
-                axis.plot(costs, errors, "k-o", markersize=4, label=self.line, zorder=3)
-            else:
+            if shown:
                 scatter(axis, i, name, shown)
         frame(axis, panel.title, self.xlabel, self.ylabel)
+
+
+def _least_share(panels: Sequence[FrontPanel], name: str) -> float:
+    """Returns the least error of a family over that of the baseline; infinity if none is known."""
+    shares = [panel.share(point) for panel in panels for point in panel.family(name)]
+    return min((share for share in shares if not math.isnan(share)), default=math.inf)

@@ -10,21 +10,27 @@ from ...models.files import write_whole
 Paint = Callable[[Any], None]  # fills an axis of matplotlib
 
 KINDS = (".png", ".svg", ".pdf")
-_MARKERS = "osv^D<>pXhdP8"
-_COLOURS = (
-    *("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#17becf"),
-    *("#7f7f7f", "#bcbd22", "#0b3d91", "#006400", "#800000", "#4b0082", "#b8860b"),
+MOST = 8  # series that are told apart; further ones are grey
+GREY = "#bbbbbb"
+_MARKERS = "osv^D<>p"
+_COLOURS = (  # of Okabe and Ito, which colour-blind people tell apart; the last two darker
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f00", "#4d4d4d"),
 )
 
 
 def colour(i: int) -> str:
     """Returns the colour of the i-th series."""
-    return _COLOURS[i % len(_COLOURS)]
+    return _COLOURS[i] if i < MOST else GREY
 
 
 def marker(i: int) -> str:
     """Returns the mark of the i-th series."""
-    return _MARKERS[i % len(_MARKERS)]
+    return _MARKERS[i % MOST]
+
+
+def entry(i: int, name: str) -> str:
+    """Returns what the legend calls the i-th series."""
+    return name if i < MOST else "others"
 
 
 def draw_panels(paints: Sequence[Paint], path: Path, **layout: Any) -> None:
@@ -44,7 +50,7 @@ def render_panels(
     file: IO[bytes],
     kind: str,
     across: int = 2,
-    size: tuple[float, float] = (5.5, 4.2),
+    size: tuple[float, float] = (6.0, 5.6),
 ) -> None:
     """Writes a picture of a kind, the same bytes each time.
 
@@ -54,7 +60,7 @@ def render_panels(
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 8}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 12}
     with matplotlib.rc_context(settings):
         across = min(across, len(paints))
         down = -(-len(paints) // across)
@@ -71,11 +77,21 @@ def render_panels(
 def scatter(axis: Any, i: int, name: str, points: Sequence[tuple[float, float]]) -> None:
     """Draws the points (cost, value) of the i-th series, each a mark."""
     costs, values = zip(*points, strict=True)
-    axis.scatter(costs, values, s=13, label=name, color=colour(i), marker=marker(i))
+    looks = {"label": entry(i, name), "color": colour(i), "marker": marker(i)}
+    axis.scatter(costs, values, s=24, zorder=2 if i < MOST else 1, **looks)
 
 
 def frame(axis: Any, title: str, xlabel: str, ylabel: str, yscale: str = "log") -> None:
     """Labels a panel of points, with a grid and a legend."""
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=6)
+    put_legend(axis)
+
+
+def put_legend(axis: Any) -> None:
+    """Writes the legend below a panel, each name once."""
+    handles, labels = axis.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    columns = 2 if max(map(len, entries), default=0) < 26 else 1
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    axis.legend(entries.values(), entries, **place, ncols=columns, fontsize="small", frameon=False)

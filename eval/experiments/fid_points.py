@@ -136,14 +136,13 @@ class QualityTable:
     def pareto(self) -> list[QualityPoint]:
         """Returns the points that none is cheaper (in FLOPs) and better than, cheapest first."""
         front: list[QualityPoint] = []
-        for point in sorted(
-            self.points, key=lambda point: (point.cost("flops"), self._rank(point))
-        ):
-            if not front or self._rank(point) < self._rank(front[-1]):
+        for point in sorted(self.points, key=lambda point: (point.cost("flops"), self.rank(point))):
+            if not front or self.rank(point) < self.rank(front[-1]):
                 front.append(point)
         return front
 
-    def _rank(self, point: QualityPoint) -> float:
+    def rank(self, point: QualityPoint) -> float:
+        """Returns a number that is lower for a better mean."""
         return point.mean if self.better == "low" else -point.mean
 
 

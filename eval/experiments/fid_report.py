@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ...models.files import write_bytes
-from ..bench.plot import Paint, colour, draw_panels, marker, render_panels
+from ..bench.plot import MOST, Paint, colour, draw_panels, entry, marker, put_legend, render_panels
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
 from ..bench.table import align_table, format_number, format_range
@@ -122,7 +122,7 @@ def _tail(table: QualityTable, rows: Sequence[ResultRow]) -> list[object]:
 
 
 TEMPLATE = "fid_nfe.html"
-LAYOUT: dict[str, Any] = {"across": 1, "size": (9.0, 4.6)}  # of the curves
+LAYOUT: dict[str, Any] = {"across": 1, "size": (7.0, 6.4)}  # of the curves
 
 
 def write_report(
@@ -184,7 +184,9 @@ def _panels(table: QualityTable) -> list[Paint]:
 
 
 def _network_panel(table: QualityTable, network: str, panel: Any) -> None:
-    for i, (setting, points) in enumerate(table.of_network(network).items()):
+    settings = table.of_network(network)
+    for i, setting in enumerate(_order_settings(table, settings)):
+        points = settings[setting]
         budgets = sorted(points)
         values = [points[nfe].mean for nfe in budgets]
         ends = [_error_bar(points[nfe]) for nfe in budgets]
@@ -195,14 +197,28 @@ def _network_panel(table: QualityTable, network: str, panel: Any) -> None:
             yerr=list(zip(*ends, strict=True)),
             fmt=marker(i) + style,
             color=colour(i),
-            label=setting,
-            markersize=3,
-            linewidth=1,
+            label=entry(i, setting),
+            zorder=2 if i < MOST else 1,
+            markersize=5,
+            linewidth=1.5,
         )
     _finish(panel, table, network, "network evaluations per image (NFE)")
     budgets = sorted({point.nfe for point in table.points})
     panel.set_xticks(budgets, [str(nfe) for nfe in budgets])
     panel.set_xticks([], minor=True)
+
+
+def _order_settings(
+    table: QualityTable, settings: Mapping[str, Mapping[int, QualityPoint]]
+) -> list[str]:
+    """Returns settings with those first that stand best at their budgets, on average."""
+    places: dict[str, list[float]] = {name: [] for name in settings}
+    for nfe in {nfe for points in settings.values() for nfe in points}:
+        there = [name for name in settings if nfe in settings[name]]
+        there.sort(key=lambda name: table.rank(settings[name][nfe]))
+        for i, name in enumerate(there):
+            places[name].append(i / len(there))
+    return sorted(settings, key=lambda name: mean(places[name]))
 
 
 def _error_bar(point: QualityPoint) -> tuple[float, float]:
@@ -214,7 +230,7 @@ def _cost_panel(table: QualityTable, panel: Any) -> None:
         points = [point for point in table.points if point.network == network]
         cost = [point.cost("flops") / 1e9 for point in points]
         values = [point.mean for point in points]
-        panel.plot(cost, values, marker(i), color=colour(i), label=network, markersize=3)
+        panel.plot(cost, values, marker(i), color=colour(i), label=entry(i, network), markersize=5)
     front = table.pareto()
     cost, values = [p.cost("flops") / 1e9 for p in front], [p.mean for p in front]
     panel.plot(cost, values, "k-", drawstyle="steps-post", linewidth=0.8, label="Pareto front")
@@ -232,7 +248,7 @@ def _finish(panel: Any, table: QualityTable, title: str, cost: str) -> None:
         panel.set_yscale("log")
         _plain_numbers(panel.yaxis)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=6, ncols=2)
+    put_legend(panel)
 
 
 def _plain_numbers(axis: Any) -> None:
