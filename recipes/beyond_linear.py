@@ -28,7 +28,7 @@ from fewstep.eval.search.objective import rmse
 from fewstep.eval.search.prepare import TEACHER, prepare_searches
 from fewstep.eval.search.run import run
 from fewstep.eval.search.search import Search
-from fewstep.eval.search.strategies import HAND_MADE
+from fewstep.eval.search.strategies import HAND_MADE, ROWS
 from fewstep.eval.tune.costs import RunTimer
 from fewstep.models.arguments import parse_ranges
 from fewstep.models.files import make_folder, write_bytes
@@ -37,7 +37,7 @@ from fewstep.solvers import Schedule
 
 OUT = ROOT / "results" / "beyond"
 NETWORKS = ("fashion-dit", "fashion-unet", "fashion-edm")
-STRATEGIES = "grid,fit,grow,refine,columns"
+STRATEGIES = ",".join(["grid", "fit", "grow", "refine", *(row.name for row in ROWS if row.beyond)])
 SECONDS = 10.0  # of the times, about
 FINALISTS = 3  # of each kind, by the score on training noises, that validation chooses among
 HEADER = ("schedule", "distance", "of linear", "features", "of linear", "test / train", "ms")

@@ -149,6 +149,7 @@ class Schedule(Artefact):
         return tuple(sorted(kinds.difference(TERMS)))
 
     def check_network(self, network: Network) -> None:
+        """As `Artefact.check_network`; functions and samples must fit each other too."""
         for each in self.functions:
             read_function(each).check_shape(network.shape, network.name)
         super().check_network(network)

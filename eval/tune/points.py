@@ -91,7 +91,7 @@ def _list_searched(each: SearchedSize, scale: float) -> Iterator[PointChoice]:
         log.close()
     tables = (t.schedule for t in trials if t.linear and t.strategy not in HAND_MADE)
     linear = next((table for table in tables if isinstance(table, Schedule)), None)
-    if best.functions and linear is not None:
+    if linear is not None and (best.functions or best.correction):
         yield _make_searched(linear, f"searched linear table, {search.size}", scale)
     named = [trial for trial in trials if trial.strategy in HAND_MADE]
     for trial in named[:NAMED]:

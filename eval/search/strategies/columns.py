@@ -29,7 +29,9 @@ LADDER = ((3, 1), (2, 3))  # so many of the best tables get so many rounds; then
 MOST = 3  # functions of each prediction
 PLACES = (0.05, 0.5, 0.95)  # quantiles of the training ends
 STEEPNESS = 2.0  # gain of a soft step, over the deviation of the training ends
-DIGITS = 2
+STEEPEST = 100.0
+DIGITS = 3  # that settings keep
+SAMPLED = 100_000  # numbers of the ends that are looked at, about
 
 
 def propose(task: Task) -> Iterator[Proposal]:
@@ -37,27 +39,30 @@ def propose(task: Task) -> Iterator[Proposal]:
     if (best := _find_linear(task)) is None:
         yield Proposal(task.space.base(task.nfe))
         best = _find_linear(task)
-    if best is not None and all(seed.parent != best.id for seed in _list_seeds(task)):
+    if best is not None and sum(seed.parent == best.id for seed in _list_seeds(task)) < MOST:
         yield from _add_to(task, best)
     yield from Rounds(task, "columns", partial(_list_seeds, task), LADDER, THEN).take()
 
 
 def list_candidates(block: Block) -> list[PredictionFunction]:
     """Returns the functions that are tried for a network whose ends a block holds."""
-    ends = block.ends.flatten()[:: max(1, block.ends.numel() // 100_000)].double()
-    scale = float(ends.std())
-    low, middle, high = (
-        round(float(value), DIGITS)
-        for value in torch.quantile(ends, torch.tensor(PLACES, dtype=torch.float64))
-    )
-    gain = round(STEEPNESS / max(scale, 1e-6), DIGITS)
-    middle = middle if low < middle < high else round((low + high) / 2.0, DIGITS)
+    ends = block.ends.flatten()[:: max(1, block.ends.numel() // SAMPLED)].double()
+    quantiles = torch.quantile(ends, torch.tensor(PLACES, dtype=torch.float64))
+    low, middle, high = map(_round, quantiles.tolist())
+    if not low < middle < high:
+        middle = _round((low + high) / 2.0)
+    gain = min(_round(STEEPNESS / max(float(ends.std()), 1e-6)), STEEPEST)
     functions: list[PredictionFunction] = [
-        Tanh(gain=gain, shift=-place) for place in (low, middle, high)
+        Tanh(gain=gain, shift=-place) for place in dict.fromkeys((low, middle, high))
     ]
-    functions += [Clamp(low=low, high=high), Clamp(low=low, high=middle)]
+    if low < middle < high:
+        functions += [Clamp(low=low, high=high), Clamp(low=low, high=middle)]
     functions += [BoxBlur(radius=1), BoxBlur(radius=2)] if block.ends.ndim == 4 else []
     return functions
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _find_linear(task: Task) -> Trial | None:
