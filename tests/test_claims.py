@@ -81,6 +81,16 @@ def test_there_is_no_claim_of_other_rows_or_blocks_and_none_without_groups():
     assert list(list_claims(QualityTable.of([found[0], found[1], tuned(6, 3.0)]))) == []
 
 
+def test_a_figure_without_a_converged_run_has_its_interval_too():
+    groups = tuple(GroupFigures(without=without) for without in (3.9, 4.1, 3.9, 4.1))
+    (header, row) = details(
+        QualityTable.of([drawn("ddim", 5, 4.0).model_copy(update={"groups": groups})]), "m"
+    )
+    assert header[-2:] == ["ms", "95 %"]
+    low, high = map(float, row[-1].split(".."))
+    assert 3.7 <= low < 4.0 < high <= 4.3  # the pseudo-values are 3.7 and 4.3
+
+
 def test_an_interval_is_as_wide_as_the_mean_of_its_groups_varies():
     values = np.random.default_rng(1).normal(3.0, 2.0, 400).tolist()
     interval = bootstrap(lambda mean: mean, values)

@@ -81,6 +81,14 @@ def find_distance(point: QualityPoint, what: str = "distance") -> FigureInterval
     return bootstrap(root, list_groups(point, what))
 
 
+def find_figure(point: QualityPoint) -> FigureInterval | None:
+    """Returns the figure with its interval; None where figures of groups are not known."""
+    groups = [each for row in point.rows for each in row.groups]
+    if not groups or any(each.without is None for each in groups):
+        return None
+    return bootstrap(np.asarray, _pseudo_values(point))
+
+
 def has_groups(point: QualityPoint) -> bool:
     """Returns whether a point has what intervals and distances need."""
     groups = [each for row in point.rows for each in row.groups]

@@ -16,7 +16,7 @@ from ..bench.plot import MOST, Paint, colour, draw_panels, entry, marker, put_le
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
 from ..bench.table import align_table, format_number, format_range
-from .fid_claims import find_distance, list_claims, tabulate_claims
+from .fid_claims import find_distance, find_figure, list_claims, tabulate_claims
 from .fid_nfe import picture_path
 from .fid_points import FLOOR, QualityPoint, QualityTable, row_line
 
@@ -56,15 +56,17 @@ def means(table: QualityTable, network: str) -> list[list[str]]:
 def details(table: QualityTable, network: str) -> list[list[str]]:
     """Returns header and rows: spread over the blocks (runs) and cost of each setting and NFE.
 
-    Distances to the converged run have columns where they were measured.
+    Intervals of 95 % and distances to the converged run have columns where they were measured.
     """
     header = ["setting", "NFE", "runs", "mean±sd", "min..max", "rows", "eff.", "GFLOP", "ms"]
-    header += ["distance", "features"]
+    header += ["95 %", "distance", "features"]
     rows = [header]
     for points in table.of_network(network).values():
         rows += [_detail(points[nfe]) for nfe in sorted(points)]
-    if all(row[-1] == "-" for row in rows[1:]):
-        rows = [row[:-2] for row in rows]
+    for column in range(len(header) - 1, len(header) - 4, -1):
+        if all(row[column] == "-" for row in rows[1:]):
+            for row in rows:
+                del row[column]
     if all(row[5] == row[6] for row in rows[1:]):  # without caches they are the same
         rows[0][5] = "rows=eff"
         for row in rows:
@@ -74,6 +76,7 @@ def details(table: QualityTable, network: str) -> list[list[str]]:
 
 def _detail(point: QualityPoint) -> list[str]:
     spread = "" if point.spread is None else f"±{format_number(point.spread)}"
+    figure = find_figure(point)
     distances = [find_distance(point, what) for what in ("distance", "features")]
     return [
         point.setting,
@@ -85,6 +88,7 @@ def _detail(point: QualityPoint) -> list[str]:
         f"{point.cost('effective'):.4g}",
         f"{point.cost('flops') / 1e9:.2f}",
         f"{point.cost('seconds') * 1e3:.1f}",
+        "-" if figure is None else format_range(figure[1:]),
         *("-" if each is None else str(each) for each in distances),
     ]
 
