@@ -24,9 +24,9 @@ def test_formula(plain, latex):
 
 
 def test_sentence():
-    text = "At order 2 h = lam_s - lam_t takes x0 (phi is `lms`'s) and 1 to 2 calls."
+    text = "At order 2, h = lam_s - lam_t takes x0 (phi is `lms`'s) and 1 to 2 calls."
     assert to_markdown(text) == (
-        r"At order 2 $h = \lambda_s - \lambda_t$ takes $x_0$ ($\phi$ is `lms`'s) and 1 to 2 calls."
+        r"At order 2, $h = \lambda_s - \lambda_t$ takes $x_0$ ($\phi$ is `lms`'s) and 1 to 2 calls."
     )
 
 
