@@ -69,16 +69,11 @@ def _pseudo_values(point: QualityPoint) -> list[float]:
     return [value for row in point.rows for value in list_pseudo_values(row)]
 
 
-def root(squares: Any) -> Any:
-    """Returns a distance of its mean square."""
-    return np.sqrt(squares)
-
-
 def find_distance(point: QualityPoint, what: str = "distance") -> FigureInterval | None:
     """Returns a root mean square distance to the converged run; None if it was not measured."""
     if not has_groups(point):
         return None
-    return bootstrap(root, list_groups(point, what))
+    return bootstrap(np.sqrt, list_groups(point, what))
 
 
 def find_figure(point: QualityPoint) -> FigureInterval | None:
