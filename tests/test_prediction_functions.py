@@ -101,7 +101,7 @@ def test_revised_predictions_are_seen_through_the_functions():
         [torch.randn(2, 2, 3, 2, generator=draw, dtype=torch.float64) for _ in range(3)]
         for _ in range(2)
     )
-    made = make_schedule(*FURTHER)
+    made = make_schedule(*FURTHER, (TANH, 2, 0.2))  # of its own prediction too
     grid = made.grid()
 
     def tell(answers, table, states=()):
