@@ -8,7 +8,7 @@ import typer
 from ..eval.fit_request import LinearFitRequest
 from ..eval.options import OUTPUT, Plot, QuietResult, describe
 from ..eval.requests import CalibrationRequest
-from .console import echo, echo_left_out, gather_options, refuse_typed, say_progress
+from .console import echo, echo_left_out, gather_options, refuse_typed
 
 
 @gather_options
@@ -30,14 +30,13 @@ def calibrate(
         return
     refuse_typed(ctx, {"saving"}, "--saving belongs to --guidance adaptive")
     from ..eval.bench.report import ReportFiles
-    from ..eval.bench.runner import run_cells
+    from ..eval.bench.runner import run_all
     from ..eval.calibrate import Calibration, add_masks, make_bench
 
     ReportFiles(plot=plot).check([request.out])
     bench = make_bench(request)
     add_masks(bench, request, progress=not quiet)
-    for _ in say_progress(run_cells(bench, progress=not quiet), "runs", quiet):
-        pass
+    run_all(bench, progress=not quiet)
     calibration = Calibration.of(request, bench)
     echo_left_out(bench.remarks if not quiet else ())
     echo(calibration.table.lines() if not quiet else ())

@@ -1,7 +1,6 @@
 """Helpers of all commands: options from dataclasses, one-line errors and warnings, refusals."""
 
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports no name for it
 MAY_BE_EMPTY = {"--prompt", "--from-prompt", "--to-prompt", "--negative-prompt"}
 RENAMED = {"--honest": "--baseline"}  # options whose old names are still taken
 BAD_INPUT = 2  # the exit code
-SAY_EVERY = 10.0  # seconds between lines of progress
 T = TypeVar("T")
 
 
@@ -150,17 +148,6 @@ def echo_left_out(remarks: Iterable[str]) -> None:
     """Says on the error stream what could not be run, and why."""
     for remark in remarks:
         typer.echo(f"left out: {remark}", err=True)
-
-
-def say_progress(works: Iterable[T], called: str, quiet: bool) -> Iterator[T]:
-    """Yields pieces of work; in a file or a pipe, where no bar is seen, says how far they are."""
-    start = said = time.monotonic()
-    for number, work in enumerate(works, start=1):
-        now = time.monotonic()
-        if not quiet and not sys.stderr.isatty() and now - said >= SAY_EVERY:
-            typer.echo(f"{number} {called} done in {now - start:.0f} s", err=True)
-            said = now
-        yield work
 
 
 def typed(ctx: typer.Context, name: str) -> bool:

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..models.denoiser import Branch, Denoiser, Network
 from ..models.errors import SettingError
 from ..models.files import check_folder, make_folder, remove_file, write_bytes
 from ..models.probe import answer
+from ..models.progress import make_bar
 from ..models.reading import read_tensors
 from ..models.schedule import Node, process_of
 from ..samplers.conditions import Branches, Conditions, make_branches, take_rows
@@ -140,7 +140,7 @@ def measure(network: Network, what: Measurement, *, progress: bool = False) -> M
     )
     rows = [
         _keep_means(_Task(network, branches, what, lam, i, (low, high)), facts, probe)
-        for i, lam in enumerate(tqdm(lams, unit="node", disable=None if progress else True))
+        for i, lam in enumerate(make_bar(lams, unit="node", show=progress))
     ]
     nodes = [network.schedule.at_lam(lam) for lam in lams]
     tables = make_tables(nodes, rows, len(what.data))

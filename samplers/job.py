@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..models.caching import Attachment, Policy, caching, find_attachment
 from ..models.denoiser import Branch, Denoiser, Network
@@ -17,6 +16,7 @@ from ..models.devices import Reading, memory_advice, send
 from ..models.errors import SettingError
 from ..models.ledger import CacheLedger, Ledger
 from ..models.modules import hold, is_compiled
+from ..models.progress import make_bar
 from ..models.schedule import Node
 from ..solvers import Revisable, drive
 from ..solvers.base import Span
@@ -212,8 +212,7 @@ class Job:
         size = min(self.batch, len(self.seeds))
         doing, advice = f"sampling {size} images at once", "lower batch, or take dtype bf16"
         steps = self.plan.grid.steps * -(-len(self.seeds) // self.batch)
-        off = None if self.progress else True  # None: off where nobody watches, in files and pipes
-        bar = tqdm(total=steps, unit="step", disable=off, delay=1.0, leave=False)
+        bar = make_bar(total=steps, unit="step", delay=1.0, leave=False, show=self.progress)
 
         def step_done(n: int, node: Node, x: Tensor, x0: Tensor, ledger: Ledger) -> None:
             bar.update()

@@ -222,7 +222,8 @@ class Sampler:
                 path per seed, which runs of any number of steps share (docs/brownian.md).
             batch: images sampled at once.
             callback: called after each step with (step, node, x, x0, ledger).
-            progress: show a progress bar in a terminal once the run has taken a second.
+            progress: show a progress bar in a terminal once the run has taken a second, and
+                elsewhere a line each half minute.
             choices: solver, nfe, steps, grid, final, recipe, see `PlanChoices`. With nfe alone,
                 the package's own schedule for an embedded network, if it has one.
 

@@ -12,7 +12,6 @@ from hostile import examine, run_command
 
 from fewstep import RectifiedFlow
 from fewstep.cli import app
-from fewstep.commands.console import say_progress
 from fewstep.samplers.plan import make_plan
 
 LONG, HUGE = "a" * 300, "9" * 20
@@ -189,10 +188,3 @@ def count_lines(name, steps):
     finally:
         sys.settrace(None)
     return calls
-
-
-def test_progress_is_said_where_no_bar_is_seen(monkeypatch, capsys):
-    clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    assert list(say_progress("abcd", "runs", quiet=False)) == list("abcd")
-    assert capsys.readouterr().err == "2 runs done in 11 s\n4 runs done in 22 s\n"

@@ -1,5 +1,6 @@
 """The bench itself: cells are measured once, failures are told or raised, options are gathered."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.bench.store import KeyedRow, RowStore
 from fewstep.eval.bench.table import align_table, format_number, markdown_table
 from fewstep.models.errors import SettingError
+from fewstep.models.progress import make_bar
 
 
 class Square(KeyedRow):
@@ -109,3 +111,19 @@ def test_tables_in_markdown():
     assert [format_number(x) for x in (123456.0, 99.96, 1.0, 0.00012345)] == [
         *("123456", "100.", "1.00", "0.000123"),
     ]
+
+
+def test_where_no_bar_is_seen_a_line_comes_each_half_minute_with_the_time_left(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 31.0, 40.0, 61.0, 70.0, 70.0])
+    monkeypatch.setattr("fewstep.models.progress.time.monotonic", lambda: next(clock))
+    with make_bar(total=8, desc="runs", show=True) as bar:
+        for _ in range(4):
+            bar.update()
+            bar.refresh()
+    first, second, end = capsys.readouterr().err.split("\n")
+    assert end == ""
+    assert re.fullmatch(r"runs: 12 %, \d\d:\d\d passed, about \S+ left", first)
+    assert second.startswith("runs: 38 %, ")
+    with make_bar(total=1, show=False) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""

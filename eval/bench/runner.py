@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from tqdm.auto import tqdm
-
 from ...models.errors import FewstepError
+from ...models.progress import make_bar
 from .cell import C, Experiment, R
 
 
@@ -23,9 +22,9 @@ def run_cells(experiment: Experiment[C, R], progress: bool = False) -> Iterator[
         if cell not in waiting:  # a process that was killed after its row has left its part
             experiment.clear(cell)
     work = sum(map(experiment.weigh, waiting)) / team.size
-    off = None if progress and team.leads else True
     scaled = experiment.unit == "row"
-    with tqdm(total=round(work), unit=experiment.unit, unit_scale=scaled, disable=off) as bar:
+    show = progress and team.leads
+    with make_bar(total=round(work), unit=experiment.unit, unit_scale=scaled, show=show) as bar:
         for cell in _take_turns(experiment, waiting):
             bar.set_description(experiment.describe(cell))
             end = bar.n + experiment.weigh(cell) / team.size

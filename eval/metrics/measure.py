@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from ...models.errors import FewstepError, SettingError
 from ...models.files import check_folder, make_folder
+from ...models.progress import make_bar
 from ..data import ImageSet, images_of
 from ..data.cache import cache_folder
 from ..extractors import Extractor, origin_of
@@ -102,8 +102,8 @@ def gather_features(
 ) -> Features:
     """Returns what is kept of a set of images, with a progress bar in terminals."""
     gather = Gather(extractor, needs)
-    off = None if how.progress else True
-    with tqdm(total=len(images), desc=images.name, unit="image", disable=off, leave=False) as bar:
+    named = {"desc": images.name, "unit": "image", "leave": False}
+    with make_bar(total=len(images), **named, show=how.progress) as bar:
         for batch in images.batches(how.batch):
             gather.update(batch)
             bar.update(len(batch))
@@ -173,8 +173,8 @@ def pair_figures(
             f" {len(reference)} of shape {reference.shape}; give the two runs of the same seeds"
         )
     totals: Mapping[str, list[torch.Tensor]] = {each.name: [] for each in metrics}
-    off = None if how.progress else True
-    with tqdm(total=len(images), desc="pairs", unit="image", disable=off, leave=False) as bar:
+    named = {"desc": "pairs", "unit": "image", "leave": False}
+    with make_bar(total=len(images), **named, show=how.progress) as bar:
         for pair in zip(images.batches(how.batch), reference.batches(how.batch), strict=True):
             ours, theirs = (batch.float() / 127.5 - 1.0 for batch in pair)
             for each in metrics:

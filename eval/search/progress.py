@@ -8,9 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ...models.files import write_bytes
+from ...models.progress import make_bar
 from .log import Trial
 from .size import SearchSize
 from .strategies import STRATEGIES, Task
@@ -62,8 +61,8 @@ class Progress:
         if task.size not in self._bars:
             style = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             share = task.meter.share()
-            bar = tqdm(total=1.0, initial=share, bar_format=style, dynamic_ncols=True, disable=None)
-            self._bars[task.size] = bar
+            looks = {"bar_format": style, "dynamic_ncols": True}
+            self._bars[task.size] = make_bar(total=1.0, initial=share, **looks, show=True)
         bar, best = self._bars[task.size], task.best(1)[0]
         bar.set_description_str(f"{task.size} {strategy}", refresh=False)
         count = len(task.log.trials)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...models.arguments import format_ranges
 from ...models.errors import FewstepError, NonFiniteError
 from ...models.hashing import hash_json
 from ...models.ledger import Ledger
+from ...models.progress import make_bar
 from ...samplers.columns import Column, Columns
 from ...samplers.plan_file import Block as BlockOf
 from ...samplers.plan_file import JudgedOn, JudgedPoint, Kind
@@ -144,8 +144,8 @@ class PointJudge:
     def _show(
         self, works: Iterator[PointChoice], count: int, name: BlockOf
     ) -> Iterator[PointChoice]:
-        off = None if self.progress else True
-        yield from tqdm(works, total=count, desc=f"{name} noises", unit="setting", disable=off)
+        named = {"desc": f"{name} noises", "unit": "setting"}
+        yield from make_bar(works, total=count, **named, show=self.progress)
 
     def _remark(self, text: str) -> None:
         if text not in self.remarks:
