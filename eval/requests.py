@@ -143,7 +143,7 @@ class SearchRequest(SearchNoises):
     noises: str | None = option(
         None,
         "Numbers of noises to train on, to validate with and to test with. The default is"
-        " 1024,256,1024, and 64,64,256 with --full.",
+        " 1024,256,1024, and 64,128,256 with --full.",
         DATA,
     )
     scored: int | None = option(

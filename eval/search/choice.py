@@ -201,12 +201,22 @@ def overfit(objective: str, scores: Mapping[str, float]) -> float:
 
 
 def _make_shortlist(task: Task) -> list[Trial]:
-    """Returns the best of all and of each strategy: their training scores differ in kind."""
+    """Returns the best of all and of each kind: their training scores differ in kind.
+
+    Kinds are strategies and predictors of caches, of which one may suit the few training noises.
+    """
     usable = [trial for trial in task.best() if trial.score is not None]
     chosen = usable[:SHORTLIST]
-    for name in {trial.strategy for trial in usable}:
-        chosen += rank_trials(trial for trial in usable if trial.strategy == name)[:OF_EACH]
+    for find_kind in (lambda trial: trial.strategy, _name_predictor):
+        for kind in {find_kind(trial) for trial in usable}:
+            chosen += rank_trials(each for each in usable if find_kind(each) == kind)[:OF_EACH]
     return list({trial.id: trial for trial in chosen}.values())
+
+
+def _name_predictor(trial: Trial) -> str:
+    """Returns the predictor of a candidate's cache; nothing where there is none."""
+    cache = trial.schedule.cache if isinstance(trial.schedule, Schedule) else None
+    return "" if cache is None else cache.predictor
 
 
 def _score_block(task: Task, schedule: Artefact, name: BlockName | Literal["scored"]) -> float:

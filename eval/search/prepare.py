@@ -31,7 +31,7 @@ from .uncached import DRIFT, drift_of
 
 MOST_SEARCHED = 200  # evaluations of a schedule
 SCORED = {"nfe": 256, "rows": 128, "full": 32}  # a fitted candidate runs its noises twice
-NOISES, OF_MASKS = "1024,256,1024", "64,64,256"  # by default, and with --full
+NOISES, OF_MASKS = "1024,256,1024", "64,128,256"  # by default, and with --full
 STEPS = "30"  # of a run whose full evaluations are searched
 RENAMED = {"distance": "terminal"}  # objectives
 PLAIN_GRID = "logsnr"
