@@ -361,10 +361,8 @@ def test_a_rival_and_a_guided_schedule_converge_to_their_guidance_scale():
     assert guided.scale == 3.0
 
 
-def test_the_sweeps_of_the_page_of_results_are_valid():
-    folder = Path(__file__).parents[1] / "results"
-    sweeps = {path.stem: Sweep.load(path) for path in folder.glob("sweep-*.json")}
-    of_page = [sweeps[f"sweep-{name}"] for name in ("fashion", "emoji", "fid")]
+def test_the_sweeps_of_the_page_of_results_are_of_all_networks():
+    of_page = [Sweep.load(RESULTS / f"sweep-{name}.json") for name in ("fashion", "emoji", "fid")]
     assert [(each.n, each.blocks, each.groups) for each in of_page] == [
         *((1000, 3, 10), (1000, 3, 10), (10_000, 1, 10)),
     ]
@@ -604,7 +602,11 @@ def test_an_empty_partial_refuses_what_the_extractor_lacks():
     assert features_of(part, metric("fd").needs, origin).n == 4
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "results").glob("*.json")))
+RESULTS = Path(__file__).parents[1] / "results"
+SWEEPS = [path for kind in ("sweep", "guidance") for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_of_the_results_page_name_what_there_is(path):
     cells = plan_cells(Sweep.load(path), fake_evaluator(20).measure, lru_cache(load)).cells
     assert cells
