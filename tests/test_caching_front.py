@@ -1,6 +1,7 @@
 """`fewstep bench cache`: cells, figures, the baseline, rivals, table and plot."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -200,7 +201,9 @@ def test_times_are_medians_over_those_of_the_uncached_run(bench, monkeypatch):
     assert (row.protocol.measure.metric, row.protocol.images.run.cache) == (TIME, LITE)
     assert asked == [LITE, None, LITE, None, LITE, None, LITE]
     figure = next(each for each in timed.points() if each.run.policy == LITE)
-    assert figure.ratio == pytest.approx(2.5 / 5.0)
+    assert figure.ratio == pytest.approx(2.5 / 4.0), "of single turns"
+    assert figure.quartiles == pytest.approx(((2.0 / 9.0 + 2.5 / 4.0) / 2.0, (0.625 + 10.0) / 2.0))
+    assert figure.seconds == 2.5
     assert list(run_cells(CacheTimes(timed, 3))) == []
     assert "| `taylorseer:interval=2,level=last-block` | ddim | 6 |" in "\n".join(
         TABLE.lines(timed.points())
@@ -286,6 +289,9 @@ def test_times_stand_beside_the_flops_that_were_saved():
     timed = FrontPoint(FrontRun("m", "a", 12, "p"), 3.0, ratio=1.0 / 3.0, seconds=0.5)
     lines = list(TABLE.append(FrontPanel("m", (timed,), UNCACHED)))
     assert "| `p` | a | 12 | 3.00 | 3.00 | 0.75 | 500.0 |" in lines
+    spread = replace(timed, quartiles=(0.25, 0.5))
+    lines = list(TABLE.append(FrontPanel("m", (spread,), UNCACHED)))
+    assert "| `p` | a | 12 | 3.00 | 3.00 | 0.75 [0.50, 1.00] | 500.0 |" in lines
 
 
 def test_the_plot_shows_every_family_and_the_baseline(tmp_path):

@@ -62,7 +62,8 @@ class FrontPoint:
 
     cost:    effective evaluations or network rows, per image.
     error:   to the converged run; change: to the run without the policy. None: not known.
-    seconds: per image; ratio: over those of the run without the policy. None: not timed.
+    seconds: per image; ratio: over those of the run without the policy; quartiles: of the ratios
+             of single turns. None: not timed.
     parts:   the points of single blocks of noises, where there are several; it has their means.
     """
 
@@ -72,6 +73,7 @@ class FrontPoint:
     change: float | None = None
     ratio: float | None = None
     seconds: float | None = None
+    quartiles: tuple[float, float] | None = None
     parts: tuple["FrontPoint", ...] = ()
 
 

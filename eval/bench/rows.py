@@ -91,6 +91,7 @@ class ResultRow(MeasuredRow):
     cost:   what the images cost; None for real ones.
     groups: figures of groups of the images, from which intervals follow.
     target: the setting of the converged run that distances are to, see `Protocol.setting`.
+    quartiles: of the values whose median the figure is.
     """
 
     hash: str
@@ -101,6 +102,7 @@ class ResultRow(MeasuredRow):
     processes: int = 1
     groups: tuple[GroupFigures, ...] = ()
     target: str | None = None
+    quartiles: tuple[Finite, Finite] | None = None
 
     @property
     def key(self) -> str:

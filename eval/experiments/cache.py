@@ -219,6 +219,7 @@ class CacheBench(FrontBench):
             change=values[change] if cell.policy else 0.0,
             ratio=values[TIME],
             seconds=None if timed is None or timed.cost is None else timed.cost.seconds,
+            quartiles=None if timed is None else timed.quartiles,
         )
 
     def _metrics(self, cell: FrontRun) -> list[str]:

@@ -64,7 +64,10 @@ class CacheTable(FrontTable):
         timed = [point for point in panel.points if point.ratio is not None]
         if not timed:
             return
-        yield f"Wall time on {panel.title}, in turns with the uncached run, medians:"
+        yield (
+            f"Wall time on {panel.title}, in turns with the uncached run, medians, in brackets"
+            " quartiles over the turns:"
+        )
         yield ""
         yield "The FLOPs ratio is how many times fewer FLOPs a run takes than the uncached one."
         yield ""
@@ -75,6 +78,9 @@ class CacheTable(FrontTable):
             speed, time = f"{1.0 / ratio:.2f}", f"{1000.0 * seconds:.1f}"
             name, steps = f"`{run.policy}`", str(run.nfe)
             reached = f"{point.cost / (ratio * run.nfe):.2f}"
+            if point.quartiles is not None:
+                ends = (point.cost / (each * run.nfe) for each in reversed(point.quartiles))
+                reached += " [{:.2f}, {:.2f}]".format(*ends)
             rows.append((name, run.solver, steps, f"{point.cost:.2f}", speed, reached, time))
         yield from markdown_table(rows, "---")
         yield ""

@@ -1,19 +1,23 @@
 """The seconds of `fewstep bench cache`: caches in turns with the run without one."""
 
+from collections.abc import Sequence
 from functools import partial
+from statistics import median
+
+import numpy as np
 
 from ...models.errors import FewstepError
 from ..bench.cell import Advance, Experiment
 from ..bench.front_table import FrontRun
 from ..bench.rows import ResultRow, SamplingCost
-from ..bench.timing import measure_in_turns
+from ..bench.timing import record_turns
 from .cache import TIME, CacheBench
 
 Group = tuple[FrontRun, ...]
 
 
 class CacheTimes(Experiment[Group, ResultRow]):
-    """The seconds of a front: medians of runs in turns with the uncached one, as their ratio."""
+    """The seconds of a front, over those of the uncached run in the same turn: their median."""
 
     unit = "group"
 
@@ -36,7 +40,7 @@ class CacheTimes(Experiment[Group, ResultRow]):
         missing = [run for run in cell[1:] if self.bench.find_row(run, TIME) is None]
         able = [run for run in missing if self._warm_up(run)]
         works = {run: partial(self.bench.time_run, run) for run in (cell[0], *able)} if able else {}
-        seconds = measure_in_turns(works, self.repeats)
+        seconds = record_turns(works, self.repeats)
         return [self._row(run, seconds[run], seconds[cell[0]]) for run in able]
 
     def _warm_up(self, run: FrontRun) -> bool:
@@ -48,6 +52,12 @@ class CacheTimes(Experiment[Group, ResultRow]):
             return False
         return True
 
-    def _row(self, run: FrontRun, seconds: float, uncached: float) -> ResultRow:
-        cost = SamplingCost(nfe=run.nfe, rows=run.nfe, effective=0.0, flops=0.0, seconds=seconds)
-        return ResultRow.now(self.bench.protocol_of(run, TIME), seconds / uncached, cost=cost)
+    def _row(self, run: FrontRun, seconds: Sequence[float], uncached: Sequence[float]) -> ResultRow:
+        """Returns the row of a run; a slow moment of the machine hits both runs of a turn."""
+        ratios = [mine / other for mine, other in zip(seconds, uncached, strict=True)]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        cost = SamplingCost(
+            nfe=run.nfe, rows=run.nfe, effective=0.0, flops=0.0, seconds=median(seconds)
+        )
+        protocol = self.bench.protocol_of(run, TIME)
+        return ResultRow.now(protocol, middle, cost=cost, quartiles=(low, high))
