@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 DECIDED = {"solver", "nfe", "steps", "grid_type", "times", "final", "schedule", "recipe", "cache"}
 DECIDED |= {"cfg_scale", "cfg_interval", "guidance", "threshold"}  # by a plan
-BESIDE_REPLAY = {"from_png", "out", "save_images", "zoom", "class_names", "json_", "quiet", "force"}
+BESIDE_REPLAY = {"from_png", "out", "save_images", "zoom", "class_names", "preview", "json_"}
+BESIDE_REPLAY |= {"quiet", "force"}
 
 
 @dataclass(frozen=True, kw_only=True)

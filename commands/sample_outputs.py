@@ -12,6 +12,7 @@ from ..models.errors import SettingError
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
+    from ..samplers.images import Picture
     from ..samplers.run_record import Run
     from ..samplers.sampler import Result
     from ..samplers.sheet_style import SheetStyle
@@ -42,6 +43,9 @@ class SampleOutputs:
     class_names: bool = option(
         False, "Write the class of each row beside the grid.", OUTPUT, "--class-names"
     )
+    preview: bool = option(
+        False, "Show the grid in the terminal too, two pixels in a character.", OUTPUT, "--preview"
+    )
     json_: Json = False
     quiet: Quiet = False
 
@@ -67,7 +71,7 @@ class SampleOutputs:
         out = self.out or (PICTURE if pictures else TENSORS)
         tensors = out.suffix.lower() == TENSORS.suffix
         drawing = {"--save-images": self.save_images, "--zoom": self.zoom}
-        drawing["--class-names"] = self.class_names or None
+        drawing |= {"--class-names": self.class_names or None, "--preview": self.preview or None}
         asked = [name for name, value in drawing.items() if value is not None]
         if asked and (tensors or not pictures):
             raise SettingError(f"{asked[0]} is for pictures; drop it, or give --out a .png")
@@ -97,6 +101,8 @@ class SampleOutputs:
 
         assert self.out is not None
         save_pictures(run, result, self.out, self.save_images, style)
+        if self.preview:
+            _show_preview(result.grid(style.columns, zoom=1))
         if self.json_:
             body = {"out": str(self.out), "ledger": result.ledger.as_dict()}
             body["run"] = run.model_dump(mode="json", exclude_none=True)
@@ -105,3 +111,16 @@ class SampleOutputs:
             parts = [f"{name} {value}" for name, value in run.list_choices().items()]
             typer.echo(f"{self.out}: {result.ledger}")
             typer.echo(" | ".join(parts if origin is None else [*parts, origin]))
+
+
+def _show_preview(picture: "Picture") -> None:
+    """Shows a picture in the terminal; says on the error stream if there is none."""
+    from rich.console import Console
+
+    from ..samplers.preview import preview
+
+    console = Console()
+    if console.is_terminal:
+        console.print(preview(picture, console.width))
+    else:
+        typer.echo("no preview: the output goes to no terminal", err=True)

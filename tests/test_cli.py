@@ -110,6 +110,12 @@ def test_guidance_interval_costs_only_inside():
     assert 4 < ledger["rows_per_image"] < 8
 
 
+def test_a_preview_is_for_terminals():
+    result = sample(*QUICK, "--preview", "--quiet")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "no preview: the output goes to no terminal\n"
+
+
 def test_quiet_prints_nothing():
     assert sample(*QUICK, "--quiet").output == ""
 

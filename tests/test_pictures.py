@@ -12,6 +12,7 @@ from fewstep.models.arguments import format_ranges, parse_ranges
 from fewstep.models.errors import ModelError, SettingError
 from fewstep.models.files import write_whole
 from fewstep.samplers.images import make_contact_sheet, to_pil, to_uint8
+from fewstep.samplers.preview import preview
 from fewstep.samplers.run_record import Run, read_run, save_png
 
 
@@ -38,6 +39,19 @@ def test_sheet_places_pictures_row_by_row():
     corners = [(1, 1), (5, 1), (1, 4), (5, 4), (1, 7), (5, 7)]
     assert [sheet.getpixel(at) for at in corners] == [0, 10, 20, 30, 40, 255]
     assert sheet.getpixel((0, 0)) == 255
+
+
+def test_a_preview_has_two_pixels_in_a_character():
+    picture = Image.new("RGB", (3, 4), "black")
+    picture.putpixel((1, 2), (255, 0, 0))
+    picture.putpixel((1, 3), (0, 0, 255))
+    segments = [each for each in preview(picture, 80).segments if each.text != "\n"]
+    assert len(segments) == 3 * 2
+    colours = [(each.style.color.triplet, each.style.bgcolor.triplet) for each in segments]
+    assert colours[4] == ((255, 0, 0), (0, 0, 255))
+    assert set(colours[:4] + colours[5:]) == {((0, 0, 0), (0, 0, 0))}
+    narrow = preview(Image.new("L", (300, 200)), 60).segments
+    assert [each.text for each in narrow].count("\n") == 20
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
