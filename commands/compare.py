@@ -85,6 +85,7 @@ def compare(
 
     The distance is that to the converged run of the same guidance scale. No real images are needed.
     """
+    from ..eval.bench.plot import check_plot
     from ..eval.compare import CONVERGED
     from ..eval.compare import compare as compare_settings
     from ..eval.comparison_settings import parse_setting
@@ -101,6 +102,8 @@ def compare(
         parse_ranges(options.seeds),
         load(network, dtype=options.dtype, device=options.device),
     )
+    if out is not None and loaded.shape == (2,):
+        check_plot(out)
     comparison = compare_settings(
         loaded,
         settings,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.errors import SettingError
 from ..models.files import check_writable
 from ..samplers.images import MODES, Picture, make_contact_sheet, to_pil, write_png
-from .bench.plot import KINDS, draw_panels
+from .bench.plot import check_plot, draw_panels
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -26,7 +26,7 @@ def draw_comparison(comparison: "Comparison", path: Path, images: int) -> None:
     samples |= {run.name: run.samples for run in comparison.runs}
     shape = comparison.reference.shape[1:]
     if shape == (2,):
-        check_writable(path, *KINDS)
+        check_plot(path)
         panels = [partial(_draw_points, name, each) for name, each in samples.items()]
         draw_panels(panels, path, across=3, size=(3.2, 3.2))
     elif len(shape) == 3 and shape[0] in MODES:

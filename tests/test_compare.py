@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,22 @@ def test_the_picture_has_a_row_of_images_for_each_setting_or_a_panel_of_points(t
     assert not (tmp_path / "c.png").exists()
 
 
+def test_a_picture_of_points_without_matplotlib_is_refused_before_anything_is_drawn(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "points.py").write_text(
+        "import fewstep\ndef never(x, time):\n    raise RuntimeError('it was called')\n"
+        "def points():\n    flow = fewstep.RectifiedFlow(time_scale=1)\n"
+        "    return fewstep.from_module(never, schedule=flow, prediction='flow', shape=(2,))\n"
+    )
+    monkeypatch.setattr("fewstep.eval.bench.plot.find_spec", lambda name: None)
+    words = ["compare", "points.py:points", "--setting", "nfe=2", "--out", "a.png"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "matplotlib is not installed; pip install 'fewstep[report]'" in done.output
+
+
 def test_what_cannot_be_compared_is_refused():
     network = make_network()
     for settings, text in (([], "nothing to compare"), ([FIVE, FIVE], "two settings are alike")):
@@ -187,18 +204,22 @@ PARTS = {kind: [body for each, body in BLOCKS if each == kind] for kind in ("pyt
 
 @pytest.fixture
 def _page(tmp_path, monkeypatch):
-    """The file of the page, trained for a moment, in a folder of its own."""
+    """The files of the page, trained for a moment, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "nets.py").write_text(PARTS["python"][1].replace("range(1500)", "range(3)"))
+    folder = PAGE.parents[1] / "examples"
+    shutil.copy(folder / "own_unet.py", tmp_path)
+    text = (folder / "own_mlp.py").read_text()
+    assert "steps=1500" in text
+    (tmp_path / "own_mlp.py").write_text(text.replace("steps=1500", "steps=3"))
     yield
-    sys.modules.pop("nets", None)
+    sys.modules.pop("own_mlp", None)
 
 
 @pytest.mark.usefixtures("_page")
 def test_the_python_of_the_page_runs(tmp_path, capsys):
     names = {}
-    exec(PARTS["python"][2].replace("range(64)", "range(4)").replace("n=64", "n=4"), names)
+    exec(PARTS["python"][-1].replace("range(64)", "range(4)").replace("n=64", "n=4"), names)
     assert "gap" in capsys.readouterr().out
     assert (tmp_path / "compared.png").exists()
 

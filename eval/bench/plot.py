@@ -1,11 +1,12 @@
 """Parts that plots share: colours and marks, and pictures of several panels."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from ...models.errors import SettingError
-from ...models.files import write_whole
+from ...models.files import check_writable, write_whole
 
 Paint = Callable[[Any], None]  # fills an axis of matplotlib
 
@@ -31,6 +32,13 @@ def marker(i: int) -> str:
 def entry(i: int, name: str) -> str:
     """Returns what the legend calls the i-th series."""
     return name if i < MOST else "others"
+
+
+def check_plot(path: Path) -> None:
+    """Raises SettingError if no plot could be written there, or matplotlib is not installed."""
+    check_writable(path, *KINDS)
+    if find_spec("matplotlib") is None:
+        raise SettingError("matplotlib is not installed; pip install 'fewstep[report]'")
 
 
 def draw_panels(paints: Sequence[Paint], path: Path, **layout: Any) -> None:
