@@ -2,18 +2,25 @@
 
     python recipes/compare_predictors.py [NETWORK ...] [--intervals 3 4] [--images 48] [--others 96]
 
-Figures are |x - y| / |y| to the uncached run of the same noises: on `--images` noises, by which
-`fewstep calibrate --predictor all` chooses, and on others, by which its choice (in bold) is judged.
+Figures are |x - y| / |y| to the uncached run of the same noises: on `--images` noises, and on
+others on which nothing was chosen. The choice (in bold) is made as by `fewstep calibrate
+--predictor all`: the leading ones meet on further blocks of `--images` noises, until one is better
+beyond chance.
 """
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
 from fewstep.eval.bench.front import relative_error
+from fewstep.eval.bench.front_table import FrontPoint, FrontRun
 from fewstep.eval.cache_candidates import PREDICTORS, cross
+from fewstep.eval.cache_contest import FURTHER, LEADING, hold_contest
 from fewstep.eval.cache_fit import CHOOSE, FIT, fit_predictor
+from fewstep.eval.cache_quality import Quality
+from fewstep.eval.experiments.cache import TO_UNCACHED, judge_images
 from fewstep.models.caching import Policy, take_cache
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
@@ -47,7 +54,8 @@ def main() -> None:
     asked.add_argument("--images", type=int, default=48)
     asked.add_argument("--others", type=int, default=96)
     given = asked.parse_args()
-    blocks = range(given.images), range(given.images, given.images + given.others)
+    used = (1 + FURTHER) * given.images
+    blocks = range(given.images), range(used, used + given.others)
     print("| network | interval | choice over the best", *PREDICTORS, "fitted |", sep=" | ")
     print("|---|---|---|" + "---|" * (len(PREDICTORS) + 1))
     for name in given.networks:
@@ -62,7 +70,7 @@ def print_row(
 ) -> None:
     """Prints what each predictor gives at an interval."""
     specs = cross([f"taylorseer:interval={interval},level=last-block"], (*PREDICTORS, "fitted"))
-    columns = []
+    columns, policies = list[list[float] | None](), dict[str, Policy]()
     for spec in specs:
         policy = take_cache(spec)
         if spec.endswith("fitted"):
@@ -73,10 +81,34 @@ def print_row(
             columns.append(None)
             continue
         columns.append([relative_error(x, y) for x, y in zip(ends, plain, strict=True)])
-    chosen = min(each for each in columns if each is not None)
-    ratio = chosen[1] / min(each[1] for each in columns if each is not None)
-    cells = (_format_cell(each, each == chosen) for each in columns)
+        policies[spec] = policy
+    figures = {spec: each for spec, each in zip(specs, columns, strict=True) if each is not None}
+    chosen = choose(
+        runs, len(blocks[0]), {spec: each[0] for spec, each in figures.items()}, policies
+    )
+    ratio = figures[chosen][1] / min(each[1] for each in figures.values())
+    cells = (_format_cell(figures.get(spec), spec == chosen) for spec in specs)
     print(f"| {name} | {interval} | {ratio:.2f}", *cells, sep=" | ", end=" |\n", flush=True)
+
+
+def choose(runs: Runs, images: int, figures: dict[str, float], policies: dict[str, Policy]) -> str:
+    """Returns the setting that a calibration takes of those of one cost."""
+    quality = Quality.parse("rel-l2=1")
+    points = [
+        FrontPoint(FrontRun("", "", 0, spec), 0.0, change=figures[spec])
+        for spec in sorted(figures, key=figures.__getitem__)[:LEADING]
+    ]
+
+    @cache
+    def draw_plain(block: int) -> Tensor:
+        return runs.draw(range(block * images, (block + 1) * images), None)
+
+    def judge(run: FrontRun, block: int) -> Tensor:
+        seeds = range(block * images, (block + 1) * images)
+        samples = runs.draw(seeds, policies[run.policy or ""])
+        return judge_images(TO_UNCACHED, samples, draw_plain(block))
+
+    return hold_contest(points, quality, judge)[0].point.run.policy or ""
 
 
 def _format_cell(figures: Sequence[float] | None, chosen: bool) -> str:
