@@ -54,7 +54,7 @@ class SearchNoises:
     beyond: str | None = option(
         None,
         "What is tried beyond linear tables, separated by commas: columns (functions of"
-        " predictions). By default nothing.",
+        " predictions), correction (a small network that is trained). By default nothing.",
         METHOD,
     )
 

@@ -97,10 +97,12 @@ def _make_table(trial: Trial) -> Schedule:
 def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, Any] | None]:
     """Returns a table with the last step that is best on validation, and what is said of it.
 
-    Steps whose decisions were searched, or named, are left as they are; so are those of a mask.
+    Steps whose decisions were searched, or named, are left as they are; so are those of a mask, and
+    those that a correction was learnt for.
     """
-    if not isinstance(best.schedule, Schedule) or best.schedule.cache is not None:
-        return _make_table(best), None
+    table = _make_table(best)
+    if not isinstance(best.schedule, Schedule) or table.cache or table.correction:
+        return table, None
     problem = search.problem
     block = problem.block("validation")
     rows = judge_last_rows(problem, best.schedule, block, search.features)
@@ -111,10 +113,10 @@ def _choose_last_row(search: Search, best: Trial) -> tuple[Schedule, dict[str, A
 def _score_linear(
     search: Search, task: Task, chosen: Schedule, validated: Sequence[tuple[float, Trial]]
 ) -> dict[str, TestScore]:
-    """Returns the score of the best linear table beside one that weighs functions, if it does."""
+    """Returns the score of the best linear table beside one that goes beyond, if it does."""
     tables = (trial for _, trial in validated if trial.linear and trial.strategy not in HAND_MADE)
     best = next(tables, None)
-    if not chosen.functions or best is None:
+    if not (chosen.functions or chosen.correction) or best is None:
         return {}
     return {"linear": _score_on_test(search, task, _choose_last_row(search, best)[0])}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...models.arguments import format_ranges
 from ...models.errors import SettingError
 from ...models.files import (
     check_apart,
@@ -17,6 +18,7 @@ from ...models.network import Network
 from ...models.reading import ordinary_file
 from ...models.user_code import lend
 from ...samplers.columns import Columns
+from ...solvers.correction import Correction
 from ..options import make_request
 from ..requests import SearchRequest
 from .budget import Budget
@@ -165,6 +167,8 @@ def summarize(out: Path, result: SearchResult, request: SearchRequest) -> list[s
     if facts["rivals_left_out"] is not None:
         lines.append(f"without diffusers' schedulers: {facts['rivals_left_out']}")
     lines += [*_write_columns(facts), *_write_last_row(facts)]
+    if correction := result.schedule.correction:
+        lines.append(_write_correction(correction, facts))
     if cache := facts.get("cache"):
         lines += list_cache_lines(cache)
     lines.append(_reference(facts, request.folder))
@@ -185,6 +189,18 @@ def _write_columns(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {key.replace('_', '-')}{name}: distance {judged.distance}"
             if judged.features is not None:
                 yield f"    features of {columns['extractor']} {judged.features}"
+
+
+def _write_correction(correction: Correction, facts: Mapping[str, Any]) -> str:
+    """Returns what a correction is, and what it was trained on."""
+    steps = ", ".join(map(str, correction.steps))
+    flops = 2e-6 * correction.multiplications * len(correction.steps)
+    labels = format_ranges(tuple(facts["labels"]))
+    classes = f" of the classes {labels}; it saw no others" if labels else ""
+    return (
+        f"correction: {correction.parameters:,} parameters, {flops:.3g} MFLOPs, after the steps"
+        f" {steps}; trained on {facts['noises'][0]} noises{classes}"
+    )
 
 
 def _write_last_row(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -111,9 +111,11 @@ class Search:
             raise SettingError(f"{self.size.unit} must be at least 1, not {self.size.amount}")
         if self.scored < 1:
             raise SettingError(f"a candidate is scored on at least 1 noise, not {self.scored}")
-        for name in self.strategies:
-            STRATEGIES.get(name)
+        rows = [STRATEGIES.get(name) for name in self.strategies]
         self._check_size()
+        for row in rows:
+            if row.check is not None:
+                row.check(tuple(self.problem.network.shape), self.size.evaluations)
         least = {"candidates": 1.0, "evals": float(self.candidate_rows), "seconds": 0.0}
         if self.budget.amount < least[self.budget.kind]:
             raise SettingError(

@@ -193,8 +193,9 @@ class Tuning:
             yield replace(self.first, size=size, strategies=self._choose_strategies(sizes.nfe))
         if sizes.rows is not None and 2 <= sizes.rows <= MOST_ROWS:
             size = SearchSize(sizes.rows, "rows")
-            strategies = (*strategies_of("rows"), *read_beyond(self.request.beyond))
-            yield replace(self.first, size=size, strategies=strategies)
+            able = strategies_of("rows", beyond=True)
+            further = [name for name in read_beyond(self.request.beyond) if name in able]
+            yield replace(self.first, size=size, strategies=(*strategies_of("rows"), *further))
 
     def _choose_strategies(self, nfe: int) -> tuple[str, ...]:
         """Returns the strategies for tables of so many evaluations, fewer in a short time."""

@@ -3,7 +3,7 @@
 from ....models.errors import UnknownNameError
 from ....models.registry import Registry
 from ..size import Unit
-from . import columns, dmn, evolve, fit, grid, grow, klub, mask_refit, masks, refine
+from . import columns, correction, dmn, evolve, fit, grid, grow, klub, mask_refit, masks, refine
 from .base import Proposal, Strategy, Task
 
 BOTH: tuple[Unit, ...] = ("nfe", "rows")
@@ -18,6 +18,14 @@ ROWS = (  # in the order in which `auto` runs them
     Strategy("refine", refine.propose, share=0.5, colour="#b5179e", units=BOTH, again=True),
     Strategy(
         "columns", columns.propose, share=0.4, colour="#4d908e", units=BOTH, again=True, beyond=True
+    ),
+    Strategy(
+        "correction",
+        correction.propose,
+        share=0.4,
+        colour="#7f4f24",
+        beyond=True,
+        check=correction.describe_correction,
     ),
     Strategy(
         "mask-even", masks.propose_even, share=0.05, colour="#666666", units=FULL, hand_made=True

@@ -80,6 +80,8 @@ class Strategy:
     again:   whether it is run again where it has ended, since a longer log may hold more for it.
     hand_made: whether it proposes what anyone could type; the best of that is the baseline.
     beyond:  whether its schedules are no linear tables; then `auto` leaves it out.
+    check:   raises SettingError for a shape of samples and a number of evaluations that it has no
+             schedules for.
     """
 
     name: str
@@ -90,3 +92,4 @@ class Strategy:
     again: bool = False
     hand_made: bool = False
     beyond: bool = False
+    check: Callable[[tuple[int, ...], int], object] | None = None
