@@ -25,6 +25,7 @@ from fewstep.eval.tune.judge import PointChoice, PointJudge, PointRow
 from fewstep.eval.tune.points import list_plain
 from fewstep.eval.tune.sizes import PlanSizes
 from fewstep.eval.tune_request import TuneRequest
+from fewstep.models.files import make_folder
 from fewstep.samplers.grid import choose_default_grid
 from fewstep.samplers.plan_file import Asked, PlanFile
 from fewstep.samplers.run_settings import RunSettings
@@ -50,7 +51,7 @@ def main() -> None:
     asked.add_argument("--judged", type=int, default=64, help="test noises of the grid")
     asked.add_argument("--folder", type=Path, default=FOLDER)
     options = asked.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(options.folder)
     requests = [make_request(options, float(ms)) for ms in options.ms.split(",")]
     for each in requests:
         if not each.out.exists():

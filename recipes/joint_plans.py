@@ -20,6 +20,7 @@ from fewstep.eval.tune.command import run_tune
 from fewstep.eval.tune.report import PartsComparison, TuneReport
 from fewstep.eval.tune_request import TuneRequest
 from fewstep.models.arguments import parse_ranges
+from fewstep.models.files import make_folder
 from fewstep.samplers.plan_file import JudgedPoint
 
 FOLDER = Path(__file__).parents[1] / "results" / "search" / "joint"
@@ -38,7 +39,7 @@ def main() -> None:
     asked.add_argument("--folder", type=Path, default=FOLDER)
     options = asked.parse_args()
     scales = [float(text) for text in options.cfg_scale.split(",")]
-    options.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(options.folder)
     rows = [HEADER]
     for network in options.networks:
         for scale in scales:
