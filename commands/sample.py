@@ -29,7 +29,7 @@ from ..models.errors import SettingError
 from .console import gather_options, refuse_typed, typed
 from .images import ImageOptions
 from .measurement import MeasurementOptions
-from .sample_outputs import SampleOutputs
+from .sample_outputs import SampleOutputs, explain_choice
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
@@ -266,20 +266,7 @@ def sample(
     if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
     result = Sampler(network)(**run.arguments(), progress=not outputs.quiet)
-    outputs.show(run, result, style, _explain_choice(run, options, from_png))
-
-
-def _explain_choice(run: "Run", options: SampleOptions, from_png: Path | None) -> str | None:
-    """Returns where solver and grid come from; None where the options name them."""
-    if from_png is not None:
-        return f"as in {from_png}"
-    if options.plan is not None:
-        return f"as in the plan {options.plan}"
-    if options.schedule is not None:
-        return f"from {options.schedule}"
-    if run.schedule is not None:
-        return "searched for this network and NFE, and taken by itself; --solver takes another"
-    return None
+    outputs.show(run, result, style, explain_choice(run, options, from_png))
 
 
 def _read_again(ctx: typer.Context, path: Path, options: SampleOptions) -> tuple["Run", "Network"]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..samplers.run_record import Run
     from ..samplers.sampler import Result
     from ..samplers.sheet_style import SheetStyle
+    from .sample import SampleOptions
 
 PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
 
@@ -124,3 +125,16 @@ def _show_preview(picture: "Picture") -> None:
         console.print(preview(picture, console.width))
     else:
         typer.echo("no preview: the output goes to no terminal", err=True)
+
+
+def explain_choice(run: "Run", options: "SampleOptions", from_png: Path | None) -> str | None:
+    """Returns where solver and grid come from; None where the options name them."""
+    if from_png is not None:
+        return f"as in {from_png}"
+    if options.plan is not None:
+        return f"as in the plan {options.plan}"
+    if options.schedule is not None:
+        return f"from {options.schedule}"
+    if run.schedule is not None:
+        return "searched for this network and NFE, and taken by itself; --solver takes another"
+    return None

@@ -19,13 +19,14 @@ from fewstep.eval.tune import command
 from fewstep.eval.tune.cached_points import extend_table
 from fewstep.eval.tune.choice import choose_row, is_better, rank, widen
 from fewstep.eval.tune.command import Tuning
-from fewstep.eval.tune.costs import RunTimer, predict_ms
+from fewstep.eval.tune.costs import RunTimer, describe_cost, predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
 from fewstep.eval.tune.points import list_presets
 from fewstep.eval.tune.report import CostParts, TuneReport
 from fewstep.eval.tune.sizes import PlanSizes, read_asked, read_flops
 from fewstep.eval.tune_request import TuneRequest
 from fewstep.models.errors import SettingError
+from fewstep.models.ledger import Ledger
 from fewstep.models.load import load
 from fewstep.samplers.columns import Column, Columns
 from fewstep.samplers.plan_file import Asked, JudgedPoint, PlanCost, PlanFile, Spread
@@ -49,6 +50,16 @@ PARTS = CostParts(
     share=0.25,
     flops=1e9,
 )
+
+
+def test_a_correction_counts_as_the_share_of_a_row_that_its_flops_are():
+    parts = PARTS.model_copy(update={"flops": 1000.0})
+    plain = Ledger(images=2, evaluations=10, rows=10)
+    corrected = Ledger(images=2, evaluations=10, rows=10, multiplications=250)
+    without, cost = (describe_cost(each, parts, guided=False) for each in (plain, corrected))
+    assert (without.effective, cost.effective) == (5.0, 5.25)
+    assert (without.flops, cost.flops) == (5000.0, 5250.0)
+    assert cost.predicted - without.predicted == pytest.approx(0.25 * parts.row.median)
 
 
 def test_sizes_cost_no_more_than_asked_and_one_more_would():

@@ -161,13 +161,18 @@ def predict_ms(nfe: float, rows: float, forecasts: float, parts: CostParts) -> f
 
 
 def describe_cost(ledger: Ledger, parts: CostParts, guided: bool) -> PlanCost:
-    """Returns the cost of a run by its ledger; guided: the whole evaluation has two rows."""
+    """Returns the cost of a run by its ledger; guided: the whole evaluation has two rows.
+
+    A learned correction counts by its FLOPs, as the share of a row that they are.
+    """
     relative = 1.0 if ledger.cache is None else ledger.cache.relative_cost
     rows = ledger.rows_per_image
+    added = 0.0 if parts.flops is None else ledger.correction_flops / parts.flops
+    predicted = predict_ms(ledger.nfe, rows, count_forecasts(ledger), parts)
     return PlanCost(
         nfe=ledger.nfe,
         rows=rows,
-        effective=rows * relative / (2.0 if guided else 1.0),
-        flops=None if parts.flops is None else parts.flops * rows * relative,
-        predicted=predict_ms(ledger.nfe, rows, count_forecasts(ledger), parts),
+        effective=(rows * relative + added) / (2.0 if guided else 1.0),
+        flops=None if parts.flops is None else parts.flops * (rows * relative + added),
+        predicted=predicted + added * parts.row.median,
     )
