@@ -18,7 +18,7 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -m 'not slow'
+	$(PYTHON) -m pytest
 
 fuzz:
 	cd tests && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) fuzz.py --examples 3000

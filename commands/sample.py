@@ -29,7 +29,7 @@ from ..models.errors import SettingError
 from .console import gather_options, refuse_typed, typed
 from .images import ImageOptions
 from .measurement import MeasurementOptions
-from .sample_outputs import SampleOutputs, explain_choice
+from .sample_outputs import SampleOutputs
 
 if TYPE_CHECKING:
     from ..models.denoiser import Network
@@ -266,7 +266,7 @@ def sample(
     if outputs.save_images is not None and outputs.out is not None:
         check_pictures(run, outputs.out, outputs.save_images, inputs)
     result = Sampler(network)(**run.arguments(), progress=not outputs.quiet)
-    outputs.show(run, result, style, explain_choice(run, options, from_png))
+    outputs.show(run, result, style, outputs.explain(run, options, from_png))
 
 
 def _read_again(ctx: typer.Context, path: Path, options: SampleOptions) -> tuple["Run", "Network"]:

@@ -113,6 +113,19 @@ class SampleOutputs:
             typer.echo(f"{self.out}: {result.ledger}")
             typer.echo(" | ".join(parts if origin is None else [*parts, origin]))
 
+    @staticmethod
+    def explain(run: "Run", options: "SampleOptions", from_png: Path | None) -> str | None:
+        """Returns where solver and grid come from; None where the options name them."""
+        if from_png is not None:
+            return f"as in {from_png}"
+        if options.plan is not None:
+            return f"as in the plan {options.plan}"
+        if options.schedule is not None:
+            return f"from {options.schedule}"
+        if run.schedule is not None:
+            return "searched for this network and NFE, and taken by itself; --solver takes another"
+        return None
+
 
 def _show_preview(picture: "Picture") -> None:
     """Shows a picture in the terminal; says on the error stream if there is none."""
@@ -125,16 +138,3 @@ def _show_preview(picture: "Picture") -> None:
         console.print(preview(picture, console.width))
     else:
         typer.echo("no preview: the output goes to no terminal", err=True)
-
-
-def explain_choice(run: "Run", options: "SampleOptions", from_png: Path | None) -> str | None:
-    """Returns where solver and grid come from; None where the options name them."""
-    if from_png is not None:
-        return f"as in {from_png}"
-    if options.plan is not None:
-        return f"as in the plan {options.plan}"
-    if options.schedule is not None:
-        return f"from {options.schedule}"
-    if run.schedule is not None:
-        return "searched for this network and NFE, and taken by itself; --solver takes another"
-    return None

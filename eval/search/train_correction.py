@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...models.denoiser import Denoiser
 from ...models.schedule import Node
 from ...samplers.guidance import Moment
+from ...samplers.noise import make_generator
 from ...solvers import Schedule, drive
 from ...solvers.corrected_steps import CorrectedSteps
 from ...solvers.correction import Correction
@@ -55,11 +56,11 @@ class RecordedRuns:
             seed: of its first weights and of the order of the noises.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.set_rng_state(make_generator(seed).get_state())
             steps = CorrectedSteps(self.schedule, empty.with_net(empty.make_net()))
         net = steps.net_on(self.problem.network.device).requires_grad_(True)
         average = [each.detach().clone() for each in net.parameters()]
-        generator = torch.Generator().manual_seed(seed)
+        generator = make_generator(seed)
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
         done, batches = 0, self._draw_batches(generator)
         while (share := progress(done)) < 1.0:
