@@ -198,11 +198,11 @@ class Timetable:
             return (reference.nfe * sum(reference.noises) + choices) / self.speed
 
         if cost(least) > MOST * left:
-            enough = self.budget.amount - left + cost(least) / MOST
+            times = 1.0 + (cost(least) / MOST - left) / self.budget.amount
             raise SettingError(
-                f"a budget of {self.budget} is too small: {least} and the final choice take about"
-                f" {cost(least):.0f}s here, and {max(left, 0.0):.0f}s are left; give"
-                f" {math.ceil(enough)}s or more, or candidates=N"
+                f"the budget is too small: {least} and the final choice take about"
+                f" {cost(least):.0f}s here, and {max(left, 0.0):.0f}s are left for the search; give"
+                f" {math.ceil(10 * times) / 10:.1f} times as much time, or candidates=N"
             )
         reference = fit_reference(asked, least, cost, SHARE * left) or least
         while reference.nfe > least.nfe and not _is_possible(problem, reference):
