@@ -148,7 +148,8 @@ def test_a_folder_keeps_the_reference_that_it_began_with(machine, tmp_path):
 
 def test_too_little_time_is_refused_and_leaves_nothing(machine, tmp_path):
     asked = {"nfe": 4, "out": tmp_path / "a.json"}
-    with pytest.raises(SettingError, match=r"the budget is too small.*give \d+\.\d times as much time"):
+    refusal = r"the budget is too small.*give \d+\.\d times as much time"
+    with pytest.raises(SettingError, match=refusal):
         search(machine, budget="8s", **asked)
     assert list(tmp_path.iterdir()) == []
 
