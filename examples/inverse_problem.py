@@ -53,7 +53,7 @@ def see_shadows(x):
 
 
 def restore(function, sigma_y):
-    """What each method makes of a measurement of the truth, by name."""
+    """Returns what each method restores from a measurement of the truth, by name."""
     y = function(truth) + sigma_y * torch.randn_like(function(truth))
     restored = {"nothing": sampler(range(IMAGES), nfe=NFE, solver="ddpm").samples}
     for method in ("diffpir", "mmps"):

@@ -125,7 +125,7 @@ class NoBench:
         return figures**2 if self.root else figures
 
 
-def found(quality, *points, **further):
+def make_calibration(quality, *points, **further):
     request = CalibrationRequest(network="m", solver="ddim", nfe=10, quality=quality)
     figures = tuple(
         FrontPoint(FrontRun("m", "ddim", 10, f"p{i}"), effective, change=change)
@@ -144,35 +144,35 @@ def name_ranked(calibration):
 
 
 def test_the_cheapest_that_will_do_is_chosen():
-    calibration = found("rel-l2=0.05", *POINTS)
+    calibration = make_calibration("rel-l2=0.05", *POINTS)
     assert name_ranked(calibration) == ["p2"]
     assert calibration.bench.judged == [("p2", 1), ("p1", 1)]
     front = [each.run.policy for each in calibration.table.front()]
     assert front == ["p0", "p1", "p2", "p3", "p5"]
     with pytest.raises(SettingError, match=r"nearest is p5, 0 at 10.00"):
-        name_ranked(found("rel-l2=0.005", *POINTS))
-    decibels = found("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0), (7.0, 39.0))
+        name_ranked(make_calibration("rel-l2=0.005", *POINTS))
+    decibels = make_calibration("psnr=30", (3.0, 20.0), (5.0, 35.0), (6.0, 40.0), (7.0, 39.0))
     assert name_ranked(decibels) == ["p1"]
     assert [each.run.policy for each in decibels.table.front()] == ["p0", "p1", "p2"]
     with pytest.raises(SettingError, match="no cache was tried"):
-        name_ranked(found("psnr=30"))
+        name_ranked(make_calibration("psnr=30"))
 
 
 def test_further_noises_decide():
     """Between those of one cost, and whether the quality is kept; none is tried without need."""
-    turned = found("rel-l2=0.05", *POINTS, p1=0.02)
+    turned = make_calibration("rel-l2=0.05", *POINTS, p1=0.02)
     assert name_ranked(turned) == ["p1"]
     assert turned.quality.summarize(turned.ranked[0].figures) == pytest.approx(0.02)
-    missed = found("rel-l2=0.05", *POINTS, p1=0.06, p2=0.07)
+    missed = make_calibration("rel-l2=0.05", *POINTS, p1=0.06, p2=0.07)
     assert name_ranked(missed) == ["p3"]
     assert {block for _, block in missed.bench.judged} == {1}
     noisy = torch.tensor([0.01, 0.04] * 4)
-    alike = found("rel-l2=0.05", *POINTS, p1=noisy, p2=noisy.flip(0))
+    alike = make_calibration("rel-l2=0.05", *POINTS, p1=noisy, p2=noisy.flip(0))
     assert sorted(name_ranked(alike)) == ["p1", "p2"]
     assert len(alike.bench.judged) == 2 * FURTHER
     assert len(alike.ranked[0].figures) == 8 * FURTHER
     with pytest.raises(SettingError, match=r"keeps rel-l2=0.05 on further noises and"):
-        name_ranked(found("rel-l2=0.05", (5.0, 0.04), p0=0.06))
+        name_ranked(make_calibration("rel-l2=0.05", (5.0, 0.04), p0=0.06))
 
 
 def test_names_stand_for_their_prepared_settings(dit):

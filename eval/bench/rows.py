@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -137,6 +137,9 @@ class ResultRow(MeasuredRow):
         return cls.here(hash=protocol.hash, protocol=protocol, value=value, **figures)
 
 
+M = TypeVar("M", bound=MeasuredRow)
+
+
 def check_here(rows: Iterable[MeasuredRow], path: Path, *, times: bool = False) -> None:
     """Refuses a store with rows of another version of fewstep, torch or diffusers.
 
@@ -154,6 +157,19 @@ def check_here(rows: Iterable[MeasuredRow], path: Path, *, times: bool = False) 
                     f"{shorten(path)} was measured by {name} {other!r}, and here it is {mine!r}:"
                     " their rows do not stand in one store; give another name"
                 )
+
+
+def open_times(path: Path, kind: type[M]) -> RowStore[M]:
+    """Returns the store of rows that hold times.
+
+    Raises:
+        SettingError: if it holds rows of another machine or another version, or none could be
+            added.
+    """
+    store = RowStore(path, kind)
+    store.check()
+    check_here(store.rows.values(), path, times=True)
+    return store
 
 
 def _older_schedule(data: Any) -> dict[str, Any] | None:

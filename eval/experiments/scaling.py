@@ -23,7 +23,7 @@ from ...models.hashing import hash_json
 from ...models.schedule import RectifiedFlow
 from ...samplers.sampler import Sampler
 from ..bench.cell import Advance, Experiment
-from ..bench.rows import MeasuredRow, check_here
+from ..bench.rows import MeasuredRow, open_times
 from ..bench.store import RowStore
 from ..bench.team import Team
 from ..bench.timing import Quartiles, find_quartiles, record_turns, time_call
@@ -210,7 +210,5 @@ def open_bench(path: Path, axes: Sequence[str] | None = None, repeats: int = 5) 
     for axis in axes or ():
         if axis not in AXES:
             raise UnknownNameError("axis", axis, AXES)
-    store = RowStore(path, ScalingRow)
-    store.check()
-    check_here(store.rows.values(), path, times=True)
+    store = open_times(path, ScalingRow)
     return ScalingBench(store, tuple(AXES[axis] for axis in axes or AXES), repeats)

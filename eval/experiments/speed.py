@@ -12,7 +12,7 @@ import torch
 
 from ...models.errors import FewstepError, UnknownNameError
 from ..bench.cell import Advance, Experiment
-from ..bench.rows import MeasuredRow, check_here
+from ..bench.rows import MeasuredRow, open_times
 from ..bench.store import RowStore
 from ..bench.table import align_table, format_number
 from ..bench.timing import Quartiles, find_quartiles, record_turns
@@ -170,9 +170,7 @@ def open_bench(
     for part in parts or ():
         if part not in PARTS:
             raise UnknownNameError("part", part, PARTS)
-    store = RowStore(path, SpeedRow)
-    store.check()
-    check_here(store.rows.values(), path, times=True)
+    store = open_times(path, SpeedRow)
     seeds = range(FIRST_SEED, FIRST_SEED + noises)
     return SpeedBench(store, tuple(parts or PARTS), tuple(networks or NETWORKS), seeds, repeats)
 
