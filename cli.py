@@ -45,8 +45,8 @@ app = typer.Typer(
     **PLAIN,
 )
 sample_app = typer.Typer(**PLAIN)
-bench_app = typer.Typer(no_args_is_help=True, help="Measures beside diffusers, in one run.")
-fit_app = typer.Typer(no_args_is_help=True, help="Fits what a policy needs to know of a network.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measures quality, error, time and memory.")
+fit_app = typer.Typer(no_args_is_help=True, help="Fits the weights of a guidance to a network.")
 
 Commands = dict[str, Callable[..., Any]]
 

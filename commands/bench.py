@@ -7,6 +7,7 @@ import typer
 
 from ..eval.options import (
     COUNTS,
+    MACHINE,
     MOST,
     REPEATS,
     SAMPLING,
@@ -24,12 +25,15 @@ from .console import echo, echo_left_out
 
 
 def overhead(
-    steps: Annotated[int, describe("Number of steps of each run.", within=STEPS)] = 20,
+    steps: Annotated[int, describe("Number of steps of each run.", SAMPLING, within=STEPS)] = 20,
     repeats: Annotated[
-        int, describe("Number of runs of each solver; their median counts.", within=REPEATS)
+        int,
+        describe(
+            "Number of runs of each solver; their median is printed.", SAMPLING, within=REPEATS
+        ),
     ] = 40,
 ) -> None:
-    """Measures time and tensor operations of solver steps, beside diffusers' schedulers."""
+    """Measures the time and the tensor operations of solver steps beside diffusers' schedulers."""
     from ..eval.experiments.overhead import report
 
     typer.echo(report(steps, repeats))
@@ -37,17 +41,19 @@ def overhead(
 
 def accuracy(
     model: Annotated[
-        str, typer.Argument(help="Either toy, or a network as `sample` takes it.")
+        str,
+        typer.Argument(help="The network, as `sample` takes it; or toy, whose solution is exact."),
     ] = "toy",
     solver: Annotated[
         list[str] | None,
         describe(
-            "A solver, as name[:key=value,...]; may be repeated. By default all are measured."
+            "A solver, as name[:key=value,...]; may be repeated. By default all are measured.",
+            SAMPLING,
         ),
     ] = None,
     nfe: Budgets = "4-6,8,10,12,15,20,25,50",
 ) -> None:
-    """Measures the distance from the exact solution for each solver and budget."""
+    """Measures how far each solver is from the exact solution at each number of evaluations."""
     from ..eval.experiments.accuracy import report
     from ..models.arguments import parse_ranges
 
@@ -57,11 +63,14 @@ def accuracy(
 def rivals(
     model: Annotated[list[str], typer.Argument(help="Networks, as `sample` takes them.")],
     nfe: Budgets = "5,8,10",
-    noises: Annotated[int, describe("Number of images.", SAMPLING, within=(3, MOST))] = 48,
-    seed: Annotated[int, describe("The first seed.", SAMPLING, within=SEEDS)] = 40_000,
+    noises: Annotated[
+        int,
+        describe("Number of images; their seeds count up from --seed.", SAMPLING, within=(3, MOST)),
+    ] = 48,
+    seed: Annotated[int, describe("Seed of the first image.", SAMPLING, within=SEEDS)] = 40_000,
     store: StoreFile = Path("rivals.jsonl"),
 ) -> None:
-    """Measures the default beside the best of diffusers' schedulers over their settings.
+    """Measures the default of `sample` beside the best scheduler of diffusers with any settings.
 
     Finished distances are in the store and are not measured again.
     """
@@ -79,15 +88,17 @@ def rivals(
 
 def search_toy(
     nfe: Annotated[
-        int, describe("Number of network evaluations of each schedule.", within=(1, 100))
+        int, describe("Number of network evaluations of each schedule.", SAMPLING, within=(1, 100))
     ] = 5,
     candidates: Annotated[
-        int, describe("Number of candidates of each search.", within=COUNTS)
+        int, describe("Number of candidates that each search tries.", SAMPLING, within=COUNTS)
     ] = 1500,
-    noises: Annotated[int, describe("Number of noises to train on.", within=COUNTS)] = 4096,
+    noises: Annotated[
+        int, describe("Number of noises to train on.", SAMPLING, within=COUNTS)
+    ] = 4096,
     seed: Seed = 0,
 ) -> None:
-    """Searches schedules on a closed-form law; compares named, evolved and refined ones."""
+    """Compares named solvers with searched schedules on a distribution with known scores."""
     from ..eval.search.toy_bench import ToyBench, report
 
     echo(report(ToyBench(nfe=nfe, candidates=candidates, many=noises, seed=seed)))
@@ -95,23 +106,31 @@ def search_toy(
 
 def inception(
     weights: Annotated[
-        Path | None, describe("The TorchScript file. The default comes with the extra `eval`.")
+        Path | None,
+        describe("The TorchScript file. The default comes with the extra `eval`.", MACHINE),
     ] = None,
     batch: Batch = 16,
     repeats: Annotated[
-        int, describe("Number of runs of each; their median counts.", within=REPEATS)
+        int,
+        describe(
+            "Number of timed runs of each network; their median is printed.",
+            MACHINE,
+            within=REPEATS,
+        ),
     ] = 5,
 ) -> None:
-    """Compares the Inception features with the TorchScript they come from, in time and value."""
+    """Compares fewstep's Inception features with their original in TorchScript: values and time."""
     from ..eval.experiments.inception import report
 
     typer.echo(report(weights, batch, repeats))
 
 
 def command(
-    repeats: Annotated[int, describe("Number of runs of each command.", within=REPEATS)] = 3,
+    repeats: Annotated[
+        int, describe("Number of runs of each command.", MACHINE, within=REPEATS)
+    ] = 3,
 ) -> None:
-    """Measures wall time and peak memory of `sample` and `sample --help` as a user starts them."""
+    """Measures the time and the peak memory of `sample` and `sample --help`, started anew."""
     from ..eval.experiments.command import report
 
     typer.echo(report(repeats))
@@ -120,12 +139,13 @@ def command(
 def gpu(
     device: Device = "cuda",
     tiny: Annotated[
-        bool, describe("Take tiny sizes, to see in a minute that it runs.", "", "--tiny")
+        bool,
+        describe("Measure tiny sizes, to see in a minute that all of it runs.", MACHINE, "--tiny"),
     ] = False,
     store: StoreFile = Path("gpu.jsonl"),
     quiet: QuietTable = False,
 ) -> None:
-    """Measures images per second, overhead, caches and memory on a GPU, beside diffusers.
+    """Measures images per second, overhead, caches and memory on a GPU beside diffusers.
 
     Finished figures are in the store and are not measured again.
     """

@@ -32,14 +32,20 @@ class InversionOptions:
     data: LabelledData = "fashion-mnist-32:test"
     images: FirstImages = 256
     solver: list[str] | None = option(
-        None, "A solver; may be repeated. By default all kinds are tried.", SAMPLING
+        None,
+        "A solver, as name[:key=value,...]; may be repeated. By default one of each kind is tried.",
+        SAMPLING,
     )
-    nfe: str = option("12,24,60", "Numbers of network evaluations each way.", SAMPLING)
-    steps: str = option("15,30", "Numbers of steps each way.", SAMPLING)
+    nfe: str = option(
+        "12,24,60", "Numbers of network evaluations in each direction, such as 12,24.", SAMPLING
+    )
+    steps: str = option(
+        "15,30", "Numbers of steps in each direction, measured beside --nfe.", SAMPLING
+    )
     grid_type: GridOfAll = None
     t_min: float | None = option(
         None,
-        "The time at which all runs end near the data, as `fewstep invert` takes it.",
+        "Time that the pictures are placed at in all runs, as `fewstep invert` takes it.",
         SAMPLING,
     )
     batch: Batch = 32
@@ -56,7 +62,7 @@ class InversionOptions:
 def inversion(
     options: InversionOptions, store: StoreFile = Path("inversion.jsonl"), quiet: QuietTable = False
 ) -> None:
-    """Measures PSNR after inversion and reconstruction, for all solvers in one table."""
+    """Measures how well pictures are restored after inversion, in PSNR, for many solvers."""
     from ..eval.bench.runner import run_all
     from ..eval.experiments.inversion import InversionBench, lines
 
@@ -72,19 +78,24 @@ def edit(
     editor: Annotated[
         list[str] | None,
         describe(
-            "An editor, as `fewstep edit` takes it; may be repeated. By default all run.", SAMPLING
+            "An editor, as `fewstep edit` takes it; may be repeated. By default all are measured.",
+            SAMPLING,
         ),
     ] = None,
     distance: Annotated[
-        str, describe("How far edits are from their sources: lpips, ssim, rmse or rel-l2.", OUTPUT)
+        str,
+        describe("Metric between an edit and its source: lpips, ssim, rmse or rel-l2.", OUTPUT),
     ] = "lpips",
     strip: Annotated[
         Path | None,
-        describe("Write a .png of sources, fresh samples and the edits of each editor.", OUTPUT),
+        describe(
+            "The .png file to draw sources, fresh samples and the edits of each editor into.",
+            OUTPUT,
+        ),
     ] = None,
     quiet: QuietTable = False,
 ) -> None:
-    """Measures class edits of real images: how many arrive, and what of the source they keep."""
+    """Measures class edits of real images: how many succeed, and how near they stay."""
     from ..eval.experiments.editing import EDITORS, ClassEdits, lines
     from ..models.files import check_writable
 

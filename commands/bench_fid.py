@@ -9,16 +9,19 @@ import typer
 
 from ..eval.options import (
     COUNTS,
+    FIGURES,
     GREY_MODEL,
     GRID,
     GUIDANCE,
     MACHINE,
     REPEATS,
     SAMPLING,
+    WEIGHTS_FROM,
     BatchSampled,
     Budgets,
     CfgInterval,
     Dtype,
+    Ending,
     Html,
     Plot,
     QuietTable,
@@ -27,7 +30,6 @@ from ..eval.options import (
     describe,
     option,
 )
-from ..eval.requests import FIGURES
 from .console import gather_options, refuse_typed, take_given
 
 if TYPE_CHECKING:
@@ -53,22 +55,24 @@ class FidOptions:
     )
     solver: list[str] | None = option(
         None,
-        "A solver, as name[:key=value,...], or a schedule file *.json; may be repeated.",
+        "A solver, as name[:key=value,...], or the .json file of a schedule; may be repeated.",
         SAMPLING,
     )
     plan: list[str] | None = option(
-        None, "A plan of `fewstep tune`, which is the whole run; may be repeated.", SAMPLING
+        None,
+        "A .json file of `fewstep tune`, which decides everything of a run; may be repeated.",
+        SAMPLING,
     )
     rival: list[str] | None = option(
         None, "A scheduler of diffusers, as name[:argument=value,...]; may be repeated.", SAMPLING
     )
     grid_type: list[str] | None = option(
         None,
-        "A grid of times for the named solvers, as `sample` takes it; may be repeated.",
+        "A grid of times for every --solver, as `sample` takes it; may be repeated.",
         SAMPLING,
         *GRID,
     )
-    final: str = option("zero", "How runs end: zero, sigma_min or denoise.", SAMPLING)
+    final: Ending = "zero"
     nfe: Budgets = "4-6,8,10"
     cfg_scale: list[float] | None = option(
         None, "A guidance scale; may be repeated. The default is 1, which turns it off.", GUIDANCE
@@ -76,7 +80,7 @@ class FidOptions:
     cfg_interval: CfgInterval = None
     guidance: list[str] | None = option(
         None,
-        "A kind of guidance, as `sample` takes it; may be repeated. The default is cfg.",
+        "A guidance, as `sample` takes it; may be repeated. The default is cfg.",
         GUIDANCE,
     )
     cache: list[str] | None = option(
@@ -84,24 +88,29 @@ class FidOptions:
     )
     metric: str = option(
         "fd-small",
-        "What is measured: fd-small, fd-emoji, fid, or another name of `fewstep list metrics`.",
+        "The metric: fd-small, fd-emoji, fid, or another of sets in `fewstep list metrics`.",
         FIGURES,
     )
     reference: str | None = option(
         None,
-        "Images or statistics to compare with. By default what comes with fd-small or fd-emoji.",
+        "Images or statistics to compare with, as `fewstep fid` takes them. By default those that"
+        " come with fd-small and fd-emoji.",
         FIGURES,
     )
     floor: str | None = option(
         None,
-        "Real images that are measured too. The default is the test set of the reference.",
+        "Real images that are measured too, as the value that samples could reach. The default is"
+        " the test set of the reference.",
         FIGURES,
     )
     n: int = option(
         2000, "Number of images for each figure.", FIGURES, "--n", "--images", within=COUNTS
     )
     blocks: int = option(
-        1, "Number of figures for each setting, each with further seeds.", FIGURES, within=REPEATS
+        1,
+        "Number of figures for each setting; each is of --n images with seeds of its own.",
+        FIGURES,
+        within=REPEATS,
     )
     batch: BatchSampled = 32
     dtype: Dtype = "fp32"
@@ -142,27 +151,26 @@ def fid_nfe(
     *,
     sweep: Annotated[
         Path | None,
-        describe("A .json file with all that is measured, in place of the options.", FIGURES),
+        describe("The .json file of a sweep, in place of all options that decide a run.", FIGURES),
     ] = None,
     weights: Annotated[
         Path | None,
         describe(
-            "File with the weights of the network that the metric needs, if it is not found by"
-            " itself.",
-            MACHINE,
+            f"File with the weights of the network that the metric needs{WEIGHTS_FROM}", MACHINE
         ),
     ] = None,
     device: Annotated[
-        str, describe("Either cpu or cuda, where each process takes one GPU.", MACHINE)
+        str, describe("Either cpu or cuda; under cuda each process takes one GPU.", MACHINE)
     ] = "cpu",
     store: StoreFile = Path("results.jsonl"),
     outputs: FidOutputs,
     quiet: QuietTable = False,
 ) -> None:
-    """Measures image quality against evaluations, of solvers, schedules and diffusers' own.
+    """Measures image quality (FD, FID and others) against network evaluations.
 
-    Finished figures are in the store and are not drawn again: a run that was stopped goes on where
-    it was. `accelerate launch -m fewstep.cli bench fid-nfe ...` shares the work among processes.
+    Solvers, schedules, plans and diffusers' schedulers stand in one table. Finished figures are in
+    the store: a command that was stopped continues when it is given again. `accelerate launch -m
+    fewstep.cli bench fid-nfe ...` shares the work among processes.
     """
     from tqdm.auto import tqdm
 
@@ -202,7 +210,7 @@ def fid_table(
     ],
     outputs: FidOutputs,
 ) -> None:
-    """Prints the table of all figures in some stores; refuses rows that cannot be compared."""
+    """Prints the table of all figures in stores of `fid-nfe`, if they can be compared."""
     from ..eval.bench.rows import ResultStore
     from ..eval.experiments.fid_report import write_report
 

@@ -8,6 +8,7 @@ import typer
 
 from ..eval.options import (
     COUNTS,
+    FIGURES,
     GUIDANCE,
     MACHINE,
     MOST_REPEATS,
@@ -25,7 +26,6 @@ from ..eval.options import (
     describe,
     option,
 )
-from ..eval.requests import FIGURES
 from .console import echo, echo_left_out, gather_options, take_given
 
 if TYPE_CHECKING:
@@ -52,15 +52,17 @@ class GuidanceOptions:
     )
     guidance: list[str] | None = option(
         None,
-        "A kind of guidance, as `sample` takes it but without a scale; may be repeated. By default"
-        " many are tried. cfg is always measured, to compare with, and the weights of"
-        " linear-ag:every=2,warmup=1 are fitted.",
+        "A guidance, as `sample` takes it but without a scale; may be repeated. By default many are"
+        " tried. cfg is always measured, to compare with. linear-ag takes its pattern, as in"
+        " linear-ag:every=2,warmup=1, and is fitted here.",
         GUIDANCE,
     )
-    steps: str = option("6,8-12,14,16,20", "Numbers of steps, such as 6-14,16.", SAMPLING)
+    steps: str = option(
+        "6,8-12,14,16,20", "Numbers of steps of the runs, such as 6-14,16.", SAMPLING
+    )
     rows: str = option(
         "12-40",
-        "The least and the largest number of network rows per image that are shown.",
+        "The least and the largest number of network rows per image to show, such as 12-40.",
         OUTPUT,
     )
     solver: str = option("dpmpp-2m", "The solver of all runs, as `sample` takes it.", SAMPLING)
@@ -95,21 +97,22 @@ class CacheOptions:
     ] = None
     cache: list[str] | None = option(
         None,
-        "A cache, as `sample` takes it, or diffusers-taylorseer:..., diffusers-first-block:... or"
-        " cache-dit:...; may be repeated. By default several are tried.",
+        "A cache, as `sample` takes it, or one of another library: diffusers-taylorseer:...,"
+        " diffusers-first-block:... or cache-dit:...; may be repeated. By default several are"
+        " tried.",
         SAMPLING,
     )
     schedule: list[str] | None = option(
         None,
         "A searched schedule, with a cache or without, as `sample` takes it; may be repeated. It is"
-        " measured on the network that it was searched for. Those of the package are always"
+        " measured on the network that it was searched for. Those that come with fewstep are always"
         " measured.",
         SAMPLING,
     )
     solver: list[str] | None = option(
         None,
-        "A solver of runs with a cache; may be repeated. The defaults are dpmpp-2m, unipc-2 and"
-        " ddim.",
+        "A solver of the runs with a cache, as `sample` takes it; may be repeated. The defaults are"
+        " dpmpp-2m, unipc-2 and ddim.",
         SAMPLING,
     )
     steps: str = option("20,30,40,50", "Numbers of steps of runs with a cache.", SAMPLING)
@@ -127,7 +130,7 @@ class CacheOptions:
     images: Noises = 48
     blocks: int = option(
         1,
-        "Number of blocks of so many images each; shares have the least and the largest of them.",
+        "Number of blocks of --images images; shares are given with their range over the blocks.",
         SAMPLING,
         within=COUNTS,
     )
@@ -179,7 +182,7 @@ class FrontOutputs:
 def guidance_front(
     options: GuidanceOptions, *, store: StoreFile = Path("guidance.jsonl"), outputs: FrontOutputs
 ) -> None:
-    """Measures error against network rows, of guidance policies that skip evaluations.
+    """Measures error against network rows for guidance that skips evaluations.
 
     Finished figures are in the store and are not measured again.
     """
@@ -196,13 +199,15 @@ def cache_front(
     time: Annotated[
         int,
         describe(
-            "Number of timed runs of each cache; 0 for no times.", FIGURES, within=(0, MOST_REPEATS)
+            "Number of timed runs of each cache; 0 measures no times.",
+            FIGURES,
+            within=(0, MOST_REPEATS),
         ),
     ] = 0,
     store: StoreFile = Path("cache.jsonl"),
     outputs: FrontOutputs,
 ) -> None:
-    """Measures error against effective evaluations, of caches and of fewer steps without one.
+    """Measures error against effective evaluations, with caches and with fewer plain steps.
 
     Finished figures are in the store and are not measured again.
     """

@@ -35,10 +35,13 @@ class SpeedOptions:
         MACHINE,
     )
     repeats: int = option(
-        20, "Number of turns; long runs take a quarter of them.", SAMPLING, within=REPEATS
+        20,
+        "Number of timed runs, which take turns with those compared; long ones take a quarter.",
+        SAMPLING,
+        within=REPEATS,
     )
     noises: int = option(
-        48, "Number of images that distances are measured on.", SAMPLING, within=(3, MOST)
+        48, "Number of images to measure distances on.", SAMPLING, within=(3, MOST)
     )
 
 
@@ -46,9 +49,9 @@ class SpeedOptions:
 def speed(
     options: SpeedOptions, store: StoreFile = Path("speed.jsonl"), quiet: QuietTable = False
 ) -> None:
-    """Measures solver steps, whole pictures, caches and `sample` beside their rivals, in turns.
+    """Times solver steps, whole pictures, caches and `sample` beside other libraries.
 
-    Finished races are in the store and are not run again.
+    Runs that are compared take turns. Finished comparisons are in the store and are not run again.
     """
     from ..eval.bench.runner import run_all
     from ..eval.experiments.speed import open_bench, write_table
@@ -67,14 +70,16 @@ def scaling(
             SAMPLING,
         ),
     ] = None,
-    repeats: Annotated[int, describe("Number of turns.", SAMPLING, within=REPEATS)] = 5,
+    repeats: Annotated[
+        int, describe("Number of timed runs; sizes take turns.", SAMPLING, within=REPEATS)
+    ] = 5,
     store: StoreFile = Path("scaling.jsonl"),
     plot: Plot = None,
     quiet: QuietTable = False,
 ) -> None:
     """Measures how time and memory grow with images, state, steps and processes.
 
-    Finished axes are in the store and are not run again.
+    Axes that are finished are in the store and are not run again.
     """
     from ..eval.bench.report import ReportFiles
     from ..eval.bench.runner import run_all

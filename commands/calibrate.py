@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..eval.fit_request import LinearFitRequest
+from ..eval.calibration_request import CalibrationRequest, LinearFitRequest
 from ..eval.options import OUTPUT, Plot, QuietResult, describe
-from ..eval.requests import CalibrationRequest
 from .console import echo, echo_left_out, gather_options, refuse_typed
 
 
@@ -15,7 +14,7 @@ from .console import echo, echo_left_out, gather_options, refuse_typed
 def calibrate(
     ctx: typer.Context, request: CalibrationRequest, plot: Plot = None, quiet: QuietResult = False
 ) -> None:
-    """Finds the cheapest cache that keeps the images of a run as near as asked.
+    """Finds the cheapest cache that keeps images within --quality of those without a cache.
 
     Finished runs are kept beside --out: a command that was stopped continues when it is given
     again.
@@ -52,7 +51,7 @@ def fit_linear_ag(
     request: LinearFitRequest,
     out: Annotated[Path, describe("The .json file that the weights are written to.", OUTPUT)],
 ) -> None:
-    """Fits the weights with which past outputs replace the unconditional branch."""
+    """Fits the weights of the guidance linear-ag, which forecasts the unconditional branch."""
     if request.mask is not None:
         refuse_typed(ctx, {"every", "warmup", "tail"}, "--mask is the whole pattern")
     from ..eval.guidance_fit import fit_request

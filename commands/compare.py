@@ -34,24 +34,26 @@ class CompareOptions:
 
     setting: list[str] | None = option(
         None,
-        "A setting, as 'solver=unipc-2 nfe=5 cfg-scale=2'; give it several times. It takes solver,"
-        " nfe, steps, grid, final, recipe, cache, guidance, cfg-scale, schedule and plan, with the"
-        " values of `sample`.",
+        "A setting to draw with, as 'solver=unipc-2 nfe=5 cfg-scale=2'; may be repeated. The keys"
+        " are solver, nfe, steps, grid, final, recipe, cache, guidance, cfg-scale, schedule and"
+        " plan, with the values that `sample` takes.",
         SAMPLING,
     )
     seeds: str = option("0-15", "One seed for each image, such as 0-63,100.", IMAGES)
     classes: str | None = option(
-        None, "Class labels, such as 0-9, which take turns. By default all classes do.", IMAGES
+        None,
+        "Class labels, such as 0-9, which take turns. By default all classes take turns.",
+        IMAGES,
     )
     reference_nfe: ReferenceNfe = 200
     metric: list[str] | None = option(
         None,
-        "A further figure of pairs of images, such as psnr, see `fewstep list metrics`; may be"
-        " repeated.",
+        "A further metric of pairs of images, such as psnr; may be repeated. See `fewstep list"
+        " metrics`.",
         SAMPLING,
     )
     repeats: int = option(
-        3, "How often each setting is run for its time, all in turn.", MACHINE, within=REPEATS
+        3, "Number of timed runs of each setting; settings take turns.", MACHINE, within=REPEATS
     )
     batch: BatchSampled = 32
     dtype: Dtype = "fp32"
@@ -76,14 +78,18 @@ def compare(
     out: Annotated[
         Path | None,
         describe(
-            "The picture: a row of images for each setting, or points of two numbers.", OUTPUT
+            "The .png file to draw: a row of images for each setting. For a network that samples"
+            " points of two numbers it may also be an .svg or .pdf file. By default nothing is"
+            " drawn.",
+            OUTPUT,
         ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Draws the same seeds under several settings and measures how far they lie apart.
+    """Draws the same seeds under several settings and compares distances, costs and times.
 
-    The distance is that to the converged run of the same guidance scale. No real images are needed.
+    The distance of a setting is its root mean square difference from the converged run of the same
+    guidance scale. No real images are needed.
     """
     from ..eval.bench.plot import check_plot
     from ..eval.compare import CONVERGED

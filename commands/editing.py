@@ -31,21 +31,28 @@ class InvertOptions:
     """The way of a picture to its noise."""
 
     class_: int | None = option(
-        None, "Class label of the picture. By default it has no class.", IMAGES, "--class"
+        None, "Class label of the picture. By default it has none.", IMAGES, "--class"
     )
     prompt: str | None = option(
-        None, "Description of the picture, for networks with text. By default it is empty.", IMAGES
+        None, "Prompt that describes the picture. By default it is empty.", IMAGES
     )
     solver: str = option(
-        "rf-solver", "A solver that runs in both directions, as name[:key=value,...].", SAMPLING
+        "rf-solver",
+        "A solver that can run from data to noise too, as name[:key=value,...].",
+        SAMPLING,
     )
     nfe: int | None = option(
-        None, "Number of network evaluations on the way to the noise. The default is 30.", SAMPLING
+        None,
+        "Number of network evaluations from the picture to the noise. The default is 30.",
+        SAMPLING,
     )
     steps: Steps = None
     grid_type: GridType = None
     t_min: float | None = option(
-        None, "Time at the clean end, such as 0.01; earlier times are skipped.", SAMPLING
+        None,
+        "Time that the picture is placed at, such as 0.01; no node of the grid lies nearer to data."
+        " The default is 1e-6 on rectified flow, and the schedule's smallest time elsewhere.",
+        SAMPLING,
     )
 
 
@@ -61,7 +68,7 @@ def invert(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Finds the noise that a picture comes from, and reports how well it is restored."""
+    """Finds the noise of a picture, and reports how well the picture is restored from it."""
     from ..samplers import inversion
     from ..samplers.images import format_psnr, read_picture, to_pil, write_strip
     from ..samplers.sampler import Sampler
@@ -96,24 +103,20 @@ class EditOptions:
     """The classes or prompts of a picture before and after."""
 
     from_class: int | None = option(
-        None, "Class label of the picture as it is. By default it has no class.", IMAGES
+        None, "Class label of the picture as it is. By default it has none.", IMAGES
     )
     to_class: int | None = option(None, "Class label of the edited picture.", IMAGES)
     from_prompt: str | None = option(
-        None,
-        "Description of the picture as it is, for networks with text. By default it is empty.",
-        IMAGES,
+        None, "Prompt that describes the picture as it is. By default it is empty.", IMAGES
     )
-    to_prompt: str | None = option(
-        None, "Description of the edited picture, for networks with text.", IMAGES
-    )
+    to_prompt: str | None = option(None, "Prompt that describes the edited picture.", IMAGES)
     negative_prompt: str | None = option(
-        None, "Description of what the edited picture must not show, for guided editors.", IMAGES
+        None, "Negative prompt: what the edited picture must not show.", IMAGES
     )
     editor: str = option(
         "rf-edit", "The editor, as name[:key=value,...]; see `fewstep list editors`.", SAMPLING
     )
-    seed: int = option(0, "Random seed, for editors that draw noise.", SAMPLING, within=SEEDS)
+    seed: int = option(0, "Random seed of editors that draw noise.", SAMPLING, within=SEEDS)
 
     def conditions(self) -> tuple[int | str | None, int | str]:
         """Returns what the picture shows and what it shall show, each a class or a prompt."""
@@ -136,7 +139,7 @@ def edit(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Changes what a picture shows, a class or a prompt, and keeps as much of it as possible."""
+    """Changes the class or the prompt of a picture and keeps as much of it as possible."""
     from ..samplers.editing import Editor
     from ..samplers.images import read_picture, to_pil, write_png, write_strip
     from ..samplers.inversion import invert, reconstruct

@@ -5,7 +5,7 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 EXAMPLES: dict[str, Pair] = {
     "": (
         ("Draw a grid of images with the network that comes with fewstep", "fewstep sample"),
-        ("See everything that has a name", "fewstep list"),
+        ("See what has a name", "fewstep list"),
     ),
     "sample": (
         (
@@ -21,17 +21,17 @@ EXAMPLES: dict[str, Pair] = {
     "data": (
         ("Fetch a data set and check it", "fewstep data fashion-mnist"),
         (
-            "Take one from a file that is already here",
+            "Use a file that is already here",
             "fewstep data cifar10 --path cifar-10-python.tar.gz",
         ),
     ),
     "fid": (
         (
-            "Measure the FID of a folder of images to a test set",
+            "Measure the FID of a folder of images against a test set",
             "fewstep fid pictures --reference cifar10:test",
         ),
         (
-            "Measure several figures of an archive",
+            "Measure several metrics of an archive",
             "fewstep fid images.zip --reference cifar10:test --metrics fid,kid,precision",
         ),
     ),
@@ -41,7 +41,7 @@ EXAMPLES: dict[str, Pair] = {
             "fewstep stats fashion-dit --out dit.safetensors",
         ),
         (
-            "Take few samples, to try it out",
+            "Try it out with few images",
             "fewstep stats fashion-dit --samples 16 --nodes 12 --out quick.safetensors",
         ),
     ),
@@ -51,7 +51,7 @@ EXAMPLES: dict[str, Pair] = {
             "fewstep calibrate fashion-dit --quality rel-l2=0.05 --out cache.json",
         ),
         (
-            "Try two caches alone, on a run of 20 evaluations",
+            "Try only two caches, on a run of 20 evaluations",
             "fewstep calibrate fashion-dit --nfe 20 --cache taylorseer --cache easycache",
         ),
     ),
@@ -60,34 +60,37 @@ EXAMPLES: dict[str, Pair] = {
             "Fit the weights of linear-ag to a network",
             "fewstep fit linear-ag fashion-dit --cfg-scale 2 --out weights.json",
         ),
-        ("See what the fit can be told", "fewstep fit linear-ag --help"),
+        ("See all options of the fit", "fewstep fit linear-ag --help"),
     ),
     "fit linear-ag": (
         (
-            "Fit the weights for runs of ten evaluations",
+            "Fit the weights for runs of ten evaluations at guidance scale 2",
             "fewstep fit linear-ag fashion-dit --cfg-scale 2 --out weights.json",
         ),
         (
-            "Say at which steps both branches are evaluated",
+            "Choose the steps that evaluate both branches",
             "fewstep fit linear-ag emoji --cfg-scale 2 --nfe 4 --mask 1010 --out w.json",
         ),
     ),
     "search": (
         (
-            "Search a schedule of five evaluations for twenty minutes",
+            "Search for a schedule of five evaluations for twenty minutes",
             "fewstep search fashion-dit --nfe 5 --budget 20m --out five.json",
         ),
         (
-            "Search several sizes under guidance",
+            "Search for schedules of four to eight evaluations under guidance",
             "fewstep search fashion-dit --nfe-range 4-8 --cfg-scale 2 --budget 2h",
         ),
     ),
     "tune": (
         (
-            "Find the best way to sample an image in 300 milliseconds",
+            "Find the best settings for one image in 300 milliseconds",
             "fewstep tune fashion-dit --ms 300 --out plan.json",
         ),
-        ("Draw the whole front as a page", "fewstep tune fashion-dit --html tune.html"),
+        (
+            "Find a plan for each number of evaluations, and write a page",
+            "fewstep tune fashion-dit --html tune.html",
+        ),
     ),
     "compare": (
         (
@@ -105,28 +108,28 @@ EXAMPLES: dict[str, Pair] = {
             "fewstep invert shirt.png --class 0 --strip strip.png",
         ),
         (
-            "Invert in both directions with another solver and more evaluations",
+            "Use another solver and more evaluations",
             "fewstep invert shirt.png --solver fireflow --nfe 60 --out noise.safetensors",
         ),
     ),
     "edit": (
         (
-            "Make a sneaker of a boot",
+            "Turn a boot into a sneaker",
             "fewstep edit boot.png --from-class 9 --to-class 7 --out sneaker.png",
         ),
         (
-            "Take another editor and show all steps side by side",
+            "Use another editor and show picture, reconstruction and edit side by side",
             "fewstep edit boot.png --to-class 7 --editor flow-edit --strip strip.png",
         ),
     ),
     "hub": (
-        ("Prepare a pipeline that save_pretrained has written", "fewstep hub my-pipeline"),
-        ("Prepare one in another folder", "fewstep hub models/my-pipeline"),
+        ("Prepare a pipeline that `save_pretrained` has written", "fewstep hub my-pipeline"),
+        ("Prepare a pipeline in another folder", "fewstep hub models/my-pipeline"),
     ),
     "bench": (
-        ("Measure what a solver step costs beside diffusers", "fewstep bench overhead"),
+        ("Measure what a solver step costs beside diffusers' schedulers", "fewstep bench overhead"),
         (
-            "Measure image quality against evaluations",
+            "Measure image quality at four and five evaluations",
             "fewstep bench fid-nfe --solver unipc-2 --rival dpmpp-2m --nfe 4,5 --n 200",
         ),
     ),
@@ -138,12 +141,15 @@ EXAMPLES: dict[str, Pair] = {
         ),
     ),
     "bench speed": (
-        ("Measure everything, and again only what is missing", "fewstep bench speed"),
-        ("Measure solver steps alone", "fewstep bench speed --part steps --repeats 10"),
+        ("Measure everything that the store does not hold yet", "fewstep bench speed"),
+        ("Measure only solver steps", "fewstep bench speed --part steps --repeats 10"),
     ),
     "bench scaling": (
-        ("Measure all and draw the curves", "fewstep bench scaling --plot scaling.png"),
-        ("Measure how steps grow", "fewstep bench scaling --axis steps --repeats 3"),
+        ("Measure every axis and draw the curves", "fewstep bench scaling --plot scaling.png"),
+        (
+            "Measure only how time grows with the number of steps",
+            "fewstep bench scaling --axis steps --repeats 3",
+        ),
     ),
     "bench overhead": (
         ("Measure all solvers", "fewstep bench overhead"),
@@ -152,12 +158,12 @@ EXAMPLES: dict[str, Pair] = {
     "bench search-toy": (
         ("Search schedules of five evaluations", "fewstep bench search-toy --nfe 5"),
         (
-            "Search less, to see that it runs",
+            "Search little, to see that it runs",
             "fewstep bench search-toy --candidates 50 --noises 256",
         ),
     ),
     "bench accuracy": (
-        ("Measure all solvers where the solution is known", "fewstep bench accuracy"),
+        ("Measure all solvers on a distribution whose solution is known", "fewstep bench accuracy"),
         (
             "Measure two solvers on a network",
             "fewstep bench accuracy fashion-dit --solver unipc-2 --solver heun --nfe 5-9",
@@ -165,7 +171,7 @@ EXAMPLES: dict[str, Pair] = {
     ),
     "bench rivals": (
         (
-            "Measure the default beside the best of diffusers",
+            "Measure the default at five and eight evaluations",
             "fewstep bench rivals fashion-dit --nfe 5,8",
         ),
         (
@@ -175,27 +181,27 @@ EXAMPLES: dict[str, Pair] = {
     ),
     "bench guidance": (
         (
-            "Measure what skips guidance at one scale",
+            "Measure guidance that skips evaluations, at one scale",
             "fewstep bench guidance --model fashion-dit --cfg-scale 2 --plot guidance.png",
         ),
         (
-            "Print every point",
+            "Measure one guidance, and print all results",
             "fewstep bench guidance --guidance adaptive --steps 8-12 --table csv",
         ),
     ),
     "bench cache": (
         (
-            "Measure caches beside fewer steps without one",
+            "Measure caches beside fewer plain steps",
             "fewstep bench cache fashion-dit --plot caches.png",
         ),
         (
-            "Measure one cache and its time",
+            "Measure one cache, and its time in three runs",
             "fewstep bench cache fashion-dit --cache taylorseer --time 3",
         ),
     ),
     "bench fid-nfe": (
         (
-            "Measure two solvers beside one of diffusers, and write a page",
+            "Measure a solver beside a scheduler of diffusers, and write a page",
             "fewstep bench fid-nfe --solver unipc-2 --rival dpmpp-2m --html report.html",
         ),
         (
@@ -211,8 +217,8 @@ EXAMPLES: dict[str, Pair] = {
         ),
     ),
     "bench command": (
-        ("Measure what a user waits for", "fewstep bench command"),
-        ("Measure more often", "fewstep bench command --repeats 10"),
+        ("Measure both commands", "fewstep bench command"),
+        ("Measure each of them ten times", "fewstep bench command --repeats 10"),
     ),
     "bench gpu": (
         ("Measure everything on a GPU", "fewstep bench gpu --store gpu.jsonl"),

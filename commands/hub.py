@@ -10,12 +10,13 @@ from .console import echo
 
 def hub(
     folder: Annotated[
-        Path, typer.Argument(help="Folder that a pipeline with a SolverScheduler was saved in.")
+        Path, typer.Argument(help="Folder of a saved pipeline whose scheduler is SolverScheduler.")
     ],
 ) -> None:
-    """Writes the file by which diffusers loads our scheduler from the Hub, on trust.
+    """Writes the file with which diffusers loads fewstep's scheduler from the Hub.
 
-    From then on `from_pretrained` wants trust_remote_code=True for the folder, here too.
+    From then on `from_pretrained` needs trust_remote_code=True for this folder, on this machine
+    too.
     """
     from ..samplers.diffusers.publishing import write_import
 

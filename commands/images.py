@@ -28,7 +28,7 @@ class ImageOptions:
     classes: str | None = option(
         None,
         "Class labels, such as 0-9 or 3,5 or shirt; null draws without a class. By default all"
-        " classes take turns, but of emoji smileys, flags and people are drawn.",
+        " classes take turns; emoji draws smileys, flags and people.",
         IMAGES,
     )
     per_class: int | None = option(

@@ -14,18 +14,18 @@ from .console import echo
 ALIASES = {"networks": "models"}
 KINDS = {
     "models": "networks that come with fewstep: sample NAME",
-    "solvers": "how a step is made: --solver NAME",
-    "grids": "at which times the steps end: --grid NAME",
-    "schedules": "searched solvers and grids in one: --schedule NAME",
-    "guidance": "how a class or a prompt is followed: --guidance NAME",
-    "caches": "what skips blocks of the network: --cache NAME",
+    "solvers": "how a step is computed: --solver NAME",
+    "grids": "where the times between the steps lie: --grid NAME",
+    "schedules": "searched schedules, solver and grid in one: --schedule NAME",
+    "guidance": "how strongly and when a condition guides: --guidance NAME",
+    "caches": "how evaluations reuse parts of earlier ones: --cache NAME",
     "predictors": "how caches forecast what they skip: --cache CACHE:predictor=NAME",
-    "functions": "what of a prediction the file of a schedule may weigh too",
-    "recipes": "how distilled networks are sampled: --recipe NAME",
-    "operators": "what a measurement has done to an image: --operator NAME",
+    "functions": "functions of predictions that a searched schedule may use",
+    "recipes": "solver and times of distilled networks: --recipe NAME",
+    "operators": "operators that measure an image, to restore it: --operator NAME",
     "methods": "how images are made to agree with a measurement: --method NAME",
-    "editors": "how a picture is changed: fewstep edit --editor NAME",
-    "metrics": "what images are measured with: fewstep fid --metrics NAME",
+    "editors": "how a picture is edited: fewstep edit --editor NAME",
+    "metrics": "how images are measured: fewstep fid --metrics NAME",
 }
 MARK = "*"  # of recommended names
 SHORT = 24  # characters of a column beside others on a narrow screen
@@ -36,13 +36,13 @@ WIDEST = 10_000  # columns of what no terminal shows
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(help=f"What to list: {', '.join(KINDS)}. Without one they are explained."),
+        typer.Argument(help=f"What to list: {', '.join(KINDS)}. Without it, all are explained."),
     ] = None,
 ) -> None:
-    """Lists what can be named: solvers, grids, schedules, models, caches, editors and others."""
+    """Lists every name that a command takes: solvers, grids, models, caches and others."""
     if kind is None:
-        _print_table([("list", "what it holds, and how one is typed"), *KINDS.items()])
-        typer.echo("\n`fewstep list NAME` shows one, such as `fewstep list solvers`.")
+        _print_table([("list", "what it holds, and how a name is typed"), *KINDS.items()])
+        typer.echo("\n`fewstep list LIST` prints one of them, as in `fewstep list solvers`.")
         return
     kind = ALIASES.get(kind, kind)
     if kind not in KINDS:

@@ -19,22 +19,24 @@ class MeasurementOptions:
 
     operator: str | None = option(
         None,
-        "Draw what a measurement was made of: the operator that made it, such as inpaint:mask.png"
-        " or downsample:4; see `fewstep list operators`. The default solver is then ddpm.",
+        "Restore images from a measurement, which this operator has made of them, such as"
+        " inpaint:mask.png or downsample:4; see `fewstep list operators`. The default solver is"
+        " then ddpm.",
         MEASUREMENT,
     )
     measurement: Path | None = option(
-        None, "The picture that was measured, which --operator made.", MEASUREMENT
+        None, "The picture to restore from, which --operator has made.", MEASUREMENT
     )
     sigma_y: float | None = option(
         None,
-        "Standard deviation of its noise, where black is -1 and white is 1. The default is 0.01.",
+        "Standard deviation of the noise in --measurement, for values from -1 (black) to 1 (white)."
+        " The default is 0.01.",
         MEASUREMENT,
     )
     method: str | None = option(
         None,
-        "How the images are made to agree, as name[:key=value,...]; see `fewstep list methods`. The"
-        " default is diffpir.",
+        "The method that makes the images agree with --measurement, as name[:key=value,...]; see"
+        " `fewstep list methods`. The default is diffpir.",
         MEASUREMENT,
     )
 

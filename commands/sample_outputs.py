@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..samplers.run_record import Run
     from ..samplers.sampler import Result
     from ..samplers.sheet_style import SheetStyle
-    from .sample import SampleOptions
+    from .sample_options import SampleOptions
 
 PICTURE, TENSORS = Path("samples.png"), Path("samples.safetensors")  # what is written by default
 
@@ -27,17 +27,17 @@ class SampleOutputs:
 
     out: Path | None = option(
         None,
-        "The .png file for the grid of images, or a .safetensors file for the samples as they are."
-        " The default is samples.png, or samples.safetensors of a network that draws no images.",
+        "The .png file for the grid of images, or a .safetensors file for the samples as a tensor."
+        " The default is samples.png, or samples.safetensors for a network that draws no images.",
         OUTPUT,
     )
     save_images: Path | None = option(
-        None, "Folder that gets every image as a .png of its own.", OUTPUT
+        None, "Folder to write every image into, each as a .png file.", OUTPUT
     )
     zoom: int | None = option(
         None,
-        "Draw each pixel of the grid as a square of so many pixels. By default the grid is about"
-        " 1,000 pixels wide; 1 leaves pixels as they are, as --save-images always does.",
+        "Side in pixels of the square that each pixel of an image becomes in the grid, 1 to 100. By"
+        " default the grid is about 1,000 pixels wide. --save-images never enlarges.",
         OUTPUT,
         within=(1, 100),
     )
@@ -45,7 +45,7 @@ class SampleOutputs:
         False, "Write the class of each row beside the grid.", OUTPUT, "--class-names"
     )
     preview: bool = option(
-        False, "Show the grid in the terminal too, two pixels in a character.", OUTPUT, "--preview"
+        False, "Show the grid in the terminal too, two pixels per character.", OUTPUT, "--preview"
     )
     json_: Json = False
     quiet: Quiet = False

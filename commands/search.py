@@ -16,7 +16,7 @@ NOT_OF_MASKS = {"free", "afs"}
 
 @gather_options
 def search(ctx: typer.Context, request: SearchRequest, quiet: QuietWarnings = False) -> None:
-    """Searches for a schedule that suits one network better; `sample --schedule` runs it.
+    """Searches for the best schedule (solver, times) of a network; `sample --schedule` runs it.
 
     The log keeps every candidate that was evaluated. A search that was stopped continues from it
     when the same command is given again, and processes that share --log share the work.

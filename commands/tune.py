@@ -9,10 +9,11 @@ from .console import echo, gather_options
 
 @gather_options
 def tune(request: TuneRequest, json_: Json = False, quiet: QuietWarnings = False) -> None:
-    """Finds the best way to sample one network within a cost; `sample --plan` runs it.
+    """Finds the best solver, grid, guidance and cache for a cost; `sample --plan` runs them.
 
-    Without a cost it draws the whole front and writes a plan for each point. A command that was
-    stopped continues when it is given again, and processes that share --log share the work.
+    Without a limit of the cost it writes a plan for each point of the front of error against cost.
+    A command that was stopped continues when it is given again, and processes that share --log
+    share the work.
     """
     from ..eval.tune.command import run_tune
     from ..eval.tune.lines import list_lines

@@ -17,7 +17,7 @@ from ..models.errors import SettingError
 from ..models.hashing import hash_json
 from ..models.registry import format_spec
 from .cache_candidates import BLOCKS
-from .requests import CalibrationRequest
+from .calibration_request import CalibrationRequest
 from .search.budget import Budget
 from .search.identity import describe_search
 from .search.log import Trial

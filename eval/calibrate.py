@@ -31,10 +31,10 @@ from .cache_masks import NAME, list_amounts, list_strategies, search_masks
 from .cache_quality import Quality
 from .cache_table import CalibrationTable
 from .cache_worth import measure_worth
+from .calibration_request import CalibrationRequest
 from .experiments.cache import CacheBench
 from .experiments.cache_front import CacheFront
 from .options import make_request
-from .requests import CalibrationRequest
 from .search.budget import Budget
 
 

@@ -20,8 +20,8 @@ from ..samplers.guidance import AdaptiveGuidance, parse_guidance
 from ..samplers.guidance.base import BOTH, Guide, Moment
 from ..samplers.guidance.space import Space, choose_prediction, compute_similarity, convert_from_x0
 from ..samplers.plan import Plan
+from .calibration_request import CalibrationRequest
 from .guidance_runs import Images, plan_of, run_guided
-from .requests import CalibrationRequest
 
 
 @dataclass(frozen=True)

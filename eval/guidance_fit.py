@@ -29,7 +29,7 @@ from ..samplers.guidance.linear_ag import (
 from ..samplers.guidance.settings import Checked, check_scale
 from ..samplers.guidance.signature import compute_signature
 from ..solvers import take_solver
-from .fit_request import LinearFitRequest
+from .calibration_request import LinearFitRequest
 from .guidance_runs import Images, plan_of, run_guided
 
 MOST_TERMS = 100  # of past outputs, each

@@ -29,6 +29,7 @@ READY = "In place of a solver and a grid"
 IMAGES = "Images"
 MACHINE = "Network and machine"
 OUTPUT = "Output"
+FIGURES = "Metrics"
 
 DESCRIBED = "option"  # in the metadata of a field
 DEFAULT_MODEL = "emoji"  # of `sample`
@@ -106,13 +107,15 @@ def _check_range(name: str, value: Any, info: OptionInfo) -> None:
 Model = Annotated[
     str,
     typer.Argument(
-        help="The network: an embedded name of `fewstep list models`, a folder of diffusers, an id"
-        " on the hub, or your own as file.py:attribute or package.module:attribute, whose code is"
+        help="The network: a name of `fewstep list models`, a folder that diffusers saved, a Hub id"
+        " (owner/name), or your own as file.py:attribute or package.module:attribute, whose code is"
         " run."
     ),
 ]
 Dtype = Annotated[str, describe("Number format of the network: fp32, tf32, bf16 or fp16.", MACHINE)]
-Device = Annotated[str, describe("A torch device, such as cpu or cuda.", MACHINE)]
+Device = Annotated[
+    str, describe("Torch device that the network runs on, such as cpu, cuda or cuda:1.", MACHINE)
+]
 SolverName = Annotated[
     str, describe("The solver, as name[:key=value,...]; see `fewstep list solvers`.", SAMPLING)
 ]
@@ -125,7 +128,9 @@ GridType = Annotated[
 CfgScale = Annotated[
     float, describe("Scale of classifier-free guidance; 1 turns it off.", GUIDANCE)
 ]
-Batch = Annotated[int, describe("How many images are computed at once.", MACHINE, within=COUNTS)]
+Batch = Annotated[
+    int, describe("Number of images that are computed at once.", MACHINE, within=COUNTS)
+]
 
 # The network and where it runs.
 ModelOption = Annotated[str, describe("The network, as `sample` takes it.", MACHINE)]
@@ -147,11 +152,16 @@ CudaGraph = Annotated[
     ),
 ]
 BatchSampled = Annotated[
-    int, describe("How many images are sampled at once.", MACHINE, within=COUNTS)
+    int, describe("Number of images that are sampled at once.", MACHINE, within=COUNTS)
 ]
 
 # What is run.
 Steps = Annotated[int | None, describe("Number of steps, in place of --nfe.", SAMPLING)]
+ENDINGS = (
+    "zero (at noise level 0), sigma_min (at the least one that the network was trained at) or"
+    " denoise (as sigma_min, and one more evaluation takes the last noise off)"
+)
+Ending = Annotated[str, describe(f"How the run ends: {ENDINGS}.", SAMPLING)]
 GridOfAll = Annotated[
     str | None, describe("The grid of times of all runs, as `sample` takes it.", SAMPLING, *GRID)
 ]
@@ -165,27 +175,44 @@ ReferenceNfe = Annotated[
     ),
 ]
 CfgInterval = Annotated[
-    str | None, describe("Guide only where LOW < sigma/alpha <= HIGH; write LOW,HIGH.", GUIDANCE)
+    str | None,
+    describe(
+        "LOW,HIGH, such as 0.3,5: guide only at noise levels LOW < sigma/alpha <= HIGH. By default"
+        " guide at all of them.",
+        GUIDANCE,
+    ),
 ]
 Seed = Annotated[int, describe("Random seed.", SAMPLING, within=SEEDS)]
 Noises = Annotated[
     int, describe("Number of images; their seeds count up from 0.", SAMPLING, within=COUNTS)
 ]
 
+WEIGHTS_FROM = ". By default they come from the cache, the extra `eval` or a download."
+
 # Pictures that are given.
 PictureFile = Annotated[
     Path,
-    typer.Argument(help="The picture. Its size and colours must be those of the network's images."),
+    typer.Argument(help="The picture, of the same size and channels as the network's images."),
 ]
 LabelledData = Annotated[str, describe("A data set of images with classes.", IMAGES)]
 FirstImages = Annotated[
     int,
-    describe("How many images of the data set are used, from the first.", IMAGES, within=COUNTS),
+    describe("Number of images of the data set to use, from the first.", IMAGES, within=COUNTS),
 ]
 
 # What comes out.
 StoreFile = Annotated[
-    Path, describe("File that keeps finished results, so that they are not measured again.", OUTPUT)
+    Path,
+    describe(
+        "The .jsonl file that keeps finished results, so that they are not measured again.", OUTPUT
+    ),
+]
+LogFolder = Annotated[
+    Path | None,
+    describe(
+        "Folder of the log, which several processes may share. The default lies beside --out.",
+        OUTPUT,
+    ),
 ]
 TableText = Annotated[str, describe("Format of the printed table: md or csv.", OUTPUT)]
 TableOfBest = Annotated[
@@ -196,13 +223,18 @@ TableOfBest = Annotated[
     ),
 ]
 Plot = Annotated[
-    Path | None, describe("Draw the curves into this .png, .svg or .pdf file.", OUTPUT)
+    Path | None,
+    describe("The .png, .svg or .pdf file to draw curves into. By default there is none.", OUTPUT),
 ]
-Html = Annotated[Path | None, describe("Write the whole report into this .html file.", OUTPUT)]
+Html = Annotated[
+    Path | None,
+    describe("The .html file to write a report into. By default there is none.", OUTPUT),
+]
 Strip = Annotated[
     Path | None,
     describe(
-        "Write a .png that shows the picture, its reconstruction and any edit side by side.", OUTPUT
+        "The .png file to draw the picture, its reconstruction and any edit into, side by side.",
+        OUTPUT,
     ),
 ]
 Json = Annotated[bool, describe("Print the result as JSON.", OUTPUT, "--json")]
@@ -211,4 +243,4 @@ QuietWarnings = Annotated[
     bool, describe("Print nothing but warnings and errors.", OUTPUT, "--quiet")
 ]
 QuietResult = Annotated[bool, describe("Print nothing but the result.", OUTPUT, "--quiet")]
-QuietTable = Annotated[bool, describe("Print no progress, only the table.", OUTPUT, "--quiet")]
+QuietTable = Annotated[bool, describe("Print only the table, no progress.", OUTPUT, "--quiet")]

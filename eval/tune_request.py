@@ -8,19 +8,21 @@ from .options import (
     COUNTS,
     MOST_STEPS,
     OUTPUT,
+    WEIGHTS_FROM,
     Batch,
     CfgScale,
     Device,
     Dtype,
+    LogFolder,
     Model,
     option,
 )
-from .requests import DATA, METHOD, REFERENCE, SearchNoises
+from .requests import DATA, EXTRACTORS, METHOD, REFERENCE, SearchNoises
 
 NOISES, FEWER = "512,128,512", "512,96,192"
 CONVERGED, NEARLY = 60, 36  # evaluations
 BRIEF = 180.0  # seconds; of a shorter budget not much may go into the reference
-COST = "The most that a batch may cost; give one, or none for the whole front"
+COST = "Limit of the cost: give one, or none for the whole front"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,86 +35,84 @@ class TuneRequest(SearchNoises):
     """
 
     network: Model
-    ms: float | None = option(None, "Milliseconds of a batch, decoding included.", COST)
+    ms: float | None = option(None, "Milliseconds for a batch, decoding included.", COST)
     nfe: int | None = option(
         None,
-        "Network evaluations of an image, guided ones counted once. Nothing is cached.",
+        "Network evaluations per image; a guided one counts once. No cache is tried.",
         COST,
         within=(None, MOST_STEPS),
     )
     rows: int | None = option(
         None,
-        "Network rows of an image, guided evaluations counted twice. Nothing is cached.",
+        "Network rows per image; a guided evaluation counts twice. No cache is tried.",
         COST,
         within=(None, MOST_STEPS),
     )
     effective: float | None = option(
         None,
-        "Evaluations of an image in units of a whole one: under guidance of both branches, under a"
-        " cache of all blocks, by FLOPs.",
+        "Effective evaluations per image: its FLOPs in units of one full evaluation, which runs"
+        " every block, and both branches under guidance.",
         COST,
     )
-    flops: str | None = option(None, "FLOPs of an image, such as 2.5G.", COST)
+    flops: str | None = option(None, "FLOPs per image, such as 2.5G.", COST)
     cfg_scale: CfgScale = 1.0
     budget: str = option(
         "5m",
-        "A time for the whole command, such as 60s or 5m; or a number of candidates for each"
-        " search, as candidates=500; or of network rows, as evals=2e6.",
+        "Time for the whole command, such as 60s or 5m; or a number of candidates for each search,"
+        " as candidates=500; or of network rows, as evals=2e6.",
         METHOD,
     )
     points: str = option(
-        "3-6,8,10,14,20", "Without a cost: numbers of evaluations on the front.", METHOD
+        "3-6,8,10,14,20",
+        "Without a cost: the numbers of network evaluations at which the front is measured.",
+        METHOD,
     )
     features: str = option(
         "auto",
-        "The extractor with which images are compared with the reference's: small, emoji,"
-        " inception, dinov2, clip or none. auto is one of the first two, if it fits.",
+        "Extractor whose features compare images with those of the reference solution:"
+        f" {EXTRACTORS}",
         METHOD,
     )
     weights: Path | None = option(
         None,
-        "File with the weights of that extractor, if they are not found by themselves.",
+        f"File with the weights of that extractor{WEIGHTS_FROM}",
         METHOD,
     )
     out: Path = option(
         Path("plan.json"),
-        "The .json file that the plan is written to; of a front the names of all plans begin so.",
+        "The .json file that the plan is written to. The names of a front's plans begin with it.",
         OUTPUT,
     )
     report: Path | None = option(
         None,
-        "The .json file that holds everything that was judged. By default its name is that of the"
-        " plan with .report before .json.",
+        "The .json file to write everything that was measured into. The default is --out with"
+        " .report before .json.",
         OUTPUT,
     )
     html: Path | None = option(
         None,
-        "The .html file for the report as a page: the front, and each plan with pictures.",
+        "The .html file to write the report into: the front, and each plan with pictures. By"
+        " default none is written.",
         OUTPUT,
     )
-    log: Path | None = option(
-        None,
-        "Folder of the log, which several processes may share. By default it lies beside the plan.",
-        OUTPUT,
-    )
+    log: LogFolder = None
     noises: str | None = option(
         None,
-        f"Numbers of noises to train on, to choose with and to test with. The default is {NOISES},"
-        f" of a budget below {BRIEF / 60.0:g} minutes {FEWER}; there are fewer where the budget is"
-        " too short for them.",
+        "Three numbers of noises: to train on, to validate with and to test with. The default is"
+        f" {NOISES}, for a budget below {BRIEF / 60.0:g} minutes {FEWER}, and fewer if the budget"
+        " is too short for them.",
         DATA,
     )
     teacher_nfe: int | None = option(
         None,
-        f"Number of network evaluations of the converged sampler. The default is {CONVERGED}, of a"
-        f" budget below {BRIEF / 60.0:g} minutes {NEARLY}.",
+        f"Number of network evaluations of the reference solution. The default is {CONVERGED}, and"
+        f" {NEARLY} for a budget below {BRIEF / 60.0:g} minutes.",
         REFERENCE,
         within=COUNTS,
     )
     reference_end: float | None = option(
         None,
-        "Time of the last node of the converged sampler before its end; see `fewstep search"
-        " --help`.",
+        "Time of the reference solution's last node before its end; see `fewstep search --help`.",
         REFERENCE,
     )
     batch: Batch = 1

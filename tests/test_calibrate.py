@@ -17,8 +17,8 @@ from fewstep.eval.cache_masks import list_amounts, list_best, list_strategies
 from fewstep.eval.cache_slopes import measure_slopes
 from fewstep.eval.cache_worth import measure_worth
 from fewstep.eval.calibrate import Calibration, Quality
+from fewstep.eval.calibration_request import CalibrationRequest
 from fewstep.eval.experiments.cache import compare
-from fewstep.eval.requests import CalibrationRequest
 from fewstep.eval.search.log import Trial
 from fewstep.models.architectures.stack import describe
 from fewstep.models.caching import MagCache, TeaCache, take_cache

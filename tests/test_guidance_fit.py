@@ -12,11 +12,11 @@ from fewstep.cli import app, sample_app
 from fewstep.eval import guidance_calibration
 from fewstep.eval.bench.rows import ResultStore
 from fewstep.eval.bench.runner import run_cells
+from fewstep.eval.calibration_request import CalibrationRequest
 from fewstep.eval.experiments.guidance import GuidanceBench, GuidanceFront, GuidanceTable
 from fewstep.eval.guidance_calibration import Similarity, similarity_log
 from fewstep.eval.guidance_fit import Fit, FittingGuide, fit
 from fewstep.eval.guidance_runs import Images
-from fewstep.eval.requests import CalibrationRequest
 from fewstep.models.errors import SettingError
 from fewstep.models.load import load
 from fewstep.models.schedule import RectifiedFlow
