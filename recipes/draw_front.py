@@ -3,9 +3,10 @@
     fewstep tune fashion-dit --points 4,6,8 --out front.json
     python recipes/draw_front.py front.report.json docs/front.png
 
-Of diffusers' schedulers, hand-made settings and searched tables the best at each cost is shown; the
-plans are what tune chose. The dashed line is the fair baseline: the same cost spent on plain steps
-of the best hand-made setting. What is shown was judged on test noises, which chose nothing.
+Of diffusers' schedulers, hand-made settings and searched tables each panel shows the best at each
+cost; the plans are what tune chose. The dashed line is the fair baseline: the same cost spent on
+plain steps of the best hand-made setting. What is shown was judged on test noises, which chose
+nothing.
 """
 
 import argparse
@@ -26,6 +27,7 @@ SERIES = {
 }
 PLANS, PLAIN = "tuned plan", "best hand-made"
 Read = Callable[[JudgedPoint], float | None]
+Series = dict[str, list[tuple[float, float]]]  # (cost, value) by name
 
 
 def read_distance(point: JudgedPoint) -> float | None:
@@ -53,7 +55,7 @@ def find_best(points: Sequence[JudgedPoint], read: Read) -> list[tuple[float, fl
     return sorted(best.items())
 
 
-def list_series(reports: Sequence[TuneReport], read: Read) -> dict[str, list[tuple[float, float]]]:
+def list_series(reports: Sequence[TuneReport], read: Read) -> Series:
     """Returns (cost, value) by the name of the series; those without a value are left out."""
     tested = [p for report in reports for p in report.points if p.noises == "test"]
     series = {
@@ -65,14 +67,29 @@ def list_series(reports: Sequence[TuneReport], read: Read) -> dict[str, list[tup
     return {name: points for name, points in series.items() if points}
 
 
-def paint(series: dict[str, list[tuple[float, float]]], title: str, axis: Any) -> None:
-    """Fills a panel."""
-    for i, (name, points) in enumerate(series.items()):
-        costs, values = zip(*points, strict=True)
-        style = {"linestyle": "--" if name == PLAIN else "-", "color": colour(i)}
+def paint(series: Series, title: str, last: bool, axis: Any) -> None:
+    """Fills a panel; the last one has the legend of all."""
+    for name, points in series.items():
+        i, (costs, values) = [*SERIES, PLANS].index(name), zip(*points, strict=True)
         label = f"{name} (the fair baseline)" if name == PLAIN else name
-        axis.plot(costs, values, label=label, marker=marker(i), markersize=5, **style)
-    frame(axis, title, "effective evaluations", title)
+        looks = {"linestyle": "--" if name == PLAIN else "-", "color": colour(i)}
+        if name == PLANS:  # around the mark of another series where the plan is that one
+            looks |= {"markersize": 11, "markerfacecolor": "none"}
+        axis.plot(costs, values, label=label, marker=marker(i), linewidth=2, **looks)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    frame(axis, title, "effective evaluations" if last else "", "", legend=last)
+
+
+def choose_columns(reports: Sequence[TuneReport]) -> dict[str, Series]:
+    """Returns distance, and beside it FD or, where there are no real images, that of features."""
+    columns = {
+        "FD to real images": read_fd,
+        "distance of features from the converged run": read_features,
+    }
+    series = {title: list_series(reports, read) for title, read in columns.items()}
+    second = next((title for title, each in series.items() if each), None)
+    first = {"distance from the converged run": list_series(reports, read_distance)}
+    return first | ({second: series[second]} if second else {})
 
 
 def main() -> None:
@@ -83,14 +100,10 @@ def main() -> None:
     reports = [TuneReport.load(path) for path in given.reports]
     if len({report.network for report in reports}) > 1:
         raise SettingError("the reports are of several networks: draw one picture of each")
-    columns = {
-        "distance from the converged run": read_distance,
-        "distance of features": read_features,
-        "FD to real images": read_fd,
-    }
-    series = {title: list_series(reports, read) for title, read in columns.items()}
-    panels = [partial(paint, each, title) for title, each in series.items() if each]
-    draw_panels(panels, given.out, across=len(panels), size=(4.2, 3.6))
+    columns = choose_columns(reports)
+    last = list(columns)[-1]
+    panels = [partial(paint, each, title, title == last) for title, each in columns.items()]
+    draw_panels(panels, given.out, across=1, size=(5.4, 3.4))
     for report in reports:
         print(f"{report.network}: {report.command}, {report.judged.seeds['test']}")
 

@@ -12,10 +12,12 @@ from accept_cifar import gather
 from brute_force_grid import Grid
 from choose_defaults import choose, compare_features, rate
 from compare_distilled import UPDATES, compare, compare_sprint, compare_update
+from draw_front import choose_columns
 from measure_networks import find_clean_share, format_blocks
 from measure_tint import find_background, find_slope
 from more_evaluations import compare_with_least, count_worse, format_ratio, format_rows
 from test_fid_nfe import Projection
+from test_tune_page import make_report
 from write_results import write_page
 
 from fewstep.eval.bench.stamp import find_stale
@@ -24,7 +26,7 @@ from fewstep.eval.experiments.distances import Distance, DistantRun
 from fewstep.eval.experiments.scaling import ScalingRow
 from fewstep.eval.experiments.speed import SpeedRow
 from fewstep.eval.tune.costs import predict_ms
-from fewstep.eval.tune.report import CostParts
+from fewstep.eval.tune.report import CostParts, TuneReport
 from fewstep.models.load import load
 from fewstep.samplers.plan_file import Spread
 from fewstep.samplers.recipes import list_recipes
@@ -74,6 +76,24 @@ def test_more_evaluations_are_worse_where_the_interval_says_so():
     made = [distance(each[0] ** 0.5, each[0]) for each in rows]
     assert count_worse(made) == 2, "in both columns"
     assert "| 5 | `old` | 2.0000 (2.0000..2.0000) | **2.00" in "\n".join(format_rows("net", made))
+
+
+def test_the_front_is_one_line_for_each_series_beside_fd_or_features():
+    """Of two points of a series at one cost the better counts; presets and searched are one."""
+    report = make_report()
+    columns = choose_columns([report])
+    assert list(columns) == ["distance from the converged run", "FD to real images"]
+    assert columns["distance from the converged run"] == {
+        "diffusers, best scheduler": [(7.0, 0.4 / 6), (8.0, 0.4 / 7)],
+        "best hand-made": [(3.0, 0.1234567)],
+        "searched": [(2.0, 0.4), (4.0, 0.4 / 3)],
+        "tuned plan": [(3.0, 0.1234567), (6.0, 0.0345678)],
+    }
+    unseen = report.model_dump()
+    for point in [*unseen["points"], *(each["plan"]["point"] for each in unseen["plans"])]:
+        point["fd"] = None
+    *_, second = choose_columns([TuneReport.model_validate(unseen)])
+    assert second == "distance of features from the converged run"
 
 
 def distance(rms, features=None):

@@ -13,6 +13,7 @@ Paint = Callable[[Any], None]  # fills an axis of matplotlib
 KINDS = (".png", ".svg", ".pdf")
 MOST = 8  # series that are told apart; further ones are grey
 GREY = "#bbbbbb"
+BELOW = 0.5  # from a panel to its legend, in inches: room for numbers and a label
 _MARKERS = "osv^D<>p"
 _COLOURS = (  # of Okabe and Ito, which colour-blind people tell apart; the last two darker
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f00", "#4d4d4d"),
@@ -89,17 +90,37 @@ def scatter(axis: Any, i: int, name: str, points: Sequence[tuple[float, float]])
     axis.scatter(costs, values, s=24, zorder=2 if i < MOST else 1, **looks)
 
 
-def frame(axis: Any, title: str, xlabel: str, ylabel: str, yscale: str = "log") -> None:
-    """Labels a panel of points, with a grid and a legend."""
+def frame(
+    axis: Any, title: str, xlabel: str, ylabel: str, yscale: str = "log", legend: bool = True
+) -> None:
+    """Labels a panel of points, with a grid and, if asked for, a legend."""
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale=yscale)
+    if yscale == "log":
+        write_plain_numbers(axis.yaxis)
     axis.grid(alpha=0.3, which="both")
-    put_legend(axis)
+    if legend:
+        put_legend(axis)
+
+
+def write_plain_numbers(axis: Any) -> None:
+    """Sets ticks of a logarithmic axis at 1, 2 and 5, finer where it is short; 0.5 and not 5e-1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high / low > 8.0 else (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def put_legend(axis: Any) -> None:
     """Writes the legend below a panel, each name once."""
+    from matplotlib.transforms import ScaledTranslation
+
     handles, labels = axis.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     columns = 2 if max(map(len, entries), default=0) < 26 else 1
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    below = axis.transAxes + ScaledTranslation(0, -BELOW, axis.figure.dpi_scale_trans)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+    place["bbox_transform"] = below
     axis.legend(entries.values(), entries, **place, ncols=columns, fontsize="small", frameon=False)

@@ -12,7 +12,17 @@ from statistics import mean, stdev
 from typing import Any
 
 from ...models.files import write_bytes
-from ..bench.plot import MOST, Paint, colour, draw_panels, entry, marker, put_legend, render_panels
+from ..bench.plot import (
+    MOST,
+    Paint,
+    colour,
+    draw_panels,
+    entry,
+    marker,
+    put_legend,
+    render_panels,
+    write_plain_numbers,
+)
 from ..bench.report import ReportFiles
 from ..bench.rows import ResultRow
 from ..bench.table import align_table, format_number, format_range
@@ -239,7 +249,7 @@ def _cost_panel(table: QualityTable, panel: Any) -> None:
     cost, values = [p.cost("flops") / 1e9 for p in front], [p.mean for p in front]
     panel.plot(cost, values, "k-", drawstyle="steps-post", linewidth=0.8, label="Pareto front")
     _finish(panel, table, "all networks", "GFLOP per image")
-    _plain_numbers(panel.xaxis)
+    write_plain_numbers(panel.xaxis)
 
 
 def _finish(panel: Any, table: QualityTable, title: str, cost: str) -> None:
@@ -250,20 +260,9 @@ def _finish(panel: Any, table: QualityTable, title: str, cost: str) -> None:
     panel.set(xscale="log", xlabel=cost, ylabel=f"{measure.metric}, n = {measure.n}", title=title)
     if all(point.mean > 0.0 for point in table.points):
         panel.set_yscale("log")
-        _plain_numbers(panel.yaxis)
+        write_plain_numbers(panel.yaxis)
     panel.grid(alpha=0.3)
     put_legend(panel)
-
-
-def _plain_numbers(axis: Any) -> None:
-    """Sets ticks of a logarithmic axis at 1, 2 and 5, finer where it is short; 0.5 and not 5e-1."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    subs = (1.0, 2.0, 5.0) if high / low > 4.0 else (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _on_front(point: QualityPoint) -> list[str]:
