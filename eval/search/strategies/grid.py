@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from ....models.errors import FewstepError
+from ....models.registry import parse_spec
 from ....models.schedule import TimeGrid
 from ....samplers.grid import choose_default_grid
 from ....samplers.plan import DEFAULT_SOLVER
@@ -14,13 +15,15 @@ from ..trajectories import batch_of
 from .base import Proposal, Task
 from .named import propose_named
 
-FIRST = ("unipc-3", "dpmpp-2m")  # tried on every grid
-REST = ("unipc-2", "dpmpp-3m", "ddim", "deis-3", "unipc-3:solver_type=bh1", "dpmpp-2m:kind=taylor")
-NAMED = (
+FIRST = ("unipc-3", DEFAULT_SOLVER)  # tried on every grid
+GUIDED = ("unipc-3", "dpmpp-2m")  # under rows; the second one on every choice of steps
+REST = ("dpmpp-2m", "dpmpp-3m", "ddim", "deis-3", "unipc-3:solver_type=bh1", "dpmpp-2m:kind=taylor")
+NAMED = (  # the most promising first, for budgets that end among them
+    "uniform",
+    "beta:alpha=0.8,beta=0.8",
+    "beta",
     "logsnr",
     "karras",
-    "uniform",
-    "beta",
     "quadratic",
     "karras:rho=3",
     "karras:rho=5",
@@ -28,7 +31,6 @@ NAMED = (
     "polyexponential:rho=0.8",
     "polyexponential:rho=1.2",
     "beta:alpha=0.5,beta=0.7",
-    "beta:alpha=0.8,beta=0.8",
     "ays-sd15",
     "ays-sdxl",
     "ays-svd",
@@ -36,13 +38,16 @@ NAMED = (
 SHIFTED = tuple(f"uniform:shift={k:g}" for k in (0.5, 2.0, 3.0, 5.0))  # on rectified flow
 ENDS = (0.02, 0.05, 0.1)  # last nodes before zero: times, of t_max where that is not of EDM
 OTHER_END = " to t="
+MANY = 10  # evaluations, from which a reference that ends early is followed by ending there too
 BEST_GRIDS = 3  # on which the rest of the solvers are tried
 UNDER_ROWS = ("logsnr", "beta:alpha=0.8,beta=0.8")
 
 
 def propose(task: Task) -> Iterator[Proposal]:
-    """Two solvers on every grid, the default, then all on the best grids; under rows see `_rows`.
+    """The default, two solvers on every grid, then all on the best grids; under rows see `_rows`.
 
+    Where the reference ends in one step from a time, grids of many steps end there as well: without
+    that they do not come nearer to it than what the network adds below that time.
     Where runs may end in two ways, the second one is tried on the best grids only; on the best of
     all, so are other starts and other last nodes before zero.
     """
@@ -51,11 +56,12 @@ def propose(task: Task) -> Iterator[Proposal]:
         return
     grids = _grids(task, task.nfe)
     whole = {name: nodes for name, nodes in grids.items() if OTHER_END not in name}
-    for name, nodes in whole.items():
-        for solver in FIRST:
-            yield propose_named(task, solver, nodes, f"{solver} on {name}")
     main = choose_default_grid(task.space.process, task.nfe)
     yield propose_named(task, DEFAULT_SOLVER, whole[main], f"{DEFAULT_SOLVER} on {main}")
+    for name, nodes in whole.items():
+        for solver in FIRST:
+            if (solver, name) != (DEFAULT_SOLVER, main):
+                yield propose_named(task, solver, nodes, f"{solver} on {name}")
     for best in _best(task, whole):
         for name in (name for name in grids if name.startswith(best + OTHER_END)):
             for solver in FIRST:
@@ -105,14 +111,14 @@ def _rows(task: Task) -> Iterator[Proposal]:
     }
     mains = {n: choose_default_grid(task.space.process, n) for n, _ in choices.values()}
     for label, (steps, guided) in choices.items():
-        yield _guide(task, (FIRST[1], mains[steps]), (steps, guided), label)
+        yield _guide(task, (GUIDED[1], mains[steps]), (steps, guided), label)
     labels = (str(trial.schedule.provenance.get("label", "")) for trial in task.best())
     best = dict.fromkeys(label.partition(", ")[2] for label in labels)
     for label in [each for each in best if each in choices][:BEST_GRIDS]:
         main = mains[choices[label][0]]
         yield _guide(task, (DEFAULT_SOLVER, main), choices[label], label)
         for name in dict.fromkeys((main, *UNDER_ROWS)):
-            for solver in FIRST:
+            for solver in GUIDED:
                 yield _guide(task, (solver, name), choices[label], label)
 
 
@@ -132,15 +138,24 @@ def _grids(task: Task, steps: int) -> dict[str, TimeGrid]:
     grids: dict[str, TimeGrid] = {}
     for end in task.space.ends:
         mark = "" if end == task.space.ends[0] else f"{OTHER_END}{end:g}"
-        for name in dict.fromkeys(
-            (choose_default_grid(task.space.process, steps), *NAMED, *SHIFTED)
-        ):
+        for name in _list_names(task, steps):
             try:
                 grids[name + mark] = make_grid(task.space, name, steps, end)
             except FewstepError:
                 continue  # it is of another process
         grids["tan" + mark] = make_tan_grid(task.space, steps, end, _data_std(task))
     return grids
+
+
+def _list_names(task: Task, steps: int) -> list[str]:
+    """Returns the names of the grids to be tried, the most promising first."""
+    names = dict.fromkeys((choose_default_grid(task.space.process, steps), *NAMED, *SHIFTED))
+    grid = task.problem.teacher.grid
+    end = parse_spec(grid)[1].get("end") if grid is not None else None
+    if end is None or steps < MANY:
+        return list(names)
+    pairs = ((f"{name}{',' if ':' in name else ':'}end={end:g}", name) for name in names)
+    return [name for pair in pairs for name in pair]
 
 
 def make_tan_grid(space: Space, steps: int, end: float, std: float) -> TimeGrid:
