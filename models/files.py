@@ -15,14 +15,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import SoftFileLease, Timeout
+from filelock import Timeout
 
 from .errors import SettingError
+from .lease import WholeLease
 
 UNFINISHED, LOCK = ".fewstep-new", ".fewstep-lock"  # what hidden names end in
 ATTEMPTS = 100  # to claim in a folder that others remove whenever it is empty
 LEASE = 60.0  # seconds after which another machine may take over what a dead one has held
-WATCHED: dict[Path, SoftFileLease] = {}  # held by others when last asked for; each has its clock
+WATCHED: dict[Path, WholeLease] = {}  # held by others when last asked for; each has its clock
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -219,7 +220,7 @@ def hold_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         OSError: if the file cannot be made.
     """
-    lock = WATCHED.pop(path, None) or SoftFileLease(path, lease_duration=LEASE)
+    lock = WATCHED.pop(path, None) or WholeLease(path, lease_duration=LEASE)
     while not _acquire(lock, LEASE if wait else 0.0):
         if not wait:
             WATCHED[path] = lock
@@ -231,11 +232,11 @@ def hold_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-def _acquire(lock: SoftFileLease, seconds: float) -> bool:
+def _acquire(lock: WholeLease, seconds: float) -> bool:
     """Returns whether a lock could be had within that time.
 
-    A file that names no holder is left by a process that was killed before it wrote, or by a
-    version of this package whose locks were the system's.
+    A file that names no holder is left by a version of this package whose locks were the system's,
+    or by a process that was killed before it wrote, where files cannot be linked.
     """
     path = Path(lock.lock_file)
     with suppress(FileNotFoundError):

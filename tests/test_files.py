@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from fewstep.models.files import (
     check_folder,
     check_writable,
     claim,
+    clear_locks,
     hold_file,
     make_folder,
     remove_file,
@@ -132,6 +134,7 @@ def test_one_file_under_two_names_is_written_once_and_not_over_what_is_read(ther
 WRITER = """
 import os, sys
 from pathlib import Path
+from unittest.mock import Mock
 from fewstep.models.files import write_whole
 def write(file):
     file.write(b"half")
@@ -242,6 +245,35 @@ def test_what_a_dead_process_has_held_is_free_again(tmp_path, monkeypatch, host,
     time.sleep(seconds)
     with hold_file(path, wait=False) as mine:
         assert mine
+
+
+TAKES = """
+import os, sys
+from fewstep.models import files
+
+files.WholeLease._write_lock_info = lambda *_: os.kill(os.getpid(), 9)
+with files.hold_file(files.Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_process_that_is_killed_while_it_takes_a_lock_holds_nothing(tmp_path):
+    path = tmp_path / "work.claim"
+    assert subprocess.run([sys.executable, "-c", TAKES, path]).returncode == -signal.SIGKILL
+    with hold_file(path, wait=False) as mine:
+        assert mine
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))  # an hour later
+    assert list(clear_locks(tmp_path, "*.claim")) == [left]
+    assert listed(tmp_path) == []
+
+
+def test_locks_hold_where_files_cannot_be_linked(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", Mock(side_effect=PermissionError))
+    with hold_file(tmp_path / "lock") as mine, hold_file(tmp_path / "lock", wait=False) as too:
+        assert mine
+        assert not too
+    assert listed(tmp_path) == []
 
 
 def test_work_is_claimed_by_one_until_it_is_done(tmp_path):

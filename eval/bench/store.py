@@ -124,7 +124,8 @@ class RowStore(Generic[R]):
         """Removes the locks that killed processes have left, and the folder of parts if it can."""
         with self._file.lock():
             pass
-        for _ in clear_locks(self.parts, "*.claim"):
+        beside = f".*{self.path.name}.lock"
+        for _ in (*clear_locks(self.parts, "*.claim"), *clear_locks(self.path.parent, beside)):
             pass
         with suppress(OSError):  # it is not empty, or not there
             self.parts.rmdir()
