@@ -3,7 +3,7 @@
 PYTHON ?= python
 
 .PHONY: dev lint types test fuzz slow examples wheel house bench docs site front recipes-page fd-small networks zoo schedules results \
-	results-page results-in-background results-fashion results-emoji results-fid cifar caching caching-page \
+	results-page results-in-background cifar caching caching-page \
 	guidance guidance-rules editing kills gpu-check comfyui check
 
 dev:
@@ -98,22 +98,32 @@ schedules:
 	$(PYTHON) recipes/searched_schedules.py
 
 # Everything in docs/results.md: distances, features, Frechet distances with their floor, and seconds, of every
-# embedded network, on three blocks of seeds, and FID of ten rows of 10,000 images. Seconds of one core, by 460,
-# 290, 285 and 260 network rows a second (fashion-dit, fashion-unet, fashion-edm, emoji): 15,000 without
-# guidance, 9,000 with, 3,000 for the images of FID, and 7,900 for Inception (0.066 a picture): about five hours
-# of two cores. Then times and how they grow, an hour, beside which nothing else should run. Stopped, it goes on
-# where it was. cache-dit is measured if it is installed.
+# embedded network, on three blocks of seeds, and FID of ten rows of 10,000 images. CORE_HOURS
+# Then times and how they grow, an hour, beside which nothing else should run. Stopped, it goes on where it was,
+# and the page is written after each stage: what it lacks, it says. cache-dit is measured if it is installed.
+# Stages: NFE 5 and 8 of every network on the first block of seeds, on the others; FID at NFE 5; NFE 4, 6, 10 and
+# 20; FID at NFE 20; guided runs; NFE 50.
 PROCESSES ?= $(shell nproc)
 SHARED = OMP_NUM_THREADS=1 $(PYTHON) -m torch.distributed.run --nproc-per-node $(PROCESSES)
-QUALITY = fashion emoji fid
-results: $(QUALITY:%=results-%)
+STAGES = $(addprefix results-,part-1-1 part-1-3 fid-1 part-2-3 fid-2 part-3-3 part-4-3)
+MEASURE = $(SHARED) -m fewstep.cli bench fid-nfe --store results/quality.jsonl
+results:
+	for stage in $(STAGES); do $(MAKE) $$stage || exit 1; done
 	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench speed --store results/speed.jsonl --quiet > /dev/null
 	OMP_NUM_THREADS=1 $(PYTHON) -m fewstep.cli bench scaling --store results/scaling.jsonl --quiet \
 		--plot docs/scaling.png > /dev/null
 	$(MAKE) results-page
 
-results-fashion results-emoji results-fid: results-%:
-	$(SHARED) -m fewstep.cli bench fid-nfe --sweep results/sweep-$*.json --store results/quality.jsonl > /dev/null
+# results-part-P-B: the parts of the sweeps up to P, on the blocks up to B.
+results-part-%:
+	for sweep in fashion emoji; do \
+		$(MEASURE) --sweep results/sweep-$$sweep.json --parts $(firstword $(subst -, ,$*)) \
+			--blocks $(lastword $(subst -, ,$*)) > /dev/null || exit 1; \
+		$(MAKE) results-page || exit 1; \
+	done
+
+results-fid-%:
+	$(MEASURE) --sweep results/sweep-fid.json --parts $* > /dev/null
 	$(MAKE) results-page
 
 # The same in the background with low priority; what it says goes to results/results.log.

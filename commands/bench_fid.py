@@ -30,7 +30,7 @@ from ..eval.options import (
     describe,
     option,
 )
-from .console import gather_options, refuse_typed, take_given
+from .console import gather_options, refuse_typed, take_given, typed
 
 if TYPE_CHECKING:
     from ..eval.bench.report import ReportFiles
@@ -108,7 +108,8 @@ class FidOptions:
     )
     blocks: int = option(
         1,
-        "Number of figures for each setting; each is of --n images with seeds of its own.",
+        "Number of figures for each setting; each is of --n images with seeds of its own. Of a"
+        " --sweep at most so many.",
         FIGURES,
         within=REPEATS,
     )
@@ -153,6 +154,10 @@ def fid_nfe(
         Path | None,
         describe("The .json file of a sweep, in place of all options that decide a run.", FIGURES),
     ] = None,
+    parts: Annotated[
+        int | None,
+        describe("The last part of a --sweep that is measured. By default all are.", FIGURES),
+    ] = None,
     weights: Annotated[
         Path | None,
         describe(
@@ -187,12 +192,16 @@ def fid_nfe(
     rows = ResultStore(store)
     rows.check()
     if sweep is None:
+        refuse_typed(ctx, {"parts"}, "only a --sweep has parts")
         settings = options.sweep()
     else:
-        names = {field.name for field in fields(options)}
+        names = {field.name for field in fields(options)} - {"blocks"}
         refuse_typed(ctx, names, "--sweep holds all choices")
-        settings = Sweep.load(sweep)
+        blocks = options.blocks if typed(ctx, "blocks") else None
+        settings = Sweep.load(sweep).limit(parts, blocks)
     us = team(device)
+    if us.size > 1:  # the first one keeps the features of the reference for all
+        us.lead(lambda: make_evaluator(settings, us.device, weights) and None)
     evaluator = make_evaluator(settings, us.device, weights)
     bench = QualityBench(settings, evaluator, rows, us)
     for (row,) in run_cells(bench, progress=not quiet):

@@ -7,6 +7,7 @@ side of a Frechet distance.
 
 import hashlib
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -80,7 +81,13 @@ class Statistics:
 
     @cached_property
     def root(self) -> Array:
-        """A with A A^T = cov: (D, R), as many columns as cov has rank."""
+        """A with A A^T = cov: (D, R), as many columns as cov has rank.
+
+        Of more images than features it is Cholesky's, which takes a tenth of the time.
+        """
+        if self.n > self.dim:
+            with suppress(np.linalg.LinAlgError):  # features of which some are sums of others
+                return np.linalg.cholesky(self.cov)
         values, vectors = np.linalg.eigh(self.cov)
         positive = values > max(values[-1], 0.0) * self.dim * np.finfo(np.float64).eps
         root: Array = vectors[:, positive] * np.sqrt(values[positive])

@@ -3,12 +3,14 @@
     python recipes/write_results.py > docs/results.md
 
 A claim stands with what was measured, its spread, the command, the day, the machine and the
-versions; what was not found, where rivals win, stands beside what was.
+versions; what was not found, where rivals win, stands beside what was, and what is not measured
+yet below it.
 """
 
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from fewstep.eval.bench.rows import MeasuredRow, ResultRow, ResultStore
@@ -17,15 +19,19 @@ from fewstep.eval.bench.store import RowStore
 from fewstep.eval.bench.table import markdown_table
 from fewstep.eval.experiments import scaling_table, speed
 from fewstep.eval.experiments.fid_claims import Claim, list_claims
+from fewstep.eval.experiments.fid_missing import list_missing
 from fewstep.eval.experiments.fid_points import QualityTable
 from fewstep.eval.experiments.fid_report import markdown
-from fewstep.eval.experiments.scaling import ScalingRow
-from fewstep.eval.experiments.speed import SpeedRow
+from fewstep.eval.experiments.fid_sweep import Sweep
+from fewstep.eval.experiments.scaling import AXES, ScalingRow
+from fewstep.eval.experiments.speed import NETWORKS, PARTS, SpeedBench, SpeedRow
+from fewstep.models.load import load
 
 ROOT = Path(__file__).parents[1]
 QUALITY, SPEED, SCALING = (
     ROOT / "results" / f"{name}.jsonl" for name in ("quality", "speed", "scaling")
 )
+SWEEPS = [ROOT / "results" / f"sweep-{name}.json" for name in ("fashion", "emoji", "fid")]
 CIFAR = ROOT / "results" / "cifar.json"
 NEAR = {6: 0.45, 10: 0.4}  # up to so many evaluations: the claimed ratio of distances
 GAP = 5, 0.3  # evaluations, and the claimed gap ratio
@@ -53,10 +59,11 @@ def list_verdicts(tables: Sequence[QualityTable], races: Sequence[SpeedRow]) -> 
 
 
 def _judge(claim: Claim, metric: str) -> Iterator[list[str]]:
-    where = f"{claim.network}, {claim.rows} rows"
+    blocks = len(claim.ours.rows)
+    where = f"{claim.network}, {claim.rows} rows, {blocks} block{'s' if blocks > 1 else ''}"
     most = next((ratio for rows, ratio in NEAR.items() if claim.rows <= rows), None)
     if most is not None and claim.ours.nfe == claim.rows:
-        what = f"tuned is at most {most:g} as far as the best hand-made run"
+        what = f"searched is at most {most:g} as far as the best hand-made run"
         yield [what, where, str(claim.distance), _word(claim.distance.value <= most)]
     what = f"its {metric} is not worse beyond the interval"
     yield [what, where, str(claim.difference), _word(claim.difference.low <= 0.0)]
@@ -111,15 +118,29 @@ def describe_origin(name: str, command: str, rows: Sequence[MeasuredRow]) -> str
     return f"- {name}: `{command}`, {when}, {machines}, {versions}"
 
 
+def list_missing_times(races: Sequence[SpeedRow], curves: Sequence[ScalingRow]) -> Iterator[str]:
+    """Yields the races and the axes of growth that were not measured."""
+    bench = SpeedBench(RowStore(SPEED, SpeedRow), PARTS, NETWORKS, range(1), 1)
+    for missing in {bench.identify(cell) for cell in bench.cells()} - {race.key for race in races}:
+        yield f"speed: {missing}"
+    for axis in AXES.values():
+        if any(f"{axis.name} {value}" not in {row.key for row in curves} for value in axis.values):
+            yield f"scaling: {axis.name}"
+
+
 def write_page(
-    quality: Sequence[ResultRow], races: Sequence[SpeedRow], curves: Sequence[ScalingRow]
+    quality: Sequence[ResultRow],
+    races: Sequence[SpeedRow],
+    curves: Sequence[ScalingRow],
+    missing: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yields the page, line by line."""
+    """Yields the page, line by line; missing: what was asked for and is not there."""
     tables = split_measures(quality)
     yield "# Results"
     yield ""
     yield "Written by `make results`; [evaluation.md](evaluation.md) says what a figure is, and"
-    yield "`eval/experiments/fid_claims.py` what an interval is."
+    yield "`eval/experiments/fid_claims.py` what an interval is. Whether a further run gives the"
+    yield "same: `python recipes/compare_results.py results/quality.jsonl AGAIN.jsonl`, row by row."
     if not (quality or races or curves):
         yield ""
         yield "Nothing has been measured yet on the networks of today."
@@ -130,6 +151,10 @@ def write_page(
         if rows:
             yield describe_origin(name, "make results", rows)
     yield from _write_claims(tables, races, curves)
+    if missing:
+        yield "\n## What is missing\n"
+        yield "`make results` goes on where it was stopped. It has not measured yet:\n"
+        yield from (f"- {each}" for each in missing)
     for table in tables:
         yield f"\n## {table.measure.metric}\n"
         yield markdown(table)
@@ -158,7 +183,11 @@ def main() -> None:
     quality = list(ResultStore(QUALITY).rows.values()) if QUALITY.exists() else []
     races = list(RowStore(SPEED, SpeedRow).rows.values()) if SPEED.exists() else []
     curves = list(RowStore(SCALING, ScalingRow).rows.values()) if SCALING.exists() else []
-    sys.stdout.writelines(f"{line}\n" for line in write_page(quality, races, curves))
+    sweeps = map(Sweep.load, SWEEPS)
+    networks = lru_cache(load)
+    missing = [line for sweep in sweeps for line in list_missing(sweep, quality, networks)]
+    missing += sorted(list_missing_times(races, curves))
+    sys.stdout.writelines(f"{line}\n" for line in write_page(quality, races, curves, missing))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_report import ROWS, drawn
+from test_report import ROWS, drawn, scheduled
 
 from fewstep.eval.bench.rows import GroupFigures
 from fewstep.eval.experiments.fid_claims import (
@@ -13,9 +13,6 @@ from fewstep.eval.experiments.fid_claims import (
 )
 from fewstep.eval.experiments.fid_points import QualityTable
 from fewstep.eval.experiments.fid_report import details, markdown
-from fewstep.models.schedule import VPDiscrete
-from fewstep.samplers.grid import time_grid
-from fewstep.solvers import solver
 
 
 def grouped(row, distance, spread=0.0, target="t"):
@@ -29,10 +26,8 @@ def grouped(row, distance, spread=0.0, target="t"):
     return row.model_copy(update={"groups": tuple(groups), "target": target})
 
 
-def tuned(nfe, value):
-    schedule = solver("ddim").encode(time_grid("uniform", VPDiscrete(), nfe))
-    named = schedule.model_copy(update={"provenance": {"name": f"m-nfe{nfe}"}})
-    return drawn(None, nfe, value, grid=None, schedule=named)
+def tuned(nfe, value, block=0):
+    return scheduled(f"m-nfe{nfe}", nfe, value, block)
 
 
 def rows():
@@ -79,6 +74,15 @@ def test_there_is_no_claim_of_other_rows_or_blocks_and_none_without_groups():
     (claim,) = list_claims(QualityTable.of([*found[1:3], *found[4:]]))
     assert claim.gap is None  # no converged run
     assert list(list_claims(QualityTable.of([found[0], found[1], tuned(6, 3.0)]))) == []
+
+
+def test_rows_that_are_missing_leave_a_claim_on_the_blocks_that_all_have():
+    further = [grouped(drawn("ddim", 5, 50.0, block=1), 9.0), grouped(tuned(5, 40.0, 1), 9.0)]
+    (claim,) = list_claims(QualityTable.of([*rows(), *further]))
+    assert (len(claim.ours.rows), claim.difference.value) == (1, pytest.approx(-5.0))
+    assert claim.gap.value == pytest.approx(0.25)
+    apart = [grouped(tuned(5, 3.0, 2), 0.01), *rows()[2:]]
+    assert list(list_claims(QualityTable.of(apart))) == []
 
 
 def test_a_figure_without_a_converged_run_has_its_interval_too():

@@ -34,6 +34,7 @@ from fewstep.eval.experiments.fid_evaluator import (
     split_label,
 )
 from fewstep.eval.experiments.fid_joint import check_joint
+from fewstep.eval.experiments.fid_missing import list_missing
 from fewstep.eval.experiments.fid_nfe import QualityBench, flops_per_row
 from fewstep.eval.experiments.fid_plan import plan_cells
 from fewstep.eval.experiments.fid_points import network_label, setting_label
@@ -129,6 +130,31 @@ def test_cells_run_cheap_first_and_repeats_count_as_dearer():
     order = [(cell.nfe, cell.block) for cell in cells]
     assert order[::2] == [(4, 0), (6, 0), (4, 1), (6, 1), (20, 0), (20, 1)]
     assert order[::2] == order[1::2]
+
+
+def test_parts_run_in_turn_and_a_converged_run_just_before_what_is_compared_with_it():
+    late = Entry(models=["flow"], solvers=["unipc-2"], nfe="3,5", part=2)
+    early = Entry(models=["vp", "flow"], solvers=["unipc-2"], nfe="5", part=1)
+    chosen = Sweep(n=20, blocks=2, converged=ConvergedRun(nfe=12), entries=(late, early))
+    cells = plan_cells(chosen, fake_evaluator(20).measure, NETWORKS.__getitem__).cells
+    order = [(cell.protocol.images.run.model, cell.nfe, cell.block) for cell in cells]
+    first = [(model, nfe, b) for b in (0, 1) for model in ("flow", "vp") for nfe in (12, 5)]
+    assert order == [*first, ("flow", 3, 0), ("flow", 3, 1)]
+    assert [cell.converged for cell in cells[:4]] == [True, False, True, False]
+    some = chosen.limit(1, 1)
+    assert (some.blocks, some.entries) == (1, (early,))
+    assert chosen.limit(None, 9) == chosen
+    with pytest.raises(SettingError, match="first part of this sweep is 2, not 1"):
+        chosen.model_copy(update={"entries": (late,)}).limit(1, None)
+
+
+def test_what_a_store_lacks_of_a_sweep_is_told_by_network_and_budget():
+    chosen = sweep(blocks=2, models=["flow", "vp"], nfe="4,5")
+    rows = measure(bench(chosen.limit(None, 1)))
+    lacking = chosen.model_copy(update={"metric": "fd-fake"})
+    lines = [f"fd-fake of {name}: 1 of 2 at NFE 4, 1 of 2 at NFE 5" for name in ("flow", "vp")]
+    assert list(list_missing(lacking, rows, NETWORKS.__getitem__)) == lines
+    assert list(list_missing(lacking.limit(None, 1), rows, NETWORKS.__getitem__)) == []
 
 
 def test_a_cell_says_everything():
@@ -359,6 +385,8 @@ def test_a_rival_and_a_guided_schedule_converge_to_their_guidance_scale():
     assert (run.cfg_scale, run.solver, run.nfe, run.grid) == (3.0, "unipc-3", 12, "beta")
     guided = Drawn(run=Run(model="m", seeds=(0,), schedule=preset("fashion-dit-rows16-cfg3")))
     assert guided.scale == 3.0
+    assert ConvergedRun(nfe=60, guided_nfe=40).count_evaluations(3.0) == 40
+    assert ConvergedRun(nfe=60, guided_nfe=40).count_evaluations(1.0) == 60
 
 
 def test_the_sweeps_of_the_page_of_results_are_of_all_networks():
@@ -375,7 +403,7 @@ def test_tuned_schedules_are_those_of_the_package_at_the_budgets_and_the_scale()
     cells = plan_cells(chosen, fake_evaluator(20).measure, load).cells
     names = [cell.protocol.images.run.schedule.provenance["name"] for cell in cells]
     assert {"fashion-dit-nfe5", "fashion-dit-nfe8", "fashion-dit-rows16-cfg3"} <= set(names)
-    assert {setting_label(cell.protocol.images) for cell in cells} == {"tuned"}
+    assert {setting_label(cell.protocol.images) for cell in cells} == {"searched"}
     assert {cell.protocol.images.run.cfg_scale for cell in cells} == {1.0}
     assert {network_label(cell.protocol.images) for cell in cells} == {
         "fashion-dit",
@@ -562,6 +590,8 @@ REFUSED = [
     (["--sweep", "none.json"], "cannot read"),
     (["--sweep", "bad.json"], "no valid sweep"),
     (["--sweep", "good.json", "--solver", "ddim"], "drop solver"),
+    (["--solver", "ddim", "--parts", "1"], "only a --sweep has parts"),
+    (["--sweep", "good.json", "--parts", "0"], "the first part of this sweep is 1, not 0"),
     (["--model", "nowhere", "--solver", "ddim"], "nowhere"),
     (["--solver", "ddim", "--dtype", "fp8"], "fp8"),
     (["--solver", "ddim", "--device", "gpu"], "gpu"),

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import compare_results
 import numpy as np
 import pytest
 import test_claims
@@ -121,10 +122,12 @@ def test_the_page_of_results_says_what_was_found_and_what_was_not(tmp_path, monk
     curves = [ScalingRow.here(value=value, **grown, digest="ab") for value in (1, 2)]
     (tmp_path / "cifar.json").write_text('{"fid": 3.3, "published": [3.1, 3.2], "sha256": "cd"}')
     monkeypatch.setattr("write_results.CIFAR", tmp_path / "cifar.json")
-    lines = list(write_page(quality, races, curves))
+    lines = list(write_page(quality, races, curves, ["fid of m: 3 of 3 at NFE 5"]))
+    assert lines.index("- fid of m: 3 of 3 at NFE 5") > lines.index("\n## What is missing\n")
+    assert not any("missing" in line for line in write_page(quality, races, curves))
     rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     assert {row[1]: row[4] for row in rows if len(row) == 6 and "found" in row[4].lower()} == {
-        "tuned is at most 0.45 as far as the best hand-made run": "NOT FOUND",
+        "searched is at most 0.45 as far as the best hand-made run": "NOT FOUND",
         "its fd-small is not worse beyond the interval": "found",
         "the gap ratio of its fd-small to diffusers' best is at most 0.3": "found",
         "cache: the time of diffusers over ours is at least 2": "NOT FOUND",
@@ -139,6 +142,31 @@ def test_the_page_of_results_says_what_was_found_and_what_was_not(tmp_path, monk
     )
     (stale,) = find_stale("\n".join(lines))
     assert stale.startswith("figures of m ef")  # the only one that is not of the package
+
+
+def test_a_repetition_agrees_within_the_intervals_or_not(tmp_path, monkeypatch, capsys):
+    def compare_with(rows):
+        for name, each in (("a", test_claims.rows()), ("b", rows)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(f"{row.line}\n" for row in each))
+        paths = [str(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
+        monkeypatch.setattr("sys.argv", ["compare_results.py", *paths])
+        return compare_results.main(), capsys.readouterr()
+
+    code, out = compare_with(test_claims.rows())
+    assert code == 0
+    assert "18 of 18 figures agree" in out.out
+    moved = test_claims.rows()
+    moved[1] = test_claims.grouped(test_claims.tuned(5, 3.2), 0.01, 0.1, moved[0].target)
+    assert compare_with(moved)[0] == 0  # the intervals are +-0.4 wide
+    moved[1] = test_claims.grouped(test_claims.tuned(5, 4.5), 0.01, 0.1, moved[0].target)
+    code, out = compare_with(moved)
+    (line,) = [line for line in out.out.splitlines() if "DIFFER" in line]
+    assert code == 1
+    assert "searched" in line
+    assert "17 of 18 figures agree" in out.out
+    code, out = compare_with([test_claims.tuned(6, 3.0)])
+    assert (code, out.err.count("\n")) == (2, 1)
+    assert "no figure with an interval in common" in out.err
 
 
 def test_statistics_of_a_set_go_on_where_they_were_stopped(tmp_path, monkeypatch):

@@ -23,6 +23,9 @@ from fewstep.eval.experiments.fid_nfe import picture_path
 from fewstep.eval.experiments.fid_points import QualityTable
 from fewstep.eval.experiments.fid_report import as_csv, details, markdown, means, page, write_report
 from fewstep.models.errors import SettingError, UnknownNameError
+from fewstep.models.schedule import VPDiscrete
+from fewstep.samplers.grid import time_grid
+from fewstep.solvers import solver
 
 
 def drawn(solver, nfe, value, block=0, rows=1, **changes):
@@ -59,6 +62,24 @@ def test_means_are_of_all_blocks_and_the_best_is_marked():
         ["ddim beta", "15.0", "4.00"],
         ["unipc-2 beta", "14.5*", "3.00*"],  # not ddim, whose least block is 12
     ]
+
+
+def scheduled(name, nfe, value, block=0, kind="ddim"):
+    schedule = solver(kind).encode(time_grid("uniform", VPDiscrete(), nfe))
+    named = schedule.model_copy(update={"provenance": {"name": name}})
+    return drawn(None, nfe, value, block, grid=None, schedule=named)
+
+
+def test_schedules_of_one_search_are_one_line():
+    mine = [scheduled(name, nfe, 1.0) for name, nfe in (("mine-nfe5", 5), ("mine-6", 6))]
+    package = [scheduled(f"m-nfe{nfe}", nfe, 1.0, kind="dpmpp-2m") for nfe in (5, 6, 8)]
+    rows = [*mine, *package, scheduled("run-1", 5, 1.0, kind="unipc-2")]
+    first = [line[0] for line in means(QualityTable.of(rows), "m")]
+    assert first == ["NFE", "mine", "searched", "run-1"]
+    twice = [*rows, scheduled("m-nfe8", 8, 3.0)]
+    names = [line[0] for line in means(QualityTable.of(twice), "m")]
+    assert names[:3] == ["NFE", "mine", "searched"]
+    assert [name[:9] for name in names[3:]] == ["searched ", "run-1", "searched "]
 
 
 def test_spread_is_over_the_blocks():

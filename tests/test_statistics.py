@@ -71,6 +71,14 @@ def test_distance_is_the_one_by_eigenvalues():
     assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-12)
 
 
+def test_a_root_of_many_images_is_cholesky_s_and_gives_the_same_distance():
+    a, b = fit(features(400, 12)), fit(features(300, 12, seed=1))
+    assert not np.triu(a.root, 1).any()
+    few = [Statistics(each.mu, each.cov, 0, HERE) for each in (a, b)]
+    assert np.triu(few[0].root, 1).any()
+    assert frechet(a, b) == pytest.approx(frechet(*few), rel=1e-12)
+
+
 def test_moments_give_mean_and_unbiased_covariance():
     rows = features(100, 7)
     found = fit(rows)

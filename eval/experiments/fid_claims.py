@@ -10,8 +10,8 @@ The gap ratio is (v - c) / (w - c) of the figures of ours, v, of the best of dif
 the converged run, c: the share of diffusers' distance to the converged run that is left.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..bench.rows import ResultRow
 from ..bench.table import format_number
-from .fid_points import TUNED, QualityPoint, QualityTable
+from .fid_points import SEARCHED, QualityPoint, QualityTable
 
 DRAWS, SEED, SHARE = 4000, 0, 0.95
 Values = NDArray[np.float64]
@@ -115,21 +115,31 @@ class Claim:
 def list_claims(table: QualityTable) -> Iterator[Claim]:
     """Yields a claim for each network and number of rows at which ours and others were measured.
 
-    Ours is a tuned schedule. Where blocks of seeds are missing there is no claim.
+    Ours is a searched schedule. All are compared on the blocks of seeds that all of them have, in a
+    store of which some rows are missing; where there is none there is no claim.
     """
     for network in table.networks:
         points = [p for p in table.points if p.network == network and has_groups(p)]
         converged = next((p for p in points if p.converged), None)
         others = [p for p in points if not p.converged]
-        tuned = [p for p in others if p.setting == TUNED]
-        for ours in sorted(tuned, key=lambda point: point.cost("rows")):
-            alike = [p for p in others if p is not ours and _is_alike(ours, p)]
-            if hand_made := [p for p in alike if p.setting != TUNED]:
-                yield _claim(ours, hand_made, converged)
+        searched = [p for p in others if p.setting == SEARCHED]
+        for ours in sorted(searched, key=lambda point: point.cost("rows")):
+            hand_made = [p for p in others if p.setting != SEARCHED and _costs_alike(ours, p)]
+            blocks = set(ours.blocks).intersection(*(p.blocks for p in hand_made))
+            if hand_made and blocks:
+                cut = [_take_blocks(p, blocks) for p in hand_made]
+                same = converged and _take_blocks(converged, blocks)
+                yield _claim(_take_blocks(ours, blocks), cut, same)
 
 
-def _is_alike(a: QualityPoint, b: QualityPoint) -> bool:
-    return round(a.cost("rows")) == round(b.cost("rows")) and a.blocks == b.blocks
+def _costs_alike(a: QualityPoint, b: QualityPoint) -> bool:
+    return round(a.cost("rows")) == round(b.cost("rows"))
+
+
+def _take_blocks(point: QualityPoint, blocks: Set[int]) -> QualityPoint:
+    """Returns the point of some blocks of seeds alone, each by its first seed."""
+    pairs = zip(point.blocks, point.rows, strict=True)
+    return replace(point, rows=[row for block, row in pairs if block in blocks])
 
 
 def _claim(

@@ -21,6 +21,7 @@ from ...models.errors import FewstepError
 from ...models.files import make_folder, remove_file
 from ...models.ledger import Ledger
 from ...models.load import load
+from ...models.speed import Speed
 from ...samplers.conditions import make_branches
 from ...samplers.images import make_contact_sheet, to_pil, write_png
 from ...samplers.run_record import Run, save_png
@@ -117,7 +118,8 @@ class QualityBench(Experiment[QualityCell, ResultRow]):
         self.remarks = [*filter(None, [remark]), *plan.refused]
 
     def _load(self, model: str) -> Network:
-        return load(model, dtype=self.sweep.dtype, device=self.team.device)
+        speed = Speed(channels_last=self.sweep.channels_last)
+        return load(model, dtype=self.sweep.dtype, device=self.team.device, speed=speed)
 
     def _check_store(self) -> None:
         """Raises SettingError for a store of other weights or other seeds."""

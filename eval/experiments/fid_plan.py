@@ -1,7 +1,7 @@
 """The cells of a sweep: which protocols follow from it, and what cannot be measured."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class QualityCell:
 
     block: which repeat; nfe: evaluations per image; rows: expected network rows of all images.
     target: the protocol of the converged run that it is compared with, or is; None for none.
+    part:   that of its entry.
     """
 
     protocol: Protocol
@@ -45,6 +46,7 @@ class QualityCell:
     nfe: int
     rows: float
     target: Protocol | None = None
+    part: int = 1
 
     @property
     def converged(self) -> bool:
@@ -52,12 +54,9 @@ class QualityCell:
         return self.target is not None and self.target.hash == self.protocol.hash
 
     @property
-    def turn(self) -> float:
-        """Its place in the order: a repeat counts as so many times dearer.
-
-        Converged runs, with which all others are compared, come first.
-        """
-        return float(self.block) if self.converged else self.rows * (self.block + 1)
+    def turn(self) -> tuple[int, float]:
+        """Its place among cells that are not converged: a repeat counts as so many times dearer."""
+        return self.part, self.rows * (self.block + 1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
     """
     cells: dict[str, QualityCell] = {}
     refused: dict[str, None] = {}
-    for drawn in _settings(sweep, networks):
+    for part, drawn in _settings(sweep, networks):
         network = networks(drawn.run.model)
         drawn = _complete(drawn, network)
         try:
@@ -88,11 +87,23 @@ def plan_cells(sweep: Sweep, measure: Measure, networks: Networks) -> SweepPlan:
         target = None if sweep.converged is None else converge(drawn, sweep.converged, network)
         for block in range(sweep.blocks):
             for cell in _cells(drawn, nfe, block, measure, target):
-                cells.setdefault(cell.protocol.hash, cell)
+                name = cell.protocol.hash
+                first = min(part, cells[name].part) if name in cells else part
+                cells[name] = replace(cell, part=first)
     if not cells:
         reason = next(iter(refused), "no solver is given; name one with --solver or --rival")
         raise SettingError(f"nothing can be measured: {reason}")
-    return SweepPlan(sorted(cells.values(), key=lambda cell: cell.turn), tuple(refused))
+    return SweepPlan(_order_cells(cells.values()), tuple(refused))
+
+
+def _order_cells(cells: Iterable[QualityCell]) -> list[QualityCell]:
+    """Returns cells in their turns; converged ones stand before all that are compared with them."""
+    first: dict[str, tuple[int, float]] = {}
+    for cell in cells:
+        if cell.target is not None and not cell.converged:
+            target = cell.target.hash
+            first[target] = min(first.get(target, cell.turn), cell.turn)
+    return sorted(cells, key=lambda each: first.get(each.protocol.hash, each.turn))
 
 
 def _cells(
@@ -114,6 +125,9 @@ def _protocol(drawn: Drawn, seeds: tuple[int, ...], measure: Measure) -> Protoco
 
 
 def _count_rows(drawn: Drawn, nfe: int, measure: Measure) -> float:
+    schedule = drawn.run.schedule
+    if schedule is not None and schedule.guided:
+        return float(schedule.rows * measure.n)
     branches = 1 if drawn.run.cfg_scale in (0.0, 1.0) and drawn.run.guidance_spec is None else 2
     return float(nfe * branches * measure.n)
 
@@ -122,13 +136,14 @@ def converge(drawn: Drawn, converged: ConvergedRun, network: Network) -> Drawn:
     """Returns what images converge to: the same network and guidance scale, in many steps."""
     kept = ("model", "seeds", "batch", "dtype", "device")
     same = {name: getattr(drawn.run, name) for name in kept}
-    run = Run(**same, **converged.model_dump(), cfg_scale=drawn.scale)
+    nfe = converged.count_evaluations(drawn.scale)
+    run = Run(**same, solver=converged.solver, nfe=nfe, cfg_scale=drawn.scale)
     run = run.model_copy(update={"grid": choose_default_grid(network.schedule)})
     return drawn.model_copy(update={"run": run, "rival": None, "files": {}})
 
 
-def _settings(sweep: Sweep, networks: Networks) -> Iterator[Drawn]:
-    """Yields what is drawn, with one seed in place of all."""
+def _settings(sweep: Sweep, networks: Networks) -> Iterator[tuple[int, Drawn]]:
+    """Yields the part of each entry and what is drawn, with one seed in place of all."""
     for entry, model in [(each, model) for each in sweep.entries for model in each.models]:
         network = networks(model)
         weights = hash_weights(model, whole=True)  # of code they are known once it is imported
@@ -136,9 +151,9 @@ def _settings(sweep: Sweep, networks: Networks) -> Iterator[Drawn]:
         common["dtype"] = sweep.dtype
         for path in entry.plans:
             run = Run(**common, **_read_plan(path, network))
-            yield Drawn(run=run, weights=weights, files=_files(run.solver))
+            yield entry.part, Drawn(run=run, weights=weights, files=_files(run.solver))
         for chosen in _list_tuned(entry, model):
-            yield Drawn(run=Run(**common, **chosen), weights=weights)
+            yield entry.part, Drawn(run=Run(**common, **chosen), weights=weights)
         policies = product(entry.cfg_scales, entry.guidances or (None,), entry.caches or (None,))
         for (scale, spec, cache), (changes, rival) in product(policies, _choices(entry)):
             run = Run(
@@ -149,7 +164,8 @@ def _settings(sweep: Sweep, networks: Networks) -> Iterator[Drawn]:
                 **common,
                 **changes,
             )
-            yield Drawn(run=run, rival=rival, weights=weights, files=_files(run.solver))
+            files = _files(run.solver)
+            yield entry.part, Drawn(run=run, rival=rival, weights=weights, files=files)
 
 
 def _list_tuned(entry: Entry, model: str) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Rows of the store as points: one figure per setting and budget, of all its blocks of seeds."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
@@ -7,6 +8,7 @@ from statistics import mean, stdev
 from ...models.errors import UnknownNameError
 from ...samplers.grid import FEW
 from ...samplers.run_record import Run
+from ...solvers import Schedule
 from ..bench.protocol import Drawn, Measure, Real, check_alike
 from ..bench.rows import ResultRow
 from ..bench.table import format_number, format_range
@@ -15,7 +17,7 @@ from .fid_evaluator import split_label
 from .fid_joint import check_joint
 
 FLOOR = "real images"
-TUNED = "tuned"  # schedules of the package that were searched for the network
+SEARCHED = "searched"  # schedules of the package that were searched for the network
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,10 @@ def _points(rows: Iterable[ResultRow]) -> list[QualityPoint]:
 
 def _tell_apart(points: Sequence[QualityPoint]) -> list[QualityPoint]:
     """Gives unlike settings of the same name and budget (schedules) a piece of their hash."""
-    seen: dict[tuple[str, str, int], int] = {}
-    for point in points:
-        key = (point.network, point.setting, point.nfe)
-        seen[key] = seen.get(key, 0) + 1
-    doubled = {key[:2] for key, count in seen.items() if count > 1}
+    seen = Counter((point.network, point.setting, point.nfe) for point in points)
     return [
-        QualityPoint(p.network, f"{p.setting} {p.rows[0].protocol.setting[:6]}", p.nfe, p.rows)
-        if (p.network, p.setting) in doubled
+        replace(p, setting=f"{p.setting} {p.rows[0].protocol.setting[:6]}")
+        if seen[p.network, p.setting, p.nfe] > 1
         else p
         for p in points
     ]
@@ -219,9 +217,17 @@ def setting_label(images: Drawn) -> str:
     if run.schedule is None:
         how = f"{run.solver} {_grid_label(run)}{end}"
     else:
-        name = str(run.schedule.provenance.get("name", "schedule"))
-        how = TUNED if name.startswith(f"{run.model}-") else name
+        how = _name_series(run.schedule, run.model)
     return ", ".join([how, *(each for each in (run.guidance_spec, run.cache) if each is not None)])
+
+
+def _name_series(schedule: Schedule, model: str) -> str:
+    """Returns the name that a schedule shares with those of other sizes: without its own size."""
+    name = str(schedule.provenance.get("name", "schedule"))
+    if name.startswith(f"{model}-"):
+        return SEARCHED
+    sizes = (f"-nfe{schedule.nfe}", f"-rows{schedule.rows}", f"-{schedule.nfe}")
+    return name.removesuffix(next(filter(name.endswith, sizes), ""))
 
 
 def row_line(row: ResultRow) -> str:

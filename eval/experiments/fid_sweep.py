@@ -1,8 +1,9 @@
 """A sweep as data: which settings are measured, and the cells that follow from it.
 
 A cell is one protocol: one network, solver, budget, guidance and block of seeds. Block b draws the
-seeds b n .. (b + 1) n - 1. Cells run cheap first, where a repeat with further seeds counts as so
-many times dearer: a run that is interrupted has all settings at small budgets before any repeat.
+seeds b n .. (b + 1) n - 1. Cells run part by part, in a part cheap first, where a repeat with
+further seeds counts as so many times dearer: a run that is interrupted has all settings at small
+budgets before any repeat.
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class Entry(StrictModel):
     nfe:     budgets, such as "4-6,8,10".
     guidances, caches: `name:key=value,...` as `sample` takes them, of our own solvers; none is
              classifier-free guidance, and no cache.
+    part:    the entries of lower parts are measured first.
     """
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -54,6 +56,7 @@ class Entry(StrictModel):
     cfg_interval: tuple[float, float] | None = None
     guidances: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
+    part: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _check_ignored(self) -> Self:
@@ -92,10 +95,18 @@ class Entry(StrictModel):
 
 
 class ConvergedRun(StrictModel):
-    """The run that others are compared with image by image, on the default grid of many steps."""
+    """The run that others are compared with image by image, on the default grid of many steps.
+
+    guided_nfe: evaluations under guidance, each of two rows; None for as many as without.
+    """
 
     solver: str = "unipc-3"
     nfe: Annotated[int, Field(ge=1)] = 60
+    guided_nfe: Annotated[int, Field(ge=1)] | None = None
+
+    def count_evaluations(self, scale: float) -> int:
+        """Returns those at a guidance scale."""
+        return self.nfe if scale == 1.0 or self.guided_nfe is None else self.guided_nfe
 
 
 class Sweep(StrictModel):
@@ -108,6 +119,8 @@ class Sweep(StrictModel):
     n:         images of a cell; blocks: cells with further seeds.
     groups:    equal parts of a cell's images whose figures are kept, from which intervals follow.
     converged: measured too, for every network and guidance scale; None compares with none.
+    channels_last: runs convolutions in the layout (B, H, W, C), which is faster on most machines
+               and changes the last bits of samples.
     """
 
     format: Literal["fewstep-sweep"] = "fewstep-sweep"
@@ -121,6 +134,7 @@ class Sweep(StrictModel):
     converged: ConvergedRun | None = None
     batch: Annotated[int, Field(ge=1)] = 32
     dtype: str = "fp32"
+    channels_last: bool = False
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     @classmethod
@@ -133,6 +147,19 @@ class Sweep(StrictModel):
         names = (name for entry in sweep.entries for name in entry.list_networks())
         refuse_code(names, f"the sweep {shorten(path)}", "give --model and the other options")
         return sweep
+
+    def limit(self, parts: int | None, blocks: int | None) -> Self:
+        """Returns the first parts and the first blocks of it; None is all of them.
+
+        Raises:
+            SettingError: if no entry is left.
+        """
+        first = min(entry.part for entry in self.entries)
+        entries = [each for each in self.entries if parts is None or each.part <= parts]
+        if not entries:
+            raise SettingError(f"the first part of this sweep is {first}, not {parts}")
+        fewer = {"entries": tuple(entries), "blocks": min(blocks or self.blocks, self.blocks)}
+        return self.model_copy(update=fewer)
 
 
 def check_choices(kind: type[M], **choices: Any) -> M:

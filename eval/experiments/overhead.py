@@ -2,8 +2,10 @@
 
 The network is a stored tensor, so that only solver arithmetic is measured: CPU time of one thread,
 float32, the median over runs that alternate between the two sides. Making the coefficients ready
-(`on`, `set_timesteps`) is not timed. Operations are the kernels that torch dispatches, views left
-out: full ones are as large as the state, tiny ones smaller.
+(`on`, `set_timesteps`) is not timed. An equal run just before the timed one warms the processor's
+caches; the first run of ours takes some 200 microseconds more, and a busy machine shows that as a
+lower ratio. `bench speed` times steps by this code too. Operations are the kernels that torch
+dispatches, views left out: full ones are as large as the state, tiny ones smaller.
 """
 
 import time
@@ -124,8 +126,10 @@ def make_theirs(pair: Pair, steps: int) -> Solve:
 
 @torch.inference_mode()
 def time_step(make: Make, pair: Pair, shape: tuple[int, ...], steps: int) -> float:
-    """Returns the CPU time of one run of a side in microseconds per step."""
-    run, x, out = make(pair, steps), torch.ones(shape), torch.full(shape, 0.5)
+    """Returns the CPU time of one run of a side in microseconds per step, after an equal run."""
+    warm, run = make(pair, steps), make(pair, steps)
+    x, out = torch.ones(shape), torch.full(shape, 0.5)
+    warm(x, out)
     start = time.thread_time()
     run(x, out)
     return (time.thread_time() - start) / steps * 1e6
