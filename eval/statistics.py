@@ -87,7 +87,7 @@ class Statistics:
         """
         if self.n > self.dim:
             with suppress(np.linalg.LinAlgError):  # features of which some are sums of others
-                return np.linalg.cholesky(self.cov)
+                return np.asarray(np.linalg.cholesky(self.cov), np.float64)
         values, vectors = np.linalg.eigh(self.cov)
         positive = values > max(values[-1], 0.0) * self.dim * np.finfo(np.float64).eps
         root: Array = vectors[:, positive] * np.sqrt(values[positive])
