@@ -9,7 +9,12 @@ from fewstep.eval.experiments.rivals import RivalSampler
 from fewstep.eval.requests import SearchRequest
 from fewstep.eval.search import rivals
 from fewstep.eval.search.command import summarize
-from fewstep.eval.search.identity import SearchRivals, read_rivals, write_rivals
+from fewstep.eval.search.identity import (
+    SearchRivals,
+    read_rivals,
+    read_scores,
+    write_rivals,
+)
 from fewstep.eval.search.rivals import choose_search_rivals, reach_rival_ends
 from fewstep.eval.search.run import run
 from fewstep.eval.search.size import SearchSize
@@ -37,6 +42,16 @@ def test_the_nearest_on_validation_are_chosen_once(tmp_path, monkeypatch):
     assert choose_search_rivals(search) == chosen
     with pytest.raises(TypeError):
         choose_search_rivals(of_nfe(tmp_path, size=SearchSize(6)))
+
+
+def test_the_figures_of_a_rival_are_those_of_its_number_of_evaluations(tmp_path, monkeypatch):
+    """Searches of several sizes share a folder, and often the nearest rival."""
+    monkeypatch.setattr(rivals, "choose_rivals", lambda schedule, judge: ["dpmpp-2m"])
+    for nfe in (4, 8):
+        run(of_nfe(tmp_path, size=SearchSize(nfe)))
+    scores = [v.score for k, v in read_scores(tmp_path).items() if k.startswith("diffusers")]
+    assert len(scores) == 2
+    assert scores[1] < 0.7 * scores[0]
 
 
 def test_a_rival_spends_what_a_schedule_does(tmp_path):

@@ -82,9 +82,9 @@ def _find_best_hand_made(
     named = [trial for _, trial in validated if trial.strategy in HAND_MADE][:OF_EACH]
     scored = [(_label(each), _score_on_test(search, task, _make_table(each))) for each in named]
     for spec in specs:
-        name = f"diffusers {spec}"
-        reach = partial(reach_rival_ends, search, spec)
-        scored.append((name, _score_ends_on_test(search, task, name, reach)))
+        name, reach = f"diffusers {spec}", partial(reach_rival_ends, search, spec)
+        written = f"{name}, {search.size.mark}"  # other sizes may stand in the same folder
+        scored.append((name, _score_ends_on_test(search, task, written, reach)))
     return min(scored, key=lambda each: each[1].score, default=None)
 
 
