@@ -1,4 +1,4 @@
-"""The examples of docs/pipelines.md, run with tiny networks in the place of the real ones."""
+"""The examples of docs/pipelines.md, run with tiny networks, and the tables of pipeline-support.md."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,7 @@ from fewstep.models import pipeline_network
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "pipelines.md").read_text()
+SUPPORT = (ROOT / "docs" / "pipeline-support.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 EXAMPLES = [block for block in BLOCKS if "from_pretrained" in block]
 TINY_OF = {pipe.cls: name for name, pipe in tiny_pipes.PIPES.items() if name != "sd-v"}
@@ -29,7 +30,7 @@ def test_every_pipeline_that_reads_sigmas_stands_in_the_table():
         for name in re.findall(r"^class (\w+)\(", source, re.MULTILINE)
         if not name.endswith("Output")
     }
-    (section,) = re.findall(r"### Pipelines that read .*?\n(?=##)", TEXT, re.DOTALL)
+    (section,) = re.findall(r"## Pipelines that read .*?\n(?=##)", SUPPORT, re.DOTALL)
     named = set(re.findall(r"\w+(?:Pipeline\w*|Refiner)", section))
     assert len(readers) > 20
     assert readers == named
@@ -48,7 +49,7 @@ def test_every_pipeline_that_slices_its_timesteps_stands_in_the_table():
         if not name.endswith("Output")
     }
     (section,) = re.findall(
-        r"### Pipelines that choose .*?(?=\nPipelines that call)", TEXT, re.DOTALL
+        r"## Pipelines that choose .*?(?=\nPipelines that call)", SUPPORT, re.DOTALL
     )
     assert len(classes) > 30
     assert classes == set(re.findall(r"\w+Pipeline\w*", section))
