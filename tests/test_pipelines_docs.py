@@ -1,4 +1,4 @@
-"""The examples of docs/pipelines.md, run with tiny networks, and the tables of pipeline-support.md."""
+"""The examples of docs/pipelines.md on tiny networks, and the tables of pipeline-support.md."""
 
 import re
 from pathlib import Path
