@@ -3,9 +3,9 @@
     python recipes/draw_strip.py docs/strip.png
 
 Ours is what `sample` takes when only the number of evaluations is given. Beside it stands the
-scheduler of diffusers that is nearest to the converged run: of Euler, DPM-Solver++ and UniPC over
-their shifts and sigmas, on noises that are not shown; at 50 evaluations the one of 8. The distances
-of both are printed.
+scheduler of diffusers that is nearest to the converged run, of all the settings that
+`fewstep bench rivals` tries, on 12 noises that are not shown; at 50 evaluations the one of 8. Its
+name and the distances of both from the converged run are printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fewstep import CFG, Sampler
-from fewstep.eval.experiments.rival_grid import list_rivals
+from fewstep.eval.experiments.rival_grid import choose_rivals
 from fewstep.eval.experiments.rivals import RivalSampler
 from fewstep.models.errors import FewstepError
 from fewstep.samplers.guidance import Unguided
@@ -26,12 +26,11 @@ from fewstep.samplers.images import to_pil, write_png
 from fewstep.samplers.schedule_choice import choose_default_schedule
 
 BUDGETS, MANY = (4, 6, 8, 50), 50
-SEEDS, CHOOSING = range(6), range(50_000, 50_002)
-SCHEDULERS = ("euler", "dpmpp-2m", "unipc", "unipc-3")
+SEEDS, CHOOSING = range(6), range(50_000, 50_012)
 CLASSES = {"emoji": [6, 6, 2, 2, 5, 5], "fashion-dit": [0, 8, 1, 7, 3, 9]}
 SCALES = {"emoji": 2.0, "fashion-dit": 1.0}
 REFERENCE = {"solver": "unipc-3", "nfe": 100}
-CELL, MARGIN, HEAD = 64, 56, 26
+CELL, MARGIN, HEAD, FONT = 64, 56, 32, 22
 
 
 class Bench:
@@ -40,7 +39,6 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.name, self.sampler = name, Sampler.from_pretrained(name)
         self.guidance = CFG(SCALES[name]) if SCALES[name] != 1.0 else Unguided()
-        self.chosen: dict[int, str] = {}
 
     def call(self, seeds: range) -> dict[str, object]:
         """Returns the arguments of a run: each seed of the picture has its class."""
@@ -61,8 +59,7 @@ class Bench:
         """Returns the nearest scheduler on the noises for choosing."""
         reference = self.sampler(**self.call(CHOOSING), **REFERENCE).samples
         judge = partial(self._judge, nfe, reference)
-        specs = list_rivals(self.sampler.network.schedule)
-        return min((each for each in specs if each.partition(":")[0] in SCHEDULERS), key=judge)
+        return choose_rivals(self.sampler.network.schedule, judge)[0]
 
     def _judge(self, nfe: int, reference: Tensor, spec: str) -> float:
         try:
@@ -94,10 +91,11 @@ def draw_sheet(networks: Sequence[list[tuple[int, Tensor, Tensor]]]) -> Image.Im
     half = len(SEEDS) * CELL
     height = sum(HEAD + len(rows) * CELL for rows in networks)
     sheet = Image.new("RGB", (MARGIN + 2 * half + 16, height), "white")
-    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(16), 0
+    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(FONT), 0
+    ours, theirs = (MARGIN, "fewstep"), (MARGIN + half + 16, "diffusers, best of its schedulers")
     for rows in networks:
-        for left, title in ((MARGIN, "fewstep"), (MARGIN + half + 16, "diffusers, best scheduler")):
-            pen.text((left, top + 3), title, "black", font)
+        for left, title in ((4, "NFE"), ours, theirs):
+            pen.text((left, top + 2), title, "black", font)
         top += HEAD
         for nfe, *halves in rows:
             pen.text((MARGIN - 10, top + CELL // 2), str(nfe), "black", font, anchor="rm")
