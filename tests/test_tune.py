@@ -140,6 +140,8 @@ def test_a_simple_setting_is_left_only_for_a_better_one_in_both_columns():
     assert is_better(better, simple)
     assert not is_better(traded, simple)
     assert not is_better(alike, simple)
+    nearly = make_row("nearly", "joint", (0.99, 1.98, 2.97, 3.96), (0.99, 0.99, 1.98, 1.98))
+    assert not is_better(nearly, simple), "one percent is no gain, though it is certain"
     assert choose_row([simple, traded, alike, rival]).row is simple
     chosen = choose_row([simple, traded, better, rival])
     assert (chosen.row, chosen.beaten) == (better, simple)

@@ -20,6 +20,7 @@ COMPLEXITY: dict[Kind, int] = {  # a kind of more is taken only where it is bett
     "guidance": 2,
     "joint": 3,
 }
+NOTICED = 0.98  # of a column: the least gain that another setting is taken for
 SIMPLE = ("named", "preset")  # kinds that anyone can type
 
 
@@ -62,10 +63,12 @@ def widen(interval: Interval95, n: int) -> Interval95:
 def is_better(mine: PointRow, theirs: PointRow) -> bool:
     """Returns whether a column is better beyond the interval, and none is worse beyond it.
 
-    Where nothing sees the images, the distance alone decides.
+    Where nothing sees the images, the distance alone decides. Less than two percent is no gain,
+    however narrow its interval: a table that starts at another one ends just beside it.
     """
     ratios = compare_columns(mine, theirs)
-    return any(high < 1.0 for _, _, high in ratios) and all(low <= 1.0 for _, low, _ in ratios)
+    gains = any(ratio <= NOTICED and high < 1.0 for ratio, _, high in ratios)
+    return gains and all(low <= 1.0 for _, low, _ in ratios)
 
 
 def rank(row: PointRow) -> tuple[float, float]:
