@@ -175,6 +175,8 @@ def test_marks_lie_where_their_figures_say():
     axis = Axis.of([1.0, 100.0], 0.0, 100.0)
     assert axis.place(10.0) == pytest.approx(50.0)
     assert [text for _, text in axis.ticks] == ["1", "2", "5", "10", "20", "50", "100"]
+    short = Axis.of([2.5, 3.4], 0.0, 100.0)
+    assert [text for _, text in short.ticks] == ["2.5", "2.8", "3", "3.2"]
     marks = {mark.text: mark for mark in figure.marks()}
     assert len(marks) == 9  # the one without an end is left out
     first = marks[f"{NAME}: 33.3 ms, 0.1235"]  # predicted, as those of all others are

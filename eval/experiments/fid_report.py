@@ -136,7 +136,7 @@ def _tail(table: QualityTable, rows: Sequence[ResultRow]) -> list[object]:
 
 
 TEMPLATE = "fid_nfe.html"
-LAYOUT: dict[str, Any] = {"across": 1, "size": (7.0, 6.4)}  # of the curves
+LAYOUT: dict[str, Any] = {"across": 1, "size": (5.6, 5.6)}  # of the curves
 
 
 def write_report(
@@ -161,7 +161,7 @@ def page(table: QualityTable, stores: Sequence[Path]) -> str:
     """Returns the HTML page: tables, curves, Pareto front, samples and protocols."""
     text: str = _template().render(
         table=table,
-        svg=_svg(table),
+        curves=[_draw_svg(paint) for paint in _panels(table)],
         means={network: means(table, network) for network in table.networks},
         details={network: details(table, network) for network in table.networks},
         pareto=[_on_front(point) for point in table.pareto()],
@@ -182,11 +182,11 @@ def _template() -> Any:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
-def _svg(table: QualityTable) -> Any:
+def _draw_svg(paint: Paint) -> Any:
     from markupsafe import Markup
 
     out = io.BytesIO()
-    render_panels(_panels(table), out, "svg", **LAYOUT)
+    render_panels([paint], out, "svg", **LAYOUT)
     text = out.getvalue().decode()
     return Markup(text[text.index("<svg") :])
 

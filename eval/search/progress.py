@@ -141,7 +141,7 @@ class _Axis:
             rows = self.last * i / 4
             lines.append(
                 f'<text x="{self.x(rows):.1f}" y="{HEIGHT - BOTTOM + 18}"'
-                f' text-anchor="middle">{rows:.3g}</text>'
+                f' text-anchor="middle">{rows:,.0f}</text>'
             )
         middle = (LEFT + WIDTH - RIGHT) / 2
         lines.append(
@@ -151,8 +151,8 @@ class _Axis:
 
     def dots(self, points: Sequence[Point]) -> str:
         return "".join(
-            f'<circle cx="{self.x(rows):.1f}" cy="{self.y(_score(trial)):.1f}" r="1.8"'
-            f' fill="{_colour(trial.strategy)}" fill-opacity="0.5"/>'
+            f'<circle cx="{self.x(rows):.1f}" cy="{self.y(_score(trial)):.1f}" r="2.5"'
+            f' fill="{_colour(trial.strategy)}" fill-opacity="0.7"/>'
             for rows, trial in points
             if self.inside(_score(trial))
         )

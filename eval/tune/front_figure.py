@@ -15,7 +15,12 @@ COSTS: dict[Unit, str] = {
     "ms": "milliseconds of a batch, as predicted",
     "rows": "network rows of an image",
 }
-SUBDIVISIONS = ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))  # of a power of ten; the latter where short
+SUBDIVISIONS = (  # of a power of ten, the finer the shorter an axis is
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.2, 3.5, 4, 4.5, 5, 6, 7, 8, 9),
+)
+FEWEST = 4  # numbers on an axis, if there are so many round ones
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,14 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """The places of round numbers, and the numbers."""
-        short = self.high / self.low < 5.0
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        values = [s * 10.0**power for power in powers for s in SUBDIVISIONS[short]]
-        return [(self.place(v), f"{v:g}") for v in values if self.low <= v <= self.high]
+        shown: list[float] = []
+        for steps in SUBDIVISIONS:
+            values = [s * 10.0**power for power in powers for s in steps]
+            shown = [v for v in values if self.low <= v <= self.high]
+            if len(shown) >= FEWEST:
+                break
+        return [(self.place(v), f"{v:g}") for v in shown]
 
 
 @dataclass(frozen=True)
