@@ -74,13 +74,11 @@ def rivals(
 
     Finished distances are in the store and are not measured again.
     """
-    from ..eval.bench.store import RowStore
-    from ..eval.experiments.distances import Distance
+    from ..eval.experiments.distances import open_distances
     from ..eval.experiments.rival_bench import format_matches, measure_matches
     from ..models.arguments import parse_ranges
 
-    rows, budgets = RowStore(store, Distance), parse_ranges(nfe)
-    rows.check()
+    rows, budgets = open_distances(store), parse_ranges(nfe)
     seeds = range(seed, seed + noises)
     matches = [match for name in model for match in measure_matches(name, budgets, seeds, rows)]
     echo(format_matches(matches))

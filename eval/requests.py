@@ -4,8 +4,7 @@ The command line reads names, types, texts and defaults from these fields, the f
 take the same names. Nothing here needs torch, so that `--help` is fast.
 """
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -64,9 +63,6 @@ class SearchRequest(SearchNoises):
     """A search of a better schedule; see `fewstep search --help`.
 
     Give one of nfe, nfe_range, rows and full.
-
-    started: when the command began, as `time.perf_counter` tells it; a budget of time counts from
-             there.
     """
 
     network: Annotated[
@@ -192,7 +188,6 @@ class SearchRequest(SearchNoises):
         "The .svg file to draw the progress into. The default lies in the folder of the log.",
         OUTPUT,
     )
-    started: float = field(init=False, default_factory=lambda: time.perf_counter())
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,6 @@
 """The request to find a plan; its options are defined here once."""
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .options import (
@@ -30,8 +29,6 @@ class TuneRequest(SearchNoises):
     """The search of the best plan for a cost; see `fewstep tune --help`.
 
     Give one of ms, nfe, rows, effective and flops, or none for the whole front.
-
-    started: when the command began, as `time.perf_counter` tells it.
     """
 
     network: Model
@@ -118,7 +115,6 @@ class TuneRequest(SearchNoises):
     batch: Batch = 1
     dtype: Dtype = "fp32"
     device: Device = "cpu"
-    started: float = field(init=False, default_factory=lambda: time.perf_counter())
 
     @property
     def folder(self) -> Path:
@@ -137,6 +133,6 @@ class TuneRequest(SearchNoises):
         default = TuneRequest(network=self.network)
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if name not in ("network", "started") and value != getattr(default, name):
+            if name != "network" and value != getattr(default, name):
                 words.append(f"--{name.replace('_', '-')} {value}")
         return " ".join(words)

@@ -63,7 +63,7 @@ def measure(what: SearchRequest) -> dict[str, Row]:
     """Runs a search and measures the best of each kind."""
     searches = prepare_searches(what)
     make_folder(what.folder / TEACHER)
-    (search,) = start_searches(searches, what, what.started)
+    (search,) = start_searches(searches, what)
     run(search)
     log = Log(search.folder)
     try:

@@ -21,8 +21,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
-from fewstep.eval.bench.store import RowStore
-from fewstep.eval.experiments.distances import Distance, DistanceMeter, format_parts
+from fewstep.eval.experiments.distances import (
+    Distance,
+    DistanceMeter,
+    format_parts,
+    open_distances,
+)
 from fewstep.models.arguments import parse_ranges
 from fewstep.samplers.grid import choose_default_grid
 
@@ -68,7 +72,7 @@ def main() -> None:
     asked.add_argument("--noises", type=int, default=96)
     asked.add_argument("--seed", type=int, default=30_000, help="the first")
     options = asked.parse_args()
-    store = RowStore(options.store, Distance)
+    store = open_distances(options.store)
     seeds = range(options.seed, options.seed + options.noises)
     meters = [DistanceMeter(name, seeds, store) for name in options.networks]
     for kind in dict.fromkeys(map(kind_of, meters)):

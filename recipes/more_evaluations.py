@@ -15,9 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.eval.bench.store import RowStore
 from fewstep.eval.bench.table import markdown_table
-from fewstep.eval.experiments.distances import Distance, DistanceMeter, format_parts
+from fewstep.eval.experiments.distances import (
+    Distance,
+    DistanceMeter,
+    format_parts,
+    open_distances,
+)
 from fewstep.models.arguments import parse_ranges
 
 RESAMPLED = 2000  # times
@@ -31,7 +35,7 @@ def main() -> None:
     asked.add_argument("--noises", type=int, default=48)
     asked.add_argument("--seed", type=int, default=40_000, help="the first")
     options = asked.parse_args()
-    store, budgets = RowStore(options.store, Distance), sorted(parse_ranges(options.nfe))
+    store, budgets = open_distances(options.store), sorted(parse_ranges(options.nfe))
     seeds, worse = range(options.seed, options.seed + options.noises), 0
     for name in options.networks:
         meter = DistanceMeter(name, seeds, store)

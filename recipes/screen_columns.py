@@ -81,7 +81,7 @@ def screen(name: str, options: argparse.Namespace) -> dict[str, float]:
     what = request(name, options.nfe, options)
     searches = prepare_searches(what)
     make_folder(what.folder / TEACHER)
-    (search,) = start_searches(searches, what, what.started)
+    (search,) = start_searches(searches, what)
     problem, table = search.problem, make_canonical(preset(f"{name}-nfe{options.nfe}"))
     blocks = [problem.block("train"), problem.block("validation")]
     blocks = [each.first(min(options.noises, len(each))) for each in blocks]

@@ -168,7 +168,7 @@ def test_a_tuned_schedule_steps_as_it_runs():
 def test_equal_quality_is_the_first_run_that_is_as_near():
     def near(nfe, error):
         run = DistantRun(network="n", process="p", reference="", noises=1, nfe=nfe, rival="unipc")
-        return Distance(run=run, squares=(error**2,))
+        return Distance.here(run=run, squares=(error**2,))
 
     meter = SimpleNamespace(name="n", measure_sampled=lambda nfe: near(nfe, 1.0 / nfe))
     assert speed_races.find_equal(meter, near(20, 0.125)).run.nfe == 8

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.eval.bench.front_table import FrontPanel, FrontPoint, FrontRun
-from fewstep.eval.bench.rows import ResultStore
+from fewstep.eval.bench.rows import ResultRow, ResultStore
 from fewstep.eval.bench.runner import run_cells
 from fewstep.eval.experiments import caches
 from fewstep.eval.experiments.cache import (
@@ -143,6 +143,15 @@ def test_figures_are_measured_once(bench):
     assert list(run_cells(again)) == []
     assert again.points() == bench.points()
     assert [r.partition(":")[0] for r in bench.remarks] == ["deepcache"]
+
+
+def test_a_store_with_rows_of_other_weights_is_refused(bench, tmp_path):
+    row, store = bench.rows()[0], ResultStore(tmp_path / "other.jsonl")
+    images = row.protocol.images.model_copy(update={"weights": "a" * 64})
+    other = row.protocol.model_copy(update={"images": images})
+    store.append(ResultRow.now(other, row.value))
+    with pytest.raises(SettingError, match="fashion-dit with other weights"):
+        CacheBench(bench.front, store).rows()
 
 
 def test_errors_are_relative_to_the_uncached_and_the_converged_run(bench):

@@ -6,7 +6,13 @@ from test_rivals import NETWORKS
 
 from fewstep.eval.bench.store import RowStore
 from fewstep.eval.experiments import distances, rival_bench
-from fewstep.eval.experiments.distances import Distance, DistanceMeter, DistantRun, format_parts
+from fewstep.eval.experiments.distances import (
+    Distance,
+    DistanceMeter,
+    DistantRun,
+    format_parts,
+    open_distances,
+)
 from fewstep.eval.experiments.rival_bench import format_matches, measure_matches
 from fewstep.eval.experiments.rivals import RivalSampler
 from fewstep.eval.search.objective import find_features
@@ -50,7 +56,7 @@ def test_what_was_measured_is_not_measured_again(store, monkeypatch):
     monkeypatch.setattr(distances, "RivalSampler", None)
     again = RowStore(store.path, Distance)
     assert DistanceMeter("flow", SEEDS, again).measure_rival("unipc", 5) == first
-    with pytest.raises(TypeError):
+    with pytest.raises(SettingError, match="flow with other weights or on other noises"):
         DistanceMeter("flow", range(40, 45), again).measure_rival("unipc", 5)
 
 
@@ -78,6 +84,14 @@ def test_features_stand_beside_distances_where_they_are_asked_for(store, monkeyp
     assert row.features == pytest.approx(compared.tolist())
 
 
+def test_a_store_of_another_version_is_refused(store, monkeypatch):
+    DistanceMeter("vp", SEEDS, store).measure_default(3)
+    assert open_distances(store.path).rows == store.rows
+    monkeypatch.setattr("fewstep.eval.bench.rows.__version__", "9.9")
+    with pytest.raises(SettingError, match=r"here it is '9\.9'"):
+        open_distances(store.path)
+
+
 def test_the_range_is_that_of_three_blocks():
     assert format_parts([1.0, 1.0, 4.0, 4.0, 9.0, 9.0]) == "2.1602 (1.0000..3.0000)"
 
@@ -103,4 +117,4 @@ def test_the_table_holds_the_nearest_of_the_finalists(store, monkeypatch):
 
 def made(rival, error):
     run = DistantRun(network="net", process="vp", reference="", noises=3, nfe=5, rival=rival)
-    return Distance(run=run, squares=(error**2,) * 3)
+    return Distance.here(run=run, squares=(error**2,) * 3)

@@ -100,7 +100,7 @@ def test_the_front_is_one_line_for_each_series_beside_fd_or_features():
 def distance(rms, features=None):
     run = DistantRun(network="net", process="vp", reference="", noises=3, nfe=5, grid="old")
     seen = None if features is None else (features**2,) * 3
-    return Distance(run=run, squares=(rms**2,) * 3, features=seen)
+    return Distance.here(run=run, squares=(rms**2,) * 3, features=seen)
 
 
 def test_the_share_of_a_tint_is_that_on_the_background():

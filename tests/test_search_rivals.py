@@ -46,12 +46,33 @@ def test_the_nearest_on_validation_are_chosen_once(tmp_path, monkeypatch):
 
 def test_the_figures_of_a_rival_are_those_of_its_number_of_evaluations(tmp_path, monkeypatch):
     """Searches of several sizes share a folder, and often the nearest rival."""
-    monkeypatch.setattr(rivals, "choose_rivals", lambda schedule, judge: ["dpmpp-2m"])
+    monkeypatch.setattr(rivals, "choose_rivals", lambda *_: ["dpmpp-2m"])
     for nfe in (4, 8):
         run(of_nfe(tmp_path, size=SearchSize(nfe)))
     scores = [v.score for k, v in read_scores(tmp_path).items() if k.startswith("diffusers")]
     assert len(scores) == 2
     assert scores[1] < 0.7 * scores[0]
+
+
+def test_rivals_take_no_more_than_their_share_of_a_time(tmp_path, monkeypatch):
+    """Each takes a second here: of 10, six are for few noises, and the rest for the finalists."""
+    now, judged = [0.0], []
+
+    def judge(search, block, spec):
+        now[0] += 1.0
+        judged.append((spec, len(block)))
+        return 5.0 - now[0] if now[0] < 4.0 else now[0]
+
+    monkeypatch.setattr(rivals.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(rivals, "_judge", judge)
+    chosen = choose_search_rivals(of_nfe(tmp_path, rival_seconds=10.0))
+    few, every = judged[0][1], judged[-1][1]
+    assert [count for _, count in judged] == [few] * 6 + [every] * 4
+    assert few < every
+    assert chosen.specs == tuple(spec for spec, _ in judged[6:9])
+    assert judged[6][0] == judged[2][0]  # the nearest on few noises comes first
+    hurried = of_nfe(tmp_path, size=SearchSize(6), rival_seconds=0.0)
+    assert len(choose_search_rivals(hurried).specs) == 1
 
 
 def test_a_rival_spends_what_a_schedule_does(tmp_path):
@@ -72,7 +93,7 @@ def test_a_result_says_why_rivals_were_left_out(tmp_path, monkeypatch):
     assert "without diffusers' schedulers: diffusers is not installed" in lines
     assert read_rivals(tmp_path) == {}, "once it is installed they are tried"
     monkeypatch.undo()
-    monkeypatch.setattr(rivals, "choose_rivals", lambda schedule, judge: [])
+    monkeypatch.setattr(rivals, "choose_rivals", lambda *_: [])
     assert "runs on this network" in choose_search_rivals(of_nfe(tmp_path)).left_out
 
 

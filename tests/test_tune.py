@@ -2,8 +2,8 @@
 
 import json
 import shutil
+import time
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import fewstep
 from fewstep import Sampler
 from fewstep.cli import app
+from fewstep.eval.search.prepare import prepare_searches
 from fewstep.eval.search.size import SearchSize
 from fewstep.eval.search.strategies import strategies_of
 from fewstep.eval.tune import command
@@ -23,6 +24,8 @@ from fewstep.eval.tune.costs import RunTimer, describe_cost, predict_ms
 from fewstep.eval.tune.judge import PointJudge, PointRow
 from fewstep.eval.tune.points import list_presets
 from fewstep.eval.tune.report import CostParts, TuneReport
+from fewstep.eval.tune.searches import QUICK as BRIEFLY
+from fewstep.eval.tune.searches import choose_strategies
 from fewstep.eval.tune.sizes import PlanSizes, read_asked, read_flops
 from fewstep.eval.tune_request import TuneRequest
 from fewstep.models.errors import SettingError
@@ -256,11 +259,31 @@ def test_the_command_prints_its_report_and_refuses_in_one_line(tuned):
 
 
 def test_tables_go_beyond_linear_ones_where_that_is_asked_for():
-    for budget, usual in (("5m", strategies_of("nfe")), ("60s", command.QUICK)):
+    for budget, usual in (("5m", strategies_of("nfe")), ("60s", BRIEFLY)):
         for beyond, more in ((None, ()), ("columns", ("columns",))):
             request = TuneRequest(network="fashion-dit", budget=budget, beyond=beyond)
-            asked = SimpleNamespace(request=request)
-            assert Tuning._choose_strategies(asked, 5) == (*usual, *more)
+            assert choose_strategies(request, 5) == (*usual, *more)
+
+
+def test_a_budget_counts_from_where_the_network_is_there(tmp_path, monkeypatch):
+    """However long it takes to load it, or to train it in the file that makes it."""
+
+    def prepare(request):
+        late[0] += 3600.0
+        return prepare_searches(request)
+
+    def start(searches, request, started):
+        begun.append(started)
+        raise SettingError("enough")
+
+    late, begun, clock = [0.0], [], time.perf_counter
+    before = clock()
+    monkeypatch.setattr(command.time, "perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr(command, "prepare_searches", prepare)
+    monkeypatch.setattr(command, "start_searches", start)
+    with pytest.raises(SettingError, match="enough"):
+        fewstep.tune("toy", budget="60s", nfe=3, out=tmp_path / "plan.json")
+    assert begun[0] > before + 3600.0
 
 
 def test_a_refused_time_leaves_nothing_behind(tmp_path):

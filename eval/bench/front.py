@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -24,7 +24,7 @@ from ..teacher import teacher
 from .cell import Experiment
 from .front_table import FrontPoint, FrontRun
 from .protocol import Drawn, Measure, Protocol
-from .rows import ResultRow, ResultStore, SamplingCost
+from .rows import ResultRow, ResultStore, SamplingCost, check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
 
     def __post_init__(self) -> None:
         self.network = lru_cache(maxsize=1)(self._load)
-        self._hash_weights = lru_cache(maxsize=1)(partial(hash_weights, whole=True))
+        self._find_weights = lru_cache(maxsize=1)(self._hash_weights)
         self.draw_reference = lru_cache(maxsize=2)(self._draw_reference)
 
     @abstractmethod
@@ -87,7 +87,7 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
         )
         classes = self.network(cell.model).num_classes
         labels = f"seed modulo {classes}" if classes else "none"
-        weights = self._hash_weights(cell.model)
+        weights = self._find_weights(cell.model)
         drawn = Drawn(run=run, weights=weights, files=dict(files or {}), labels=labels)
         return Protocol(images=drawn, measure=measure)
 
@@ -121,6 +121,12 @@ class FrontBench(Experiment[FrontRun, ResultRow]):
 
     def _load(self, model: str) -> Network:
         return load(model, device=self.device)
+
+    def _hash_weights(self, model: str) -> str | None:
+        """Returns the hash of the weights; raises SettingError for a store with rows of others."""
+        weights = hash_weights(model, whole=True)
+        check_weights(self.store, model, weights)
+        return weights
 
     def _draw_reference(self, model: str, seeds: range, **call: Any) -> Tensor:
         """Returns the images of a run that others are compared with; they are kept on disk."""

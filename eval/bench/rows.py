@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from ... import __version__
 from ...models.errors import SettingError, shorten
 from ...models.reading import StrictModel
-from .protocol import Protocol
+from .protocol import Drawn, Protocol
 from .store import KeyedRow, RowStore
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -157,6 +157,21 @@ def check_here(rows: Iterable[MeasuredRow], path: Path, *, times: bool = False) 
                     f"{shorten(path)} was measured by {name} {other!r}, and here it is {mine!r}:"
                     " their rows do not stand in one store; give another name"
                 )
+
+
+def check_weights(store: "ResultStore", model: str, weights: str | None) -> None:
+    """Refuses a store with rows of a network of this name with other weights.
+
+    Raises:
+        SettingError: for the first such row.
+    """
+    for row in store.rows.values():
+        images = row.protocol.images
+        if isinstance(images, Drawn) and images.run.model == model and images.weights != weights:
+            raise SettingError(
+                f"{shorten(store.path)} holds rows of {model} with other weights: their rows do not"
+                " stand in one store; give another name"
+            )
 
 
 def open_times(path: Path, kind: type[M]) -> RowStore[M]:

@@ -8,19 +8,21 @@ stands beside it.
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.errors import FewstepError
+from ...models.errors import FewstepError, SettingError, shorten
 from ...models.files import make_folder
 from ...models.reading import StrictModel
 from ...samplers.grid import choose_default_grid
 from ...samplers.plan import DEFAULT_SOLVER
 from ...samplers.sampler import Result, Sampler
 from ...solvers.presets import best_preset, preset
-from ..bench.store import KeyedRow, RowStore
+from ..bench.rows import MeasuredRow, check_here
+from ..bench.store import RowStore
 from ..search.objective import FeatureError, find_features
 from ..teacher import compute_digest, teacher
 from .rivals import RivalSampler
@@ -53,7 +55,7 @@ class DistantRun(StrictModel):
         return self.model_dump_json(exclude={"network"})
 
 
-class Distance(KeyedRow):
+class Distance(MeasuredRow):
     """The distance of a run.
 
     squares:  mean square difference of each noise's sample; none where the run failed.
@@ -76,6 +78,18 @@ class Distance(KeyedRow):
 
     def __str__(self) -> str:
         return format_parts(self.squares)
+
+
+def open_distances(path: Path) -> RowStore[Distance]:
+    """Returns a store of distances.
+
+    Raises:
+        SettingError: if rows could not be added, or were made by another version.
+    """
+    store = RowStore(path, Distance)
+    store.check()
+    check_here(store.rows.values(), path)
+    return store
 
 
 def format_parts(squares: Sequence[float]) -> str:
@@ -145,7 +159,15 @@ class DistanceMeter:
 
     @cached_property
     def _digest(self) -> str:
-        return compute_digest(self.reference)
+        """Tells the weights and the noises; raises SettingError for a store of others."""
+        digest = compute_digest(self.reference)
+        runs = (row.run for row in self.store.rows.values())
+        if any(each.network == self.name and each.reference != digest for each in runs):
+            raise SettingError(
+                f"{shorten(self.store.path)} holds distances of {self.name} with other weights or"
+                " on other noises, which do not stand beside these; give another store"
+            )
+        return digest
 
     @cached_property
     def _features(self) -> FeatureError | None:
@@ -178,10 +200,10 @@ class DistanceMeter:
         try:
             samples = draw(self.seeds[: run.noises], **self._call(run.noises)).samples
         except FewstepError as error:
-            return Distance(run=run, squares=(), failure=str(error))
+            return Distance.here(run=run, squares=(), failure=str(error))
         if not bool(torch.isfinite(samples).all()):
-            return Distance(run=run, squares=(), failure="its samples are not finite")
+            return Distance.here(run=run, squares=(), failure="its samples are not finite")
         reference = self.reference[: run.noises]
         squares = (samples - reference).flatten(1).square().mean(1)
         seen = None if features is None else tuple(features.compare(samples, reference).tolist())
-        return Distance(run=run, squares=tuple(squares.tolist()), features=seen)
+        return Distance.here(run=run, squares=tuple(squares.tolist()), features=seen)

@@ -5,7 +5,7 @@ on rectified flow, ends on EDM. Then those that came nearest with one more setti
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 from ...models.schedule import NoiseSchedule, RectifiedFlow
@@ -26,17 +26,28 @@ VARIATIONS = {  # by the first part of the name
 OF_PURE_NOISE = "lambda_min_clipped=-5.1"  # what diffusers advises for cosine schedules
 
 
-def choose_rivals(schedule: NoiseSchedule, judge: Callable[[str], float]) -> list[str]:
+def choose_rivals(
+    schedule: NoiseSchedule,
+    judge: Callable[[str], float],
+    has_time: Callable[[], bool] = lambda: True,
+) -> list[str]:
     """Returns the specs that came nearest on a process, at most FINALISTS, best first.
 
-    judge: returns the error of a spec on a few noises, infinite where it cannot run.
+    judge:    returns the error of a spec on a few noises, infinite where it cannot run.
+    has_time: for another spec; the likeliest are tried first, until one runs whatever it says.
     """
-    errors = {spec: judge(spec) for spec in list_rivals(schedule)}
+    errors: dict[str, float] = {}
+
+    def try_all(specs: Iterable[str]) -> None:
+        for spec in specs:
+            runs = min(errors.values(), default=math.inf) < math.inf
+            if spec not in errors and (has_time() or not runs):
+                errors[spec] = judge(spec)
+
+    try_all(reversed(list_rivals(schedule)))
     for _ in range(ROUNDS):
         for best in _rank(errors)[:VARIED]:
-            for spec in vary_rival(best, schedule):
-                if spec not in errors:
-                    errors[spec] = judge(spec)
+            try_all(vary_rival(best, schedule))
     return _rank(errors)[:FINALISTS]
 
 
@@ -45,7 +56,7 @@ def _rank(errors: dict[str, float]) -> list[str]:
 
 
 def list_rivals(schedule: NoiseSchedule) -> list[str]:
-    """Returns every scheduler on every placement."""
+    """Returns every scheduler on every placement, those of high order last."""
     if isinstance(schedule, RectifiedFlow):
         return _list_on_flow(schedule)
     if schedule.family == "edm":

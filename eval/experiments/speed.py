@@ -16,7 +16,7 @@ from ..bench.rows import MeasuredRow, open_times
 from ..bench.store import RowStore
 from ..bench.table import align_table, format_number
 from ..bench.timing import Quartiles, find_quartiles, record_turns
-from .distances import Distance
+from .distances import open_distances
 from .speed_races import (
     OURS,
     Contest,
@@ -111,7 +111,7 @@ class SpeedBench(Experiment[Race, SpeedRow]):
         if "commands" in self.parts:
             yield from race_commands()
         if "pictures" in self.parts:
-            store = RowStore(distances, Distance)
+            store = open_distances(distances)
             yield from race_pictures(self.networks, self.seeds, BATCHES, store)
 
     def identify(self, cell: Race) -> str:

@@ -1,5 +1,6 @@
 """`fewstep search`: from what is typed to a search, and from its result to a file."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -75,7 +76,7 @@ def run_search(
     _check_places(request)
     searches = prepare_searches(request)
     with make_log_folder(request.folder):
-        for search in start_searches(searches, request, request.started):
+        for search in start_searches(searches, request):
             watch = Progress(
                 request.plot or request.folder / f"progress-{search.size.mark}.svg", progress
             )
@@ -102,21 +103,22 @@ def make_log_folder(folder: Path) -> Iterator[None]:
 
 
 def start_searches(
-    searches: Sequence[Search], request: SearchRequest, started: float
+    searches: Sequence[Search], request: SearchRequest, started: float | None = None
 ) -> Iterator[Search]:
     """Yields each search when its turn comes, with its reference and its share of the budget.
 
-    started: when the command began; a budget of time counts from there.
+    started: from where a budget of time counts, as `time.perf_counter` tells it; None is now, once
+             the network is there.
     """
-    budget = Budget.parse(request.budget)
+    budget, started = Budget.parse(request.budget), started or time.perf_counter()
     timetable = Timetable(budget, started) if budget.kind == "seconds" else None
     if request.reference_end is None:
         searches = _end_references(searches)
     searches = resize(searches) if timetable is None else timetable.size(searches)
     afs = find_afs(request, searches[0].problem)
     for i, search in enumerate(searches):
-        granted = search.budget if timetable is None else timetable.grant(searches[i:])
-        yield replace(search, space=replace(search.space, afs=afs), budget=granted)
+        granted = search if timetable is None else timetable.grant(searches[i:])
+        yield replace(granted, space=replace(search.space, afs=afs))
 
 
 def _end_references(searches: Sequence[Search]) -> Sequence[Search]:

@@ -34,6 +34,7 @@ PROBE = 0.02  # of the budget, in which the speed of the network is measured
 LEAST_NOISES = (32, 16, 32)
 LEAST_NFE, LEAST_RATIO = 12, 3  # evaluations, and how many times those of the schedules
 PARTS = 1000  # in which numbers of noises shrink
+RIVALS = 0.2  # of the budget, which the choice among diffusers' schedulers may take at most
 LEFT = 0.02  # of the budget, which strategies have even where the reference took too long
 REFERENCE_FILE, LOCK = "reference.json", "reference.lock"
 Count = Annotated[int, Field(ge=1)]
@@ -147,11 +148,13 @@ class Timetable:
     budget:  of all searches of the command.
     started: when it began, as `time.perf_counter` tells it.
     speed:   evaluations of the guided network a second, once they were measured.
+    count:   searches that share the budget.
     """
 
     budget: Budget
     started: float
     speed: float = field(init=False, default=math.inf)
+    count: int = field(init=False, default=1)
 
     def size(self, searches: Sequence[Search]) -> Sequence[Search]:
         """Returns the searches with a reference that is small enough, and works it out.
@@ -160,6 +163,7 @@ class Timetable:
             SettingError: if there is no time even for the least one.
         """
         problem, folder = searches[0].problem, searches[0].folder
+        self.count = len(searches)
         self.speed = measure_speed(problem, PROBE * self.budget.amount)
         with hold_file(folder / LOCK):  # other processes wait for it, and find it
             if SizedReference.load(folder) is None and not (folder / IDENTITY_FILE).exists():
@@ -171,19 +175,31 @@ class Timetable:
                 searches[0].problem.block(name)
         return searches
 
-    def grant(self, searches: Sequence[Search]) -> Budget:
-        """Returns the time of the strategies of the first of the searches that are still to be run.
+    def grant(self, searches: Sequence[Search]) -> Search:
+        """Returns the first of the searches that are still to be run, with the time it may take.
 
         It is written down, so that a search which has spent it has spent it for good.
         """
         search = searches[0]
         path = search.folder / f"time-{search.size.mark}-{self.budget}"
         if not path.exists():
-            choices = sum(each.choice_cost(*_count_noises(each.problem)) for each in searches)
-            seconds = (self._left() - choices / self.speed) / len(searches)
+            noises = _count_noises(search.problem)
+            choices = sum(self._predict_choice(each, *noises) for each in searches)
+            seconds = (self._left() - choices) / len(searches)
             seconds = max(seconds, LEFT * self.budget.amount / len(searches))
             write_bytes(path, f"{seconds:.2f}".encode())
-        return Budget("seconds", float(path.read_text()))
+        granted = Budget("seconds", float(path.read_text()))
+        return replace(search, budget=granted, rival_seconds=self._most_of_rivals)
+
+    @property
+    def _most_of_rivals(self) -> float:
+        """Seconds that each search may take to choose among diffusers' schedulers."""
+        return RIVALS * self.budget.amount / self.count
+
+    def _predict_choice(self, search: Search, validation: int, test: int) -> float:
+        """Returns the seconds that the choices of a search take."""
+        rivals = min(search.rival_cost(validation) / self.speed, self._most_of_rivals)
+        return search.choice_cost(validation, test) / self.speed + rivals
 
     def _left(self) -> float:
         return self.budget.amount - (time.perf_counter() - self.started)
@@ -194,8 +210,9 @@ class Timetable:
         least = _least(asked, searches)
 
         def cost(reference: Reference) -> float:
-            choices = sum(each.choice_cost(*reference.noises[1:]) for each in searches)
-            return (reference.nfe * sum(reference.noises) + choices) / self.speed
+            _, validation, test = reference.noises
+            choices = sum(self._predict_choice(each, validation, test) for each in searches)
+            return reference.nfe * sum(reference.noises) / self.speed + choices
 
         if cost(least) > MOST * left:
             times = 1.0 + (cost(least) / MOST - left) / self.budget.amount

@@ -1,10 +1,12 @@
 """diffusers' schedulers beside a search: the best of them over their settings.
 
 They are no schedules, so no trials of the log. Those that are judged on the test noises are chosen
-on the validation noises, once, and written down in the search's folder.
+on the validation noises, once, and written down in the search's folder. Where a search has a time,
+fewer of them are tried.
 """
 
 import math
+import time
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +19,8 @@ from ..experiments.rival_grid import choose_rivals
 from .identity import SearchRivals, read_rivals, write_rivals
 from .problem import Block
 from .search import OF_EACH, Search
+
+TRIED = 0.6  # of the time for them, in which they are tried on few noises
 
 
 def choose_search_rivals(search: Search) -> SearchRivals:
@@ -37,13 +41,22 @@ def choose_search_rivals(search: Search) -> SearchRivals:
 
 
 def _find_nearest(search: Search) -> SearchRivals:
+    start, most = time.perf_counter(), search.rival_seconds
+
+    def has_time(share: float) -> bool:
+        return time.perf_counter() - start < share * most
+
     block = search.problem.block("validation")
     few = block.first(search.count_few(len(block)))
-    finalists = choose_rivals(search.problem.network.schedule, partial(_judge, search, few))
+    schedule = search.problem.network.schedule
+    finalists = choose_rivals(schedule, partial(_judge, search, few), partial(has_time, TRIED))
     if not finalists:
         return SearchRivals(left_out="no scheduler of diffusers runs on this network")
-    nearest = sorted(finalists, key=partial(_judge, search, block))
-    return SearchRivals(specs=tuple(nearest[:OF_EACH]))
+    errors: dict[str, float] = {}
+    for spec in finalists:
+        if not errors or has_time(1.0):
+            errors[spec] = _judge(search, block, spec)
+    return SearchRivals(specs=tuple(sorted(errors, key=errors.__getitem__)[:OF_EACH]))
 
 
 def _judge(search: Search, block: Block, spec: str) -> float:

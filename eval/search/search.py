@@ -1,5 +1,6 @@
 """The settings that determine a search, and its result."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Search:
     problem, objective, space: see there.
     features:   what compares images in the choice; None compares ends alone.
     end:        how the end of the reference was chosen; None where it was given.
+    rival_seconds: that the choice among diffusers' schedulers may take, about.
     looks:      at the test block once; False leaves that to whoever chooses among results.
     size:       of the schedule wanted.
     strategies: names, in turn.
@@ -54,6 +56,7 @@ class Search:
     settings: Mapping[str, Any] = field(default_factory=dict)
     features: FeatureError | None = None
     end: ReferenceEnd | None = None
+    rival_seconds: float = math.inf
     looks: bool = True
 
     @property
@@ -93,13 +96,18 @@ class Search:
         return self.size.unit != "full" and any(name in HAND_MADE for name in self.strategies)
 
     def choice_cost(self, validation: int, test: int) -> int:
-        """Returns evaluations that the choice takes at most, on blocks of so many noises."""
+        """Returns evaluations that the choice among trials takes at most, on so many noises."""
         judged = SHORTLIST + OF_EACH * (len(self.strategies) - 1) + len(SHARES)
         test = test if self.looks else 0
-        cost = judged * validation + (2 + OF_EACH) * test
-        if self.has_baseline:
-            cost += RIVALS * self.count_few(validation) + FINALISTS * validation + OF_EACH * test
-        return self.evaluations * cost
+        rivals = OF_EACH * test if self.has_baseline else 0
+        return self.evaluations * (judged * validation + (2 + OF_EACH) * test + rivals)
+
+    def rival_cost(self, validation: int) -> int:
+        """Returns evaluations that the choice among diffusers' schedulers takes at most."""
+        if not self.has_baseline:
+            return 0
+        few = self.count_few(validation)
+        return self.evaluations * (RIVALS * few + FINALISTS * validation)
 
     def count_few(self, validation: int) -> int:
         """Returns validation noises that the finalists of diffusers' schedulers are chosen on."""

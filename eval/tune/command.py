@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from ...models.weights import hash_weights
 from ...samplers.plan_file import Asked, MeasuredAt, PlanFile
 from ..bench.rows import machine, versions
 from ..options import make_request
-from ..requests import SearchRequest
 from ..search.budget import Budget
 from ..search.command import make_log_folder, start_searches
 from ..search.identity import check_memory
@@ -32,25 +31,17 @@ from ..search.prepare import TEACHER, prepare_searches
 from ..search.progress import Progress
 from ..search.run import run
 from ..search.search import Search
-from ..search.size import SearchSize
-from ..search.strategies import read_beyond, strategies_of
-from ..tune_request import BRIEF, CONVERGED, FEWER, NEARLY, NOISES, TuneRequest
+from ..tune_request import TuneRequest
 from .costs import measure_parts
 from .group import ChosenPoint, PlanGroup
 from .judge import PointJudge, describe_judging
 from .page import check_page, write_page
 from .points import SearchedSize
 from .report import CostParts, TuneReport, WrittenPlan
+from .searches import QUICKLY, is_brief, list_searches, make_search_request
 from .sizes import PlanSizes, read_asked
 
-SEARCHED = 0.8  # of a budget of time, at which the searches and their reference are done
-MEASURED = 0.02  # of it, in which the costs of the parts are measured
-SCORED, LESS = 128, 64  # training noises of a candidate, and in a short time
-QUICK = ("grid", "fit", "refine")  # strategies of it,
-QUICKLY = {"fine": 30, "ladder": (), "wide": 96}  # on fewer times and noises, from the best start
-LARGEST = 24  # evaluations of tables that are searched; with more, named ones are as near
-MOST_ROWS = 40  # network rows of guided tables that are
-FIRST = 1  # evaluations of the search that the others are made of
+MEASURED = 0.02  # of a budget of time, in which the costs of the parts are measured
 
 
 def tune(network: str | Network, *, progress: bool = False, **options: Any) -> TuneReport:
@@ -81,14 +72,16 @@ def run_tune(request: TuneRequest, progress: bool = False) -> TuneReport:
     asked = read_asked(request)
     numbers = [] if asked else parse_ranges(request.points)
     _check_places(request)
-    (first,) = prepare_searches(_make_search_request(request))
-    first = replace(first, looks=False, settings=QUICKLY if _is_brief(request) else {})
+    (first,) = prepare_searches(make_search_request(request))
+    started = time.perf_counter()  # a budget of time is none of loading or training the network
+    first = replace(first, looks=False, settings=QUICKLY if is_brief(request) else {})
     asks = [asked] if asked else [Asked(unit="effective", amount=each) for each in numbers]
     with make_log_folder(request.folder):
         parts, sizes = _size_plans(request, first, asks)
     make_folder(request.folder / TEACHER)
-    tuning = Tuning(request, first, parts, progress)
-    searched = tuning.search([each for size in sizes for each in tuning.list_searches(size)])
+    tuning = Tuning(request, first, parts, progress, started)
+    searches = [each for size in sizes for each in list_searches(request, first, size)]
+    searched = tuning.search(searches)
     return tuning.finish(asked, sizes, searched)
 
 
@@ -99,47 +92,12 @@ def open_judge(request: TuneRequest, progress: bool = False) -> PointJudge:
         FewstepError: as `run_tune`.
     """
     _check_places(request)
-    typed = _make_search_request(request)
+    typed = make_search_request(request)
     (first,) = prepare_searches(typed)
     make_folder(request.folder / TEACHER)
     parts, _ = _size_plans(request, first, [])
-    search = next(start_searches([first], typed, request.started))
+    search = next(start_searches([first], typed))
     return PointJudge(search, parts, request.folder, lambda share: math.inf, progress)
-
-
-def _make_search_request(request: TuneRequest) -> SearchRequest:
-    """Returns the search that has the same network, noises and reference."""
-    brief, budget = _is_brief(request), Budget.parse(request.budget)
-    if budget.kind == "seconds":
-        budget = Budget("seconds", SEARCHED * budget.amount)
-    return SearchRequest(
-        network=request.network,
-        nfe=FIRST,
-        features=request.features,
-        weights=request.weights,
-        budget=str(budget),
-        cfg_scale=request.cfg_scale,
-        seed=request.seed,
-        out=request.out,
-        log=request.folder,
-        noises=request.noises or (FEWER if brief else NOISES),
-        scored=LESS if brief else SCORED,
-        train_seeds=request.train_seeds,
-        validation_seeds=request.validation_seeds,
-        test_seeds=request.test_seeds,
-        classes=request.classes,
-        teacher_nfe=request.teacher_nfe or (NEARLY if brief else CONVERGED),
-        reference_end=request.reference_end,
-        beyond=request.beyond,
-        dtype=request.dtype,
-        device=request.device,
-    )
-
-
-def _is_brief(request: TuneRequest) -> bool:
-    """Returns whether the budget is a short time."""
-    budget = Budget.parse(request.budget)
-    return budget.kind == "seconds" and budget.amount < BRIEF
 
 
 def _check_places(request: TuneRequest) -> None:
@@ -178,31 +136,15 @@ def _size_plans(
 class Tuning:
     """A request on its way, with what is the same for all its plans.
 
-    first: the search that others are made of, of no size that matters.
+    first:   the search that others are made of, of no size that matters.
+    started: from where a budget of time counts, as `time.perf_counter` tells it.
     """
 
     request: TuneRequest
     first: Search
     parts: CostParts
     progress: bool
-
-    def list_searches(self, sizes: PlanSizes) -> Iterator[Search]:
-        """Yields the searches of tables of these sizes."""
-        if sizes.nfe:
-            size = SearchSize(sizes.nfe)
-            yield replace(self.first, size=size, strategies=self._choose_strategies(sizes.nfe))
-        if sizes.rows is not None and 2 <= sizes.rows <= MOST_ROWS:
-            size = SearchSize(sizes.rows, "rows")
-            able = strategies_of("rows", beyond=True)
-            further = [name for name in read_beyond(self.request.beyond) if name in able]
-            yield replace(self.first, size=size, strategies=(*strategies_of("rows"), *further))
-
-    def _choose_strategies(self, nfe: int) -> tuple[str, ...]:
-        """Returns the strategies for tables of so many evaluations, fewer in a short time."""
-        if nfe > LARGEST:
-            return QUICK[:1]
-        usual = QUICK if _is_brief(self.request) else strategies_of("nfe")
-        return (*usual, *read_beyond(self.request.beyond))
+    started: float
 
     def search(self, searches: Sequence[Search]) -> dict[str, SearchedSize]:
         """Returns the results of searches by the mark of their sizes; each runs once."""
@@ -212,8 +154,8 @@ class Tuning:
         done: dict[str, SearchedSize] = {}
         for each in single.values():
             each.check()
-        typed = _make_search_request(self.request)
-        for search in start_searches(list(single.values()), typed, self.request.started):
+        typed = make_search_request(self.request)
+        for search in start_searches(list(single.values()), typed, self.started):
             watch = Progress(None, self.progress)
             try:
                 done[search.size.mark] = SearchedSize(search, run(search, watch))
@@ -247,11 +189,11 @@ class Tuning:
         budget = Budget.parse(self.request.budget)
         if budget.kind != "seconds":
             return math.inf
-        return share * budget.amount - (time.perf_counter() - self.request.started)
+        return share * budget.amount - (time.perf_counter() - self.started)
 
     def _pick(self, sizes: PlanSizes, searched: dict[str, SearchedSize]) -> list[SearchedSize]:
-        marks = [each.size.mark for each in self.list_searches(sizes)]
-        return [searched[mark] for mark in marks]
+        searches = list_searches(self.request, self.first, sizes)
+        return [searched[each.size.mark] for each in searches]
 
     def _make_report(
         self,
@@ -275,7 +217,7 @@ class Tuning:
                 versions=versions(),
             ),
             "judged": describe_judging(judge.search),
-            "seconds": round(time.perf_counter() - request.started, 1),
+            "seconds": round(time.perf_counter() - self.started, 1),
             "searched": problem.evaluations,
         }
         plans = [
