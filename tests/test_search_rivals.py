@@ -17,6 +17,7 @@ from fewstep.eval.search.identity import (
 )
 from fewstep.eval.search.rivals import choose_search_rivals, reach_rival_ends
 from fewstep.eval.search.run import run
+from fewstep.eval.search.search import Search
 from fewstep.eval.search.size import SearchSize
 from fewstep.models.errors import SettingError
 
@@ -65,6 +66,7 @@ def test_rivals_take_no_more_than_their_share_of_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rivals.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(rivals, "_judge", judge)
+    monkeypatch.setattr(Search, "count_few", lambda self, validation: validation // 2)
     chosen = choose_search_rivals(of_nfe(tmp_path, rival_seconds=10.0))
     few, every = judged[0][1], judged[-1][1]
     assert [count for _, count in judged] == [few] * 6 + [every] * 4
