@@ -54,7 +54,7 @@ COMMANDS: dict[tuple[str, ...], str] = {
     " model",
     ("bench", "accuracy", "--solver", "ddim"): "solver nfe",
     ("bench", "fid-nfe", "--n", "0"): "solver rival grid final nfe cfg-scale guidance cache"
-    " metric reference floor blocks batch dtype sweep weights device store table plot html",
+    " metric reference floor blocks batch dtype sweep parts weights device store table plot html",
     ("bench", "table", "text.txt"): "table plot html",
     ("bench", "overhead", "--repeats", "0"): "steps repeats",
     ("calibrate", "fashion-dit", "--images", "1"): "solver nfe quality cache guidance saving out"
