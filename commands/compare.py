@@ -67,7 +67,9 @@ class CompareOptions:
             return None
         pool = parse_classes(self.classes, network)
         if pool is None:
-            raise SettingError("a comparison asks for classes; give some, or leave --classes out")
+            raise SettingError(
+                "a comparison draws with classes; give --classes numbers, or leave it out"
+            )
         return [pool[i % len(pool)] for i in range(len(seeds))]
 
 

@@ -114,7 +114,7 @@ def refuse_empty(words: Sequence[str]) -> None:
         option = name if equals and name.startswith("--") else before
         if not (value if option is name else word) and option not in MAY_BE_EMPTY:
             where = f"after {option}" if option.startswith("--") else "as an argument"
-            raise SettingError(f"an empty string {where} is no value; leave it out")
+            raise SettingError(f"an empty string {where} is not a value; leave it out")
 
 
 def rename_option(word: str) -> str:

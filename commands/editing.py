@@ -123,7 +123,9 @@ class EditOptions:
         source = _either(self.from_class, self.from_prompt, "--from-class", "--from-prompt")
         target = _either(self.to_class, self.to_prompt, "--to-class", "--to-prompt")
         if target is None:
-            raise SettingError("say what the picture shall show: --to-class or --to-prompt")
+            raise SettingError(
+                "nothing says what the edited picture shows; give --to-class or --to-prompt"
+            )
         return source, target
 
 

@@ -51,7 +51,8 @@ class MeasurementOptions:
         if self.operator is None or self.measurement is None:
             if (self.sigma_y, self.method) != (None, None):
                 raise SettingError(
-                    "--sigma-y and --method are of a measurement; give --operator and --measurement"
+                    "--sigma-y and --method belong to a measurement; give --operator and"
+                    " --measurement"
                 )
             return None
         from ..samplers.guidance import Measured

@@ -150,7 +150,7 @@ class SampleOptions:
         if self.times is None:
             return self.grid_type
         if self.grid_type is not None:
-            raise SettingError("--times are the grid; drop --grid or --times")
+            raise SettingError("--times and --grid both say where the steps lie; drop one of them")
         return parse_times(self.times)
 
     def _resolve(self, network: "Network") -> dict[str, Any]:
@@ -158,7 +158,7 @@ class SampleOptions:
         from ..samplers.distilled import resolve_choices
 
         if self.recipe is not None and self.schedule is not None:
-            raise SettingError("a recipe and a schedule each are the steps; drop one of them")
+            raise SettingError("--recipe and --schedule both decide the steps; drop one of them")
         typed = {"solver": self.solver, "grid": self._grid(), "nfe": self.nfe, "steps": self.steps}
         if self.recipe is None:
             return typed if self.schedule else resolve_choices(network, typed)

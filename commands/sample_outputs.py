@@ -78,7 +78,7 @@ class SampleOutputs:
             raise SettingError(f"{asked[0]} is for pictures; drop it, or give --out a .png")
         if not (tensors or pictures):
             raise SettingError(
-                f"{network.name} draws samples of shape {network.shape}, which are no pictures;"
+                f"{network.name} draws samples of shape {network.shape}, which are not pictures;"
                 " give --out a .safetensors file"
             )
         return replace(self, out=out)

@@ -48,7 +48,7 @@ def list_strategies(request: CalibrationRequest) -> tuple[str, ...]:
     if request.masks == "none" or (request.masks == "auto" and not tried):
         return ()
     if not tried:
-        raise SettingError(f"masks are searched where no cache is named, or with --cache {NAME}")
+        raise SettingError(f"--masks searches for {NAME} alone; drop it, or give --cache {NAME}")
     if request.masks == "auto":
         return AUTO
     able = [each for each in strategies_of("full") if each != REFITTED]
@@ -56,7 +56,7 @@ def list_strategies(request: CalibrationRequest) -> tuple[str, ...]:
     for name in chosen:
         STRATEGIES.get(name)
         if name not in able:
-            raise SettingError(f"{name} searches no masks alone; take {', '.join(able)}, or none")
+            raise SettingError(f"{name} does not search masks; take {', '.join(able)}, or none")
     return chosen
 
 

@@ -33,7 +33,9 @@ class Quality:
         except ValueError:
             bound = math.nan
         if not (math.isfinite(bound) and bound > 0.0):
-            raise SettingError(f"{text!r} is no quality; write rel-l2=0.05, psnr=30 or lpips=0.05")
+            raise SettingError(
+                f"{text!r} is not a quality; write rel-l2=0.05, psnr=30 or lpips=0.05"
+            )
         return cls(name, bound)
 
     def met(self, value: float) -> bool:

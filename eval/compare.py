@@ -153,7 +153,7 @@ def compare(
         metrics: figures of your own by name: functions of the samples (n, *) and of those of the
             converged run, which return one number, or one for each sample, whose mean stands.
         converged: what the run is drawn with that settings are compared with, each under its
-            guidance scale.
+            guidance scale; its solver is unipc-3 where nothing else is said.
         repeats: how often each is run for its time, all in turn. batch: images sampled at once.
 
     Raises:
@@ -165,6 +165,8 @@ def compare(
         class_labels = as_integers(class_labels, "class_labels", len(drawn))
     elif classes := sampler.network.num_classes:
         class_labels = [seed % classes for seed in drawn]
+    if not {"solver", "recipe", "plan"} & converged.keys():
+        converged = {"solver": CONVERGED["solver"], **converged}
     session = _Session(sampler, drawn, {"class_labels": class_labels, "batch": batch}, converged)
     for choices in named.values():
         session.try_out(choices)

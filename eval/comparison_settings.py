@@ -63,7 +63,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     for word in text.split():
         name, equals, value = word.partition("=")
         if not equals or not value:
-            raise SettingError(f"{word!r} is no choice; write NAME=VALUE, as in solver=unipc-2")
+            raise SettingError(f"{word!r} is not a choice; write NAME=VALUE, as in solver=unipc-2")
         if name == "schedule":
             choices["solver"] = find_schedule(value)
         elif name == "cfg-scale":

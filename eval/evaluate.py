@@ -86,7 +86,10 @@ def _evaluate_network(network: Network, progress: bool, options: dict[str, Any])
         if store is None:
             store = Path(stack.enter_context(TemporaryDirectory())) / "results.jsonl"
         elif callable(metric):
-            raise SettingError("a store cannot tell functions apart; drop store, or name a metric")
+            raise SettingError(
+                "a store cannot tell one function from another; drop store, or give the name of a"
+                " metric"
+            )
         rows = ResultStore(Path(store))
         rows.check()
         bench: Experiment[QualityCell, ResultRow]

@@ -123,7 +123,7 @@ def propose_threshold(request: CalibrationRequest, progress: bool = False) -> It
     ignored = parse_spec(spec)[1].keys() - {"scale", "space", "warmup", "need"}
     if ignored:
         raise SettingError(
-            "the threshold is what is looked for, of images judged by themselves; drop"
+            "the calibration finds the threshold itself, for each image alone; drop"
             f" {', '.join(sorted(ignored))}"
         )
     network = load(request.network, device=request.device)

@@ -154,7 +154,7 @@ def terms_of(text: str) -> tuple[int, int]:
     try:
         d, c = map(int, text.split(","))
     except ValueError:
-        raise SettingError(f"{text!r} are no terms; write DIFFERENCES,CHANGES as in 2,2") from None
+        raise SettingError(f"{text!r} are not terms; write DIFFERENCES,CHANGES as in 2,2") from None
     if not (0 <= d <= MOST_TERMS and 0 <= c <= MOST_TERMS):
         raise SettingError(
             f"terms lie between 0 and {MOST_TERMS}, not {shorten(text)}: a run has no more steps"

@@ -34,7 +34,7 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.count < 2 or self.batch < 1:
-            raise SettingError("at least 2 images and a batch of 1 are needed")
+            raise SettingError("a calibration needs at least 2 images and a batch of at least 1")
 
 
 @dataclass(frozen=True)

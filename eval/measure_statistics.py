@@ -77,7 +77,9 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.nodes < 2 or self.batch < 1 or len(self.data) < 2:
-            raise SettingError("statistics need at least 2 nodes, 2 samples and a batch of 1")
+            raise SettingError(
+                "statistics need at least 2 nodes, 2 samples and a batch of at least 1"
+            )
 
 
 def make_measurement(

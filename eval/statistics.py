@@ -106,7 +106,7 @@ def _check_covariance(cov: Array) -> None:
         np.linalg.cholesky(cov + slack * np.eye(len(cov)))
     except np.linalg.LinAlgError:
         raise StatisticsError(
-            "the covariance has negative eigenvalues, so it is none; make the statistics again"
+            "the covariance has negative eigenvalues; make the statistics again"
         ) from None
 
 

@@ -56,7 +56,7 @@ def load_npz(path: Path) -> tuple[dict[str, Statistics], dict[str, Any]]:
     except StatisticsError as error:
         raise StatisticsError(f"{str(path)!r}: {error}") from None
     except UNREADABLE as error:
-        raise StatisticsError(f"{str(path)!r} is no readable npz: {error}") from error
+        raise StatisticsError(f"{str(path)!r} is not a readable npz: {error}") from error
     if not fits and not rows:
         raise StatisticsError(
             f"{str(path)!r} holds no statistics; it needs the keys mu and sigma, or pool_3"

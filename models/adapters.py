@@ -183,8 +183,8 @@ def _explain(error: Exception, time: Tensor) -> None:
     text = str(error).partition("\n")[0]
     if time.is_floating_point() and INDEX.search(text):
         raise ModelError(
-            f"the network seems to look its time up in a table, which takes whole numbers ({text});"
-            " pass schedule=VPDiscrete(..., whole_times=True)"
+            "the network seems to look its timestep up in a table, which takes whole numbers"
+            f" ({text}); pass schedule=VPDiscrete(..., whole_times=True)"
         ) from error
 
 

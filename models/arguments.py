@@ -77,7 +77,7 @@ def parse_ranges(text: str) -> list[int]:
             high = int(last) if dash else low
         except ValueError:
             raise SettingError(
-                f"{shorten(text)} is no list of numbers; write 0-63 or 1,5,7-9"
+                f"{shorten(text)} is not a list of numbers; write 0-63 or 1,5,7-9"
             ) from None
         if high < low or high - low + len(numbers) >= MOST_NUMBERS:
             raise SettingError(
@@ -104,7 +104,9 @@ def parse_interval(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise SettingError(f"{shorten(text)} is no interval; write LOW,HIGH as in 0.3,5") from None
+        raise SettingError(
+            f"{shorten(text)} is not an interval; write LOW,HIGH as in 0.3,5"
+        ) from None
     return low, high
 
 
@@ -114,5 +116,6 @@ def parse_times(text: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
     except ValueError:
         raise SettingError(
-            f"{shorten(text)} is no list of times; write them from noise to data, as in 1,0.8,0.5,0"
+            f"{shorten(text)} is not a list of times; write them from noise to data, as in"
+            " 1,0.8,0.5,0"
         ) from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .errors import ModelError, SettingError, reason_of, shorten
+from .extras import check_installed
 from .reading import ordinary_file, read_object
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,9 +40,11 @@ def load_module(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    index = read_config(folder / "model_index.json")
+    if any(isinstance(part, list) and "transformers" in part for part in index.values()):
+        check_installed("transformers")
     from diffusers import DiffusionPipeline
 
-    read_config(folder / "model_index.json")
     parts = {  # the pipeline would drop tensors that its configs have no place for
         name: load_module(folder / name, dtype)
         for name in PARTS

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
 SHOWN = 200  # characters of a name in a message
+SUGGESTED = 3  # known names at most, all as near as the nearest
 
 
 class FewstepError(Exception):
@@ -11,27 +12,27 @@ class FewstepError(Exception):
 
 
 class UnknownNameError(FewstepError, LookupError):
-    """A name that no registry knows; the message suggests the nearest known one.
+    """A name that no registry knows; the message suggests the nearest known ones.
 
-    preferred: the one to suggest where it is as near as any.
+    preferred: the one to suggest first where it is as near as any.
     """
 
     def __init__(self, kind: str, name: object, known: Iterable[str], preferred: str = "") -> None:
         known, given = sorted(map(str, known)), str(name)[:SHOWN]
-        close = get_close_matches(given, known, n=1, cutoff=0.5)
-        if (
-            close
-            and preferred
-            and _rate_likeness(given, preferred) >= _rate_likeness(given, close[0])
-        ):
-            close = [preferred]
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        near = sorted(_find_nearest(given, known), key=lambda each: (each != preferred, each))
+        hint = f"did you mean {join_choices(map(repr, near[:SUGGESTED]))}? " if near else ""
         shown = name if given == str(name) else f"{given}..."
         super().__init__(f"no {kind} {shown!r}; {hint}known: {', '.join(known)}")
 
 
-def _rate_likeness(given: str, known: str) -> float:
-    """Returns the likeness of two names, as `get_close_matches` has it."""
+def _find_nearest(given: str, known: list[str]) -> list[str]:
+    """Returns the names that are as near to a given one as the nearest; none if that is far."""
+    close = get_close_matches(given, known, n=max(1, len(known)), cutoff=0.5)
+    return [each for each in close if rate_likeness(given, each) == rate_likeness(given, close[0])]
+
+
+def rate_likeness(given: str, known: str) -> float:
+    """Returns the likeness of two names, 0 to 1."""
     return SequenceMatcher(None, known, given).ratio()
 
 
@@ -57,6 +58,11 @@ class NonFiniteError(ModelError, ArithmeticError):
 
 class MemoryLackError(FewstepError, MemoryError):
     """A device or the host has too little memory for what was asked."""
+
+
+def join_choices(things: Iterable[object]) -> str:
+    """Returns things as a choice in words."""
+    return " or ".join(map(str, things))
 
 
 def shorten(path: object) -> str:

@@ -68,6 +68,6 @@ def check_boundary_sigma(schedule: NoiseSchedule, sigma: float) -> None:
     low, high = schedule.at(schedule.t_zero).sigma, schedule.at(schedule.t_max).sigma
     if not low < sigma < high:
         raise SettingError(
-            f"sigma={sigma:g} is no boundary of this process, whose sigma falls from {high:g} to"
+            f"sigma={sigma:g} is not a boundary of this process, whose sigma falls from {high:g} to"
             f" {low:g}"
         )

@@ -79,7 +79,7 @@ def check_writable(path: Path, *suffixes: str) -> None:
     suffixes: that the name may end in, as ".png"; none for any.
     """
     if str(path) == "-":
-        raise SettingError("'-' is no file; give the name of a file to write")
+        raise SettingError("'-' is not a file; give the name of a file to write")
     try:
         target = resolve_target(path)
         with hold_file(_name_beside(target, LOCK), wait=False) as mine:

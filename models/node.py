@@ -106,7 +106,7 @@ def scale_time(schedule: NoiseSchedule, time_scale: float | None, time: float) -
     if time_scale is None:
         name, usual = type(schedule).__name__, 999 if schedule.family == "vp-linear" else 1000
         raise SettingError(
-            f"{name} does not say in which units its network is told the time: write"
+            f"{name} does not say in which unit its network takes the time; write"
             f" {name}(time_scale=1) if it was trained with t in [0, 1], time_scale={usual} if it is"
             f" told {usual} t"
         )

@@ -146,7 +146,8 @@ def blur_tokens(tokens: Tensor, sigma: float) -> Tensor:
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:
         raise ModelError(
-            f"{tokens.shape[1]} tokens are no square picture to be blurred; take an infinite blur"
+            f"{tokens.shape[1]} tokens are not a square picture to be blurred; take an infinite"
+            " blur"
         )
     reach = min(math.ceil(3.0 * sigma), side - 1)
     places = torch.arange(-reach, reach + 1, device=tokens.device)

@@ -124,7 +124,7 @@ def _define(kind: Prediction, node: Node, sigma_data: float) -> Linear:
         case Prediction.EDM:
             root = sigma_data * math.hypot(node.sigma, node.alpha * sigma_data)
             return node.sigma / root, -node.alpha * sigma_data**2 / root
-    raise ModelError(f"nothing is converted to the output of a {kind} model")
+    raise ModelError(f"a prediction cannot be converted to the output of a {kind} model")
 
 
 def check_terminal(kind: Prediction, schedule: NoiseSchedule) -> None:

@@ -74,7 +74,7 @@ def read_text(path: str | PathLike[str], kind: str = "file", largest: int = LARG
         return read_bytes(path, kind, largest).decode()
     except UnicodeDecodeError as error:
         raise SettingError(
-            f"cannot read {kind} {shorten(path)}: it is no UTF-8 text ({error.reason})"
+            f"cannot read {kind} {shorten(path)}: it is not UTF-8 text ({error.reason})"
         ) from None
 
 

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from difflib import get_close_matches
 from functools import wraps
 from importlib.metadata import entry_points
 from keyword import iskeyword
@@ -16,8 +15,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from .errors import FewstepError, SettingError, UnknownNameError, reason_of
+from .errors import FewstepError, SettingError, UnknownNameError, rate_likeness, reason_of
 
+CLEARLY = 0.1  # more likeness, with which an alias is suggested rather than one of our names
 T = TypeVar("T")
 C = TypeVar("C")
 
@@ -54,10 +54,16 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Returns the value of a name; raises UnknownNameError if there is none."""
         if not isinstance(name, str) or name not in self._values:
-            like_ours = get_close_matches(str(name), self._values, n=1, cutoff=0.8)
-            known = [*self._values] if like_ours else [*self._values, *self.aliases]
-            raise UnknownNameError(self.noun, name, known, self.preferred)
+            raise UnknownNameError(self.noun, name, self._list_likely(str(name)), self.preferred)
         return self._values[name]
+
+    def _list_likely(self, name: str) -> list[str]:
+        """Returns all names; those of other libraries too where one of them is clearly nearer."""
+        ours, theirs = (
+            max((rate_likeness(name, each) for each in names), default=0.0)
+            for names in (self._values, self.aliases)
+        )
+        return [*self._values, *(self.aliases if theirs > ours + CLEARLY else ())]
 
 
 class SettingsRegistry(Registry[type[T]]):
@@ -169,7 +175,7 @@ def parse_spec(spec: str, further: Mapping[str, Any] | None = None) -> tuple[str
     for part in filter(None, _split_settings(rest)):
         key, (_, equals, value) = _read_key(part), part.partition("=")
         if not equals:
-            raise SettingError(f"{part!r} in {spec!r} is no setting; write {name}:key=value,...")
+            raise SettingError(f"{part!r} in {spec!r} is not a setting; write {name}:key=value,...")
         if key in settings:
             raise SettingError(f"{key} is given twice in {spec!r}; drop one of them")
         settings[key] = _parse_value(value.strip())

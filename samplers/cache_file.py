@@ -90,7 +90,7 @@ class CacheFile(NetworkMark):
             file = parse_as(cls, text)
         except SettingError as error:
             raise SettingError(
-                f"{shorten(path)} is no file of fewstep calibrate: {error}"
+                f"{shorten(path)} is not a file of fewstep calibrate: {error}"
             ) from error
         try:
             take_cache(file.cache)

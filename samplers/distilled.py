@@ -91,7 +91,7 @@ def check_distilled(
     if distilled is not None and distilled.flow_map and runs != FLOW_MAP:
         raise SettingError(
             f"{name} is a flow map, whose answers are mean velocities between two times, and"
-            f" {runs} takes them for slopes; take solver={FLOW_MAP!r}"
+            f" {runs} takes them for velocities at one time; take solver={FLOW_MAP!r}"
         )
     if runs == FLOW_MAP and not (distilled is not None and distilled.flow_map):
         raise SettingError(

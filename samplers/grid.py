@@ -92,7 +92,7 @@ def time_grid(
     name, settings = parse_spec(name, settings)
     for key, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise SettingError(f"grid {name!r}: {key}={value} is no finite number")
+            raise SettingError(f"grid {name!r}: {key}={value} is not a finite number")
     try:
         times = place_times(name, schedule, steps, final is Final.ZERO, settings)
     except FewstepError:

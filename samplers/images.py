@@ -25,7 +25,7 @@ def to_uint8(images: Tensor) -> Tensor:
     """Returns (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C): round(127.5 (x + 1)), clipped."""
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ModelError(
-            f"samples of shape {tuple(images.shape)} are no pictures (1, 3 or 4 channels);"
+            f"samples of shape {tuple(images.shape)} are not pictures (1, 3 or 4 channels);"
             " latents need a pipeline that comes with its VAE"
         )
     scaled = (images.float() + 1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
@@ -98,7 +98,9 @@ def open_picture(path: Path) -> Picture:
                 image.load()
                 return image
     except Exception as error:  # a decoder that is given a damaged file may raise anything
-        raise SettingError(f"{shorten(path)} is no readable picture: {reason_of(error)}") from error
+        raise SettingError(
+            f"{shorten(path)} is not a readable picture: {reason_of(error)}"
+        ) from error
 
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -67,7 +67,7 @@ def check_seeds(given: Integers) -> list[int]:
     """Returns the seeds as a list; raises SettingError if there are none or one is out of range."""
     seeds = as_integers(given, "seeds")
     if not seeds:
-        raise SettingError("no seeds; give one per image, such as range(64)")
+        raise SettingError("there are no seeds; give one per image, such as range(64)")
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise SettingError(f"seed {seed} must lie between 0 and 2^63 - 1")

@@ -39,7 +39,7 @@ class GridRange:
         for key in self.given:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise SettingError(f"grid {name!r}: {key}={value!r} is no number")
+                raise SettingError(f"grid {name!r}: {key}={value!r} is not a number")
         start, low = schedule.t_max if self.start is None else self.start, schedule.t_zero
         end = low if self.end is None else self.end
         if not low < start <= schedule.t_max:

@@ -113,7 +113,7 @@ def make_plan(
     """
     if isinstance(solver, Artefact):
         if (nfe, steps, grid, Final.named(final)) != (None, None, None, Final.ZERO):
-            raise SettingError("a schedule brings its own steps; drop nfe, steps, grid and final")
+            raise SettingError("a schedule decides the steps; drop nfe, steps, grid and final")
         solver.check_process(noise_schedule)
         return _check_noise(Plan(solver.make_solver(), solver.grid()), noise_schedule)
     settings = take_solver(DEFAULT_SOLVER if solver is None else solver)

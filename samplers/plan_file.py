@@ -170,9 +170,11 @@ class PlanFile(NetworkMark):
         try:
             plan = parse_as(cls, text, Path(path).parent)
         except SettingError as error:
-            raise SettingError(f"{shorten(path)} is no plan of fewstep tune: {error}") from error
+            raise SettingError(f"{shorten(path)} is not a plan of fewstep tune: {error}") from error
         if plan.point.settings is None:
-            raise SettingError(f"{shorten(path)} is no plan of fewstep tune: it says not what runs")
+            raise SettingError(
+                f"{shorten(path)} is not a plan of fewstep tune: it does not say what to run"
+            )
         second = list_second_networks(plan.point.settings.guidance())
         refuse_code(second, f"the plan {shorten(path)}", "give its guidance without the plan")
         return plan

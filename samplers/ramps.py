@@ -239,8 +239,8 @@ def find_lam_ends(
     for name, t, lam, near in (("start", start, low, "0.999"), ("end", end, high, "0.001")):
         if math.isinf(lam):
             raise SettingError(
-                f"{name}={t:g} is no place of a grid in lam, which is infinite there; take a time"
-                f" such as {near}, or the grid uniform"
+                f"{name}={t:g} is not a place of a grid in lam, which is infinite there; take a"
+                f" time such as {near}, or the grid uniform"
             )
     return low, high
 

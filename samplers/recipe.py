@@ -5,10 +5,10 @@ Times are final: what the shift of a flow network is does not matter to them.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..models.errors import SettingError
+from ..models.errors import SettingError, join_choices
 from ..models.prediction import Prediction
 from ..models.schedule import NoiseSchedule, RectifiedFlow, VPDiscrete
 from .grid import time_grid
@@ -117,8 +117,3 @@ class Recipe:
 def _has_stable_betas(schedule: VPDiscrete) -> bool:
     known = VPDiscrete("scaled_linear", 0.00085, 0.012)
     return abs(schedule.at(1.0).lam - known.at(1.0).lam) < 0.01
-
-
-def join_choices(things: Iterable[object]) -> str:
-    """Returns things as a choice in words."""
-    return " or ".join(map(str, things))

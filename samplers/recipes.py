@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..models.arguments import as_integer
-from ..models.errors import SettingError, UnknownNameError
+from ..models.errors import SettingError, UnknownNameError, join_choices
 from ..models.prediction import Prediction
 from ..models.registry import parse_spec
 from ..models.schedule import NoiseSchedule, RectifiedFlow
-from .recipe import Recipe, join_choices
+from .recipe import Recipe
 from .recipe_rows import ROWS
 
 NEAR = 5e-4  # of times as people type them

@@ -81,7 +81,9 @@ def logprob_step(
     """
     level = _check_level(kind, level)
     if prev is not None and generator is not None:
-        raise SettingError("prev is the state that was drawn, so nothing is; drop the generator")
+        raise SettingError(
+            "prev is the state that was drawn, and nothing is drawn anew; drop the generator"
+        )
     _check_nodes(kind, t, s)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     for name, given in (("out", out), ("prev", prev)):

@@ -47,7 +47,7 @@ class RunSettings(StrictModel):
         if self.schedule is None:
             return given
         if "solver" in given:
-            raise SettingError("a schedule is the solver; drop the solver's name")
+            raise SettingError("a schedule decides the solver; drop the solver's name")
         return {"solver": self.schedule, **given}
 
     def guidance(self) -> Guidance:

@@ -110,7 +110,7 @@ def lcm(span: LabelRange, steps: int, original: int = 50) -> list[float]:
     _count_labels(span)
     n = span.total
     if not 1 <= original <= n:
-        raise SettingError(f"no network is distilled at {original} of {n} labels; 50 are usual")
+        raise SettingError(f"original={original} must lie between 1 and {n}; 50 is usual")
     trained = [n // original * (original - i) for i in range(original)]
     labels = [label for label in trained if span.low <= label - 1 <= span.high]
     if steps > len(labels):

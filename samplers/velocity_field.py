@@ -151,7 +151,9 @@ def _make_field(
     network: Network, view: View, guidance: Guidance | str | None = None, **given: Any
 ) -> NetworkField:
     if not isinstance(network, Network):
-        raise SettingError(f"{network!r} is no network; give fewstep.load(name) or from_module(..)")
+        raise SettingError(
+            f"{network!r} is not a network; give fewstep.load(name) or from_module(..)"
+        )
     policy: Any = take_guidance(guidance)
     policy.stateless()
     return NetworkField(network, view, policy, **given)

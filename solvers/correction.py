@@ -188,7 +188,9 @@ class Correction(StrictModel):
         try:
             tensors = load(self._need_body())
         except SafetensorError as error:
-            raise ScheduleError(f"{self.file} is no file of weights: {reason_of(error)}") from error
+            raise ScheduleError(
+                f"{self.file} is not a file of weights: {reason_of(error)}"
+            ) from error
         expected = {name: tuple(each.shape) for name, each in net.state_dict().items()}
         if {name: tuple(each.shape) for name, each in tensors.items()} != expected:
             raise ScheduleError(f"{self.file} holds other tensors than its correction has")

@@ -72,13 +72,13 @@ class Steered:
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.value is None):
-            raise SettingError("give a reward or a value, one of them")
+            raise SettingError("give either a reward or a value")
         if not callable(self.reward if self.value is None else self.value):
             raise SettingError("a reward is a function of images (B, C, H, W) that returns (B,)")
         if not (isinstance(self.temperature, int | float) and 0 < self.temperature < math.inf):
             raise SettingError(f"temperature={self.temperature!r} must be a number above 0")
         if as_integer(self.candidates, "candidates") < 1:
-            raise SettingError(f"candidates={self.candidates} must be 1 or more; 1 is no choice")
+            raise SettingError(f"candidates={self.candidates} must be 1 or more; 1 makes no choice")
         if self.select not in SELECTS:
             raise UnknownNameError("select", str(self.select), SELECTS)
         inner, calls = take_solver(self.solver).info, 1 if self.reward is None else self.candidates

@@ -224,7 +224,7 @@ def mirror(table: Table) -> Table:
         ScheduleError: for a table with branches of its own, or that leaves an evaluation out.
     """
     if table.guided or None in table.evaluations:
-        raise ScheduleError("a table is mirrored only if each of its steps asks for one prediction")
+        raise ScheduleError("only a table whose every step asks for one prediction can be reversed")
     swap = {"x0": ("eps", 1.0), "eps": ("x0", 1.0), "v": ("v", -1.0)}
     steps = []
     for combo in table.steps:

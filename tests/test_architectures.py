@@ -684,7 +684,7 @@ def test_bad_branches_and_other_unets_are_refused():
     for branch in (-1, 9):
         with pytest.raises(SettingError, match=rf"no branch {branch}; known: 0 .* to 8"):
             stack.split(branch)
-    with pytest.raises(ModelError, match="DiTTransformer2DModel is no UNet"):
+    with pytest.raises(ModelError, match="DiTTransformer2DModel is not a UNet"):
         describe_unet(network("dit"))
     skipping = network(
         "unet",

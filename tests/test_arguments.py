@@ -138,7 +138,7 @@ WRONG = [
     ({"grid": 3, "nfe": None}, "grid must be a row of numbers"),
     ({"cache": CFG(2.0)}, "cache=CFG.* is no cache"),
     ({"cache": TaylorSeer}, "cache=.* is no cache"),
-    ({"guidance": 2.0}, "guidance=2.0 is no guidance policy"),
+    ({"guidance": 2.0}, "guidance=2.0 is not a guidance policy"),
     ({"conditions": torch.zeros(3)}, "conditions must be tensors by name"),
     ({"conditions": {"text": "a cat"}}, r"conditions\['text'\] must be a tensor"),
     ({"conditions": {"text": torch.tensor(1.0)}}, r"conditions\['text'\] of shape \(\)"),

@@ -129,14 +129,14 @@ def test_broken_files_are_refused_in_one_line(made, tmp_path):
     for change in ({"version": 2}, {"more": 1}, {"nfe": 0}, {"wanted": "much"}):
         path.write_text(json.dumps({**body, **change}))
         with pytest.raises(
-            SettingError, match=rf"no file of fewstep calibrate.*{next(iter(change))}"
+            SettingError, match=rf"not a file of fewstep calibrate.*{next(iter(change))}"
         ):
             CacheFile.load(path)
     path.write_text(json.dumps({**body, "cache": "taylorseer:interval=0"}))
     with pytest.raises(FewstepError, match="interval must be at least 1"):
         CacheFile.load(path)
     path.write_text("{")
-    with pytest.raises(SettingError, match="no file of fewstep calibrate"):
+    with pytest.raises(SettingError, match="not a file of fewstep calibrate"):
         CacheFile.load(path)
 
 

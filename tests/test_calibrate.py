@@ -100,7 +100,7 @@ def test_qualities_are_read_and_have_a_direction():
     with pytest.raises(UnknownNameError, match="rel-l2"):
         Quality.parse("rel-l3=0.05")
     for text in ("psnr", "psnr=much", "psnr=-1", "psnr=nan"):
-        with pytest.raises(SettingError, match="is no quality"):
+        with pytest.raises(SettingError, match="is not a quality"):
             Quality.parse(text)
 
 
@@ -265,7 +265,7 @@ def test_masks_of_a_calibration_have_the_calls_of_intervals():
     assert ask(masks="none") == ask(cache=["taylorseer"]) == ()
     assert ask(masks="mask-dp, mask-even") == ("mask-dp", "mask-even")
     for choices, said in (
-        ({"masks": "mask-refit"}, "mask-refit searches no masks alone; take mask-even"),
+        ({"masks": "mask-refit"}, "mask-refit does not search masks; take mask-even"),
         ({"masks": "mask-up"}, "no strategy 'mask-up'"),
         ({"masks": "mask-dp", "cache": ["taylorseer"]}, "or with --cache fixed-mask"),
     ):

@@ -328,7 +328,7 @@ def test_corrupt_pictures(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (4, 4)).save("plain.png")
     for name in ("cut.png", "text.png"):
-        refused(sample("--from-png", name), "no readable picture")
+        refused(sample("--from-png", name), "not a readable picture")
     refused(sample("--from-png", "plain.png"), "no fewstep run")
 
 
@@ -350,8 +350,8 @@ def test_schedules_that_do_not_fit(tmp_path):
     rising["t"][0] = 0.001
     (tmp_path / "rising.json").write_text(json.dumps(rising))
     refused(sample("--schedule", "rising.json"), "a time grid must fall")
-    refused(sample("--schedule", "edm.json", "--nfe", 3), "brings its own steps")
-    refused(sample("--schedule", "edm.json", "--final", "denoise"), "brings its own steps")
+    refused(sample("--schedule", "edm.json", "--nfe", 3), "a schedule decides the steps")
+    refused(sample("--schedule", "edm.json", "--final", "denoise"), "a schedule decides the steps")
     refused(sample("--schedule", "edm.json", "--solver", "ddim"), "drop the solver")
     flow = solver("ddim").encode(time_grid("beta", RectifiedFlow(), 3))
     flow = flow.model_copy(update={"provenance": {"cfg_scale": 2.0}})

@@ -210,7 +210,7 @@ def test_weights_of_another_shape_or_kind_are_refused(tmp_path, corrected):
     tensors = dict(corrected.correction.load_net().state_dict())
     name = next(iter(tensors))
     forged = [
-        (b"no safetensors at all", "no file of weights"),
+        (b"no safetensors at all", "not a file of weights"),
         (save({**tensors, name: tensors[name][:1].clone()}), "other tensors"),
         (save({**tensors, "more": torch.zeros(1)}), "other tensors"),
         (save({**tensors, name: tensors[name].double()}), "finite float32"),

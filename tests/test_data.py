@@ -449,7 +449,7 @@ def test_addresses_that_give_nothing(tmp_path):
         assert len(asked) == 1
     with pytest.raises(DataError, match=f"cannot download {url}/a.bin"):
         download(f"{url}/a.bin", tmp_path / "a.bin")  # nobody listens any more
-    with pytest.raises(SettingError, match="no http or https"):
+    with pytest.raises(SettingError, match="not an http or https"):
         download("file:///etc/hostname", tmp_path / "a.bin")
     assert not list(tmp_path.glob("*a.bin*"))
 
@@ -755,10 +755,10 @@ def test_places_without_images(tmp_path):
     with pytest.raises(DataError, match="holds no images"):
         images_of(tmp_path)
     (tmp_path / "a.zip").write_bytes(b"no zip")
-    with pytest.raises(DataError, match="no readable zip"):
+    with pytest.raises(DataError, match="not a readable zip"):
         images_of(tmp_path / "a.zip")
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no folder, \.zip or \.npz"):
+    with pytest.raises(DataError, match=r"not a folder, \.zip or \.npz"):
         images_of(tmp_path / "a.tar")
 
 
@@ -817,7 +817,7 @@ def test_an_npz_whose_header_promises_too_much(tmp_path):
             rows(images_of(tmp_path / "a.npz"))
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("arr_0.npy", npy("(" * 5000))
-    with pytest.raises(DataError, match="is no array"):
+    with pytest.raises(DataError, match="is not an array"):
         images_of(tmp_path / "a.npz")
 
 
@@ -839,7 +839,7 @@ def test_an_npz_that_is_cut_or_holds_something_else(tmp_path):
     with pytest.raises(DataError, match="ends too early"):
         rows(images_of(tmp_path / "b.npz"))
     (tmp_path / "c.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-100])
-    with pytest.raises(DataError, match="no readable zip"):
+    with pytest.raises(DataError, match="not a readable zip"):
         images_of(tmp_path / "c.npz")
 
 

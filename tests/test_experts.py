@@ -234,7 +234,7 @@ def test_sample_takes_choices_for_the_second_network_and_repeats_them(tmp_path):
     assert Path(out[0]).read_bytes() == Path(out[1]).read_bytes()
     for text, message in (
         ("boundary=0.01", "lies outside of the steps of this run"),
-        ("boundary=1.2", "is no boundary of this process"),
+        ("boundary=1.2", "is not a boundary of this process"),
         ("sover=euler", "did you mean 'solver'"),
     ):
         refused = sample(*words, text, "--out", tmp_path / "c.png")
@@ -312,7 +312,10 @@ REFUSED = {
         {"steps": 4, "low_noise": "solver=euler,history=rewrite"},
         "begins anew, so history='rewrite' has nothing to go on with",
     ),
-    "boundary": ({"steps": 4, "low_noise": {"boundary": 1.5}}, "sigma=1.5 is no boundary of this"),
+    "boundary": (
+        {"steps": 4, "low_noise": {"boundary": 1.5}},
+        "sigma=1.5 is not a boundary of this",
+    ),
     "no number": ({"steps": 4, "low_noise": "boundary=high"}, "'high' must be a sigma, such as"),
     "outside": (
         {"steps": 4, "low_noise": "boundary=0.1"},
@@ -358,7 +361,7 @@ def test_networks_that_cannot_answer_in_one_run_are_refused():
     other = made(0.3, schedule=RectifiedFlow(shift=3.0, time_scale=1000.0))
     with pytest.raises(ModelError, match=r"need one schedule: 'x0\.4' has .* and 'x0\.3'"):
         join_experts(made(0.4), other, sigma=0.6)
-    with pytest.raises(SettingError, match="sigma=1 is no boundary of this process"):
+    with pytest.raises(SettingError, match="sigma=1 is not a boundary of this process"):
         join_experts(made(0.4), made(0.3), sigma=1.0)
     with pytest.raises(
         SettingError, match=r"x0\.4 is one network, and low_noise is for the second"

@@ -259,7 +259,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tiny, tmp_path, monkeypa
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK\3\4 cut off", pickle.dumps({"a": 1})])
 def test_files_that_are_no_weights_of_inception(content, tmp_path):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(WeightsError, match="no weights of the Inception network"):
+    with pytest.raises(WeightsError, match="not the weights of the Inception network"):
         extractor("inception", tmp_path / "x.pt")
 
 

@@ -69,7 +69,7 @@ def test_links_are_followed_to_the_file_that_they_name(there):
 
 
 def kinds(folder):
-    """What is no file to be replaced: a name each, and a word of the reason."""
+    """What is not a file to be replaced: a name each, and a word of the reason."""
     os.mkfifo(folder / "fifo.png")
     (folder / "folder.png").mkdir()
     (folder / "read-only.png").write_bytes(b"kept")
@@ -98,7 +98,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
             assert listed(tmp_path) == before
     assert (tmp_path / "read-only.png").read_bytes() == b"kept"
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
-    with pytest.raises(SettingError, match="no file"):
+    with pytest.raises(SettingError, match="is not a file"):
         check_writable(Path("-"))
     for name in ("read-only.png/x", "loop.png/x", "x" * 256):
         for refuse in (check_folder, make_folder):

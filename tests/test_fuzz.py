@@ -50,7 +50,7 @@ REFUSED = [
     (["data", "fashion-mnist", "--path", "pipe", "--out", "d"], "is a pipe"),
     (["data", "fashion-mnist", "--path", "/dev/zero", "--out", "d"], "a device"),
     ([*QUICK, "--grid", "karras:rho=1e-300"], "grid 'karras'"),
-    ([*QUICK, "--grid", "karras:rho=NaN"], "no finite number"),
+    ([*QUICK, "--grid", "karras:rho=NaN"], "not a finite number"),
     ([*QUICK, "--cache", "pipe.json"], "no such file"),
     ([*QUICK, "--guidance", "linear-ag:file=pipe"], "is a pipe"),
     (["edit", "picture.png", "--to-class", "3", "--seed", HUGE], "--seed"),

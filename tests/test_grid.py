@@ -436,7 +436,7 @@ def test_bad_ranges_name_the_remedy():
         (vp, "uniform:shift=2", "a vp-linear process has no shift; .* start below 1$"),
         (flow, "karras:shift=2", "write uniform:shift=2"),
         (flow, "uniform:shift=-1", "shift=-1 must be positive; 1 is no shift"),
-        (flow, "uniform:start=early", "start='early' is no number"),
+        (flow, "uniform:start=early", "start='early' is not a number"),
         (flow, "logsnr:start=1", "infinite there; take a time such as 0.999"),
         (VPDiscrete(), "leading:shift=2", "a vp process has no shift"),
         (flow, "leading", "a flow schedule has no whole training timesteps"),
@@ -444,7 +444,7 @@ def test_bad_ranges_name_the_remedy():
         (EDM(), "bong_tangent", "lists times of rectified flow, and this process is edm"),
         (flow, "linear_quadratic:threshold=1", "needs 0 < threshold < 1"),
         (flow, "sway:s=-1.5", "sway needs -1 <= s <= 1.7519"),
-        (VPDiscrete(), "lcm:original=2000", "distilled at 2000 of 1000 labels"),
+        (VPDiscrete(), "lcm:original=2000", "original=2000 must lie between 1 and 1000"),
     ]
     for schedule, grid, message in cases:
         with pytest.raises((SettingError, ScheduleError), match=message):
@@ -477,7 +477,7 @@ def test_settings_are_read_from_a_name():
         ({"grid": "logsnr:rho=5"}, SettingError, "grid 'logsnr': .*'rho'"),
         ({"grid": "karras:rho=0"}, SettingError, "'karras' needs rho > 0, not 0; 7 is usual"),
         ({"grid": "karras:rho=big"}, SettingError, "grid 'karras': "),
-        ({"grid": "karras:rho"}, SettingError, "'rho' in 'karras:rho' is no setting"),
+        ({"grid": "karras:rho"}, SettingError, "'rho' in 'karras:rho' is not a setting"),
         ({"grid": "polyexponential:rho=-1"}, SettingError, "needs rho > 0"),
         ({"grid": "beta:alpha=0"}, SettingError, "needs alpha > 0 and beta > 0"),
         ({"final": "zeros"}, UnknownNameError, r"no end rule 'zeros'; did you mean 'zero'\?"),

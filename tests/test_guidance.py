@@ -779,7 +779,7 @@ def test_runs_that_cannot_be_guided_so_are_refused_before_the_network_runs(condi
     other = replace(conditional.network, schedule=RectifiedFlow(shift=3.0), name="other")
     refused("'shift': 1.0, .*other {'shift': 3.0, ", guidance=AutoGuidance(2.0, other))
     for value in (2.0, CFG):
-        refused("no guidance policy; give a text", guidance=value)
+        refused("not a guidance policy; give a text", guidance=value)
 
 
 @pytest.mark.parametrize("name", sorted({*names()} - WRAPPERS - {"auto", "linear-ag"}))

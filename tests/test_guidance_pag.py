@@ -223,7 +223,7 @@ def test_a_finite_blur_is_a_gaussian_of_the_picture():
     assert found[..., 0].abs().max() == 0.0
     flat = torch.full((2, 16, 3), 2.0)
     torch.testing.assert_close(blur_tokens(flat, 5.0), flat)  # wider than the picture
-    with pytest.raises(ModelError, match=r"8 tokens are no square .*infinite blur"):
+    with pytest.raises(ModelError, match=r"8 tokens are not a square .*infinite blur"):
         blur_tokens(torch.zeros(1, 8, 3), 1.0)
 
 

@@ -61,7 +61,7 @@ def test_a_measured_picture_is_drawn_recorded_and_repeated(folder):
 
 BAD = {
     "--operator inpaint:mask.png": "go together",
-    "--sigma-y 0.1": "are of a measurement",
+    "--sigma-y 0.1": "belong to a measurement",
     "--operator inpaint:mask.png --measurement none.png": "none.png",
     "--operator inpaint:none.png --measurement y.png": "none.png",
     "--operator inpaint:black.png --measurement y.png": "leaves nothing",
@@ -107,7 +107,7 @@ def bad_values():
         "NaN": lambda: Measured("blur:1", x * float("nan")),
         "of floats": lambda: Measured("blur:1", x.byte()),
         "3 rows for 2 images": lambda: Measured("blur:1", x.expand(3, 1, 32, 32)),
-        "is no operator": lambda: Measured(torch.nn.Identity(), x),
+        "is not an operator": lambda: Measured(torch.nn.Identity(), x),
         "of 0 and 1": lambda: Inpaint(torch.full((32, 32), 0.5)),
         "not linear": lambda: LinearMap(lambda x: x + 1.0, (1, 32, 32)),
         "<A x, y>": lambda: LinearMap(lambda x: 2.0 * x, (1, 32, 32), adjoint=lambda y: y),

@@ -272,6 +272,9 @@ def test_every_alias_makes_settings_of_ours():
     assert solver("dpmpp_2m") == solver("dpmpp-2m")
     with pytest.raises(UnknownNameError, match="did you mean 'res-multistep'"):
         solver("res_multistp")
+    nearest = "did you mean 'unipc-2' or 'unipc-1' or 'unipc-3'"  # and not ComfyUI's uni-pc
+    with pytest.raises(UnknownNameError, match=nearest):
+        solver("unipc9")
 
 
 def test_records_write_our_names():

@@ -41,7 +41,7 @@ def contents(folder):
 REFUSED = {
     "sample --out x.jpg": "must end in .png",
     "sample --out grid": "must end in .png",
-    "sample --out -": "is no file",
+    "sample --out -": "is not a file",
     "sample --from-png pic.png --out pic.png": "is read",
     "sample --from-png pic.png --out link.png": "is read",
     "invert pic.png --out pic.png": "must end in .safetensors",
@@ -59,21 +59,21 @@ REFUSED = {
     "calibrate fashion-dit --out curves.json --plot curves.txt": "must end in .png, .svg, .pdf",
     "fit linear-ag fashion-dit --cfg-scale 2 --out x.txt": "must end in .json",
     "bench edit --strip x.jpg": "must end in .png",
-    "bench fid-nfe --store thesis.txt": "is no store of these figures",
-    "bench fid-nfe --store curves.json": "is no store of these figures",
+    "bench fid-nfe --store thesis.txt": "is not a store of these figures",
+    "bench fid-nfe --store curves.json": "is not a store of these figures",
     "bench fid-nfe --store a.png --plot a.png": "which is read",
     "bench fid-nfe --html thesis.txt": "must end in .html",
-    "bench guidance --store thesis.txt": "is no store of these figures",
-    "bench cache --store pic.png": "is no store of these figures",
-    "bench inversion --store thesis.txt": "is no store of these figures",
-    "bench inversion --store -": "is no file",
-    "bench rivals fashion-dit --store thesis.txt": "is no store of these figures",
-    "bench speed --store thesis.txt": "is no store of these figures",
-    "bench scaling --store thesis.txt": "is no store of these figures",
+    "bench guidance --store thesis.txt": "is not a store of these figures",
+    "bench cache --store pic.png": "is not a store of these figures",
+    "bench inversion --store thesis.txt": "is not a store of these figures",
+    "bench inversion --store -": "is not a file",
+    "bench rivals fashion-dit --store thesis.txt": "is not a store of these figures",
+    "bench speed --store thesis.txt": "is not a store of these figures",
+    "bench scaling --store thesis.txt": "is not a store of these figures",
     "bench scaling --plot a.gif": "must end in .png",
-    "bench gpu --device cpu --tiny --store thesis.txt": "is no store of these figures",
+    "bench gpu --device cpu --tiny --store thesis.txt": "is not a store of these figures",
     f"bench gpu --device cpu --tiny --store {'x' * 250}": "too long",
-    "bench table thesis.txt": "is no store of these figures",
+    "bench table thesis.txt": "is not a store of these figures",
 }
 
 
@@ -129,7 +129,7 @@ class Count(KeyedRow):
 def test_a_store_of_another_kind_is_refused_and_half_a_first_row_is_not(tmp_path):
     path = tmp_path / "results.jsonl"
     RowStore(path, Count).append(Count(number=1, process=0))
-    with pytest.raises(SettingError, match="is no store of these figures"):
+    with pytest.raises(SettingError, match="is not a store of these figures"):
         ResultStore(path)
     row = ResultRow.now(protocol(nfe=4), 1.5)
     half = row.line[:200].encode()

@@ -349,7 +349,7 @@ def test_everything_is_put_back_even_after_an_error():
         ("sd", "cfg:scale=2+seg", "seg guidance needs a solver or a second network"),
         ("sd", Interval(CFGPlusPlus(), 0.0, 1.0), "cfg-pp guidance needs a solver"),
         ("sd", replace(SOON, rewrite_history=True), "rewrite_history"),
-        ("sd", 3.0, "3.0 is no guidance policy"),
+        ("sd", 3.0, "3.0 is not a guidance policy"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(name, policy, said):

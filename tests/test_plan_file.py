@@ -132,7 +132,7 @@ def test_what_a_plan_decides_is_not_given_beside_it(network, tmp_path):
     with pytest.raises(SettingError, match="a plan decides guidance, nfe; drop"):
         Sampler(network)([0, 1], plan=plan, nfe=3, guidance=CFG(2.0))
     (tmp_path / "other.json").write_text('{"cache": "pab"}')
-    with pytest.raises(SettingError, match="is no plan of fewstep tune"):
+    with pytest.raises(SettingError, match="is not a plan of fewstep tune"):
         Sampler(network)([0, 1], plan=tmp_path / "other.json")
 
 

@@ -63,7 +63,7 @@ def test_contents_that_are_refused(tmp_path):
         b'{"a": 1, "b": {"c": 1, "c": 1}}': "the key 'c' twice",
         b"[" * 100_000: "nests too deeply",
         b"[1]": "must hold a JSON object",
-        b"\xff\xfe": "no UTF-8 text",
+        b"\xff\xfe": "not UTF-8 text",
         b"{": "Invalid JSON: Expecting",
         b"": "Invalid JSON: Expecting value",
         b'{"a": 1' + b"0" * 5000 + b"}": "Invalid JSON",
@@ -90,7 +90,7 @@ def test_a_picture_that_would_unfold_to_a_billion_pixels(tmp_path, monkeypatch):
     assert open_picture(tmp_path / "big.png").size == (300, 300)
     for most in (40_000, 50_000):  # beyond twice of it Pillow raises, below it warns
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-        with pytest.raises(SettingError, match="no readable picture: Image size"):
+        with pytest.raises(SettingError, match="not a readable picture: Image size"):
             open_picture(tmp_path / "big.png")
 
 

@@ -191,7 +191,11 @@ def test_bad_input_is_refused():
     generator = torch.Generator()
     cases = [
         ({"kind": "grpo"}, UnknownNameError, "no kind of step 'grpo'; .*known: cps, dance, ode"),
-        ({"prev": x, "generator": generator}, SettingError, "nothing is; drop the generator"),
+        (
+            {"prev": x, "generator": generator},
+            SettingError,
+            "nothing is drawn anew; drop the generator",
+        ),
         ({"level": -1}, SettingError, "level=-1 of 'sde' must be at least 0$"),
         ({"kind": "cps", "level": 2}, SettingError, "at least 0 and at most 1"),
         ({"prev": x[:1]}, SettingError, r"prev has shape \(1, 2, 1, 2\), but x"),

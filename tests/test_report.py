@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_outputs_are_checked_before_anything_runs(tmp_path, monkeypatch):
         ReportFiles(plot=tmp_path / "a.gif").check()
     with pytest.raises(SettingError, match="does not exist"):
         ReportFiles(page=tmp_path / "no" / "a.html").check()
-    monkeypatch.setattr("fewstep.eval.bench.report.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(SettingError, match=r"pip install 'fewstep\[report\]'"):
         ReportFiles(page=tmp_path / "a.html").check()
     ReportFiles().check()

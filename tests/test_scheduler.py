@@ -470,7 +470,7 @@ BAD = {
     "labels": (FLOW, {}, {"timesteps": [900, -5]}, "timestep -5 .* whose labels fall from 1000 to"),
     "edm label": (EDM, {}, {"timesteps": [900]}, r"timestep 900 lies .* from 1\.09551 to -1\.55"),
     "flow sigma": (FLOW, {}, {"sigmas": [1.5, 0.5]}, "sigma=1.5 lies .* from 1 to 0 before the"),
-    "the end alone": (VP, {}, {"sigmas": [0.0]}, "sigmas list nothing but the end of a run"),
+    "the end alone": (VP, {}, {"sigmas": [0.0]}, "sigmas hold only the end of a run"),
     "sigma": (VP, {}, {"sigmas": [80.0, 1.0]}, "sigma=80 lies outside the network's schedule"),
     "grid": (VP, {"grid": "karras"}, {"timesteps": [900, 400]}, "has grid already"),
     "zero": (VP, {}, {"num_inference_steps": 0}, "=0 must be a positive whole"),

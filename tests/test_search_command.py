@@ -171,7 +171,7 @@ SEEDS = ("--train-seeds", "0-3", "--validation-seeds", "3-5", "--test-seeds", "8
         (("toy", "--nfe", 5, "--strategy", "evolv"), "no strategy 'evolv'; did you mean 'evolve'?"),
         (("toy", "--nfe", 5, "--strategy", "grid,grid"), "names a strategy twice"),
         (("toy", "--nfe", 5, "--objective", "termnal"), "did you mean 'terminal'?"),
-        (("toy", "--nfe", 5, "--budget", "20"), "'20' is no budget; write a time such as 20m"),
+        (("toy", "--nfe", 5, "--budget", "20"), "'20' is not a budget; write a time such as 20m"),
         (("toy", "--nfe", 5, "--budget", "evals=9"), "too small for one candidate, which takes"),
         (("toy", "--nfe", 5, "--noises", "9,9"), "write --noises TRAIN,VALIDATION,TEST"),
         (("toy", "--nfe", 5, "--noises", "9,0,9"), "each block needs at least one noise"),

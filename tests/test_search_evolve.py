@@ -219,7 +219,7 @@ def test_budgets(text, kind, amount):
 
 @pytest.mark.parametrize("text", ["", "20", "m", "0m", "-3m", "candidates=", "evals=x", "1.2.3s"])
 def test_what_is_no_budget(text):
-    with pytest.raises(SettingError, match="is no budget; write a time such as 20m"):
+    with pytest.raises(SettingError, match="is not a budget; write a time such as 20m"):
         Budget.parse(text)
 
 

@@ -233,7 +233,7 @@ def test_several_numbers_of_steps_share_a_budget(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--full", 5, "--steps", 4], "a run of 4 evaluations has at most 4 in full, not 5"),
-        (["--full", 2, "--steps", "4,5", "--objective", "drift"], "give one --steps"),
+        (["--full", 2, "--steps", "4,5", "--objective", "drift"], "give one number to --steps"),
         (["--full", 2, "--nfe", 4], "give --nfe, such as 5"),
         (["--nfe", 4, "--steps", 8], "--steps and --predictor belong to --full"),
         (["--nfe", 4, "--objective", "drift"], "give --full"),

@@ -199,7 +199,7 @@ def test_parts_of_blocks():
     ("fields", "message"),
     [
         ({"test": range(1_000_005, 1_000_009)}, "train and test share seed 1000005"),
-        ({"validation": [3, 4, 3]}, "validation block names a seed twice"),
+        ({"validation": [3, 4, 3]}, "validation block lists a seed twice"),
         ({"train": []}, "no seeds"),
         ({"train": [-1]}, "seed -1"),
         ({"batch": 0}, "batch must be at least 1"),

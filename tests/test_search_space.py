@@ -204,9 +204,9 @@ def test_errors():
     edm = PROCESSES["edm"]
     with pytest.raises(UnknownNameError, match="did you mean 'times'"):
         Space(process=edm, free=frozenset({"time"}))
-    with pytest.raises(SettingError, match="no exponential multistep"):
+    with pytest.raises(SettingError, match="not an exponential multistep"):
         Space(process=edm, solver="heun")
-    with pytest.raises(SettingError, match="no starting point"):
+    with pytest.raises(SettingError, match="cannot be the start"):
         encode_solver("heun", make_grid(Space(process=edm), "karras", 3))
     with pytest.raises(SettingError, match="free more decisions"):
         mutate(Space(process=edm, free=frozenset({"pred"})), Space(process=edm).base(1), Random(0))

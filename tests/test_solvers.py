@@ -51,7 +51,7 @@ class Row(NamedTuple):
     error:  largest error of x / alpha after 8 steps on GAUSSIAN from kappa 20 to 0.05, against the
             ODE; of a stochastic solver mostly its noise.
     memory: tensors held between steps; of an older eps that serves one step, its x and x0.
-    lowered: the default of `lower_order_final`, as diffusers has it; None if it is no setting.
+    lowered: the default of `lower_order_final`, as diffusers has it; None if it is not a setting.
     constant: whether a constant x0 is reproduced exactly.
     """
 

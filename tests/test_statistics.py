@@ -205,7 +205,7 @@ def save_what_is_no_covariance(folder):
     np.savez(folder / "count.npz", mu=np.zeros(2), sigma=np.eye(2), n=-3)
     np.savez(folder / "rows.npz", pool_3=np.ones((3, 2), complex))
     np.savez(folder / "deep.npz", mu=np.zeros(2), sigma=np.eye(2), origin="[" * 100_000)
-    others = {"count": "not -3", "rows": "pool_3 must hold real", "deep": "no readable npz"}
+    others = {"count": "not -3", "rows": "pool_3 must hold real", "deep": "not a readable npz"}
     return {name: says for name, (_, _, says) in cases.items()} | others
 
 
@@ -230,12 +230,12 @@ def test_files_that_are_none(tmp_path):
     np.savez(tmp_path / "good.npz", mu=np.zeros(2), sigma=np.eye(2))
     messages = {
         "images": "no statistics; it needs the keys mu and sigma",
-        "pickled": "no readable npz",
+        "pickled": "not a readable npz",
         "shapes": r"must be \(D,\) and \(D, D\)",
         "nan": "NaN",
         "flat": r"must be \(n, D\)",
-        "origin": "no readable npz",
-        "cut": "no readable npz",
+        "origin": "not a readable npz",
+        "cut": "not a readable npz",
         "missing": "no file",
         **save_what_is_no_covariance(tmp_path),
     }

@@ -185,7 +185,7 @@ def test_what_is_no_reward_is_refused(sampler, wrong, match):
     ("settings", "match"),
     [
         ({}, "a reward or a value"),
-        ({"reward": reward, "value": value}, "one of them"),
+        ({"reward": reward, "value": value}, "either a reward or a value"),
         ({"reward": "bright"}, "is a function"),
         ({"reward": reward, "temperature": 0.0}, "above 0"),
         ({"reward": reward, "temperature": torch.inf}, "above 0"),

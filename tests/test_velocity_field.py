@@ -116,7 +116,7 @@ def test_gradients_flow_and_rows_may_change():
 
 
 def test_bad_input_of_fields():
-    with pytest.raises(SettingError, match="no network"):
+    with pytest.raises(SettingError, match="not a network"):
         velocity_field("fashion-dit")
     with pytest.raises(SettingError, match="course of a run"):
         velocity_field(NETWORK, guidance="adaptive:scale=2")

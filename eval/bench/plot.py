@@ -1,11 +1,11 @@
 """Parts that plots share: colours and marks, and pictures of several panels."""
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from ...models.errors import SettingError
+from ...models.extras import check_installed
 from ...models.files import check_writable, write_whole
 
 Paint = Callable[[Any], None]  # fills an axis of matplotlib
@@ -38,8 +38,7 @@ def entry(i: int, name: str) -> str:
 def check_plot(path: Path) -> None:
     """Raises SettingError if no plot could be written there, or matplotlib is not installed."""
     check_writable(path, *KINDS)
-    if find_spec("matplotlib") is None:
-        raise SettingError("matplotlib is not installed; pip install 'fewstep[report]'")
+    check_installed("matplotlib")
 
 
 def draw_panels(paints: Sequence[Paint], path: Path, **layout: Any) -> None:

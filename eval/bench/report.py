@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from ...models.errors import SettingError, UnknownNameError
+from ...models.errors import UnknownNameError
+from ...models.extras import check_installed
 from ...models.files import check_apart, check_writable
 from .plot import KINDS
 
@@ -39,6 +39,4 @@ class ReportFiles:
             check_writable(self.page, ".html", ".htm")
         check_apart([self.plot, self.page], others)
         needed = {"matplotlib": self.plot or self.page, "jinja2": self.page}
-        for name in (name for name, asked in needed.items() if asked):
-            if find_spec(name) is None:
-                raise SettingError(f"{name} is not installed; pip install 'fewstep[report]'")
+        check_installed(*(name for name, asked in needed.items() if asked))

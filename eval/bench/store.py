@@ -60,7 +60,7 @@ class RowStore(Generic[R]):
         self._take(half=True)
         if self.broken and not self.rows and not self._is_begun(kind):
             raise SettingError(
-                f"{str(path)!r} is no store of these figures, and nothing is written to it:"
+                f"{str(path)!r} is not a store of these figures, and nothing is written to it:"
                 f" {self.broken[0]}; give another name"
             )
 

@@ -55,5 +55,5 @@ def _at(path: Path) -> ImageSet:
         )
     readers = {".npz": npz_images, ".zip": zip_images}
     if path.suffix.lower() not in readers:
-        raise DataError(f"{str(path)!r} is no folder, .zip or .npz; put images into a folder")
+        raise DataError(f"{str(path)!r} is not a folder, .zip or .npz; put images into a folder")
     return readers[path.suffix.lower()](path)

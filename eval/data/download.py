@@ -34,7 +34,7 @@ def download(url: str, path: Path) -> Path:
         DataError: if the file cannot be had; what came is kept for the next try.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise SettingError(f"{url!r} is no http or https address")
+        raise SettingError(f"{url!r} is not an http or https address")
     if path.is_file():
         return path
     part = path.with_name(f"{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")

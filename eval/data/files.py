@@ -133,7 +133,7 @@ def _zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except UNREADABLE as error:
-        raise DataError(f"{str(path)!r} is no readable zip: {error}") from error
+        raise DataError(f"{str(path)!r} is not a readable zip: {error}") from error
 
 
 def _formats() -> list[str]:
@@ -212,7 +212,7 @@ def _array_header(path: Path, file: IO[bytes]) -> tuple[Any, bool, Any]:
             return npy.read_array_header_1_0(file)
         return npy.read_array_header_2_0(file)
     except UNREADABLE as error:
-        raise DataError(f"arr_0 of {str(path)!r} is no array: {error}") from error
+        raise DataError(f"arr_0 of {str(path)!r} is not an array: {error}") from error
 
 
 def _check_array(path: Path, shape: Any, fortran: bool, dtype: Any) -> tuple[int, int, int, int]:

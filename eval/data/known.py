@@ -134,7 +134,7 @@ def _binary_splits(files: Files) -> Mapping[str, Split]:
 
 def _binary(name: str, body: bytes) -> Split:
     if len(body) % ROW:
-        raise DataError(f"{name} is damaged: {len(body)} bytes are no whole number of images")
+        raise DataError(f"{name} is damaged: {len(body)} bytes are not a whole number of images")
     rows = np.frombuffer(body, np.uint8).reshape(-1, ROW)
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
 

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from ...models.caching import take_cache
 from ...models.errors import SettingError
+from ...models.extras import check_installed
 from ...models.registry import format_spec
 from ...samplers.schedule_choice import find_schedule
 from ...solvers.presets import best_preset
 from ..bench.front import FrontSettings, check_fixed
 from ..bench.front_table import FrontRun
-from .caches import POLICIES, is_rival
+from .caches import CACHE_DIT, POLICIES, is_rival
 
 SEARCHED = "searched"
 BASELINES = ("dpmpp-2m", "unipc-2", "ipndm-2", "ipndm-3")
@@ -56,6 +57,8 @@ class CacheFront(FrontSettings):
         for policy in self.policies:
             if not is_rival(policy):
                 take_cache(policy)
+            elif policy.startswith(CACHE_DIT):
+                check_installed("cache_dit")
         for name in self.schedules:
             find_schedule(name)
 

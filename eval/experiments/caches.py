@@ -8,15 +8,14 @@
 
 Those of others run as they are meant to, with the settings of their own configuration. diffusers'
 patterns of TaylorSeer end in "attn" and match nothing on DiT, so its modules are named explicitly.
-cache-dit is no dependency of the package: `pip install cache-dit`. All take branches that are one
-batch as one context, as ours does.
+cache-dit comes with the extra `rivals`. All take branches that are one batch as one context, as
+ours does.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from ...models.architectures.dit import DIT
 from ...models.architectures.stack import describe
 from ...models.denoiser import Network
 from ...models.errors import FewstepError, SettingError
+from ...models.extras import check_installed
 from ...models.registry import parse_spec
 from ...samplers.sampler import Result, Sampler
 
@@ -93,6 +93,7 @@ POLICIES = {
 
 
 Attach = Callable[[nn.Module, Mapping[str, Any], int], Callable[[], None]]
+CACHE_DIT = "cache-dit"
 CONTEXT = "cond"
 
 
@@ -214,8 +215,7 @@ def _in_context(module: Any) -> Callable[[], None]:
 
 
 def _cache_dit(module: nn.Module, settings: Mapping[str, Any], calls: int) -> Callable[[], None]:
-    if find_spec("cache_dit") is None:
-        raise SettingError("cache-dit is not installed; pip install cache-dit==1.5.3")
+    check_installed("cache_dit")
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else it tells stdout of every run
     with warnings.catch_warnings(action="ignore"):
         import cache_dit
@@ -260,5 +260,5 @@ RIVALS: dict[str, Attach] = {
     "diffusers-pab": _pab,
     "diffusers-taylorseer": _taylorseer,
     "diffusers-first-block": _first_block,
-    "cache-dit": _cache_dit,
+    CACHE_DIT: _cache_dit,
 }

@@ -143,7 +143,7 @@ class Sweep(StrictModel):
         try:
             sweep = parse_as(cls, read_text(path))
         except SettingError as error:
-            raise SettingError(f"{shorten(path)} is no valid sweep: {error}") from error
+            raise SettingError(f"{shorten(path)} is not a valid sweep: {error}") from error
         names = (name for entry in sweep.entries for name in entry.list_networks())
         refuse_code(names, f"the sweep {shorten(path)}", "give --model and the other options")
         return sweep

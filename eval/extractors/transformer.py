@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models.extras import check_installed
 from .weights import WeightsError, fingerprint
 
 FILES = ["config.json", "*.safetensors"]
@@ -92,8 +93,10 @@ def load_transformer(card: Card, path: Path | None, device: str) -> TransformerE
     """Returns the network from a folder, or from the hub and its cache; safetensors only.
 
     Raises:
-        WeightsError: if transformers is not installed, or the weights cannot be had or do not fit.
+        SettingError: if transformers is not installed.
+        WeightsError: if the weights cannot be had, or do not fit.
     """
+    check_installed("transformers")
     return TransformerExtractor(card, _network(card, str(path or _from_hub(card))), device)
 
 
@@ -112,12 +115,8 @@ def _from_hub(card: Card) -> str:
 
 
 def _network(card: Card, source: str) -> nn.Module:
-    try:
-        import transformers
-    except ImportError as error:
-        raise WeightsError(
-            f"{card.name} needs transformers; `pip install 'fewstep[transformers]'`"
-        ) from error
+    import transformers
+
     try:
         with _silent(transformers.logging):
             network, info = getattr(transformers, card.cls).from_pretrained(

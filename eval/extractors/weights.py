@@ -170,7 +170,9 @@ def read_inception(content: bytes) -> Weights:
             state = script.state_dict()
     except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"these are no weights of the Inception network: {reason}") from error
+        raise WeightsError(
+            f"these are not the weights of the Inception network: {reason}"
+        ) from error
     return {_plain(name): each.float() for name, each in state.items()}
 
 

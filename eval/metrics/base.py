@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...models.errors import SettingError
+from ...models.extras import check_installed
 from ...models.registry import Registry
 from .features import Features, Need
 
@@ -54,12 +55,16 @@ class SetMetric:
 
 @dataclass(frozen=True)
 class PairMetric:
-    """A figure of each image beside its reference: float (B, C, H, W) in [-1, 1] twice -> (B,)."""
+    """A figure of each image beside its reference: float (B, C, H, W) in [-1, 1] twice -> (B,).
+
+    needs: the optional dependency that computes it, if any.
+    """
 
     name: str
     better: Better
     source: str
     function: PairFunction
+    needs: str = ""
 
 
 Metric = SetMetric | PairMetric
@@ -78,12 +83,13 @@ def pair_metric(name: str) -> PairMetric:
 
     Raises:
         UnknownNameError: if there is no metric of that name.
-        SettingError: if it compares sets of images.
+        SettingError: if it compares sets of images, or what it needs is not installed.
     """
     entry = metric(name)
     if not isinstance(entry, PairMetric):
         pairs = [each for each in names() if isinstance(METRICS.get(each), PairMetric)]
         raise SettingError(f"{name} compares sets of images; take one of {', '.join(pairs)}")
+    check_installed(*filter(None, [entry.needs]))
     return entry
 
 

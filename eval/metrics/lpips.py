@@ -104,7 +104,7 @@ def read_lpips(content: bytes) -> Weights:
             weights[f"{i}.weight"] = torch.from_numpy(layer["kernel"]).permute(3, 2, 0, 1)
             weights[f"head.{i}"] = torch.from_numpy(head["kernel"]).flatten()
     except (pickle.UnpicklingError, tarfile.TarError, KeyError, EOFError, TypeError) as error:
-        raise WeightsError(f"these are no weights of LPIPS: {error}") from error
+        raise WeightsError(f"these are not the weights of LPIPS: {error}") from error
     return weights
 
 

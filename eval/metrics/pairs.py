@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ...models.errors import SettingError
+from ...models.extras import check_installed
 from .base import PairMetric, register
 
 WINDOW = 11
@@ -42,15 +43,14 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _torchmetrics(name: str) -> Callable[..., Any]:
-    try:
-        from torchmetrics.functional import image
-    except ImportError as error:
-        raise SettingError("ssim needs torchmetrics; `pip install 'fewstep[eval]'`") from error
+    check_installed("torchmetrics")
+    from torchmetrics.functional import image
+
     function: Callable[..., Any] = getattr(image, name)
     return function
 
 
-register(PairMetric("psnr", "high", "decibels", psnr))
-register(PairMetric("rmse", "low", "images span -1 to 1", rmse))
-register(PairMetric("rel-l2", "low", "of the reference's norm", relative_l2))
-register(PairMetric("ssim", "high", "Wang et al. 2004", ssim))
+register(PairMetric("psnr", "high", "", psnr))
+register(PairMetric("rmse", "low", "", rmse))
+register(PairMetric("rel-l2", "low", "", relative_l2))
+register(PairMetric("ssim", "high", "Wang et al. 2004", ssim, needs="torchmetrics"))

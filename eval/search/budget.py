@@ -40,7 +40,8 @@ class Budget:
         except ValueError:
             pass
         raise SettingError(
-            f"{text!r} is no budget; write a time such as 20m or 90s, candidates=1500 or evals=2e6"
+            f"{text!r} is not a budget; write a time such as 20m or 90s, candidates=1500 or"
+            " evals=2e6"
         )
 
     def divide(self, parts: int) -> "Budget":

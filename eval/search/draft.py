@@ -168,5 +168,8 @@ def project(space: Space, schedule: StepSchedule) -> StepSchedule:
     """
     built = Draft.of(schedule).build(space)
     if built is None:
-        raise SettingError("this schedule cannot be put into the space of the search")
+        raise SettingError(
+            "this schedule cannot be written with the decisions of the search; start from another"
+            " solver"
+        )
     return built

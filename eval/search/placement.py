@@ -127,7 +127,7 @@ def spread_evenly(size: SearchSize, last: int) -> list[Placement]:
         if len(set(nodes)) == steps:
             placed.append(Placement(nodes, tuple(nodes[i] for i in guided)))
     if not placed:
-        raise SettingError(f"{size} cannot be placed on a grid of {last} steps")
+        raise SettingError(f"{size} cannot be placed on a grid of {last} steps; take a finer grid")
     return placed
 
 

@@ -51,7 +51,10 @@ def sizes_of(request: SearchRequest) -> tuple[SearchSize, ...]:
     if full is not None:
         steps = sorted(set(parse_ranges(request.steps or STEPS)))
         if request.objective == DRIFT and len(steps) > 1:
-            raise SettingError("drift is from the run of one number of steps; give one --steps")
+            raise SettingError(
+                "objective drift compares with the run of one number of steps; give one number to"
+                " --steps"
+            )
         return tuple(SearchSize(full, "full", number) for number in steps)
     if request.steps is not None or request.predictor != "auto":
         raise SettingError("--steps and --predictor belong to --full; drop them, or give --full")
@@ -214,7 +217,7 @@ def _count_noises(request: SearchRequest) -> tuple[int, int, int]:
         train, validation, test = (int(part) for part in text.split(","))
     except ValueError:
         raise SettingError(
-            f"{text!r} is no list of three sizes; write --noises TRAIN,VALIDATION,TEST"
+            f"{text!r} is not a list of three sizes; write --noises TRAIN,VALIDATION,TEST"
         ) from None
     if min(train, validation, test) < 1:
         raise SettingError("each block needs at least one noise")

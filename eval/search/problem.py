@@ -130,7 +130,7 @@ class Problem:
         for name in BLOCKS:
             seeds = check_seeds(self.seeds_of(name))
             if len(set(seeds)) < len(seeds):
-                raise SettingError(f"the {name} block names a seed twice")
+                raise SettingError(f"the {name} block lists a seed twice; list each one once")
         for a, b in combinations(BLOCKS, 2):
             if common := set(self.seeds_of(a)) & set(self.seeds_of(b)):
                 raise SettingError(

@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -31,8 +30,6 @@ def choose_search_rivals(search: Search) -> SearchRivals:
     """
     if not search.has_baseline:
         return SearchRivals()
-    if find_spec("diffusers") is None:
-        return SearchRivals(left_out="diffusers is not installed")
     known, mark = read_rivals(search.folder), search.size.mark
     if mark not in known:
         known[mark] = _find_nearest(search)

@@ -52,7 +52,9 @@ class Space:
         for name in sorted(self.free - DECISIONS.keys()):
             raise UnknownNameError("decision", name, DECISIONS)
         if not isinstance(take_solver(self.solver), Encoder):
-            raise SettingError(f"{self.solver} cannot be the base: it is no exponential multistep")
+            raise SettingError(
+                f"{self.solver} cannot be the base: it is not an exponential multistep"
+            )
         if not self.ends:
             object.__setattr__(self, "ends", (self.process.t_zero, self.process.t_min))
 
@@ -91,7 +93,7 @@ def encode_solver(solver: str, grid: TimeGrid) -> StepSchedule:
     """Returns an exponential multistep solver on a grid; raises SettingError for other solvers."""
     settings = take_solver(solver)
     if not isinstance(settings, Encoder):
-        raise SettingError(f"{solver} is no exponential multistep method, so no starting point")
+        raise SettingError(f"{solver} cannot be the start: it is not an exponential multistep")
     return settings.step_schedule(grid)
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 
-from ...models.errors import SettingError
+from ...models.extras import check_installed
 from ...models.files import check_writable, write_bytes
 from ...samplers.plan_file import JudgedPoint, Unit
 from ..search.problem import Problem
@@ -28,8 +27,7 @@ KINDS = {
 def check_page(path: Path) -> None:
     """Raises SettingError if a page could not be written there, or jinja2 is not installed."""
     check_writable(path, ".html", ".htm")
-    if find_spec("jinja2") is None:
-        raise SettingError("jinja2 is not installed; pip install 'fewstep[report]'")
+    check_installed("jinja2")
 
 
 def write_page(report: TuneReport, problem: Problem, path: Path) -> None:

@@ -167,7 +167,9 @@ def disable_cache(target: Any) -> CacheLedger:
     """Takes the cache off and returns its ledger; raises SettingError if there is none."""
     attachment = find_attachment(target)
     if attachment is None:
-        raise SettingError("there is no cache to take off; enable_cache(network, policy) puts one")
+        raise SettingError(
+            "the network has no cache to take off; enable_cache(network, policy) puts one"
+        )
     attachment.detach()
     return attachment.ledger
 

@@ -84,7 +84,7 @@ def _check_stack(root: nn.Module, policy: Policy) -> None:
         unets = ", ".join(known_classes(lambda card: card.unet))
         raise ModelError(
             f"{name} has nothing that a cache can skip: it has no list of blocks that run one after"
-            f" the other, and is no UNet that is known ({unets}); {_advise(root)}"
+            f" the other, and is not a UNet that is known ({unets}); {_advise(root)}"
         )
     if policy.unet_branch is not None:
         raise ModelError(

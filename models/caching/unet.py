@@ -131,7 +131,7 @@ def describe_unet(module: nn.Module) -> UNetStack:
     root: Any = unwrap_compiled(module)
     if not is_unet(root):
         known = ", ".join(known_classes(lambda card: card.unet))
-        raise ModelError(f"{type(root).__name__} is no UNet that can be split: {known}")
+        raise ModelError(f"{type(root).__name__} is not a UNet that can be split: {known}")
     kinds = {type(block).__name__ for block in (*root.down_blocks, *root.up_blocks)}
     if kinds - BLOCKS:
         known = ", ".join(sorted(BLOCKS))

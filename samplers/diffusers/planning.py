@@ -130,7 +130,9 @@ class Choices:
             raise SettingError(f"solver={self.solver!r} must be a name, as in solver='unipc-3'")
         if self.schedule is not None:
             if (self.solver, self.grid, self.nfe, self.final) != (None, None, None, "zero"):
-                raise SettingError("a schedule is all there is; drop solver, grid, nfe and final")
+                raise SettingError(
+                    "a schedule decides everything; drop solver, grid, nfe and final"
+                )
             list_calls(make_plan(process.fixed, self.schedule))
         elif self.recipe is not None:
             self._check_recipe(process)

@@ -58,7 +58,8 @@ class PolicyRun:
         if n >= len(self.moments):
             raise SettingError(
                 f"this run has {len(self.moments)} evaluations by its scheduler's timesteps, and"
-                f" the pipeline asks for number {n + 1}; its guidance cannot be told where it is"
+                f" the pipeline asks for number {n + 1}; its guidance cannot know where it is in"
+                " the run"
             )
         self.moment = self.moments[n]
         self.asks = self.guide.ask(self.moment)

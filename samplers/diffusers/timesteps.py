@@ -71,7 +71,9 @@ def _make_grid(schedule: NoiseSchedule, name: str, times: Sequence[float]) -> Ti
     """Returns the grid of these times and the end, which may be the last of them already."""
     begin = [t for t in times if t != schedule.t_zero]
     if not begin:
-        raise ScheduleError(f"{name} list nothing but the end of a run; list where steps begin")
+        raise ScheduleError(
+            f"{name} hold only the end of a run; list the times at which steps begin"
+        )
     return TimeGrid.of(schedule, [*begin, schedule.t_zero])
 
 

@@ -240,7 +240,7 @@ def take_guidance(given: Guidance | str | None) -> Guidance:
         return Unguided()
     if not isinstance(given, Guidance):
         raise SettingError(
-            f"guidance={given!r} is no guidance policy; give a text, as in 'cfg:scale=2', or a"
+            f"guidance={given!r} is not a guidance policy; give a text, as in 'cfg:scale=2', or a"
             " policy of fewstep.samplers.guidance, such as CFG(2.0)"
         )
     return given

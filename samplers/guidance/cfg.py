@@ -109,7 +109,7 @@ class CFG(Guidance):
             low, high = map(float, self.interval)
         except (TypeError, ValueError):
             raise SettingError(
-                f"{self.interval!r} is no guidance interval (low, high); write interval=[0.3,5]"
+                f"{self.interval!r} is not a guidance interval (low, high); write interval=[0.3,5]"
             ) from None
         return Span(low, high)
 

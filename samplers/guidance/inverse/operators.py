@@ -67,8 +67,8 @@ def take_operator(given: Any) -> Operator:
         return given
     if not isinstance(given, str):
         raise SettingError(
-            f"operator={given!r} is no operator; give a text, as in 'downsample:4', or a function"
-            " as LinearMap(function, shape)"
+            f"operator={given!r} is not an operator; give a text, as in 'downsample:4', or a"
+            " function as LinearMap(function, shape)"
         )
     name, _, value = given.partition(":")
     if not value or "=" in value:
