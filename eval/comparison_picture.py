@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def draw_comparison(comparison: "Comparison", path: Path, images: int) -> None:
     shape = comparison.reference.shape[1:]
     if shape == (2,):
         check_plot(path)
-        panels = [partial(_draw_points, name, each) for name, each in samples.items()]
-        draw_panels(panels, path, across=3, size=(3.2, 3.2))
+        limits = find_limits(torch.cat(list(samples.values())))
+        panels = [partial(_draw_points, name, each, limits) for name, each in samples.items()]
+        draw_panels(panels, path, across=2 if len(panels) == 4 else 3, size=(3.2, 3.2))
     elif len(shape) == 3 and shape[0] in MODES:
         check_writable(path, ".png")
         write_png(stack_rows({name: each[:images] for name, each in samples.items()}), path)
@@ -60,7 +62,17 @@ def stack_rows(rows: Mapping[str, Tensor]) -> Picture:
     return picture
 
 
-def _draw_points(title: str, samples: Tensor, panel: Any) -> None:
+def find_limits(points: Tensor) -> list[list[float]]:
+    """Returns the least and the largest x and y, with some room, of the points that are finite."""
+    finite = points[points.isfinite().all(1)].double()
+    if not len(finite):
+        return [[-1.0, 1.0]] * 2
+    low, high = finite.amin(0), finite.amax(0)
+    room = 0.05 * (high - low).clamp_min(1e-6)
+    return torch.stack([low - room, high + room], 1).tolist()
+
+
+def _draw_points(title: str, samples: Tensor, limits: list[list[float]], panel: Any) -> None:
     panel.scatter(*samples.T.tolist(), s=4, linewidths=0)
-    panel.set_title(title, fontsize=7)
-    panel.set_aspect("equal")
+    panel.set_title(title, fontsize=10)
+    panel.set(xlim=limits[0], ylim=limits[1], aspect="equal")

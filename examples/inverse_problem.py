@@ -72,12 +72,13 @@ shadows = restore(see_shadows, 0.01)
 
 # %% [markdown]
 # The rows of the picture: the truth; restored from the upper half by `diffpir` and `mmps`; from
-# the shadows by the same two.
+# the shadows by the same two. Each image is three times as large as the network draws it.
 
 # %%
 shown = [truth, *list(halves.values())[1:], *list(shadows.values())[1:]]
 rows = [torch.cat(list(images[:, 0]), dim=1) for images in shown]
-plt.imsave("inverse_problem.png", torch.cat(rows), cmap="gray", vmin=-1, vmax=1)
+picture = torch.cat(rows).repeat_interleave(3, 0).repeat_interleave(3, 1)
+plt.imsave("inverse_problem.png", picture, cmap="gray", vmin=-1, vmax=1)
 
 # %%
 for restored in (halves, shadows):

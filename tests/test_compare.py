@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import fewstep
 from fewstep import RectifiedFlow, Sampler, from_module
 from fewstep.cli import app
+from fewstep.eval.comparison_picture import find_limits
 from fewstep.eval.comparison_settings import find_scale, parse_setting
 from fewstep.models.errors import FewstepError, SettingError, UnknownNameError
 from fewstep.samplers.run_settings import RunSettings
@@ -101,6 +102,8 @@ def test_the_picture_has_a_row_of_images_for_each_setting_or_a_panel_of_points(t
     points = fewstep.compare(make_network((2,)), [FIVE], seeds=range(3), converged=TEN)
     points.save(tmp_path / "b.svg")
     assert "<svg" in (tmp_path / "b.svg").read_text()
+    limits = find_limits(torch.tensor([[0.0, 0.0], [10.0, 20.0], [torch.nan, 99.0]]))
+    assert limits == [[-0.5, 10.5], [-1.0, 21.0]]
     odd = fewstep.compare(make_network((5,)), [FIVE], seeds=range(3), converged=TEN)
     with pytest.raises(SettingError, match=r"shape \(5,\) are neither images nor points"):
         odd.save(tmp_path / "c.png")
