@@ -169,9 +169,9 @@ $(MASKS)/%.json:
 # The page alone, of what is in the store; what is missing is measured.
 BLOCKS ?= 3
 caching-page:
-	(printf '# Caches: results\n\nWritten by `make caching`; [caching.md](caching.md) says what a figure is.'; \
-		printf ' Blocks of 67 noises: $(BLOCKS). A share is of the error of the best solver without a cache at the'; \
-		printf ' same cost, in the mean of the blocks and from the least to the largest of them.\n\n![front](caching.png)\n\n'; \
+	(printf '# Caches: results\n\nAll figures behind the decision on the page of [caches](caching.md#is-it-worth-it-the-fair-baseline), which'; \
+		printf ' explains them; `make caching` writes this page. The baseline is the best solver without a cache at the same cost.'; \
+		printf ' Ratios to it are means over blocks of 67 noises, with their range over the blocks; there are $(BLOCKS) blocks.\n\n![front](caching.png)\n\n'; \
 		$(CACHING) $(NETS) --blocks $(BLOCKS) --plot docs/caching.png; \
 		$(PYTHON) -m fewstep.eval.bench.stamp results/caching.jsonl) > results/caching-page.md
 	mv results/caching-page.md docs/caching-results.md
@@ -196,7 +196,8 @@ guidance:
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(ALL) > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(LESS) > /dev/null
 	OMP_NUM_THREADS=1 $(GUIDANCE) $(UNET) > /dev/null
-	(printf '# Guidance: results\n\nWritten by `make guidance`; docs/guidance.md says what a figure is.\n'; \
+	(printf '# Guidance: results\n\nAll figures behind the advice on the page of [guidance](guidance.md#is-it-worth-it).'; \
+		printf ' `make guidance` writes this page. A row is one image that goes through the network once.\n'; \
 		$(PYTHON) -m fewstep.eval.bench.stamp results/guidance.jsonl; \
 		printf '\n![front](guidance.png)\n\n'; $(GUIDANCE) $(ALL) --plot docs/guidance.png; \
 		printf '\n![front](guidance-2.png)\n\n'; $(GUIDANCE) $(LESS) --plot docs/guidance-2.png; \

@@ -231,12 +231,19 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     version = importlib.metadata.version("diffusers")
     head = ("recipe", "solver", "timesteps", "guidance", "source", f"diffusers {version}", "off by")
-    print("# Recipes of distilled networks\n\nWritten by `make recipes-page`;", end=" ")
-    print("[distilled.md](distilled.md) says how to use them. The last column is")
-    print("the largest difference between the ends of both runs, relative to the largest value.\n")
+    print(
+        "# Recipes of distilled networks\n\nThe solver and timesteps of each published network, as"
+    )
+    print(
+        "`sample MODEL --recipe NAME` takes them ([distilled networks](distilled.md)). Each was run"
+    )
+    print("beside diffusers' own scheduler; the last column is the largest difference between the")
+    print(
+        "samples of both, relative to their largest value. `make recipes-page` writes this page.\n"
+    )
     rows = [compare_sprint() if "sprint" in name else compare(name) for name in list_recipes()]
     print_table(head, rows)
-    print("\nUpdates that no recipe has, at the times of diffusers' scheduler in 4 steps:\n")
+    print("\nUpdates without a recipe, at the timesteps of diffusers' scheduler in 4 steps:\n")
     print_table(("solver", "timesteps", *head[-2:]), list(map(compare_update, UPDATES)))
 
 

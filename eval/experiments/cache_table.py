@@ -17,8 +17,9 @@ class CacheTable(FrontTable):
     baseline, line = UNCACHED, "fewer steps, best solver"
     head, column, budgets = "cache", "{}", (6, 8, 10, 12, 16, 20)
     intro = (
-        f"{TO_EXACT}, the best setting at about so many effective evaluations; in brackets, times"
-        " the error of the best solver without a cache at the same evaluations."
+        f"The table gives the {TO_EXACT}, for the best setting at about this number of effective"
+        " evaluations. In brackets is its ratio to the error of the best solver without a cache at"
+        " the same cost."
     )
     xlabel, ylabel = "effective evaluations", TO_EXACT
     header = "model,solver,nfe,cache,effective,error,of_baseline,change,seconds,of_uncached"
@@ -27,7 +28,15 @@ class CacheTable(FrontTable):
         return NEAR * budget, REACH * budget
 
     def list_best(self, panel: FrontPanel) -> Iterator[str]:
-        head = ("cache", "solver", "steps", "effective", "error", "of the baseline's", "in blocks")
+        head = (
+            "cache",
+            "solver",
+            "steps",
+            "effective",
+            "error",
+            "ratio to the baseline",
+            "over blocks",
+        )
         rows: list[tuple[str, ...]] = [(*head, "drift")]
         for name in panel.families:
             best = (self.best(panel, name, budget) for budget in self.budgets)

@@ -241,7 +241,10 @@ class GuidanceTable(FrontTable):
 
     baseline, line = BASELINE, "full CFG, fewer steps"
     head, column, budgets = "guidance", "{} rows", (12, 16, 20, 24, 32, 40)
-    intro = f"{METRIC}; in brackets, times the error of full guidance at that budget."
+    intro = (
+        f"The table gives the {METRIC}. In brackets is its ratio to the error of full guidance with"
+        " the same rows."
+    )
     xlabel, ylabel = "network rows per image", METRIC
     header = "model,cfg_scale,guidance,nfe,rows,error,of_baseline,seconds_per_image"
 
