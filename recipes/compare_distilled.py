@@ -231,16 +231,10 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     version = importlib.metadata.version("diffusers")
     head = ("recipe", "solver", "timesteps", "guidance", "source", f"diffusers {version}", "off by")
-    print(
-        "# Recipes of distilled networks\n\nThe solver and timesteps of each published network, as"
-    )
-    print(
-        "`sample MODEL --recipe NAME` takes them ([distilled networks](distilled.md)). Each was run"
-    )
-    print("beside diffusers' own scheduler; the last column is the largest difference between the")
-    print(
-        "samples of both, relative to their largest value. `make recipes-page` writes this page.\n"
-    )
+    print("# Recipes of distilled networks\n\nThe solver and timesteps of each published network,")
+    print("as `sample MODEL --recipe NAME` takes them ([distilled networks](distilled.md)). Each was")
+    print("run beside diffusers' own scheduler; the last column is the largest difference between")
+    print("the samples of both, relative to their largest value. `make recipes-page` writes this.\n")
     rows = [compare_sprint() if "sprint" in name else compare(name) for name in list_recipes()]
     print_table(head, rows)
     print("\nUpdates without a recipe, at the timesteps of diffusers' scheduler in 4 steps:\n")
