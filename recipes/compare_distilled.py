@@ -234,7 +234,7 @@ def main() -> None:
     print("# Recipes of distilled networks\n\nThe solver and timesteps of each published network,")
     print("as `sample MODEL --recipe NAME` takes them ([distilled networks](distilled.md)). Each")
     print("was run beside diffusers' own scheduler; the last column is the largest difference")
-    print("between both samples, relative to their largest value. Written by `make recipes-page`.\n")
+    print("between both samples, relative to the largest value. Written by `make recipes-page`.\n")
     rows = [compare_sprint() if "sprint" in name else compare(name) for name in list_recipes()]
     print_table(head, rows)
     print("\nUpdates without a recipe, at the timesteps of diffusers' scheduler in 4 steps:\n")
