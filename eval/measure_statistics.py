@@ -41,8 +41,8 @@ from ..samplers.guidance import CFG, guide_x0
 from ..samplers.noise import make_generator, spread_noise
 from ..samplers.ramps import find_lam_ends
 from ..samplers.sampler import Sampler
-from ..solvers.artefact import Process
 from ..solvers.model_statistics import ModelStatistics, StatisticsFacts
+from ..solvers.schedule_parts import Process
 from .data import images_of
 from .statistics_tables import PAIRS, Means, make_tables
 

@@ -16,9 +16,9 @@ from fewstep.models.schedule import EDM, NoiseSchedule, process_of
 from fewstep.models.vp import VPDiscrete, VPLinear
 from fewstep.samplers.grid import time_grid
 from fewstep.solvers import Schedule, StepSchedule
-from fewstep.solvers.artefact import Process
 from fewstep.solvers.exponential import StepSpec
 from fewstep.solvers.multistep import DPMpp2M
+from fewstep.solvers.schedule_parts import Process
 
 OUT = Path(__file__).parent.parent / "solvers" / "presets"
 STABLE = VPDiscrete(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -25,9 +25,10 @@ from ..models.ledger import Ledger
 from ..models.modules import hold
 from ..models.pipeline_network import fit_shape
 from ..models.reading import read_tensors
+from ..models.registry import format_spec
 from ..models.schedule import Node, NoiseSchedule, TimeGrid
 from ..models.weights import check_weights, hash_weights
-from ..solvers import SolverSettings, drive, solver, take_solver
+from ..solvers import SolverSettings, drive, take_solver
 from ..solvers.base import Asked
 from .conditions import Branches, Conditions, Negative, check_branches, make_user_branches
 from .guidance import Guidance, Setup, take_guidance
@@ -83,7 +84,7 @@ class Inversion:
         from safetensors.torch import save
 
         facts = {
-            "solver": _format_spec(self.route.settings),
+            "solver": format_spec(self.route.settings),
             "labels": self.labels,
             "prompt": self.prompt,
             "times": [node.t for node in self.route.grid],
@@ -292,11 +293,3 @@ class _timed:
 
     def __exit__(self, *error: object) -> None:
         self.ledger.seconds = time.perf_counter() - self.start
-
-
-def _format_spec(settings: SolverSettings) -> str:
-    """Returns `name:key=value,...` with the settings that are no defaults."""
-    usual, given = vars(solver(settings.info.name)), vars(settings)
-    changed = {key: value for key, value in given.items() if value != usual[key]}
-    parts = ",".join(f"{key}={json.dumps(value)}" for key, value in changed.items())
-    return f"{settings.info.name}:{parts}" if parts else settings.info.name

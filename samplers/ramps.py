@@ -17,7 +17,7 @@ FLOW_EDGE = 1e-3  # for alpha = 0, grids in lam start at sigma / (alpha + sigma)
 
 
 def uniform(start: float, end: float, n: int) -> list[float]:
-    """Returns t evenly spaced, n of them with both ends exact; a single one is the start.
+    """Returns n evenly spaced t; both ends are exact, and a single one is the start.
 
     On rectified flow it is the time before the shift of the process.
     """
@@ -27,7 +27,7 @@ def uniform(start: float, end: float, n: int) -> list[float]:
 
 
 def quadratic(start: float, end: float, n: int) -> list[float]:
-    """Returns sqrt(t) evenly spaced: denser towards the data."""
+    """Returns evenly spaced sqrt(t): denser towards the data."""
     return [v * v for v in uniform(math.sqrt(start), math.sqrt(end), n)]
 
 
@@ -41,12 +41,12 @@ def beta(start: float, end: float, n: int, alpha: float = 0.6, beta: float = 0.6
 
 
 def logsnr(low: float, high: float, n: int) -> list[float]:
-    """Returns lam evenly spaced."""
+    """Returns evenly spaced lam = ln(alpha / sigma), half the log signal-to-noise ratio."""
     return uniform(low, high, n)
 
 
 def karras(low: float, high: float, n: int, rho: float = 7.0) -> list[float]:
-    """Returns kappa^(1/rho) evenly spaced, kappa = sigma / alpha (arXiv:2206.00364, eq. 5)."""
+    """Returns evenly spaced (sigma / alpha)^(1/rho) (arXiv:2206.00364, eq. 5)."""
     if rho <= 0.0:
         raise SettingError(f"grid 'karras' needs rho > 0, not {rho:g}; 7 is usual")
     roots = uniform(math.exp(-low / rho), math.exp(-high / rho), n)
@@ -54,14 +54,14 @@ def karras(low: float, high: float, n: int, rho: float = 7.0) -> list[float]:
 
 
 def polyexponential(low: float, high: float, n: int, rho: float = 1.0) -> list[float]:
-    """Returns lam so that log kappa falls as (1 - i/N)^rho; rho = 1 is logsnr."""
+    """Returns lam such that ln(sigma / alpha) falls as (1 - i/N)^rho; rho = 1 is logsnr."""
     if rho <= 0.0:
         raise SettingError(f"grid 'polyexponential' needs rho > 0, not {rho:g}; 1 is logsnr")
     return [high + v**rho * (low - high) for v in uniform(1.0, 0.0, n)]
 
 
 def kl_optimal(start: float, end: float, n: int) -> list[float]:
-    """Returns sigma at even angles: the tangents of even steps from atan of the start to the end's.
+    """Returns sigma = tan(angle) at even angles between the arc tangents of both ends.
 
     sigma is sigma / alpha, and on rectified flow tau itself (arXiv:2404.14507).
     """
@@ -69,7 +69,7 @@ def kl_optimal(start: float, end: float, n: int) -> list[float]:
 
 
 def linear_quadratic(start: float, end: float, n: int, threshold: float = 0.025) -> list[float]:
-    """Returns tau: half of the steps small even ones, the others growing (Mochi, LTX).
+    """Returns tau of which half of the steps are small and even and the others grow (Mochi, LTX).
 
     threshold: how far the even steps reach in all, of the way from the start to the end.
     """
@@ -88,7 +88,7 @@ def linear_quadratic(start: float, end: float, n: int, threshold: float = 0.025)
 
 
 def bong_tangent(start: float, end: float, n: int) -> list[float]:
-    """Returns tau on two arcs of a tangent that meet halfway: denser at both ends (RES4LYF)."""
+    """Returns tau on two arc tangents that meet halfway: denser at both ends (RES4LYF)."""
     if n < 3:
         return uniform(start, end, n)
     points, middle = n + 1, int(0.6 * (n + 1))
@@ -115,7 +115,7 @@ def sway(start: float, end: float, n: int, s: float = -1.0) -> list[float]:
 
 
 def epss(start: float, end: float, n: int, s: float = -1.0) -> list[float]:
-    """Returns tau of F5-TTS with few steps: chosen 32nds of the way, swayed; else as `sway`."""
+    """Returns tau of F5-TTS: `sway` of published 32nds for few steps, of even ones otherwise."""
     parts = EPSS.get(n - 1)
     ways = uniform(0.0, 1.0, n) if parts is None else [part / 32.0 for part in parts]
     return _sway_all(start, end, ways, s)
@@ -140,7 +140,7 @@ EPSS = {  # 32nds of the way from noise to data, by the number of steps
 
 
 def dpm_fast(low: float, high: float, n: int) -> list[float]:
-    """Returns lam in even blocks of three steps, the last ones of fewer: for `dpm-3s`."""
+    """Returns lam in even blocks of three steps, the last of them shorter: for `dpm-3s`."""
     steps = n - 1
     sizes = [3] * (steps // 3) + ([steps % 3] if steps % 3 else [])
     if steps % 3 == 0 and steps:

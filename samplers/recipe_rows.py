@@ -156,7 +156,7 @@ ROWS = (
         solver="renoise",
         place=partial(place_by_grid, "scm"),
         times="angles pi/2 and 1.3",
-        guidance="told to the network, 4.5",
+        guidance="an input, 4.5",
         source="code of diffusers, SanaSprintPipeline",
     ),
     Recipe(

@@ -84,21 +84,21 @@ class LabelRange:
 
 
 def trailing(span: LabelRange, steps: int) -> list[float]:
-    """Returns labels round(N - i N / steps) - 1, from the last trained one (arXiv:2305.08891)."""
+    """Returns timesteps round(N - i N / steps) - 1, from the noisiest one on (arXiv:2305.08891)."""
     n = _count_labels(span)
     gap = (n - n / steps) - n  # rounded as numpy.arange does it, which decides about halves
     return [(span.low + round(n + i * gap)) / span.total for i in range(steps)]
 
 
 def leading(span: LabelRange, steps: int, offset: int = 0, spare: int = 0) -> list[float]:
-    """Returns labels i floor(N / steps) + offset: the noisiest are left out."""
+    """Returns timesteps i floor(N / steps) + offset; the noisiest ones are left out."""
     gap = _count_labels(span) // (steps + spare)
     begin = span.low + offset + 1
     return [(i * gap + begin) / span.total for i in reversed(range(spare, steps + spare))]
 
 
 def linspace(span: LabelRange, steps: int, spare: int = 0, whole: bool = True) -> list[float]:
-    """Returns labels evenly from N - 1 to 0, with both: at 0 a step of its own."""
+    """Returns even timesteps from N - 1 to 0, both included, so that 0 has a step of its own."""
     n, points = _count_labels(span), steps + spare
     gap = (n - 1) / (points - 1) if points > 1 else 0.0
     labels = [min(i * gap, n - 1.0) for i in reversed(range(spare, points))]
@@ -106,7 +106,7 @@ def linspace(span: LabelRange, steps: int, spare: int = 0, whole: bool = True) -
 
 
 def lcm(span: LabelRange, steps: int, original: int = 50) -> list[float]:
-    """Returns an even choice of the `original` labels that an LCM was distilled at."""
+    """Returns evenly chosen ones of the `original` timesteps that an LCM was distilled at."""
     _count_labels(span)
     n = span.total
     if not 1 <= original <= n:
@@ -115,18 +115,18 @@ def lcm(span: LabelRange, steps: int, original: int = 50) -> list[float]:
     labels = [label for label in trained if span.low <= label - 1 <= span.high]
     if steps > len(labels):
         raise SettingError(
-            f"{steps} steps are not to be had of {len(labels)} trained ones; take {len(labels)} at"
-            " most"
+            f"{steps} steps are more than the {len(labels)} timesteps trained; take {len(labels)}"
+            " at most"
         )
     return [labels[i * len(labels) // steps] / n for i in range(steps)]
 
 
 def consistency(span: LabelRange, steps: int, trained: int = 40, rho: float = 7.0) -> list[float]:
-    """Returns an even choice of the nodes that a consistency model has on EDM."""
+    """Returns evenly chosen ones of the sigmas that a consistency model was trained at (EDM)."""
     schedule = span.schedule
     if not isinstance(schedule, EDM):
         raise ScheduleError(
-            f"grid 'consistency' is of EDM networks, not of {schedule.family}; take uniform"
+            f"grid 'consistency' is for EDM networks, not for {schedule.family}; take uniform"
         )
     first, last = (sigma ** (1.0 / rho) for sigma in (schedule.sigma_max, schedule.sigma_min))
     roots = (first + i / max(1, trained - 1) * (last - first) for i in range(1, trained))
@@ -134,17 +134,17 @@ def consistency(span: LabelRange, steps: int, trained: int = 40, rho: float = 7.
     nodes = [t for t in sigmas if span.low - 1e-6 <= span.find_label(t) <= span.high + 1e-6]
     if steps > len(nodes):
         raise SettingError(
-            f"{steps} steps are not to be had of {len(nodes)} trained ones; take fewer"
+            f"{steps} steps are more than the {len(nodes)} sigmas trained; take fewer"
         )
     return [nodes[i * (len(nodes) // steps)] for i in range(steps)]
 
 
 def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
-    """Returns even angles from pi / 2, and of two steps the second at 1.3 (SANA-Sprint)."""
+    """Returns even angles from pi / 2 to 0; for two steps the second is at 1.3 (SANA-Sprint)."""
     schedule = span.schedule
     if not isinstance(schedule, RectifiedFlow):
         raise ScheduleError(
-            f"grid 'scm' is of rectified flow, not of {schedule.family}; take uniform"
+            f"grid 'scm' is for rectified flow, not for {schedule.family}; take uniform"
         )
     first, last = (schedule.at(span.time(label)) for label in (span.high, span.low))
     start, end = (math.atan2(node.sigma, node.alpha) for node in (first, last))
@@ -157,13 +157,13 @@ def scm(span: LabelRange, steps: int, middle: float = 1.3) -> list[float]:
 
 
 def simple(span: LabelRange, steps: int) -> list[float]:
-    """Returns labels N - 1 - floor(i N / steps): even whole labels from the noisiest one."""
+    """Returns timesteps N - 1 - floor(i N / steps): whole and even, from the noisiest one on."""
     top, n = span.first + span.count - 1, span.count
     return [span.time(top - i * n // steps) for i in range(steps)]
 
 
 def normal(span: LabelRange, steps: int) -> list[float]:
-    """Returns labels evenly from N - 1 to 0, with both, not rounded.
+    """Returns even timesteps from N - 1 to 0, both included, not rounded.
 
     On rectified flow ComfyUI, and diffusers where it is given no sigmas, shift the clean end twice;
     so does this, unless start or end is given.
@@ -172,7 +172,7 @@ def normal(span: LabelRange, steps: int) -> list[float]:
 
 
 def sgm_uniform(span: LabelRange, steps: int) -> list[float]:
-    """Returns labels evenly from N - 1 to 0, without the last, not rounded."""
+    """Returns even timesteps from N - 1 to 0, without 0, not rounded."""
     return _space_evenly(span, steps + 1)[:-1]
 
 
@@ -185,13 +185,13 @@ def _space_evenly(span: LabelRange, points: int) -> list[float]:
 
 
 def ddim_uniform(span: LabelRange, steps: int) -> list[float]:
-    """Returns labels 1, 1 + s, 1 + 2 s, .. with s = floor(N / steps): it may come to more steps."""
+    """Returns timesteps 1, 1 + s, 1 + 2 s, .. s = floor(N / steps); more steps may result."""
     gap = max(1, span.count // steps)
     return [span.time(label) for label in range(span.first + 1, span.first + span.count, gap)][::-1]
 
 
 def beta57(span: LabelRange, steps: int, alpha: float = 0.5, beta: float = 0.7) -> list[float]:
-    """Returns whole labels next to even quantiles of Beta(0.5, 0.7), each once (RES4LYF)."""
+    """Returns the timesteps nearest to even quantiles of Beta(0.5, 0.7), each once (RES4LYF)."""
     from .ramps import beta as place_beta
 
     places = place_beta(span.count - 1.0, 0.0, steps + 1, alpha, beta)[:-1]

@@ -1,4 +1,4 @@
-"""The base of schedules as data: their times, how they are read, and the process they belong to."""
+"""The base of schedules as data: their times, how they are read, and what they are held to."""
 
 import hashlib
 import json
@@ -16,14 +16,13 @@ from ..models.files import make_folder, write_bytes
 from ..models.hub import download, is_hub_name
 from ..models.probe import are_alike, hash_loaded, share_weights, sketch
 from ..models.reading import StrictModel, parse_as, read_text
-from ..models.schedule import NoiseSchedule, TimeGrid, noise_schedule, process_of, share_path
+from ..models.schedule import NoiseSchedule, TimeGrid, process_of, share_path
 from .base import Solver
 from .correction import NAMED
 from .mean_image import MeanImage
+from .schedule_parts import Finite, Process
 from .table import Table
 from .table_steps import TableSteps
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 SCALE = "cfg_scale"  # in a provenance: the guidance scale it was searched for; 1 is none
 ANSWER = "network_answer"  # in a provenance: the sketch of the network it was searched for
@@ -36,29 +35,6 @@ KNOWN_SOURCES = (
     " list schedules`"
 )
 MAX_STEPS = 10_000  # beyond, float32 states round away more than further steps gain
-
-
-class Process(StrictModel):
-    """The noise schedule that the times belong to, as `models.schedule.process_of` gives it."""
-
-    family: str
-    params: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, data: Any) -> Any:
-        """Writes out the parameters that were left at their defaults, so that they are hashed."""
-        if isinstance(data, dict) and isinstance(data.get("params", {}), dict):
-            try:
-                schedule = noise_schedule(data.get("family", ""), **data.get("params", {}))
-            except FewstepError as error:
-                raise ValueError(str(error)) from error
-            return {**data, **process_of(schedule)}
-        return data
-
-    def schedule(self) -> NoiseSchedule:
-        """Returns the noise schedule."""
-        return noise_schedule(self.family, **self.params)
 
 
 class Artefact(StrictModel):

@@ -26,9 +26,9 @@ from pydantic import Field, model_validator
 
 from ..models.reading import StrictModel
 from ..models.schedule import Node, TimeGrid
-from .artefact import Finite
 from .interpolation import LAM, Coordinate, FiniteCoordinate, interpolate
 from .noise_rate import ODE, NoiseRate
+from .schedule_parts import Finite
 from .table import Combination, add_terms
 
 

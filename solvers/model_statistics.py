@@ -26,7 +26,7 @@ from ..models.errors import ScheduleError, SettingError
 from ..models.probe import answer, are_alike
 from ..models.reading import StrictModel, first_problem, read_tensors
 from ..models.schedule import TimeGrid, share_path
-from .artefact import Process
+from .schedule_parts import Process
 
 NAMED = {"data": (1.0, 0.0, 0.0), "noise": (0.0, -1.0, 0.0)}  # l, s and b everywhere
 PLACES = 8  # of Gauss-Legendre quadrature in a cell: exact to rounding in cells as wide as 1

@@ -24,14 +24,14 @@ from ..models.denoiser import Network
 from ..models.errors import FewstepError, ScheduleError
 from ..models.reading import first_problem
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, PARTS, Artefact, Executor, Process
+from .artefact import MAX_STEPS, PARTS, Artefact, Executor
 from .base import Solver
 from .cached_calls import CachedCalls
 from .corrected_steps import CorrectedSteps
 from .correction import Correction
 from .mean_image import MeanImage
 from .prediction_functions import read_function
-from .schedule_parts import EvaluationData, Weight, sort_weights
+from .schedule_parts import EvaluationData, Process, Weight, sort_weights
 from .step_schedule import StepSchedule
 from .table import BOTH, TERMS, Combination, Evaluation, Table, check_weights
 from .table_steps import TableSteps

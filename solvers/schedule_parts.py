@@ -1,15 +1,40 @@
-"""The parts of a schedule's JSON: what a step asks, and the weights of its terms."""
+"""The parts of a schedule's JSON: its process, what a step asks, and the weights of its terms."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ..models.denoiser import Branch
 from ..models.errors import FewstepError, UnknownNameError
 from ..models.reading import StrictModel
-from .artefact import Finite
+from ..models.schedule import NoiseSchedule, noise_schedule, process_of
 from .prediction_functions import FUNCTIONS, read_function, spell_function
 from .table import BOTH, TERMS
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Process(StrictModel):
+    """The noise schedule that the times belong to, as `models.schedule.process_of` gives it."""
+
+    family: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Writes out the parameters that were left at their defaults, so that they are hashed."""
+        if isinstance(data, dict) and isinstance(data.get("params", {}), dict):
+            try:
+                schedule = noise_schedule(data.get("family", ""), **data.get("params", {}))
+            except FewstepError as error:
+                raise ValueError(str(error)) from error
+            return {**data, **process_of(schedule)}
+        return data
+
+    def schedule(self) -> NoiseSchedule:
+        """Returns the noise schedule."""
+        return noise_schedule(self.family, **self.params)
 
 
 class EvaluationData(StrictModel):

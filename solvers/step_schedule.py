@@ -23,9 +23,10 @@ from pydantic import Field, model_validator
 
 from ..models.reading import StrictModel
 from ..models.schedule import TimeGrid, process_of
-from .artefact import MAX_STEPS, Artefact, Finite, Process
+from .artefact import MAX_STEPS, Artefact
 from .exponential import StepSpec, combine_steps
 from .mean_image import MeanImage
+from .schedule_parts import Finite, Process
 from .table import BOTH, Combination, Evaluation, Table
 
 

@@ -119,7 +119,7 @@ def test_a_consistency_model_is_asked_at_the_labels_it_was_distilled_at(name):
             for steps in (1, 2, 3, 4, 7, 8, 33, 50):
                 assert ours(made, steps) == theirs(rival, steps)
     assert ours(made, 4) == [999, 749, 499, 249]
-    with pytest.raises(FewstepError, match="101 steps are not to be had of 100 trained ones"):
+    with pytest.raises(FewstepError, match="101 steps are more than the 100 timesteps trained"):
         made.set_timesteps(101)
     lora = diffusers.DDIMScheduler.from_config({**rival.config, "_class_name": name})
     other = {**lora.config, "_class_name": "DDIMScheduler"}

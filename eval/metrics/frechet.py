@@ -9,12 +9,12 @@ SPATIAL = Need("statistics", "spatial")
 
 
 def pool_distance(images: Features, reference: Features) -> float:
-    """Of the pooled features: FID where the network is Inception, FD of its name elsewhere."""
+    """Frechet distance of the Gaussians of two sets of pooled features; FID with Inception."""
     return frechet(images.statistics["pool"], reference.statistics["pool"])
 
 
 def spatial_distance(images: Features, reference: Features) -> float:
-    """Of 7 channels of mixed_6/conv at 17 x 17 places: sFID."""
+    """Frechet distance of 7 spatial channels of Inception (mixed_6/conv, 17 x 17 places)."""
     return frechet(images.statistics["spatial"], reference.statistics["spatial"])
 
 

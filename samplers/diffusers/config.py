@@ -16,8 +16,8 @@ from diffusers.utils import logging
 
 from ...models.diffusers_config import EXPLODING, FACTS, SHIFTS, class_name_of, shift_key_of
 from ...models.errors import ModelError, SettingError, UnknownNameError
-from .planning import GRID_FLAGS, Choices
-from .trained_process import TrainedProcess, find_classes, guess_class
+from .planning import Choices
+from .trained_process import GRID_FLAGS, TrainedProcess, find_classes, guess_class
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...models.arguments import as_integer, as_numbers
 from ...models.distillation import FLOW_MAP
 from ...models.errors import SettingError, UnknownNameError
-from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
+from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid
 from ...solvers import Revisable, Schedule, SolverSettings, take_solver
 from ..distilled import check_distilled
 from ..grid import Final
@@ -19,15 +19,9 @@ from ..recipes import RecipeRun, read_recipe
 from ..schedule_choice import find_schedule
 from .stepper import PlannedCall, list_calls
 from .timesteps import is_ramp, make_grid_at_labels, make_grid_at_sigmas, refuse_final
-from .trained_process import TrainedProcess
+from .trained_process import TrainedProcess, choose_grid
 
 Numbers = Sequence[float] | Tensor
-GRID_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-    "use_lu_lambdas": "logsnr",
-}
 
 
 @dataclass(frozen=True)
@@ -270,24 +264,6 @@ def _check_steps(what: str, has: int, asked: int | None) -> None:
 
 def _read_floats(name: str, values: Numbers | None) -> list[float] | None:
     return None if values is None else as_numbers(values, name)
-
-
-def choose_grid(schedule: NoiseSchedule, process: TrainedProcess) -> str | None:
-    """Returns the grid that a config chooses; None is the default of a plan.
-
-    It is what its flags say, of distilled networks what they were distilled at, `trailing` where
-    the config says so, and uniform on flow, as pipelines do. The other spacings stand in every
-    config by default, whatever the network was trained for; they are to be asked for.
-    """
-    config = process.config
-    for flag, grid in GRID_FLAGS.items():
-        if config.get(flag):
-            return grid
-    if process.distilled is not None:
-        return process.distilled.grid
-    if config.get("timestep_spacing") == "trailing" and isinstance(schedule, VPDiscrete):
-        return "trailing"
-    return "uniform" if isinstance(schedule, RectifiedFlow) else None
 
 
 def check_markov(plan: Plan, calls: Sequence[PlannedCall]) -> None:

@@ -21,12 +21,19 @@ from ...models.diffusers_config import (
 from ...models.distillation import Distillation, read_distillation
 from ...models.errors import ModelError, SettingError
 from ...models.prediction import Prediction
-from ...models.schedule import NoiseSchedule, TimeGrid, VPDiscrete
+from ...models.schedule import NoiseSchedule, RectifiedFlow, TimeGrid, VPDiscrete
 from ..grid import time_grid
 
 NUMBERS = {
     *("beta_start", "beta_end", "num_train_timesteps", "snr_shift_scale", "shift", "flow_shift"),
     *("shift_terminal", "sigma_min", "sigma_max", "sigma_data", "beta_min", "beta_max"),
+}
+
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "logsnr",
 }
 
 
@@ -204,3 +211,21 @@ def find_classes(fields: Set[str]) -> list[str]:
 
 def _read_fields(scheduler: Any) -> set[str]:
     return inspect.signature(scheduler.__init__).parameters.keys() - {"self"}
+
+
+def choose_grid(schedule: NoiseSchedule, process: TrainedProcess) -> str | None:
+    """Returns the grid that a config chooses; None is the default of a plan.
+
+    It is what its flags say, of distilled networks what they were distilled at, `trailing` where
+    the config says so, and uniform on flow, as pipelines do. The other spacings stand in every
+    config by default, whatever the network was trained for; they are to be asked for.
+    """
+    config = process.config
+    for flag, grid in GRID_FLAGS.items():
+        if config.get(flag):
+            return grid
+    if process.distilled is not None:
+        return process.distilled.grid
+    if config.get("timestep_spacing") == "trailing" and isinstance(schedule, VPDiscrete):
+        return "trailing"
+    return "uniform" if isinstance(schedule, RectifiedFlow) else None
