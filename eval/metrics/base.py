@@ -103,5 +103,5 @@ def listing() -> list[tuple[str, ...]]:
         if isinstance(each, SetMetric):
             of = "sets"
             features = " ".join([each.extractor or "any", *(need.output for need in each.needs)])
-        rows.append((name, of, each.better, features, rule, each.source))
+        rows.append((name, of, each.better, features, rule, each.source or "-"))
     return rows

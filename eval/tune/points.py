@@ -62,8 +62,11 @@ def list_plain(schedule: NoiseSchedule, nfe: int, scale: float) -> Iterator[Poin
 
 
 def list_presets(network: Network, sizes: PlanSizes, scale: float) -> Iterator[PointChoice]:
-    """Yields the shipped schedules of this process and scale that are for any network or this."""
-    for name in preset_names():
+    """Yields the shipped schedules of this process and scale that are for any network or this.
+
+    The largest come first: where time is short, they are judged before smaller ones.
+    """
+    for name in sorted(preset_names(), key=lambda each: -preset(each).nfe):
         shipped = preset(name)
         facts = {"model": network.name, SCALE: scale, **shipped.provenance}
         try:
