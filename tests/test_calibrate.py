@@ -267,7 +267,7 @@ def test_masks_of_a_calibration_have_the_calls_of_intervals():
     for choices, said in (
         ({"masks": "mask-refit"}, "mask-refit does not search masks; take mask-even"),
         ({"masks": "mask-up"}, "no strategy 'mask-up'"),
-        ({"masks": "mask-dp", "cache": ["taylorseer"]}, "or with --cache fixed-mask"),
+        ({"masks": "mask-dp", "cache": ["taylorseer"]}, "or give --cache fixed-mask"),
     ):
         with pytest.raises(FewstepError, match=said):
             ask(**choices)
