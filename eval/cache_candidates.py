@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..models.denoiser import Network
 from ..models.errors import SettingError
+from ..models.registry import extend_spec
 from .experiments.caches import FITTED, GATED, INTERVALS, SUMMED
 
 BLOCKS = tuple(f"taylorseer:interval={interval},level=last-block" for interval in INTERVALS)
@@ -73,8 +74,4 @@ def _choose_caches(
 def cross(caches: Iterable[str], predictors: Iterable[str]) -> tuple[str, ...]:
     """Returns every cache with every predictor."""
     predictors = [f"[{each}]" if "," in each else each for each in predictors]
-    return tuple(
-        f"{cache}{',' if ':' in cache else ':'}predictor={each}"
-        for cache in caches
-        for each in predictors
-    )
+    return tuple(extend_spec(cache, f"predictor={each}") for cache in caches for each in predictors)

@@ -206,6 +206,11 @@ def _split_settings(text: str) -> list[str]:
     return parts
 
 
+def extend_spec(spec: str, setting: str) -> str:
+    """Returns `karras:rho=5,end=0.1` for `karras:rho=5` and `end=0.1`; the first may be a name."""
+    return f"{spec}{',' if ':' in spec else ':'}{setting}"
+
+
 def format_spec(settings: Any, omit: Container[str] = ()) -> str:
     """Returns `name:key=value,...` of settings without their defaults: `make` reads it.
 

@@ -69,7 +69,7 @@ def test_links_are_followed_to_the_file_that_they_name(there):
 
 
 def kinds(folder):
-    """What is not a file to be replaced: a name each, and a word of the reason."""
+    """Returns paths that are not files to be replaced: a name each, and a word of the reason."""
     os.mkfifo(folder / "fifo.png")
     (folder / "folder.png").mkdir()
     (folder / "read-only.png").write_bytes(b"kept")

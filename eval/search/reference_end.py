@@ -17,6 +17,7 @@ from ...models.files import hold_file, write_bytes
 from ...models.ledger import Ledger
 from ...models.load import embedded_names
 from ...models.reading import StrictModel, load_kept
+from ...models.registry import extend_spec
 from ...models.schedule import Node
 from ...models.weights import hash_weights
 from ...samplers.grid import choose_default_grid, time_grid
@@ -76,7 +77,7 @@ class ReferenceEnd(StrictModel):
 def end_grid(problem: Problem, time: float) -> str:
     """Returns the default grid with its last node before the end at a time."""
     name = choose_default_grid(problem.network.schedule)
-    return f"{name}{',' if ':' in name else ':'}end={time:g}"
+    return extend_spec(name, f"end={time:g}")
 
 
 def keep_end(problem: Problem, features: FeatureError | None, folder: Path) -> ReferenceEnd:

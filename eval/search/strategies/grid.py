@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from ....models.errors import FewstepError
-from ....models.registry import parse_spec
+from ....models.registry import extend_spec, parse_spec
 from ....models.schedule import TimeGrid
 from ....samplers.grid import choose_default_grid
 from ....samplers.plan import DEFAULT_SOLVER
@@ -95,7 +95,7 @@ def _vary(space: Space, name: str, steps: int) -> dict[str, TimeGrid]:
     settings = [f"start={t:.12g}" for t in space.starts[1:]] + [f"end={t * unit:g}" for t in ENDS]
     variants = {}
     for setting in settings:
-        variant = f"{name}{',' if ':' in name else ':'}{setting}"
+        variant = extend_spec(name, setting)
         try:
             variants[variant] = make_grid(space, variant, steps)
         except FewstepError:
@@ -154,7 +154,7 @@ def _list_names(task: Task, steps: int) -> list[str]:
     end = parse_spec(grid)[1].get("end") if grid is not None else None
     if end is None or steps < MANY:
         return list(names)
-    pairs = ((f"{name}{',' if ':' in name else ':'}end={end:g}", name) for name in names)
+    pairs = ((extend_spec(name, f"end={end:g}"), name) for name in names)
     return [name for pair in pairs for name in pair]
 
 
